@@ -32,8 +32,8 @@ from shortstack.data.questions import Request
 from shortstack.data.tokens import bos_ids, encode
 from shortstack.decoder import Decoder, calibration_tokens
 from shortstack.decoder.likelihoods import greedy_endings, likelihoods
-from shortstack.healing.options import task_of
 from shortstack.healing.recipes import read_recipe
+from shortstack.healing.task import task_of
 from shortstack.machine.formats import show_layers
 from shortstack.machine.progress import silent
 from shortstack.planning.plans import Plan

@@ -31,8 +31,8 @@ import transformers
 import shortstack as ss
 from shortstack.decoder import calibration_tokens
 from shortstack.evaluation.suites import TASKS as KNOWN
-from shortstack.healing.options import task_of
 from shortstack.healing.recipes import read_recipe
+from shortstack.healing.task import task_of
 from shortstack.machine.formats import show_layers
 from shortstack.planning import Choice, choose
 

@@ -36,8 +36,8 @@ import transformers
 
 import best
 import shortstack as ss
-from shortstack.healing.options import task_of
 from shortstack.healing.recipes import read_recipe
+from shortstack.healing.task import task_of
 from shortstack.machine.formats import show_layers
 
 DROP, LENGTH, BATCH, SECONDS, PILOT = 8, 128, 4, 800, 16

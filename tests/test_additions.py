@@ -46,7 +46,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from shortstack.healing.partial import Partial
+from shortstack.healing.layer_choice import Partial
 from shortstack.machine.options import option
 
 
@@ -65,7 +65,7 @@ def toy_words(held_out: bool) -> str:
 
 
 SOURCES: Mapping'''
-SOURCE_ENTRY = '= {"toy-source": toy_words, "pydoc": _pydoc}'
+SOURCE_ENTRY = '= {"toy-source": toy_words, "pydoc": pydoc}'
 STUDY = """
 models: [model]
 metrics: [toy-metric, toy-strategy]
@@ -101,10 +101,10 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     insert(strategies, "\nSTRATEGIES: Mapping", STRATEGY)
     insert(strategies, '\n        Strategy("lowest",', STRATEGY_ENTRY)
     insert(package / "data" / "sources.py", "\nSOURCES: Mapping", SOURCE)
-    insert(package / "data" / "sources.py", '= {"pydoc": _pydoc}', SOURCE_ENTRY)
+    insert(package / "data" / "sources.py", '= {"pydoc": pydoc}', SOURCE_ENTRY)
     (package / "healing" / "toy.py").write_text(METHOD.lstrip(), encoding="utf-8")
     insert(methods, "(Partial, Lora,", "(Partial, Toy, Lora,")
-    insert(methods, "import Partial\n", "import Partial\nfrom shortstack.healing.toy import Toy\n")
+    insert(methods, "import Full, Partial\n", "import Full, Partial\nfrom shortstack.healing.toy import Toy\n")
     speaking(folder / "model", num_hidden_layers=6, hidden_size=16, intermediate_size=16, num_key_value_heads=4)
     (folder / "text.txt").write_text("the walk visits every layer once and in order " * 40, encoding="utf-8")
     rows = [json.dumps({"text": f"the walk of {n} and one is in order"}) + "\n" for n in range(12)]

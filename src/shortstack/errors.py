@@ -1,7 +1,6 @@
 """Everything shortstack raises on purpose.
 
 ShortstackError                 exit code 1: it failed
-+-- VerificationError           a checkpoint is not what it claims to be
 +-- TrainingError               healing diverged or cannot go on
 +-- InputError                  exit code 2: what was asked for cannot be done
     +-- CheckpointError         a checkpoint is missing, truncated, hostile or in a form that is refused
@@ -76,10 +75,6 @@ class ShortstackError(Exception):
     def __reduce__(self) -> tuple[Any, ...]:
         """Errors of a worker reach who started it."""
         return partial(type(self), **{name: getattr(self, name) for name in PARTS}), ()
-
-
-class VerificationError(ShortstackError):
-    """A checkpoint is not what it claims to be."""
 
 
 class TrainingError(ShortstackError):

@@ -21,10 +21,10 @@ from shortstack.errors import InputError, OutputError
 from shortstack.evaluation import Evaluation
 from shortstack.evaluation.perplexity import Perplexity
 from shortstack.evaluation.probes import Probed
-from shortstack.healing.pictures import loss_picture
+from shortstack.healing.healer import loss_picture
 from shortstack.machine import files
 from shortstack.scoring.depths import Depth, DepthCurve
-from shortstack.scoring.orders import removal_order
+from shortstack.scoring.metrics import removal_order
 
 SVG = "{http://www.w3.org/2000/svg}"
 SCORES = ss.Scores(

@@ -9,9 +9,8 @@ from command import invoke
 from shortstack.cli.heal import HealRun
 from shortstack.errors import InputError
 from shortstack.healing import METHODS, Turns
-from shortstack.healing.options import option_defaults, task_of
 from shortstack.healing.recipes import HealPart, read_recipe, recipe_names, with_recipe
-from shortstack.healing.task import check_loggers
+from shortstack.healing.task import check_loggers, option_defaults, task_of
 
 
 def values(name, typed=()):

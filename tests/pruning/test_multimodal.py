@@ -14,7 +14,7 @@ from plans import plan
 from shortstack.architecture.anatomy import dissect, meta_model, shortened
 from shortstack.architecture.selfcheck import built, check_cut
 from shortstack.checkpoint import Checkpoint
-from shortstack.healing.partial import Partial
+from shortstack.healing.layer_choice import Partial
 from shortstack.pruning import prune, prune_layers, verify
 from zoo import IDS as SPECIAL
 from zoo import SMALL, pass_over

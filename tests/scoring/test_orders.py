@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shortstack.scoring.orders import agreement, kendall_tau
+from shortstack.scoring.metrics import agreement, kendall_tau
 
 SCORES = {"ppl": (9.0, 2.0, math.inf, 1.0, 3.0, 2.0), "bi": (0.9, 0.1, 0.2, 0.3, 0.4, 0.5), "random": (0.0,) * 6}
 

@@ -286,8 +286,6 @@ def test_seeds_are_counted_where_something_is_drawn(tmp_path):
     assert {"reverse", "ppl (2 seeds)"} <= labels
     assert not any(label.startswith("reverse") and "seeds" in label for label in labels)
     assert "with 2 seeds" in report.markdown()
-    run(tmp_path, text.replace("[reverse, ppl]", "[reverse]"), replaced=True)
-    assert "with 2 seeds" not in Report.of(tmp_path / "runs").markdown()
 
 
 @pytest.mark.parametrize(
@@ -379,7 +377,9 @@ def test_a_recipe_that_changed_makes_another_study(tmp_path, monkeypatch):
     recipe.write_text(
         "heal: {method: partial, last: 1, num_train_epochs: 1, per_device_train_batch_size: 4}\n", encoding="utf-8"
     )
-    text = STUDY.replace(f"[none, {QUICK}]", f"{{recipe: {recipe}, data: $TINY/lines.jsonl, max_length: 32}}")
+    text = STUDY.replace(
+        f"[none, {QUICK}]", f"{{name: mine, recipe: {recipe}, data: $TINY/lines.jsonl, max_length: 32}}"
+    )
     run(tmp_path, text)
     before = found(tmp_path / "runs")
     recipe.write_text(recipe.read_text().replace("last: 1", "last: 2"), encoding="utf-8")
@@ -388,8 +388,7 @@ def test_a_recipe_that_changed_makes_another_study(tmp_path, monkeypatch):
     assert found(tmp_path / "runs") == before
     renamed = recipe.rename(tmp_path / "yours.yaml")
     renamed.write_text(renamed.read_text().replace("last: 2", "last: 1"), encoding="utf-8")
-    text = text.replace(f"recipe: {recipe}", f"name: mine, recipe: {renamed}")
-    assert run(tmp_path, text, replaced=True).steps == 0
+    assert run(tmp_path, text.replace(str(recipe), str(renamed))).steps == 0
 
 
 def test_the_command_of_every_step_can_be_typed(tmp_path):

@@ -1,5 +1,4 @@
 from . import chart as chart
-from . import checks as checks
 from . import drawing as drawing
 from . import picture as picture
 from . import rows as rows

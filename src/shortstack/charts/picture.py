@@ -8,9 +8,8 @@ from pathlib import Path
 
 from markupsafe import Markup
 
-from shortstack.charts.checks import check_picture
 from shortstack.charts.drawing import COLOURS, WIDTH, plain_style, templates
-from shortstack.machine.files import whole
+from shortstack.machine.files import check_picture, whole
 
 MARGIN, GAP, LINE = 24, 34, 16
 LETTER = 6.2  # about the width of a letter of 11 pixels

@@ -1,6 +1,5 @@
 from . import card as card
 from . import checkpoint as checkpoint
-from . import disk_errors as disk_errors
 from . import file_names as file_names
 from . import gguf_file as gguf_file
 from . import index as index

@@ -15,12 +15,11 @@ import yaml
 
 from shortstack.architecture.anatomy import UNBUILDABLE
 from shortstack.checkpoint.card import LICENCE
-from shortstack.checkpoint.disk_errors import disk_errors
 from shortstack.checkpoint.file_names import CARD
 from shortstack.checkpoint.gguf_file import GgufFile, read_gguf, write_gguf
 from shortstack.errors import CheckpointError, one_line
 from shortstack.machine.cache import cache_directory, content_key, kept_folder, make_room, mark_used
-from shortstack.machine.files import check_disk, file_digest
+from shortstack.machine.files import check_disk, disk_errors, file_digest
 from shortstack.machine.progress import Progress, hush_transformers, silent
 
 # What reading a damaged, truncated or unknown GGUF file ends in, somewhere in transformers' reader.

@@ -184,8 +184,8 @@ class _Truncated(Exception):
 class _Cursor:
     """Reads the format's values from bytes, one after the other."""
 
-    def __init__(self, data: bytes | mmap.mmap, at: int = 0) -> None:
-        self.data, self.at = data, at
+    def __init__(self, data: bytes | mmap.mmap) -> None:
+        self.data, self.at = data, 0
 
     def take(self, count: int) -> bytes:
         if count > len(self.data) - self.at:

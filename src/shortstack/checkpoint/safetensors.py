@@ -13,9 +13,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
-from shortstack.checkpoint.disk_errors import disk_errors
 from shortstack.checkpoint.pieces import Columns, Piece, Span, WrittenFile, pieces_digest, write_pieces
 from shortstack.errors import CheckpointError
+from shortstack.machine.files import disk_errors
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -110,12 +110,12 @@ def read_shard(path: Path) -> list[StoredTensor]:
     return tensors
 
 
-def save_tensors(tensors: Mapping[str, Tensor], path: Path, metadata: Mapping[str, str] | None = None) -> None:
+def save_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
     """Tensors in memory as a file of their own, by the reference implementation."""
     from safetensors.torch import save_file
 
     with disk_errors(path):
-        save_file(dict(tensors), path, metadata=dict(metadata or {}))
+        save_file(dict(tensors), path)
 
 
 def laid_down(tensor: StoredTensor, path: Path) -> StoredTensor:

@@ -17,8 +17,7 @@ from shortstack.cli import console
 from shortstack.cli.verbs import run
 from shortstack.errors import ShortstackError, ShortstackWarning, is_out_of_memory, one_line
 from shortstack.machine.files import FULL, disk_full
-from shortstack.machine.progress import hush_kernels, say
-from shortstack.machine.stopping import forget_signals, heard, last_heard
+from shortstack.machine.progress import forget_signals, heard, hush_kernels, last_heard, say
 
 STOPS = (KeyboardInterrupt, SystemExit)  # what a signal raises; where Python loses it, it is raised again
 

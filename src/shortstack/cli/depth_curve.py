@@ -8,12 +8,11 @@ from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 
-from shortstack.charts.checks import check_picture
 from shortstack.cli import console
 from shortstack.cli.options import CALIBRATION, Model, Session, flat
 from shortstack.data import CalibrationText
 from shortstack.errors import InputError
-from shortstack.machine.files import check_new
+from shortstack.machine.files import check_new, check_picture
 from shortstack.machine.options import check_options, option
 
 if TYPE_CHECKING:

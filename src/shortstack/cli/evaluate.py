@@ -41,7 +41,7 @@ def evaluate(
 
     $ shortstack evaluate small --against org/model --tasks piqa,winogrande --probes
     """
-    _check(tasks, generation, against)
+    _check(tasks, against)
     if output:
         check_new(output)
 
@@ -68,13 +68,12 @@ def evaluate(
             with session.report.bars() as progress:
                 result = compared(result, base.measured(progress), seed=session.compute.seed)
     finally:  # what was measured is not lost, whatever becomes of the other model
-        _report(model, checkpoint, result, session, output, against=against)
+        _report(checkpoint, result, session, output, against=against)
     _next_step(model, checkpoint, session, against or checkpoint.made_from)
     return None
 
 
 def _report(
-    model: str,
     checkpoint: Checkpoint,
     result: Evaluation,
     session: Session,
@@ -95,7 +94,7 @@ def _report(
     session.report.result(result.to_dict(), show, output)
 
 
-def _check(tasks: Tasks, generation: GenerationChecks, against: str | None) -> None:
+def _check(tasks: Tasks, against: str | None) -> None:
     """Say what is wrong with what is asked before any model is opened."""
     if tasks.tasks is None:
         check_unused("evaluate without --tasks", tasks)

@@ -10,15 +10,14 @@ from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
 from cyclopts import Parameter
 
-from shortstack.charts.checks import check_picture
 from shortstack.cli import console
 from shortstack.cli.dry_run import CHECKS, show_dry_run
 from shortstack.cli.options import Out, Reporting, Session, flat, going_on, group
 from shortstack.errors import OutputError
 from shortstack.healing import Objective, Partial, Schedule, TrainingData, Turns
 from shortstack.healing.methods import MethodOptions, check_known
-from shortstack.healing.options import task_of
-from shortstack.machine.files import check_new
+from shortstack.healing.task import task_of
+from shortstack.machine.files import check_new, check_picture
 from shortstack.machine.formats import show_layers, size
 from shortstack.machine.options import option, options_of
 from shortstack.machine.progress import first_process, say

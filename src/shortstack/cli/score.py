@@ -8,11 +8,10 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from shortstack.charts.checks import check_picture
 from shortstack.cli import console
 from shortstack.cli.options import CALIBRATION, Model, Session, flat, typed
 from shortstack.data import CalibrationText
-from shortstack.machine.files import check_new
+from shortstack.machine.files import check_new, check_picture
 from shortstack.machine.options import check_options, option
 from shortstack.scoring import METRICS
 from shortstack.scoring.metrics import metrics_named

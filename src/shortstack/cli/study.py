@@ -13,7 +13,7 @@ from shortstack.cli.dry_run import lacking
 from shortstack.cli.options import SAID, Reporting, flat, going_on
 from shortstack.errors import InputError
 from shortstack.machine.memory import Requirements
-from shortstack.study.run_options import RunOptions
+from shortstack.study.workers import RunOptions
 
 
 def study(

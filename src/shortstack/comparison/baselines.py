@@ -24,8 +24,8 @@ from shortstack.decoder.mlps import Mlp
 from shortstack.decoder.quantisation import INT8, SCHEMES, Scheme, quantise, saved_bytes, uncovered
 from shortstack.errors import ArchitectureError, InputError, PlanError
 from shortstack.healing import heal
-from shortstack.healing.options import task_of
 from shortstack.healing.recipes import read_recipe
+from shortstack.healing.task import task_of
 from shortstack.machine.device import Compute, dtype_named
 from shortstack.machine.formats import show_layers
 from shortstack.machine.progress import Progress, silent

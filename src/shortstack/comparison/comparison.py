@@ -13,6 +13,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from shortstack.architecture.positions import check_positions
+from shortstack.charts.chart import Chart, Point, Series, axis, front
+from shortstack.charts.drawing import HEIGHT
+from shortstack.charts.picture import Named, Panel, Picture, short
 from shortstack.checkpoint import Checkpoint, Model
 from shortstack.comparison.baselines import BASELINES, Baseline, Calibration, Setup, parse_memory
 from shortstack.data import Tokens, read_questions
@@ -32,7 +35,7 @@ from shortstack.machine.device import AUTO, Compute
 from shortstack.machine.files import plain
 from shortstack.machine.formats import number, size
 from shortstack.machine.memory import Requirements
-from shortstack.machine.numbers import part_of
+from shortstack.machine.numbers import part_of, perplexity
 from shortstack.machine.progress import Progress, in_notebooks, under
 from shortstack.machine.tables import Cell, Column, Table, Tabled
 from shortstack.machine.typed import typed
@@ -41,8 +44,6 @@ from shortstack.profiling.speed import Load, Speeds, speeds
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
-
-    from shortstack.charts import Picture
 
 
 NARROWED = 2  # checkpoints with fewer neurons
@@ -157,10 +158,7 @@ class Comparison(Tabled):
         Raises:
             InputError: fewer than two baselines could be had.
         """
-        from shortstack.comparison.pictures import Judged, comparison_picture
-
-        rows = [Judged(row.name, row.bytes, row.loss) for row in self.rows]
-        return comparison_picture(rows, f"{self.model} in {self.memory} of its bytes")
+        return _picture(self.rows, f"{self.model} in {self.memory} of its bytes")
 
     @property
     def advice(self) -> str:
@@ -188,6 +186,29 @@ class Comparison(Tabled):
             "device": self.device,
             "threads": self.threads,
         }
+
+
+def _picture(rows: Sequence[ComparisonRow], title: str) -> Picture:
+    """Perplexity of each baseline over the bytes of its weights; both less is better."""
+    points = []
+    for row in rows:
+        if row.bytes and math.isfinite(row.loss):
+            value = perplexity(row.loss)
+            points.append((row, Point(row.bytes, value, f"{row.name}: {size(row.bytes)}, perplexity {number(value)}")))
+    if len(points) < 2:
+        expected, fix = "two baselines to draw", "see their reasons in the table"
+        raise InputError(len(points), expected=expected, fix=fix, where="the picture")
+    best = front([point for _, point in points], less_x=True, less_y=True)
+    lines = [
+        Series(row.name, [point], 5 if row.name == "unpruned" else 0 if point in best else None, joined=False)
+        for row, point in points
+    ]
+    x = axis("bytes of weights", [point.x for _, point in points], size)
+    y = axis("perplexity (fewer is better)", [point.y for _, point in points], number, log=True)
+    svg = Chart("quality against bytes", x, y, lines, front=best).svg()
+    legend: Named = [(5, "unpruned"), (0, "nothing beats it in both"), (None, "something does")]
+    about = [point.title for point in best][:8]
+    return Picture(short(title), [Panel("", svg, HEIGHT, legend)], about)
 
 
 @typed

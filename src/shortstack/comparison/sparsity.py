@@ -13,7 +13,7 @@ from torch import Tensor
 from shortstack.data import Tokens
 from shortstack.decoder import Decoder
 from shortstack.decoder.batching import Batches
-from shortstack.decoder.hooks import linear_layers, recorded_inputs
+from shortstack.decoder.layer_io import linear_layers, recorded_inputs
 from shortstack.errors import ArchitectureError
 from shortstack.machine.numbers import in_float64
 from shortstack.machine.progress import Progress, silent

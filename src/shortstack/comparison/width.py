@@ -23,11 +23,10 @@ from shortstack.checkpoint.record import provenance
 from shortstack.checkpoint.safetensors import StoredTensor
 from shortstack.checkpoint.writer import layout
 from shortstack.decoder import Decoder
-from shortstack.decoder.hooks import linear_layers
+from shortstack.decoder.layer_io import linear_layers
 from shortstack.decoder.mlps import Mlp, mlps_of
 from shortstack.errors import ArchitectureError, InputError
 from shortstack.machine.numbers import in_float64
-from shortstack.machine.progress import Progress, silent
 
 SIZE_FIELD = re.compile(r"intermediate|ffn|inner|mlp|feed_forward")  # names of config fields that may count neurons
 MULTIPLE = 8  # of neurons: what matrix units want
@@ -202,14 +201,7 @@ def _stored(checkpoint: Checkpoint, number: int, mlp: Mlp) -> dict[str, tuple[St
     return {name: (checkpoint.tensors[name], axis) for name, axis in places.items() if name in checkpoint.tensors}
 
 
-def narrow(
-    checkpoint: Checkpoint,
-    mlps: Sequence[Mlp],
-    width: Width,
-    out: str | Path,
-    *,
-    progress: Progress = silent,
-) -> Checkpoint:
+def narrow(checkpoint: Checkpoint, mlps: Sequence[Mlp], width: Width, out: str | Path) -> Checkpoint:
     """Write the checkpoint with only the neurons of `width` to the new directory `out`, and open it."""
     started = time.perf_counter()
     cut = {
@@ -223,7 +215,7 @@ def narrow(
         for path in checkpoint.side_files():
             writer.copy(path)
         origin = {tensor.name: tensor.file.name for tensor in checkpoint.tensors.values()}
-        writer.tensors(layout(tensors, origin), progress=progress)
+        writer.tensors(layout(tensors, origin))
         record = provenance(checkpoint, "narrow", time.perf_counter() - started)
         writer.commit({**record, "width": width.to_dict()})
     return Checkpoint.open(writer.out, trust_remote_code=checkpoint.trust_remote_code)

@@ -1,7 +1,6 @@
 from . import batching as batching
 from . import decoder as decoder
 from . import generation as generation
-from . import hooks as hooks
 from . import layer_io as layer_io
 from . import likelihoods as likelihoods
 from . import losses as losses
@@ -9,7 +8,6 @@ from . import mlps as mlps
 from . import own_text as own_text
 from . import quantisation as quantisation
 from . import requirements as requirements
-from . import speed as speed
 from . import streaming as streaming
 from . import wrapping as wrapping
 from .decoder import Decoder as Decoder

@@ -1,16 +1,18 @@
-"""What one decoder layer hands to the next, and how: learnt from one forward, whatever the architecture."""
+"""What one decoder layer hands to the next, and how, learnt from one forward; and hooks that record what its modules do."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, MutableMapping, Sequence
+from collections.abc import Iterator, Mapping, MutableMapping, Sequence
+from contextlib import ExitStack, contextmanager
 from copy import copy
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+Recorded = dict[str, list[Tensor]]  # by the module's name, in the order of the calls
 Slot = int | str  # of a layer's inputs: a position after the hidden states, or a keyword
 
 
@@ -130,3 +132,47 @@ def entered_by(
     rest = (state.carried.get(place, value) for place, value in enumerate(args) if place)
     named = {name: values.get(name, value) for name, value in kwargs.items()}
     return ((state.hidden, *rest) if args else ()), named
+
+
+@contextmanager
+def recorded_inputs(layer: nn.Module, names: Sequence[str]) -> Iterator[Recorded]:
+    """While it lasts, the tensors that enter these modules are recorded."""
+    recorded: Recorded = {}
+    with ExitStack() as hooks:
+        for name in names:
+
+            def record(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], name: str = name) -> None:
+                _append(recorded, name, args[0] if args else kwargs.get("hidden_states"))
+
+            hooks.callback(layer.get_submodule(name).register_forward_pre_hook(record, with_kwargs=True).remove)
+        yield recorded
+
+
+@contextmanager
+def recorded_outputs(layer: nn.Module, names: Sequence[str]) -> Iterator[Recorded]:
+    """While it lasts, the tensors that leave these modules (the first, of several) are recorded."""
+    recorded: Recorded = {}
+    with ExitStack() as hooks:
+        for name in names:
+
+            def record(_module: nn.Module, _args: Any, output: Any, name: str = name) -> None:
+                _append(recorded, name, output[0] if isinstance(output, tuple) else output)
+
+            hooks.callback(layer.get_submodule(name).register_forward_hook(record).remove)
+        yield recorded
+
+
+def _append(recorded: Recorded, name: str, value: Any) -> None:
+    if isinstance(value, Tensor):
+        recorded.setdefault(name, []).append(value)
+
+
+def linear_layers(layer: nn.Module) -> dict[str, nn.Linear]:
+    """The linear layers inside a decoder layer, by their names in it."""
+    return {name: module for name, module in layer.named_modules() if isinstance(module, nn.Linear)}
+
+
+def fused_experts(model: nn.Module) -> bool:
+    """Whether matrices of several experts are one weight, which no linear layer holds."""
+    others = (module for module in model.modules() if not isinstance(module, nn.Conv1d))
+    return any(weight.dim() == 3 for module in others for weight in module.parameters(recurse=False))

@@ -9,8 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from shortstack.decoder.decoder import Decoder
-from shortstack.decoder.hooks import linear_layers, recorded_inputs
-from shortstack.decoder.layer_io import State
+from shortstack.decoder.layer_io import State, linear_layers, recorded_inputs
 
 TOKENS = 4  # that a layer is tried on
 

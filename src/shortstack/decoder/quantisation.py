@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from shortstack.checkpoint import Checkpoint
 from shortstack.decoder.decoder import Decoder
-from shortstack.decoder.hooks import fused_experts, linear_layers
+from shortstack.decoder.layer_io import fused_experts, linear_layers
 from shortstack.errors import ArchitectureError, InputError
 from shortstack.machine.options import install
 

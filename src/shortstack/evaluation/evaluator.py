@@ -9,6 +9,8 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from shortstack.architecture.positions import check_positions
+from shortstack.charts.picture import Panel, Picture, short
+from shortstack.charts.rows import Dots, dots, dots_height
 from shortstack.checkpoint import Checkpoint, Model
 from shortstack.data import Rows, Tokens
 from shortstack.decoder import Decoder
@@ -35,8 +37,6 @@ from shortstack.machine.typed import typed
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
-
-    from shortstack.charts import Picture
 
 
 TEXT, GENERATION = EvaluationText(), GenerationChecks()
@@ -107,12 +107,9 @@ class Evaluation(Tabled):
         Raises:
             InputError: none were measured.
         """
-        from shortstack.evaluation.pictures import Shares, evaluation_picture
-
         models = [self] if self.base is None else [self.base, self]
-        shares = [Shares(each.model, each.perplexity, each.tasks, each.probes) for each in models]
         texts = [f"perplexity on {name}: {each.value:.4g}" for name, each in self.perplexity.items()]
-        return evaluation_picture(shares, texts)
+        return _picture(models, texts)
 
     def _rows(self) -> Iterator[tuple[Any, ...]]:
         base = self.base
@@ -189,6 +186,53 @@ class Evaluation(Tabled):
             "against": each(self.against),
             "probes_against": each(self.probes_against),
         }
+
+
+def _likelihoods(model: Evaluation) -> Iterator[tuple[str, float, float, float | None]]:
+    """Of each text the name, the likelihood of a token, exp(-loss), its standard error, and no chance."""
+    for name, text in model.perplexity.items():
+        yield f"text {name}", math.exp(-text.loss), math.exp(-text.loss) * text.loss_stderr, None
+
+
+def _rights(model: Evaluation) -> Iterator[tuple[str, float, float, float | None]]:
+    """Of each task and probe the name, the share that is right, its standard error (NaN: unknown), and chance."""
+    for name, task in model.tasks.items():
+        if task.is_share:
+            yield f"task {name}", task.value, task.stderr, task.chance
+    for name, probe in model.probes.items():
+        yield f"probe {name}", probe.accuracy.value, probe.accuracy.stderr, probe.chance
+
+
+def _picture(models: Sequence[Evaluation], texts: Sequence[str]) -> Picture:
+    """Shares of tasks and probes that are right, and the likelihood of a text's token, with one standard error and chance.
+
+    models: the model last, its base before it. texts: what is said above.
+    """
+    colours = (0, 5)[: len(models)][::-1]  # of the model, and of its base
+    legend = [(colour, short(model.model, 30)) for colour, model in zip(colours, models, strict=True)][::-1]
+    panels = []
+    for title, found in (
+        ("Share right ± one standard error; dotted: chance", map(_rights, models)),
+        ("Likelihood of a token, 1 / perplexity ± one standard error", map(_likelihoods, models)),
+    ):
+        rows = _dots(found, colours)
+        if rows:
+            svg = dots([*rows.values()], title=title)
+            panels.append(Panel(title, svg, dots_height(len(rows)), legend))
+    if not panels:
+        expected, fix = "texts, tasks or probes to draw", "evaluate with some"
+        raise InputError("none", expected=expected, fix=fix, where="the picture")
+    return Picture(short(models[-1].model), panels, [short(each) for each in texts])
+
+
+def _dots(found: Iterable[Iterator[tuple[str, float, float, float | None]]], colours: Sequence[int]) -> dict[str, Dots]:
+    """A row for each name, with a dot for each model."""
+    rows: dict[str, Dots] = {}
+    for colour, each in zip(colours, found, strict=True):
+        for name, value, error, chance in each:
+            before, known = rows[name].values if name in rows else (), None if math.isnan(error) else error
+            rows[name] = Dots(short(name.partition(" ")[2], 20), [*before, (colour, value, known)], chance)
+    return rows
 
 
 @typed

@@ -26,7 +26,7 @@ from shortstack.errors import CheckpointError
 from shortstack.healing.activations import Activations, activations_under, check_room, keeping
 from shortstack.healing.batches import IGNORED
 from shortstack.healing.learner import counted, padded
-from shortstack.healing.objective import Objective
+from shortstack.healing.schedule import Objective
 from shortstack.machine.cache import content_key
 from shortstack.machine.device import Compute, dtype_named
 from shortstack.machine.progress import Progress, paced, silent

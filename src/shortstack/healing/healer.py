@@ -10,12 +10,15 @@ from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 
+from shortstack.charts.chart import Chart, Point, Series, axis
+from shortstack.charts.drawing import HEIGHT
+from shortstack.charts.picture import Panel, Picture, short
 from shortstack.checkpoint import Checkpoint, CheckpointWriter, Model
 from shortstack.checkpoint.record import layer_map, provenance
 from shortstack.checkpoint.safetensors import StoredTensor, laid_down
@@ -24,7 +27,6 @@ from shortstack.checkpoint.writer import layout
 from shortstack.data import Example, Rows, read_examples
 from shortstack.data.tokens import same_tokens
 from shortstack.decoder import Decoder, OwnText
-from shortstack.decoder.speed import forward_speed
 from shortstack.errors import InputError, ShortstackWarning, TrainingError
 from shortstack.healing.amounts import affordable_samples
 from shortstack.healing.batches import Data
@@ -41,14 +43,12 @@ from shortstack.machine.cache import cache_limit, library_versions
 from shortstack.machine.clock import Clock
 from shortstack.machine.device import fast_bfloat16
 from shortstack.machine.files import scratch_beside
-from shortstack.machine.formats import shown
+from shortstack.machine.formats import number, shown
 from shortstack.machine.memory import peak_rss
 from shortstack.machine.progress import Progress, in_notebooks, silent
 from shortstack.machine.tables import Cell, Table, Tabled
 from shortstack.machine.typed import typed
-
-if TYPE_CHECKING:
-    from shortstack.charts import Picture
+from shortstack.profiling.speed import forward_speed
 
 WRITING_SECONDS, WRITING_BYTES_PER_S = 3.0, 1e8  # kept of a clock for the output: merged, written and synced
 
@@ -106,8 +106,6 @@ class Healing(Tabled):
 
     def plot(self) -> Picture:
         """Training and held-out loss over optimizer steps, as a picture."""
-        from shortstack.healing.pictures import loss_picture
-
         return loss_picture(self.history, str(self.output))
 
     def to_dict(self) -> dict[str, Any]:
@@ -135,6 +133,20 @@ class Healing(Tabled):
             "peak_rss_bytes": self.peak_rss_bytes,
             "repeat": self.repeat,
         }
+
+
+def loss_picture(history: History, title: str) -> Picture:
+    """Training and held-out loss over optimizer steps, in nats per token; the step whose weights were kept is marked."""
+    lines = [
+        Series(name, [Point(step, loss, f"step {step}, {name}: {loss:.4f}") for step, loss in losses], colour)
+        for name, losses, colour in (("training", history.losses, 5), ("held out", history.held_out, 0))
+        if losses
+    ]
+    every = [point for line in lines for point in line.points]
+    x = axis("optimizer steps", [point.x for point in every], "{:,g}".format, whole=True)
+    y = axis("loss (nats per token)", [point.y for point in every], number)
+    svg = Chart(title, x, y, lines, marks=[("kept", float(history.best))]).svg()
+    return Picture(short(title), [Panel("", svg, HEIGHT, [(line.colour, line.name) for line in lines])])
 
 
 @typed

@@ -1,17 +1,22 @@
-"""Which layers of a pruned model train: the options of a method that does not train all of them."""
+"""Which layers of a pruned model train, as options; and the methods that train whole weights, of some layers or of all."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from shortstack.errors import InputError
+from shortstack.healing.head import TrainedHead
 from shortstack.healing.method import HealingMethod
 from shortstack.machine.options import option
 from shortstack.planning.layer_sets import parse_layers
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from shortstack.checkpoint import Checkpoint
+    from shortstack.decoder import Decoder
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,3 +86,41 @@ class TrainedLayers(HealingMethod):
                 option="layers",
             )
         return named
+
+
+@dataclass(frozen=True)
+class Partial(TrainedHead, TrainedLayers):
+    """Layers (the last three by default, none with last=0), the final norm, and the head unless it is tied."""
+
+    name: ClassVar[str] = "partial"
+    trains: ClassVar[str] = "the last k layers, the final norm, and the head unless it is tied"
+    paper: ClassVar[str] = "arXiv 2411.15558, section 4.2"
+    default_last: ClassVar[int | None] = 3  # the paper's best
+    default_head: ClassVar[bool] = True
+
+    def prepare(self, checkpoint: Checkpoint, decoder: Decoder) -> Mapping[str, nn.Module]:
+        self.untie(decoder)
+        anatomy = decoder.anatomy
+        names = [anatomy.layer(index) for index in self.trained_layers(checkpoint)]
+        names += [anatomy.norm] if anatomy.norm else []
+        names += [anatomy.head] if self.trains_head(checkpoint) else []
+        return {name: decoder.model.get_submodule(name) for name in names}
+
+
+@dataclass(frozen=True)
+class Full(HealingMethod):
+    """All that a text passes: embedding, layers, norm and head; a tied head trains as the embedding it is."""
+
+    name: ClassVar[str] = "full"
+    trains: ClassVar[str] = "every weight"
+
+    def first(self, _checkpoint: Checkpoint) -> int:
+        """Nothing is frozen."""
+        return 0
+
+    def prepare(self, _checkpoint: Checkpoint, decoder: Decoder) -> Mapping[str, nn.Module]:
+        """The module that holds the layers, and the head where it lies outside."""
+        stack = decoder.anatomy.layers_path.rpartition(".")[0]
+        inside = decoder.anatomy.tied or decoder.anatomy.head.startswith(f"{stack}.")
+        names = [stack, *([] if inside else [decoder.anatomy.head])]
+        return {name: decoder.model.get_submodule(name) for name in names}

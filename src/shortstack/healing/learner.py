@@ -14,7 +14,7 @@ from shortstack.data import Example
 from shortstack.decoder import Decoder, batching
 from shortstack.decoder.losses import Criterion, CrossEntropy, Distillation, chunked_loss
 from shortstack.healing.batches import IGNORED
-from shortstack.healing.objective import Objective
+from shortstack.healing.schedule import Objective
 
 
 def padded(examples: Sequence[Example]) -> dict[str, Tensor]:

@@ -7,10 +7,9 @@ from dataclasses import field, fields, make_dataclass
 from typing import Any, get_type_hints
 
 from shortstack.errors import InputError
-from shortstack.healing.full import Full
+from shortstack.healing.layer_choice import Full, Partial
 from shortstack.healing.lora import DoRA, Lora, QLora, RsLora
 from shortstack.healing.method import HealingMethod
-from shortstack.healing.partial import Partial
 from shortstack.machine.options import check_choice_of, option
 
 METHODS: Mapping[str, type[HealingMethod]] = {

@@ -14,7 +14,7 @@ from pydantic import create_model
 from shortstack.data import CalibrationText
 from shortstack.errors import InputError
 from shortstack.healing.layer_choice import TrainedLayers
-from shortstack.healing.options import COMPONENTS, task_of
+from shortstack.healing.task import COMPONENTS, task_of
 from shortstack.machine import yamlfile
 from shortstack.machine.options import made_of
 from shortstack.planning import Choice

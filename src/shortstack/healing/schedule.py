@@ -1,4 +1,4 @@
-"""How long and how fast to train, and when the held-out loss is taken."""
+"""The loss that training minimises; how long and how fast to train, and when the held-out loss is taken."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ from typing import Any
 
 from shortstack.errors import InputError
 from shortstack.machine.numbers import is_share
-from shortstack.machine.options import check_installed, check_options, option
+from shortstack.machine.options import changed_options, check_installed, check_options, option
 
+LOSSES = ("sft", "distill")
 DECAYS = (  # transformers' schedules that ask for nothing but the steps
     "linear",
     "cosine",
@@ -38,6 +39,39 @@ EVALUATIONS = 10  # held-out losses of a training by the clock, where they take 
 
 def _either(names: tuple[str, ...]) -> str:
     return f"{', '.join(names[:-1])} or {names[-1]}."
+
+
+@dataclass(frozen=True)
+class Objective:
+    """What is minimised.
+
+    sft is next-token cross-entropy; distill is KL from a teacher, T^2 KL(p || q) at temperature T. top_k: so many of the
+    teacher's likeliest tokens count by themselves, all others as one. hidden_weight: of the squared distance between what
+    leaves the last layer and what leaves the teacher's, over the teacher's squared norm.
+    """
+
+    loss: str = option("sft", help="sft: the next token; distill: the teacher's distribution.", choices=LOSSES)
+    top_k: int = option(
+        64, help="Compare the teacher's k likeliest tokens one by one, and all others as one.", minimum=1
+    )
+    temperature: float = option(1.0, help="Temperature of teacher and student, for distill.", above=0)
+    hidden_weight: float = option(0.0, help="Weight of the loss on the last hidden states, for distill.", minimum=0)
+
+    def __post_init__(self) -> None:
+        check_options(self)
+        shaping = changed_options(self)
+        if self.loss == "sft" and shaping:
+            raise InputError(
+                f"sft beside {' and '.join(f'{name} {value}' for name, value in shaping.items())}",
+                expected="distill, which top_k, temperature and hidden_weight shape",
+                fix="name distill, or leave them out",
+                option="loss",
+            )
+
+    @property
+    def teaches(self) -> bool:
+        """Whether it needs a teacher."""
+        return self.loss == "distill"
 
 
 @dataclass(frozen=True)

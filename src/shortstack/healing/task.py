@@ -1,21 +1,22 @@
-"""One value for all that heal() is to do: data, method, objective, schedule, teacher. Nothing here imports torch."""
+"""What heal() is to do: data, method, objective, schedule, teacher, and all of it as options. Nothing here imports torch."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from importlib.util import find_spec
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from shortstack.data import Rows, source_of
 from shortstack.errors import InputError
 from shortstack.healing.dataset import TrainingData
+from shortstack.healing.layer_choice import Partial
 from shortstack.healing.method import HealingMethod
-from shortstack.healing.objective import Objective
-from shortstack.healing.partial import Partial
-from shortstack.healing.schedule import Schedule
+from shortstack.healing.methods import MethodOptions, made_method
+from shortstack.healing.schedule import Objective, Schedule
 from shortstack.machine.device import AUTO, Compute
+from shortstack.machine.options import defaults_of, made_of
 
 if TYPE_CHECKING:
     from shortstack.checkpoint import Checkpoint, Model
@@ -123,3 +124,30 @@ def _check_integration(name: str) -> None:
             fix=f"install it, or name another: {', '.join(LOGGERS)}",
             option="report_to",
         )
+
+
+COMPONENTS: tuple[Any, ...] = (TrainingData, MethodOptions, Objective, Schedule)  # dataclasses whose fields are options
+
+
+def option_defaults() -> dict[str, Any]:
+    """Every option of heal with its default."""
+    return defaults_of(*COMPONENTS)
+
+
+def task_of(
+    values: Mapping[str, Any],
+    *,
+    teacher: Checkpoint | None = None,
+    compute: Compute = AUTO,
+    loggers: Sequence[str] = (),
+) -> HealingTask:
+    """The task of option values by name, with the default where none is named; others than options are passed over."""
+    return HealingTask(
+        made_of(TrainingData, values),
+        made_method(values),
+        made_of(Objective, values),
+        made_of(Schedule, values),
+        teacher=teacher,
+        loggers=loggers,
+        compute=compute,
+    )

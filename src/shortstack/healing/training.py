@@ -30,7 +30,6 @@ from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArgu
 from transformers.integrations import TensorBoardCallback
 from transformers.trainer_callback import ProgressCallback
 
-from shortstack.checkpoint.disk_errors import disk_errors
 from shortstack.checkpoint.safetensors import save_tensors
 from shortstack.errors import InputError, TrainingError
 from shortstack.healing.batches import IGNORED, Data, Ordered
@@ -40,7 +39,7 @@ from shortstack.healing.signals import Interruption, TrainingLeft
 from shortstack.healing.unfinished import COMPLETE, newest_state, step_of
 from shortstack.machine.clock import Clock
 from shortstack.machine.device import pick_device
-from shortstack.machine.files import save_json, sync, sync_tree, whole
+from shortstack.machine.files import disk_errors, save_json, sync, sync_tree, whole
 from shortstack.machine.progress import Progress, silent
 
 KEEP_SECONDS = 60.0  # between two times that the state is written

@@ -10,7 +10,6 @@ from . import memory as memory
 from . import numbers as numbers
 from . import options as options
 from . import progress as progress
-from . import stopping as stopping
 from . import tables as tables
 from . import typed as typed
 from . import yamlfile as yamlfile

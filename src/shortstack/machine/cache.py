@@ -120,15 +120,15 @@ def kept_folder(place: Path) -> Iterator[Path]:
         remove(partial)
 
 
-def make_room(nbytes: int, now: float | None = None) -> list[CacheEntry]:
+def make_room(nbytes: int) -> list[CacheEntry]:
     """Remove what was not used for longest until so many bytes more fit the limit; returns what went.
 
     What was used within a day stays, since a process may be using it. What is half-written and older goes, whatever the
-    limit. now: in seconds since 1970.
+    limit.
     """
     entries = sorted(cache_entries(), key=lambda entry: entry.used)
     over = sum(entry.bytes for entry in entries) + nbytes - cache_limit()
-    unused = (time.time() if now is None else now) - IN_USE_SECONDS
+    unused = time.time() - IN_USE_SECONDS
     gone: list[CacheEntry] = []
     for entry in (each for each in entries if each.used < unused):
         if over > 0 or ".partial-" in entry.path.name:

@@ -20,12 +20,11 @@ from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
-from shortstack.errors import DataError, DiskFullError, OutputError
+from shortstack.errors import DataError, DiskFullError, InputError, OutputError
 from shortstack.machine.formats import size
-from shortstack.machine.stopping import check_stopped
+from shortstack.machine.progress import check_stopped
 
 DIGEST_BYTES = 32 << 20  # read at once
-
 MARGIN_BYTES = 16 << 20  # of a disk that stay free
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # what a disk says that has no more room
 
@@ -90,6 +89,41 @@ def disk_full(error: OSError) -> DiskFullError | None:
         return None
     found, fix = error.strerror or "none", "free some space, or write elsewhere"
     return DiskFullError(found, expected="room to write", fix=fix, where=error.filename or "the disk")
+
+
+RUST_ERROR = re.compile(r"\(os error (\d+)\)")  # safetensors and tokenizers
+TORCH_WRITER = re.compile(r"inline_container|iostream|PytorchStreamWriter")
+WRITE_ERRORS = (*FULL, errno.EROFS, errno.EACCES)
+
+
+@contextmanager
+def disk_errors(place: Path) -> Iterator[None]:
+    """While it lasts, what safetensors, tokenizers and torch raise of a disk is an OSError that names the place."""
+    try:
+        yield
+    except OSError:
+        raise
+    except Exception as error:
+        # No class says what it is: each library has its own, and that of tokenizers is Exception itself.
+        number = _system_error(str(error), place)
+        if number is None:
+            raise
+        raise OSError(number, os.strerror(number), str(place)) from error
+
+
+def _system_error(said: str, place: Path) -> int | None:
+    """The number of the system's error that a message is about; None if it is about something else.
+
+    >>> _system_error("I/O error: No space left on device (os error 28)", Path("out"))
+    28
+    """
+    if found := RUST_ERROR.search(said):
+        return int(found[1])
+    if not TORCH_WRITER.search(said):
+        return None
+    # torch says that writing failed and seldom why.
+    unknown = errno.ENOSPC if shutil.disk_usage(existing_folder(place)).free < MARGIN_BYTES else errno.EIO
+    return next((number for number in WRITE_ERRORS if os.strerror(number) in said), unknown)
 
 
 def existing_folder(place: Path) -> Path:
@@ -243,6 +277,14 @@ def check_new(output: Path, *, make_folders: bool = False) -> None:
     else:
         return
     raise OutputError(found, expected=expected, fix=fix, where=output)
+
+
+def check_picture(path: Path) -> None:
+    """Refuse a picture that cannot be written, before minutes of work for it."""
+    if path.suffix.lower() != ".svg":
+        fix = "end it in .svg; rsvg-convert or a browser makes others of it"
+        raise InputError(repr(path.name), expected="a name ending in .svg", fix=fix, where=path)
+    check_new(path)
 
 
 def _writable(folder: Path) -> bool:

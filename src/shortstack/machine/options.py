@@ -137,11 +137,11 @@ def changed_options(component: Any) -> Mapping[str, Any]:
     return {name: value for name, (value, default) in values.items() if value != default}
 
 
-def check_installed(library: str, extra: str, *, why: str, option: str = "", where: str = "") -> None:
+def check_installed(library: str, extra: str, *, why: str, option: str) -> None:
     """Refuse what needs a library that is not installed."""
     if find_spec(library) is None:
         expected = f"{library}, {why}"
-        raise InputError("none installed", expected=expected, fix=install(extra), option=option, where=where)
+        raise InputError("none installed", expected=expected, fix=install(extra), option=option)
 
 
 def install(extra: str) -> str:

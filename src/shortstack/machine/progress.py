@@ -1,18 +1,24 @@
-"""Progress of long work: a callable that gets the stage, how much is done, and of how much."""
+"""Progress of long work: a callable that gets the stage, how much is done, and of how much; and signals that end it.
+
+The handler of a signal raises wherever the program is; in the callback of a weak reference, or in a library that catches
+everything, that gets lost. So it is remembered, and raised again before an output gets its name, where progress is told,
+and as a verb ends.
+"""
 
 from __future__ import annotations
 
 import functools
 import math
 import os
+import signal
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, Protocol
 
 from shortstack.machine.formats import printable
-from shortstack.machine.stopping import check_stopped
 
 LINE_SECONDS = 30.0  # between two lines of a stage in a log
 CELL_SECONDS = 0.5  # between two drawings below a cell
@@ -228,3 +234,35 @@ def hush_kernels() -> None:
 
     for name in ("bitsandbytes.backends.cpu.ops", "torchao", "torch.utils._pytree"):
         logging.getLogger(name).setLevel(logging.ERROR)
+
+
+_heard: list[int] = []
+
+
+def heard(number: int) -> BaseException:
+    """Remember a signal; returns what its handler is to raise."""
+    _heard.append(number)
+    return _raised(number)
+
+
+def check_stopped() -> None:
+    """Raise again what a handler raised, if the program goes on as if nothing had been.
+
+    Only in the main thread, and not while an error or that very signal is being dealt with.
+    """
+    if _heard and threading.current_thread() is threading.main_thread() and sys.exc_info()[0] is None:
+        raise _raised(_heard[-1])
+
+
+def last_heard() -> int | None:
+    """The signal that told the program to stop."""
+    return _heard[-1] if _heard else None
+
+
+def forget_signals() -> None:
+    """The program that was stopped has ended."""
+    _heard.clear()
+
+
+def _raised(number: int) -> BaseException:
+    return KeyboardInterrupt() if number == signal.SIGINT else SystemExit(128 + number)

@@ -24,8 +24,7 @@ from shortstack.planning.layer_sets import (
 from shortstack.planning.plans import Plan
 from shortstack.planning.strategies import STRATEGIES, Strategy, layer_values
 from shortstack.scoring import METRICS, Scores
-from shortstack.scoring.metrics import Metric, metric_named
-from shortstack.scoring.orders import removal_order
+from shortstack.scoring.metrics import Metric, metric_named, removal_order
 
 GOALS = ("params", "memory")  # in the order of Sizes.of()
 Fits = Callable[[Sequence[int]], bool]  # whether a model of these kept layers is small enough

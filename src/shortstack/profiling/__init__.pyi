@@ -1,4 +1,3 @@
-from . import counts as counts
 from . import profiler as profiler
 from . import speed as speed
 from .options import Timing as Timing

@@ -19,7 +19,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers.cache_utils import Cache
 
 from shortstack.architecture import Anatomy
-from shortstack.decoder.hooks import fused_experts
+from shortstack.decoder.layer_io import fused_experts
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

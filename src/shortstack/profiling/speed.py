@@ -1,4 +1,4 @@
-"""How fast loaded models prefill and decode, as a user meets them: greedy generation, the models taking turns.
+"""How fast models prefill and decode, by greedy generation in turns; and forward passes, which amounts of work go by.
 
 A noisy machine slows all who take turns alike, so that a ratio of two of them, turn by turn, says more than two medians.
 """
@@ -8,13 +8,15 @@ from __future__ import annotations
 import math
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from transformers.generation import BaseStreamer
 
+from shortstack.checkpoint import Checkpoint
+from shortstack.decoder.decoder import Decoder
 from shortstack.machine.formats import shown
 from shortstack.machine.progress import Progress, silent
 from shortstack.machine.tables import Cell
@@ -24,6 +26,8 @@ if TYPE_CHECKING:
 
 
 CONFIDENCE = 0.95
+ROWS, LENGTH = 2, 256  # of the tokens that pass
+TRIALS, SECONDS = 4, 1.0  # so many passes, fewer where they take longer; the first warms up
 
 
 @dataclass(frozen=True)
@@ -149,3 +153,35 @@ class _Clock(BaseStreamer):  # type: ignore[misc]  # transformers is untyped her
 
     def end(self) -> None:
         """generate() calls it after the last token."""
+
+
+@torch.no_grad()
+def forward_speed(checkpoint: Checkpoint, *, dtype: torch.dtype, device: str, layers: int | None = None) -> float:
+    """Tokens a second, forward, through the model, its head included: by its last layer alone where layers are alike.
+
+    layers: as if it had so many, such as the longer model that it was cut from.
+    """
+    last = checkpoint.anatomy.layers - 1
+    decoder = Decoder.tail(checkpoint, last, dtype=dtype, device=device)
+    ids = torch.zeros(ROWS, LENGTH, dtype=torch.long, device=device)
+    states = torch.randn(ROWS, LENGTH, checkpoint.width, device=device).to(dtype)
+    if not decoder.bare:  # a layer takes more than hidden states
+        decoder = Decoder.load(checkpoint, dtype=dtype, device=device)
+        layer = _seconds(device, lambda: decoder.finish(ids)) / (last + 1)
+    else:
+        layer = _seconds(device, lambda: decoder.finish(ids, (last, states)))
+    rows = min(ROWS * LENGTH, decoder.chunk_rows(states))
+    head = _seconds(device, lambda: decoder.token_logits(states.flatten(0, 1)[:rows])) / rows
+    return 1 / ((layers or last + 1) * layer / (ROWS * LENGTH) + head)
+
+
+def _seconds(device: str, run: Callable[[], Any]) -> float:
+    """The median of a few runs' seconds: beside other work the fastest one is luck."""
+    taken: list[float] = []
+    while len(taken) < 2 or (len(taken) < TRIALS and sum(taken) < SECONDS):
+        began = time.perf_counter()
+        run()
+        if device.startswith("cuda"):
+            torch.cuda.synchronize()
+        taken.append(time.perf_counter() - began)
+    return statistics.median(taken[1:])

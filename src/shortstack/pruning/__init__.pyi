@@ -1,7 +1,6 @@
 from . import gguf_depth as gguf_depth
 from . import gguf_pruner as gguf_pruner
 from . import gguf_verification as gguf_verification
-from . import in_memory as in_memory
 from . import pruner as pruner
 from . import verification as verification
 from .gguf_pruner import prune_gguf as prune_gguf

@@ -20,8 +20,7 @@ from torch import Tensor, nn
 
 from shortstack.checkpoint.weights import Edit
 from shortstack.decoder import Decoder
-from shortstack.decoder.hooks import Recorded, recorded_inputs, recorded_outputs
-from shortstack.decoder.layer_io import State
+from shortstack.decoder.layer_io import Recorded, State, recorded_inputs, recorded_outputs
 from shortstack.repairing.ridge import ChannelRegression, MatrixRegression, Regression, ScaleRegression
 
 TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.05, torch.float16: 0.01}

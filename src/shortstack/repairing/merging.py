@@ -16,8 +16,7 @@ from torch import Tensor, nn
 from shortstack.checkpoint import Checkpoint
 from shortstack.checkpoint.weights import Edit, exact_weights
 from shortstack.decoder import Decoder
-from shortstack.decoder.hooks import recorded_inputs, recorded_outputs
-from shortstack.decoder.layer_io import State
+from shortstack.decoder.layer_io import State, recorded_inputs, recorded_outputs
 from shortstack.decoder.mlps import Mlp, mlps_of
 from shortstack.machine.numbers import in_float64
 from shortstack.repairing.fold_points import OUTPUT, FoldPoint, Matrix

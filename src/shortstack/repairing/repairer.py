@@ -27,7 +27,7 @@ from shortstack.data.tokens import HELD_OUT, JUDGING, check_enough, split
 from shortstack.decoder import Decoder, calibration_tokens, tokens_of
 from shortstack.decoder.batching import Batches
 from shortstack.decoder.decoder import SkippedLayers
-from shortstack.decoder.hooks import linear_layers, recorded_inputs
+from shortstack.decoder.layer_io import linear_layers, recorded_inputs
 from shortstack.decoder.requirements import requirements
 from shortstack.machine.device import AUTO, Compute
 from shortstack.machine.files import plain

@@ -8,27 +8,27 @@ from typing import Any
 
 from shortstack.machine.formats import listed, show_layers
 from shortstack.report.findings import Findings
-from shortstack.report.judged import EMPTY, JudgedCell, Made
+from shortstack.report.judged import EMPTY, JudgedCell, ResultColumn
 from shortstack.report.results import AVERAGE, BASE, HEALED, Measure, Result
 from shortstack.runs.records import StepRecord
 
 
-def all_columns(findings: Findings) -> list[Made]:
+def all_columns(findings: Findings) -> list[ResultColumn]:
     """The average, every task, every text."""
     average = [AVERAGE] if AVERAGE in findings.columns else []
     return measured_columns(findings, [*average, *findings.measured("task"), *findings.measured("perplexity")])
 
 
-def short_columns(findings: Findings) -> list[Made]:
+def short_columns(findings: Findings) -> list[ResultColumn]:
     """The average, or the tasks where there is none, and every text."""
     first = [AVERAGE] if AVERAGE in findings.columns else findings.measured("task")
     return measured_columns(findings, [*first, *findings.measured("perplexity")])
 
 
-def measured_columns(findings: Findings, names: list[str]) -> list[Made]:
+def measured_columns(findings: Findings, names: list[str]) -> list[ResultColumn]:
     """Columns of measures, by their names; behind that of the headline, how far it is from the unpruned model's."""
     results = (*findings.results, *findings.bases.values())
-    found: list[Made] = []
+    found: list[ResultColumn] = []
     for name in names:
         measure = next(each.measures[name] for each in results if name in each.measures)
         found.append(_measured_column(findings, name, measure))
@@ -37,21 +37,21 @@ def measured_columns(findings: Findings, names: list[str]) -> list[Made]:
     return found
 
 
-def _compared_columns(name: str, measure: Measure) -> list[Made]:
+def _compared_columns(name: str, measure: Measure) -> list[ResultColumn]:
     kind, unit = (
         ("points", "points") if measure.kind == "share" else ("difference", "nats" * (measure.kind == "perplexity"))
     )
     above = "from the unpruned model; above 0 is better, of a perplexity by its loss"
     chance = "that it is chance, corrected for all comparisons of the block with the unpruned model"
-    difference = Made("difference", kind, unit, above, measure=name)
+    difference = ResultColumn("difference", kind, unit, above, measure=name)
     return [
         replace(difference, compares=lambda change: JudgedCell(change.value, kind, change.stderr)),
         replace(difference, label="95 % interval", compares=lambda change: JudgedCell(change.interval, kind)),
-        Made("p, Holm", "p", "", chance, measure=name, compares=lambda change: JudgedCell(change.p, "p")),
+        ResultColumn("p, Holm", "p", "", chance, measure=name, compares=lambda change: JudgedCell(change.p, "p")),
     ]
 
 
-def _measured_column(findings: Findings, name: str, measure: Measure) -> Made:
+def _measured_column(findings: Findings, name: str, measure: Measure) -> ResultColumn:
     label = findings.names[name]
     better = f"{'higher' if measure.higher else 'lower'} is better"
     if name == AVERAGE:
@@ -62,19 +62,21 @@ def _measured_column(findings: Findings, name: str, measure: Measure) -> Made:
         on = f" on {measure.n:,} documents" if measure.n else ""
         title = f"{label}{on}{', in percent' if measure.kind == 'share' else ''}; {better}"
     unit = f"{'%, ' if measure.kind == 'share' else ''}{'higher' if measure.higher else 'lower'} is better"
-    return Made(
+    return ResultColumn(
         label, measure.kind, unit, title, cell=lambda result: JudgedCell.of(result.measures.get(name)), measure=name
     )
 
 
-def _healing_column(label: str, kind: str, value: Callable[[StepRecord], Any], title: str, unit: str = "") -> Made:
+def _healing_column(
+    label: str, kind: str, value: Callable[[StepRecord], Any], title: str, unit: str = ""
+) -> ResultColumn:
     """A column of rows that are about results, with what a healed one's healing gave."""
 
     def cell(result: Result) -> JudgedCell:
         step = result.step("heal") if result.role == HEALED else None
         return step_cell(value(step), kind, step) if step else EMPTY
 
-    return Made(label, kind, unit, title, cell=cell)
+    return ResultColumn(label, kind, unit, title, cell=cell)
 
 
 def step_cell(value: Any, kind: str, step: StepRecord | None) -> JudgedCell:
@@ -111,7 +113,7 @@ def _free_text(result: Result) -> JudgedCell:
     return step_cell(words if collapse else None, "text", step)
 
 
-REMOVED = Made("layers removed", "text", title="numbered from 0 in the unpruned model", cell=_removed)
+REMOVED = ResultColumn("layers removed", "text", title="numbered from 0 in the unpruned model", cell=_removed)
 TRAINABLE = _healing_column(
     "trained", "parameters", lambda step: step.result.get("trainable_parameters"), "parameters that healing trains"
 )
@@ -122,11 +124,11 @@ HELD_OUT = _healing_column(
     "lowest loss on samples that were not trained on, nats per token",
     "nats, lower is better",
 )
-HEAL_TIME = Made("time", "seconds", title="time that healing took", cell=_heal_time)
+HEAL_TIME = ResultColumn("time", "seconds", title="time that healing took", cell=_heal_time)
 HEAL_MEMORY = _healing_column(
     "memory", "bytes", lambda step: step.result.get("peak_rss_bytes"), "most memory the process held while it healed"
 )
-MAKE_TIME = Made(
+MAKE_TIME = ResultColumn(
     "time to make", "seconds", title="scoring, pruning and healing; evaluation is not counted", cell=_make_time
 )
-FREE_TEXT = Made("free text", "text", title="collapsed: loops, few words or silence", cell=_free_text)
+FREE_TEXT = ResultColumn("free text", "text", title="collapsed: loops, few words or silence", cell=_free_text)

@@ -62,7 +62,7 @@ def gap(change: Difference, kind: str) -> str:
 
 
 @dataclass(frozen=True)
-class Made(Column):
+class ResultColumn(Column):
     """A column that makes the cells below it from what the rows are about: results or steps.
 
     measure: the column of the measures that it shows, whose numbers are judged against each other. compares: where the cell

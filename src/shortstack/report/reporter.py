@@ -17,7 +17,7 @@ from shortstack.machine.typed import typed
 from shortstack.report.findings import Findings
 from shortstack.report.page import FIRST_LINE, render
 from shortstack.report.summary import lead, opening
-from shortstack.report.tables.catalogue import all_tables
+from shortstack.report.tables import all_tables
 from shortstack.runs import Runs
 from shortstack.runs.records import StepRecord, TrialRecord, last_line, read
 

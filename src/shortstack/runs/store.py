@@ -12,7 +12,7 @@ import shutil
 import sqlite3
 import tempfile
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -201,13 +201,6 @@ class Store:
             )
             kept = self.connection.execute(TRIALS + "WHERE id = ?", (trial,)).fetchone()
             self.connection.execute("INSERT OR REPLACE INTO seals VALUES(?, ?)", (trial, _seal(kept, TRIAL_SEALED)))
-
-    def keep_trials(self, ids: Set[str]) -> None:
-        """Remove the trials that are not among these; what their steps gave stays, for others to use."""
-        gone = [(row["id"],) for row in self.trials() if row["id"] not in ids]
-        with self.connection:
-            self.connection.executemany("DELETE FROM trials WHERE id = ?", gone)
-            self.connection.executemany("DELETE FROM trial_steps WHERE trial = ?", gone)
 
     def trials(self) -> list[dict[str, Any]]:
         """The trials in order, with the data of their settings."""

@@ -1,7 +1,6 @@
 from . import gradients as gradients
 from . import measurement as measurement
 from . import metrics as metrics
-from . import orders as orders
 from . import scorer as scorer
 from . import scores as scores
 from .depths import DepthCurve as DepthCurve

@@ -10,7 +10,7 @@ from shortstack.charts.drawing import HEIGHT
 from shortstack.charts.picture import Named, Panel, Picture, short
 from shortstack.charts.rows import Bars, bars, bars_height, heat_map, map_height, square, square_height
 from shortstack.machine.formats import number
-from shortstack.scoring.orders import agreement, removal_order
+from shortstack.scoring.metrics import agreement, removal_order
 
 Values = Mapping[str, Sequence[float]]
 Tokens = Mapping[str, Any] | None

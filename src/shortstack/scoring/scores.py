@@ -16,7 +16,7 @@ from shortstack.machine.formats import show_layers, shown
 from shortstack.machine.numbers import perplexity
 from shortstack.machine.tables import Cell, Column, Table, Tabled
 from shortstack.machine.typed import typed
-from shortstack.scoring.orders import removal_order
+from shortstack.scoring.metrics import removal_order
 
 if TYPE_CHECKING:
     from shortstack.charts import Picture

@@ -1,5 +1,7 @@
 """How much of the minutes a stage of shrink may take: one measured rate, one small table, and what is left by the clock.
 
+A run notes the seconds it has used in its folder, so that a killed one goes on with the rest.
+
 >>> amounts_for(300.0, Amounts(), rate=2000.0, layers=30).windows
 8
 >>> amounts_for(60.0, Amounts(), rate=2000.0, layers=30).less(Amounts(judged=11, documents=20))[0]
@@ -8,16 +10,23 @@
 
 from __future__ import annotations
 
+import json
+import math
 from dataclasses import dataclass, fields, replace
+from pathlib import Path
 from typing import NamedTuple
 
 from shortstack.data.mixture import MIX, READ
 from shortstack.errors import InputError
 from shortstack.evaluation import EvaluationText
 from shortstack.machine.clock import Clock
+from shortstack.machine.files import save_json
 from shortstack.machine.formats import duration
+from shortstack.machine.progress import Progress
 from shortstack.planning.layer_sets import FINALISTS
 
+STAGE = "shrink"
+EVERY = 2.0  # seconds between two notes of what is used
 CHOOSING = 0.35  # of the minutes, for choosing layers and repairing the cut
 WRITING = 0.15  # of the minutes, for text that the model writes itself to choose and repair on
 MEASURING = 0.03  # of the minutes, for each of texts, probes and tasks of one model
@@ -112,3 +121,34 @@ def check_minutes(clock: Clock, rate: float, layers: int) -> None:
         expected = f"at least {duration(least)}, which loading the model and choosing layers take here"
         fix = f"allow {-(-int(2 * least) // 60)} minutes"
         raise InputError(duration(clock.seconds), expected=expected, fix=fix, option="minutes")
+
+
+class ClockProgress:
+    """One line: the seconds used of all, and what is being done."""
+
+    def __init__(self, told: Progress, clock: Clock, file: Path) -> None:
+        self.told, self.clock, self.file, self.noted = told, clock, file, 0.0
+
+    def __call__(self, stage: str, done: int, total: int, /, *, note: str = "") -> None:
+        used = self.clock.used
+        far = f", {done / total:.0%}" if total > 1 else ""
+        self.told(STAGE, round(used), self._all(used), note=f"{stage}{far}{f', {note}' if note else ''}")
+        if used - self.noted > EVERY:
+            self.keep()
+
+    def keep(self) -> None:
+        self.noted = self.clock.used
+        save_json(self.file, {"used": self.noted})
+
+    def end(self) -> None:
+        used = max(1, round(self.clock.used))
+        self.told(STAGE, used, used)
+
+    def _all(self, used: float) -> int:
+        return max(math.ceil(self.clock.seconds), round(used) + 1)
+
+
+def clock_of(seconds: float, file: Path, *, before: float) -> Clock:
+    """The clock of a run, which goes on where it was left. before: seconds of this call that have passed."""
+    used = json.loads(file.read_text(encoding="utf-8"))["used"] if file.exists() else 0.0
+    return Clock(seconds, used=used + before)

@@ -24,7 +24,6 @@ from shortstack.data.mixture import parse_sources, text_digest
 from shortstack.data.tokens import JUDGING
 from shortstack.decoder import calibration_tokens, text_in_time
 from shortstack.decoder.requirements import writing_requirements
-from shortstack.decoder.speed import forward_speed
 from shortstack.decoder.wrapping import arithmetic
 from shortstack.errors import ShortstackError
 from shortstack.evaluation import EvaluationText, GenerationChecks, Tasks, evaluate
@@ -40,6 +39,7 @@ from shortstack.machine.options import changed_options
 from shortstack.machine.progress import Progress, in_notebooks, silent
 from shortstack.machine.typed import typed
 from shortstack.planning import Plan, choose
+from shortstack.profiling.speed import forward_speed
 from shortstack.pruning import prune
 from shortstack.repairing import repair
 from shortstack.repairing.repairer import check_repair
@@ -48,10 +48,9 @@ from shortstack.scoring import score
 from shortstack.shrinking import reference
 from shortstack.shrinking.card import RECIPE, dress
 from shortstack.shrinking.checks import check_shrink, disk_bytes, in_words_of_shrink
-from shortstack.shrinking.clock import LEVELS, WRITING, Amounts, amounts_for, check_minutes
+from shortstack.shrinking.clock import LEVELS, WRITING, Amounts, ClockProgress, amounts_for, check_minutes, clock_of
 from shortstack.shrinking.options import ShrinkOptions
-from shortstack.shrinking.progress import ClockProgress, clock_of
-from shortstack.shrinking.result import Made, Measured, Shrunk, Unpruned
+from shortstack.shrinking.result import Candidate, Measured, Shrunk, Unpruned
 from shortstack.shrinking.retention import TRIALS, Tried, first_amount, kept, largest, least, next_amount
 from shortstack.shrinking.route import Route
 from shortstack.shrinking.stages import Stages, loaded, save
@@ -298,7 +297,7 @@ class Line:
         known = {"of": checkpoint.identity, "texts": texts, "tasks": repr(tasks), "items": items}
         return self.stages.result("measured", Measured, measure, **known)
 
-    def made(self, route: Route, until: Clock) -> Made:
+    def made(self, route: Route, until: Clock) -> Candidate:
         """One cut: chosen, repaired, healed, measured and held against the unpruned model."""
         until_healed = until.reserving(SLOWER * self.unpruned.measured.seconds + CONCLUDING)
         plan = None if route.turns else self.chosen(route)
@@ -317,7 +316,7 @@ class Line:
         repaired = None if route.turns else pruned.record.get("repair") or {}
         found = next(iter(measured.evaluation.perplexity.values()))
         tails = reference.tails(curve, found) if curve else None
-        return Made(made, plan, repaired, healing, measured, speed, tails, (*left_out, *measured.left_out))
+        return Candidate(made, plan, repaired, healing, measured, speed, tails, (*left_out, *measured.left_out))
 
     def chosen(self, route: Route) -> Plan:
         """The layers that go."""
@@ -393,7 +392,7 @@ class Line:
         found = self.stages.result("tails", TailsRecord, curve, **known)
         return found, self.stages.result("speed", reference.Speed, timed, **known)
 
-    def concluded(self, out: Path, route: Route, made: Made, tried: tuple[Tried, ...]) -> Shrunk:
+    def concluded(self, out: Path, route: Route, made: Candidate, tried: tuple[Tried, ...]) -> Shrunk:
         """What is said of a cut."""
         unpruned, last = self.unpruned, made.measured.evaluation
         said = verdict(unpruned.measured.evaluation, last)
@@ -418,7 +417,7 @@ class Line:
             _command(self.source.source, self.options, out),
         )
 
-    def settings(self, route: Route, made: Made) -> dict[str, Any]:
+    def settings(self, route: Route, made: Candidate) -> dict[str, Any]:
         """How it was made, as a trial's settings."""
         heal = made.checkpoint.record["healing"] if made.healing else None
         text = asdict(self.calibration_text(self.amounts))
@@ -433,9 +432,9 @@ class Line:
             "seed": self.compute.seed,
         }
 
-    def keeping(self, share: float) -> tuple[Made, tuple[Tried, ...]]:
+    def keeping(self, share: float) -> tuple[Candidate, tuple[Tried, ...]]:
         """The largest of at most TRIALS cuts that keeps a share of every measure; as many as there is time for."""
-        tried: dict[int, tuple[Tried, Made]] = {}
+        tried: dict[int, tuple[Tried, Candidate]] = {}
         for amount, until in self._amounts_tried(share, tried):
             made = self.made(self.route.dropping(str(amount)), until)
             measure, found = least(kept(self.unpruned.measured.evaluation, made.measured.evaluation))
@@ -469,7 +468,7 @@ class Line:
         text = self.options.text, self.options.length, text_digest(self.options.text)
         return first_amount(self.stages.result("costs", Costs, costs, text=text).values, share)
 
-    def _nothing_keeps(self, tried: Mapping[int, tuple[Tried, Made]]) -> ShortstackError:
+    def _nothing_keeps(self, tried: Mapping[int, tuple[Tried, Candidate]]) -> ShortstackError:
         fewest = tried[min(tried)][0]
         return ShortstackError(
             fewest,

@@ -38,7 +38,7 @@ class Unpruned:
 
 
 @dataclass(frozen=True)
-class Made:
+class Candidate:
     """A cut, and what was made of it. pruned, repair: None where cuts and healing took turns; healing: None where it was not
     healed. left_out: what there was less of than was wanted, in words.
     """

@@ -9,8 +9,8 @@ import yaml
 
 from shortstack.errors import InputError
 from shortstack.healing import Healing, HealingTask, Turns
-from shortstack.healing.options import task_of
 from shortstack.healing.recipes import ON_TEXT, PLANNED, Recipe, read_recipe
+from shortstack.healing.task import task_of
 from shortstack.planning import Choice
 from shortstack.shrinking.clock import Amounts
 from shortstack.shrinking.options import GOALS, ShrinkOptions

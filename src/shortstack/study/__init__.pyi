@@ -1,6 +1,5 @@
 from . import grid as grid
 from . import progress as progress
-from . import run_options as run_options
 from . import runner as runner
 from . import step_counts as step_counts
 from . import workers as workers

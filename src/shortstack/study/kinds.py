@@ -15,7 +15,7 @@ from shortstack.checkpoint import Checkpoint
 from shortstack.checkpoint.record import skipped_layers
 from shortstack.data import CalibrationText, Tokens
 from shortstack.data.tokens import JUDGING
-from shortstack.healing.options import option_defaults, task_of
+from shortstack.healing.task import option_defaults, task_of
 from shortstack.machine.device import Compute
 from shortstack.machine.files import scratch_beside
 from shortstack.machine.formats import option_words, show_layers

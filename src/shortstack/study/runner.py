@@ -30,12 +30,11 @@ from shortstack.runs.folder import Folder
 from shortstack.runs.step_progress import PACE, read_progress
 from shortstack.study.graph import Graph, Paths, sources, texts
 from shortstack.study.grid import Resources, Study, in_file, read_study
-from shortstack.study.run_options import KEEPS
 from shortstack.study.same_study import check_outside, check_place, check_same
 from shortstack.study.steps import Contents, Job, Step, perform
 from shortstack.study.trial import Trial
 from shortstack.study.words import check_text, command_line, expanded, open_model, text_digest
-from shortstack.study.workers import Launch, Needs, local
+from shortstack.study.workers import KEEPS, Launch, Needs, local
 
 
 @dataclass(frozen=True, repr=False)
@@ -78,15 +77,13 @@ def run_study(
     launcher: Callable[[], AbstractContextManager[Launch]] = local,
     artefacts: str | None = None,
     keep: str = "best",
-    replaced: bool = False,
     progress: Progress = in_notebooks,
 ) -> StudyOutcome:
     """Run what is not done yet of the study in a YAML file; everything it gives lies in the folder `out`.
 
     launcher: functools.partial(local, 4) or functools.partial(ray, "auto"). artefacts: a URL for the steps' folders, where
     workers see no common folder. keep: which weights stay once nothing needs them: those of the lowest held-out loss for
-    each model and drop, all, or none. replaced: this study takes the place of another one in `out`, whose trials go;
-    finished steps that both have are not run again.
+    each model and drop, all, or none.
 
     Raises:
         InputError: the file is wrong, a model, text, task or device is not there, a model has too few layers for a trial,
@@ -102,8 +99,7 @@ def run_study(
             check_text(source)
     check_outside(folder)
     with folder.held(), Store.open(folder) as store:
-        if not replaced:
-            check_same(folder, study, store)
+        check_same(folder, study, store)
         check_place(folder, store)
         models = _models(study, progress)
         with in_file(path):
@@ -114,7 +110,6 @@ def run_study(
             shutil.copy(path, partial)
         store.forget_running()
         folder.clear_partial()
-        store.keep_trials({trial.id for trial in study.trials})
         with launcher() as launch:
             if launch.here:
                 with in_file(path, "compute"):

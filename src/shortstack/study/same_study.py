@@ -15,10 +15,6 @@ from shortstack.runs.folder import Folder
 from shortstack.study.grid import Study
 
 
-class OtherStudyError(InputError):
-    """A folder is of another study."""
-
-
 def check_same(folder: Folder, study: Study, store: Store) -> None:
     """Refuse a folder of another study, unless this one only adds trials to it.
 
@@ -66,6 +62,6 @@ def check_place(folder: Folder, store: Store) -> None:
         Remote(folder.url).check()
 
 
-def _another(folder: Folder, expected: str, found: str) -> OtherStudyError:
+def _another(folder: Folder, expected: str, found: str) -> InputError:
     fix = "name another output; trials can be added, not changed"
-    return OtherStudyError(found, expected=f"{expected}, as in {folder.study}", fix=fix, where=folder.root)
+    return InputError(found, expected=f"{expected}, as in {folder.study}", fix=fix, where=folder.root)

@@ -13,8 +13,8 @@ from pydantic import Field
 
 from shortstack.data import CalibrationText
 from shortstack.errors import InputError, PlanError
-from shortstack.healing.options import option_defaults, task_of
 from shortstack.healing.recipes import read_recipe
+from shortstack.healing.task import option_defaults, task_of
 from shortstack.machine.yamlfile import part_of
 from shortstack.planning import STRATEGIES, Choice
 from shortstack.planning.layer_sets import check_choice, check_pace, check_removal, parse_drop, parse_layers

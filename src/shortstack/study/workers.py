@@ -5,6 +5,7 @@ Both give a Launch; placement and the retry of what a lost worker was doing are 
 
 from __future__ import annotations
 
+import functools
 import multiprocessing
 import os
 import socket
@@ -12,15 +13,16 @@ import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from multiprocessing.connection import wait
 from typing import Any
 
 from shortstack.errors import InputError
-from shortstack.machine.options import check_installed
+from shortstack.machine.options import check_installed, check_options, option
 from shortstack.machine.progress import hush_kernels
 
+KEEPS = ("best", "all", "none")
 RETRIES = 3  # of a task whose worker or node is lost
 
 
@@ -166,3 +168,28 @@ def _reach(address: str) -> None:
     host, colon, port = address.removeprefix("ray://").rpartition(":")
     if colon and port.isdecimal():
         socket.create_connection((host, int(port)), timeout=10).close()
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """Where the steps of a study run, and what stays of them."""
+
+    workers: int | None = option(
+        None, help="Steps to run at once. Default: 1, or the CPUs of the Ray cluster.", minimum=1
+    )
+    ray: str | None = option(None, help="Run steps on this Ray cluster: an address, auto, or local.")
+    artefacts: str | None = option(
+        None, help="URL for what steps write, such as s3://bucket/runs, if machines share no folder."
+    )
+    keep: str = option("best", help="Which weights to keep once nothing needs them.", choices=KEEPS)
+    dry_run: bool = option(False, help="Run every check, and list the steps and the disk they need.")
+
+    def __post_init__(self) -> None:
+        check_options(self)
+
+    @property
+    def launcher(self) -> Callable[[], AbstractContextManager[Launch]]:
+        """What runs the steps."""
+        if self.ray:
+            return functools.partial(ray, self.ray, self.workers)
+        return functools.partial(local, self.workers or 1)

@@ -10,7 +10,7 @@ from shortstack.report.columns import HEAL_MEMORY, HEAL_TIME, HELD_OUT, MAKE_TIM
 from shortstack.report.columns import all_columns as every
 from shortstack.report.columns import short_columns as short
 from shortstack.report.findings import HEALING, Findings, MatchedGroup, matched_groups
-from shortstack.report.judged import JudgedCell, Made, ResultRow
+from shortstack.report.judged import JudgedCell, ResultColumn, ResultRow
 from shortstack.report.tables.rows import judged_rows, result_row
 
 BEFORE = "pruned, not healed"
@@ -27,8 +27,8 @@ class FactorTable:
     factor: str
     key: str
     title: str
-    measures: Callable[[Findings], list[Made]]
-    extras: tuple[Made, ...]
+    measures: Callable[[Findings], list[ResultColumn]]
+    extras: tuple[ResultColumn, ...]
 
     def __call__(self, findings: Findings) -> Table | None:
         groups = matched_groups(findings, self.factor)
@@ -41,7 +41,7 @@ class FactorTable:
         return Table(self.title, (Column(heading, "text"), *columns), blocks, caption, key=self.key)
 
 
-def _rows(group: MatchedGroup, columns: Sequence[Made]) -> list[ResultRow]:
+def _rows(group: MatchedGroup, columns: Sequence[ResultColumn]) -> list[ResultRow]:
     rows = judged_rows(group.results, group.base, columns, group.level)
     if group.unhealed:
         row = result_row(BEFORE, group.unhealed, columns)

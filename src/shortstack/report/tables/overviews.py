@@ -11,7 +11,7 @@ from shortstack.machine.numbers import perplexity
 from shortstack.machine.tables import Block, Column, Table
 from shortstack.report.columns import FREE_TEXT, MAKE_TIME, measured_columns, short_columns, step_cell
 from shortstack.report.findings import Findings
-from shortstack.report.judged import JudgedCell, Made
+from shortstack.report.judged import JudgedCell, ResultColumn
 from shortstack.report.results import BASE, Result
 from shortstack.report.tables.rows import UNPRUNED, judged_rows, row_of
 from shortstack.runs.records import StepRecord
@@ -72,7 +72,9 @@ def probes(findings: Findings) -> Table | None:
     return Table("Can it still write", (SETTING, *columns), _by_model(findings, columns), caption, key="probes")
 
 
-def _by_model(findings: Findings, columns: Sequence[Made], without: Collection[str] = ("model",)) -> tuple[Block, ...]:
+def _by_model(
+    findings: Findings, columns: Sequence[ResultColumn], without: Collection[str] = ("model",)
+) -> tuple[Block, ...]:
     """A block for each model, its settings beside the unpruned one."""
     blocks = []
     for model, mine in findings.by_model.items():
@@ -173,10 +175,10 @@ def every_setting(findings: Findings) -> Table | None:
     """A row for each setting, to sort and filter; the unpruned models first."""
     if not findings.results:
         return None
-    columns: tuple[Made, ...] = (
+    columns: tuple[ResultColumn, ...] = (
         *short_columns(findings),
-        Made("removed", "count", title="number of layers removed", cell=_removed_count),
-        Made("weights", "bytes", cell=_stored_bytes),
+        ResultColumn("removed", "count", title="number of layers removed", cell=_removed_count),
+        ResultColumn("weights", "bytes", cell=_stored_bytes),
         MAKE_TIME,
         *(_level_column(name) for name in findings.levels),
     )
@@ -196,9 +198,9 @@ def _stored_bytes(result: Result) -> JudgedCell:
     return step_cell(stored, "bytes", result.step("plan", "prune"))
 
 
-def _level_column(factor: str) -> Made:
+def _level_column(factor: str) -> ResultColumn:
     def cell(result: Result) -> JudgedCell:
         level = result.factors.get(factor)
         return JudgedCell(None if level in ("", "none") else level, "text")
 
-    return Made(factor, "text", cell=cell)
+    return ResultColumn(factor, "text", cell=cell)

@@ -8,7 +8,7 @@ from typing import Any
 
 from shortstack.machine.tables import Column
 from shortstack.report.columns import step_cell
-from shortstack.report.judged import EMPTY, JudgedCell, Made, ResultRow
+from shortstack.report.judged import EMPTY, JudgedCell, ResultColumn, ResultRow
 from shortstack.report.results import Result
 from shortstack.report.significance import Judgement, judge
 from shortstack.runs.records import StepRecord
@@ -28,7 +28,7 @@ def row_of(
 
 
 def result_row(
-    label: str, result: Result, columns: Sequence[Made], judged: Mapping[str, Judgement] | None = None
+    label: str, result: Result, columns: Sequence[ResultColumn], judged: Mapping[str, Judgement] | None = None
 ) -> ResultRow:
     """The row of a result, its label saying how many seeds it is the mean of, if more than one."""
     cells = [_cell(column, result, (judged or {}).get(column.measure, Judgement())) for column in columns]
@@ -36,7 +36,7 @@ def result_row(
     return ResultRow((JudgedCell(label + seeds, "text"), *cells), factors=result.factors, trials=result.numbers)
 
 
-def _cell(column: Made, result: Result, judgement: Judgement) -> JudgedCell:
+def _cell(column: ResultColumn, result: Result, judgement: Judgement) -> JudgedCell:
     if column.compares is None:
         return replace(column.cell(result), judgement=judgement)
     return (
@@ -47,7 +47,7 @@ def _cell(column: Made, result: Result, judgement: Judgement) -> JudgedCell:
 
 
 def judged_rows(
-    results: Sequence[Result], base: Result | None, columns: Sequence[Made], label: Callable[[Result], str]
+    results: Sequence[Result], base: Result | None, columns: Sequence[ResultColumn], label: Callable[[Result], str]
 ) -> list[ResultRow]:
     """The rows of a block, the unpruned model's first, each number judged against it and against the best."""
     names = [column.measure for column in columns if column.measure]
@@ -56,7 +56,7 @@ def judged_rows(
     return [*([base_row(base, columns)] if base else []), *rows]
 
 
-def base_row(base: Result, columns: Sequence[Made]) -> ResultRow:
+def base_row(base: Result, columns: Sequence[ResultColumn]) -> ResultRow:
     """The row of an unpruned model, which is no trial's own."""
     return row_of(
         UNPRUNED, (column.cell(base) for column in columns), columns, factors={"model": base.model}, base=True

@@ -9,7 +9,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from shortstack.checkpoint.disk_errors import disk_errors
+from shortstack.machine.files import disk_errors
 from zoo import tokenizer
 
 FULL = Path("/dev/full")
@@ -33,7 +33,7 @@ def test_a_full_disk_is_said_as_one(write):
 @pytest.mark.parametrize(("free", "number"), [(1 << 20, errno.ENOSPC), (1 << 30, errno.EIO)])
 def test_of_torch_which_does_not_say_why_the_room_decides(free, number, monkeypatch):
     usage = type("usage", (), {"free": free})
-    monkeypatch.setattr("shortstack.checkpoint.disk_errors.shutil.disk_usage", lambda _path: usage)
+    monkeypatch.setattr("shortstack.machine.files.shutil.disk_usage", lambda _path: usage)
     with pytest.raises(OSError, match=os.strerror(number)), disk_errors(FULL):
         torch.save({"a": torch.zeros(100_000)}, FULL)
 
