@@ -161,11 +161,9 @@ def test_they_stand_in_the_help_and_in_the_listings(place):
         assert f"toy-{what}" in names
 
 
-def test_they_stand_in_the_tables_of_the_pages(place):
+def test_they_stand_in_the_tables_of_a_page(place):
     python(place, "tests/doc_tables.py")
-    heal, plan, listings = ((place / "docs" / f"{page}.md").read_text() for page in ("heal", "plan", "ls"))
-    assert "| `--toy-share` | 0.5 | A toy share. |" in heal
-    assert "toy-strategy" in plan
+    listings = (place / "docs" / "ls.md").read_text()
     assert all(f"| `toy-{what}` |" in listings for what in ("metric", "strategy", "method"))
 
 

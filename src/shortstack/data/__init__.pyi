@@ -1,4 +1,5 @@
 from . import examples as examples
+from . import in_context as in_context
 from . import mixture as mixture
 from . import questions as questions
 from . import sources as sources
