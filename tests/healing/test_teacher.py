@@ -7,6 +7,7 @@ from learning import EXAMPLES, learning
 from plans import plan
 from shortstack.checkpoint import Checkpoint
 from shortstack.cli.console import show_result
+from shortstack.data import read_examples
 from shortstack.decoder import Decoder
 from shortstack.decoder.losses import Distillation, likeliest
 from shortstack.errors import CheckpointError, InputError
@@ -158,7 +159,27 @@ def test_learning_from_a_teacher_brings_the_model_closer_to_it(tmp_path, capsys)
     held_out = dict(result.history.held_out)
     assert held_out[result.history.best] < 0.9 * held_out[0]
     show_result(result)
-    assert "held-out distance from the teacher" in " ".join(capsys.readouterr().out.split())
+    said = " ".join(capsys.readouterr().out.split())
+    assert "held-out distance from the teacher" in said
+    examples = read_examples("pydoc", teacher.tokenizer(), max_length=32, most=64)[:3]  # one in twenty is held out
+    before, after = (greedy_share(each, teacher, examples) for each in (pruned, Checkpoint.open(tmp_path / "healed")))
+    assert result.greedy_kept == pytest.approx((before, after), abs=0.04)  # where there is bf16 a few tokens tie
+    before, after = result.greedy_kept
+    assert before < after
+    assert f"likeliest token {after:.1%} of the time; before, {before:.1%}." in said
+    assert result.to_dict()["greedy_kept"] == result.greedy_kept
+
+
+def greedy_share(model, teacher, examples):
+    """How many of the teacher's likeliest next tokens are the model's, by plain transformers, each sample alone."""
+    ours, theirs = (each.model(dtype=torch.float32) for each in (model, teacher))
+    same = []
+    for example in examples:
+        ids = torch.tensor([example.ids])
+        with torch.no_grad():
+            found, wanted = (each(input_ids=ids).logits[0, :-1].argmax(-1) for each in (ours, theirs))
+        same += (found == wanted)[torch.tensor(example.learn[1:])].tolist()
+    return sum(same) / len(same)
 
 
 def test_a_teacher_may_be_named_or_loaded(tmp_path):

@@ -1,6 +1,7 @@
 """Texts, tokens, training examples and multiple-choice questions, from files, the standard library or the hub.
 
-A data source is one function in `sources`, or in `in_context` where a seeded program writes it. Nothing here computes with a model.
+A data source is one function in `sources`, or in `in_context` where a seeded program writes it. Nothing here computes
+with a model.
 """
 
 from lazy_loader import attach_stub

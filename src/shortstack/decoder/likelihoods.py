@@ -23,7 +23,7 @@ from torch import Tensor
 from shortstack.data.questions import Request, TokenizedQuestion
 from shortstack.decoder.batching import by_length, padded
 from shortstack.decoder.decoder import UNPRUNED, Decoder, SkippedLayers
-from shortstack.decoder.losses import chunks, pieces
+from shortstack.decoder.losses import chunks, greedy_tokens, pieces
 from shortstack.machine.numbers import in_float64, share_stderr
 from shortstack.machine.progress import Progress, paced, silent
 
@@ -102,8 +102,7 @@ def greedy_endings(
     found: dict[int, list[int]] = {}
     progress = paced(progress, sum(len(request.ids) for request in requests))
     for places, states in _passed(decoder, requests):
-        logits = (decoder.token_logits(some) for some in states.split(decoder.chunk_rows(states)))
-        tokens = torch.cat([each.argmax(-1) for each in logits]).cpu()
+        tokens = greedy_tokens(decoder, states).cpu()
         for place, ending in zip(places, tokens.split([len(requests[place].ending) for place in places]), strict=True):
             found[place] = ending.tolist()
         progress(stage, len(found), len(requests))

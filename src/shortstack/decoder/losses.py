@@ -159,6 +159,12 @@ class Distillation:
         return total * self.temperature**2, slopes * self.temperature
 
 
+@torch.no_grad()
+def greedy_tokens(decoder: Decoder, states: Tensor) -> Tensor:
+    """The likeliest next token after each of the states [tokens, width]: [tokens]."""
+    return torch.cat([decoder.token_logits(some).argmax(-1) for some in states.split(decoder.chunk_rows(states))])
+
+
 def likeliest(logits: Tensor, count: int, temperature: float) -> tuple[Tensor, Tensor]:
     """Ids and log probabilities at a temperature, [tokens, count], of the likeliest tokens given logits."""
     top = [((some.float() / temperature).log_softmax(-1)).topk(count, dim=-1) for (some,) in split_pieces(logits)]

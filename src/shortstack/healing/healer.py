@@ -90,8 +90,17 @@ class Healing(Tabled):
         course = f"held-out {kind} {shown((held_out[0], min(held_out)), 'loss')}"
         return Table.of(f"{self.output} by {self.method}: {course}", ("healed", ""), rows, notes=[*self._notes()])
 
+    @property
+    def greedy_kept(self) -> tuple[float, float] | None:
+        """Share of the teacher's likeliest tokens on held-out samples that were the model's before healing, and are now."""
+        kept = dict(self.history.greedy)
+        return (kept[0], kept[self.history.best]) if kept else None
+
     def _notes(self) -> Iterator[str]:
         history = self.history
+        if self.greedy_kept:
+            before, now = (f"{share:.1%}" for share in self.greedy_kept)
+            yield f"On held-out samples it picks the unpruned model's likeliest token {now} of the time; before, {before}."
         if not history.best:
             yield "No held-out loss was lower than the one before training: the weights are as they were."
         elif history.best < history.steps:
@@ -122,6 +131,7 @@ class Healing(Tabled):
                 "held_out": min(loss for _, loss in held_out),
                 "held_out_before": held_out[0][1],
             },
+            "greedy_kept": self.greedy_kept,
             "steps": self.history.steps,
             "best_step": self.history.best,
             "skipped_steps": self.history.skipped,

@@ -12,7 +12,7 @@ from shortstack.checkpoint import Checkpoint
 from shortstack.checkpoint.weights import exact_weights
 from shortstack.data import Example
 from shortstack.decoder import Decoder, batching
-from shortstack.decoder.losses import Criterion, CrossEntropy, Distillation, chunked_loss
+from shortstack.decoder.losses import Criterion, CrossEntropy, Distillation, chunked_loss, greedy_tokens
 from shortstack.healing.batches import IGNORED
 from shortstack.healing.schedule import Objective
 
@@ -87,7 +87,10 @@ class Learner(nn.Module):
         teacher_hidden: Tensor | None = None,
         num_items_in_batch: Tensor | int = 1,
     ) -> dict[str, Tensor]:
-        """hidden: [batch, length, width], what enters the first layer; the teacher's are of tokens that count only."""
+        """hidden: [batch, length, width], what enters the first layer; the teacher's are of tokens that count only.
+
+        With a teacher and out of training, `greedy` is how many of the teacher's likeliest tokens are the learner's, too.
+        """
         decoder, wanted = self.decoder, labels[:, 1:] != IGNORED
         if hidden is not None and not torch.is_autocast_enabled(hidden.device.type):
             hidden = hidden.float()
@@ -101,7 +104,10 @@ class Learner(nn.Module):
             theirs = teacher_hidden.float()
             distance = (states.float() - theirs).square().sum(-1) / theirs.square().sum(-1)
             loss = loss + self.objective.hidden_weight * distance.sum()
-        return {"loss": loss / num_items_in_batch}
+        found = {"loss": loss / num_items_in_batch}
+        if teacher_tokens is not None and not self.training:
+            found["greedy"] = (greedy_tokens(decoder, states) == teacher_tokens[:, 0]).sum()
+        return found
 
     @property
     def trainable_parameters(self) -> int:

@@ -13,6 +13,7 @@ import math
 import os
 import shutil
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field, replace
@@ -53,13 +54,15 @@ ENDLESS = 10**9  # steps, where the clock says when to end
 class History:
     """The course of a training.
 
-    losses: (step, mean loss since the last entry). held_out: (step, loss per token), step 0 before training. best: the
-    step whose weights the module has in the end. skipped: steps left out, since non-finite gradient. stopped:
-    why training ended early, if it did. tokens_per_s: of training, without held-out losses.
+    losses: (step, mean loss since the last entry). held_out: (step, loss per token), step 0 before training. greedy: (step,
+    share of the teacher's likeliest tokens that are the model's, too), where it learns from a teacher. best: the step whose
+    weights the module has in the end. skipped: steps left out, since non-finite gradient. stopped: why training ended early,
+    if it did. tokens_per_s: of training, without held-out losses.
     """
 
     losses: tuple[tuple[int, float], ...]
     held_out: tuple[tuple[int, float], ...] = ()
+    greedy: tuple[tuple[int, float], ...] = ()
     steps: int = 0
     best: int = 0
     skipped: int = 0
@@ -251,8 +254,9 @@ class _Run(TrainerCallback):  # type: ignore[misc]  # transformers is untyped he
         set_model_state_dict(self.loop.model_wrapped, weights, options=_whole_weights())
         seconds = time.perf_counter() - self.began - self.evaluating
         return History(
-            tuple((entry["step"], entry["loss"]) for entry in state.log_history if "loss" in entry),
+            self._logged("loss"),
             tuple(held_out),
+            self._logged("eval_greedy"),
             state.global_step,
             best,
             sum("left_out" in entry for entry in state.log_history),
@@ -260,6 +264,9 @@ class _Run(TrainerCallback):  # type: ignore[misc]  # transformers is untyped he
             self.samples.handed[-1] / seconds if state.global_step else 0.0,
             self.followed.to_dict(),
         )
+
+    def _logged(self, name: str) -> tuple[tuple[int, float], ...]:
+        return tuple((entry["step"], entry[name]) for entry in self.loop.state.log_history if name in entry)
 
     def on_train_begin(self, _args: Any, state: Any, *_rest: Any, **_options: Any) -> None:
         self.first_step = state.global_step
@@ -399,7 +406,7 @@ class _Loop(Trainer):  # type: ignore[misc]
     def evaluate(self, *_args: Any, **_options: Any) -> dict[str, float]:
         started = time.perf_counter()
         with self.run.pacing.evaluating() if self.run.pacing else nullcontext():
-            metrics = {"eval_loss": self._held_out_loss()}
+            metrics = self._held_out()
             self.log(dict(metrics))
             self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
             self.run.keep_if_best(metrics["eval_loss"])
@@ -407,19 +414,21 @@ class _Loop(Trainer):  # type: ignore[misc]
         return metrics
 
     @torch.no_grad()
-    def _held_out_loss(self) -> float:
-        """Mean over tokens. Every process takes all of it: it is small, and so no sample counts twice."""
+    def _held_out(self) -> dict[str, float]:
+        """Means over tokens. Every process takes all of them: they are few, and so no sample counts twice."""
         self.model_wrapped.eval()
-        samples, total, count, self.held_out_tokens = self.run.data.held_out, 0.0, 0, 0
+        samples, count, self.held_out_tokens = self.run.data.held_out, 0, 0
+        sums: Counter[str] = Counter()
         for start in range(0, len(samples), self.run.schedule.per_device_train_batch_size):
             batch = self._prepare_inputs(
                 self.run.data.collate(list(samples[start : start + self.run.schedule.per_device_train_batch_size]))
             )
             with self.run.interruption.passing():
-                total += float(self.model_wrapped(**batch, num_items_in_batch=1)["loss"])
+                found = self.model_wrapped(**batch, num_items_in_batch=1)
+            sums.update({f"eval_{name}": float(value) for name, value in found.items()})
             count += int((batch["labels"] != IGNORED).sum())
             self.held_out_tokens += batch["labels"].numel()
-        return total / count
+        return {name: value / count for name, value in sums.items()}
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         """Write the state and mark it as whole; only then do earlier ones go. A whole one is never written again."""
