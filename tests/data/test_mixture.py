@@ -29,9 +29,9 @@ def test_a_file_whose_name_has_commas_and_equals_is_one_source(tmp_path, monkeyp
     assert [(each.source, each.weight) for each in parse_sources("a=2,b")] == [("a", 2.0), ("b", 1.0)]
 
 
-def test_mix_is_prose_the_models_own_text_and_copying():
+def test_mix_is_prose_the_models_own_text_copying_and_drills():
     assert parse_sources(MIX) == parse_sources(MIXED)
-    assert [each.source for each in parse_sources(MIX)] == ["pydoc", "self", "copying"]
+    assert [each.source for each in parse_sources(MIX)] == ["pydoc", "self", "copying", "drills"]
     assert parse_sources(READ) == tuple(each for each in parse_sources(MIX) if each.source != "self")
 
 
@@ -44,7 +44,7 @@ def test_wrong_weights_and_names_are_refused(wrong):
 
 
 def test_the_mix_and_one_of_its_own_sources_are_told_apart():
-    with pytest.raises(DataError, match="write the sources of mix, which are pydoc,self,copying, and give each"):
+    with pytest.raises(DataError, match="write the sources of mix, which are pydoc,self,copying,drills, and give each"):
         parse_sources("mix=2,pydoc")
     with pytest.raises(DataError, match="give it one weight"):
         parse_sources("self,self")
@@ -191,11 +191,15 @@ def test_mix_stands_for_its_parts_beside_others_too():
         ("pydoc", 2.0),
         ("self", 2.0),
         ("copying", 2.0),
+        ("drills", 2.0),
         ("a.txt", 1.0),
     ]
 
 
-@pytest.mark.parametrize(("source", "length"), [("copying", 24), ("copying", 512), ("recall", 96), ("recall", 512)])
+@pytest.mark.parametrize(
+    ("source", "length"),
+    [("copying", 24), ("copying", 512), ("recall", 96), ("recall", 512), ("drills", 96), ("drills", 512)],
+)
 def test_windows_of_any_length_are_full_and_something_counts_in_each(source, length):
     tokens = Tokens.read(source, PLAIN, samples=6, length=length)
     assert tokens.ids.shape == (6, length)

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedTokenizerBase
 
+MISSES = 40  # texts that do not fit into an empty window, after which none is said to
 HELD_OUT = 4  # one sample in so many is held out, of each kind
 JUDGING = 8  # one sample in so many judges, where what is fitted chooses on those that are held out
 
@@ -307,13 +308,14 @@ def filled_window(
 ) -> list[tuple[int, bool]]:
     """`room` tokens of texts one after the other, shorter ones where they would not fit, and whether each counts."""
     window: list[tuple[int, bool]] = []
-    between, most = [(token, False) for token in encode(tokenizer, "\n\n")], MOST
+    between, most, misses = [(token, False) for token in encode(tokenizer, "\n\n")], MOST, 0
     while most:
         text = list(_marked(IN_CONTEXT[source](rng, most), tokenizer))
         if len(window) + len(text) <= room:
             window += [*text, *between]
         else:
-            most //= 2
+            misses += 1
+            most = most // 2 or int(not window and misses < MISSES)
     if not window:
         raise DataError(
             f"{room} tokens",
