@@ -16,7 +16,7 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import NamedTuple
 
-from shortstack.data.mixture import MIX, READ
+from shortstack.data.mixture import MIX, READ, parse_sources
 from shortstack.errors import InputError
 from shortstack.evaluation import EvaluationText
 from shortstack.machine.clock import Clock
@@ -61,15 +61,17 @@ class Level(NamedTuple):
     repair: int
 
 
-# From the most thorough; passes of SmolLM2 by the recipe `best` on the mix, drop 4 and 8 (AMD EPYC, bf16, 2026-11-29):
-# choosing takes 342, 596 and 1,096 for 4, 8 and 16 windows, 231 more for a finalist on 8; repair 195 on 32, 488 on 128.
+# From the most thorough; passes of SmolLM2 by the recipe `best` on the four texts of the mix, drop 4 and 8 (AMD EPYC, bf16,
+# 2026-11-29): choosing takes 460, 800 and 1,460 for 4, 8 and 16 windows, a finalist on 8 takes 310; repair takes 195 on 32
+# windows, 488 on 128.
+SOURCES = 4  # of the text that LEVELS was measured on
 LEVELS = (
-    Level(3_600, 16, 128, 5, 256),
-    Level(2_600, 16, 128, 1, 256),
-    Level(1_700, 16, 128, 0, 128),
-    Level(950, 8, 128, 0, 64),
-    Level(580, 4, 128, 0, 32),
-    Level(360, 4, 64, 0, 16),
+    Level(5_500, 16, 128, 5, 256),
+    Level(3_000, 8, 128, 5, 256),
+    Level(2_200, 8, 128, 3, 128),
+    Level(1_200, 8, 128, 0, 64),
+    Level(700, 4, 128, 0, 32),
+    Level(430, 4, 64, 0, 16),
 )
 
 
@@ -98,7 +100,8 @@ def amounts_for(
     seconds: float, wanted: Amounts, *, rate: float, layers: int, texts: int = 1, tasks: int = 1
 ) -> Amounts:
     """As much of what is wanted as fits so many seconds. rate: tokens a second through the whole model, forward."""
-    room = CHOOSING * seconds * rate * LAYERS / layers / WINDOW
+    sources = len(parse_sources(wanted.text))
+    room = CHOOSING * seconds * rate * LAYERS / layers / WINDOW * SOURCES / sources
     level = next((level for level in LEVELS if level.passes <= room), LEVELS[-1])
     tokens = MEASURING * seconds * rate
     return replace(
