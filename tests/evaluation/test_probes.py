@@ -3,6 +3,7 @@
 import json
 import re
 from collections import Counter
+from datetime import datetime
 
 import pytest
 import torch
@@ -31,12 +32,34 @@ def solved(probe, question):
     if probe == "json":
         name, age, city = re.fullmatch(r"Text: (\w+) is (\d+) years old and lives in (\w+)\.\nJSON:", question).groups()
         return json.dumps({"name": name, "age": int(age), "city": city})
+    if probe == "swapping":
+        return re.sub(r"Pair: (\w+) (\w+)\nSwapped:", r"\2 \1", question)
+    if probe == "initials":
+        return "".join(re.findall(r"[A-Z](?=[a-z]+[ \n])", question.removeprefix("Name: ")))
+    if probe == "missing":
+        before, after = map(int, re.findall(r"\d+", question))
+        assert after - before == 2
+        return str((before + after) // 2)
+    if probe == "dates":
+        return datetime.strptime(question, "Date: %d %B %Y\nISO:").strftime("%Y-%m-%d")
+    if probe == "extracting":
+        return re.search(r"<(.+@.+)>", question)[1]
     a, sign, b = re.fullmatch(r"(\d+) ([+-]) (\d+) =", question).groups()
     assert {len(a), len(b)} == {int(probe[-1])}
     return str(int(a) + int(b) if sign == "+" else int(a) - int(b))
 
 
-ENDS = {"copying": "Output:", "counting": "Next:", "brackets": "Close:", "json": "JSON:"}
+ENDS = {
+    "copying": "Output:",
+    "counting": "Next:",
+    "brackets": "Close:",
+    "json": "JSON:",
+    "swapping": "Swapped:",
+    "initials": "Initials:",
+    "missing": "Missing:",
+    "dates": "ISO:",
+    "extracting": "Address:",
+}
 
 
 @pytest.mark.parametrize("probe", PROBES)

@@ -132,8 +132,10 @@ class GenerationChecks:
     collapse_check: None checks what shortstack cut or healed.
     """
 
-    probes: bool = option(False, help="Small generation tasks: copying, counting, brackets, sums, JSON.")
-    probe_items: int = option(50, help="Items of each probe, drawn by seed.", minimum=2, maximum=100)
+    probes: bool = option(
+        False, help="Twelve small generation tasks: copying, counting, brackets, sums, dates, JSON and more."
+    )
+    probe_items: int = option(100, help="Items of each probe, drawn by seed.", minimum=2, maximum=100)
     collapse_check: bool | None = option(
         None, help="Check generated text for loops and silence. Default: for models that shortstack pruned or healed."
     )

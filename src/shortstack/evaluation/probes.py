@@ -7,6 +7,7 @@ import json
 import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import date
 from typing import TYPE_CHECKING, Any
 
 from shortstack.data.questions import Request
@@ -32,6 +33,10 @@ WORDS = (
     *("paper", "table", "horse", "plant", "glass", "sugar", "night", "ocean", "smile", "train", "wheel", "north"),
 )
 NAMES = ("Anna", "Ben", "Clara", "David", "Emma", "Frank", "Grace", "Henry")
+MONTHS = (
+    *("January", "February", "March", "April", "May", "June"),
+    *("July", "August", "September", "October", "November", "December"),
+)
 CITIES = ("Paris", "London", "Rome", "Berlin", "Madrid", "Vienna", "Oslo", "Dublin")
 
 
@@ -248,6 +253,34 @@ def _json(rng: random.Random) -> ProbeQuestion:
     return ProbeQuestion(f"Text: {text}\nJSON:", json.dumps(record), 0.0)
 
 
+def _swapping(rng: random.Random) -> ProbeQuestion:
+    first, second = rng.sample(WORDS, 2)
+    return ProbeQuestion(f"Pair: {first} {second}\nSwapped:", f"{second} {first}", len(WORDS) ** -2)
+
+
+def _initials(rng: random.Random) -> ProbeQuestion:
+    names = rng.sample(NAMES, 3)
+    return ProbeQuestion(f"Name: {' '.join(names)}\nInitials:", "".join(name[0] for name in names), len(NAMES) ** -3)
+
+
+def _missing(rng: random.Random) -> ProbeQuestion:
+    first = rng.randint(1, 195)
+    return ProbeQuestion(f"Numbers: {first}, _, {first + 2}\nMissing:", str(first + 1), 1 / 195)
+
+
+def _dates(rng: random.Random) -> ProbeQuestion:
+    day = date(rng.randint(1990, 2029), rng.randint(1, 12), rng.randint(1, 28))
+    named = f"{day.day} {MONTHS[day.month - 1]} {day.year}"
+    return ProbeQuestion(f"Date: {named}\nISO:", day.isoformat(), 1 / (40 * 12 * 28))
+
+
+def _extracting(rng: random.Random) -> ProbeQuestion:
+    name, town, number = rng.choice(NAMES), rng.choice(CITIES).lower(), rng.randint(10, 99)
+    address = f"{name.lower()}{number}@{town}.org"
+    chance = 1 / (len(NAMES) * len(CITIES) * 90)
+    return ProbeQuestion(f"Line: {name} <{address}> wrote today\nAddress:", address, chance)
+
+
 PROBES: Mapping[str, Callable[[random.Random], ProbeQuestion]] = {
     "copying": _copying,
     "counting": _counting,
@@ -256,4 +289,9 @@ PROBES: Mapping[str, Callable[[random.Random], ProbeQuestion]] = {
     "arithmetic-2": _arithmetic(2),
     "arithmetic-3": _arithmetic(3),
     "json": _json,
+    "swapping": _swapping,
+    "initials": _initials,
+    "missing": _missing,
+    "dates": _dates,
+    "extracting": _extracting,
 }

@@ -31,7 +31,7 @@ CHOOSING = 0.35  # of the minutes, for choosing layers and repairing the cut
 WRITING = 0.15  # of the minutes, for text that the model writes itself to choose and repair on
 MEASURING = 0.03  # of the minutes, for each of texts, probes and tasks of one model
 WINDOW = 128  # tokens of a calibration window
-PROBE_TOKENS = 2_000  # forward, that an item of each probe takes about as long as; answers are written token by token
+PROBE_TOKENS = 3_000  # forward, that an item of each probe takes about as long as; JSON is written token by token
 WRITTEN_TOKENS = (
     12_000  # forward, that writing the fewest texts takes about as long as: they are written token by token
 )
