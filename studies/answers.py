@@ -31,6 +31,7 @@ import shortstack as ss
 from shortstack.data.questions import Request
 from shortstack.data.tokens import bos_ids, encode
 from shortstack.decoder import Decoder, calibration_tokens
+from shortstack.decoder.batching import Batches
 from shortstack.decoder.likelihoods import greedy_endings, likelihoods
 from shortstack.healing.recipes import read_recipe
 from shortstack.healing.task import task_of
@@ -41,6 +42,8 @@ from shortstack.repairing.repairer import RepairWalk
 
 HERE = Path(__file__).parent
 TEXT, WINDOWS, SAMPLES, SHOTS, ITEMS = "pydoc,self,copying,drills", 8, 96, 4, 16
+JUDGING = 48  # windows of drills and of copying that nothing was fitted on
+MEASURES = ("loss", "KL", "greedy kept", "KL where sure")
 CUTS = {
     4: (
         *((6, 7, 14, 15), (2, 4, 5, 6), (4, 12, 25, 26), (4, 5, 12, 25), (21, 25, 26, 27), (3, 4, 12, 25)),
@@ -161,26 +164,30 @@ def answered(model: ss.Checkpoint, amount: int) -> dict[str, float]:
 
 
 @torch.no_grad()
-def judged(decoder: Decoder, tokens: ss.Tokens, removed: frozenset[int]) -> dict[str, float]:
-    """Of each source: loss, KL and share of kept greedy tokens on held-out windows, repaired but not healed."""
-    walk = RepairWalk(decoder, removed, tokens, silent).walk()
+def judged(decoder: Decoder, tokens: ss.Tokens, judging: ss.Tokens, removed: frozenset[int]) -> dict[str, float]:
+    """Of each source, repaired but not healed: loss, KL and share of kept greedy tokens, on held-out windows and on more."""
+    walk = RepairWalk(decoder, removed, tokens, silent, judging).walk()
+    few = _means(decoder, walk, walk.choosing, walk.fitting)
+    many = _means(decoder, walk, walk.judging, walk.seen)
+    return {**few, **{f"{JUDGING} windows of {name}": value for name, value in many.items()}}
+
+
+def _means(decoder: Decoder, walk: RepairWalk, batches: Batches, first: int) -> dict[str, float]:
     found: dict[str, list[list[float]]] = {}
-    streams = zip(walk.choosing.ids, walk.choosing.counted, walk.choosing.kind_of, strict=True)
-    for place, (ids, counted, kind) in enumerate(streams):
+    for place, (ids, counted, kind) in enumerate(zip(batches.ids, batches.counted, batches.kind_of, strict=True)):
         mask = torch.ones_like(ids, dtype=torch.bool) if counted is None else counted
-        whole, short = (each[walk.fitting + place][:, :-1][mask[:, 1:]] for each in (walk.whole, walk.short))
+        whole, short = (each[first + place][:, :-1][mask[:, 1:]] for each in (walk.whole, walk.short))
         targets = ids[:, 1:][mask[:, 1:]]
         p, q = (decoder.token_logits(each).float().log_softmax(-1) for each in (whole, short))
         loss = -q.gather(-1, targets[:, None])[:, 0]
         kl = (p.exp() * (p - q)).sum(-1)
         same = (p.argmax(-1) == q.argmax(-1)).float()
-        sure = p.amax(-1) > math.log(0.5)
-        kl_sure = torch.where(sure, kl, torch.nan)
+        kl_sure = torch.where(p.amax(-1) > math.log(0.5), kl, torch.nan)
         rows = torch.stack([loss, kl, same, kl_sure], dim=-1).tolist()
-        found.setdefault(walk.choosing.kinds[kind].source, []).extend(rows)
+        found.setdefault(batches.kinds[kind].source, []).extend(rows)
     means = {}
     for source, values in found.items():
-        for name, column in zip(("loss", "KL", "greedy kept", "KL where sure"), zip(*values, strict=True), strict=True):
+        for name, column in zip(MEASURES, zip(*values, strict=True), strict=True):
             some = [value for value in column if not math.isnan(value)]
             means[f"{source}: {name}"] = sum(some) / len(some)
     return means
@@ -200,7 +207,10 @@ def made(source: ss.Checkpoint, removed: Sequence[int], tokens: ss.Tokens, folde
 def measured(source: ss.Checkpoint, removed: Sequence[int], text: str, size: Mapping[str, int]) -> dict[str, Any]:
     began = time.perf_counter()
     tokens = calibration_tokens(source, ss.CalibrationText(TEXT, size["windows"]))
-    before = judged(Decoder.open(source), tokens, frozenset(removed))
+    judging = calibration_tokens(
+        source, ss.CalibrationText("drills,copying", size["judging"]), compute=ss.Compute(seed=7)
+    )
+    before = judged(Decoder.open(source), tokens, judging, frozenset(removed))
     judging = time.perf_counter() - began
     with tempfile.TemporaryDirectory() as folder:
         healed = made(source, removed, tokens, Path(folder), size["samples"])
@@ -245,7 +255,7 @@ def page(rows: Sequence[Mapping[str, Any]], unpruned: Mapping[str, Any], command
 
 def _with_sums(measures: Mapping[str, Sequence[float]]) -> dict[str, Sequence[float]]:
     """The measures, and means over sources."""
-    sources = dict.fromkeys(name.partition(":")[0] for name in measures)
+    sources = dict.fromkeys(name.partition(":")[0] for name in measures if "windows of" not in name)
     kinds = dict.fromkeys(name.partition(": ")[2] for name in measures)
     three = [source for source in sources if source != "drills"]
     means = {
@@ -260,10 +270,10 @@ def _with_sums(measures: Mapping[str, Sequence[float]]) -> dict[str, Sequence[fl
 
 def main() -> None:
     smoke = sys.argv[1:] == ["--smoke"]
-    size = {"windows": WINDOWS, "samples": SAMPLES, "items": ITEMS}
+    size = {"windows": WINDOWS, "judging": JUDGING, "samples": SAMPLES, "items": ITEMS}
     drop, text = (2, "pydoc") if smoke else (int(sys.argv[1]), sys.argv[2])
     if smoke:
-        size = {"windows": 8, "samples": 8, "items": 1}
+        size = {"windows": 8, "judging": 2, "samples": 8, "items": 1}
     cuts = [(1, 2), (2, 4)] if smoke else CUTS[drop]
     source = ss.Checkpoint.open(sys.argv[3] if len(sys.argv) > 3 else "demo")
     found = HERE / f"answers-{drop}.json"
