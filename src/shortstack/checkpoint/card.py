@@ -31,7 +31,7 @@ class Evaluated:
 
 
 @dataclass(frozen=True)
-class Told:
+class CardContent:
     """What a card tells beside the record.
 
     verdict: whether to keep it. facts: sizes and the like, by what they are and by model. answers: of the models to prompts.
@@ -47,10 +47,10 @@ class Told:
     licence: Mapping[str, str] = field(default_factory=dict)
 
 
-def model_card(name: str, record: Mapping[str, Any], told: Told | None = None) -> str:
+def model_card(name: str, record: Mapping[str, Any], content: CardContent | None = None) -> str:
     """Markdown with the metadata that hubs read. record: what shortstack.json says.
 
-    What comes from outside, such as a model's name, is neither HTML nor Markdown. No path of this machine is told.
+    What comes from outside, such as a model's name, is neither HTML nor Markdown. It names no path of this machine.
     """
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
@@ -64,9 +64,9 @@ def model_card(name: str, record: Mapping[str, Any], told: Told | None = None) -
         keep_trailing_newline=True,
     )
     environment.filters |= {"layers": show_layers, "number": number, "size": size, "thousands": "{:,}".format}
-    told, steps = told or Told(), _steps(record)
+    content, steps = content or CardContent(), _steps(record)
     facts = {
-        "metadata": card_metadata(record, told.licence),
+        "metadata": card_metadata(record, content.licence),
         "name": name,
         "base": base_model(record),
         "source": base_model(record) or "the model that it was made from",
@@ -75,8 +75,8 @@ def model_card(name: str, record: Mapping[str, Any], told: Told | None = None) -
         "kept": _kept(record),
         "commands": [_command(step, name if step is steps[-1] else None) for step in steps],
         "version": record["versions"]["shortstack"],
-        "rows": _rows(told.measured),
-        "told": told,
+        "rows": _rows(content.measured),
+        "content": content,
     }
     text = environment.get_template("card.md.j2").render(facts)
     return text.replace("&#39;", "'").replace("&#34;", '"')  # which mean nothing in Markdown outside of tags

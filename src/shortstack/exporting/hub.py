@@ -12,7 +12,7 @@ from typing import Any
 import yaml
 
 from shortstack.checkpoint import Checkpoint, Model
-from shortstack.checkpoint.card import HUB_ID, Evaluated, Told, licence_of, model_card, results_section
+from shortstack.checkpoint.card import HUB_ID, CardContent, Evaluated, licence_of, model_card, results_section
 from shortstack.checkpoint.file_names import CARD, RECORD
 from shortstack.errors import CheckpointError, InputError, OutputError, ShortstackError, one_line
 from shortstack.machine.hub import connection_error
@@ -98,7 +98,7 @@ def card_for(checkpoint: Checkpoint, name: str, *, licence: str | None, results:
         text = (
             path.read_text(encoding="utf-8")
             if path.is_file()
-            else model_card(name, checkpoint.record, Told(licence=known))
+            else model_card(name, checkpoint.record, CardContent(licence=known))
         )
         ModelCard(text, ignore_metadata_errors=False)
     except (ValueError, yaml.YAMLError) as error:

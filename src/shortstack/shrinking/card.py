@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from shortstack.checkpoint import Checkpoint
-from shortstack.checkpoint.card import Evaluated, Told, licence_of, model_card
+from shortstack.checkpoint.card import CardContent, Evaluated, licence_of, model_card
 from shortstack.checkpoint.file_names import CARD
 from shortstack.machine.files import save_json, whole
 from shortstack.machine.formats import size
@@ -25,7 +25,7 @@ def dress(shrunk: Shrunk, checkpoint: Checkpoint, settings: Mapping[str, Any]) -
     folder = checkpoint.directory
     with whole(folder / CARD) as partial:
         partial.write_text(
-            model_card(shrunk.output.name, checkpoint.record, _told(shrunk, checkpoint)), encoding="utf-8"
+            model_card(shrunk.output.name, checkpoint.record, _card_content(shrunk, checkpoint)), encoding="utf-8"
         )
     with whole(folder / RECIPE) as partial:
         partial.write_text(shrunk.recipe, encoding="utf-8")
@@ -33,9 +33,9 @@ def dress(shrunk: Shrunk, checkpoint: Checkpoint, settings: Mapping[str, Any]) -
     save_json(folder / SUMMARY, shrunk.to_dict())
 
 
-def _told(shrunk: Shrunk, checkpoint: Checkpoint) -> Told:
+def _card_content(shrunk: Shrunk, checkpoint: Checkpoint) -> CardContent:
     measured = [Evaluated(NAMES[role], found) for role, found in shrunk.steps().items() if role in NAMES]
-    return Told(
+    return CardContent(
         verdict=shrunk.verdict,
         facts=_sizes(shrunk, checkpoint, [each.name for each in measured]),
         measured=measured,
