@@ -17,7 +17,7 @@ from shortstack.charts.chart import Chart, Point, Series, axis, front
 from shortstack.charts.drawing import HEIGHT
 from shortstack.charts.picture import Named, Panel, Picture, short
 from shortstack.checkpoint import Checkpoint, Model
-from shortstack.comparison.baselines import BASELINES, Baseline, Calibration, Setup, parse_memory
+from shortstack.comparison.baselines import BASELINES, Baseline, BaselineContext, Calibration, parse_memory
 from shortstack.data import Tokens, read_questions
 from shortstack.data.questions import tokenize_questions
 from shortstack.data.tokens import same_tokens
@@ -236,10 +236,10 @@ def compare(
     budget = check_comparison(checkpoint, calibration, judging, memory)
     base = Decoder.open(checkpoint, compute)
     with tempfile.TemporaryDirectory(prefix="shortstack-compare-") as folder:
-        setup = Setup(
+        context = BaselineContext(
             checkpoint, budget, calibration, base=base, folder=Path(folder), stream=compute.stream, progress=progress
         )
-        rows = [_row(baseline, setup, judging) for kind in BASELINES for baseline in kind(setup)]
+        rows = [_row(baseline, context, judging) for kind in BASELINES for baseline in kind(context)]
     return Comparison(
         checkpoint.source,
         memory,
@@ -304,26 +304,26 @@ def _check_tokens(checkpoint: Checkpoint, healed: Checkpoint) -> None:
 
 
 @torch.no_grad()
-def _row(baseline: Baseline, setup: Setup, judging: Judging) -> ComparisonRow:
+def _row(baseline: Baseline, context: BaselineContext, judging: Judging) -> ComparisonRow:
     if baseline.make is None:
         return ComparisonRow(baseline.name, baseline.note, baseline.reason)
     decoder, nbytes = baseline.make()
-    staged = under(setup.progress, f"{baseline.name}: ")
+    staged = under(context.progress, f"{baseline.name}: ")
     perplexity = {name: measure(decoder, tokens, progress=staged) for name, tokens in judging.texts.items()}
-    loaded = not decoder.weights and not setup.base.weights
-    speed, ratio = _timed(decoder, setup.base, judging, staged) if baseline.timed and loaded else (None, None)
+    loaded = not decoder.weights and not context.base.weights
+    speed, ratio = _timed(decoder, context.base, judging, staged) if baseline.timed and loaded else (None, None)
     return ComparisonRow(
         baseline.name,
         baseline.note,
         "",
         baseline.removed,
         nbytes,
-        baseline.timed and nbytes <= setup.budget,
+        baseline.timed and nbytes <= context.budget,
         perplexity,
         {name: result for judge in judging.judges for name, result in judge(decoder).items()},
         speed,
         ratio,
-        check_collapse(decoder.model, setup.tokenizer, progress=staged) if loaded else None,
+        check_collapse(decoder.model, context.tokenizer, progress=staged) if loaded else None,
     )
 
 
