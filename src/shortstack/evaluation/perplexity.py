@@ -72,7 +72,9 @@ def _losses(decoder: Decoder, tokens: Tokens, route: SkippedLayers, progress: Pr
     counted = [None] * len(ids) if tokens.counted is None else tokens.counted.to(decoder.device).split(size)
     batches = list(zip(ids, counted, strict=True))
     together = (
-        decoder.turns(batches, tokens=ids[0].numel(), streams=1) if decoder.weights else [[each] for each in batches]
+        decoder.memory_batches(batches, tokens=ids[0].numel(), streams=1)
+        if decoder.weights
+        else [[each] for each in batches]
     )
     done, depth = 0, len(decoder.layers)
     for turn in together:

@@ -44,7 +44,7 @@ def repaired_windows(
     cuts = _Windows(decoder, tokens, sorted(wanted - {0}), whole=0 in wanted)
     starts = range(len(decoder.layers) - cuts.sizes[0] + 1)
     held_out = sum(some.numel() for some in cuts.judging.ids)
-    turns = decoder.turns(starts, tokens=held_out, streams=len(cuts.sizes))
+    turns = decoder.memory_batches(starts, tokens=held_out, streams=len(cuts.sizes))
     done, total = itertools.count(1), len(turns) * len(decoder.layers)
     progress = paced(progress, tokens.ids.numel())
     losses: dict[Window, float] = {}

@@ -23,7 +23,7 @@ from shortstack.machine.numbers import checked, perplexity
 from shortstack.machine.progress import Progress, in_notebooks
 from shortstack.machine.tables import Cell, Column, Table, Tabled
 from shortstack.machine.typed import typed
-from shortstack.scoring.measurement import Run, Wanted
+from shortstack.scoring.measurement import Measurement, MeasurementSpec
 from shortstack.scoring.metrics import METRICS
 
 if TYPE_CHECKING:
@@ -146,8 +146,8 @@ def depth_curve(
     started = time.perf_counter()
     questions, task_record = _questions(task, checkpoint.tokenizer()) if task else ([], None)
     decoder = Decoder.open(checkpoint, compute)
-    wanted = Wanted([METRICS["kl"]], singles=False, sets=tails(len(decoder.layers)))
-    run = Run(decoder, tokens, wanted, progress=progress, stage="cutting at every depth").go()
+    spec = MeasurementSpec([METRICS["kl"]], singles=False, sets=tails(len(decoder.layers)))
+    run = Measurement(decoder, tokens, spec, progress=progress, stage="cutting at every depth").go()
     cuts = tails(run.layers)
     depths = tuple(_depth(run, tail) for tail in cuts)
     if questions:
@@ -184,7 +184,7 @@ def _questions(
     return encoded, {"source": source, "questions": len(encoded), "sha256": sha256}
 
 
-def _depth(run: Run, tail: SkippedLayers) -> Depth:
+def _depth(run: Measurement, tail: SkippedLayers) -> Depth:
     kept = run.layers - len(tail)
     loss = checked(run.loss(tail), f"loss of {kept} layers")
     return Depth(kept, loss, perplexity(loss), run.distance(tail))

@@ -22,7 +22,7 @@ from shortstack.machine.progress import Progress, in_notebooks
 from shortstack.machine.typed import typed
 from shortstack.repairing.cut_families import repaired_windows
 from shortstack.scoring.accumulators import Values
-from shortstack.scoring.measurement import Run, Wanted
+from shortstack.scoring.measurement import Measurement, MeasurementSpec
 from shortstack.scoring.metrics import METRICS, Metric, MetricName, metrics_named
 from shortstack.scoring.scores import KindScores, Scores
 
@@ -68,7 +68,7 @@ def score(
         decoder = Decoder.open(checkpoint, compute)
         walked = [metric for metric in fed if metric.feed != "repair"]
         if walked:
-            run = Run(decoder, tokens, Wanted(walked, window), progress=progress).go()
+            run = Measurement(decoder, tokens, MeasurementSpec(walked, window), progress=progress).go()
             scores, blocks = scores | run.scores(), run.block_scores()
         repaired = [metric for metric in fed if metric.feed == "repair"]
         if repaired and window:
@@ -117,7 +117,7 @@ def check_window(window: int | None, layers: int, metrics: Sequence[Metric]) -> 
         )
 
 
-def _kinds(run: Run) -> dict[str, KindScores]:
+def _kinds(run: Measurement) -> dict[str, KindScores]:
     """What each kind of text alone says."""
     bases, weights = run.base_losses(), {kind.source: kind.weight for kind in run.batches.kinds}
     return {

@@ -23,7 +23,7 @@ from shortstack.profiling import Timing, profile
 from shortstack.profiling.profiler import prompt_ids
 from shortstack.profiling.speed import Ratio
 from shortstack.runs.records import TailsRecord
-from shortstack.scoring.measurement import Run, Wanted
+from shortstack.scoring.measurement import Measurement, MeasurementSpec
 from shortstack.scoring.metrics import METRICS
 
 PROMPTS = (
@@ -95,8 +95,8 @@ def tail_curve(
     layers = len(decoder.layers)
     amounts = depths(layers, [len(removed)])
     tails = [frozenset(range(layers - amount, layers)) for amount in amounts]
-    wanted = Wanted([METRICS["ppl"]], singles=False, sets=[UNPRUNED, *tails, removed])
-    run = Run(decoder, tokens, wanted, progress=progress, stage="cutting the last layers").go()
+    spec = MeasurementSpec([METRICS["ppl"]], singles=False, sets=[UNPRUNED, *tails, removed])
+    run = Measurement(decoder, tokens, spec, progress=progress, stage="cutting the last layers").go()
     losses = tuple(run.loss(tail) for tail in tails)
     samples, length = tokens.ids.shape
     return TailsRecord(tokens.source, samples, length, tuple(amounts), losses, len(removed), run.loss(removed))
