@@ -118,7 +118,7 @@ def save_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
         save_file(dict(tensors), path)
 
 
-def laid_down(tensor: StoredTensor, path: Path) -> StoredTensor:
+def spill(tensor: StoredTensor, path: Path) -> StoredTensor:
     """A tensor in memory as one whose bytes are a file of their own, until it is written elsewhere."""
     assert isinstance(tensor.data, bytes)  # noqa: S101  others are in a file already
     with disk_errors(path):

@@ -12,7 +12,7 @@ from cyclopts import Parameter
 from shortstack.cli import console
 from shortstack.cli.options import SAID, Reporting, flat
 from shortstack.errors import InputError
-from shortstack.machine.files import check_new, read_json, whole
+from shortstack.machine.files import atomic_write, check_new, read_json
 from shortstack.machine.options import option
 
 if TYPE_CHECKING:
@@ -106,7 +106,7 @@ def _gguf(checkpoint: Checkpoint, asked: ExportOptions, file: Path, progress: Pr
         return {"gguf": str(file)}
     place = _modelfile_of(file)
     check_new(place)
-    with whole(place) as partial:
+    with atomic_write(place) as partial:
         partial.write_text(told, encoding="utf-8")
     return {"gguf": str(file), "modelfile": str(place)}
 

@@ -32,7 +32,7 @@ from shortstack.evaluation.degeneration import Collapse, check_collapse, collaps
 from shortstack.evaluation.perplexity import measure
 from shortstack.evaluation.tasks import answer_task
 from shortstack.machine.device import AUTO, Compute
-from shortstack.machine.files import plain
+from shortstack.machine.files import to_jsonable
 from shortstack.machine.formats import number, size
 from shortstack.machine.memory import Requirements
 from shortstack.machine.numbers import part_of, perplexity
@@ -110,7 +110,7 @@ class ComparisonRow:
 
     def to_dict(self) -> dict[str, Any]:
         collapse = self.collapse.to_dict() if self.collapse else None
-        return {**plain(self), "reason": self.reason or None, "collapse": collapse}
+        return {**to_jsonable(self), "reason": self.reason or None, "collapse": collapse}
 
 
 @dataclass(frozen=True, repr=False)

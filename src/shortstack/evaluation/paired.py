@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from shortstack.errors import DataError
-from shortstack.machine.files import plain
+from shortstack.machine.files import to_jsonable
 from shortstack.machine.numbers import share_stderr
 
 if TYPE_CHECKING:
@@ -60,7 +60,7 @@ class Paired:
     base_at_chance: bool
 
     def to_dict(self) -> dict[str, Any]:
-        return dict(plain(self))
+        return dict(to_jsonable(self))
 
 
 def compare_tasks(

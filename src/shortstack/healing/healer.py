@@ -21,7 +21,7 @@ from shortstack.charts.drawing import HEIGHT
 from shortstack.charts.picture import Panel, Picture, short
 from shortstack.checkpoint import Checkpoint, CheckpointWriter, Model
 from shortstack.checkpoint.record import layer_map, provenance
-from shortstack.checkpoint.safetensors import StoredTensor, laid_down
+from shortstack.checkpoint.safetensors import StoredTensor, spill
 from shortstack.checkpoint.weights import check_unquantised
 from shortstack.checkpoint.writer import layout
 from shortstack.data import Example, Rows, read_examples
@@ -375,7 +375,7 @@ class HealingRun:
     def changed(self, learner: Learner, scratch: Path | None) -> dict[str, StoredTensor]:
         """What training changed, laid down in a folder; None: of a process that only helps to gather it."""
         found = self.task.method.tensors(self.checkpoint, learner)
-        kept = [laid_down(tensor, scratch / str(number)) for number, tensor in enumerate(found) if scratch]
+        kept = [spill(tensor, scratch / str(number)) for number, tensor in enumerate(found) if scratch]
         return {tensor.name: tensor for tensor in kept}
 
     def write(self, writer: CheckpointWriter, tensors: Mapping[str, StoredTensor], record: Mapping[str, Any]) -> None:

@@ -19,7 +19,7 @@ from shortstack.healing.task import HealingTask
 from shortstack.healing.turns import Turns
 from shortstack.healing.unfinished import Unfinished
 from shortstack.machine.device import Compute
-from shortstack.machine.files import plain
+from shortstack.machine.files import to_jsonable
 from shortstack.machine.memory import Requirements
 from shortstack.planning import Choice
 
@@ -53,7 +53,7 @@ class Preview:
 
     def to_dict(self) -> dict[str, Any]:
         """Without what the machine needs."""
-        found: dict[str, Any] = plain(self)
+        found: dict[str, Any] = to_jsonable(self)
         del found["requirements"]
         return found
 

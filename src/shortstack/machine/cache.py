@@ -18,7 +18,7 @@ from pathlib import Path
 from platformdirs import user_cache_path
 
 from shortstack.errors import InputError, OutputError
-from shortstack.machine.files import digest, partial_of, plain, remove, rename_new, sync_tree
+from shortstack.machine.files import digest, partial_of, remove, rename_new, sync_tree, to_jsonable
 from shortstack.machine.formats import bytes_of
 
 # The libraries that results depend on; those that are not installed take no part.
@@ -59,7 +59,7 @@ def content_key(kind: str, **parts: object) -> str:
     shortstack's own, unless `code` stands for it.
     """
     known = {"kind": kind, "libraries": library_versions(), "code": version("shortstack")}
-    return digest({**known, **{name: plain(each) for name, each in parts.items()}})
+    return digest({**known, **{name: to_jsonable(each) for name, each in parts.items()}})
 
 
 @functools.cache

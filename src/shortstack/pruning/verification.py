@@ -23,7 +23,7 @@ from shortstack.decoder.streaming import must_stream
 from shortstack.decoder.wrapping import arithmetic
 from shortstack.errors import ArchitectureError, CheckpointError, one_line
 from shortstack.machine.device import pick_device
-from shortstack.machine.files import file_digest, plain
+from shortstack.machine.files import file_digest, to_jsonable
 from shortstack.machine.formats import show_layers
 from shortstack.machine.progress import Progress, in_notebooks, under
 from shortstack.machine.tables import Column, Table, Tabled
@@ -53,7 +53,7 @@ class Verification(Tabled):
         return all(check["ok"] for check in self.checks.values())
 
     def to_dict(self) -> dict[str, Any]:
-        return {"ok": self.ok, **plain(self)}
+        return {"ok": self.ok, **to_jsonable(self)}
 
 
 @typed

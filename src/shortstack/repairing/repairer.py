@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from shortstack.checkpoint import Checkpoint, Model
-from shortstack.checkpoint.safetensors import StoredTensor, laid_down
+from shortstack.checkpoint.safetensors import StoredTensor, spill
 from shortstack.checkpoint.weights import Edit, check_unquantised, edited_tensors
 from shortstack.data import CalibrationText, Rows, Tokens
 from shortstack.data.tokens import HELD_OUT, JUDGING, check_enough, split
@@ -30,7 +30,7 @@ from shortstack.decoder.decoder import SkippedLayers
 from shortstack.decoder.layer_io import linear_layers, recorded_inputs
 from shortstack.decoder.requirements import requirements
 from shortstack.machine.device import AUTO, Compute
-from shortstack.machine.files import plain
+from shortstack.machine.files import to_jsonable
 from shortstack.machine.formats import shown
 from shortstack.machine.memory import Requirements
 from shortstack.machine.numbers import perplexity
@@ -105,7 +105,7 @@ class Repair(Tabled):
             yield f"Neurons of removed layers took the places of weaker ones: {merged}."
 
     def to_dict(self) -> dict[str, Any]:
-        data: dict[str, Any] = plain(replace(self, tensors={}))
+        data: dict[str, Any] = to_jsonable(replace(self, tensors={}))
         del data["tensors"]
         return data
 
@@ -197,7 +197,7 @@ class ChangedTensors:
     def edit(self, weight: str, edit: Edit) -> None:
         """Change a weight of the whole model's state dict."""
         for name, tensor in edited_tensors(self.checkpoint, {weight: edit}).items():
-            self.tensors[name] = laid_down(tensor, self.folder / str(next(self.numbers))) if self.folder else tensor
+            self.tensors[name] = spill(tensor, self.folder / str(next(self.numbers))) if self.folder else tensor
 
 
 @dataclass

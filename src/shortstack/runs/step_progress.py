@@ -7,7 +7,7 @@ import time
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from shortstack.machine.files import whole
+from shortstack.machine.files import atomic_write
 from shortstack.machine.progress import Progress
 
 PACE = 1.0  # seconds between two that are written, at least
@@ -59,7 +59,7 @@ class Keeper:
             self.last = replace(self.last, done=done, total=total, note=note, at=now)
         if time.monotonic() - self.written >= PACE:
             self.written = time.monotonic()
-            with whole(self.path, durable=False) as partial:
+            with atomic_write(self.path, durable=False) as partial:
                 partial.write_text(json.dumps(asdict(self.last)), encoding="utf-8")
 
 

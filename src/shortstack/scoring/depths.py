@@ -18,7 +18,7 @@ from shortstack.decoder.likelihoods import answers
 from shortstack.errors import InputError
 from shortstack.evaluation import Tasks, load_harness
 from shortstack.machine.device import AUTO, Compute
-from shortstack.machine.files import plain
+from shortstack.machine.files import to_jsonable
 from shortstack.machine.numbers import checked, perplexity
 from shortstack.machine.progress import Progress, in_notebooks
 from shortstack.machine.tables import Cell, Column, Table, Tabled
@@ -119,7 +119,7 @@ class DepthCurve(Tabled):
         return replace(self, max_loss=max_loss)
 
     def to_dict(self) -> dict[str, Any]:
-        data = plain(self)
+        data = to_jsonable(self)
         derived = {name: getattr(self, name) for name in ("knee", "max_loss", "removable")}
         return {"depths": data.pop("depths"), **derived, **data}
 

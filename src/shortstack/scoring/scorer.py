@@ -15,7 +15,7 @@ from shortstack.data.tokens import check_enough
 from shortstack.decoder import Decoder, tokens_of
 from shortstack.errors import CheckpointError, InputError
 from shortstack.machine.device import AUTO, Compute
-from shortstack.machine.files import plain
+from shortstack.machine.files import to_jsonable
 from shortstack.machine.memory import peak_rss
 from shortstack.machine.numbers import checked
 from shortstack.machine.progress import Progress, in_notebooks
@@ -176,5 +176,5 @@ def model_record(checkpoint: Checkpoint) -> dict[str, Any]:
         "source": checkpoint.source,
         "revision": checkpoint.revision,
         "model_type": checkpoint.anatomy.model_type,
-        **plain(checkpoint.sizes),
+        **to_jsonable(checkpoint.sizes),
     }

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from shortstack.checkpoint.sizes import check_not_other
 from shortstack.errors import DataError, InputError
-from shortstack.machine.files import plain, read_json, save_json
+from shortstack.machine.files import read_json, save_json, to_jsonable
 from shortstack.machine.formats import show_layers, shown
 from shortstack.machine.numbers import perplexity
 from shortstack.machine.tables import Cell, Column, Table, Tabled
@@ -182,7 +182,7 @@ class Scores(Tabled):
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON-able data, with the removal order of each metric beside its scores."""
-        return {**plain(self), "order": {name: list(self.order(name)) for name in self.scores}}
+        return {**to_jsonable(self), "order": {name: list(self.order(name)) for name in self.scores}}
 
     def save(self, path: str | Path) -> None:
         save_json(path, self.to_dict())

@@ -10,7 +10,7 @@ from typing import Any
 from shortstack.checkpoint import Checkpoint
 from shortstack.evaluation import Evaluation
 from shortstack.healing import Healing
-from shortstack.machine.files import plain
+from shortstack.machine.files import to_jsonable
 from shortstack.machine.tables import Table, Tabled
 from shortstack.planning import Plan
 from shortstack.runs.records import TailsRecord
@@ -111,5 +111,5 @@ class Shrunk(Tabled):
             "seconds",
             "command",
         )
-        data = {name: plain(getattr(self, name)) for name in told}
+        data = {name: to_jsonable(getattr(self, name)) for name in told}
         return {**data, "compared": dict(self.plan.compared or {}), "steps": self.steps()}

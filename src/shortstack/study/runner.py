@@ -21,7 +21,7 @@ from typing import Any
 
 from shortstack.errors import DiskFullError, ShortstackError
 from shortstack.machine.device import pick_device
-from shortstack.machine.files import digest, finite, plain, whole
+from shortstack.machine.files import atomic_write, digest, finite, to_jsonable
 from shortstack.machine.options import check_choice_of
 from shortstack.machine.progress import Progress, in_notebooks
 from shortstack.machine.tables import Table, Tabled
@@ -67,7 +67,7 @@ class StudyOutcome(Tabled):
         return Table.of(str(self.output), ("study", ""), rows, notes=notes)
 
     def to_dict(self) -> dict[str, Any]:
-        return {name: value for name, value in plain(self).items() if name != "raised"}
+        return {name: value for name, value in to_jsonable(self).items() if name != "raised"}
 
 
 def run_study(
@@ -106,7 +106,7 @@ def run_study(
             for trial in study.trials:
                 trial.check_fits(models[trial.model].layers or 0)
         graph = Graph(study, models, {source: text_digest(source) for source in sources(study)})
-        with whole(folder.study) as partial:
+        with atomic_write(folder.study) as partial:
             shutil.copy(path, partial)
         store.forget_running()
         folder.clear_partial()
