@@ -146,9 +146,9 @@ def depth_curve(
     started = time.perf_counter()
     questions, task_record = _questions(task, checkpoint.tokenizer()) if task else ([], None)
     decoder = Decoder.open(checkpoint, compute)
-    spec = MeasurementSpec([METRICS["kl"]], singles=False, sets=tails(len(decoder.layers)))
+    spec = MeasurementSpec([METRICS["kl"]], singles=False, sets=tail_cuts(len(decoder.layers)))
     run = Measurement(decoder, tokens, spec, progress=progress, stage="cutting at every depth").go()
-    cuts = tails(run.layers)
+    cuts = tail_cuts(run.layers)
     depths = tuple(_depth(run, tail) for tail in cuts)
     if questions:
         accuracy = answers(decoder, questions, cuts, progress=progress)
@@ -190,10 +190,10 @@ def _depth(run: Measurement, tail: SkippedLayers) -> Depth:
     return Depth(kept, loss, perplexity(loss), run.distance(tail))
 
 
-def tails(layers: int) -> list[SkippedLayers]:
+def tail_cuts(layers: int) -> list[SkippedLayers]:
     """What is cut at every depth: nothing, the last layer, the last two, and so on until one is left.
 
-    >>> [sorted(tail) for tail in tails(3)]
+    >>> [sorted(tail) for tail in tail_cuts(3)]
     [[], [2], [1, 2]]
     """
     return [frozenset(range(kept, layers)) for kept in range(layers, 0, -1)]

@@ -43,7 +43,7 @@ from shortstack.profiling.speed import forward_speed
 from shortstack.pruning import prune
 from shortstack.repairing import repair
 from shortstack.repairing.repairer import check_repair
-from shortstack.runs.records import TailsRecord
+from shortstack.runs.records import TailCurve
 from shortstack.scoring import score
 from shortstack.shrinking import reference
 from shortstack.shrinking.card import RECIPE, dress
@@ -315,8 +315,8 @@ class Line:
         left_out = ("no repair",) * unrepaired + ("no healing",) * (route.healing is not None and healing is None)
         repaired = None if route.turns else pruned.record.get("repair") or {}
         found = next(iter(measured.evaluation.perplexity.values()))
-        tails = reference.tails(curve, found) if curve else None
-        return Candidate(made, plan, repaired, healing, measured, speed, tails, (*left_out, *measured.left_out))
+        tail_curve = reference.with_made_loss(curve, found) if curve else None
+        return Candidate(made, plan, repaired, healing, measured, speed, tail_curve, (*left_out, *measured.left_out))
 
     def chosen(self, route: Route) -> Plan:
         """The layers that go."""
@@ -375,7 +375,7 @@ class Line:
         teacher = self.source if healing.needs_teacher else None
         return replace(healing, schedule=schedule, teacher=teacher, compute=self.compute)
 
-    def beside_unpruned(self, cut: Checkpoint, until: Clock) -> tuple[TailsRecord | None, reference.Speed]:
+    def beside_unpruned(self, cut: Checkpoint, until: Clock) -> tuple[TailCurve | None, reference.Speed]:
         """The curve of the last layers with this cut, and its speed; healing changes neither. None where it is late."""
         if until.share > COMPARED_BY:
             return None, reference.Speed(reason="no time was left for it")
@@ -383,13 +383,13 @@ class Line:
         both: dict[str, Any] = {"compute": self.compute, "progress": self.progress}
         known = {"of": cut.identity, "text": text.record()}
 
-        def curve() -> TailsRecord:
+        def curve() -> TailCurve:
             return reference.tail_curve(cut, self.source, text, **both)
 
         def timed() -> reference.Speed:
             return reference.speed(cut, self.source, **both)
 
-        found = self.stages.result("tails", TailsRecord, curve, **known)
+        found = self.stages.result("tails", TailCurve, curve, **known)
         return found, self.stages.result("speed", reference.Speed, timed, **known)
 
     def concluded(self, out: Path, route: Route, made: Candidate, tried: tuple[Tried, ...]) -> Shrunk:
@@ -409,7 +409,7 @@ class Line:
             reference.beside(unpruned.measured.answers, made.measured.answers),
             made.speed,
             unpruned.int8,
-            made.tails,
+            made.tail_curve,
             (*self.amounts.less(self.wanted), *unpruned.measured.left_out, *made.left_out),
             tried,
             round(self.clock.used, 1),

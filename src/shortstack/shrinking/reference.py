@@ -22,7 +22,7 @@ from shortstack.machine.progress import Progress, silent
 from shortstack.profiling import Timing, profile
 from shortstack.profiling.profiler import prompt_ids
 from shortstack.profiling.speed import Ratio
-from shortstack.runs.records import TailsRecord
+from shortstack.runs.records import TailCurve
 from shortstack.scoring.measurement import Measurement, MeasurementSpec
 from shortstack.scoring.metrics import METRICS
 
@@ -89,7 +89,7 @@ def int8(unpruned: Checkpoint, windows: Mapping[str, Tokens], compute: Compute, 
 
 def tail_curve(
     cut: Checkpoint, unpruned: Checkpoint, text: Tokens, compute: Compute, progress: Progress = silent
-) -> TailsRecord:
+) -> TailCurve:
     """The loss of a model without so many of its last layers, and without those of a cut; one walk."""
     decoder, tokens, removed = loaded(unpruned, compute), few(text), skipped_layers(cut, unpruned)
     layers = len(decoder.layers)
@@ -99,10 +99,10 @@ def tail_curve(
     run = Measurement(decoder, tokens, spec, progress=progress, stage="cutting the last layers").go()
     losses = tuple(run.loss(tail) for tail in tails)
     samples, length = tokens.ids.shape
-    return TailsRecord(tokens.source, samples, length, tuple(amounts), losses, len(removed), run.loss(removed))
+    return TailCurve(tokens.source, samples, length, tuple(amounts), losses, len(removed), run.loss(removed))
 
 
-def tails(curve: TailsRecord, made: Perplexity) -> TailsRecord:
+def with_made_loss(curve: TailCurve, made: Perplexity) -> TailCurve:
     """The curve with the loss of what was made of the cut, on the same windows."""
     losses = made.window_losses[: curve.samples]
     return replace(curve, made_loss=math.fsum(losses) / len(losses))

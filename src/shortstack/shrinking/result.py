@@ -13,7 +13,7 @@ from shortstack.healing import Healing
 from shortstack.machine.files import to_jsonable
 from shortstack.machine.tables import Table, Tabled
 from shortstack.planning import Plan
-from shortstack.runs.records import TailsRecord
+from shortstack.runs.records import TailCurve
 from shortstack.shrinking.reference import Int8, Speed
 from shortstack.shrinking.retention import Tried
 
@@ -49,7 +49,7 @@ class Candidate:
     healing: Healing | None
     measured: Measured
     speed: Speed
-    tails: TailsRecord | None
+    tail_curve: TailCurve | None
     left_out: tuple[str, ...]
 
 
@@ -73,7 +73,7 @@ class Shrunk(Tabled):
     answers: Sequence[Mapping[str, str]]
     speed: Speed
     int8: Int8
-    tails: TailsRecord | None
+    tails: TailCurve | None
     left_out: tuple[str, ...]
     tried: tuple[Tried, ...]
     seconds: float
