@@ -29,8 +29,8 @@ from shortstack.machine import yamlfile
 from shortstack.machine.device import Compute
 from shortstack.machine.yamlfile import Part, part_of
 from shortstack.runs.records import ONE_SHOT
-from shortstack.study.kinds import KINDS
 from shortstack.study.measures import EvaluationOptions
+from shortstack.study.step_types import KINDS
 from shortstack.study.trial import HealOptions, Pattern, RepairText, StudyCalibration, Trial
 
 

@@ -1,4 +1,4 @@
-"""The kinds of steps that measure a checkpoint, with the options that a study's file gives them."""
+"""The step types that measure a checkpoint, with the options that a study's file gives them."""
 
 from __future__ import annotations
 
@@ -15,8 +15,9 @@ from shortstack.machine.options import made_of
 from shortstack.machine.progress import Progress
 from shortstack.machine.yamlfile import part_of
 from shortstack.profiling import Timing
+from shortstack.study.command_line import changed_words, model_words
+from shortstack.study.references import expanded
 from shortstack.study.steps import Contents, Job, Known, Places, Step
-from shortstack.study.words import changed_words, expanded, model_words
 
 EVALUATED = (EvaluationText, Tasks, GenerationChecks)
 OF_TASKS = ("limit", "num_fewshot", "data_dir", "include")  # what only tasks take

@@ -28,12 +28,13 @@ from shortstack.machine.tables import Table, Tabled
 from shortstack.runs import Store
 from shortstack.runs.folder import Folder
 from shortstack.runs.step_progress import PACE, read_progress
+from shortstack.study.command_line import command_line
 from shortstack.study.graph import Graph, Paths, sources, texts
 from shortstack.study.grid import Resources, Study, in_file, read_study
+from shortstack.study.references import check_text, expanded, open_model, text_digest
 from shortstack.study.same_study import check_outside, check_place, check_same
 from shortstack.study.steps import Contents, Job, Step, perform
 from shortstack.study.trial import Trial
-from shortstack.study.words import check_text, command_line, expanded, open_model, text_digest
 from shortstack.study.workers import KEEPS, Launch, Needs, local
 
 
