@@ -24,7 +24,7 @@ SEES = "ForConditionalGeneration"  # ends the class of models that see images, w
 
 @dataclass(frozen=True)
 class Evaluated:
-    """What evaluate found of a model. name: in the table's head; found: the JSON of an Evaluation."""
+    """The evaluation of one model. name: in the table's head; found: the JSON of an Evaluation."""
 
     name: str
     found: Mapping[str, Any]
@@ -32,7 +32,7 @@ class Evaluated:
 
 @dataclass(frozen=True)
 class CardContent:
-    """What a card tells beside the record.
+    """The content of a model card apart from the checkpoint's record.
 
     verdict: whether to keep it. facts: sizes and the like, by what they are and by model. answers: of the models to prompts.
     why: these layers went; compared: cuts that were compared, by their loss.
@@ -132,7 +132,7 @@ def _sees(record: Mapping[str, Any]) -> bool:
 
 
 def licence_of(directory: Path) -> dict[str, str]:
-    """What the card beside a checkpoint says of its licence; nothing where there is no card, or none that says it."""
+    """Return the licence metadata of the card in a checkpoint's directory; empty if there is no card or no licence in it."""
     card = directory / CARD
     if not card.is_file() or card.stat().st_size > MOST_BYTES:
         return {}
@@ -232,7 +232,7 @@ def results_section(measured: Sequence[Evaluated]) -> str:
 
 
 def _rows(measured: Sequence[Evaluated]) -> list[tuple[str, list[str]]]:
-    """What was measured of all models: its name, and a cell for each model."""
+    """Return the rows of the results table: the measure's name, and a cell for each model."""
     cells: dict[str, dict[str, str]] = {}
     for model in measured:
         for name, cell in _cells(model.found):

@@ -101,7 +101,7 @@ class GgufFile:
 
     @property
     def architecture(self) -> str:
-        """What its metadata's names begin with: llama, qwen2."""
+        """The architecture, which prefixes the names of its metadata: llama, qwen2."""
         entry = self.entries.get("general.architecture")
         if entry is None or entry.kind != STRING or not entry.value:
             raise _broken(self.parts[0], "general.architecture", "none")

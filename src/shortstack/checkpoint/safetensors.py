@@ -127,7 +127,7 @@ def spill(tensor: StoredTensor, path: Path) -> StoredTensor:
 
 
 def read_metadata(path: Path) -> dict[str, Any]:
-    """What a safetensors file says of itself beside its tensors; of a file that read_shard() has read."""
+    """Return the metadata in the header of a safetensors file that read_shard() has read."""
     with path.open("rb") as file:
         header, _ = _read_header(file, path.stat().st_size, path)
     metadata = header.get("__metadata__")

@@ -133,7 +133,7 @@ def _pushed(checkpoint: Checkpoint, asked: ExportOptions, repository: str, progr
 
 
 def _results(files: str | None) -> list[Evaluated]:
-    """What evaluate found, by the names of the models."""
+    """Read evaluation results, named by their models."""
     from shortstack.checkpoint.card import Evaluated, results_section
 
     paths = [Path(name) for name in (files or "").split(",") if name]
@@ -148,7 +148,7 @@ def _results(files: str | None) -> list[Evaluated]:
 
 
 def _next(asked: ExportOptions, checkpoint: Checkpoint, made: Mapping[str, Any]) -> str:
-    """What to do with what was made."""
+    """Return the command or call that uses what was exported."""
     if asked.gguf and asked.ollama:
         return f"ollama create {asked.gguf.stem} -f {made['modelfile']}"
     if asked.gguf:

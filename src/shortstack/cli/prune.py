@@ -96,7 +96,7 @@ class PruneOptions(Repairing):
 
 @dataclass(frozen=True)
 class _Cut:
-    """What was typed: how layers are chosen, what is refitted, and where the model goes."""
+    """A cut as typed: how layers are chosen, what is refitted, and where the model is written."""
 
     choice: Choice
     asked: PruneOptions

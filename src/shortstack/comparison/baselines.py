@@ -67,7 +67,7 @@ class Baseline:
 
 @dataclass(frozen=True)
 class Calibration:
-    """What choices are made on: windows for metrics and activations, and for repair where that is wanted.
+    """The data on which baselines make choices: windows for metrics and activations, and for repair where it is wanted.
 
     search: the layers that go are searched for, instead of taken by `metric`. heal: heals a cut into a new folder, as
     heal_as_recipe() does. healed: a model that is healed already, for a row of its own.
@@ -91,7 +91,7 @@ class Calibration:
 
     @functools.cached_property
     def healed_checkpoint(self) -> Checkpoint | None:
-        """What is healed already, opened.
+        """The checkpoint that is healed already, opened; None if there is none.
 
         Raises:
             CheckpointError, InputError: as Checkpoint.of().
@@ -135,7 +135,7 @@ class BaselineContext:
 
     @functools.cached_property
     def source(self) -> Tokens | Scores:
-        """What layers are chosen on: tokens for a search, else scores, which every cut shares."""
+        """The basis on which layers are chosen: tokens for a search, else scores, which every cut shares."""
         tokens, choice = self.calibration.tokens, self.calibration.choice
         if choice.measures or not choice.by.needs_scores:
             return tokens
@@ -176,7 +176,7 @@ class BaselineContext:
         return chosen.plan
 
     def repair(self, plan: Plan) -> tuple[Repair | None, str]:
-        """What refitting the kept layers gives, where that is wanted and helps; else the reason, which is for the table."""
+        """Refit the kept layers if that is wanted and helps; otherwise return None and the reason for the table."""
         if not self.calibration.repair:
             return None, ""
         removed, tokens = frozenset(plan.removed), self.calibration.repair
@@ -277,7 +277,7 @@ def narrowed(context: BaselineContext) -> Iterator[Baseline]:
 def _narrowing(
     context: BaselineContext, mlps: Sequence[Mlp], keep: int, norms: dict[str, Tensor] | None
 ) -> Callable[[], Built]:
-    """What writes and opens the checkpoint with `keep` neurons a layer, which are chosen at once."""
+    """Choose `keep` neurons a layer at once; return a function that writes and opens the checkpoint with them."""
     width = chosen_width(context.checkpoint, context.base, mlps, keep, norms=norms)
     out = context.folder / f"narrowed-{width.weighed_by}"
     return lambda: context.made(narrow(context.checkpoint, mlps, width, out))
@@ -312,7 +312,7 @@ BASELINES: tuple[Callable[[BaselineContext], Iterator[Baseline]], ...] = (
 
 
 def heal_as_recipe(data: str, unpruned: Checkpoint, *, device: str = "auto", progress: Progress = silent) -> Heal:
-    """What heals a cut of the unpruned model on `data` as the recipe `best` does."""
+    """Return a function that heals a cut of the unpruned model on `data` by the recipe `best`."""
     task = task_of({**read_recipe(RECIPE).heal.given, "data": data}, compute=Compute(device=device))
     task = replace(task, teacher=unpruned) if task.needs_teacher else task
     task.method.check()

@@ -52,7 +52,7 @@ Judge = Callable[[Decoder], Mapping[str, Mapping[str, Any]]]  # what a model get
 
 @dataclass(frozen=True)
 class Judging:
-    """What every row is judged on: texts by name, judges of tasks, and the load it is timed under, in so many turns."""
+    """The evaluation of every row: texts by name, judges of tasks, the load to time under, and the number of timed turns."""
 
     texts: Mapping[str, Tokens]
     judges: Sequence[Judge] = ()
@@ -62,7 +62,7 @@ class Judging:
 
 @dataclass(frozen=True)
 class ComparisonRow:
-    """What was measured of one baseline, or the reason why nothing was.
+    """The measurements of one baseline, or the reason why there are none.
 
     removed: the layers that are gone. ratio: its speed over the unpruned model's, from runs in turns. within: whether its
     weights fit the budget.
@@ -350,7 +350,7 @@ def _named(files: Sequence[Path]) -> dict[str, Path]:
 
 
 def judge_questions(files: Sequence[Path], tokenizer: PreTrainedTokenizerBase, *, limit: float | None = None) -> Judge:
-    """What judges accuracy on files of multiple choice, each line as in questions.LAYOUT.
+    """Return a judge of accuracy on files of multiple choice, whose lines are as in questions.LAYOUT.
 
     limit: only the first so many of each, or as a float such a share of them.
     """
@@ -368,7 +368,7 @@ def judge_questions(files: Sequence[Path], tokenizer: PreTrainedTokenizerBase, *
 
 
 def judge_tasks(tasks: Tasks, checkpoint: Checkpoint) -> Judge:
-    """What judges a baseline for that checkpoint on tasks of lm-evaluation-harness."""
+    """Return a judge of the checkpoint's baselines on tasks of lm-evaluation-harness."""
     loaded, tokenizer = tasks.load_for(checkpoint), checkpoint.tokenizer()
 
     def judge(decoder: Decoder) -> dict[str, dict[str, Any]]:
@@ -382,7 +382,7 @@ def judge_tasks(tasks: Tasks, checkpoint: Checkpoint) -> Judge:
 
 
 def advice(rows: Sequence[ComparisonRow], budget: int) -> str:
-    """What rows, sorted by quality, say to someone with so many bytes: the best, the best that is pruned, the quickest.
+    """Name the best row within the budget, the best pruned one and the fastest; rows are sorted by quality.
 
     A row that has collapsed is not the best while another has not, whatever its perplexity.
     """

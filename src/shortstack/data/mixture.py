@@ -38,7 +38,7 @@ class Weighted:
 
     @property
     def digest(self) -> str:
-        """What its content is known by, in the order in which names are looked up when a text is read.
+        """A digest of its content, looked up by name in the order in which a text is read.
 
         A hub dataset is known by its name, and so is what a model or a seeded program writes: what it comes from is another
         input of a step.
@@ -81,7 +81,7 @@ def _once(text: str) -> str:
 
 
 def _expanded(named: Weighted) -> tuple[Weighted, ...]:
-    """What `mix` stands for, its weights times its own."""
+    """Expand `mix` into its sources, their weights multiplied by its own."""
     if named.source != MIX:
         return (named,)
     return tuple(Weighted(each.source, named.weight * each.weight) for each in parse_sources(MIXED))

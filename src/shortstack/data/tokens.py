@@ -175,7 +175,7 @@ class Tokens:
         return hashlib.sha256(self.ids.numpy().astype("<i4").tobytes()).hexdigest()
 
     def record(self) -> dict[str, Any]:
-        """What a result says about its tokens."""
+        """Return a JSON-able description of the tokens, for results."""
         samples, length = self.ids.shape
         return {
             "source": self.source,

@@ -79,7 +79,7 @@ class Decoder(Layered):
         return walk.hidden
 
     def embed(self, ids: Tensor) -> Tensor:
-        """What enters layer 0, [batch, length, width]: the token ids embedded."""
+        """Embed token ids into what enters layer 0, [batch, length, width]."""
         return self.enter(ids).hidden[UNPRUNED]
 
     def enter(self, ids: Tensor, sets: Sequence[SkippedLayers] = (UNPRUNED,)) -> WalkState:

@@ -203,7 +203,7 @@ def _agrees(decoder: Decoder) -> bool:
 
 
 def _inputs(decoder: Decoder) -> set[str]:
-    """What the model's forward takes."""
+    """Return the names of the arguments of the model's forward."""
     return set(inspect.signature(decoder.model.base_model.forward).parameters)
 
 

@@ -43,7 +43,7 @@ TEXT, GENERATION = EvaluationText(), GenerationChecks()
 
 
 def _paired(found: Paired | None) -> tuple[Any, ...]:
-    """What the same documents, asked of both models, say."""
+    """Return the cells of a paired comparison: difference, interval, p-value and shares retained."""
     if found is None:
         return (None,) * 5
     kept, above = (None if each is None else each / 100 for each in (found.retention, found.retention_above_chance))
@@ -53,7 +53,7 @@ def _paired(found: Paired | None) -> tuple[Any, ...]:
 
 @dataclass(frozen=True, repr=False)
 class Evaluation(Tabled):
-    """What was measured of one checkpoint.
+    """The measurements of one checkpoint.
 
     base: of the model it was made from. against, probes_against: the tasks and the probes of both, paired.
     """
@@ -98,7 +98,7 @@ class Evaluation(Tabled):
         return Table.of(heading, columns, [*self._rows()], caption=caption, notes=[*filter(None, notes)])
 
     def tables(self) -> list[Table]:
-        """What was measured, and what has collapsed of what it writes."""
+        """Return the table of results, and that of collapsed text if any has collapsed."""
         return [self.table(), *([self.collapse.table()] if self.collapse and self.collapse.fallen else [])]
 
     def plot(self) -> Picture:
@@ -139,7 +139,7 @@ class Evaluation(Tabled):
         return averages
 
     def _unit(self, name: str) -> str:
-        """What a difference is of, where it is not of the two values beside it."""
+        """Return a note on the unit of a task's difference, if it is not that of the values in its row."""
         task = self.tasks[name]
         if task.metric in PERPLEXITIES:
             unit = f"log-likelihood in nats per {PERPLEXITIES[task.metric]}, higher is better"
@@ -284,7 +284,7 @@ class Prepared:
 
     @property
     def _placed(self) -> Compute:
-        """What is only read passes the layers one by one, so that these may be streamed; what writes needs all at once."""
+        """Compute options that stream layers only if no text is generated, which needs all layers at once."""
         return replace(self.compute, stream=False) if self.writes else self.compute
 
     def requirements(self) -> Requirements:
@@ -327,7 +327,7 @@ def prepare(
     generation: GenerationChecks = GENERATION,
     compute: Compute = AUTO,
 ) -> Prepared:
-    """What evaluate() reads and checks first: so that of two models neither is measured in vain."""
+    """Read and check everything evaluate() needs, so that of two models neither is measured in vain."""
     checkpoint, text = Checkpoint.of(checkpoint), EvaluationText.of(text)
     if tasks:
         tasks.check(compute.device)

@@ -27,7 +27,7 @@ ROOM = 2**22  # random numbers held at a time
 
 @dataclass(frozen=True)
 class Outcomes:
-    """What a model got on each document of a task: 1 or 0 for right or wrong, or any number, higher being better."""
+    """The outcome on each document of a task: 1 or 0 for right or wrong, or any number, higher being better."""
 
     documents: tuple[str, ...]
     values: tuple[float, ...]

@@ -155,7 +155,7 @@ def _link_without_code(directory: Path, folder: Path) -> bool:
 
 
 def _without_auto_map(path: Path) -> Any:
-    """What a JSON file says without auto_map, which names classes in Python files; None where it has none of that."""
+    """Read a JSON file without auto_map, which names classes in Python files; None if it has none."""
     left_out = list[Any]()
 
     def kept(value: dict[str, Any]) -> dict[str, Any]:
@@ -187,7 +187,7 @@ def _check_layers(model: GgufFile, checkpoint: Checkpoint) -> None:
 
 
 def _provenance(checkpoint: Checkpoint) -> dict[str, Entry]:
-    """What the file says of where it comes from."""
+    """Return the file's metadata on its source."""
     source = Entry.text(checkpoint.directory.resolve().name)
     found = {"shortstack.version": Entry.text(version("shortstack")), "shortstack.source": source}
     found |= {"shortstack.exported": Entry.text("from a checkpoint")}

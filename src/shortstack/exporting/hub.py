@@ -195,7 +195,7 @@ def _check_whole(checkpoint: Checkpoint) -> None:
 
 @contextmanager
 def _said(repository: str) -> Iterator[None]:
-    """What the hub refuses, and that it cannot be reached, in words."""
+    """Raise errors of the hub, and a hub that cannot be reached, as errors of ours."""
     from huggingface_hub.errors import (
         HfHubHTTPError,
         LocalEntryNotFoundError,

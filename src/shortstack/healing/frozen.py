@@ -290,7 +290,7 @@ def top_tokens(decoder: Decoder, states: Tensor, top_k: int, temperature: float)
 
 
 def train_all(checkpoint: Checkpoint) -> str:
-    """What to do where layers cannot be frozen."""
+    """Suggest training all layers, for models whose layers cannot be frozen."""
     return f"train all layers: set last to {checkpoint.anatomy.layers}"
 
 

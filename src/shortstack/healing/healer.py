@@ -74,7 +74,7 @@ class Healing(Tabled):
     repeat: Mapping[str, Any] | None = None
 
     def table(self) -> Table:
-        """What was trained, for how long, and what it did to the loss."""
+        """Return a table of the trained parameters, the time taken and the losses."""
         history, losses = self.history, [loss for _, loss in self.history.losses]
         held_out = [loss for _, loss in history.held_out]
         kind = LOSSES[self.objective]
@@ -300,7 +300,7 @@ class HealingRun:
         return {name: value for name, value in repeat.items() if value is not None}
 
     def _own(self, *, dry_run: bool = False) -> OwnText | None:
-        """What the teacher writes, if there is one."""
+        """Return the teacher's generated text; None if there is no teacher."""
         compute = replace(self.task.compute, seed=self.task.schedule.seed)
         return OwnText(self.task.unpruned, compute, self.progress, dry_run=dry_run) if self.task.unpruned else None
 
@@ -373,7 +373,9 @@ class HealingRun:
         return learner, train(learner, data, task.schedule, folder, environment=environment)
 
     def changed(self, learner: Learner, scratch: Path | None) -> dict[str, StoredTensor]:
-        """What training changed, laid down in a folder; None: of a process that only helps to gather it."""
+        """Return the tensors that training changed, spilled into a folder; scratch is None on helper processes, which
+        keep none.
+        """
         found = self.task.method.tensors(self.checkpoint, learner)
         kept = [spill(tensor, scratch / str(number)) for number, tensor in enumerate(found) if scratch]
         return {tensor.name: tensor for tensor in kept}

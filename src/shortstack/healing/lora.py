@@ -112,7 +112,7 @@ class Lora(TrainedHead, TrainedLayers):
         yield from stored_tensors(checkpoint, trained).values()
 
     def _changes(self, _checkpoint: Checkpoint, decoder: Decoder) -> Iterator[tuple[str, Tensor]]:
-        """What merging the adapters adds to each matrix, in fp32 and laid out as the matrix is, by its name."""
+        """Return the update that merging adds to each matrix, in fp32 and in the matrix's layout, by its name."""
         for name, layer in _adapted(decoder):
             yield name, layer.get_delta_weight(ADAPTER).detach().float()
 

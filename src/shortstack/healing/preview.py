@@ -1,4 +1,4 @@
-"""What heal() would do: what it refuses before it trains, what would train on how much, and the memory and disk for it."""
+"""A preview of heal(): input checks, what would be trained on how much, and the memory and disk for it."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ LOGIT_COPIES = 2  # a chunk's logits and their gradient
 
 @dataclass(frozen=True)
 class Preview:
-    """What healing would train, on how much.
+    """A preview of healing: what would be trained, on how much data.
 
     tokens, learnt_tokens: of an epoch. cache_bytes: disk for what is computed once, of which missing_bytes are yet to be
     written. steps: None where the clock decides. turns: how many layers go before each turn; all else is then of one turn on
@@ -140,7 +140,7 @@ def _check_frozen(run: HealingRun) -> None:
 
 
 def _outlined(run: HealingRun) -> Learner:
-    """What would train, its weights without values."""
+    """Build the learner on weights without values."""
     source, method = run.checkpoint, run.task.method
     model = meta_model(source.directory, trust_remote_code=source.trust_remote_code, dtype=run.dtype)
     decoder = Decoder(model.eval(), source.anatomy)

@@ -89,7 +89,7 @@ class CacheEntry:
 
 
 def cache_entries(kinds: Collection[str] = tuple(KINDS)) -> Iterator[CacheEntry]:
-    """What is kept of some kinds; nothing else in the cache's folder is looked at."""
+    """Iterate over the cached entries of these kinds; nothing else in the cache's folder is looked at."""
     for kind in kinds:
         folder = _root() / kind
         for path in sorted(folder.iterdir()) if folder.is_dir() else ():

@@ -84,7 +84,7 @@ def check_disk(place: Path, nbytes: int, *, what: str = "", fix: str = "free som
 
 
 def disk_full(error: OSError) -> DiskFullError | None:
-    """What the system says of a disk without room as an error of ours; None where it says something else."""
+    """Convert the system's error of a full disk into a DiskFullError; None for any other error."""
     if error.errno not in FULL:
         return None
     found, fix = error.strerror or "none", "free some space, or write elsewhere"

@@ -90,7 +90,7 @@ def stepwise(decoder: Decoder, tokens: Tokens, removal: Removal, *, progress: Pr
 def removals(
     decoder: Decoder, tokens: Tokens, removal: Removal, *, progress: Progress = silent
 ) -> Iterator[SkippedLayers]:
-    """What is removed after each step of stepwise()."""
+    """Iterate over the layers removed after each step of stepwise()."""
     metric, amount, step = removal.metric.name, removal.amount, removal.step or 1
     check_stepwise(None, tokens, removal)
     steps, removed = -(-amount // step), UNPRUNED

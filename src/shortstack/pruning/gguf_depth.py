@@ -109,11 +109,13 @@ class GgufDepth:
         return self.entries[f"{self.architecture}.{name}"].kind == ARRAY
 
     def _kinds(self, fields: Fields, depth: int) -> list[tuple[Any, ...]]:
-        """What each layer's number decides of it."""
+        """Return for each layer the properties that depend on its number."""
         return [tuple(rule(layer, depth, fields) for rule in RULES[self.architecture]) for layer in range(depth)]
 
     def _changed(self, kept: Sequence[int]) -> dict[str, Entry] | None:
-        """What reads otherwise in the shorter model; None where a layer would be of another kind whatever it reads."""
+        """Return the metadata that the shorter model needs changed; None if some layer would be of another kind in any
+        case.
+        """
         before = self._kinds(self.fields, self.layers)
         sliced = self._sliced(kept)
         fields = {**self.fields, **{name: entry.value for name, entry in sliced.items()}}

@@ -79,7 +79,7 @@ def _bare(model: nn.Module) -> PreTrainedModel:
 
 
 def _blueprint(raw: Mapping[str, Any]) -> tuple[PreTrainedModel, Anatomy]:
-    """What the config builds without weights, and its anatomy."""
+    """Build the config's model without weights, and find its anatomy."""
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / "config.json").write_text(json.dumps(raw), encoding="utf-8")
         model = meta_model(Path(folder))

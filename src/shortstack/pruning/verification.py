@@ -38,7 +38,7 @@ PROBE_TOKENS = (2, 24)  # samples and length of the random tokens whose logits a
 
 @dataclass(frozen=True, repr=False)
 class Verification(Tabled):
-    """What was checked, and how each check ended: `checks[name] = {"ok": bool, "detail": str}`."""
+    """The checks and their outcomes: `checks[name] = {"ok": bool, "detail": str}`."""
 
     checks: Mapping[str, Mapping[str, Any]]
 
@@ -229,7 +229,7 @@ def _computed(
 def _walked(
     checkpoint: Checkpoint, ids: Tensor, skipped: SkippedLayers, *, dtype: torch.dtype, device: str, progress: Progress
 ) -> tuple[list[Tensor], Tensor]:
-    """What leaves each layer that is not skipped, and the logits; of the weights one layer is in memory, and the next."""
+    """Return the output of each kept layer, and the logits; one layer and the next are in memory."""
     decoder, states = Decoder.load(checkpoint, dtype=dtype, device=device, stream=True), list[Tensor]()
     needed = [layer for layer, form in enumerate(decoder.forms()) if layer not in skipped or form.fills]
     walk = decoder.enter(ids, [skipped])

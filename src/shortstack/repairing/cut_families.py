@@ -114,7 +114,7 @@ class _Windows:
     def _fitted(
         self, start: int, windows: Sequence[Window], entering: Mapping[int, Sequence[Tensor]]
     ) -> dict[Window, Sequence[Tensor]]:
-        """What enters the layer behind each window, on held-out samples, once the fold point before it is refitted."""
+        """Return the input of the layer behind each window on held-out samples, after refitting the fold point before it."""
         here, before = entering[start], start - 1
         if not start:
             return dict.fromkeys(windows, here[self.fitting :])

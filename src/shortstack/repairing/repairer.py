@@ -65,7 +65,7 @@ class Fit:
 
 @dataclass(frozen=True, repr=False)
 class Repair(Tabled):
-    """What refitting did to the loss, nats per token. removed: the layers of the cut that it is for.
+    """The effect of refitting on the loss, nats per token. removed: the layers of the cut that it is for.
 
     tensors: the changed ones, by the source's names.
 

@@ -105,7 +105,7 @@ def _make_time(result: Result) -> JudgedCell:
 
 
 def _free_text(result: Result) -> JudgedCell:
-    """What a free text says of the model: nothing where it was not looked at."""
+    """Return the cell of the collapse check; empty if it was not made."""
     step = result.evaluation
     collapse = (step.result.get("collapse") or {}) if step else {}
     signs = listed([str(name).replace("_", " ") for name in collapse.get("fallen") or ()])

@@ -1,4 +1,4 @@
-"""What the charts show of a single setting, as shrink leaves it: what is left of it, and of what it can do."""
+"""Charts of a single setting, as shrink leaves it: the size and the abilities that it keeps."""
 
 from __future__ import annotations
 

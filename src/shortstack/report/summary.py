@@ -85,7 +85,7 @@ def _headline(findings: Findings) -> str:
 
 
 def opening(findings: Findings) -> str:
-    """What was studied, what was measured, and what labels leave out."""
+    """Say what was studied and measured, and what labels leave out."""
     if not findings.factors:
         return "The store holds no trial yet."
     models = dict.fromkeys(each["model"] for each in findings.factors)

@@ -58,7 +58,7 @@ class TrialRecord:
 
 @dataclass(frozen=True)
 class TailCurve:
-    """What a model loses without its last layers, and by another cut; losses in nats per token of a few windows of a text.
+    """The loss without the last layers, and with another cut, in nats per token of a few windows of a text.
 
     removed, losses: how many of the last layers go at each point, from none on, and the loss there. cut_removed, cut_loss:
     of the other cut, before anything is repaired; made_loss: of the checkpoint that was made of it, once there is one.
@@ -107,7 +107,7 @@ class Runs:
 
     @property
     def conclusion(self) -> str:
-        """What whoever ran it concludes, where that is kept: a report says it first."""
+        """The conclusion, if one was kept: a report says it first."""
         return self.meta.get("conclusion", "")
 
 
@@ -134,7 +134,7 @@ def last_line(error: str | None) -> str:
 
 
 def _checked(kind: Any, stored: Any, place: Folder, *, json: bool = False) -> Any:
-    """What is stored, as a record or another type. json: it is stored as JSON."""
+    """Validate what is stored as a record or another type. json: it is stored as JSON."""
     from pydantic import TypeAdapter, ValidationError
 
     adapter = TypeAdapter(kind)

@@ -64,7 +64,7 @@ class Keeper:
 
 
 def read_progress(path: Path) -> StepProgress | None:
-    """What a step told last; None where it has told nothing yet, or does so on another machine.
+    """Read a step's last progress; None if it has reported none yet, or runs on another machine.
 
     A file that a stranger put there tells nothing either: this is looked at, and nothing follows from it.
     """

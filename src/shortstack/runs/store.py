@@ -254,7 +254,7 @@ def _seal(row: sqlite3.Row, columns: Sequence[str]) -> str:
 
 
 def _text(stored: bytes) -> str:
-    """What a column holds."""
+    """Decode a text column."""
     try:
         return stored.decode()
     except UnicodeDecodeError as error:

@@ -191,7 +191,7 @@ def _depth(run: Measurement, tail: SkippedLayers) -> Depth:
 
 
 def tail_cuts(layers: int) -> list[SkippedLayers]:
-    """What is cut at every depth: nothing, the last layer, the last two, and so on until one is left.
+    """Return the cut at every depth: nothing, the last layer, the last two, and so on until one is left.
 
     >>> [sorted(tail) for tail in tail_cuts(3)]
     [[], [2], [1, 2]]

@@ -23,7 +23,8 @@ BACKWARD = 3  # layer-forwards that a layer's part of the walk back takes: it on
 
 @dataclass(frozen=True)
 class MeasurementSpec:
-    """What a run measures: metrics of each layer, of each block of `window` layers, and the loss and KL of whole sets.
+    """The quantities to measure: metrics of each layer, of each block of `window` layers, and the loss and KL of whole
+    sets.
 
     without: layers that the model is taken to lack already. singles: whether each remaining layer is scored.
     """
@@ -160,7 +161,7 @@ class Measurement:
         return None if counted is None else torch.nn.functional.pad(counted[:, 1:], (0, 1))
 
     def _head(self, walk: WalkState) -> None:
-        """What leaves the last layer, to the head."""
+        """Feed the last layer's output to the head."""
         kind, counted = self.batches.kind_of[walk.number], self.batches.counted[walk.number]
         if self.needs_gradient:
             hidden = walk.hidden[self.spec.without]
@@ -171,7 +172,7 @@ class Measurement:
         self.outputs[kind].add(self.decoder, walk, lambda streams: self._tick(streams * self.head), counted)
 
     def _predicted(self, kind: int) -> float:
-        """What a kind's summed loss is divided by, so that all kinds together give the mean by their weights."""
+        """Return the divisor of a kind's summed loss, so that all kinds together give the mean by their weights."""
         kinds = self.batches.kinds
         return self.batches.predicted(kind) * sum(each.weight for each in kinds) / kinds[kind].weight
 

@@ -118,7 +118,7 @@ def check_window(window: int | None, layers: int, metrics: Sequence[Metric]) -> 
 
 
 def _kinds(run: Measurement) -> dict[str, KindScores]:
-    """What each kind of text alone says."""
+    """Return the scores on each kind of text alone."""
     bases, weights = run.base_losses(), {kind.source: kind.weight for kind in run.batches.kinds}
     return {
         source: KindScores(weights[source], bases.get(source), {name: _checked(name, values[name]) for name in values})
@@ -171,7 +171,7 @@ def _checked(name: str, values: Sequence[float]) -> tuple[float, ...]:
 
 
 def model_record(checkpoint: Checkpoint) -> dict[str, Any]:
-    """What a result says about its model; from the sizes `plan` knows parameters and bytes."""
+    """Return a JSON-able description of the model; from its sizes `plan` knows parameters and bytes."""
     return {
         "source": checkpoint.source,
         "revision": checkpoint.revision,

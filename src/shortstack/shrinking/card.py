@@ -1,4 +1,4 @@
-"""What lies beside the weights of a shrink: model card, page of its report, results, and the recipe that repeats it."""
+"""Files beside the weights of a shrink: model card, the report's page, results, and the recipe that repeats it."""
 
 from __future__ import annotations
 

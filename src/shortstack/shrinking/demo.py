@@ -48,7 +48,7 @@ class Demo(Tabled):
     left_out: Sequence[str] = ()
 
     def table(self) -> Table:
-        """What each model saves, and what that costs."""
+        """Return a table of each model's savings and their cost in quality."""
         rows = [
             (row.name, row.layers, row.parameters, row.bytes, row.writes, row.perplexity, row.right and str(row.right))
             for row in self.rows

@@ -116,7 +116,7 @@ def shrink_each(
 
 @dataclass(frozen=True)
 class Foreseen:
-    """What shrink() would look at in the time, what there would be less of than is wanted, and what it needs."""
+    """A forecast of shrink(): the amounts that fit in the time, those that are reduced, and the resources needed."""
 
     amounts: Amounts
     left_out: tuple[str, ...]
@@ -220,7 +220,7 @@ class Line:
 
     @cached_property
     def amounts(self) -> Amounts:
-        """What fits into the minutes on this machine, now."""
+        """The amounts that fit into the minutes on this machine, now."""
 
         how = {"plan": repr(self.route.recipe.plan), "minutes": self.options.minutes, "cuts": self.cuts}
         return self.stages.result("amounts", Amounts, lambda: self._written(self.fitting()), wanted=self.wanted, **how)
@@ -370,7 +370,7 @@ class Line:
         return Checkpoint.open(place), healing
 
     def task(self, healing: HealingTask) -> HealingTask:
-        """What the recipe heals, by the seed and on the device of this run, with its teacher where it wants one."""
+        """Return the recipe's healing task, with this run's seed and device, and its teacher if it needs one."""
         schedule = replace(healing.schedule, seed=self.compute.seed)
         teacher = self.source if healing.needs_teacher else None
         return replace(healing, schedule=schedule, teacher=teacher, compute=self.compute)
@@ -393,7 +393,7 @@ class Line:
         return found, self.stages.result("speed", reference.Speed, timed, **known)
 
     def concluded(self, out: Path, route: Route, made: Candidate, tried: tuple[Tried, ...]) -> Shrunk:
-        """What is said of a cut."""
+        """Assemble the result of a cut."""
         unpruned, last = self.unpruned, made.measured.evaluation
         said = verdict(unpruned.measured.evaluation, last)
         others = beside_others(last, made.checkpoint.weight_bytes, made.speed, unpruned.int8)
@@ -485,7 +485,7 @@ def _noted(place: Path) -> Path:
 
 @dataclass(frozen=True)
 class Costs:
-    """What the removal of each layer alone costs, in nats per token."""
+    """The loss increase from removing each layer alone, in nats per token."""
 
     values: tuple[float, ...]
 

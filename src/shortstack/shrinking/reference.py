@@ -1,4 +1,6 @@
-"""What a shortened model is held against: what the unpruned one says, its speed, itself in int8, and the last layers cut."""
+"""References for a shortened model: the unpruned model's answers and speed, its int8 version, and cutting the last
+layers.
+"""
 
 from __future__ import annotations
 
@@ -59,7 +61,7 @@ class Speed:
 
 
 def answers(checkpoint: Checkpoint, compute: Compute, progress: Progress = silent) -> tuple[str, ...]:
-    """What a model says to each of PROMPTS."""
+    """Generate a model's answers to PROMPTS."""
     model, tokenizer = loaded(checkpoint, compute).model, checkpoint.tokenizer()
     prompts = [prompt_ids(tokenizer, prompt) for prompt in PROMPTS]
     written = generate(model, prompts, [ANSWER_TOKENS] * len(prompts), stage="answering", progress=progress)

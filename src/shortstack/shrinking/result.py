@@ -1,4 +1,4 @@
-"""What goes from stage to stage of shrink(), and what comes out of it."""
+"""Results that pass from stage to stage of shrink(), and its outcome."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from shortstack.shrinking.retention import Tried
 
 @dataclass(frozen=True)
 class Measured:
-    """What was measured of a model. answers: to the prompts; left_out: for want of time; seconds: that all of it took."""
+    """The measurements of a model. answers: to the prompts; left_out: to fit the time; seconds: the time they took."""
 
     evaluation: Evaluation
     answers: tuple[str, ...]
@@ -81,11 +81,11 @@ class Shrunk(Tabled):
     command: str
 
     def table(self) -> Table:
-        """What was measured of both models."""
+        """Return a table of both models' results."""
         return replace(self.last, base=self.base).table()
 
     def tables(self) -> list[Table]:
-        """What was measured of both models, and the cuts that were compared."""
+        """Return the tables of both models' results and of the cuts that were compared."""
         return [self.table(), *self.plan.tables()[1:]]
 
     def steps(self) -> dict[str, dict[str, Any]]:

@@ -50,7 +50,7 @@ def save(path: Path, result: Any) -> None:
 
 
 def loaded(path: Path, kind: type[Result]) -> Result:
-    """What save() wrote."""
+    """Read a result that save() wrote."""
     from pydantic import TypeAdapter
 
     return TypeAdapter(kind).validate_json(path.read_bytes())

@@ -24,7 +24,7 @@ OF_TASKS = ("limit", "num_fewshot", "data_dir", "include")  # what only tasks ta
 
 
 class ProfileOptions(part_of("ProfileOptions", Timing, bounded=True)):  # type: ignore[misc]  # made of options
-    """What profile() measures."""
+    """Options of profile()."""
 
 
 class EvaluationOptions(part_of("EvaluationOptions", *EVALUATED, bounded=True)):  # type: ignore[misc]  # made of options
@@ -36,7 +36,7 @@ class EvaluationOptions(part_of("EvaluationOptions", *EVALUATED, bounded=True)):
 
     @property
     def profile_options(self) -> ProfileOptions | None:
-        """What profile() measures; None where it does not."""
+        """The options of profile(); None if it is not measured."""
         return ProfileOptions() if self.profile is True else self.profile or None
 
     @property
@@ -87,7 +87,7 @@ class EvaluateStep(Step):
 
 
 def _evaluate_arguments(options: Mapping[str, Any]) -> dict[str, Any]:
-    """What evaluate() is given for the evaluation options of a study."""
+    """Return the arguments of evaluate() for the evaluation options of a study."""
     tasks = replace(made_of(Tasks, options), seed=options["seed"]) if options["tasks"] else None
     return {"text": made_of(EvaluationText, options), "tasks": tasks, "generation": made_of(GenerationChecks, options)}
 

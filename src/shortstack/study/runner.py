@@ -126,7 +126,7 @@ def run_study(
 
 
 def _models(study: Study, progress: Progress) -> dict[str, Contents]:
-    """What each model that a trial is of is known by."""
+    """Read the identity of each model that the study has trials of."""
     names = list(dict.fromkeys(trial.model for trial in study.trials))
     models = {}
     for number, name in enumerate(names, start=1):

@@ -1,4 +1,4 @@
-"""What run_study() would do: its steps at most, and the disk for their weights. Nothing is run, and no model is fetched."""
+"""A preview of run_study(): its steps at most, and the disk for their weights. Nothing is run, and no model is fetched."""
 
 from __future__ import annotations
 

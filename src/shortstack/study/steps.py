@@ -41,7 +41,7 @@ Places = Mapping[str, str]  # what a step reads -> its path or the model's name
 
 @dataclass(frozen=True)
 class Contents:
-    """What a checkpoint is known by: digests of its weights, its shapes, and the files beside them.
+    """The identity of a checkpoint: digests of its weights, its shapes, and the files beside them.
 
     layers: None where nobody knows yet.
     """
@@ -71,7 +71,7 @@ class Contents:
 
 @dataclass(frozen=True)
 class Known:
-    """What the inputs of steps are known by: models by their contents, texts by their digests; and what steps compute in."""
+    """The identities of steps' inputs, models by their contents and texts by their digests; and the dtype of steps."""
 
     models: Mapping[str, Contents]
     texts: Mapping[str, str]
