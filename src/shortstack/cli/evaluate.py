@@ -48,10 +48,10 @@ def evaluate(
     from shortstack.evaluation import compared
     from shortstack.evaluation.evaluator import prepare
 
-    asked = replace(tasks, seed=session.compute.seed) if tasks.tasks else None
+    seeded_tasks = replace(tasks, seed=session.compute.seed) if tasks.tasks else None
 
     def prepared(checkpoint: Checkpoint, generation: GenerationChecks) -> Prepared:
-        return prepare(checkpoint, text=text, tasks=asked, generation=generation, compute=session.compute)
+        return prepare(checkpoint, text=text, tasks=seeded_tasks, generation=generation, compute=session.compute)
 
     with session.report.bars() as progress:
         checkpoint = session.source.open(model, progress)

@@ -96,13 +96,13 @@ class ComparisonRow:
         speeds = (
             (self.ratio.decode.value, self.ratio.prefill.value) if self.ratio else (1.0 if self.speed else None,) * 2
         )
-        asked = {name: Cell(found["value"], stderr=found["stderr"]) for name, found in self.tasks.items()}
+        task_cells = {name: Cell(found["value"], stderr=found["stderr"]) for name, found in self.tasks.items()}
         return (
             self.name,
             self.bytes,
             None if self.reason else self.within,
             *(self.perplexity[text].cell if text in self.perplexity else None for text in texts),
-            *(asked.get(task) for task in tasks),
+            *(task_cells.get(task) for task in tasks),
             None if self.collapse is None else self.collapsed,
             *speeds,
             self.reason or self.note,

@@ -216,12 +216,12 @@ def _nothing_else_asked(model: PreTrainedModel) -> Iterator[None]:
     """While it lasts, the checkpoint's own generation config is none: transformers takes from it what is not stated."""
     from transformers import GenerationConfig
 
-    asked = model.generation_config
+    own_config = model.generation_config
     model.generation_config = GenerationConfig()
     try:
         yield
     finally:
-        model.generation_config = asked
+        model.generation_config = own_config
 
 
 @contextmanager

@@ -225,8 +225,8 @@ class Writer:
             texts = self._write([opening] * rows, room, f"{number} texts", progress)
             return [text for text in texts if len(text) > 1]
         room = max(1, min(QUESTION_TOKENS, (most - len(opening)) // 2))
-        asked = self._write([opening] * rows, room, f"{number} questions", progress)
-        words = [self.tokenizer.decode(question, skip_special_tokens=True).strip() for question in asked]
+        questions = self._write([opening] * rows, room, f"{number} questions", progress)
+        words = [self.tokenizer.decode(question, skip_special_tokens=True).strip() for question in questions]
         prompts = [self._encoded(self._rendered(question, answer=True)) for question in words if question]
         prompts = [prompt for prompt in prompts if len(prompt) + 1 < most]
         room = min(

@@ -71,7 +71,7 @@ class Evaluation(Tabled):
         """A row for each text (its perplexity and its loss), task and probe, beside what the base has where it is known."""
         texts = ((name, shown(each.value, "perplexity")) for name, each in self.perplexity.items())
         title = ", ".join(f"{value} perplexity on {name}" for name, value in texts)
-        asked = f"tasks: {len(self.tasks)}, probes: {len(self.probes)}"
+        counts = f"tasks: {len(self.tasks)}, probes: {len(self.probes)}"
         dtypes = {each.dtype for each in self.perplexity.values()} | {each.dtype for each in self.tasks.values()}
         caption = f"± one standard error. Computed in {', '.join(sorted(dtypes))}." if dtypes else ""
         paired = (
@@ -94,7 +94,7 @@ class Evaluation(Tabled):
         notes = [*map(self._unit, self.against), *map(self._not_compared, self.tasks.keys() - self.against.keys())]
         if self.collapse:
             notes.append(self.collapse.summary)
-        heading = f"{self.model}: {title or 'no text'}; {asked}"
+        heading = f"{self.model}: {title or 'no text'}; {counts}"
         return Table.of(heading, columns, [*self._rows()], caption=caption, notes=[*filter(None, notes)])
 
     def tables(self) -> list[Table]:
@@ -297,8 +297,8 @@ class Prepared:
         if not needed.streamed:
             return needed
         tokens = max((found.ids.numel() for found in self.texts.values()), default=0)
-        asked = STREAM_BYTES if self.run else tokens  # it is not counted how much tasks ask
-        return model_requirements(self.checkpoint, self.compute, tokens=max(tokens, asked), in_turns=True)
+        task_tokens = STREAM_BYTES if self.run else tokens  # it is not counted how much tasks ask
+        return model_requirements(self.checkpoint, self.compute, tokens=max(tokens, task_tokens), in_turns=True)
 
     def measured(self, progress: Progress = in_notebooks) -> Evaluation:
         """Load the model, and measure."""
@@ -353,9 +353,9 @@ def looks_for_collapse(checkpoint: Checkpoint, generation: GenerationChecks, com
 
     Of such a model that does not fit in memory it is not, unless somebody says so: the rest needs it layer by layer alone.
     """
-    asked, device = generation.collapse_check, pick_device(compute.device)
-    if asked is not None or checkpoint.record.get("verb") not in {"prune", "heal"}:
-        return bool(asked)
+    collapse_check, device = generation.collapse_check, pick_device(compute.device)
+    if collapse_check is not None or checkpoint.record.get("verb") not in {"prune", "heal"}:
+        return bool(collapse_check)
     if compute.device_map or not must_stream(checkpoint, arithmetic(compute.dtype, checkpoint, device), device):
         return True
     said = "what the model writes is not checked for collapse, since it does not fit in memory"

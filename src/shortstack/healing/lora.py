@@ -184,7 +184,7 @@ class QLora(Lora):
                     fix="use lora",
                     option="method",
                 )
-            four = four_bit(matrix, asked="qlora", gradients=True)
+            four = four_bit(matrix, needed_by="qlora", gradients=True)
             parent, _, name = place.rpartition(".")
             setattr(decoder.model.get_submodule(parent), name, four)
 
@@ -205,6 +205,6 @@ def _exact(checkpoint: Checkpoint, decoder: Decoder) -> Iterator[tuple[str, Lora
     for place, exact in exact_weights(checkpoint, layers):
         name, layer = layers[place]
         weight = layer.get_base_layer().weight
-        held, weight.data = weight.data, exact.to(weight.device)
+        original, weight.data = weight.data, exact.to(weight.device)
         yield name, layer, weight
-        weight.data = held
+        weight.data = original

@@ -102,13 +102,13 @@ def preview(
 def requirements(run: HealingRun, learner: Learner, *, cache: bool = True) -> Requirements:
     """Of resident weights, the state of what trains, activations of one batch, logits; and of the output.
 
-    Without a cache what is frozen and the teacher are held, too.
+    Without a cache what is frozen and the teacher are loaded, too.
     """
     decoder, task, first = learner.decoder, run.task, learner.first
     frozen_layers = {id(weight) for layer in decoder.layers[:first] for weight in layer.parameters()}
-    held = {id(weight): weight for weight in decoder.model.parameters() if id(weight) not in frozen_layers}
+    loaded = {id(weight): weight for weight in decoder.model.parameters() if id(weight) not in frozen_layers}
     training = {id(weight): weight for weight in learner.parameters() if weight.requires_grad}
-    resident = sum(weight.nbytes for place, weight in held.items() if place not in training)
+    resident = sum(weight.nbytes for place, weight in loaded.items() if place not in training)
     state = STATE_BYTES * sum(weight.numel() for weight in training.values())
     tokens = task.schedule.per_device_train_batch_size * task.data.max_length
     activations = tokens * decoder.width * (len(decoder.layers) - first) * ACTIVATION_BYTES

@@ -58,10 +58,10 @@ def under(progress: Progress, prefix: str) -> Progress:
     turn 1 of 3: scoring 1 2
     """
 
-    def told(stage: str, done: int, total: int, /, *, note: str = "") -> None:
+    def prefixed(stage: str, done: int, total: int, /, *, note: str = "") -> None:
         progress(f"{prefix}{stage}", done, total, note=note)
 
-    return told
+    return prefixed
 
 
 def paced(

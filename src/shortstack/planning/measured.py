@@ -209,8 +209,8 @@ def repaired_blocks(decoder: Decoder, tokens: Tokens, removal: Removal, *, progr
     candidates = _candidates(decoder, tokens, removal, progress)
     losses = {}
     for number, (layers, loss) in enumerate(candidates.items(), start=1):
-        told = under(progress, f"finalist {number} of {len(candidates)}: ")
-        losses[layers] = _repaired_loss(decoder, tokens, layers, told) if removal.finalists else loss
+        finalist_progress = under(progress, f"finalist {number} of {len(candidates)}: ")
+        losses[layers] = _repaired_loss(decoder, tokens, layers, finalist_progress) if removal.finalists else loss
     best = min(losses, key=losses.__getitem__)
     compared = {show_layers(layers): loss for layers, loss in losses.items()}
     return replace(

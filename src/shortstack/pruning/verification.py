@@ -150,9 +150,9 @@ def _not_loaded(checkpoint: Checkpoint) -> str | None:
         return None
     from transformers.quantizers import AutoHfQuantizer
 
-    told = how_to_load(checkpoint.config).get("quantization_config") or settings
+    quantisation = how_to_load(checkpoint.config).get("quantization_config") or settings
     try:
-        AutoHfQuantizer.from_config(told, pre_quantized=True).validate_environment(device_map=None)
+        AutoHfQuantizer.from_config(quantisation, pre_quantized=True).validate_environment(device_map=None)
     except (ImportError, RuntimeError, ValueError, TypeError, AssertionError) as error:
         return one_line(error) or type(error).__name__
     return None

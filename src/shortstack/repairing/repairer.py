@@ -88,8 +88,8 @@ class Repair(Tabled):
         losses = {"unpruned": self.loss_unpruned, "cut": self.loss_before, "cut and repaired": self.loss_after}
         rows = [(name, loss, perplexity(loss)) for name, loss in losses.items()]
         columns = ("windows that judge", Column("loss", "loss"), Column("perplexity", "perplexity"))
-        told = shown((perplexity(self.loss_before), perplexity(self.loss_after)), "perplexity")
-        return Table.of(f"repair: perplexity {told}", columns, rows, notes=[*self._notes()])
+        change = shown((perplexity(self.loss_before), perplexity(self.loss_after)), "perplexity")
+        return Table.of(f"repair: perplexity {change}", columns, rows, notes=[*self._notes()])
 
     def _notes(self) -> Iterator[str]:
         on = f"{self.tokens['samples']} x {self.tokens['length']} tokens of {self.tokens['source']}"
@@ -97,9 +97,9 @@ class Repair(Tabled):
             yield f"No repair on {on} lowered the held-out loss, so the cut stays as it is."
             return
         largest = sorted(self.fits, key=lambda fit: fit.error)[:3]
-        told = ", ".join(f"layer {fit.layer} {fit.weight} {1 - fit.error:.0%}" for fit in largest)
+        regained = ", ".join(f"layer {fit.layer} {fit.weight} {1 - fit.error:.0%}" for fit in largest)
         yield f"{len(self.fits)} weights refitted on {on}; evaluated on a held-out eighth."
-        yield f"Of what the cut changed, the most was regained by {told}."
+        yield f"Of what the cut changed, the most was regained by {regained}."
         merged = ", ".join(f"{fit.neurons} in layer {fit.layer}" for fit in self.fits if fit.neurons)
         if merged:
             yield f"Neurons of removed layers took the places of weaker ones: {merged}."
@@ -173,8 +173,8 @@ def check_repair(checkpoint: Checkpoint, text: CalibrationText, compute: Compute
     assert decoder  # noqa: S101  it is not quantised
     _check_tokens(tokens)
     _check_layers(decoder)
-    held = requirements(checkpoint, compute, tokens=tokens.ids.numel(), streams=STREAMS)
-    return replace(held, memory_bytes=held.memory_bytes + _fit_bytes(decoder, tokens))
+    needed = requirements(checkpoint, compute, tokens=tokens.ids.numel(), streams=STREAMS)
+    return replace(needed, memory_bytes=needed.memory_bytes + _fit_bytes(decoder, tokens))
 
 
 def _fit_bytes(decoder: Decoder, tokens: Tokens) -> int:

@@ -79,8 +79,8 @@ class DepthCurve(Tabled):
         some = f"{self.removable} layer{'s' * (self.removable != 1)}"
         notes = [f"{some} can go from the tail with a loss of at most {self.max_loss:.4f}."]
         if self.task:
-            asked = f"{self.task['questions']} questions of {self.task['source']}"
-            notes.insert(0, f"Accuracy ± its standard error on {asked}.")
+            questions = f"{self.task['questions']} questions of {self.task['source']}"
+            notes.insert(0, f"Accuracy ± its standard error on {questions}.")
         if self.knee is None:
             notes.insert(-1, "The loss has no knee: it is never below the line from its first point to its last.")
         title = f"cut at every depth{on}: {self.removable} of {self.depths[0].layers} layers can go"

@@ -82,7 +82,7 @@ class Measurement:
         self.gradients = GradientSums(spec.metrics, self.layers)
         self.position = Position([[] for _ in range(self.layers)])
         self.trail: list[list[list[Group]]] | None = None  # [layer][batch]: the groups that enter each layer
-        self.told = progress
+        self.paced_progress = progress
 
     def _blocks(self, size: int) -> list[SkippedLayers]:
         """Every block of so many layers, by its first."""
@@ -118,7 +118,7 @@ class Measurement:
 
     def go(self) -> Measurement:
         """Walk, turn by turn, and back."""
-        self.told = paced(self.progress, self.tokens.ids.numel(), share=self.position.done / self.total)
+        self.paced_progress = paced(self.progress, self.tokens.ids.numel(), share=self.position.done / self.total)
         for turn in self.memory_batches:
             self._forward(turn)
         if self.needs_gradient:
@@ -194,7 +194,7 @@ class Measurement:
     def _tick(self, forwards: int = 1) -> None:
         """Say how far the run is."""
         self.position.done += forwards
-        self.told(self.stage, self.position.done, self.total)
+        self.paced_progress(self.stage, self.position.done, self.total)
 
     def _mark(self) -> None:
         """Note the groups that enter the next layer, where a run without more layers is to begin there."""
@@ -272,17 +272,17 @@ class Measurement:
         return [place.get(layer, float("inf")) for layer in range(self.layers)]
 
 
-def walk_on(run: Measurement, more: SkippedLayers) -> Measurement:
+def walk_on(run: Measurement, further: SkippedLayers) -> Measurement:
     """The run of the model without further layers; it begins where they begin to matter, if `run` kept its trail.
 
     What enters the first of them, and any layer before, is what it was in `run`, for sets of other names.
     """
-    spec = MeasurementSpec(run.spec.metrics, without=run.spec.without | more)
+    spec = MeasurementSpec(run.spec.metrics, without=run.spec.without | further)
     following = Measurement(run.decoder, run.tokens, spec, progress=run.progress, stage=run.stage)
     if run.trail is None or run.needs_gradient:
         return following
-    first = min(more)
-    renamed = [[_renamed(groups, more, following) for groups in each] for each in run.trail[: first + 1]]
+    first = min(further)
+    renamed = [[_renamed(groups, further, following) for groups in each] for each in run.trail[: first + 1]]
     following.trail = renamed[:first]
     following.position.walks = [
         WalkState(ids, groups, first, number)
@@ -295,12 +295,12 @@ def walk_on(run: Measurement, more: SkippedLayers) -> Measurement:
     return following
 
 
-def _renamed(groups: Sequence[Group], more: SkippedLayers, run: Measurement) -> list[Group]:
-    """The groups as those of the sets with `more` layers, as far as the run has them; its first set comes first."""
+def _renamed(groups: Sequence[Group], further: SkippedLayers, run: Measurement) -> list[Group]:
+    """The groups as those of the sets with `further` layers, as far as the run has them; its first set comes first."""
     observed, renamed = run.sets[0], []
     for sets, state in groups:
         outputs = run.outputs[0]
-        with_more = {each if outputs.compares and each == UNPRUNED else each | more: None for each in sets}
+        with_more = {each if outputs.compares and each == UNPRUNED else each | further: None for each in sets}
         kept = sorted((each for each in with_more if each in outputs.losses), key=lambda each: each != observed)
         renamed += [(tuple(kept), state)] if kept else []
     return sorted(renamed, key=lambda group: group[0][0] != observed)

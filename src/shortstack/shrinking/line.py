@@ -164,18 +164,20 @@ def _shrink(
         windows = check_shrink(source, missing or routes, options, compute)
         folder.mkdir(exist_ok=True)
         clock = clock_of(60 * options.minutes, folder / "clock.json", before=time.monotonic() - began)
-        told = ClockProgress(progress, clock, folder / "clock.json")
-        line = Line(source, next(iter(routes.values())), options, compute, clock, stages, told, windows, len(routes))
+        clock_progress = ClockProgress(progress, clock, folder / "clock.json")
+        line = Line(
+            source, next(iter(routes.values())), options, compute, clock, stages, clock_progress, windows, len(routes)
+        )
         try:
             for number, (out, route) in enumerate(missing.items()):
                 if not places[out].exists():
                     line.finish(places[out], out, route, share=1 / (len(missing) - number))
                 rename_new(places[out], out)
         finally:
-            told.keep()
+            clock_progress.keep()
         result = [loaded(_noted(place), Shrunk) for place in places.values()]
         remove(folder)
-        told.end()
+        clock_progress.end()
     return result
 
 

@@ -98,7 +98,7 @@ class Shrunk(Tabled):
         return {**found, "heal": self.healing.to_dict(), "evaluate_healed": self.last.to_dict()}
 
     def to_dict(self) -> dict[str, Any]:
-        told = (
+        names = (
             "output",
             "verdict",
             "why",
@@ -111,5 +111,5 @@ class Shrunk(Tabled):
             "seconds",
             "command",
         )
-        data = {name: to_jsonable(getattr(self, name)) for name in told}
+        data = {name: to_jsonable(getattr(self, name)) for name in names}
         return {**data, "compared": dict(self.plan.compared or {}), "steps": self.steps()}

@@ -53,10 +53,10 @@ class EvaluationOptions(part_of("EvaluationOptions", *EVALUATED, bounded=True)):
 
     def check(self) -> None:
         """Say what is wrong before anything runs."""
-        asked = _evaluate_arguments(expanded(self.arguments))
-        asked["text"].check()
-        if asked["tasks"]:
-            asked["tasks"].load()
+        arguments = _evaluate_arguments(expanded(self.arguments))
+        arguments["text"].check()
+        if arguments["tasks"]:
+            arguments["tasks"].load()
         alone = next((name for name in OF_TASKS if getattr(self, name) is not None and not self.tasks), None)
         if alone:
             fix = "add tasks, such as paper, or leave it out"
