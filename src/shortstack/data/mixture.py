@@ -62,7 +62,7 @@ def parse_sources(text: str) -> tuple[Weighted, ...]:
     >>> parse_sources("notes.txt=2,self")
     (Weighted(source='notes.txt', weight=2.0), Weighted(source='self', weight=1.0))
     >>> [each.source for each in parse_sources("mix")]
-    ['pydoc', 'self', 'copying']
+    ['pydoc', 'self', 'copying', 'drills']
     """
     if text in SOURCES or Path(text).is_file():  # a file's name may have commas
         return (Weighted(text),)
