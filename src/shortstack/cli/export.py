@@ -137,14 +137,14 @@ def _results(files: str | None) -> list[Evaluated]:
     from shortstack.checkpoint.card import Evaluated, results_section
 
     paths = [Path(name) for name in (files or "").split(",") if name]
-    found = [(path, read_json(path)) for path in paths]
-    for path, each in found:
+    evaluations = [(path, read_json(path)) for path in paths]
+    for path, each in evaluations:
         try:
             _ = each["perplexity"], each["tasks"], results_section([Evaluated("", each)])
         except (KeyError, TypeError, AttributeError, ValueError) as error:
             expected, fix = "what evaluate found", "name the JSON of evaluate"
             raise InputError("something else", expected=expected, fix=fix, option="results", where=path) from error
-    return [Evaluated(Path(str(each.get("model", path.stem))).name, each) for path, each in found]
+    return [Evaluated(Path(str(each.get("model", path.stem))).name, each) for path, each in evaluations]
 
 
 def _next(options: ExportOptions, checkpoint: Checkpoint, made: Mapping[str, Any]) -> str:

@@ -130,8 +130,8 @@ def heal(
             if run.dry_run:
                 from shortstack.healing.preview import preview
 
-                found = preview(checkpoint, output, task, turns, cache=run.cache, resume=run.resume)
-                return _show_preview(found, output, session.report)
+                foreseen = preview(checkpoint, output, task, turns, cache=run.cache, resume=run.resume)
+                return _show_preview(foreseen, output, session.report)
             with going_on("with --resume the same command goes on from its last saved step"):
                 result = _healed(checkpoint, output, task, turns, run, progress, began)
     if not first_process():

@@ -66,12 +66,12 @@ def parse_sources(text: str) -> tuple[Weighted, ...]:
     """
     if text in SOURCES or Path(text).is_file():  # a file's name may have commas
         return (Weighted(text),)
-    found = [each for part in text.split(",") for each in _expanded(_weighted(part.strip(), text))]
-    names = [each.source for each in found]
+    sources = [each for part in text.split(",") for each in _expanded(_weighted(part.strip(), text))]
+    names = [each.source for each in sources]
     twice = next((name for place, name in enumerate(names) if name in names[:place]), None)
     if twice is not None:
         raise DataError(f"{twice} twice", expected="each source once", fix=_once(text), where=text)
-    return tuple(found)
+    return tuple(sources)
 
 
 def _once(text: str) -> str:

@@ -195,11 +195,11 @@ def load(
         for name in names:
             if name not in manager.all_tasks:
                 raise unknown(name, manager.all_tasks)
-        found = [loaded for name in names for loaded in _loaded(manager, name, data)]
+        loaded_tasks = [loaded for name in names for loaded in _loaded(manager, name, data)]
     if shots is not None:
-        for loaded in found:
+        for loaded in loaded_tasks:
             loaded.take(shots)
-    return found
+    return loaded_tasks
 
 
 def _loaded(manager: Any, name: str, data: Path | None) -> list[LoadedTask]:

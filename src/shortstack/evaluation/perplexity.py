@@ -83,6 +83,6 @@ def _losses(decoder: Decoder, tokens: Tokens, route: SkippedLayers, progress: Pr
             progress("measuring perplexity", done * depth + (layer + 1) * len(turn), len(batches) * depth)
         done += len(turn)
         for walk, (batch, counts) in zip(walks, turn, strict=True):
-            found = next_token_losses(decoder, batch, walk.hidden[route], counts)
+            losses = next_token_losses(decoder, batch, walk.hidden[route], counts)
             predicted = [batch.shape[1] - 1] * len(batch) if counts is None else counts[:, 1:].sum(1).tolist()
-            yield from in_float64(found).cpu().split(predicted)
+            yield from in_float64(losses).cpu().split(predicted)

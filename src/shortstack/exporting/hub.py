@@ -174,8 +174,8 @@ def _lie_there(api: Any, repository: str, there: Collection[str], wanted: Mappin
     if not wanted.keys() <= set(there):
         return False
     with tempfile.TemporaryDirectory() as folder:
-        found = {name: Path(api.hf_hub_download(repository, name, local_dir=folder)) for name in wanted}
-        return all(found[name].read_bytes() == content for name, content in wanted.items())
+        files = {name: Path(api.hf_hub_download(repository, name, local_dir=folder)) for name in wanted}
+        return all(files[name].read_bytes() == content for name, content in wanted.items())
 
 
 def _check_name(repository: str) -> None:
@@ -186,9 +186,9 @@ def _check_name(repository: str) -> None:
 
 def _check_whole(checkpoint: Checkpoint) -> None:
     """Refuse a checkpoint that is not as it was written."""
-    found = verify(checkpoint, stream=True)
-    if not found.ok:
-        wrong = next(check["detail"] for check in found.checks.values() if not check["ok"])
+    verification = verify(checkpoint, stream=True)
+    if not verification.ok:
+        wrong = next(check["detail"] for check in verification.checks.values() if not check["ok"])
         fix = "make it again, or undo the change"
         raise CheckpointError(wrong, expected="a checkpoint as it was written", fix=fix, where=checkpoint.directory)
 

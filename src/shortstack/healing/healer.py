@@ -285,11 +285,11 @@ class HealingRun:
         layers = max(each.anatomy.layers for each in (self.checkpoint, teacher) if each)
         speed = forward_speed(self.checkpoint, dtype=self.dtype, device=self.device, layers=layers)
         least = max(self.task.schedule.batch_size, 2 * (data.held_out or 1))
-        found = affordable_samples(data, tokenizer, self.clock, speed=speed, least=least, own=self._own())
-        (found,) = broadcast_object_list([found])  # processes differ in speed
-        if found.samples < found.whole and self.processes.is_main_process:
-            warnings.warn(str(found), ShortstackWarning, stacklevel=2)
-        return data.max_samples if found.samples == found.whole else int(found.samples)
+        affordable = affordable_samples(data, tokenizer, self.clock, speed=speed, least=least, own=self._own())
+        (affordable,) = broadcast_object_list([affordable])  # processes differ in speed
+        if affordable.samples < affordable.whole and self.processes.is_main_process:
+            warnings.warn(str(affordable), ShortstackWarning, stacklevel=2)
+        return data.max_samples if affordable.samples == affordable.whole else int(affordable.samples)
 
     def repeating(self, history: History) -> dict[str, Any] | None:
         """The options that repeat a run by the clock without one; None where no step was taken, and for other runs."""
@@ -376,8 +376,8 @@ class HealingRun:
         """Return the tensors that training changed, spilled into a folder; scratch is None on helper processes, which
         keep none.
         """
-        found = self.task.method.tensors(self.checkpoint, learner)
-        kept = [spill(tensor, scratch / str(number)) for number, tensor in enumerate(found) if scratch]
+        tensors = self.task.method.tensors(self.checkpoint, learner)
+        kept = [spill(tensor, scratch / str(number)) for number, tensor in enumerate(tensors) if scratch]
         return {tensor.name: tensor for tensor in kept}
 
     def write(self, writer: CheckpointWriter, tensors: Mapping[str, StoredTensor], record: Mapping[str, Any]) -> None:

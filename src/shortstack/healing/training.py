@@ -424,8 +424,8 @@ class _Loop(Trainer):  # type: ignore[misc]
                 self.run.data.collate(list(samples[start : start + self.run.schedule.per_device_train_batch_size]))
             )
             with self.run.interruption.passing():
-                found = self.model_wrapped(**batch, num_items_in_batch=1)
-            sums.update({f"eval_{name}": float(value) for name, value in found.items()})
+                outputs = self.model_wrapped(**batch, num_items_in_batch=1)
+            sums.update({f"eval_{name}": float(value) for name, value in outputs.items()})
             count += int((batch["labels"] != IGNORED).sum())
             self.held_out_tokens += batch["labels"].numel()
         return {name: value / count for name, value in sums.items()}

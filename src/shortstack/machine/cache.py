@@ -65,13 +65,13 @@ def content_key(kind: str, **parts: object) -> str:
 @functools.cache
 def library_versions() -> Mapping[str, str]:
     """The versions of LIBRARIES, of those that are installed."""
-    found = {}
+    versions = {}
     for name in LIBRARIES:
         try:
-            found[name] = version(name)
+            versions[name] = version(name)
         except PackageNotFoundError:
             continue
-    return found
+    return versions
 
 
 @dataclass(frozen=True)

@@ -164,8 +164,8 @@ def partial_of(path: Path) -> Path:
 
     ours = hashlib.sha256(socket.gethostname().encode()).hexdigest()[:4]
     for other in path.parent.glob(f"{glob.escape(path.name)}.partial-*"):
-        found = PARTIAL.search(other.name)
-        if found and found["host"] == ours and not psutil.pid_exists(int(found["process"])):
+        match = PARTIAL.search(other.name)
+        if match and match["host"] == ours and not psutil.pid_exists(int(match["process"])):
             remove(other)
     return path.with_name(f"{path.name}.partial-{ours}-{os.getpid()}-{uuid.uuid4().hex[:8]}")
 

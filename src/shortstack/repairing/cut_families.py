@@ -123,9 +123,9 @@ class _Windows:
             with point.recorded(self.decoder.layers[before]) as inputs:
                 stepped(self.decoder, before, entering[before], self.batches)
         theres = {_named(window): entering[sum(window)] for window in windows}
-        found = fit_corrections(point, inputs, here=here, theres=theres, fitting=self.fitting)
+        corrections = fit_corrections(point, inputs, here=here, theres=theres, fitting=self.fitting)
         held_out = slice(self.fitting, None)
-        return {window: found[_named(window)].applied(here[held_out], inputs[held_out]) for window in windows}
+        return {window: corrections[_named(window)].applied(here[held_out], inputs[held_out]) for window in windows}
 
 
 def _named(window: Window) -> str:

@@ -283,17 +283,17 @@ class Line:
             if self.clock.until(PROBED_BY if checkpoint is self.source else 1.0).over:
                 writing = NO_WRITING
                 left_out.append(f"what the {name} model writes")
-            found = evaluate(checkpoint, text=text, generation=writing, **how)
+            evaluation = evaluate(checkpoint, text=text, generation=writing, **how)
             for task in tasks:
                 if until.over:
                     left_out.append(f"{', '.join(task.names)} of the {name} model")
                     continue
                 answered = evaluate(checkpoint, text=NO_TEXT, tasks=task, generation=NO_WRITING, **how)
-                found = replace(found, tasks={**found.tasks, **answered.tasks})
+                evaluation = replace(evaluation, tasks={**evaluation.tasks, **answered.tasks})
             if until.over:
                 left_out.append(f"answers of the {name} model")
             said = () if until.over else reference.answers(checkpoint, self.compute, self.progress)
-            return Measured(found, said, tuple(left_out), time.monotonic() - began)
+            return Measured(evaluation, said, tuple(left_out), time.monotonic() - began)
 
         texts = {name: text.record() for name, text in self.texts.items()}
         known = {"of": checkpoint.identity, "texts": texts, "tasks": repr(tasks), "items": items}
@@ -316,8 +316,8 @@ class Line:
         measured = self.measured(made, "shortened", until)
         left_out = ("no repair",) * unrepaired + ("no healing",) * (route.healing is not None and healing is None)
         repaired = None if route.turns else pruned.record.get("repair") or {}
-        found = next(iter(measured.evaluation.perplexity.values()))
-        tail_curve = reference.with_made_loss(curve, found) if curve else None
+        perplexity = next(iter(measured.evaluation.perplexity.values()))
+        tail_curve = reference.with_made_loss(curve, perplexity) if curve else None
         return Candidate(made, plan, repaired, healing, measured, speed, tail_curve, (*left_out, *measured.left_out))
 
     def chosen(self, route: Route) -> Plan:
@@ -391,8 +391,8 @@ class Line:
         def timed() -> reference.Speed:
             return reference.speed(cut, self.source, **both)
 
-        found = self.stages.result("tails", TailCurve, curve, **known)
-        return found, self.stages.result("speed", reference.Speed, timed, **known)
+        tail_curve = self.stages.result("tails", TailCurve, curve, **known)
+        return tail_curve, self.stages.result("speed", reference.Speed, timed, **known)
 
     def concluded(self, out: Path, route: Route, made: Candidate, tried: tuple[Tried, ...]) -> Shrunk:
         """Assemble the result of a cut."""

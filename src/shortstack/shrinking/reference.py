@@ -70,10 +70,10 @@ def answers(checkpoint: Checkpoint, compute: Compute, progress: Progress = silen
 
 def speed(cut: Checkpoint, unpruned: Checkpoint, compute: Compute, progress: Progress = silent) -> Speed:
     """Both models in turns, one text at a time."""
-    found = profile(cut, against=unpruned, timing=TIMING, compute=compute, progress=progress)
-    if found.untimed or not found.against:
-        return Speed(reason=found.untimed)
-    ratios = found.against.ratios[0]
+    measured = profile(cut, against=unpruned, timing=TIMING, compute=compute, progress=progress)
+    if measured.untimed or not measured.against:
+        return Speed(reason=measured.untimed)
+    ratios = measured.against.ratios[0]
     return Speed(ratios.prefill, ratios.decode)
 
 
