@@ -39,7 +39,7 @@ from shortstack.decoder import Decoder
 from shortstack.decoder.likelihoods import answers
 from shortstack.evaluation import load_harness
 from shortstack.evaluation.harness_model import HarnessModel
-from shortstack.scoring.depths import tails
+from shortstack.scoring.depths import tail_cuts
 
 ONE_AIM, SWEEP_AIM = 1.3, 4.0
 BATCH, DEPTHS = 16, 8
@@ -66,7 +66,7 @@ def at_every_depth(decoder: Decoder, tokenizer: Any, loaded: Any, limit: int) ->
 
 
 def by_walk(decoder: Decoder, tokenizer: Any, loaded: Any, limit: int) -> Outcomes:
-    routes = tails(len(decoder.layers))[:DEPTHS]
+    routes = tail_cuts(len(decoder.layers))[:DEPTHS]
     found = answers(decoder, load_harness().questions(loaded, tokenizer, limit), routes)
     return [float(correct) for route in routes for correct in found[route].correct]
 

@@ -35,7 +35,7 @@ from shortstack.machine.device import Compute
 from shortstack.planning.layer_sets import Removal
 from shortstack.planning.measured import stepwise
 from shortstack.scoring import METRICS
-from shortstack.scoring.measurement import Run, Wanted
+from shortstack.scoring.measurement import Measurement, MeasurementSpec
 from shortstack.scoring.metrics import metrics_named
 
 WINDOW = REMOVED = 8
@@ -85,7 +85,7 @@ def loss_without(decoder: Decoder, ids: Tensor, removed: Iterable[int]) -> float
 
 
 def ppl(decoder: Decoder, ids: Tensor) -> Losses:
-    return _logs(Run(decoder, Tokens.given(ids), Wanted([METRICS["ppl"]])).go().scores()["ppl"])
+    return _logs(Measurement(decoder, Tokens.given(ids), MeasurementSpec([METRICS["ppl"]])).go().scores()["ppl"])
 
 
 def ppl_by_skipping(decoder: Decoder, ids: Tensor) -> Losses:
@@ -93,8 +93,8 @@ def ppl_by_skipping(decoder: Decoder, ids: Tensor) -> Losses:
 
 
 def windows(decoder: Decoder, ids: Tensor) -> Losses:
-    wanted = Wanted([METRICS["ppl"]], WINDOW, singles=False)
-    return _logs(Run(decoder, Tokens.given(ids), wanted).go().block_scores()["ppl"])
+    spec = MeasurementSpec([METRICS["ppl"]], WINDOW, singles=False)
+    return _logs(Measurement(decoder, Tokens.given(ids), spec).go().block_scores()["ppl"])
 
 
 def windows_by_skipping(decoder: Decoder, ids: Tensor) -> Losses:
@@ -118,12 +118,12 @@ def greedy_by_skipping(decoder: Decoder, ids: Tensor) -> Losses:
 
 def every_metric(decoder: Decoder, ids: Tensor) -> Losses:
     walked = [metric for metric in metrics_named(["all"]) if metric.needs_text]
-    return _logs(Run(decoder, Tokens.given(ids), Wanted(walked)).go().scores()["ppl"])
+    return _logs(Measurement(decoder, Tokens.given(ids), MeasurementSpec(walked)).go().scores()["ppl"])
 
 
 def depth_curve(decoder: Decoder, ids: Tensor) -> Losses:
     depths = [frozenset(range(kept, len(decoder.layers))) for kept in range(len(decoder.layers), 0, -1)]
-    run = Run(decoder, Tokens.given(ids), Wanted([METRICS["kl"]], singles=False, sets=depths)).go()
+    run = Measurement(decoder, Tokens.given(ids), MeasurementSpec([METRICS["kl"]], singles=False, sets=depths)).go()
     return [run.loss(depth) for depth in depths]
 
 

@@ -23,7 +23,7 @@ from shortstack.decoder.decoder import UNPRUNED
 from shortstack.machine.formats import show_layers
 from shortstack.planning import Choice
 from shortstack.scoring import METRICS
-from shortstack.scoring.measurement import Run, Wanted
+from shortstack.scoring.measurement import Measurement, MeasurementSpec
 
 SAMPLES, DROP = 10, 8
 KINDS = ("C4", "self", "copying", "recall")
@@ -64,7 +64,7 @@ def ability_map(scores: ss.Scores) -> list[str]:
 def costs(decoder: Decoder, sets: Mapping[str, ss.Plan], judged: ss.Tokens) -> list[str]:
     """A line for each plan: what is lost on each kind, on windows that chose nothing."""
     asked = [frozenset(plan.removed) for plan in sets.values()]
-    run = Run(decoder, judged, Wanted([METRICS["ppl"]], singles=False, sets=[UNPRUNED, *asked])).go()
+    run = Measurement(decoder, judged, MeasurementSpec([METRICS["ppl"]], singles=False, sets=[UNPRUNED, *asked])).go()
     lines = []
     for (name, plan), removed in zip(sets.items(), asked, strict=True):
         each = [float(outputs.losses[removed].value - outputs.losses[UNPRUNED].value) for outputs in run.outputs]

@@ -29,7 +29,7 @@ from shortstack.decoder import Decoder
 from shortstack.decoder.decoder import SkippedLayers
 from shortstack.machine.formats import show_layers
 from shortstack.scoring import METRICS
-from shortstack.scoring.measurement import Run, Wanted
+from shortstack.scoring.measurement import Measurement, MeasurementSpec
 from shortstack.scoring.scores import kendall_tau
 
 COUNTS = (1, 5, 10, 30, 50)
@@ -67,10 +67,10 @@ def repeated(found: Found, metric: str) -> dict[int, tuple[float, float]]:
 def measured(model: ss.Checkpoint, cuts: set[SkippedLayers]) -> dict[SkippedLayers, tuple[float, float]]:
     """KL and perplexity without each set of layers, on tokens that no score saw."""
     tokens = ss.Tokens.read("pydoc", model.tokenizer(), samples=40, length=256, held_out=True)
-    wanted = Wanted([METRICS["kl"]], singles=False, sets=[frozenset(), *cuts])
-    run = Run(Decoder.open(model), tokens, wanted).go()
+    spec = MeasurementSpec([METRICS["kl"]], singles=False, sets=[frozenset(), *cuts])
+    run = Measurement(Decoder.open(model), tokens, spec).go()
     ppl = METRICS["ppl"].function
-    return {found: (run.kl(found), ppl(run.loss(found))) for found in wanted.sets}
+    return {found: (run.distance(found), ppl(run.loss(found))) for found in spec.sets}
 
 
 def line(cells: list[object]) -> str:

@@ -21,7 +21,7 @@ from shortstack.decoder import Decoder
 from shortstack.machine.formats import show_layers
 from shortstack.planning import Choice
 from shortstack.scoring import METRICS
-from shortstack.scoring.measurement import Run, Wanted
+from shortstack.scoring.measurement import Measurement, MeasurementSpec
 
 SAMPLES = 32
 DROPS = {"20 %": 6, "27 %": 8}
@@ -43,10 +43,10 @@ def rows(decoder: Decoder, plans: Mapping[str, ss.Plan], texts: Mapping[str, ss.
     cells = {name: [name, show_layers(plan.removed)] for name, plan in plans.items()}
     whole, ppl = ["unpruned", "-"], METRICS["ppl"].function
     for tokens in texts.values():
-        run = Run(decoder, tokens, Wanted([METRICS["kl"]], singles=False, sets=[*sets.values()])).go()
+        run = Measurement(decoder, tokens, MeasurementSpec([METRICS["kl"]], singles=False, sets=[*sets.values()])).go()
         whole += ["0", f"{ppl(run.base_loss):.4g}"]
         for name, removed in sets.items():
-            cells[name] += [f"{run.kl(removed):.4g}", f"{ppl(run.loss(removed)):.4g}"]
+            cells[name] += [f"{run.distance(removed):.4g}", f"{ppl(run.loss(removed)):.4g}"]
     return [f"| {' | '.join(row)} |" for row in (whole, *cells.values())]
 
 

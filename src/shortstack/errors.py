@@ -61,7 +61,7 @@ class ShortstackError(Exception):
         super().__init__(f"{self.place(option)}: expected {expected}, found {found}. To fix it: {fix}{end}")
 
     def place(self, option: str) -> str:
-        """What it is about; option: its option, in the spelling of who shows the error."""
+        """Return the subject of the error; option: its option, in the spelling of who shows the error."""
         return ": ".join(filter(None, (option, self.where)))
 
     def but(self, **parts: Any) -> Self:
@@ -82,7 +82,7 @@ class TrainingError(ShortstackError):
 
 
 class InputError(ShortstackError):
-    """What was asked for cannot be done; nothing was written."""
+    """The request cannot be carried out; nothing was written."""
 
     exit_code = 2
 
@@ -112,4 +112,4 @@ class DiskFullError(OutputError):
 
 
 class ShortstackWarning(UserWarning):
-    """What was done in another way than was asked for; the command line says it in a line of its own."""
+    """Warning that something was done in another way than asked; the command line prints it on a line of its own."""

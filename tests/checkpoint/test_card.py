@@ -12,7 +12,7 @@ from markdown_it import MarkdownIt
 
 from plans import plan
 from shortstack.checkpoint import Checkpoint
-from shortstack.checkpoint.card import Evaluated, Told, licence_of, model_card, results_section
+from shortstack.checkpoint.card import CardContent, Evaluated, licence_of, model_card, results_section
 from shortstack.cli import main
 from shortstack.healing import HealingTask, Partial, Schedule, TrainingData, heal
 from shortstack.pruning import prune, verify
@@ -124,7 +124,7 @@ def test_what_comes_from_outside_is_no_markup():
     """Of every string that a card shows, whoever wrote it."""
     found = {"value": 0.5, "stderr": 0.1, "n": 24, "metric": HARM}
     evaluated = {"perplexity": {HARM: {"value": 2.0}}, "tasks": {HARM: found}, "probes": {HARM: found}}
-    told = Told(
+    content = CardContent(
         verdict=HARM,
         measured=[Evaluated(HARM, evaluated)],
         answers=[{HARM: HARM}],
@@ -134,10 +134,10 @@ def test_what_comes_from_outside_is_no_markup():
     )
     parts = {"objective": {"loss": HARM}, "schedule": {HARM: HARM}, "data": {"data": HARM}, "samples": 3}
     step = record(HARM, verb="heal", versions={"shortstack": HARM}, healing={"method": {"name": HARM}, **parts})
-    card = model_card(HARM, step, told)
+    card = model_card(HARM, step, content)
     for text, inline, blocks in (
         (card.partition("---\n\n")[2], {"text", "code_inline", "softbreak"}, 2),
-        (results_section(told.measured), {"text"}, 0),
+        (results_section(content.measured), {"text"}, 0),
     ):
         kinds, code, shown = markup(text)
         assert kinds <= inline
@@ -155,8 +155,8 @@ def test_results_stand_with_their_errors_and_counts():
         "tasks": {"piqa": {"metric": "acc", "value": 0.61, "stderr": 0.022, "n": 500}},
         "probes": {"copying": {"value": 0.5, "stderr": 0.1, "n": 24}},
     }
-    told = Told(measured=[Evaluated("unpruned", {**found, "probes": {}}), Evaluated("healed", found)])
-    card = model_card("out", record("demo"), told)
+    content = CardContent(measured=[Evaluated("unpruned", {**found, "probes": {}}), Evaluated("healed", found)])
+    card = model_card("out", record("demo"), content)
     assert "| perplexity on pydoc | 21.09 | 21.09 |" in card
     assert "| piqa, acc | 0.610 ± 0.022 (n = 500) | 0.610 ± 0.022 (n = 500) |" in card
     assert "| writing: copying |  | 0.500 ± 0.100 (n = 24) |" in card

@@ -213,7 +213,7 @@ def lost(number: signal.Signals) -> None:
 
 LOSING = {  # a verb, and what it calls on its way
     "prune": (fitting, "check_fit", ("--metric", "reverse", "--drop", "2", "-o", "out")),
-    "score": (scorer, "Run", ("--metric", "bi", "--text", "pydoc", "--samples", "2", "--length", "16")),
+    "score": (scorer, "Measurement", ("--metric", "bi", "--text", "pydoc", "--samples", "2", "--length", "16")),
     "ls": (console, "show_table", ()),
 }
 

@@ -18,7 +18,7 @@ from shortstack.decoder.decoder import UNPRUNED
 from shortstack.decoder.likelihoods import answers
 from shortstack.errors import DataError
 from shortstack.scoring import depth_curve
-from shortstack.scoring.depths import tails
+from shortstack.scoring.depths import tail_cuts
 from zoo import pass_over, tiny
 
 IDS = torch.randint(3, 90, (6, 10), generator=torch.Generator().manual_seed(3))
@@ -84,7 +84,7 @@ def test_a_sweep_answers_at_every_depth(tmp_path, monkeypatch):
     task.write_text("".join(json.dumps(line) + "\n" for line in lines))
     monkeypatch.setattr(Checkpoint, "tokenizer", lambda _self: Letters())
     found = depth_curve(checkpoint, Tokens(IDS, "made", False, 0), task=task)
-    for depth, tail in zip(found.depths, tails(8), strict=True):
+    for depth, tail in zip(found.depths, tail_cuts(8), strict=True):
         assert depth.accuracy == sum(naively(checkpoint.directory, Letters(), sorted(tail))) / 4
     assert found.task["questions"] == 4
     assert depth_curve(checkpoint, Tokens(IDS, "made", False, 0)).depths[0].accuracy is None

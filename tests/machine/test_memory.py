@@ -178,7 +178,7 @@ def test_streams_have_room_for_a_quarter_of_the_memory(monkeypatch):
     one = 8 * 32 * 4  # bytes of eight tokens' hidden states
     for free, together in ((4 * 8 * one, 2), (4 * 15 * one, 3), (4 * 16 * one, 4), (1, 1)):
         monkeypatch.setattr(walk, "available_memory", lambda _device, free=free: free)
-        turns = decoder.turns(list("abcdefgh"), tokens=8, streams=4)
+        turns = decoder.memory_batches(list("abcdefgh"), tokens=8, streams=4)
         assert [len(turn) for turn in turns][:1] == [together]
         assert [each for turn in turns for each in turn] == list("abcdefgh")
 

@@ -8,7 +8,7 @@ from shortstack.checkpoint import Checkpoint, Sizes
 from shortstack.data import CalibrationText
 from shortstack.errors import DataError, InputError, PlanError
 from shortstack.machine.device import Compute
-from shortstack.machine.files import plain
+from shortstack.machine.files import to_jsonable
 from shortstack.planning import Choice, choose
 from shortstack.planning.layer_sets import parse_goal
 from shortstack.scoring import Scores, score
@@ -170,7 +170,7 @@ def test_without_a_model_none_is_measured_and_nothing_is_sized_by_it(source):
 
 def test_scores_that_know_the_sizes_of_their_model_tell_how_many_go():
     sizes = Sizes((10,) * 8, (20,) * 8, 5, 10)
-    scores = Scores(8, {"ppl": tuple(map(float, range(8)))}, model={"source": "org/m", **plain(sizes)})
+    scores = Scores(8, {"ppl": tuple(map(float, range(8)))}, model={"source": "org/m", **to_jsonable(sizes)})
     chosen = choose(scores, Choice(params="65"))
     assert chosen.plan.removed == (0, 1)
     assert chosen.scores is scores

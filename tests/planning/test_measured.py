@@ -18,7 +18,7 @@ from shortstack.planning import Choice, choose
 from shortstack.planning.layer_sets import Removal
 from shortstack.planning.measured import Budget, search
 from shortstack.scoring import METRICS
-from shortstack.scoring.measurement import Run, Wanted, walk_on
+from shortstack.scoring.measurement import Measurement, MeasurementSpec, walk_on
 from zoo import tiny
 
 IDS = torch.randint(3, 90, (6, 10), generator=torch.Generator().manual_seed(3))
@@ -56,14 +56,14 @@ def test_a_run_walked_on_measures_what_a_new_one_does(metrics):
     """Also where layers go before, between and after those of the step before."""
     decoder = Decoder.load(Checkpoint.open(tiny("qwen3")), dtype=torch.float32)
     chosen = [METRICS[name] for name in metrics]
-    run = Run(decoder, Tokens.given(IDS), Wanted(chosen))
+    run = Measurement(decoder, Tokens.given(IDS), MeasurementSpec(chosen))
     run.trail = []
     run.go()
     gone = frozenset()
     for more in ({4}, {2, 6}, {3}, {0}):
         gone |= more
         run = walk_on(run, frozenset(more)).go()
-        new = Run(decoder, Tokens.given(IDS), Wanted(chosen, without=gone)).go()
+        new = Measurement(decoder, Tokens.given(IDS), MeasurementSpec(chosen, without=gone)).go()
         assert (
             run.base_loss == pytest.approx(new.base_loss, rel=1e-6) if run.outputs[0].metrics else run.base_loss is None
         )
@@ -73,7 +73,7 @@ def test_a_run_walked_on_measures_what_a_new_one_does(metrics):
 
 def test_what_is_known_is_not_walked_again():
     decoder = Decoder.load(Checkpoint.open(tiny("llama")), dtype=torch.float32)
-    first = Run(decoder, Tokens.given(IDS), Wanted([METRICS["ppl"]]))
+    first = Measurement(decoder, Tokens.given(IDS), MeasurementSpec([METRICS["ppl"]]))
     first.trail = []
     walked = []
     second = walk_on(first.go(), frozenset({5}))

@@ -16,7 +16,7 @@ from shortstack.decoder.decoder import UNPRUNED
 from shortstack.errors import DataError
 from shortstack.planning import Choice, choose
 from shortstack.scoring import METRICS, Scores, score
-from shortstack.scoring.measurement import Run, Wanted
+from shortstack.scoring.measurement import Measurement, MeasurementSpec
 from shortstack.scoring.scores import KindScores
 from zoo import tiny
 
@@ -161,6 +161,6 @@ def test_the_loss_of_a_set_is_the_mean_of_its_kinds():
     checkpoint = Checkpoint.open(tiny("llama"))
     decoder = Decoder.load(checkpoint, dtype=torch.float32)
     gone = frozenset({2, 5})
-    run = Run(decoder, MIXED, Wanted([METRICS["kl"]], singles=False, sets=[gone])).go()
+    run = Measurement(decoder, MIXED, MeasurementSpec([METRICS["kl"]], singles=False, sets=[gone])).go()
     for found, skipped in ((run.loss(gone), [2, 5]), (run.loss(UNPRUNED), [])):
         assert found == pytest.approx(mean([losses(checkpoint.directory, skipped, rows) for rows in ROWS]), rel=1e-5)

@@ -10,9 +10,10 @@ from shortstack.machine.formats import amount_of
 from shortstack.planning import Choice
 from shortstack.scoring import METRICS
 from shortstack.study import read_study
+from shortstack.study.command_line import option_words
 from shortstack.study.grid import parse_study, schema
+from shortstack.study.references import expanded
 from shortstack.study.trial import parse_choice
-from shortstack.study.words import expanded, option_words
 
 QUICK = "{name: quick, method: lora, data: pydoc, num_train_epochs: 1}"
 

@@ -14,8 +14,8 @@ from shortstack.report import Report
 from shortstack.runs import Store
 from shortstack.runs.folder import Folder
 from shortstack.study import run_study
-from shortstack.study.kinds import PlanStep
 from shortstack.study.runner import _StudyRun
+from shortstack.study.step_types import PlanStep
 from studies import inline
 from zoo import speaking
 

@@ -26,8 +26,8 @@ from shortstack.runs.folder import Folder
 from shortstack.study import run_study
 from shortstack.study.graph import Graph, sources
 from shortstack.study.grid import read_study
+from shortstack.study.references import text_digest
 from shortstack.study.runner import _models, _StudyRun
-from shortstack.study.words import text_digest
 from shortstack.study.workers import Launch
 from studies import found, inline
 from zoo import speaking

@@ -1,4 +1,4 @@
-"""What a layer's number decides in a GGUF model: the rules by which llama.cpp tells layers' kinds, by architecture.
+"""Rules by which llama.cpp derives a layer's kind from its number, by architecture.
 
 The runtime knows a layer's kind (full or sliding attention, dense or experts, with or without rotary positions) partly from
 the file and partly from the layer's number (its src/models, load_arch_hparams). A cut is exact where every kept layer has
@@ -57,7 +57,7 @@ def by_field(name: str, usual: int | None = None) -> Rule:
 
 
 def depth_is(depth: int) -> Rule:
-    """What all layers do depends on whether the model has just so many."""
+    """Return a rule that holds if the model has exactly this many layers, which changes what all of them do."""
     return lambda _layer, found, _fields: found == depth
 
 

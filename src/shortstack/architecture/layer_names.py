@@ -54,7 +54,7 @@ class LayerNames:
 
     @classmethod
     def seen(cls, names: Collection[str], config: Mapping[str, Any]) -> LayerNames | None:
-        """What names and num_hidden_layers show; None where that is not one path.
+        """Infer the layers' path and number from tensor names and num_hidden_layers; None if several paths are numbered.
 
         A guess to begin work with: which path is the layers' is known from the model's structure alone, and that takes
         seconds of imports.

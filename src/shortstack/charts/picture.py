@@ -9,7 +9,7 @@ from pathlib import Path
 from markupsafe import Markup
 
 from shortstack.charts.drawing import COLOURS, WIDTH, plain_style, templates
-from shortstack.machine.files import check_picture, whole
+from shortstack.machine.files import atomic_write, check_picture
 
 MARGIN, GAP, LINE = 24, 34, 16
 LETTER = 6.2  # about the width of a letter of 11 pixels
@@ -96,7 +96,7 @@ class Picture:
     def save(self, path: str | Path) -> None:
         """Write it as a new .svg file, whole or not at all."""
         check_picture(Path(path))
-        with whole(Path(path)) as partial:
+        with atomic_write(Path(path)) as partial:
             partial.write_text(self.svg(), encoding="utf-8")
 
 

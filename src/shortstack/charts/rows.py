@@ -89,7 +89,7 @@ def square(names: Sequence[str], values: Sequence[Sequence[float]], *, title: st
 
 @dataclass(frozen=True)
 class Dots:
-    """What a line of dots shows: values from 0 to 1 with their standard errors and colours, and the level of chance."""
+    """A line of dots: values from 0 to 1 with their standard errors and colours, and the level of chance."""
 
     name: str
     values: Sequence[tuple[int, float, float | None]]

@@ -24,15 +24,15 @@ SEES = "ForConditionalGeneration"  # ends the class of models that see images, w
 
 @dataclass(frozen=True)
 class Evaluated:
-    """What evaluate found of a model. name: in the table's head; found: the JSON of an Evaluation."""
+    """The evaluation of one model. name: in the table's head; found: the JSON of an Evaluation."""
 
     name: str
     found: Mapping[str, Any]
 
 
 @dataclass(frozen=True)
-class Told:
-    """What a card tells beside the record.
+class CardContent:
+    """The content of a model card apart from the checkpoint's record.
 
     verdict: whether to keep it. facts: sizes and the like, by what they are and by model. answers: of the models to prompts.
     why: these layers went; compared: cuts that were compared, by their loss.
@@ -47,10 +47,10 @@ class Told:
     licence: Mapping[str, str] = field(default_factory=dict)
 
 
-def model_card(name: str, record: Mapping[str, Any], told: Told | None = None) -> str:
+def model_card(name: str, record: Mapping[str, Any], content: CardContent | None = None) -> str:
     """Markdown with the metadata that hubs read. record: what shortstack.json says.
 
-    What comes from outside, such as a model's name, is neither HTML nor Markdown. No path of this machine is told.
+    What comes from outside, such as a model's name, is neither HTML nor Markdown. It names no path of this machine.
     """
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
@@ -64,9 +64,9 @@ def model_card(name: str, record: Mapping[str, Any], told: Told | None = None) -
         keep_trailing_newline=True,
     )
     environment.filters |= {"layers": show_layers, "number": number, "size": size, "thousands": "{:,}".format}
-    told, steps = told or Told(), _steps(record)
+    content, steps = content or CardContent(), _steps(record)
     facts = {
-        "metadata": card_metadata(record, told.licence),
+        "metadata": card_metadata(record, content.licence),
         "name": name,
         "base": base_model(record),
         "source": base_model(record) or "the model that it was made from",
@@ -75,8 +75,8 @@ def model_card(name: str, record: Mapping[str, Any], told: Told | None = None) -
         "kept": _kept(record),
         "commands": [_command(step, name if step is steps[-1] else None) for step in steps],
         "version": record["versions"]["shortstack"],
-        "rows": _rows(told.measured),
-        "told": told,
+        "rows": _rows(content.measured),
+        "content": content,
     }
     text = environment.get_template("card.md.j2").render(facts)
     return text.replace("&#39;", "'").replace("&#34;", '"')  # which mean nothing in Markdown outside of tags
@@ -132,7 +132,7 @@ def _sees(record: Mapping[str, Any]) -> bool:
 
 
 def licence_of(directory: Path) -> dict[str, str]:
-    """What the card beside a checkpoint says of its licence; nothing where there is no card, or none that says it."""
+    """Return the licence metadata of the card in a checkpoint's directory; empty if there is no card or no licence in it."""
     card = directory / CARD
     if not card.is_file() or card.stat().st_size > MOST_BYTES:
         return {}
@@ -232,7 +232,7 @@ def results_section(measured: Sequence[Evaluated]) -> str:
 
 
 def _rows(measured: Sequence[Evaluated]) -> list[tuple[str, list[str]]]:
-    """What was measured of all models: its name, and a cell for each model."""
+    """Return the rows of the results table: the measure's name, and a cell for each model."""
     cells: dict[str, dict[str, str]] = {}
     for model in measured:
         for name, cell in _cells(model.found):

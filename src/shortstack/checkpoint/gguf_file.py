@@ -82,8 +82,8 @@ class GgufTensor:
         >>> GgufTensor("blk.12.attn_q.weight", (8, 8), 0, Span(Path("a.gguf"), 0, 256)).block
         12
         """
-        found = BLOCK.match(self.name)
-        return int(found[1]) if found else None
+        match = BLOCK.match(self.name)
+        return int(match[1]) if match else None
 
     def renumbered(self, block: int) -> GgufTensor:
         """The same under the name that it has in another block."""
@@ -101,7 +101,7 @@ class GgufFile:
 
     @property
     def architecture(self) -> str:
-        """What its metadata's names begin with: llama, qwen2."""
+        """The architecture, which prefixes the names of its metadata: llama, qwen2."""
         entry = self.entries.get("general.architecture")
         if entry is None or entry.kind != STRING or not entry.value:
             raise _broken(self.parts[0], "general.architecture", "none")
@@ -253,15 +253,15 @@ class _Part:
         return GgufFile((self.path,), version, metadata, self._placed(declared, alignment))
 
     def _metadata(self, count: int) -> dict[str, Entry]:
-        found = dict[str, Entry]()
+        entries = dict[str, Entry]()
         for _ in range(count):
             name, kind = self.cursor.text(), self.cursor.number(UINT32)
-            if name in found:
+            if name in entries:
                 raise _broken(self.path, "metadata of different names", f"{name!r} twice")
             start = self.cursor.at
             of = self.cursor.skip(kind)
-            found[name] = Entry(kind, bytes(self.data[start : self.cursor.at]), of)
-        return found
+            entries[name] = Entry(kind, bytes(self.data[start : self.cursor.at]), of)
+        return entries
 
     def _declared(self) -> tuple[str, tuple[int, ...], int, int]:
         """A tensor's name, shape, kind, and where it starts behind the first."""

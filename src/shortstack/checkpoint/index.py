@@ -146,7 +146,7 @@ def conversion(model: str, name: str) -> str:
 
 
 def how_to_load(config: Mapping[str, Any]) -> dict[str, Any]:
-    """What transformers is told of quantised weights beside their config.
+    """Return the options of from_pretrained that quantised weights need beside their config.
 
     Those of compressed-tensors are dequantised as they are read: computing with them packed needs kernels of a GPU.
     """

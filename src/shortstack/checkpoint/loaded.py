@@ -77,12 +77,12 @@ def _tokenizer(source: str) -> PreTrainedTokenizerBase | None:
     from transformers import AutoTokenizer
 
     try:
-        found: PreTrainedTokenizerBase | None = (
+        tokenizer: PreTrainedTokenizerBase | None = (
             AutoTokenizer.from_pretrained(source, local_files_only=True, trust_remote_code=False) if source else None
         )
     except (OSError, ValueError):
         return None
-    return found
+    return tokenizer
 
 
 def _saved_digest(tokenizer: PreTrainedTokenizerBase) -> str:

@@ -113,7 +113,7 @@ def _digest(piece: Piece, sha: Any, buffer: bytearray) -> None:
 
 
 def _parts(piece: Piece) -> Iterator[Piece]:
-    """What one system call copies at a time, or bytes that were read to be picked from."""
+    """Split a piece into parts that one system call copies, or into blocks of bytes that were read."""
     if isinstance(piece, Span):
         for start in range(piece.start, piece.end, KERNEL_BLOCK_BYTES):
             yield Span(piece.path, start, min(start + KERNEL_BLOCK_BYTES, piece.end))

@@ -1,4 +1,4 @@
-"""What shortstack.json tells: where a checkpoint comes from, which layers it kept, and what changed its weights."""
+"""The record in shortstack.json: a checkpoint's source, the layers it kept, and what changed its weights."""
 
 from __future__ import annotations
 

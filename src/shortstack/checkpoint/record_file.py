@@ -81,9 +81,9 @@ def _is_step(record: Mapping[str, Any]) -> bool:
 def _is_healing(healing: Mapping[str, Any]) -> bool:
     """A method, an objective, a schedule and data, whose names and numbers are options."""
     parts = {name: healing.get(name) for name in ("method", "objective", "schedule", "data")}
-    told = {name: part for name, part in parts.items() if isinstance(part, dict)}
+    sections = {name: part for name, part in parts.items() if isinstance(part, dict)}
     named = (("method", "name"), ("objective", "loss"), ("data", "data"))
-    texts = told == parts and all(isinstance(told[name].get(key), str) for name, key in named)
+    texts = sections == parts and all(isinstance(sections[name].get(key), str) for name, key in named)
     return texts and _is_count(healing.get("samples"))
 
 

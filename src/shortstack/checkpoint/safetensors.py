@@ -118,7 +118,7 @@ def save_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
         save_file(dict(tensors), path)
 
 
-def laid_down(tensor: StoredTensor, path: Path) -> StoredTensor:
+def spill(tensor: StoredTensor, path: Path) -> StoredTensor:
     """A tensor in memory as one whose bytes are a file of their own, until it is written elsewhere."""
     assert isinstance(tensor.data, bytes)  # noqa: S101  others are in a file already
     with disk_errors(path):
@@ -127,7 +127,7 @@ def laid_down(tensor: StoredTensor, path: Path) -> StoredTensor:
 
 
 def read_metadata(path: Path) -> dict[str, Any]:
-    """What a safetensors file says of itself beside its tensors; of a file that read_shard() has read."""
+    """Return the metadata in the header of a safetensors file that read_shard() has read."""
     with path.open("rb") as file:
         header, _ = _read_header(file, path.stat().st_size, path)
     metadata = header.get("__metadata__")

@@ -13,7 +13,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from shortstack.checkpoint.card import Told, licence_of, model_card
+from shortstack.checkpoint.card import CardContent, licence_of, model_card
 from shortstack.checkpoint.file_names import CARD, INDEX, RECORD, SINGLE, TEMPLATES
 from shortstack.checkpoint.pieces import WrittenFile
 from shortstack.checkpoint.safetensors import StoredTensor, write_shard
@@ -197,7 +197,7 @@ class CheckpointWriter:
         """
         manifest = {name: {"size": file.size, "sha256": file.sha256} for name, file in sorted(self.files.items())}
         self.json(RECORD, {**record, "files": manifest})
-        card = model_card(self.out.name, record, Told(licence=licence_of(self.source)))
+        card = model_card(self.out.name, record, CardContent(licence=licence_of(self.source)))
         (self.partial / CARD).write_text(card, encoding="utf-8")  # not in the manifest: its words are its owner's
         sync_tree(self.partial)
         rename_new(self.partial, self.out)

@@ -93,7 +93,7 @@ def _ended_by_signals() -> Iterator[None]:
 
 @contextmanager
 def _warnings_in_lines() -> Iterator[None]:
-    """What the package warns of stands in a line of its own, without the place in the code that Python adds."""
+    """Print the package's warnings as one line each, without the code location that Python adds."""
     before = warnings.showwarning
 
     def show(message: Warning | str, category: type[Warning], *where: Any, **more: Any) -> None:

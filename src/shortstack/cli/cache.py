@@ -19,7 +19,7 @@ from shortstack.machine.tables import Column, Table
 
 @dataclass(frozen=True)
 class Clearing:
-    """What goes."""
+    """Options of what to remove from the cache."""
 
     clear: bool = option(False, help="Remove everything; nothing that uses it may be running.")
     kind: str | None = option(None, help="Only this kind, as the table names it.")

@@ -29,14 +29,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class BaselineText(CalibrationText):
-    """What baselines choose their layers, neurons and masks on."""
+    """The text on which baselines choose their layers, neurons and masks."""
 
     samples: int | str = option(32, help="Calibration windows of each text, of 128 tokens: a number, or all.")
 
 
 @dataclass(frozen=True)
 class CompareOptions(Repairing):
-    """What is compared, how its layers are chosen, and on how much."""
+    """Options of the comparison: the budget, how layers are chosen, and on how much text."""
 
     memory: str = option("50%", help="Byte budget, as a share of the unpruned weights.")
     metric: str = option("ppl", help=f"How layers are chosen: {', '.join(METRICS)}.")
@@ -146,7 +146,7 @@ def _calibration(
 
 
 def _preview(checkpoint: Checkpoint, calibration: Calibration, judging: Judging, memory: str, session: Session) -> None:
-    """What would be compared; the memory of choosing, repairing and healing is not counted, which are verbs of their own."""
+    """Show what would be compared, and the disk and memory for it, but for the memory of choosing, repairing and healing."""
     from shortstack.comparison.comparison import check_comparison, requirements
 
     budget = check_comparison(checkpoint, calibration, judging, memory)

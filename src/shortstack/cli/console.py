@@ -1,4 +1,4 @@
-"""What people see: tables on stdout, progress and messages on stderr."""
+"""Console output: tables on stdout, progress and messages on stderr."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def show_table(table: Table) -> None:
 
 
 def title(table: Table) -> Text:
-    """What stands above a table, as wide as the terminal."""
+    """Return a table's title, as wide as the terminal."""
     from rich.text import Text
 
     return Text(printable(table.title), "bold")
@@ -120,7 +120,7 @@ def show(message: str) -> None:
 
 
 def show_left_out(left_out: Sequence[str]) -> None:
-    """What there was less of than was wanted, where the minutes were too few."""
+    """Show which amounts were reduced because the minutes were too few."""
     if left_out:
         show(f"Reduced to fit --minutes: {'; '.join(left_out)}.")
 

@@ -53,7 +53,7 @@ def demo(
 
 
 def show(demo: Demo) -> None:
-    """What is saved, and what that costs; then the answers, and what is to be thought of each model."""
+    """Show the table of sizes and quality, the models' answers, and the verdict on each model."""
     console.show_result(demo)
     for number_of, prompt in enumerate(demo.prompts):
         console.show_answers(

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class DepthOptions:
-    """What is measured at every depth beside the loss."""
+    """Options of the depth curve."""
 
     max_loss: float | None = option(
         None,

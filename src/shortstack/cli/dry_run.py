@@ -1,4 +1,4 @@
-"""What `--dry-run` shows: what would be done, and the memory and the disk for it beside what there is here."""
+"""The output of `--dry-run`: the work that would be done, and the memory and disk it needs and this machine has."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def show_dry_run(
 
 
 def lacking(needed: Requirements, output: Path | None = None) -> list[str]:
-    """What does not fit: memory, or disk where the output would lie."""
+    """Return what does not fit: memory, or disk at the output's place."""
     there, memory, disk = _there(needed, output), _with_libraries(needed), needed.disk_bytes
     short = []
     if memory > there["memory_available_bytes"]:

@@ -48,10 +48,10 @@ def evaluate(
     from shortstack.evaluation import compared
     from shortstack.evaluation.evaluator import prepare
 
-    asked = replace(tasks, seed=session.compute.seed) if tasks.tasks else None
+    seeded_tasks = replace(tasks, seed=session.compute.seed) if tasks.tasks else None
 
     def prepared(checkpoint: Checkpoint, generation: GenerationChecks) -> Prepared:
-        return prepare(checkpoint, text=text, tasks=asked, generation=generation, compute=session.compute)
+        return prepare(checkpoint, text=text, tasks=seeded_tasks, generation=generation, compute=session.compute)
 
     with session.report.bars() as progress:
         checkpoint = session.source.open(model, progress)
@@ -103,7 +103,7 @@ def _check(tasks: Tasks, against: str | None) -> None:
 
 
 def _preview(models: Sequence[Prepared], session: Session) -> None:
-    """What would be measured of each model, one after the other."""
+    """Show what would be measured of each model, one after the other, and the resources it needs."""
     needed = Requirements()
     for ready in models:
         needed = needed.then(ready.requirements())
@@ -116,7 +116,7 @@ def _preview(models: Sequence[Prepared], session: Session) -> None:
 
 
 def _next_step(model: str, checkpoint: Checkpoint, session: Session, unpruned: str | None) -> None:
-    """What to do after a model was measured, by the verb that wrote it."""
+    """Suggest the next command after a model was measured, by the verb that wrote the model."""
     made_by = checkpoint.record.get("verb")
     if made_by == "heal":
         loads = f'AutoModelForCausalLM.from_pretrained("{model}")'
@@ -128,7 +128,7 @@ def _next_step(model: str, checkpoint: Checkpoint, session: Session, unpruned: s
 
 
 def _other_tokens(checkpoint: Checkpoint, origin: Checkpoint) -> str | None:
-    """What to know of two models that cut text into tokens differently."""
+    """Return a warning if two models tokenize text differently."""
     from shortstack.data.tokens import same_tokens
 
     if same_tokens(checkpoint.tokenizer(), origin.tokenizer()):

@@ -12,7 +12,7 @@ from cyclopts import Parameter
 from shortstack.cli import console
 from shortstack.cli.options import SAID, Reporting, flat
 from shortstack.errors import InputError
-from shortstack.machine.files import check_new, read_json, whole
+from shortstack.machine.files import atomic_write, check_new, read_json
 from shortstack.machine.options import option
 
 if TYPE_CHECKING:
@@ -96,18 +96,18 @@ def export(
     return None
 
 
-def _gguf(checkpoint: Checkpoint, asked: ExportOptions, file: Path, progress: Progress) -> dict[str, str]:
+def _gguf(checkpoint: Checkpoint, options: ExportOptions, file: Path, progress: Progress) -> dict[str, str]:
     """The file, and the Modelfile beside it, which is made first: what it cannot say is said before work."""
     from shortstack.exporting import export_gguf, modelfile
 
-    told = modelfile(checkpoint, file) if asked.ollama else None
-    export_gguf(checkpoint, file, kind=asked.gguf_type, converter=asked.converter, progress=progress)
-    if told is None:
+    modelfile_text = modelfile(checkpoint, file) if options.ollama else None
+    export_gguf(checkpoint, file, kind=options.gguf_type, converter=options.converter, progress=progress)
+    if modelfile_text is None:
         return {"gguf": str(file)}
     place = _modelfile_of(file)
     check_new(place)
-    with whole(place) as partial:
-        partial.write_text(told, encoding="utf-8")
+    with atomic_write(place) as partial:
+        partial.write_text(modelfile_text, encoding="utf-8")
     return {"gguf": str(file), "modelfile": str(place)}
 
 
@@ -117,44 +117,45 @@ def _modelfile_of(file: Path) -> Path:
     return file.with_name(f"{file.stem}.{MODELFILE}") if usual.exists() else usual
 
 
-def _pushed(checkpoint: Checkpoint, asked: ExportOptions, repository: str, progress: Progress) -> dict[str, Any]:
+def _pushed(checkpoint: Checkpoint, options: ExportOptions, repository: str, progress: Progress) -> dict[str, Any]:
     from shortstack.exporting import push_to_hub
 
     pushed = push_to_hub(
         checkpoint,
         repository,
-        private=asked.private,
-        pr=asked.pr,
-        licence=asked.license,
-        results=_results(asked.results),
+        private=options.private,
+        pr=options.pr,
+        licence=options.license,
+        results=_results(options.results),
         progress=progress,
     )
     return asdict(pushed)
 
 
 def _results(files: str | None) -> list[Evaluated]:
-    """What evaluate found, by the names of the models."""
+    """Read evaluation results, named by their models."""
     from shortstack.checkpoint.card import Evaluated, results_section
 
     paths = [Path(name) for name in (files or "").split(",") if name]
-    found = [(path, read_json(path)) for path in paths]
-    for path, each in found:
+    evaluations = [(path, read_json(path)) for path in paths]
+    for path, each in evaluations:
         try:
             _ = each["perplexity"], each["tasks"], results_section([Evaluated("", each)])
         except (KeyError, TypeError, AttributeError, ValueError) as error:
             expected, fix = "what evaluate found", "name the JSON of evaluate"
             raise InputError("something else", expected=expected, fix=fix, option="results", where=path) from error
-    return [Evaluated(Path(str(each.get("model", path.stem))).name, each) for path, each in found]
+    return [Evaluated(Path(str(each.get("model", path.stem))).name, each) for path, each in evaluations]
 
 
-def _next(asked: ExportOptions, checkpoint: Checkpoint, made: Mapping[str, Any]) -> str:
-    """What to do with what was made."""
-    if asked.gguf and asked.ollama:
-        return f"ollama create {asked.gguf.stem} -f {made['modelfile']}"
-    if asked.gguf:
-        return f"llama-server -m {asked.gguf}, or smaller: llama-quantize {asked.gguf} {asked.gguf.stem}-q4_k_m.gguf Q4_K_M"
+def _next(options: ExportOptions, checkpoint: Checkpoint, made: Mapping[str, Any]) -> str:
+    """Return the command or call that uses what was exported."""
+    if options.gguf and options.ollama:
+        return f"ollama create {options.gguf.stem} -f {made['modelfile']}"
+    if options.gguf:
+        smaller = f"llama-quantize {options.gguf} {options.gguf.stem}-q4_k_m.gguf Q4_K_M"
+        return f"llama-server -m {options.gguf}, or smaller: {smaller}"
     from shortstack.architecture.anatomy import auto_class
 
     loader, offered = auto_class(str(checkpoint.config["model_type"])).__name__, made["hub"]["pull_request"]
     revision = f", revision='refs/pr/{offered.rpartition('/')[2]}'" if offered else ""
-    return f"{loader}.from_pretrained({asked.push_to_hub!r}{revision})"
+    return f"{loader}.from_pretrained({options.push_to_hub!r}{revision})"

@@ -130,8 +130,8 @@ def heal(
             if run.dry_run:
                 from shortstack.healing.preview import preview
 
-                found = preview(checkpoint, output, task, turns, cache=run.cache, resume=run.resume)
-                return _show_preview(found, output, session.report)
+                foreseen = preview(checkpoint, output, task, turns, cache=run.cache, resume=run.resume)
+                return _show_preview(foreseen, output, session.report)
             with going_on("with --resume the same command goes on from its last saved step"):
                 result = _healed(checkpoint, output, task, turns, run, progress, began)
     if not first_process():
@@ -172,7 +172,7 @@ def _healed(
 
 
 def _gone(checkpoint: Checkpoint, result: Healing) -> str:
-    """What all turns removed; the table is of the last one."""
+    """Return a sentence that names the layers all turns removed; the table is of the last one."""
     from shortstack.checkpoint import Checkpoint
 
     kept = set(Checkpoint.open(result.output).record["layer_map"].values())
@@ -197,7 +197,7 @@ def _remark(
 
 
 def _show_preview(found: Preview, output: Path, report: Reporting) -> None:
-    """What healing would train, and what that takes."""
+    """Show what healing would train, and the resources it needs."""
     rows = [
         ("trained parameters", f"{found.trainable_parameters:,}"),
         ("in", f"{len(found.trained)} modules, {found.trained[0]} to {found.trained[-1]}" if found.trained else "none"),

@@ -131,7 +131,7 @@ class Reporting:
         return bars(quiet=self.quiet, verbose=self.verbose)
 
     def next_step(self, *words: object) -> None:
-        """What to type next: the words of a shortstack command."""
+        """Suggest the next command, from the words of a shortstack command."""
         self.say(shlex.join(["shortstack", *map(str, words)]))
 
     def next_cut(self, model: object, checkpoint: Checkpoint, *words: str) -> None:
@@ -156,12 +156,12 @@ class Reporting:
         self.next_step("heal", model, *taught, "-o", "healed", *words)
 
     def warn(self, message: str | None) -> None:
-        """What nobody should miss: on stderr, whatever else is asked for."""
+        """Print a warning on stderr, even if the output is quiet or JSON."""
         if message:
             say(f"Warning: {message}")
 
     def say(self, what: str) -> None:
-        """What to do next, unless nobody wants to read it."""
+        """Print the next step, unless the output is quiet or JSON."""
         if not self.quiet and not self.json:
             console.next_step(what)
 
@@ -178,7 +178,7 @@ def going_on(how: str) -> Iterator[None]:
 
 @dataclass(frozen=True)
 class Session:
-    """What a verb that computes has besides its own options: where it computes, which code it trusts, what it says."""
+    """Options shared by verbs that compute: device and dtype, trust in remote code, and reporting."""
 
     compute: Annotated[Compute, Parameter(name="*", group=MACHINE)] = Compute()
     source: Annotated[Source, Parameter(name="*", group=ORIGIN)] = Source()

@@ -13,7 +13,7 @@ from shortstack.checkpoint.file_names import DEMO_HUB_ID, is_demo
 from shortstack.cli import console
 from shortstack.cli.options import CALIBRATION, MODEL, Session, check_unused, flat, group
 from shortstack.data import CalibrationText
-from shortstack.machine.files import check_new, whole
+from shortstack.machine.files import atomic_write, check_new
 from shortstack.machine.formats import show_layers
 from shortstack.machine.progress import say
 from shortstack.planning import Choice, Chosen, Plan, choose
@@ -65,7 +65,7 @@ def plan(
     if mergekit:
         from shortstack.planning.mergekit import to_mergekit
 
-        with whole(mergekit) as partial:
+        with atomic_write(mergekit) as partial:
             named = DEMO_HUB_ID if is_demo(model) else model
             partial.write_text(to_mergekit(chosen, named), encoding="utf-8")
     if session.report.json:

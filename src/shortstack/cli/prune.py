@@ -96,7 +96,7 @@ class PruneOptions(Repairing):
 
 @dataclass(frozen=True)
 class _Cut:
-    """What was typed: how layers are chosen, what is refitted, and where the model goes."""
+    """A cut as typed: how layers are chosen, what is refitted, and where the model is written."""
 
     choice: Choice
     asked: PruneOptions
@@ -160,15 +160,15 @@ class _Cut:
         return found
 
     def written(self, checkpoint: Checkpoint, chosen: Chosen, progress: Progress) -> Repair | None:
-        """Write the cut; what was refitted, where that is asked for."""
+        """Write the cut; return what was refitted, or None."""
         from shortstack.pruning import prune
 
-        asked, repaired = self.asked, None
-        with scratch_beside(self.output) if asked.repair else nullcontext() as scratch:
+        options, repaired = self.asked, None
+        with scratch_beside(self.output) if options.repair else nullcontext() as scratch:
             if scratch:
-                windows, compute = self.text.of_all(asked.repair_samples), self.session.compute
+                windows, compute = self.text.of_all(options.repair_samples), self.session.compute
                 repaired = refitted(checkpoint, chosen.plan, windows, compute, scratch, progress)
-            size = asked.max_shard_size
+            size = options.max_shard_size
             prune(checkpoint, chosen, self.output, repair=repaired, max_shard_size=size, progress=progress)
         return repaired
 
@@ -216,8 +216,8 @@ def prune(
         repaired = cut.written(checkpoint, chosen, progress)
         plan = chosen.plan.sized(checkpoint.sizes)
     if session.report.json:
-        told = repaired.to_dict() if repaired else None
-        return console.show_json({**plan.to_dict(), "repair": told, "output": str(output)})
+        repair_record = repaired.to_dict() if repaired else None
+        return console.show_json({**plan.to_dict(), "repair": repair_record, "output": str(output)})
     console.show_result(plan)
     if repaired:
         console.show_result(repaired)

@@ -1,4 +1,4 @@
-"""What cyclopts cannot read, said as every error is."""
+"""Errors of cyclopts, worded as the package's own."""
 
 from __future__ import annotations
 

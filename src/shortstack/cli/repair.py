@@ -71,7 +71,7 @@ def said_of(text: CalibrationText) -> str:
 def refitted(
     checkpoint: Checkpoint, chosen: Plan, text: CalibrationText, compute: Compute, scratch: Path, progress: Progress
 ) -> Repair:
-    """What refitting kept layers gives for a cut; its tensors lie in the folder `scratch`."""
+    """Refit the kept layers of a cut; the tensors are in the folder `scratch`."""
     from shortstack.data.tokens import JUDGING
     from shortstack.decoder import calibration_tokens
     from shortstack.repairing import repair

@@ -64,10 +64,10 @@ def report(
     return None
 
 
-def _check_one_result(*asked: bool) -> None:
-    if sum(asked) > 1:
+def _check_one_result(*formats: bool) -> None:
+    if sum(formats) > 1:
         raise InputError(
-            sum(asked),
+            sum(formats),
             expected="one of them: each is the whole of stdout",
             fix="run the command once for each",
             where="--markdown, --latex, --json",

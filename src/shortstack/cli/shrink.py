@@ -55,13 +55,13 @@ def _preview(model: str, output: Path, options: ShrinkOptions, session: Session)
 
     with session.report.bars() as progress:
         source = session.source.open(model, progress)
-        found = foresee(source, output, options, compute=session.compute)
-    amounts = asdict(found.amounts)
+        forecast = foresee(source, output, options, compute=session.compute)
+    amounts = asdict(forecast.amounts)
     rows = [(what, "all" if amounts[name] is None else str(amounts[name])) for name, what in WHAT.items()]
     rows = rows if options.tasks else rows[:-1]  # of tasks
     rows.append(("all of it", f"{duration(60 * options.minutes)}; healing has what the rest leaves"))
-    data = {"amounts": amounts, "left_out": list(found.left_out)}
-    show_dry_run(rows, found.requirements, session.report, output=output, data=data)
+    data = {"amounts": amounts, "left_out": list(forecast.left_out)}
+    show_dry_run(rows, forecast.requirements, session.report, output=output, data=data)
 
 
 def show_shrunk(shrunk: Shrunk) -> None:

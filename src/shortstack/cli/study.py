@@ -56,15 +56,15 @@ def study(
 
 
 def _count(file: str, output: Path | None, run: RunOptions, report: Reporting) -> None:
-    """What the study would do."""
+    """Show the steps of a study and the disk they need."""
     from shortstack.study.step_counts import step_counts
 
     with report.bars():
-        found = step_counts(file, output, artefacts=run.artefacts)
-    needed = Requirements(disk_bytes=found.disk_bytes or 0)
+        counts = step_counts(file, output, artefacts=run.artefacts)
+    needed = Requirements(disk_bytes=counts.disk_bytes or 0)
     if report.json:
-        return console.show_json({**found.to_dict(), "lacking": lacking(needed, output)})
-    console.show_result(found)
+        return console.show_json({**counts.to_dict(), "lacking": lacking(needed, output)})
+    console.show_result(counts)
     for each in lacking(needed, output):
         console.show(f"It does not fit here with --keep all: {each}.")
     report.next_step("study", file, "-o", output or "runs")

@@ -67,7 +67,7 @@ class Baseline:
 
 @dataclass(frozen=True)
 class Calibration:
-    """What choices are made on: windows for metrics and activations, and for repair where that is wanted.
+    """The data on which baselines make choices: windows for metrics and activations, and for repair where it is wanted.
 
     search: the layers that go are searched for, instead of taken by `metric`. heal: heals a cut into a new folder, as
     heal_as_recipe() does. healed: a model that is healed already, for a row of its own.
@@ -91,7 +91,7 @@ class Calibration:
 
     @functools.cached_property
     def healed_checkpoint(self) -> Checkpoint | None:
-        """What is healed already, opened.
+        """The checkpoint that is healed already, opened; None if there is none.
 
         Raises:
             CheckpointError, InputError: as Checkpoint.of().
@@ -104,7 +104,7 @@ class Calibration:
         return Choice(search=True) if self.search else Choice(self.metric)
 
 
-class Setup:
+class BaselineContext:
     """A checkpoint, how many bytes its weights may take, and what baselines share: the loaded model, scores, norms."""
 
     def __init__(
@@ -135,7 +135,7 @@ class Setup:
 
     @functools.cached_property
     def source(self) -> Tokens | Scores:
-        """What layers are chosen on: tokens for a search, else scores, which every cut shares."""
+        """The basis on which layers are chosen: tokens for a search, else scores, which every cut shares."""
         tokens, choice = self.calibration.tokens, self.calibration.choice
         if choice.measures or not choice.by.needs_scores:
             return tokens
@@ -176,7 +176,7 @@ class Setup:
         return chosen.plan
 
     def repair(self, plan: Plan) -> tuple[Repair | None, str]:
-        """What refitting the kept layers gives, where that is wanted and helps; else the reason, which is for the table."""
+        """Refit the kept layers if that is wanted and helps; otherwise return None and the reason for the table."""
         if not self.calibration.repair:
             return None, ""
         removed, tokens = frozenset(plan.removed), self.calibration.repair
@@ -187,85 +187,85 @@ class Setup:
         return (repaired, "") if repaired.kept else (None, "no repair lowers the held-out loss")
 
 
-def unpruned(setup: Setup) -> Iterator[Baseline]:
+def unpruned(context: BaselineContext) -> Iterator[Baseline]:
     """The checkpoint itself."""
-    yield Baseline("unpruned", lambda: Built(setup.base, setup.checkpoint.weight_bytes))
+    yield Baseline("unpruned", lambda: Built(context.base, context.checkpoint.weight_bytes))
 
 
-def pruned(setup: Setup) -> Iterator[Baseline]:
+def pruned(context: BaselineContext) -> Iterator[Baseline]:
     """Fewer layers: as they are and, where that is wanted, repaired and healed."""
-    yield from _cut(setup, "pruned", lambda kept: setup.checkpoint.sizes.of(kept)[1])
+    yield from _cut(context, "pruned", lambda kept: context.checkpoint.sizes.of(kept)[1])
 
 
-def healed(setup: Setup) -> Iterator[Baseline]:
+def healed(context: BaselineContext) -> Iterator[Baseline]:
     """The checkpoint that is healed already."""
-    checkpoint = setup.calibration.healed_checkpoint
+    checkpoint = context.calibration.healed_checkpoint
     if checkpoint:
-        yield Baseline("healed", lambda: setup.made(checkpoint), note=f"{checkpoint.source}, as it is")
+        yield Baseline("healed", lambda: context.made(checkpoint), note=f"{checkpoint.source}, as it is")
 
 
-def quantised(setup: Setup) -> Iterator[Baseline]:
+def quantised(context: BaselineContext) -> Iterator[Baseline]:
     """Fewer bits."""
     for scheme in SCHEMES.values():
-        if missing := setup.unquantisable(scheme):
+        if missing := context.unquantisable(scheme):
             yield Baseline(scheme.name, reason=missing)
         else:
-            make = functools.partial(setup.made, setup.checkpoint, scheme)
+            make = functools.partial(context.made, context.checkpoint, scheme)
             yield Baseline(scheme.name, make, note=scheme.library)
 
 
-def pruned_in_int8(setup: Setup) -> Iterator[Baseline]:
+def pruned_in_int8(context: BaselineContext) -> Iterator[Baseline]:
     """Fewer layers in int8."""
-    name, sizes = "pruned + int8", setup.checkpoint.sizes
+    name, sizes = "pruned + int8", context.checkpoint.sizes
 
     def size(kept: KeptLayers) -> int:
-        return sizes.of(kept)[1] - sum(setup.int8_savings[layer] for layer in kept)
+        return sizes.of(kept)[1] - sum(context.int8_savings[layer] for layer in kept)
 
-    if missing := setup.unquantisable(INT8):
+    if missing := context.unquantisable(INT8):
         yield Baseline(name, reason=missing)
-    elif size(range(setup.checkpoint.anatomy.layers)) <= setup.budget:
+    elif size(range(context.checkpoint.anatomy.layers)) <= context.budget:
         yield Baseline(name, reason="int8 alone fits the budget")
     else:
-        yield from _cut(setup, name, size, INT8)
+        yield from _cut(context, name, size, INT8)
 
 
 def _cut(
-    setup: Setup, name: str, size: Callable[[KeptLayers], int], scheme: Scheme | None = None
+    context: BaselineContext, name: str, size: Callable[[KeptLayers], int], scheme: Scheme | None = None
 ) -> Iterator[Baseline]:
     """The checkpoint without the layers that go so that size(kept) fits; healed where it stays in its own dtype."""
-    plan = setup.plan(size)
+    plan = context.plan(size)
     if plan is None:
         yield Baseline(name, reason="no exact cut fits the budget")
         return
 
     def make(repaired: Repair | None = None, healing: Heal | None = None) -> Built:
-        place = setup.folder / f"{name}-{'repaired' if repaired else 'cut'}{'-to-heal' * bool(healing)}".replace(
+        place = context.folder / f"{name}-{'repaired' if repaired else 'cut'}{'-to-heal' * bool(healing)}".replace(
             " ", "-"
         )
-        shorter = prune(setup.checkpoint, plan, place, repair=repaired)
-        return setup.made(healing(shorter, place.with_name(f"{place.name}-done")) if healing else shorter, scheme)
+        shorter = prune(context.checkpoint, plan, place, repair=repaired)
+        return context.made(healing(shorter, place.with_name(f"{place.name}-done")) if healing else shorter, scheme)
 
     row = Baseline(name, make, "", f"without {len(plan.removed)} layers: {show_layers(plan.removed)}", plan.removed)
     yield row
-    repaired, reason = setup.repair(plan)
+    repaired, reason = context.repair(plan)
     if repaired:
         yield replace(row, name=f"{name}, repaired", make=functools.partial(make, repaired))
     elif reason:
         yield Baseline(f"{name}, repaired", reason=reason)
-    if setup.calibration.heal and not scheme:
-        yield replace(row, name=f"{name}, healed", make=functools.partial(make, repaired, setup.calibration.heal))
+    if context.calibration.heal and not scheme:
+        yield replace(row, name=f"{name}, healed", make=functools.partial(make, repaired, context.calibration.heal))
 
 
-def narrowed(setup: Setup) -> Iterator[Baseline]:
+def narrowed(context: BaselineContext) -> Iterator[Baseline]:
     """Fewer neurons in each MLP: those with the smallest weights go, or those that give least."""
     names = ("narrowed by magnitude", "narrowed by activation")
     try:
-        mlps = find_mlps(setup.base)
-        keep = fitting_neurons(setup.checkpoint, mlps, setup.budget)
+        mlps = find_mlps(context.base)
+        keep = fitting_neurons(context.checkpoint, mlps, context.budget)
         if not keep:
             yield from (Baseline(name, reason="does not fit the budget without MLPs either") for name in names)
             return
-        makers = [_narrowing(setup, mlps, keep, norms) for norms in (None, setup.norms)]
+        makers = [_narrowing(context, mlps, keep, norms) for norms in (None, context.norms)]
     except ArchitectureError as error:  # an MLP of another form: the reason is for the table
         yield from (Baseline(name, reason=f"{error.expected}, found {error.found}") for name in names)
         return
@@ -274,21 +274,23 @@ def narrowed(setup: Setup) -> Iterator[Baseline]:
         yield Baseline(name, make, note=note)
 
 
-def _narrowing(setup: Setup, mlps: Sequence[Mlp], keep: int, norms: dict[str, Tensor] | None) -> Callable[[], Built]:
-    """What writes and opens the checkpoint with `keep` neurons a layer, which are chosen at once."""
-    width = chosen_width(setup.checkpoint, setup.base, mlps, keep, norms=norms)
-    out = setup.folder / f"narrowed-{width.weighed_by}"
-    return lambda: setup.made(narrow(setup.checkpoint, mlps, width, out))
+def _narrowing(
+    context: BaselineContext, mlps: Sequence[Mlp], keep: int, norms: dict[str, Tensor] | None
+) -> Callable[[], Built]:
+    """Choose `keep` neurons a layer at once; return a function that writes and opens the checkpoint with them."""
+    width = chosen_width(context.checkpoint, context.base, mlps, keep, norms=norms)
+    out = context.folder / f"narrowed-{width.weighed_by}"
+    return lambda: context.made(narrow(context.checkpoint, mlps, width, out))
 
 
-def sparse(setup: Setup) -> Iterator[Baseline]:
+def sparse(context: BaselineContext) -> Iterator[Baseline]:
     """Two of four weights zero: those with the smallest magnitude, or those that matter least by Wanda."""
-    reason = setup.changes or uncovered(setup.base) or unmaskable(setup.base)
+    reason = context.changes or uncovered(context.base) or unmaskable(context.base)
 
     def make(wanda: bool) -> Built:
-        decoder = setup.load(setup.checkpoint)
-        mask(decoder, setup.norms if wanda else None)
-        return Built(decoder, setup.checkpoint.weight_bytes)
+        decoder = context.load(context.checkpoint)
+        mask(decoder, context.norms if wanda else None)
+        return Built(decoder, context.checkpoint.weight_bytes)
 
     for name, wanda in (("2:4 by magnitude", False), ("2:4 by Wanda", True)):
         if reason:
@@ -298,7 +300,7 @@ def sparse(setup: Setup) -> Iterator[Baseline]:
             yield Baseline(name, functools.partial(make, wanda), note=note, timed=False)
 
 
-BASELINES: tuple[Callable[[Setup], Iterator[Baseline]], ...] = (
+BASELINES: tuple[Callable[[BaselineContext], Iterator[Baseline]], ...] = (
     unpruned,
     pruned,
     healed,
@@ -310,7 +312,7 @@ BASELINES: tuple[Callable[[Setup], Iterator[Baseline]], ...] = (
 
 
 def heal_as_recipe(data: str, unpruned: Checkpoint, *, device: str = "auto", progress: Progress = silent) -> Heal:
-    """What heals a cut of the unpruned model on `data` as the recipe `best` does."""
+    """Return a function that heals a cut of the unpruned model on `data` by the recipe `best`."""
     task = task_of({**read_recipe(RECIPE).heal.given, "data": data}, compute=Compute(device=device))
     task = replace(task, teacher=unpruned) if task.needs_teacher else task
     task.method.check()

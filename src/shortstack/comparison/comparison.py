@@ -17,7 +17,7 @@ from shortstack.charts.chart import Chart, Point, Series, axis, front
 from shortstack.charts.drawing import HEIGHT
 from shortstack.charts.picture import Named, Panel, Picture, short
 from shortstack.checkpoint import Checkpoint, Model
-from shortstack.comparison.baselines import BASELINES, Baseline, Calibration, Setup, parse_memory
+from shortstack.comparison.baselines import BASELINES, Baseline, BaselineContext, Calibration, parse_memory
 from shortstack.data import Tokens, read_questions
 from shortstack.data.questions import tokenize_questions
 from shortstack.data.tokens import same_tokens
@@ -32,7 +32,7 @@ from shortstack.evaluation.degeneration import Collapse, check_collapse, collaps
 from shortstack.evaluation.perplexity import measure
 from shortstack.evaluation.tasks import answer_task
 from shortstack.machine.device import AUTO, Compute
-from shortstack.machine.files import plain
+from shortstack.machine.files import to_jsonable
 from shortstack.machine.formats import number, size
 from shortstack.machine.memory import Requirements
 from shortstack.machine.numbers import part_of, perplexity
@@ -52,7 +52,7 @@ Judge = Callable[[Decoder], Mapping[str, Mapping[str, Any]]]  # what a model get
 
 @dataclass(frozen=True)
 class Judging:
-    """What every row is judged on: texts by name, judges of tasks, and the load it is timed under, in so many turns."""
+    """The evaluation of every row: texts by name, judges of tasks, the load to time under, and the number of timed turns."""
 
     texts: Mapping[str, Tokens]
     judges: Sequence[Judge] = ()
@@ -62,7 +62,7 @@ class Judging:
 
 @dataclass(frozen=True)
 class ComparisonRow:
-    """What was measured of one baseline, or the reason why nothing was.
+    """The measurements of one baseline, or the reason why there are none.
 
     removed: the layers that are gone. ratio: its speed over the unpruned model's, from runs in turns. within: whether its
     weights fit the budget.
@@ -96,13 +96,13 @@ class ComparisonRow:
         speeds = (
             (self.ratio.decode.value, self.ratio.prefill.value) if self.ratio else (1.0 if self.speed else None,) * 2
         )
-        asked = {name: Cell(found["value"], stderr=found["stderr"]) for name, found in self.tasks.items()}
+        task_cells = {name: Cell(found["value"], stderr=found["stderr"]) for name, found in self.tasks.items()}
         return (
             self.name,
             self.bytes,
             None if self.reason else self.within,
             *(self.perplexity[text].cell if text in self.perplexity else None for text in texts),
-            *(asked.get(task) for task in tasks),
+            *(task_cells.get(task) for task in tasks),
             None if self.collapse is None else self.collapsed,
             *speeds,
             self.reason or self.note,
@@ -110,7 +110,7 @@ class ComparisonRow:
 
     def to_dict(self) -> dict[str, Any]:
         collapse = self.collapse.to_dict() if self.collapse else None
-        return {**plain(self), "reason": self.reason or None, "collapse": collapse}
+        return {**to_jsonable(self), "reason": self.reason or None, "collapse": collapse}
 
 
 @dataclass(frozen=True, repr=False)
@@ -236,10 +236,10 @@ def compare(
     budget = check_comparison(checkpoint, calibration, judging, memory)
     base = Decoder.open(checkpoint, compute)
     with tempfile.TemporaryDirectory(prefix="shortstack-compare-") as folder:
-        setup = Setup(
+        context = BaselineContext(
             checkpoint, budget, calibration, base=base, folder=Path(folder), stream=compute.stream, progress=progress
         )
-        rows = [_row(baseline, setup, judging) for kind in BASELINES for baseline in kind(setup)]
+        rows = [_row(baseline, context, judging) for kind in BASELINES for baseline in kind(context)]
     return Comparison(
         checkpoint.source,
         memory,
@@ -304,26 +304,26 @@ def _check_tokens(checkpoint: Checkpoint, healed: Checkpoint) -> None:
 
 
 @torch.no_grad()
-def _row(baseline: Baseline, setup: Setup, judging: Judging) -> ComparisonRow:
+def _row(baseline: Baseline, context: BaselineContext, judging: Judging) -> ComparisonRow:
     if baseline.make is None:
         return ComparisonRow(baseline.name, baseline.note, baseline.reason)
     decoder, nbytes = baseline.make()
-    staged = under(setup.progress, f"{baseline.name}: ")
+    staged = under(context.progress, f"{baseline.name}: ")
     perplexity = {name: measure(decoder, tokens, progress=staged) for name, tokens in judging.texts.items()}
-    loaded = not decoder.weights and not setup.base.weights
-    speed, ratio = _timed(decoder, setup.base, judging, staged) if baseline.timed and loaded else (None, None)
+    loaded = not decoder.weights and not context.base.weights
+    speed, ratio = _timed(decoder, context.base, judging, staged) if baseline.timed and loaded else (None, None)
     return ComparisonRow(
         baseline.name,
         baseline.note,
         "",
         baseline.removed,
         nbytes,
-        baseline.timed and nbytes <= setup.budget,
+        baseline.timed and nbytes <= context.budget,
         perplexity,
         {name: result for judge in judging.judges for name, result in judge(decoder).items()},
         speed,
         ratio,
-        check_collapse(decoder.model, setup.tokenizer, progress=staged) if loaded else None,
+        check_collapse(decoder.model, context.tokenizer, progress=staged) if loaded else None,
     )
 
 
@@ -350,7 +350,7 @@ def _named(files: Sequence[Path]) -> dict[str, Path]:
 
 
 def judge_questions(files: Sequence[Path], tokenizer: PreTrainedTokenizerBase, *, limit: float | None = None) -> Judge:
-    """What judges accuracy on files of multiple choice, each line as in questions.LAYOUT.
+    """Return a judge of accuracy on files of multiple choice, whose lines are as in questions.LAYOUT.
 
     limit: only the first so many of each, or as a float such a share of them.
     """
@@ -368,7 +368,7 @@ def judge_questions(files: Sequence[Path], tokenizer: PreTrainedTokenizerBase, *
 
 
 def judge_tasks(tasks: Tasks, checkpoint: Checkpoint) -> Judge:
-    """What judges a baseline for that checkpoint on tasks of lm-evaluation-harness."""
+    """Return a judge of the checkpoint's baselines on tasks of lm-evaluation-harness."""
     loaded, tokenizer = tasks.load_for(checkpoint), checkpoint.tokenizer()
 
     def judge(decoder: Decoder) -> dict[str, dict[str, Any]]:
@@ -382,7 +382,7 @@ def judge_tasks(tasks: Tasks, checkpoint: Checkpoint) -> Judge:
 
 
 def advice(rows: Sequence[ComparisonRow], budget: int) -> str:
-    """What rows, sorted by quality, say to someone with so many bytes: the best, the best that is pruned, the quickest.
+    """Name the best row within the budget, the best pruned one and the fastest; rows are sorted by quality.
 
     A row that has collapsed is not the best while another has not, whatever its perplexity.
     """

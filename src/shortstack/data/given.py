@@ -10,7 +10,7 @@ from typing import Any
 
 from shortstack.errors import DataError
 from shortstack.machine.cache import cache_directory, mark_used
-from shortstack.machine.files import whole
+from shortstack.machine.files import atomic_write
 
 Rows = Iterable[Any] | Path  # texts, chats as lists of messages, or records, as a list or a datasets.Dataset; or a file
 
@@ -44,7 +44,7 @@ def source_of(source: str | Rows) -> str:
     if path.is_file():
         mark_used(path)
     else:
-        with whole(path) as partial:
+        with atomic_write(path) as partial:
             partial.write_text(content, encoding="utf-8")
     return str(path)
 

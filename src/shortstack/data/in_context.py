@@ -59,8 +59,8 @@ def recall(rng: random.Random, most: int = MOST) -> Passages:
     keys = rng.sample(words(), max(2, rng.randint(least, max(least, most // 4))))
     values = {key: str(rng.randint(100, 999)) for key in keys}
     listed = "".join(f"{key}: {value}\n" for key, value in values.items())
-    asked = rng.sample(keys, len(keys) // 2)
-    questions = [part for key in asked for part in ((f"{key}:", False), (f" {values[key]}", True), ("\n", False))]
+    queried = rng.sample(keys, len(keys) // 2)
+    questions = [part for key in queried for part in ((f"{key}:", False), (f" {values[key]}", True), ("\n", False))]
     return [(f"{listed}\n", False), *questions]
 
 
@@ -152,16 +152,16 @@ def _smaller(rng: random.Random, _size: int) -> tuple[str, str]:
 
 def _lookup(rng: random.Random, size: int) -> tuple[str, str]:
     keys, values = rng.sample(words(), size), _numbers(rng, size)
-    asked = rng.randrange(size)
+    chosen = rng.randrange(size)
     listed = ", ".join(f"{key} {value}" for key, value in zip(keys, values, strict=True))
-    return f"{listed}; {keys[asked]}", str(values[asked])
+    return f"{listed}; {keys[chosen]}", str(values[chosen])
 
 
 def _owner(rng: random.Random, size: int) -> tuple[str, str]:
     names, things = rng.sample(NAMES, size), rng.sample(words(), size)
-    asked = rng.randrange(size)
+    chosen = rng.randrange(size)
     said = " ".join(f"{name} took the {thing}." for name, thing in zip(names, things, strict=True))
-    return f"{said} Who took the {things[asked]}?", names[asked]
+    return f"{said} Who took the {things[chosen]}?", names[chosen]
 
 
 def _reversed(rng: random.Random, size: int) -> tuple[str, str]:

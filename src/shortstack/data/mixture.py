@@ -38,7 +38,7 @@ class Weighted:
 
     @property
     def digest(self) -> str:
-        """What its content is known by, in the order in which names are looked up when a text is read.
+        """A digest of its content, looked up by name in the order in which a text is read.
 
         A hub dataset is known by its name, and so is what a model or a seeded program writes: what it comes from is another
         input of a step.
@@ -62,16 +62,16 @@ def parse_sources(text: str) -> tuple[Weighted, ...]:
     >>> parse_sources("notes.txt=2,self")
     (Weighted(source='notes.txt', weight=2.0), Weighted(source='self', weight=1.0))
     >>> [each.source for each in parse_sources("mix")]
-    ['pydoc', 'self', 'copying']
+    ['pydoc', 'self', 'copying', 'drills']
     """
     if text in SOURCES or Path(text).is_file():  # a file's name may have commas
         return (Weighted(text),)
-    found = [each for part in text.split(",") for each in _expanded(_weighted(part.strip(), text))]
-    names = [each.source for each in found]
+    sources = [each for part in text.split(",") for each in _expanded(_weighted(part.strip(), text))]
+    names = [each.source for each in sources]
     twice = next((name for place, name in enumerate(names) if name in names[:place]), None)
     if twice is not None:
         raise DataError(f"{twice} twice", expected="each source once", fix=_once(text), where=text)
-    return tuple(found)
+    return tuple(sources)
 
 
 def _once(text: str) -> str:
@@ -81,7 +81,7 @@ def _once(text: str) -> str:
 
 
 def _expanded(named: Weighted) -> tuple[Weighted, ...]:
-    """What `mix` stands for, its weights times its own."""
+    """Expand `mix` into its sources, their weights multiplied by its own."""
     if named.source != MIX:
         return (named,)
     return tuple(Weighted(each.source, named.weight * each.weight) for each in parse_sources(MIXED))

@@ -171,7 +171,7 @@ def _checked(record: Any, where: str) -> dict[str, Any]:
 
 
 def _of_no_format(record: Any, given: Mapping[str, Any]) -> str:
-    """What an error says of a record: its first field that is of a wrong type, or what it has."""
+    """Describe a record of no known format for an error: its first field of a wrong type, or its keys."""
     if not isinstance(record, dict):
         return repr(record)[:60]
     wrong = [key for name, keys in KEYS.items() if given.keys() >= set(keys) for key in _wrong(given, name)]

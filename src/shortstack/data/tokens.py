@@ -175,7 +175,7 @@ class Tokens:
         return hashlib.sha256(self.ids.numpy().astype("<i4").tobytes()).hexdigest()
 
     def record(self) -> dict[str, Any]:
-        """What a result says about its tokens."""
+        """Return a JSON-able description of the tokens, for results."""
         samples, length = self.ids.shape
         return {
             "source": self.source,
@@ -295,10 +295,10 @@ def own_windows(written: Written | None, room: int, amount: int) -> list[list[in
             fix="name other texts, or pass `written`, such as OwnText(checkpoint).texts",
             where=OWN,
         )
-    texts, asked = written(1), 1
-    while (size := sum(map(len, texts))) < amount * room and len(texts) >= asked:
-        asked = max(asked + 1, -(-asked * amount * room // max(1, size)))
-        texts = written(asked)
+    texts, requested = written(1), 1
+    while (size := sum(map(len, texts))) < amount * room and len(texts) >= requested:
+        requested = max(requested + 1, -(-requested * amount * room // max(1, size)))
+        texts = written(requested)
     stream, amount = [token for text in texts for token in text], min(amount, size // room)
     return [stream[start : start + room] for start in range(0, amount * room, room)]
 

@@ -79,7 +79,7 @@ class Decoder(Layered):
         return walk.hidden
 
     def embed(self, ids: Tensor) -> Tensor:
-        """What enters layer 0, [batch, length, width]: the token ids embedded."""
+        """Embed token ids into what enters layer 0, [batch, length, width]."""
         return self.enter(ids).hidden[UNPRUNED]
 
     def enter(self, ids: Tensor, sets: Sequence[SkippedLayers] = (UNPRUNED,)) -> WalkState:
@@ -185,7 +185,7 @@ class Decoder(Layered):
             self.model.base_model(input_ids=ids, use_cache=False)
         return after or list(states)  # untouched by a layer that text alone does not pass (cross-attention)
 
-    def turns(self, batches: Sequence[Batch], *, tokens: int, streams: int) -> list[Sequence[Batch]]:
+    def memory_batches(self, batches: Sequence[Batch], *, tokens: int, streams: int) -> list[Sequence[Batch]]:
         """Batches, as many at a time as their streams have room for: STREAM_BYTES, or a quarter of the memory there is.
 
         tokens: of the largest batch. streams: of each batch.

@@ -1,4 +1,4 @@
-"""What a model writes after prompts, a batch at a time: greedy, or drawn from its own distribution."""
+"""Generation after prompts, a batch at a time: greedy, or sampled from the model's distribution."""
 
 from __future__ import annotations
 
@@ -168,7 +168,7 @@ def _write(
     change: Processor | None = None,
     watch: Callable[[int], None] = lambda _tokens: None,
 ) -> list[list[int]]:
-    """What transformers writes after each prompt, at least as far as its limit or an end token; padding may follow.
+    """Generate with transformers after each prompt, at least up to its limit or an end token; padding may follow.
 
     change: of the logits, before the largest is taken. watch: called with the number of tokens written.
     """
@@ -216,12 +216,12 @@ def _nothing_else_asked(model: PreTrainedModel) -> Iterator[None]:
     """While it lasts, the checkpoint's own generation config is none: transformers takes from it what is not stated."""
     from transformers import GenerationConfig
 
-    asked = model.generation_config
+    own_config = model.generation_config
     model.generation_config = GenerationConfig()
     try:
         yield
     finally:
-        model.generation_config = asked
+        model.generation_config = own_config
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""What one decoder layer hands to the next, and how, learnt from one forward; and hooks that record what its modules do."""
+"""The state that decoder layers pass on, and how, learnt from one forward; and hooks that record a layer's modules."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Slot = int | str  # of a layer's inputs: a position after the hidden states, or 
 
 @dataclass(frozen=True)
 class State:
-    """What one layer hands to the next: hidden states, and beside them what some architectures carry along with those.
+    """The state between two layers: hidden states, and whatever else some architectures carry along.
 
     carried: input slot of a layer -> value (zaya's router states, the token selection that GLM's layers share), or a
     dictionary that layers fill for later ones (the keys and values that Gemma 3n's last layers share).

@@ -146,7 +146,7 @@ def _walked(
     """Requests' places, and by skipped layers the states that predict their endings; many batches pass a layer together."""
     batches = by_length([len(request.ids) for request in requests], batch=batch)
     largest = max((len(places) * len(requests[places[-1]].ids) for places in batches), default=1)
-    for turn in decoder.turns(batches, tokens=largest, streams=len(sets)):
+    for turn in decoder.memory_batches(batches, tokens=largest, streams=len(sets)):
         walks = [decoder.enter(_rows(decoder, [requests[place] for place in places]), sets) for places in turn]
         for _ in decoder.through(walks, range(len(decoder.layers))):
             pass
@@ -203,7 +203,7 @@ def _agrees(decoder: Decoder) -> bool:
 
 
 def _inputs(decoder: Decoder) -> set[str]:
-    """What the model's forward takes."""
+    """Return the names of the arguments of the model's forward."""
     return set(inspect.signature(decoder.model.base_model.forward).parameters)
 
 

@@ -99,8 +99,8 @@ def uncovered(decoder: Decoder) -> str | None:
 
 def held_bytes(module: nn.Module) -> int:
     """Bytes of the weights of a module, what is shared once; of quantised ones with their scales and codes."""
-    held = {id(value): value for value in module.state_dict(keep_vars=True).values() if isinstance(value, Tensor)}
-    return sum(part.numel() * part.element_size() for value in held.values() for part in _inside(value))
+    tensors = {id(value): value for value in module.state_dict(keep_vars=True).values() if isinstance(value, Tensor)}
+    return sum(part.numel() * part.element_size() for value in tensors.values() for part in _inside(value))
 
 
 def _inside(tensor: Tensor) -> Iterator[Tensor]:
@@ -121,7 +121,7 @@ def _int8(parent: nn.Module, name: str) -> None:
 
 def _nf4(parent: nn.Module, name: str) -> None:
     """Blocks of 64 weights (bitsandbytes, Linear4bit)."""
-    setattr(parent, name, four_bit(parent.get_submodule(name), asked="nf4"))
+    setattr(parent, name, four_bit(parent.get_submodule(name), needed_by="nf4"))
 
 
 INT8 = Scheme("int8", "torchao", ("cpu", "cuda"), _int8)
@@ -129,12 +129,12 @@ NF4 = Scheme("nf4", "bitsandbytes", ("cpu", "cuda"), _nf4)
 SCHEMES: Mapping[str, Scheme] = {scheme.name: scheme for scheme in (INT8, NF4)}
 
 
-def four_bit(matrix: nn.Module, *, asked: str, gradients: bool = False) -> nn.Module:
+def four_bit(matrix: nn.Module, *, needed_by: str, gradients: bool = False) -> nn.Module:
     """A linear layer with its weight in nf4, double-quantised (Dettmers et al., arXiv 2305.14314), on the same device.
 
-    asked: what needs it, as an error names it. gradients: whether they flow through it to what comes before.
+    needed_by: what needs it, as an error names it. gradients: whether they flow through it to what comes before.
     """
-    kinds = bitsandbytes(asked).nn
+    kinds = bitsandbytes(needed_by).nn
     assert isinstance(matrix, nn.Linear)  # noqa: S101  the caller has looked
     four = kinds.Linear4bit(
         matrix.in_features,
@@ -154,12 +154,12 @@ def four_bit(matrix: nn.Module, *, asked: str, gradients: bool = False) -> nn.Mo
     return four.to(matrix.weight.device)  # type: ignore[no-any-return]
 
 
-def bitsandbytes(asked: str) -> Any:
+def bitsandbytes(needed_by: str) -> Any:
     """The library."""
     try:
         import bitsandbytes as library
     except (ImportError, RuntimeError, OSError) as error:
         raise InputError(
-            error, expected="bitsandbytes, for 4-bit weights", fix=install("quant"), where=asked
+            error, expected="bitsandbytes, for 4-bit weights", fix=install("quant"), where=needed_by
         ) from error
     return library

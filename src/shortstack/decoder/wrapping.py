@@ -111,7 +111,7 @@ class Layered:
 
     @property
     def dtype(self) -> str:
-        """What it computes in, as results name it."""
+        """The dtype that it computes in, as results name it."""
         return str(self.embedding.dtype).removeprefix("torch.")
 
     @property
@@ -131,7 +131,8 @@ class Layered:
             )
 
     def finish(self, ids: Tensor, start: tuple[int, Tensor] | None = None, **inputs: Any) -> Tensor:
-        """What leaves the last layer, [batch, length, width], in one forward of the model: for training, and with a cache.
+        """Return the last layer's output, [batch, length, width], in one forward of the model: for training, and with a
+        cache.
 
         start: (layer, hidden): that layer is entered by `hidden`, and those before it do not run. Gradients flow.
         inputs: go to the model beside the token ids (attention_mask, position_ids, past_key_values).
@@ -163,7 +164,7 @@ class Layered:
         return self.weights.resident(layer) if self.weights else nullcontext()
 
     def _carried(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[Slot, Any]:
-        """What enters a layer beside its hidden states, and is handed from layer to layer."""
+        """Return a layer's inputs beside its hidden states that are passed on from layer to layer."""
         given = inputs_of(args, kwargs)
         return {slot: given[slot] for slot in self._slots & given.keys()}
 

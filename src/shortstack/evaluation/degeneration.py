@@ -88,7 +88,7 @@ TYPICAL = Fluency(repetition=0.16, distinct_1=0.38, distinct_2=0.68, entropy=4.6
 
 @dataclass(frozen=True)
 class Collapse:
-    """What a model wrote, against its base or, where none is known, against TYPICAL.
+    """The fluency of generated text, against the base model's or, if none is known, against TYPICAL.
 
     sample: the text with the fewest different tokens, as a JSON string.
     """
@@ -100,7 +100,7 @@ class Collapse:
 
     @classmethod
     def of(cls, data: Mapping[str, Any]) -> Collapse:
-        """What to_dict() gave."""
+        """Rebuild a Collapse from the output of to_dict()."""
         return cls(Fluency(**data["measures"]), data["sample"], Fluency(**data["base"]), data["against_base"])
 
     def against(self, base: Collapse) -> Collapse:

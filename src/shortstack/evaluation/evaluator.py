@@ -43,7 +43,7 @@ TEXT, GENERATION = EvaluationText(), GenerationChecks()
 
 
 def _paired(found: Paired | None) -> tuple[Any, ...]:
-    """What the same documents, asked of both models, say."""
+    """Return the cells of a paired comparison: difference, interval, p-value and shares retained."""
     if found is None:
         return (None,) * 5
     kept, above = (None if each is None else each / 100 for each in (found.retention, found.retention_above_chance))
@@ -53,7 +53,7 @@ def _paired(found: Paired | None) -> tuple[Any, ...]:
 
 @dataclass(frozen=True, repr=False)
 class Evaluation(Tabled):
-    """What was measured of one checkpoint.
+    """The measurements of one checkpoint.
 
     base: of the model it was made from. against, probes_against: the tasks and the probes of both, paired.
     """
@@ -71,7 +71,7 @@ class Evaluation(Tabled):
         """A row for each text (its perplexity and its loss), task and probe, beside what the base has where it is known."""
         texts = ((name, shown(each.value, "perplexity")) for name, each in self.perplexity.items())
         title = ", ".join(f"{value} perplexity on {name}" for name, value in texts)
-        asked = f"tasks: {len(self.tasks)}, probes: {len(self.probes)}"
+        counts = f"tasks: {len(self.tasks)}, probes: {len(self.probes)}"
         dtypes = {each.dtype for each in self.perplexity.values()} | {each.dtype for each in self.tasks.values()}
         caption = f"± one standard error. Computed in {', '.join(sorted(dtypes))}." if dtypes else ""
         paired = (
@@ -94,11 +94,11 @@ class Evaluation(Tabled):
         notes = [*map(self._unit, self.against), *map(self._not_compared, self.tasks.keys() - self.against.keys())]
         if self.collapse:
             notes.append(self.collapse.summary)
-        heading = f"{self.model}: {title or 'no text'}; {asked}"
+        heading = f"{self.model}: {title or 'no text'}; {counts}"
         return Table.of(heading, columns, [*self._rows()], caption=caption, notes=[*filter(None, notes)])
 
     def tables(self) -> list[Table]:
-        """What was measured, and what has collapsed of what it writes."""
+        """Return the table of results, and that of collapsed text if any has collapsed."""
         return [self.table(), *([self.collapse.table()] if self.collapse and self.collapse.fallen else [])]
 
     def plot(self) -> Picture:
@@ -139,7 +139,7 @@ class Evaluation(Tabled):
         return averages
 
     def _unit(self, name: str) -> str:
-        """What a difference is of, where it is not of the two values beside it."""
+        """Return a note on the unit of a task's difference, if it is not that of the values in its row."""
         task = self.tasks[name]
         if task.metric in PERPLEXITIES:
             unit = f"log-likelihood in nats per {PERPLEXITIES[task.metric]}, higher is better"
@@ -284,7 +284,7 @@ class Prepared:
 
     @property
     def _placed(self) -> Compute:
-        """What is only read passes the layers one by one, so that these may be streamed; what writes needs all at once."""
+        """Compute options that stream layers only if no text is generated, which needs all layers at once."""
         return replace(self.compute, stream=False) if self.writes else self.compute
 
     def requirements(self) -> Requirements:
@@ -297,8 +297,8 @@ class Prepared:
         if not needed.streamed:
             return needed
         tokens = max((found.ids.numel() for found in self.texts.values()), default=0)
-        asked = STREAM_BYTES if self.run else tokens  # it is not counted how much tasks ask
-        return model_requirements(self.checkpoint, self.compute, tokens=max(tokens, asked), in_turns=True)
+        task_tokens = STREAM_BYTES if self.run else tokens  # it is not counted how much tasks ask
+        return model_requirements(self.checkpoint, self.compute, tokens=max(tokens, task_tokens), in_turns=True)
 
     def measured(self, progress: Progress = in_notebooks) -> Evaluation:
         """Load the model, and measure."""
@@ -327,7 +327,7 @@ def prepare(
     generation: GenerationChecks = GENERATION,
     compute: Compute = AUTO,
 ) -> Prepared:
-    """What evaluate() reads and checks first: so that of two models neither is measured in vain."""
+    """Read and check everything evaluate() needs, so that of two models neither is measured in vain."""
     checkpoint, text = Checkpoint.of(checkpoint), EvaluationText.of(text)
     if tasks:
         tasks.check(compute.device)
@@ -353,9 +353,9 @@ def looks_for_collapse(checkpoint: Checkpoint, generation: GenerationChecks, com
 
     Of such a model that does not fit in memory it is not, unless somebody says so: the rest needs it layer by layer alone.
     """
-    asked, device = generation.collapse_check, pick_device(compute.device)
-    if asked is not None or checkpoint.record.get("verb") not in {"prune", "heal"}:
-        return bool(asked)
+    collapse_check, device = generation.collapse_check, pick_device(compute.device)
+    if collapse_check is not None or checkpoint.record.get("verb") not in {"prune", "heal"}:
+        return bool(collapse_check)
     if compute.device_map or not must_stream(checkpoint, arithmetic(compute.dtype, checkpoint, device), device):
         return True
     said = "what the model writes is not checked for collapse, since it does not fit in memory"

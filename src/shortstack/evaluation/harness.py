@@ -103,7 +103,7 @@ STOCK = Path(lm_eval.tasks.__file__).parent
 
 @dataclass(frozen=True)
 class LoadedTask:
-    """What the harness has under a name: one task, or a group and its tasks."""
+    """A task of the harness: a single one, or a group and its tasks."""
 
     name: str
     tasks: Mapping[str, Any]
@@ -195,11 +195,11 @@ def load(
         for name in names:
             if name not in manager.all_tasks:
                 raise unknown(name, manager.all_tasks)
-        found = [loaded for name in names for loaded in _loaded(manager, name, data)]
+        loaded_tasks = [loaded for name in names for loaded in _loaded(manager, name, data)]
     if shots is not None:
-        for loaded in found:
+        for loaded in loaded_tasks:
             loaded.take(shots)
-    return found
+    return loaded_tasks
 
 
 def _loaded(manager: Any, name: str, data: Path | None) -> list[LoadedTask]:
@@ -219,7 +219,7 @@ def _loaded(manager: Any, name: str, data: Path | None) -> list[LoadedTask]:
 
 
 def _remedy(name: str, data: Path | None) -> str:
-    """What helps where a task's documents cannot be had."""
+    """Suggest how to provide the documents of a task."""
     own = "include with a task of yours"
     if data is None:
         return f"give data_dir with the files that the page of evaluate lists, or {own}"
@@ -252,14 +252,14 @@ def check_answer(name: str, settings: Mapping[str, Any], longest: int) -> None:
 
 
 class AnsweringModel(Protocol):
-    """What run() needs beside the methods of a model of the harness: its tokenizer, and the dtype that it computes in."""
+    """The attributes that run() needs beside a harness model's methods: tokenizer and compute dtype."""
 
     tokenizer: PreTrainedTokenizerBase
     computed_in: str
 
 
 def _reason(error: BaseException) -> str:
-    """What datasets says of documents that cannot be had, or what it means where it says nothing of use."""
+    """Return the reason why documents cannot be had, in the words of datasets or in ours where those are of no use."""
     if isinstance(error, ConnectionError):
         return "no hub within reach, and no copy on this machine"
     if isinstance(error, StopIteration):
@@ -283,7 +283,7 @@ def run(loaded: LoadedTask, model: AnsweringModel, *, limit: float | None = None
 
 
 def _result(loaded: LoadedTask, model: AnsweringModel, answered: Mapping[str, Any]) -> TaskResult:
-    """What counts of the harness's results, with every document's outcome."""
+    """Extract the task's result from those of the harness, with the outcome of every document."""
     results, metric = answered["results"], loaded.metric
     columns = {name.partition(",")[0]: name for name in reversed(results[loaded.name]) if "_stderr" not in name}
     values = {name: results[loaded.name][column] for name, column in columns.items() if "," in column}

@@ -1,4 +1,4 @@
-"""What evaluate() measures, as options: texts, tasks and what the model writes. This file imports no torch."""
+"""Options of evaluate(): texts, tasks and generated text. This file imports no torch."""
 
 from __future__ import annotations
 
@@ -127,7 +127,7 @@ class EvaluationText:
 
 @dataclass(frozen=True)
 class GenerationChecks:
-    """What is looked at of the text that a model writes.
+    """Checks of generated text.
 
     collapse_check: None checks what shortstack cut or healed.
     """

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from shortstack.errors import DataError
-from shortstack.machine.files import plain
+from shortstack.machine.files import to_jsonable
 from shortstack.machine.numbers import share_stderr
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ ROOM = 2**22  # random numbers held at a time
 
 @dataclass(frozen=True)
 class Outcomes:
-    """What a model got on each document of a task: 1 or 0 for right or wrong, or any number, higher being better."""
+    """The outcome on each document of a task: 1 or 0 for right or wrong, or any number, higher being better."""
 
     documents: tuple[str, ...]
     values: tuple[float, ...]
@@ -60,7 +60,7 @@ class Paired:
     base_at_chance: bool
 
     def to_dict(self) -> dict[str, Any]:
-        return dict(plain(self))
+        return dict(to_jsonable(self))
 
 
 def compare_tasks(

@@ -14,7 +14,7 @@ from shortstack.data import Tokens
 from shortstack.decoder import Decoder
 from shortstack.decoder.decoder import UNPRUNED, SkippedLayers
 from shortstack.decoder.losses import next_token_losses
-from shortstack.machine.files import plain
+from shortstack.machine.files import to_jsonable
 from shortstack.machine.numbers import checked, in_float64
 from shortstack.machine.numbers import perplexity as value
 from shortstack.machine.progress import Progress, paced, silent
@@ -46,7 +46,7 @@ class Perplexity:
         return Cell(self.loss, "loss", self.loss_stderr)
 
     def to_dict(self) -> dict[str, Any]:
-        return dict(plain(self))
+        return dict(to_jsonable(self))
 
 
 @torch.no_grad()
@@ -72,7 +72,9 @@ def _losses(decoder: Decoder, tokens: Tokens, route: SkippedLayers, progress: Pr
     counted = [None] * len(ids) if tokens.counted is None else tokens.counted.to(decoder.device).split(size)
     batches = list(zip(ids, counted, strict=True))
     together = (
-        decoder.turns(batches, tokens=ids[0].numel(), streams=1) if decoder.weights else [[each] for each in batches]
+        decoder.memory_batches(batches, tokens=ids[0].numel(), streams=1)
+        if decoder.weights
+        else [[each] for each in batches]
     )
     done, depth = 0, len(decoder.layers)
     for turn in together:
@@ -81,6 +83,6 @@ def _losses(decoder: Decoder, tokens: Tokens, route: SkippedLayers, progress: Pr
             progress("measuring perplexity", done * depth + (layer + 1) * len(turn), len(batches) * depth)
         done += len(turn)
         for walk, (batch, counts) in zip(walks, turn, strict=True):
-            found = next_token_losses(decoder, batch, walk.hidden[route], counts)
+            losses = next_token_losses(decoder, batch, walk.hidden[route], counts)
             predicted = [batch.shape[1] - 1] * len(batch) if counts is None else counts[:, 1:].sum(1).tolist()
-            yield from in_float64(found).cpu().split(predicted)
+            yield from in_float64(losses).cpu().split(predicted)

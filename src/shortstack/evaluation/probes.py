@@ -42,7 +42,7 @@ CITIES = ("Paris", "London", "Rome", "Berlin", "Madrid", "Vienna", "Oslo", "Dubl
 
 @dataclass(frozen=True)
 class ProbeQuestion:
-    """What is asked, the right answer, and the chance that one of its form picked at random is right."""
+    """A probe's prompt, its right answer, and the chance that a random answer of its form is right."""
 
     prompt: str
     answer: str

@@ -1,4 +1,4 @@
-"""What a task gave, and its place on disk: kept under everything it depends on, so that no other model's result is taken."""
+"""Task results and their cache on disk, under everything they depend on, so that no other model's result is taken."""
 
 from __future__ import annotations
 

@@ -95,7 +95,7 @@ def answer_task(
     *,
     progress: Progress = silent,
 ) -> TaskResult:
-    """What a model that is in memory gets on a task; nothing is kept."""
+    """Evaluate a model in memory on a task, without caching the result."""
 
     def staged(_: str, done: int, total: int, /, *, note: str = "") -> None:
         progress(f"answering {loaded.name}", done, total, note=note)

@@ -97,12 +97,12 @@ def _command(converter: str | Path | None) -> list[str]:
     named = str(converter) if converter else COMMAND
     if named.endswith(".py") and os.path.isfile(named):
         return [sys.executable, named]
-    found = shutil.which(named)
-    if found:
-        return [found]
+    program = shutil.which(named)
+    if program:
+        return [program]
     first, *words = named.split(" ")  # a command with its own arguments
-    if words and (found := shutil.which(first)):
-        return [found, *words]
+    if words and (program := shutil.which(first)):
+        return [program, *words]
     apart = f"install it apart from this one, since it brings a package gguf of its own: pipx install {COMMAND}"
     raise InputError(
         f"no file or command {named}",
@@ -155,7 +155,7 @@ def _link_without_code(directory: Path, folder: Path) -> bool:
 
 
 def _without_auto_map(path: Path) -> Any:
-    """What a JSON file says without auto_map, which names classes in Python files; None where it has none of that."""
+    """Read a JSON file without auto_map, which names classes in Python files; None if it has none."""
     left_out = list[Any]()
 
     def kept(value: dict[str, Any]) -> dict[str, Any]:
@@ -187,15 +187,15 @@ def _check_layers(model: GgufFile, checkpoint: Checkpoint) -> None:
 
 
 def _provenance(checkpoint: Checkpoint) -> dict[str, Entry]:
-    """What the file says of where it comes from."""
+    """Return the file's metadata on its source."""
     source = Entry.text(checkpoint.directory.resolve().name)
-    found = {"shortstack.version": Entry.text(version("shortstack")), "shortstack.source": source}
-    found |= {"shortstack.exported": Entry.text("from a checkpoint")}
+    metadata = {"shortstack.version": Entry.text(version("shortstack")), "shortstack.source": source}
+    metadata |= {"shortstack.exported": Entry.text("from a checkpoint")}
     kept = list((checkpoint.record.get("layer_map") or {}).values())
     if kept:
-        found["shortstack.kept_layers"] = Entry.array(kept, INT32)
-        found["shortstack.source_layers"] = Entry.number(original_depth(checkpoint) or len(kept), UINT32)
-    return found
+        metadata["shortstack.kept_layers"] = Entry.array(kept, INT32)
+        metadata["shortstack.source_layers"] = Entry.number(original_depth(checkpoint) or len(kept), UINT32)
+    return metadata
 
 
 def modelfile(checkpoint: Model, gguf: str | Path) -> str:

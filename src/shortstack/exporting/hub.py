@@ -12,7 +12,7 @@ from typing import Any
 import yaml
 
 from shortstack.checkpoint import Checkpoint, Model
-from shortstack.checkpoint.card import HUB_ID, Evaluated, Told, licence_of, model_card, results_section
+from shortstack.checkpoint.card import HUB_ID, CardContent, Evaluated, licence_of, model_card, results_section
 from shortstack.checkpoint.file_names import CARD, RECORD
 from shortstack.errors import CheckpointError, InputError, OutputError, ShortstackError, one_line
 from shortstack.machine.hub import connection_error
@@ -98,7 +98,7 @@ def card_for(checkpoint: Checkpoint, name: str, *, licence: str | None, results:
         text = (
             path.read_text(encoding="utf-8")
             if path.is_file()
-            else model_card(name, checkpoint.record, Told(licence=known))
+            else model_card(name, checkpoint.record, CardContent(licence=known))
         )
         ModelCard(text, ignore_metadata_errors=False)
     except (ValueError, yaml.YAMLError) as error:
@@ -174,8 +174,8 @@ def _lie_there(api: Any, repository: str, there: Collection[str], wanted: Mappin
     if not wanted.keys() <= set(there):
         return False
     with tempfile.TemporaryDirectory() as folder:
-        found = {name: Path(api.hf_hub_download(repository, name, local_dir=folder)) for name in wanted}
-        return all(found[name].read_bytes() == content for name, content in wanted.items())
+        files = {name: Path(api.hf_hub_download(repository, name, local_dir=folder)) for name in wanted}
+        return all(files[name].read_bytes() == content for name, content in wanted.items())
 
 
 def _check_name(repository: str) -> None:
@@ -186,16 +186,16 @@ def _check_name(repository: str) -> None:
 
 def _check_whole(checkpoint: Checkpoint) -> None:
     """Refuse a checkpoint that is not as it was written."""
-    found = verify(checkpoint, stream=True)
-    if not found.ok:
-        wrong = next(check["detail"] for check in found.checks.values() if not check["ok"])
+    verification = verify(checkpoint, stream=True)
+    if not verification.ok:
+        wrong = next(check["detail"] for check in verification.checks.values() if not check["ok"])
         fix = "make it again, or undo the change"
         raise CheckpointError(wrong, expected="a checkpoint as it was written", fix=fix, where=checkpoint.directory)
 
 
 @contextmanager
 def _said(repository: str) -> Iterator[None]:
-    """What the hub refuses, and that it cannot be reached, in words."""
+    """Raise errors of the hub, and a hub that cannot be reached, as errors of ours."""
     from huggingface_hub.errors import (
         HfHubHTTPError,
         LocalEntryNotFoundError,

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from shortstack.machine.cache import MARGIN_BYTES, cache_directory, make_room, mark_used
-from shortstack.machine.files import check_disk, whole
+from shortstack.machine.files import atomic_write, check_disk
 
 if TYPE_CHECKING:
     import numpy
@@ -87,7 +87,7 @@ def keeping(activations: Activations) -> Iterator[Callable[[int, Tensor], None]]
 
     kind = torch.int32 if _item_size(activations.dtype) == 4 else torch.int16
     row = activations.width * _item_size(activations.dtype)
-    with whole(activations.path) as partial, partial.open("wb") as file:
+    with atomic_write(activations.path) as partial, partial.open("wb") as file:
 
         def put(sample: int, states: Tensor) -> None:
             file.seek(activations._starts[sample] * row)

@@ -27,7 +27,7 @@ def held_out_count(samples: int, held_out: int | None = None) -> int:
 
 @dataclass(frozen=True)
 class TrainingData:
-    """What the model learns from.
+    """The training data of a healing.
 
     data: sources by name, as source_of() gives them of rows in memory. max_samples counts the held-out ones, too; a
     float is a share of what there is.
@@ -84,7 +84,7 @@ class TrainingData:
 
     @property
     def _more(self) -> str:
-        """What gives more samples to train on."""
+        """Suggest how to get more samples to train on."""
         if self.max_samples is not None:
             return "raise max_samples"
         return "give more data, or hold out fewer samples" if self.held_out else "give more data"

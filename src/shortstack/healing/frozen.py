@@ -212,7 +212,7 @@ class _Walk:
         sets = list(dict.fromkeys([UNPRUNED, self.skipped]))
         batches = [(numbers, self._ids(numbers, decoder)) for numbers in by_length(self.frozen.lengths)]
         progress = paced(self.freezer.progress, sum(self.frozen.lengths))
-        turns = decoder.turns(batches, tokens=max(ids.numel() for _, ids in batches), streams=len(sets))
+        turns = decoder.memory_batches(batches, tokens=max(ids.numel() for _, ids in batches), streams=len(sets))
         for number, turn in enumerate(turns):
             walks = [decoder.enter(ids, sets) for _, ids in turn]
             for layer in decoder.through(walks, range(layers)):
@@ -290,7 +290,7 @@ def top_tokens(decoder: Decoder, states: Tensor, top_k: int, temperature: float)
 
 
 def train_all(checkpoint: Checkpoint) -> str:
-    """What to do where layers cannot be frozen."""
+    """Suggest training all layers, for models whose layers cannot be frozen."""
     return f"train all layers: set last to {checkpoint.anatomy.layers}"
 
 

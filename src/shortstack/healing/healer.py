@@ -21,7 +21,7 @@ from shortstack.charts.drawing import HEIGHT
 from shortstack.charts.picture import Panel, Picture, short
 from shortstack.checkpoint import Checkpoint, CheckpointWriter, Model
 from shortstack.checkpoint.record import layer_map, provenance
-from shortstack.checkpoint.safetensors import StoredTensor, laid_down
+from shortstack.checkpoint.safetensors import StoredTensor, spill
 from shortstack.checkpoint.weights import check_unquantised
 from shortstack.checkpoint.writer import layout
 from shortstack.data import Example, Rows, read_examples
@@ -74,7 +74,7 @@ class Healing(Tabled):
     repeat: Mapping[str, Any] | None = None
 
     def table(self) -> Table:
-        """What was trained, for how long, and what it did to the loss."""
+        """Return a table of the trained parameters, the time taken and the losses."""
         history, losses = self.history, [loss for _, loss in self.history.losses]
         held_out = [loss for _, loss in history.held_out]
         kind = LOSSES[self.objective]
@@ -285,11 +285,11 @@ class HealingRun:
         layers = max(each.anatomy.layers for each in (self.checkpoint, teacher) if each)
         speed = forward_speed(self.checkpoint, dtype=self.dtype, device=self.device, layers=layers)
         least = max(self.task.schedule.batch_size, 2 * (data.held_out or 1))
-        found = affordable_samples(data, tokenizer, self.clock, speed=speed, least=least, own=self._own())
-        (found,) = broadcast_object_list([found])  # processes differ in speed
-        if found.samples < found.whole and self.processes.is_main_process:
-            warnings.warn(str(found), ShortstackWarning, stacklevel=2)
-        return data.max_samples if found.samples == found.whole else int(found.samples)
+        affordable = affordable_samples(data, tokenizer, self.clock, speed=speed, least=least, own=self._own())
+        (affordable,) = broadcast_object_list([affordable])  # processes differ in speed
+        if affordable.samples < affordable.whole and self.processes.is_main_process:
+            warnings.warn(str(affordable), ShortstackWarning, stacklevel=2)
+        return data.max_samples if affordable.samples == affordable.whole else int(affordable.samples)
 
     def repeating(self, history: History) -> dict[str, Any] | None:
         """The options that repeat a run by the clock without one; None where no step was taken, and for other runs."""
@@ -300,7 +300,7 @@ class HealingRun:
         return {name: value for name, value in repeat.items() if value is not None}
 
     def _own(self, *, dry_run: bool = False) -> OwnText | None:
-        """What the teacher writes, if there is one."""
+        """Return the teacher's generated text; None if there is no teacher."""
         compute = replace(self.task.compute, seed=self.task.schedule.seed)
         return OwnText(self.task.unpruned, compute, self.progress, dry_run=dry_run) if self.task.unpruned else None
 
@@ -373,9 +373,11 @@ class HealingRun:
         return learner, train(learner, data, task.schedule, folder, environment=environment)
 
     def changed(self, learner: Learner, scratch: Path | None) -> dict[str, StoredTensor]:
-        """What training changed, laid down in a folder; None: of a process that only helps to gather it."""
-        found = self.task.method.tensors(self.checkpoint, learner)
-        kept = [laid_down(tensor, scratch / str(number)) for number, tensor in enumerate(found) if scratch]
+        """Return the tensors that training changed, spilled into a folder; scratch is None on helper processes, which
+        keep none.
+        """
+        tensors = self.task.method.tensors(self.checkpoint, learner)
+        kept = [spill(tensor, scratch / str(number)) for number, tensor in enumerate(tensors) if scratch]
         return {tensor.name: tensor for tensor in kept}
 
     def write(self, writer: CheckpointWriter, tensors: Mapping[str, StoredTensor], record: Mapping[str, Any]) -> None:

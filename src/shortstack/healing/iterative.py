@@ -91,7 +91,7 @@ def heal_in_turns(
 
 
 def _opened(folder: Path, source: Checkpoint) -> Checkpoint:
-    """What was made of a checkpoint, whose own code is as trusted as its source's."""
+    """Open a checkpoint that was made from another, trusting remote code if the source is trusted."""
     return Checkpoint.open(folder, trust_remote_code=source.trust_remote_code)
 
 

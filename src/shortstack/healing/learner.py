@@ -65,7 +65,7 @@ class Learner(nn.Module):
             trained[name].copy_(weight)
 
     def _named(self) -> Iterator[tuple[str, nn.Parameter]]:
-        """What trains, by its name in the whole model's state dict."""
+        """Iterate over the trained parameters, by their names in the whole model's state dict."""
         for name, module in zip(self.names, self.trained, strict=True):
             for rest, parameter in module.named_parameters():
                 yield f"{name}.{rest}", parameter

@@ -112,7 +112,7 @@ class Lora(TrainedHead, TrainedLayers):
         yield from stored_tensors(checkpoint, trained).values()
 
     def _changes(self, _checkpoint: Checkpoint, decoder: Decoder) -> Iterator[tuple[str, Tensor]]:
-        """What merging the adapters adds to each matrix, in fp32 and laid out as the matrix is, by its name."""
+        """Return the update that merging adds to each matrix, in fp32 and in the matrix's layout, by its name."""
         for name, layer in _adapted(decoder):
             yield name, layer.get_delta_weight(ADAPTER).detach().float()
 
@@ -184,7 +184,7 @@ class QLora(Lora):
                     fix="use lora",
                     option="method",
                 )
-            four = four_bit(matrix, asked="qlora", gradients=True)
+            four = four_bit(matrix, needed_by="qlora", gradients=True)
             parent, _, name = place.rpartition(".")
             setattr(decoder.model.get_submodule(parent), name, four)
 
@@ -205,6 +205,6 @@ def _exact(checkpoint: Checkpoint, decoder: Decoder) -> Iterator[tuple[str, Lora
     for place, exact in exact_weights(checkpoint, layers):
         name, layer = layers[place]
         weight = layer.get_base_layer().weight
-        held, weight.data = weight.data, exact.to(weight.device)
+        original, weight.data = weight.data, exact.to(weight.device)
         yield name, layer, weight
-        weight.data = held
+        weight.data = original

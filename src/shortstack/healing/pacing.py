@@ -25,7 +25,7 @@ CLOCK = "clock.json"  # in the folder of a state
 
 
 def kept_pacing(state: Path | None) -> dict[str, Any]:
-    """What Pacing.kept() gave when the state was written; no seconds are used where there is none."""
+    """Read the output of Pacing.kept() from a training state; if there is none, no seconds are used."""
     path = state and state / CLOCK
     return json.loads(path.read_text(encoding="utf-8")) if path and path.exists() else {"used": 0.0}
 
@@ -58,7 +58,7 @@ class Pacing:
         return self
 
     def kept(self) -> dict[str, Any]:
-        """What a run that goes on needs to know."""
+        """Return the state that a resumed run needs."""
         return {
             "used": self.clock.used,
             "course": asdict(self.course) if self.course else None,

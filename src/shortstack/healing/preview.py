@@ -1,4 +1,4 @@
-"""What heal() would do: what it refuses before it trains, what would train on how much, and the memory and disk for it."""
+"""A preview of heal(): input checks, what would be trained on how much, and the memory and disk for it."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from shortstack.healing.task import HealingTask
 from shortstack.healing.turns import Turns
 from shortstack.healing.unfinished import Unfinished
 from shortstack.machine.device import Compute
-from shortstack.machine.files import plain
+from shortstack.machine.files import to_jsonable
 from shortstack.machine.memory import Requirements
 from shortstack.planning import Choice
 
@@ -32,7 +32,7 @@ LOGIT_COPIES = 2  # a chunk's logits and their gradient
 
 @dataclass(frozen=True)
 class Preview:
-    """What healing would train, on how much.
+    """A preview of healing: what would be trained, on how much data.
 
     tokens, learnt_tokens: of an epoch. cache_bytes: disk for what is computed once, of which missing_bytes are yet to be
     written. steps: None where the clock decides. turns: how many layers go before each turn; all else is then of one turn on
@@ -53,7 +53,7 @@ class Preview:
 
     def to_dict(self) -> dict[str, Any]:
         """Without what the machine needs."""
-        found: dict[str, Any] = plain(self)
+        found: dict[str, Any] = to_jsonable(self)
         del found["requirements"]
         return found
 
@@ -102,13 +102,13 @@ def preview(
 def requirements(run: HealingRun, learner: Learner, *, cache: bool = True) -> Requirements:
     """Of resident weights, the state of what trains, activations of one batch, logits; and of the output.
 
-    Without a cache what is frozen and the teacher are held, too.
+    Without a cache what is frozen and the teacher are loaded, too.
     """
     decoder, task, first = learner.decoder, run.task, learner.first
     frozen_layers = {id(weight) for layer in decoder.layers[:first] for weight in layer.parameters()}
-    held = {id(weight): weight for weight in decoder.model.parameters() if id(weight) not in frozen_layers}
+    loaded = {id(weight): weight for weight in decoder.model.parameters() if id(weight) not in frozen_layers}
     training = {id(weight): weight for weight in learner.parameters() if weight.requires_grad}
-    resident = sum(weight.nbytes for place, weight in held.items() if place not in training)
+    resident = sum(weight.nbytes for place, weight in loaded.items() if place not in training)
     state = STATE_BYTES * sum(weight.numel() for weight in training.values())
     tokens = task.schedule.per_device_train_batch_size * task.data.max_length
     activations = tokens * decoder.width * (len(decoder.layers) - first) * ACTIVATION_BYTES
@@ -140,7 +140,7 @@ def _check_frozen(run: HealingRun) -> None:
 
 
 def _outlined(run: HealingRun) -> Learner:
-    """What would train, its weights without values."""
+    """Build the learner on weights without values."""
     source, method = run.checkpoint, run.task.method
     model = meta_model(source.directory, trust_remote_code=source.trust_remote_code, dtype=run.dtype)
     decoder = Decoder(model.eval(), source.anatomy)

@@ -43,7 +43,7 @@ def _either(names: tuple[str, ...]) -> str:
 
 @dataclass(frozen=True)
 class Objective:
-    """What is minimised.
+    """The training objective.
 
     sft is next-token cross-entropy; distill is KL from a teacher, T^2 KL(p || q) at temperature T. top_k: so many of the
     teacher's likeliest tokens count by themselves, all others as one. hidden_weight: of the squared distance between what

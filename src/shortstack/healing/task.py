@@ -1,4 +1,4 @@
-"""What heal() is to do: data, method, objective, schedule, teacher, and all of it as options. Nothing here imports torch."""
+"""A healing task: data, method, objective, schedule and teacher, and all of them as options. Nothing here imports torch."""
 
 from __future__ import annotations
 

@@ -44,8 +44,8 @@ class Answers:
         An instruction or a chat is answered from its first response on, a text goes on from its first quarter. What gets an
         empty answer, or whose prompt leaves no room for one, is left out.
         """
-        asked = [example for example in examples if len(prompt_of(example)) < self.max_length]
-        prompts = [prompt_of(example) for example in asked]
+        answerable = [example for example in examples if len(prompt_of(example)) < self.max_length]
+        prompts = [prompt_of(example) for example in answerable]
         key = content_key(
             "answers",
             model=self.teacher.identity,
@@ -60,7 +60,7 @@ class Answers:
         tokenizer = self.teacher.tokenizer()
         answered = [
             _answered(example, answer)
-            for example, answer in zip(asked, answers, strict=True)
+            for example, answer in zip(answerable, answers, strict=True)
             if tokenizer.decode(answer, skip_special_tokens=True).strip()  # more than an end token
         ]
         if not answered:

@@ -40,7 +40,7 @@ from shortstack.healing.signals import Interruption, TrainingLeft
 from shortstack.healing.unfinished import COMPLETE, newest_state, step_of
 from shortstack.machine.clock import Clock
 from shortstack.machine.device import pick_device
-from shortstack.machine.files import disk_errors, save_json, sync, sync_tree, whole
+from shortstack.machine.files import atomic_write, disk_errors, save_json, sync, sync_tree
 from shortstack.machine.progress import Progress, silent
 
 KEEP_SECONDS = 60.0  # between two times that the state is written
@@ -228,7 +228,7 @@ class _Run(TrainerCallback):  # type: ignore[misc]  # transformers is untyped he
         elif not since:
             weights: dict[str, Any] = get_model_state_dict(self.loop.model_wrapped, options=_whole_weights())
             if self.loop.args.should_save:
-                with whole(self.folder / BEST) as path:
+                with atomic_write(self.folder / BEST) as path:
                     save_tensors({name: weight.contiguous() for name, weight in weights.items()}, path)
         elif self.schedule.early_stopping_patience and since >= self.schedule.early_stopping_patience:
             self.stopped = f"{since} held-out losses in a row without a lower one"
@@ -424,8 +424,8 @@ class _Loop(Trainer):  # type: ignore[misc]
                 self.run.data.collate(list(samples[start : start + self.run.schedule.per_device_train_batch_size]))
             )
             with self.run.interruption.passing():
-                found = self.model_wrapped(**batch, num_items_in_batch=1)
-            sums.update({f"eval_{name}": float(value) for name, value in found.items()})
+                outputs = self.model_wrapped(**batch, num_items_in_batch=1)
+            sums.update({f"eval_{name}": float(value) for name, value in outputs.items()})
             count += int((batch["labels"] != IGNORED).sum())
             self.held_out_tokens += batch["labels"].numel()
         return {name: value / count for name, value in sums.items()}

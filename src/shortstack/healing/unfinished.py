@@ -54,7 +54,7 @@ class Unfinished:
         return goes_on
 
     def settings(self) -> dict[str, Any]:
-        """What the unfinished run was started with; nothing where there is none."""
+        """Return the settings of the unfinished run; empty if there is none."""
         path = self.folder / SETTINGS
         found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
         return found
@@ -101,7 +101,7 @@ def step_of(state: Path) -> int:
 
 
 def _unclear(name: str) -> tuple[bool, str]:
-    """What was asked for is named before digests of what that came to."""
+    """Sort key that puts a setting's name before digests of its content."""
     return name.endswith(("sha256", ".weights", ".config", ".beside")), name
 
 

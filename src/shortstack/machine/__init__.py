@@ -1,4 +1,4 @@
-"""What shortstack runs on: files, memory, devices, the cache, progress, and how numbers are written.
+"""The platform: files, memory, devices, the cache, progress, and how numbers are written.
 
 Nothing here knows what a model is. A number format, a way to report progress or a guard for a resource belongs here;
 anything that opens a checkpoint does not.

@@ -18,7 +18,7 @@ from pathlib import Path
 from platformdirs import user_cache_path
 
 from shortstack.errors import InputError, OutputError
-from shortstack.machine.files import digest, partial_of, plain, remove, rename_new, sync_tree
+from shortstack.machine.files import digest, partial_of, remove, rename_new, sync_tree, to_jsonable
 from shortstack.machine.formats import bytes_of
 
 # The libraries that results depend on; those that are not installed take no part.
@@ -59,19 +59,19 @@ def content_key(kind: str, **parts: object) -> str:
     shortstack's own, unless `code` stands for it.
     """
     known = {"kind": kind, "libraries": library_versions(), "code": version("shortstack")}
-    return digest({**known, **{name: plain(each) for name, each in parts.items()}})
+    return digest({**known, **{name: to_jsonable(each) for name, each in parts.items()}})
 
 
 @functools.cache
 def library_versions() -> Mapping[str, str]:
     """The versions of LIBRARIES, of those that are installed."""
-    found = {}
+    versions = {}
     for name in LIBRARIES:
         try:
-            found[name] = version(name)
+            versions[name] = version(name)
         except PackageNotFoundError:
             continue
-    return found
+    return versions
 
 
 @dataclass(frozen=True)
@@ -89,7 +89,7 @@ class CacheEntry:
 
 
 def cache_entries(kinds: Collection[str] = tuple(KINDS)) -> Iterator[CacheEntry]:
-    """What is kept of some kinds; nothing else in the cache's folder is looked at."""
+    """Iterate over the cached entries of these kinds; nothing else in the cache's folder is looked at."""
     for kind in kinds:
         folder = _root() / kind
         for path in sorted(folder.iterdir()) if folder.is_dir() else ():

@@ -42,18 +42,18 @@ def finite(value: Any) -> Any:
     return [finite(item) for item in value] if isinstance(value, list | tuple) else value
 
 
-def plain(value: Any) -> Any:
+def to_jsonable(value: Any) -> Any:
     """The same as JSON-able data: dataclasses by their fields, paths as text, tuples as lists.
 
-    >>> plain({"output": Path("a/b"), "layers": (1, 2)})
+    >>> to_jsonable({"output": Path("a/b"), "layers": (1, 2)})
     {'output': 'a/b', 'layers': [1, 2]}
     """
     if is_dataclass(value) and not isinstance(value, type):
-        return {each.name: plain(getattr(value, each.name)) for each in fields(value)}
+        return {each.name: to_jsonable(getattr(value, each.name)) for each in fields(value)}
     if isinstance(value, Mapping):
-        return {key: plain(item) for key, item in value.items()}
+        return {key: to_jsonable(item) for key, item in value.items()}
     if isinstance(value, list | tuple | set | frozenset):
-        return [plain(item) for item in value]
+        return [to_jsonable(item) for item in value]
     return str(value) if isinstance(value, Path) else value
 
 
@@ -84,7 +84,7 @@ def check_disk(place: Path, nbytes: int, *, what: str = "", fix: str = "free som
 
 
 def disk_full(error: OSError) -> DiskFullError | None:
-    """What the system says of a disk without room as an error of ours; None where it says something else."""
+    """Convert the system's error of a full disk into a DiskFullError; None for any other error."""
     if error.errno not in FULL:
         return None
     found, fix = error.strerror or "none", "free some space, or write elsewhere"
@@ -134,7 +134,7 @@ def existing_folder(place: Path) -> Path:
 
 def save_json(path: str | Path, data: Mapping[str, Any]) -> None:
     """Write a JSON file, whole or not at all."""
-    with whole(Path(path)) as partial:
+    with atomic_write(Path(path)) as partial:
         partial.write_text(json.dumps(finite(data), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
@@ -164,8 +164,8 @@ def partial_of(path: Path) -> Path:
 
     ours = hashlib.sha256(socket.gethostname().encode()).hexdigest()[:4]
     for other in path.parent.glob(f"{glob.escape(path.name)}.partial-*"):
-        found = PARTIAL.search(other.name)
-        if found and found["host"] == ours and not psutil.pid_exists(int(found["process"])):
+        match = PARTIAL.search(other.name)
+        if match and match["host"] == ours and not psutil.pid_exists(int(match["process"])):
             remove(other)
     return path.with_name(f"{path.name}.partial-{ours}-{os.getpid()}-{uuid.uuid4().hex[:8]}")
 
@@ -197,7 +197,7 @@ def scratch_beside(path: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def whole(path: Path, *, durable: bool = True) -> Iterator[Path]:
+def atomic_write(path: Path, *, durable: bool = True) -> Iterator[Path]:
     """A temporary name to write a file under; it gets its own at the end, and is removed where writing fails.
 
     durable: whether the file is there after a power cut, too, once this has ended.

@@ -159,8 +159,8 @@ def bytes_of(text: str) -> int | None:
     >>> bytes_of("5GB"), bytes_of("1MiB"), bytes_of("lots")
     (5000000000, 1048576, None)
     """
-    found = re.fullmatch(r"(\d+)([KMGT]I?B)", text.strip(), re.IGNORECASE)
-    return int(found[1]) * UNITS[found[2].upper()] if found else None
+    match = re.fullmatch(r"(\d+)([KMGT]I?B)", text.strip(), re.IGNORECASE)
+    return int(match[1]) * UNITS[match[2].upper()] if match else None
 
 
 def count_of(text: str) -> int | None:
@@ -169,10 +169,10 @@ def count_of(text: str) -> int | None:
     >>> count_of("64"), count_of("1k"), count_of("2.5M"), count_of("1.5"), count_of("all")
     (64, 1000, 2500000, None, None)
     """
-    found = re.fullmatch(r"(\d{1,9}(?:\.\d{1,6})?)([kKmM]?)", text.strip())
-    if not found:
+    match = re.fullmatch(r"(\d{1,9}(?:\.\d{1,6})?)([kKmM]?)", text.strip())
+    if not match:
         return None
-    count = Fraction(found[1]) * {"": 1, "k": 10**3, "m": 10**6}[found[2].lower()]
+    count = Fraction(match[1]) * {"": 1, "k": 10**3, "m": 10**6}[match[2].lower()]
     return int(count) if count.denominator == 1 else None
 
 
@@ -182,10 +182,10 @@ def share_of(text: str) -> float | None:
     >>> share_of("10%"), share_of("0.1"), share_of("100%"), share_of("1.0"), share_of("0%"), share_of("1")
     (0.1, 0.1, 1.0, 1.0, None, None)
     """
-    found = re.fullmatch(r"(\d{1,3}(?:\.\d{1,30})?)(%?)", text.strip())
-    if not found or not {".", "%"} & {*text}:
+    match = re.fullmatch(r"(\d{1,3}(?:\.\d{1,30})?)(%?)", text.strip())
+    if not match or not {".", "%"} & {*text}:
         return None
-    share = Fraction(found[1]) / (100 if found[2] else 1)
+    share = Fraction(match[1]) / (100 if match[2] else 1)
     return float(share) if 0 < share <= 1 else None
 
 

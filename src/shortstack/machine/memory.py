@@ -65,13 +65,13 @@ def _gigabytes(nbytes: int) -> str:
     return f"{nbytes / 1e9:,.2f} GB"
 
 
-def _left_by_ulimit(held: Any) -> Iterator[int]:
-    """Bytes that each limit of `ulimit` leaves this process; held: what psutil says that it has."""
+def _left_by_ulimit(memory_info: Any) -> Iterator[int]:
+    """Bytes that each limit of `ulimit` leaves this process; memory_info: what psutil says that it has."""
     if sys.platform != "win32":
         for limit, kind in ((resource.RLIMIT_AS, "vms"), (resource.RLIMIT_DATA, "data")):
             allowed = resource.getrlimit(limit)[0]
-            if allowed != resource.RLIM_INFINITY and hasattr(held, kind):
-                yield allowed - int(getattr(held, kind))
+            if allowed != resource.RLIM_INFINITY and hasattr(memory_info, kind):
+                yield allowed - int(getattr(memory_info, kind))
 
 
 def _control_groups() -> Iterator[tuple[Path, Path]]:

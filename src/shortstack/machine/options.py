@@ -29,7 +29,7 @@ from shortstack.machine.typed import check_type
 
 @dataclass(frozen=True)
 class Option:
-    """What is known of a field beside its type and default. above, below: bounds that the value itself does not reach.
+    """The metadata of an option beside its field's type and default. above, below: bounds that the value does not reach.
 
     shares: a float is a share of what there is, typed as 10% or 0.1.
     """

@@ -47,7 +47,7 @@ def in_notebooks(stage: str, done: int, total: int, /, *, note: str = "") -> Non
 
 @functools.lru_cache(maxsize=1)
 def _below(_cell: int) -> Progress:
-    """What shows the stages of a cell that runs, by how many ran before it."""
+    """Return the progress display of a running cell, keyed by how many ran before it."""
     return _Cell()
 
 
@@ -58,10 +58,10 @@ def under(progress: Progress, prefix: str) -> Progress:
     turn 1 of 3: scoring 1 2
     """
 
-    def told(stage: str, done: int, total: int, /, *, note: str = "") -> None:
+    def prefixed(stage: str, done: int, total: int, /, *, note: str = "") -> None:
         progress(f"{prefix}{stage}", done, total, note=note)
 
-    return told
+    return prefixed
 
 
 def paced(

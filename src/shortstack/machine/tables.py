@@ -144,7 +144,7 @@ class Table:
         return {mark: meaning for mark, meaning in LEGEND.items() if mark in seen}
 
     def legend(self, best: str, second: str) -> str:
-        """What the marks mean; empty where nothing is ranked. best, second: how those two are shown."""
+        """Explain the marks; empty if nothing is ranked. best, second: how those two are shown."""
         if not any(cell.place for row in self.rows for cell in row.cells):
             return ""
         marks = "".join(f"; {mark} {meaning}" for mark, meaning in self.marks.items())
@@ -241,7 +241,7 @@ class Tabled(ABC):
 
     @abstractmethod
     def table(self) -> Table:
-        """What was found, its values as they are."""
+        """Return the results as a table."""
 
     def tables(self) -> list[Table]:
         """The table, and those that stand below it."""

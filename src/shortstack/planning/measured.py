@@ -31,7 +31,7 @@ from shortstack.repairing.fold_points import check_refittable
 from shortstack.repairing.repairer import RepairWalk
 from shortstack.scoring import METRICS
 from shortstack.scoring.gradients import check_differentiable
-from shortstack.scoring.measurement import Run, Wanted, walk_on
+from shortstack.scoring.measurement import Measurement, MeasurementSpec, walk_on
 
 CHEAPEST = 500  # sets, among which finalists that are not alike are looked for
 TRAIL_BYTES = 2 << 30  # streams kept from one step for the next
@@ -90,11 +90,11 @@ def stepwise(decoder: Decoder, tokens: Tokens, removal: Removal, *, progress: Pr
 def removals(
     decoder: Decoder, tokens: Tokens, removal: Removal, *, progress: Progress = silent
 ) -> Iterator[SkippedLayers]:
-    """What is removed after each step of stepwise()."""
+    """Iterate over the layers removed after each step of stepwise()."""
     metric, amount, step = removal.metric.name, removal.amount, removal.step or 1
     check_stepwise(None, tokens, removal)
     steps, removed = -(-amount // step), UNPRUNED
-    run = Run(decoder, tokens, Wanted([removal.metric]), progress=progress)
+    run = Measurement(decoder, tokens, MeasurementSpec([removal.metric]), progress=progress)
     for number in range(1, steps + 1):
         run.stage = f"step {number} of {steps}"
         if number < steps and _trail_fits(run):
@@ -104,12 +104,12 @@ def removals(
         removed |= frozenset(lowest(values, rest, min(step, amount - len(removed))))
         yield removed
         if number < steps:
-            run = walk_on(run, removed - run.wanted.without)
+            run = walk_on(run, removed - run.spec.without)
 
 
-def _trail_fits(run: Run) -> bool:
+def _trail_fits(run: Measurement) -> bool:
     streams = len(run.batches) * len(run.sets) * run.layers // 2
-    return len(run.turns) == 1 and streams * run.decoder.stream_bytes(run.batches.largest) <= TRAIL_BYTES
+    return len(run.memory_batches) == 1 and streams * run.decoder.stream_bytes(run.batches.largest) <= TRAIL_BYTES
 
 
 def search(
@@ -152,7 +152,7 @@ def _beginnings(
 ) -> tuple[dict[str, SkippedLayers], Sequence[int]]:
     """Named sets to begin with, and the layers that are likely to be in a good one, most likely first."""
     metrics = [METRICS[name] for name in ("ppl", "kl", "bi")]
-    run = Run(decoder, tokens, Wanted(metrics, amount), progress=progress, stage="scoring").go()
+    run = Measurement(decoder, tokens, MeasurementSpec(metrics, amount), progress=progress, stage="scoring").go()
     scores = run.scores()
     named = {f"lowest {name}": frozenset(lowest(scores[name], allowed, amount)) for name in scores}
     named["block kl"] = frozenset(lowest_window(run.block_scores()["kl"], allowed, amount))
@@ -190,9 +190,9 @@ def _measure(
     stage: str,
 ) -> None:
     """Add the KL divergence of each set to what is known, all from one walk."""
-    wanted = Wanted([KL], singles=False, sets=[*dict.fromkeys(sets)])
-    run = Run(decoder, tokens, wanted, progress=progress, stage=stage).go()
-    for found in wanted.sets:
+    spec = MeasurementSpec([KL], singles=False, sets=[*dict.fromkeys(sets)])
+    run = Measurement(decoder, tokens, spec, progress=progress, stage=stage).go()
+    for found in spec.sets:
         known[found] = checked(run.distance(found), f"kl without layers {show_layers(sorted(found))}")
 
 
@@ -209,8 +209,8 @@ def repaired_blocks(decoder: Decoder, tokens: Tokens, removal: Removal, *, progr
     candidates = _candidates(decoder, tokens, removal, progress)
     losses = {}
     for number, (layers, loss) in enumerate(candidates.items(), start=1):
-        told = under(progress, f"finalist {number} of {len(candidates)}: ")
-        losses[layers] = _repaired_loss(decoder, tokens, layers, told) if removal.finalists else loss
+        finalist_progress = under(progress, f"finalist {number} of {len(candidates)}: ")
+        losses[layers] = _repaired_loss(decoder, tokens, layers, finalist_progress) if removal.finalists else loss
     best = min(losses, key=losses.__getitem__)
     compared = {show_layers(layers): loss for layers, loss in losses.items()}
     return replace(

@@ -50,7 +50,7 @@ class Plan(Tabled):
     @classmethod
     @typed
     def load(cls, path: str | Path) -> Plan:
-        """What save() wrote.
+        """Read a plan that save() wrote.
 
         Raises:
             DataError: the file cannot be read, or holds something else.
@@ -59,7 +59,7 @@ class Plan(Tabled):
         return cls.from_dict(read_json(Path(path)), where=path)
 
     def table(self) -> Table:
-        """What the cut saves: layers, parameters and bytes before and after."""
+        """Return a table of the savings: layers, parameters and bytes before and after."""
         sizes = (("layers", "count", Change(self.layers, len(self.kept))), ("parameters", "count", self.parameters))
         rows = [
             (name, Cell(change.before, kind), Cell(change.after, kind), change.after / change.before - 1)
@@ -73,7 +73,7 @@ class Plan(Tabled):
         return Table.of(title, columns, rows, caption=caption, notes=notes)
 
     def tables(self) -> list[Table]:
-        """What the cut saves, and what it was compared with."""
+        """Return the tables of the savings and of the cuts that were compared."""
         if not self.compared:
             return [self.table()]
         title = f"{self.compared_by} on held-out tokens, nats"

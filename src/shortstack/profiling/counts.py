@@ -1,4 +1,4 @@
-"""What a model has and does, counted without weights: parameters by part, multiply-accumulates, bytes of its cache.
+"""Parameters by part, multiply-accumulates and cache bytes of a model, counted without weights.
 
 One forward on the meta device says it: torch's flop counter sees every matrix product, and transformers' own cache holds
 what generation would hold. Nothing is tabled by architecture.
@@ -75,7 +75,7 @@ class Growth:
 
 @dataclass(frozen=True)
 class CacheBytes:
-    """What transformers' cache holds for one sequence: a fixed state, and what grows with it."""
+    """The size of transformers' cache for one sequence: a fixed state, and the part that grows with it."""
 
     fixed: int
     layers: tuple[Growth, ...]
@@ -154,7 +154,7 @@ def _by_the_papers_rule(seen: list[int]) -> Any:
 
 
 def cache_bytes(model: PreTrainedModel) -> CacheBytes | None:
-    """What the cache of a model on the meta device holds, in its weights' dtype, from forwards of two and three tokens.
+    """Count the cache bytes of a model on the meta device, in its weights' dtype, from forwards of two and three tokens.
 
     Recurrent layers hold a state of fixed size. Layers with a sliding window stop growing. What transformers caches counts:
     of DeepSeek's latent attention it is the keys and values, not the latent that other engines keep. None as for macs().

@@ -33,7 +33,7 @@ TIMING = Timing()
 
 @dataclass(frozen=True)
 class Counts:
-    """What is counted of a checkpoint: it does not depend on the machine.
+    """Counts of a checkpoint that do not depend on the machine.
 
     weight_bytes: of its stored tensors. dtype: of what is cached. macs and cache are None where they depend on values.
     """
@@ -46,7 +46,7 @@ class Counts:
     dtype: str
 
     def cells(self) -> dict[str, Cell]:
-        """What was counted, by its label in the table."""
+        """Return the counts by their labels in the table."""
         head = {"  head, tied": Cell(0)} if self.parameters.tied else {}
         cells = {"parameters": Cell(self.parameters.total)}
         cells |= {f"  {part}": Cell(amount) for part, amount in self.parameters.parts.items()} | head
@@ -121,7 +121,7 @@ class Profile(Tabled):
     untimed: str = ""
 
     def table(self) -> Table:
-        """What is counted, the median speeds and the peak, beside those of the other model, and the ratio of both."""
+        """Return a table of counts, median speeds and peak memory, and their ratios to the other model's."""
         models = [self.counts, *([self.against.counts] if self.against else [])]
         counted = [each.cells() for each in models]
         labels = dict.fromkeys(label for cells in counted for label in cells)
@@ -215,7 +215,7 @@ def profile(
 
 
 def count(checkpoint: Checkpoint, dtype: torch.dtype, *, tokens: int) -> Counts:
-    """What is counted of a checkpoint without loading a weight; the cache as it would be in `dtype`."""
+    """Count a checkpoint without loading a weight; the cache as it would be in `dtype`."""
     model = meta_model(checkpoint.directory, trust_remote_code=checkpoint.trust_remote_code).to(dtype)
     return Counts(
         checkpoint.source,

@@ -32,7 +32,7 @@ TRIALS, SECONDS = 4, 1.0  # so many passes, fewer where they take longer; the fi
 
 @dataclass(frozen=True)
 class Load:
-    """What is generated: so many sequences at once, of so many prompt tokens, and so many new ones after the first."""
+    """A generation load: the sequences in a batch, their prompt tokens, and the new tokens after the first."""
 
     batch: int = 1
     prompt: int = 32

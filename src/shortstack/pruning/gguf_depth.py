@@ -44,10 +44,10 @@ class GgufDepth:
         CheckpointError: the metadata does not say how many layers there are, or a layer has no tensors.
         ArchitectureError: nobody knows what depends on depth.
         """
-        found = cls(model.architecture, model.entries, model.parts[0])
-        found.check_known()
-        found.check_whole(model)
-        return found
+        depth = cls(model.architecture, model.entries, model.parts[0])
+        depth.check_known()
+        depth.check_whole(model)
+        return depth
 
     @cached_property
     def fields(self) -> Fields:
@@ -109,11 +109,13 @@ class GgufDepth:
         return self.entries[f"{self.architecture}.{name}"].kind == ARRAY
 
     def _kinds(self, fields: Fields, depth: int) -> list[tuple[Any, ...]]:
-        """What each layer's number decides of it."""
+        """Return for each layer the properties that depend on its number."""
         return [tuple(rule(layer, depth, fields) for rule in RULES[self.architecture]) for layer in range(depth)]
 
     def _changed(self, kept: Sequence[int]) -> dict[str, Entry] | None:
-        """What reads otherwise in the shorter model; None where a layer would be of another kind whatever it reads."""
+        """Return the metadata that the shorter model needs changed; None if some layer would be of another kind in any
+        case.
+        """
         before = self._kinds(self.fields, self.layers)
         sliced = self._sliced(kept)
         fields = {**self.fields, **{name: entry.value for name, entry in sliced.items()}}
@@ -125,18 +127,18 @@ class GgufDepth:
 
     def _sliced(self, kept: Sequence[int]) -> dict[str, Entry]:
         """How many layers there are, and arrays by layer, of those that are kept."""
-        fields, found = self.fields, {DEPTH: self._number(DEPTH, len(kept))}
+        fields, entries = self.fields, {DEPTH: self._number(DEPTH, len(kept))}
         for name in sorted(PER_LAYER & fields.keys()):
             entry = self.entries[f"{self.architecture}.{name}"]
             if entry.of is not None and len(entry.value) >= self.layers:
-                found[name] = Entry.array([entry.value[layer] for layer in kept], entry.of)
+                entries[name] = Entry.array([entry.value[layer] for layer in kept], entry.of)
         if DENSE_FIRST in fields:
-            found[DENSE_FIRST] = self._number(DENSE_FIRST, sum(layer < fields[DENSE_FIRST] for layer in kept))
+            entries[DENSE_FIRST] = self._number(DENSE_FIRST, sum(layer < fields[DENSE_FIRST] for layer in kept))
         if EXTRA in fields:
-            found[EXTRA] = self._number(EXTRA, 0)
+            entries[EXTRA] = self._number(EXTRA, 0)
         if self.architecture == "minicpm" and "residual_scale" not in fields:  # by depth, where none is written
-            found["residual_scale"] = Entry.number(1.4 / math.sqrt(self.layers), FLOAT32)
-        return found
+            entries["residual_scale"] = Entry.number(1.4 / math.sqrt(self.layers), FLOAT32)
+        return entries
 
     def _number(self, name: str, value: int) -> Entry:
         """A number of the kind that the file has under that name."""

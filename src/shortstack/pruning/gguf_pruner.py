@@ -76,7 +76,7 @@ def check_depth(plan: Plan, depth: GgufDepth) -> None:
 
 
 def pruned_metadata(depth: GgufDepth, plan: Plan) -> dict[str, Entry]:
-    """What the pruned model says of itself, but for where it comes from."""
+    """Return the metadata of the pruned model, without that on its source."""
     entries = depth.without(plan.kept)
     return {name: each for name, each in entries.items() if name != STALE and not name.startswith((SPLIT, OURS))}
 
@@ -96,7 +96,7 @@ def kept_tensors(model: GgufFile, plan: Plan) -> list[GgufTensor]:
 
 
 def _provenance(source: Path, plan: Plan) -> dict[str, Entry]:
-    """What the new file says of where it comes from."""
+    """Return the new file's metadata on its source."""
     return {
         f"{OURS}version": Entry.text(version("shortstack")),
         f"{OURS}source": Entry.text(source.name),

@@ -69,11 +69,11 @@ def _whole(model: GgufFile) -> dict[str, Any]:
 
 def _metadata(model: GgufFile, source: GgufFile, plan: Plan) -> dict[str, Any]:
     wanted = pruned_metadata(GgufDepth(source.architecture, source.entries, source.parts[0]), plan)
-    found = {name: each for name, each in model.entries.items() if not name.startswith((SPLIT, OURS))}
-    wrong = sorted(name for name in wanted.keys() | found.keys() if not _same(name, wanted, found))
+    metadata = {name: each for name, each in model.entries.items() if not name.startswith((SPLIT, OURS))}
+    wrong = sorted(name for name in wanted.keys() | metadata.keys() if not _same(name, wanted, metadata))
     return {
         "ok": not wrong,
-        "detail": f"{wrong[0]} reads otherwise" if wrong else f"{len(found)} entries as they should",
+        "detail": f"{wrong[0]} reads otherwise" if wrong else f"{len(metadata)} entries as they should",
     }
 
 

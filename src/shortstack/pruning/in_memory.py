@@ -79,7 +79,7 @@ def _bare(model: nn.Module) -> PreTrainedModel:
 
 
 def _blueprint(raw: Mapping[str, Any]) -> tuple[PreTrainedModel, Anatomy]:
-    """What the config builds without weights, and its anatomy."""
+    """Build the config's model without weights, and find its anatomy."""
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / "config.json").write_text(json.dumps(raw), encoding="utf-8")
         model = meta_model(Path(folder))
@@ -155,9 +155,9 @@ def _renumber_devices(model: nn.Module, live: PreTrainedModel, path: str, kept: 
     for owner in {id(each): each for each in (model, live)}.values():
         places = vars(owner).get("hf_device_map")
         if places:
-            found = ((name, place, numbered.match(name)) for name, place in places.items())
+            matches = ((name, place, numbered.match(name)) for name, place in places.items())
             vars(owner)["hf_device_map"] = {
                 numbered.sub(lambda at: f"{at[1]}{kept.index(int(at[2]))}", name): place
-                for name, place, at in found
+                for name, place, at in matches
                 if not at or int(at[2]) in kept
             }

@@ -96,7 +96,7 @@ def prune(
 
 @dataclass(frozen=True)
 class _Division:
-    """What a plan leaves of a checkpoint, and how that is divided into files.
+    """The part of a checkpoint that a plan keeps, and how it is divided into files.
 
     changed: tensors that repair made, by the source's names.
     """

@@ -23,7 +23,7 @@ from shortstack.decoder.streaming import must_stream
 from shortstack.decoder.wrapping import arithmetic
 from shortstack.errors import ArchitectureError, CheckpointError, one_line
 from shortstack.machine.device import pick_device
-from shortstack.machine.files import file_digest, plain
+from shortstack.machine.files import file_digest, to_jsonable
 from shortstack.machine.formats import show_layers
 from shortstack.machine.progress import Progress, in_notebooks, under
 from shortstack.machine.tables import Column, Table, Tabled
@@ -38,7 +38,7 @@ PROBE_TOKENS = (2, 24)  # samples and length of the random tokens whose logits a
 
 @dataclass(frozen=True, repr=False)
 class Verification(Tabled):
-    """What was checked, and how each check ended: `checks[name] = {"ok": bool, "detail": str}`."""
+    """The checks and their outcomes: `checks[name] = {"ok": bool, "detail": str}`."""
 
     checks: Mapping[str, Mapping[str, Any]]
 
@@ -53,7 +53,7 @@ class Verification(Tabled):
         return all(check["ok"] for check in self.checks.values())
 
     def to_dict(self) -> dict[str, Any]:
-        return {"ok": self.ok, **plain(self)}
+        return {"ok": self.ok, **to_jsonable(self)}
 
 
 @typed
@@ -150,9 +150,9 @@ def _not_loaded(checkpoint: Checkpoint) -> str | None:
         return None
     from transformers.quantizers import AutoHfQuantizer
 
-    told = how_to_load(checkpoint.config).get("quantization_config") or settings
+    quantisation = how_to_load(checkpoint.config).get("quantization_config") or settings
     try:
-        AutoHfQuantizer.from_config(told, pre_quantized=True).validate_environment(device_map=None)
+        AutoHfQuantizer.from_config(quantisation, pre_quantized=True).validate_environment(device_map=None)
     except (ImportError, RuntimeError, ValueError, TypeError, AssertionError) as error:
         return one_line(error) or type(error).__name__
     return None
@@ -229,7 +229,7 @@ def _computed(
 def _walked(
     checkpoint: Checkpoint, ids: Tensor, skipped: SkippedLayers, *, dtype: torch.dtype, device: str, progress: Progress
 ) -> tuple[list[Tensor], Tensor]:
-    """What leaves each layer that is not skipped, and the logits; of the weights one layer is in memory, and the next."""
+    """Return the output of each kept layer, and the logits; one layer and the next are in memory."""
     decoder, states = Decoder.load(checkpoint, dtype=dtype, device=device, stream=True), list[Tensor]()
     needed = [layer for layer, form in enumerate(decoder.forms()) if layer not in skipped or form.fills]
     walk = decoder.enter(ids, [skipped])

@@ -44,7 +44,7 @@ def repaired_windows(
     cuts = _Windows(decoder, tokens, sorted(wanted - {0}), whole=0 in wanted)
     starts = range(len(decoder.layers) - cuts.sizes[0] + 1)
     held_out = sum(some.numel() for some in cuts.judging.ids)
-    turns = decoder.turns(starts, tokens=held_out, streams=len(cuts.sizes))
+    turns = decoder.memory_batches(starts, tokens=held_out, streams=len(cuts.sizes))
     done, total = itertools.count(1), len(turns) * len(decoder.layers)
     progress = paced(progress, tokens.ids.numel())
     losses: dict[Window, float] = {}
@@ -114,7 +114,7 @@ class _Windows:
     def _fitted(
         self, start: int, windows: Sequence[Window], entering: Mapping[int, Sequence[Tensor]]
     ) -> dict[Window, Sequence[Tensor]]:
-        """What enters the layer behind each window, on held-out samples, once the fold point before it is refitted."""
+        """Return the input of the layer behind each window on held-out samples, after refitting the fold point before it."""
         here, before = entering[start], start - 1
         if not start:
             return dict.fromkeys(windows, here[self.fitting :])
@@ -123,9 +123,9 @@ class _Windows:
             with point.recorded(self.decoder.layers[before]) as inputs:
                 stepped(self.decoder, before, entering[before], self.batches)
         theres = {_named(window): entering[sum(window)] for window in windows}
-        found = fit_corrections(point, inputs, here=here, theres=theres, fitting=self.fitting)
+        corrections = fit_corrections(point, inputs, here=here, theres=theres, fitting=self.fitting)
         held_out = slice(self.fitting, None)
-        return {window: found[_named(window)].applied(here[held_out], inputs[held_out]) for window in windows}
+        return {window: corrections[_named(window)].applied(here[held_out], inputs[held_out]) for window in windows}
 
 
 def _named(window: Window) -> str:

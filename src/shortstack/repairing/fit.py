@@ -104,11 +104,11 @@ def fit_corrections(
         wanted = [there[number].float() for there in theres.values()]
         missing = [one - hidden.float() for one in wanted]
         (fitted if number < fitting else judged).add(each, missing, token_weights(wanted))
-    found = {}
+    corrections = {}
     for where, fit, missing in zip(theres, fitted.fitted(judged, RIDGES), judged.residuals.tolist(), strict=True):
         change = fit.change.float().to(here[0].device) if checked(fit.error, where) < 1 else None
-        found[where] = Correction(point, fit.ridge, fit.error, change, missing)
-    return found
+        corrections[where] = Correction(point, fit.ridge, fit.error, change, missing)
+    return corrections
 
 
 def token_weights(wanted: Sequence[Tensor]) -> Tensor:

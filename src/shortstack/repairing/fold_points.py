@@ -53,11 +53,11 @@ class FoldPoint(ABC):
 
     @abstractmethod
     def product(self, inputs: Tensor, change: Tensor) -> Tensor:
-        """What a change adds at the place, [..., width] in fp32, given the inputs that were recorded."""
+        """Return what a change adds at the place, [..., width] in fp32, given the recorded inputs."""
 
     @abstractmethod
     def edits(self, change: Tensor) -> dict[str, Edit]:
-        """What a change does to each parameter of the layer that it touches."""
+        """Return the edit of each parameter of the layer that a change touches."""
 
     @abstractmethod
     def drawn(self, layer: nn.Module, draw: Callable[[Sequence[int]], Tensor]) -> Tensor:
@@ -267,7 +267,9 @@ class _Trial:
         return None
 
     def _gain(self, product: Tensor) -> float:
-        """What lifts a product to the size of the stream: one that is much smaller is lost in a 16-bit sum."""
+        """Return the factor that lifts a product to the size of the stream, since much smaller ones are lost in a
+        16-bit sum.
+        """
         size = product.norm()
         return max(1.0, float(self.state.hidden.float().norm() / size)) if size > 0 else 1.0
 
@@ -281,14 +283,14 @@ class _Trial:
 
 
 def _once(calls: Recorded) -> dict[str, Tensor]:
-    """What was recorded of modules that were called once, in fp32 and as [tokens, numbers]."""
+    """Return the recorded tensors of modules that were called once, in fp32 and as [tokens, numbers]."""
     alone = {name: tensors[0] for name, tensors in calls.items() if len(tensors) == 1}
     # A router's tensor may not have a dimension of tokens.
     return {name: tensor.float().flatten(0, -2) for name, tensor in alone.items() if tensor.dim() > 1}
 
 
 def _normed(norm: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Tensor:
-    """What a norm's weight multiplies: what weights of 1 give more than weights of 0, whatever is added to either."""
+    """Return what a norm's weight multiplies: its output at weights of 1 less that at 0, without whatever is added."""
     weight = norm.get_parameter("weight")
     given = []
     for value in (1.0, 0.0):

@@ -57,7 +57,7 @@ class MergeableMlp:
         return layer
 
     def gains(self, layer: nn.Module) -> Tensor:
-        """What the norm multiplies each channel by, but for a factor common to all layers, [width]."""
+        """Return the norm's factor for each channel, up to a factor common to all layers, [width]."""
         if not self.norm:
             return torch.ones(())
         norm = copy.deepcopy(layer.get_submodule(self.norm)).float()
@@ -157,7 +157,7 @@ class MergedMlp:
         ]
 
     def edits(self, checkpoint: Checkpoint, number: int, change: Tensor | None) -> Iterator[tuple[str, Edit]]:
-        """What merging, and a change of the last matrix [width, neurons], do to the layer's parameters, one by one.
+        """Yield the edits of the layer's parameters by merging, and by a change of the last matrix [width, neurons].
 
         From stored weights, in float32: what the walk computes in may have fewer bits than they.
         """

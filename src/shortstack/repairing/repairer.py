@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from shortstack.checkpoint import Checkpoint, Model
-from shortstack.checkpoint.safetensors import StoredTensor, laid_down
+from shortstack.checkpoint.safetensors import StoredTensor, spill
 from shortstack.checkpoint.weights import Edit, check_unquantised, edited_tensors
 from shortstack.data import CalibrationText, Rows, Tokens
 from shortstack.data.tokens import HELD_OUT, JUDGING, check_enough, split
@@ -30,7 +30,7 @@ from shortstack.decoder.decoder import SkippedLayers
 from shortstack.decoder.layer_io import linear_layers, recorded_inputs
 from shortstack.decoder.requirements import requirements
 from shortstack.machine.device import AUTO, Compute
-from shortstack.machine.files import plain
+from shortstack.machine.files import to_jsonable
 from shortstack.machine.formats import shown
 from shortstack.machine.memory import Requirements
 from shortstack.machine.numbers import perplexity
@@ -65,7 +65,7 @@ class Fit:
 
 @dataclass(frozen=True, repr=False)
 class Repair(Tabled):
-    """What refitting did to the loss, nats per token. removed: the layers of the cut that it is for.
+    """The effect of refitting on the loss, nats per token. removed: the layers of the cut that it is for.
 
     tensors: the changed ones, by the source's names.
 
@@ -88,8 +88,8 @@ class Repair(Tabled):
         losses = {"unpruned": self.loss_unpruned, "cut": self.loss_before, "cut and repaired": self.loss_after}
         rows = [(name, loss, perplexity(loss)) for name, loss in losses.items()]
         columns = ("windows that judge", Column("loss", "loss"), Column("perplexity", "perplexity"))
-        told = shown((perplexity(self.loss_before), perplexity(self.loss_after)), "perplexity")
-        return Table.of(f"repair: perplexity {told}", columns, rows, notes=[*self._notes()])
+        change = shown((perplexity(self.loss_before), perplexity(self.loss_after)), "perplexity")
+        return Table.of(f"repair: perplexity {change}", columns, rows, notes=[*self._notes()])
 
     def _notes(self) -> Iterator[str]:
         on = f"{self.tokens['samples']} x {self.tokens['length']} tokens of {self.tokens['source']}"
@@ -97,15 +97,15 @@ class Repair(Tabled):
             yield f"No repair on {on} lowered the held-out loss, so the cut stays as it is."
             return
         largest = sorted(self.fits, key=lambda fit: fit.error)[:3]
-        told = ", ".join(f"layer {fit.layer} {fit.weight} {1 - fit.error:.0%}" for fit in largest)
+        regained = ", ".join(f"layer {fit.layer} {fit.weight} {1 - fit.error:.0%}" for fit in largest)
         yield f"{len(self.fits)} weights refitted on {on}; evaluated on a held-out eighth."
-        yield f"Of what the cut changed, the most was regained by {told}."
+        yield f"Of what the cut changed, the most was regained by {regained}."
         merged = ", ".join(f"{fit.neurons} in layer {fit.layer}" for fit in self.fits if fit.neurons)
         if merged:
             yield f"Neurons of removed layers took the places of weaker ones: {merged}."
 
     def to_dict(self) -> dict[str, Any]:
-        data: dict[str, Any] = plain(replace(self, tensors={}))
+        data: dict[str, Any] = to_jsonable(replace(self, tensors={}))
         del data["tensors"]
         return data
 
@@ -173,8 +173,8 @@ def check_repair(checkpoint: Checkpoint, text: CalibrationText, compute: Compute
     assert decoder  # noqa: S101  it is not quantised
     _check_tokens(tokens)
     _check_layers(decoder)
-    held = requirements(checkpoint, compute, tokens=tokens.ids.numel(), streams=STREAMS)
-    return replace(held, memory_bytes=held.memory_bytes + _fit_bytes(decoder, tokens))
+    needed = requirements(checkpoint, compute, tokens=tokens.ids.numel(), streams=STREAMS)
+    return replace(needed, memory_bytes=needed.memory_bytes + _fit_bytes(decoder, tokens))
 
 
 def _fit_bytes(decoder: Decoder, tokens: Tokens) -> int:
@@ -197,7 +197,7 @@ class ChangedTensors:
     def edit(self, weight: str, edit: Edit) -> None:
         """Change a weight of the whole model's state dict."""
         for name, tensor in edited_tensors(self.checkpoint, {weight: edit}).items():
-            self.tensors[name] = laid_down(tensor, self.folder / str(next(self.numbers))) if self.folder else tensor
+            self.tensors[name] = spill(tensor, self.folder / str(next(self.numbers))) if self.folder else tensor
 
 
 @dataclass

@@ -51,7 +51,8 @@ class Regression(ABC):
 
     @abstractmethod
     def solve(self, ridge: float) -> Tensor:
-        """What minimises sum w |r - its product with x|^2 + ridge mean(w x^2) |change|^2, for each of the residuals.
+        """Return the changes that minimise sum w |r - its product with x|^2 + ridge mean(w x^2) |change|^2, one for
+        each residual.
 
         The changes' first dimension counts the residuals.
         """

@@ -28,13 +28,13 @@ def short_columns(findings: Findings) -> list[ResultColumn]:
 def measured_columns(findings: Findings, names: list[str]) -> list[ResultColumn]:
     """Columns of measures, by their names; behind that of the headline, how far it is from the unpruned model's."""
     results = (*findings.results, *findings.bases.values())
-    found: list[ResultColumn] = []
+    columns: list[ResultColumn] = []
     for name in names:
         measure = next(each.measures[name] for each in results if name in each.measures)
-        found.append(_measured_column(findings, name, measure))
+        columns.append(_measured_column(findings, name, measure))
         if name == findings.headline and findings.bases:
-            found += _compared_columns(name, measure)
-    return found
+            columns += _compared_columns(name, measure)
+    return columns
 
 
 def _compared_columns(name: str, measure: Measure) -> list[ResultColumn]:
@@ -105,7 +105,7 @@ def _make_time(result: Result) -> JudgedCell:
 
 
 def _free_text(result: Result) -> JudgedCell:
-    """What a free text says of the model: nothing where it was not looked at."""
+    """Return the cell of the collapse check; empty if it was not made."""
     step = result.evaluation
     collapse = (step.result.get("collapse") or {}) if step else {}
     signs = listed([str(name).replace("_", " ") for name in collapse.get("fallen") or ()])

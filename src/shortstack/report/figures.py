@@ -1,4 +1,4 @@
-"""What the charts show: which results make a line, what a point says, which points nothing beats."""
+"""Content of the charts: the results on a line, the label of a point, and the points that nothing beats."""
 
 from __future__ import annotations
 

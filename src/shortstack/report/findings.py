@@ -47,7 +47,7 @@ class Findings:
 
     @classmethod
     def of(cls, runs: Runs) -> Findings:
-        """What the trials of a study measured."""
+        """Collect the results of a study's trials."""
         described = factors([trial.settings for trial in runs.trials])
         trials = list(zip(runs.trials, described, strict=True))
         measured = results(trials)
@@ -59,7 +59,7 @@ class Findings:
 
     @cached_property
     def names(self) -> dict[str, str]:
-        """What a column is called: the task, text or probe, paths by their ends."""
+        """The columns' names: task, text or probe, with paths shortened to their ends."""
         shorter = short_paths(name.partition(":")[2] for name in self.columns)
         return {name: shorter[name.partition(":")[2]] or name for name in self.columns}
 
@@ -97,7 +97,7 @@ class Findings:
         return self.label(result, without) or "pruned"
 
     def label(self, result: Result, without: Collection[str] = ()) -> str:
-        """What sets this result apart from others, in words."""
+        """Describe how this result differs from others, in words."""
         left_out = {*UNSAID, *self.usual.values(), ""}
         names = [name for name in self.levels if name not in without and result.factors.get(name) not in left_out]
         return " · ".join(brief(word) for name in names if (word := said(result.factors, name)))

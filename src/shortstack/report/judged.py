@@ -27,7 +27,7 @@ class JudgedCell(Cell):
 
     @property
     def sort(self) -> Any:
-        """What sorting goes by; None is last in either direction."""
+        """The sort key; None is last in either direction."""
         if isinstance(self.value, tuple):
             return self.value[0]
         return None if isinstance(self.value, float) and math.isnan(self.value) else self.value

@@ -51,7 +51,7 @@ MANY = 100  # rows of all tables: from there on only findings and charts are ope
 
 
 class Page:
-    """What the template is given beside the records of the runs."""
+    """Data of the template beside the records of the runs."""
 
     def __init__(self, findings: Findings, tables: Sequence[Table]) -> None:
         self.findings, self.tables, self.runs, self.levels = findings, tables, findings.runs, findings.levels
@@ -103,7 +103,7 @@ class Page:
 
     @cached_property
     def settings(self) -> dict[int, Mapping[str, Any]]:
-        """What each trial was asked for, by its number, with paths in short; its steps' commands have them whole."""
+        """The settings of each trial by its number, with short paths; its steps' commands have the full ones."""
         trials = self.runs.trials
         short = shortened([trial.settings for trial in trials])
         return {trial.number: settings for trial, settings in zip(trials, short, strict=True)}

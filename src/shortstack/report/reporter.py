@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 
-from shortstack.machine.files import check_new, whole
+from shortstack.machine.files import atomic_write, check_new
 from shortstack.machine.latex import latex
 from shortstack.machine.tables import Table, markdown_text
 from shortstack.machine.typed import typed
@@ -92,7 +92,7 @@ def check_page(output: Path) -> None:
 
 def write_page(report: Report, output: Path) -> None:
     """Write the page, whole or not at all; check_page says whether it may be."""
-    with whole(output) as partial:
+    with atomic_write(output) as partial:
         partial.write_text(report.html(), encoding="utf-8")
 
 
@@ -101,5 +101,5 @@ def write_csv(report: Report, folder: Path) -> None:
     check_new(folder)
     folder.mkdir()
     for name, text in report.csv().items():
-        with whole(folder / name) as partial:
+        with atomic_write(folder / name) as partial:
             partial.write_text(text, encoding="utf-8")

@@ -1,4 +1,4 @@
-"""What the trials measured: a result for each setting, the seeds of one setting taken together."""
+"""Results of the trials: one for each setting, its seeds taken together."""
 
 from __future__ import annotations
 
@@ -104,7 +104,7 @@ class Result:
 
     @property
     def plans(self) -> list[Mapping[str, Any]]:
-        """What each trial removed; where pruning and healing took turns, healing has the plan of all turns."""
+        """The plan of each trial; where pruning and healing took turns, healing has the plan of all turns."""
         return [trial.result("heal").get("plan") or trial.result("plan", "prune") for trial in self.trials]
 
     def step(self, *roles: str) -> StepRecord | None:
@@ -127,7 +127,7 @@ Described = Sequence[tuple[TrialRecord, Mapping[str, str]]]  # trials with their
 
 
 def results(trials: Described) -> list[Result]:
-    """What was measured of each setting: after healing where it heals. A setting that measured nothing is left out."""
+    """Return the result of each setting, after healing where it heals; settings without a measurement are left out."""
     grouped: dict[tuple[tuple[str, str], ...], list[TrialRecord]] = {}
     for trial, factors in trials:
         if trial.step(_role(factors)):
@@ -180,7 +180,7 @@ def _averaged(result: Result, tasks: Sequence[str]) -> Result:
 
 
 def _mean_chance(parts: Sequence[Measure]) -> float | None:
-    """What guessing gets in all of them on average, where that is known of each."""
+    """Return the mean chance level; None unless it is known of each."""
     known = [part.chance for part in parts if part.chance is not None]
     return sum(known) / len(known) if len(known) == len(parts) else None
 

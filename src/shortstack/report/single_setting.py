@@ -1,4 +1,4 @@
-"""What the charts show of a single setting, as shrink leaves it: what is left of it, and of what it can do."""
+"""Charts of a single setting, as shrink leaves it: the size and the abilities that it keeps."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from shortstack.machine.numbers import perplexity
 from shortstack.report.figure import Figure, wide
 from shortstack.report.findings import Findings
 from shortstack.report.results import HEALED, Result
-from shortstack.runs.records import StepRecord, TailsRecord
+from shortstack.runs.records import StepRecord, TailCurve
 
 OURS, THEIRS = 0, 5  # colours of the shorter model and of the unpruned one
 
@@ -24,7 +24,7 @@ def single_setting(findings: Findings) -> list[Figure | None]:
     result = _subject(findings)
     if result is None or not result.plans:
         return []
-    return [_stack(result), _kept(findings, result), _tails(findings.runs.tails)]
+    return [_stack(result), _kept(findings, result), _tail_curve(findings.runs.tail_curve)]
 
 
 def _subject(findings: Findings) -> Result | None:
@@ -85,26 +85,26 @@ def _kept(findings: Findings, result: Result) -> Figure | None:
     return Figure("shares", "kept", title, "± one standard error; dotted: chance.", dots(rows, title=title), legend)
 
 
-def _tails(tails: TailsRecord | None) -> Figure | None:
+def _tail_curve(curve: TailCurve | None) -> Figure | None:
     """Perplexity without the last layers at some depths, with this cut as it was and as it was made."""
-    if tails is None:
+    if curve is None:
         return None
     ends = [
         _at(amount, loss, f"the last {counted(amount, 'layer')} cut" if amount else "unpruned")
-        for amount, loss in zip(tails.removed, tails.losses, strict=True)
+        for amount, loss in zip(curve.removed, curve.losses, strict=True)
     ]
     cut, made = "this cut, nothing repaired", "this checkpoint"
     lines = [
         Series("the last layers cut, nothing repaired", ends, THEIRS),
-        Series(cut, [_at(tails.cut_removed, tails.cut_loss, cut)], 1),
-        Series(made, [_at(tails.cut_removed, tails.made_loss, made)], OURS),
+        Series(cut, [_at(curve.cut_removed, curve.cut_loss, cut)], 1),
+        Series(made, [_at(curve.cut_removed, curve.made_loss, made)], OURS),
     ]
     every = [point for line in lines for point in line.points]
     x = axis("layers removed", [point.x for point in every], "{:g}".format, whole=True)
-    y = axis(f"perplexity on {brief(tails.text)}", [point.y for point in every], in_thousands, log=True)
+    y = axis(f"perplexity on {brief(curve.text)}", [point.y for point in every], in_thousands, log=True)
     title = "This cut beside the last layers, by how many go"
     beyond = " A triangle at the upper edge: infinite." if any(point.infinite for point in every) else ""
-    caption = f"On {counted(tails.samples, 'window')} of {tails.length} tokens.{beyond}"
+    caption = f"On {counted(curve.samples, 'window')} of {curve.length} tokens.{beyond}"
     legend = tuple((swatch(line.colour), line.name, "") for line in lines)
     chart = Chart(title, x, y, lines)
     return Figure("tails", "depth", title, caption, chart.svg(), legend, wide=wide(chart))

@@ -36,13 +36,13 @@ def _of_model(findings: Findings, model: str) -> str:
     compared = [(each, score, difference(score, base)) for each, score in ranked]
     amounts = sorted({each.removed or 0 for each, _ in ranked})
     worse = {amount: [_worse(change) for each, _, change in compared if each.removed == amount] for amount in amounts}
-    held = [*takewhile(lambda amount: not all(worse[amount]), amounts)]
-    (best, score, change), *others = [each for each in compared if not held or each[0].removed == held[-1]]
+    not_worse = [*takewhile(lambda amount: not all(worse[amount]), amounts)]
+    (best, score, change), *others = [each for each in compared if not not_worse or each[0].removed == not_worse[-1]]
     name, by = findings.name(best, {"model", "drop"}), _headline(findings)
     of = f" of {brief(model)}" if len(findings.bases) > 1 else ""
     first = f"With {counted(best.removed or 0, 'layer')}{of} gone, {name} is best by the {by}, {score_text(score)}"
-    beside = _beside(findings, score, others, {"model", "drop"} if held else {"model"})
-    return f"{first}{beside}. {_kept(best, base, change, amounts, held)}"
+    beside = _beside(findings, score, others, {"model", "drop"} if not_worse else {"model"})
+    return f"{first}{beside}. {_kept(best, base, change, amounts, not_worse)}"
 
 
 def _worse(change: Difference) -> bool:
@@ -61,7 +61,7 @@ def _beside(findings: Findings, best: Measure, others: Sequence[Compared], witho
     return f"; the next is {name}, {known}"
 
 
-def _kept(best: Result, base: Measure, change: Difference, amounts: Sequence[int], held: Sequence[int]) -> str:
+def _kept(best: Result, base: Measure, change: Difference, amounts: Sequence[int], not_worse: Sequence[int]) -> str:
     """Whether it is worth keeping instead of the unpruned model."""
     step, unpruned = best.evaluation, f"the unpruned model's {score_text(base)}"
     if step and (step.result.get("collapse") or {}).get("collapsed"):
@@ -70,8 +70,8 @@ def _kept(best: Result, base: Measure, change: Difference, amounts: Sequence[int
         return f"It is {gap(change, base.kind)}, than {unpruned}: keep it only where its size is worth that."
     if change.p is None:
         return f"Whether it is worse than {unpruned} is not known: there is no standard error."
-    apart, beyond = gap(change, base.kind), [counted(least, "layer") for least in amounts[len(held) :][:1]]
-    if not held:
+    apart, beyond = gap(change, base.kind), [counted(least, "layer") for least in amounts[len(not_worse) :][:1]]
+    if not not_worse:
         less = f"every setting without {beyond[0]} is worse"
         return f"Whether it is worth keeping is open: {apart}, than {unpruned}, where {less}."
     rest = f"; with {beyond[0]} gone every setting is" if beyond else ""
@@ -85,7 +85,7 @@ def _headline(findings: Findings) -> str:
 
 
 def opening(findings: Findings) -> str:
-    """What was studied, what was measured, and what labels leave out."""
+    """Say what was studied and measured, and what labels leave out."""
     if not findings.factors:
         return "The store holds no trial yet."
     models = dict.fromkeys(each["model"] for each in findings.factors)

@@ -1,4 +1,4 @@
-"""What a study keeps: its store of trials and steps, and the artefacts of each step.
+"""Storage of a study: its trials and steps, and the artefacts of each step.
 
 Whatever stands in a store was written whole. `records` reads it back for reports.
 """

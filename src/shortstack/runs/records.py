@@ -57,8 +57,8 @@ class TrialRecord:
 
 
 @dataclass(frozen=True)
-class TailsRecord:
-    """What a model loses without its last layers, and by another cut; losses in nats per token of a few windows of a text.
+class TailCurve:
+    """The loss without the last layers, and with another cut, in nats per token of a few windows of a text.
 
     removed, losses: how many of the last layers go at each point, from none on, and the loss there. cut_removed, cut_loss:
     of the other cut, before anything is repaired; made_loss: of the checkpoint that was made of it, once there is one.
@@ -79,7 +79,7 @@ class Runs:
     """Everything in a store: trials in the order of the grid, steps by key.
 
     answers: prompts and what each model said, where whoever ran it kept some: a report shows them below the conclusion.
-    tails: the curve of the last layers, with this cut, where whoever ran it measured it.
+    tail_curve: the curve of the last layers, with this cut, where whoever ran it measured it.
     """
 
     name: str
@@ -87,7 +87,7 @@ class Runs:
     trials: tuple[TrialRecord, ...]
     steps: Mapping[str, StepRecord]
     answers: tuple[Mapping[str, str], ...] = ()
-    tails: TailsRecord | None = None
+    tail_curve: TailCurve | None = None
 
     @property
     def title(self) -> str:
@@ -107,7 +107,7 @@ class Runs:
 
     @property
     def conclusion(self) -> str:
-        """What whoever ran it concludes, where that is kept: a report says it first."""
+        """The conclusion, if one was kept: a report says it first."""
         return self.meta.get("conclusion", "")
 
 
@@ -124,8 +124,8 @@ def read(folder: str | Path) -> Runs:
     }
     records = (_checked(TrialRecord, {**row, "steps": own[row["id"]]}, place) for row in trials)
     answers = _checked(tuple[dict[str, str], ...], meta.get("answers", "[]"), place, json=True)
-    tails = _checked(TailsRecord, meta["tails"], place, json=True) if "tails" in meta else None
-    return Runs(place.root.resolve().name, meta, tuple(records), steps, answers, tails)
+    tail_curve = _checked(TailCurve, meta["tails"], place, json=True) if "tails" in meta else None
+    return Runs(place.root.resolve().name, meta, tuple(records), steps, answers, tail_curve)
 
 
 def last_line(error: str | None) -> str:
@@ -134,7 +134,7 @@ def last_line(error: str | None) -> str:
 
 
 def _checked(kind: Any, stored: Any, place: Folder, *, json: bool = False) -> Any:
-    """What is stored, as a record or another type. json: it is stored as JSON."""
+    """Validate what is stored as a record or another type. json: it is stored as JSON."""
     from pydantic import TypeAdapter, ValidationError
 
     adapter = TypeAdapter(kind)

@@ -7,7 +7,7 @@ import time
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from shortstack.machine.files import whole
+from shortstack.machine.files import atomic_write
 from shortstack.machine.progress import Progress
 
 PACE = 1.0  # seconds between two that are written, at least
@@ -59,12 +59,12 @@ class Keeper:
             self.last = replace(self.last, done=done, total=total, note=note, at=now)
         if time.monotonic() - self.written >= PACE:
             self.written = time.monotonic()
-            with whole(self.path, durable=False) as partial:
+            with atomic_write(self.path, durable=False) as partial:
                 partial.write_text(json.dumps(asdict(self.last)), encoding="utf-8")
 
 
 def read_progress(path: Path) -> StepProgress | None:
-    """What a step told last; None where it has told nothing yet, or does so on another machine.
+    """Read a step's last progress; None if it has reported none yet, or runs on another machine.
 
     A file that a stranger put there tells nothing either: this is looked at, and nothing follows from it.
     """

@@ -106,11 +106,11 @@ class Store:
 
     def begin(self, key: str, row: Mapping[str, Any]) -> None:
         """Keep that a step runs. row: kind, arguments, inputs, command."""
-        asked = row["kind"], _json(row["arguments"]), _json(row["inputs"]), row["command"]
+        columns = row["kind"], _json(row["arguments"]), _json(row["inputs"]), row["command"]
         with self.connection:
             self.connection.execute(
                 "INSERT OR REPLACE INTO steps(key, kind, arguments, inputs, command, state, started) VALUES(?,?,?,?,?,?,?)",
-                (key, *asked, "running", time.time()),
+                (key, *columns, "running", time.time()),
             )
 
     def end(self, key: str, state: str, outcome: Mapping[str, Any]) -> None:
@@ -254,7 +254,7 @@ def _seal(row: sqlite3.Row, columns: Sequence[str]) -> str:
 
 
 def _text(stored: bytes) -> str:
-    """What a column holds."""
+    """Decode a text column."""
     try:
         return stored.decode()
     except UnicodeDecodeError as error:

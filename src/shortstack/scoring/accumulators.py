@@ -1,4 +1,4 @@
-"""What a walk adds up for metrics, by what they are fed with: hidden states, losses, or gradients of weights.
+"""Accumulators of what a walk feeds to metrics: hidden states, losses, or gradients of weights.
 
 An accumulator is fed as the walk goes on, and gives its metrics' scores when it is done.
 """

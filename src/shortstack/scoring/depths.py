@@ -18,12 +18,12 @@ from shortstack.decoder.likelihoods import answers
 from shortstack.errors import InputError
 from shortstack.evaluation import Tasks, load_harness
 from shortstack.machine.device import AUTO, Compute
-from shortstack.machine.files import plain
+from shortstack.machine.files import to_jsonable
 from shortstack.machine.numbers import checked, perplexity
 from shortstack.machine.progress import Progress, in_notebooks
 from shortstack.machine.tables import Cell, Column, Table, Tabled
 from shortstack.machine.typed import typed
-from shortstack.scoring.measurement import Run, Wanted
+from shortstack.scoring.measurement import Measurement, MeasurementSpec
 from shortstack.scoring.metrics import METRICS
 
 if TYPE_CHECKING:
@@ -79,8 +79,8 @@ class DepthCurve(Tabled):
         some = f"{self.removable} layer{'s' * (self.removable != 1)}"
         notes = [f"{some} can go from the tail with a loss of at most {self.max_loss:.4f}."]
         if self.task:
-            asked = f"{self.task['questions']} questions of {self.task['source']}"
-            notes.insert(0, f"Accuracy ± its standard error on {asked}.")
+            questions = f"{self.task['questions']} questions of {self.task['source']}"
+            notes.insert(0, f"Accuracy ± its standard error on {questions}.")
         if self.knee is None:
             notes.insert(-1, "The loss has no knee: it is never below the line from its first point to its last.")
         title = f"cut at every depth{on}: {self.removable} of {self.depths[0].layers} layers can go"
@@ -119,7 +119,7 @@ class DepthCurve(Tabled):
         return replace(self, max_loss=max_loss)
 
     def to_dict(self) -> dict[str, Any]:
-        data = plain(self)
+        data = to_jsonable(self)
         derived = {name: getattr(self, name) for name in ("knee", "max_loss", "removable")}
         return {"depths": data.pop("depths"), **derived, **data}
 
@@ -146,9 +146,9 @@ def depth_curve(
     started = time.perf_counter()
     questions, task_record = _questions(task, checkpoint.tokenizer()) if task else ([], None)
     decoder = Decoder.open(checkpoint, compute)
-    wanted = Wanted([METRICS["kl"]], singles=False, sets=tails(len(decoder.layers)))
-    run = Run(decoder, tokens, wanted, progress=progress, stage="cutting at every depth").go()
-    cuts = tails(run.layers)
+    spec = MeasurementSpec([METRICS["kl"]], singles=False, sets=tail_cuts(len(decoder.layers)))
+    run = Measurement(decoder, tokens, spec, progress=progress, stage="cutting at every depth").go()
+    cuts = tail_cuts(run.layers)
     depths = tuple(_depth(run, tail) for tail in cuts)
     if questions:
         accuracy = answers(decoder, questions, cuts, progress=progress)
@@ -184,16 +184,16 @@ def _questions(
     return encoded, {"source": source, "questions": len(encoded), "sha256": sha256}
 
 
-def _depth(run: Run, tail: SkippedLayers) -> Depth:
+def _depth(run: Measurement, tail: SkippedLayers) -> Depth:
     kept = run.layers - len(tail)
     loss = checked(run.loss(tail), f"loss of {kept} layers")
     return Depth(kept, loss, perplexity(loss), run.distance(tail))
 
 
-def tails(layers: int) -> list[SkippedLayers]:
-    """What is cut at every depth: nothing, the last layer, the last two, and so on until one is left.
+def tail_cuts(layers: int) -> list[SkippedLayers]:
+    """Return the cut at every depth: nothing, the last layer, the last two, and so on until one is left.
 
-    >>> [sorted(tail) for tail in tails(3)]
+    >>> [sorted(tail) for tail in tail_cuts(3)]
     [[], [2], [1, 2]]
     """
     return [frozenset(range(kept, layers)) for kept in range(layers, 0, -1)]

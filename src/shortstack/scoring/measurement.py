@@ -22,8 +22,9 @@ BACKWARD = 3  # layer-forwards that a layer's part of the walk back takes: it on
 
 
 @dataclass(frozen=True)
-class Wanted:
-    """What a run measures: metrics of each layer, of each block of `window` layers, and the loss and KL of whole sets.
+class MeasurementSpec:
+    """The quantities to measure: metrics of each layer, of each block of `window` layers, and the loss and KL of whole
+    sets.
 
     without: layers that the model is taken to lack already. singles: whether each remaining layer is scored.
     """
@@ -50,32 +51,38 @@ class Position:
     done: int = 0
 
 
-class Run:
+class Measurement:
     """A walk that measures. go() walks; the results are read after it."""
 
     def __init__(
-        self, decoder: Decoder, tokens: Tokens, wanted: Wanted, *, progress: Progress = silent, stage: str = "scoring"
+        self,
+        decoder: Decoder,
+        tokens: Tokens,
+        spec: MeasurementSpec,
+        *,
+        progress: Progress = silent,
+        stage: str = "scoring",
     ) -> None:
-        self.decoder, self.tokens, self.wanted, self.progress, self.stage = decoder, tokens, wanted, progress, stage
+        self.decoder, self.tokens, self.spec, self.progress, self.stage = decoder, tokens, spec, progress, stage
         self.batches = Batches.of(tokens, decoder.device)
         self.layers = len(decoder.layers)
-        self.staying = [layer for layer in range(self.layers) if layer not in wanted.without]
-        feeds = {metric.feed for metric in wanted.metrics}
+        self.staying = [layer for layer in range(self.layers) if layer not in spec.without]
+        feeds = {metric.feed for metric in spec.metrics}
         if "gradient" in feeds:
             check_differentiable(decoder)
         measures_loss = bool(feeds & {"loss", "kl"})
-        self.singles = [wanted.without | {layer} for layer in self.staying if measures_loss and wanted.singles]
-        self.blocks = self._blocks(wanted.window) if measures_loss and wanted.window else []
+        self.singles = [spec.without | {layer} for layer in self.staying if measures_loss and spec.singles]
+        self.blocks = self._blocks(spec.window) if measures_loss and spec.window else []
         reference = [UNPRUNED] if "kl" in feeds else []
         self.sets: list[SkippedLayers] = list(
-            dict.fromkeys([wanted.without, *reference, *self.singles, *self.blocks, *wanted.sets])
+            dict.fromkeys([spec.without, *reference, *self.singles, *self.blocks, *spec.sets])
         )
-        self.hidden = [HiddenMeans(wanted.metrics, self.layers, wanted.window) for _ in self.batches.kinds]
-        self.outputs = [OutputMeans(wanted.metrics, self.sets) for _ in self.batches.kinds]
-        self.gradients = GradientSums(wanted.metrics, self.layers)
+        self.hidden = [HiddenMeans(spec.metrics, self.layers, spec.window) for _ in self.batches.kinds]
+        self.outputs = [OutputMeans(spec.metrics, self.sets) for _ in self.batches.kinds]
+        self.gradients = GradientSums(spec.metrics, self.layers)
         self.position = Position([[] for _ in range(self.layers)])
         self.trail: list[list[list[Group]]] | None = None  # [layer][batch]: the groups that enter each layer
-        self.told = progress
+        self.paced_progress = progress
 
     def _blocks(self, size: int) -> list[SkippedLayers]:
         """Every block of so many layers, by its first."""
@@ -103,14 +110,16 @@ class Run:
         return max(1, round(int(head) / sum(weight.numel() for weight in self.decoder.layers[0].parameters())))
 
     @functools.cached_property
-    def turns(self) -> Sequence[Sequence[int]]:
+    def memory_batches(self) -> Sequence[Sequence[int]]:
         """The batches by their numbers, as many at a time as there is room for their streams."""
-        return self.decoder.turns(range(len(self.batches)), tokens=self.batches.largest, streams=len(self.sets))
+        return self.decoder.memory_batches(
+            range(len(self.batches)), tokens=self.batches.largest, streams=len(self.sets)
+        )
 
-    def go(self) -> Run:
+    def go(self) -> Measurement:
         """Walk, turn by turn, and back."""
-        self.told = paced(self.progress, self.tokens.ids.numel(), share=self.position.done / self.total)
-        for turn in self.turns:
+        self.paced_progress = paced(self.progress, self.tokens.ids.numel(), share=self.position.done / self.total)
+        for turn in self.memory_batches:
             self._forward(turn)
         if self.needs_gradient:
             self._back()
@@ -123,7 +132,7 @@ class Run:
         self._mark()
         layers = range(walks[0].layer, self.layers)
         for layer in self.decoder.through(walks, layers, observe=self._observe, on_forward=self._tick):
-            closed = layer + 1 - (self.wanted.window or self.layers + 1)
+            closed = layer + 1 - (self.spec.window or self.layers + 1)
             if not self.needs_gradient and closed >= 0:
                 at.entering[closed] = []  # no block that starts there is still open
             self._mark()
@@ -142,7 +151,7 @@ class Run:
         entering = self.position.entering
         if self.needs_gradient or hidden.blocks:
             entering[layer].append(before)
-            first = layer + 1 - (self.wanted.window or 1)
+            first = layer + 1 - (self.spec.window or 1)
             if hidden.blocks and first >= 0:
                 hidden.add_block(first, entering[first][len(entering[layer]) - 1], after, counted)
 
@@ -152,10 +161,10 @@ class Run:
         return None if counted is None else torch.nn.functional.pad(counted[:, 1:], (0, 1))
 
     def _head(self, walk: WalkState) -> None:
-        """What leaves the last layer, to the head."""
+        """Feed the last layer's output to the head."""
         kind, counted = self.batches.kind_of[walk.number], self.batches.counted[walk.number]
         if self.needs_gradient:
-            hidden = walk.hidden[self.wanted.without]
+            hidden = walk.hidden[self.spec.without]
             self.position.leaving.append(
                 loss_gradient(self.decoder, walk.ids, hidden, of=self._predicted(kind), counted=counted)
             )
@@ -163,7 +172,7 @@ class Run:
         self.outputs[kind].add(self.decoder, walk, lambda streams: self._tick(streams * self.head), counted)
 
     def _predicted(self, kind: int) -> float:
-        """What a kind's summed loss is divided by, so that all kinds together give the mean by their weights."""
+        """Return the divisor of a kind's summed loss, so that all kinds together give the mean by their weights."""
         kinds = self.batches.kinds
         return self.batches.predicted(kind) * sum(each.weight for each in kinds) / kinds[kind].weight
 
@@ -185,7 +194,7 @@ class Run:
     def _tick(self, forwards: int = 1) -> None:
         """Say how far the run is."""
         self.position.done += forwards
-        self.told(self.stage, self.position.done, self.total)
+        self.paced_progress(self.stage, self.position.done, self.total)
 
     def _mark(self) -> None:
         """Note the groups that enter the next layer, where a run without more layers is to begin there."""
@@ -203,12 +212,12 @@ class Run:
     @property
     def base_loss(self) -> float | None:
         """The loss without any more layers gone, where a metric needed it."""
-        return self.loss(self.wanted.without) if self.outputs[0].metrics else None
+        return self.loss(self.spec.without) if self.outputs[0].metrics else None
 
     def base_losses(self) -> dict[str, float]:
         """The same, kind by kind."""
         return {
-            kind.source: float(outputs.losses[self.wanted.without].value)
+            kind.source: float(outputs.losses[self.spec.without].value)
             for kind, outputs in zip(self.batches.kinds, self.outputs, strict=True)
             if outputs.metrics
         }
@@ -263,17 +272,17 @@ class Run:
         return [place.get(layer, float("inf")) for layer in range(self.layers)]
 
 
-def walk_on(run: Run, more: SkippedLayers) -> Run:
+def walk_on(run: Measurement, further: SkippedLayers) -> Measurement:
     """The run of the model without further layers; it begins where they begin to matter, if `run` kept its trail.
 
     What enters the first of them, and any layer before, is what it was in `run`, for sets of other names.
     """
-    wanted = Wanted(run.wanted.metrics, without=run.wanted.without | more)
-    following = Run(run.decoder, run.tokens, wanted, progress=run.progress, stage=run.stage)
+    spec = MeasurementSpec(run.spec.metrics, without=run.spec.without | further)
+    following = Measurement(run.decoder, run.tokens, spec, progress=run.progress, stage=run.stage)
     if run.trail is None or run.needs_gradient:
         return following
-    first = min(more)
-    renamed = [[_renamed(groups, more, following) for groups in each] for each in run.trail[: first + 1]]
+    first = min(further)
+    renamed = [[_renamed(groups, further, following) for groups in each] for each in run.trail[: first + 1]]
     following.trail = renamed[:first]
     following.position.walks = [
         WalkState(ids, groups, first, number)
@@ -286,12 +295,12 @@ def walk_on(run: Run, more: SkippedLayers) -> Run:
     return following
 
 
-def _renamed(groups: Sequence[Group], more: SkippedLayers, run: Run) -> list[Group]:
-    """The groups as those of the sets with `more` layers, as far as the run has them; its first set comes first."""
+def _renamed(groups: Sequence[Group], further: SkippedLayers, run: Measurement) -> list[Group]:
+    """The groups as those of the sets with `further` layers, as far as the run has them; its first set comes first."""
     observed, renamed = run.sets[0], []
     for sets, state in groups:
         outputs = run.outputs[0]
-        with_more = {each if outputs.compares and each == UNPRUNED else each | more: None for each in sets}
+        with_more = {each if outputs.compares and each == UNPRUNED else each | further: None for each in sets}
         kept = sorted((each for each in with_more if each in outputs.losses), key=lambda each: each != observed)
         renamed += [(tuple(kept), state)] if kept else []
     return sorted(renamed, key=lambda group: group[0][0] != observed)

@@ -156,7 +156,7 @@ def cosine_parts(before: Tensor, after: Tensor) -> Tensor:
 
 
 def same(value: float) -> float:
-    """What was averaged or added up is the score."""
+    """Return the value: what was averaged or added up is the score."""
     return value
 
 

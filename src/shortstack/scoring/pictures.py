@@ -42,7 +42,7 @@ def score_picture(
 
 
 def _read(tokens: Tokens) -> list[str]:
-    """What was read, in words."""
+    """Describe the tokens that were read, in words."""
     return [f"{tokens['samples']} x {tokens['length']} tokens of {short(tokens['source'], 40)}"] if tokens else []
 
 

@@ -15,14 +15,14 @@ from shortstack.data.tokens import check_enough
 from shortstack.decoder import Decoder, tokens_of
 from shortstack.errors import CheckpointError, InputError
 from shortstack.machine.device import AUTO, Compute
-from shortstack.machine.files import plain
+from shortstack.machine.files import to_jsonable
 from shortstack.machine.memory import peak_rss
 from shortstack.machine.numbers import checked
 from shortstack.machine.progress import Progress, in_notebooks
 from shortstack.machine.typed import typed
 from shortstack.repairing.cut_families import repaired_windows
 from shortstack.scoring.accumulators import Values
-from shortstack.scoring.measurement import Run, Wanted
+from shortstack.scoring.measurement import Measurement, MeasurementSpec
 from shortstack.scoring.metrics import METRICS, Metric, MetricName, metrics_named
 from shortstack.scoring.scores import KindScores, Scores
 
@@ -68,7 +68,7 @@ def score(
         decoder = Decoder.open(checkpoint, compute)
         walked = [metric for metric in fed if metric.feed != "repair"]
         if walked:
-            run = Run(decoder, tokens, Wanted(walked, window), progress=progress).go()
+            run = Measurement(decoder, tokens, MeasurementSpec(walked, window), progress=progress).go()
             scores, blocks = scores | run.scores(), run.block_scores()
         repaired = [metric for metric in fed if metric.feed == "repair"]
         if repaired and window:
@@ -117,8 +117,8 @@ def check_window(window: int | None, layers: int, metrics: Sequence[Metric]) -> 
         )
 
 
-def _kinds(run: Run) -> dict[str, KindScores]:
-    """What each kind of text alone says."""
+def _kinds(run: Measurement) -> dict[str, KindScores]:
+    """Return the scores on each kind of text alone."""
     bases, weights = run.base_losses(), {kind.source: kind.weight for kind in run.batches.kinds}
     return {
         source: KindScores(weights[source], bases.get(source), {name: _checked(name, values[name]) for name in values})
@@ -171,10 +171,10 @@ def _checked(name: str, values: Sequence[float]) -> tuple[float, ...]:
 
 
 def model_record(checkpoint: Checkpoint) -> dict[str, Any]:
-    """What a result says about its model; from the sizes `plan` knows parameters and bytes."""
+    """Return a JSON-able description of the model; from its sizes `plan` knows parameters and bytes."""
     return {
         "source": checkpoint.source,
         "revision": checkpoint.revision,
         "model_type": checkpoint.anatomy.model_type,
-        **plain(checkpoint.sizes),
+        **to_jsonable(checkpoint.sizes),
     }

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from shortstack.checkpoint.sizes import check_not_other
 from shortstack.errors import DataError, InputError
-from shortstack.machine.files import plain, read_json, save_json
+from shortstack.machine.files import read_json, save_json, to_jsonable
 from shortstack.machine.formats import show_layers, shown
 from shortstack.machine.numbers import perplexity
 from shortstack.machine.tables import Cell, Column, Table, Tabled
@@ -26,7 +26,7 @@ DEAR = 3.0  # times the median: more than a layer usually costs
 
 @dataclass(frozen=True)
 class KindScores:
-    """What one kind of text alone says: its weight beside others, the unpruned model's loss on it, and the scores."""
+    """The scores on one kind of text: its weight beside others, and the unpruned model's loss on it."""
 
     weight: float
     base_loss: float | None
@@ -34,7 +34,7 @@ class KindScores:
 
     @property
     def measure(self) -> str:
-        """What lost() is, in words."""
+        """The meaning of lost(), in words."""
         return "nats per token that are lost" if "ppl" in self.scores else "KL divergence from the unpruned model"
 
     def lost(self) -> tuple[float, ...] | None:
@@ -79,7 +79,7 @@ class Scores(Tabled):
     @classmethod
     @typed
     def load(cls, path: str | Path) -> Scores:
-        """What save() wrote.
+        """Read scores that save() wrote.
 
         Raises:
             DataError: the file cannot be read, or holds something else.
@@ -117,7 +117,7 @@ class Scores(Tabled):
         return Table.of(f"blocks of {size} layers{title}", columns, [*rows], caption=caption)
 
     def _abilities(self) -> Table | None:
-        """What the removal of each layer costs on each kind of text, and which layers look cheap on one and are not."""
+        """Return a table of each layer's cost on each kind of text, and of layers whose impact differs between kinds."""
         costs = {source: values for source, kind in self.kinds.items() if (values := kind.lost()) is not None}
         if len(costs) < 2:
             return None
@@ -155,7 +155,7 @@ class Scores(Tabled):
 
     @property
     def default_metric(self) -> str:
-        """What decides when no metric is named: measured loss, else the first one scored."""
+        """The metric to use when none is named: measured loss, else the first one scored."""
         return "ppl" if "ppl" in self.scores else next(iter((*self.scores, *self.blocks)))
 
     def hidden_carriers(self, on: str, other: str) -> tuple[int, ...]:
@@ -182,7 +182,7 @@ class Scores(Tabled):
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON-able data, with the removal order of each metric beside its scores."""
-        return {**plain(self), "order": {name: list(self.order(name)) for name in self.scores}}
+        return {**to_jsonable(self), "order": {name: list(self.order(name)) for name in self.scores}}
 
     def save(self, path: str | Path) -> None:
         save_json(path, self.to_dict())

@@ -1,4 +1,4 @@
-"""What lies beside the weights of a shrink: model card, page of its report, results, and the recipe that repeats it."""
+"""Files beside the weights of a shrink: model card, the report's page, results, and the recipe that repeats it."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from shortstack.checkpoint import Checkpoint
-from shortstack.checkpoint.card import Evaluated, Told, licence_of, model_card
+from shortstack.checkpoint.card import CardContent, Evaluated, licence_of, model_card
 from shortstack.checkpoint.file_names import CARD
-from shortstack.machine.files import save_json, whole
+from shortstack.machine.files import atomic_write, save_json
 from shortstack.machine.formats import size
 from shortstack.report import Report
 from shortstack.report.reporter import write_page
@@ -23,19 +23,19 @@ NAMES = {"evaluate_base": "unpruned", "evaluate_pruned": "pruned", "evaluate_hea
 def dress(shrunk: Shrunk, checkpoint: Checkpoint, settings: Mapping[str, Any]) -> None:
     """Write all of it into the folder of the checkpoint. settings: of the trial, for the report."""
     folder = checkpoint.directory
-    with whole(folder / CARD) as partial:
+    with atomic_write(folder / CARD) as partial:
         partial.write_text(
-            model_card(shrunk.output.name, checkpoint.record, _told(shrunk, checkpoint)), encoding="utf-8"
+            model_card(shrunk.output.name, checkpoint.record, _card_content(shrunk, checkpoint)), encoding="utf-8"
         )
-    with whole(folder / RECIPE) as partial:
+    with atomic_write(folder / RECIPE) as partial:
         partial.write_text(shrunk.recipe, encoding="utf-8")
     write_page(Report.of(trial_runs(shrunk, settings)), folder / PAGE)
     save_json(folder / SUMMARY, shrunk.to_dict())
 
 
-def _told(shrunk: Shrunk, checkpoint: Checkpoint) -> Told:
+def _card_content(shrunk: Shrunk, checkpoint: Checkpoint) -> CardContent:
     measured = [Evaluated(NAMES[role], found) for role, found in shrunk.steps().items() if role in NAMES]
-    return Told(
+    return CardContent(
         verdict=shrunk.verdict,
         facts=_sizes(shrunk, checkpoint, [each.name for each in measured]),
         measured=measured,

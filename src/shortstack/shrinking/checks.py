@@ -1,4 +1,4 @@
-"""What can be known to be wrong with a shrink, said before any of its work: model, cut, output, room, data, texts."""
+"""Checks of a shrink before any of its work: model, cut, output, room, data, texts."""
 
 from __future__ import annotations
 
@@ -102,7 +102,7 @@ def _check_texts(checkpoint: Checkpoint, options: ShrinkOptions) -> int | None:
 
 @contextmanager
 def _of(option: str, fix: str = "") -> Iterator[None]:
-    """What is wrong with a text is said of the option that named it; fix: where what would mend it is no option here."""
+    """Attribute errors about a text to the option that named it; fix: the remedy, if the usual one is no option here."""
     try:
         yield
     except DataError as error:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from shortstack.machine.device import Compute
-from shortstack.machine.files import plain, save_json
+from shortstack.machine.files import save_json, to_jsonable
 from shortstack.machine.progress import Progress, silent
 from shortstack.machine.tables import Column, Table, Tabled
 from shortstack.shrinking.line import shrink_each
@@ -48,7 +48,7 @@ class Demo(Tabled):
     left_out: Sequence[str] = ()
 
     def table(self) -> Table:
-        """What each model saves, and what that costs."""
+        """Return a table of each model's savings and their cost in quality."""
         rows = [
             (row.name, row.layers, row.parameters, row.bytes, row.writes, row.perplexity, row.right and str(row.right))
             for row in self.rows
@@ -66,7 +66,7 @@ class Demo(Tabled):
         return Table.of("SmolLM2-135M-Instruct with fewer layers", columns, rows, caption=caption)
 
     def to_dict(self) -> dict[str, Any]:
-        return dict(plain(self))
+        return dict(to_jsonable(self))
 
 
 def run(

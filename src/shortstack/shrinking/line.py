@@ -43,7 +43,7 @@ from shortstack.profiling.speed import forward_speed
 from shortstack.pruning import prune
 from shortstack.repairing import repair
 from shortstack.repairing.repairer import check_repair
-from shortstack.runs.records import TailsRecord
+from shortstack.runs.records import TailCurve
 from shortstack.scoring import score
 from shortstack.shrinking import reference
 from shortstack.shrinking.card import RECIPE, dress
@@ -116,7 +116,7 @@ def shrink_each(
 
 @dataclass(frozen=True)
 class Foreseen:
-    """What shrink() would look at in the time, what there would be less of than is wanted, and what it needs."""
+    """A forecast of shrink(): the amounts that fit in the time, those that are reduced, and the resources needed."""
 
     amounts: Amounts
     left_out: tuple[str, ...]
@@ -164,18 +164,20 @@ def _shrink(
         windows = check_shrink(source, missing or routes, options, compute)
         folder.mkdir(exist_ok=True)
         clock = clock_of(60 * options.minutes, folder / "clock.json", before=time.monotonic() - began)
-        told = ClockProgress(progress, clock, folder / "clock.json")
-        line = Line(source, next(iter(routes.values())), options, compute, clock, stages, told, windows, len(routes))
+        clock_progress = ClockProgress(progress, clock, folder / "clock.json")
+        line = Line(
+            source, next(iter(routes.values())), options, compute, clock, stages, clock_progress, windows, len(routes)
+        )
         try:
             for number, (out, route) in enumerate(missing.items()):
                 if not places[out].exists():
                     line.finish(places[out], out, route, share=1 / (len(missing) - number))
                 rename_new(places[out], out)
         finally:
-            told.keep()
+            clock_progress.keep()
         result = [loaded(_noted(place), Shrunk) for place in places.values()]
         remove(folder)
-        told.end()
+        clock_progress.end()
     return result
 
 
@@ -220,7 +222,7 @@ class Line:
 
     @cached_property
     def amounts(self) -> Amounts:
-        """What fits into the minutes on this machine, now."""
+        """The amounts that fit into the minutes on this machine, now."""
 
         how = {"plan": repr(self.route.recipe.plan), "minutes": self.options.minutes, "cuts": self.cuts}
         return self.stages.result("amounts", Amounts, lambda: self._written(self.fitting()), wanted=self.wanted, **how)
@@ -281,17 +283,17 @@ class Line:
             if self.clock.until(PROBED_BY if checkpoint is self.source else 1.0).over:
                 writing = NO_WRITING
                 left_out.append(f"what the {name} model writes")
-            found = evaluate(checkpoint, text=text, generation=writing, **how)
+            evaluation = evaluate(checkpoint, text=text, generation=writing, **how)
             for task in tasks:
                 if until.over:
                     left_out.append(f"{', '.join(task.names)} of the {name} model")
                     continue
                 answered = evaluate(checkpoint, text=NO_TEXT, tasks=task, generation=NO_WRITING, **how)
-                found = replace(found, tasks={**found.tasks, **answered.tasks})
+                evaluation = replace(evaluation, tasks={**evaluation.tasks, **answered.tasks})
             if until.over:
                 left_out.append(f"answers of the {name} model")
             said = () if until.over else reference.answers(checkpoint, self.compute, self.progress)
-            return Measured(found, said, tuple(left_out), time.monotonic() - began)
+            return Measured(evaluation, said, tuple(left_out), time.monotonic() - began)
 
         texts = {name: text.record() for name, text in self.texts.items()}
         known = {"of": checkpoint.identity, "texts": texts, "tasks": repr(tasks), "items": items}
@@ -314,9 +316,9 @@ class Line:
         measured = self.measured(made, "shortened", until)
         left_out = ("no repair",) * unrepaired + ("no healing",) * (route.healing is not None and healing is None)
         repaired = None if route.turns else pruned.record.get("repair") or {}
-        found = next(iter(measured.evaluation.perplexity.values()))
-        tails = reference.tails(curve, found) if curve else None
-        return Candidate(made, plan, repaired, healing, measured, speed, tails, (*left_out, *measured.left_out))
+        perplexity = next(iter(measured.evaluation.perplexity.values()))
+        tail_curve = reference.with_made_loss(curve, perplexity) if curve else None
+        return Candidate(made, plan, repaired, healing, measured, speed, tail_curve, (*left_out, *measured.left_out))
 
     def chosen(self, route: Route) -> Plan:
         """The layers that go."""
@@ -370,12 +372,12 @@ class Line:
         return Checkpoint.open(place), healing
 
     def task(self, healing: HealingTask) -> HealingTask:
-        """What the recipe heals, by the seed and on the device of this run, with its teacher where it wants one."""
+        """Return the recipe's healing task, with this run's seed and device, and its teacher if it needs one."""
         schedule = replace(healing.schedule, seed=self.compute.seed)
         teacher = self.source if healing.needs_teacher else None
         return replace(healing, schedule=schedule, teacher=teacher, compute=self.compute)
 
-    def beside_unpruned(self, cut: Checkpoint, until: Clock) -> tuple[TailsRecord | None, reference.Speed]:
+    def beside_unpruned(self, cut: Checkpoint, until: Clock) -> tuple[TailCurve | None, reference.Speed]:
         """The curve of the last layers with this cut, and its speed; healing changes neither. None where it is late."""
         if until.share > COMPARED_BY:
             return None, reference.Speed(reason="no time was left for it")
@@ -383,17 +385,17 @@ class Line:
         both: dict[str, Any] = {"compute": self.compute, "progress": self.progress}
         known = {"of": cut.identity, "text": text.record()}
 
-        def curve() -> TailsRecord:
+        def curve() -> TailCurve:
             return reference.tail_curve(cut, self.source, text, **both)
 
         def timed() -> reference.Speed:
             return reference.speed(cut, self.source, **both)
 
-        found = self.stages.result("tails", TailsRecord, curve, **known)
-        return found, self.stages.result("speed", reference.Speed, timed, **known)
+        tail_curve = self.stages.result("tails", TailCurve, curve, **known)
+        return tail_curve, self.stages.result("speed", reference.Speed, timed, **known)
 
     def concluded(self, out: Path, route: Route, made: Candidate, tried: tuple[Tried, ...]) -> Shrunk:
-        """What is said of a cut."""
+        """Assemble the result of a cut."""
         unpruned, last = self.unpruned, made.measured.evaluation
         said = verdict(unpruned.measured.evaluation, last)
         others = beside_others(last, made.checkpoint.weight_bytes, made.speed, unpruned.int8)
@@ -409,7 +411,7 @@ class Line:
             reference.beside(unpruned.measured.answers, made.measured.answers),
             made.speed,
             unpruned.int8,
-            made.tails,
+            made.tail_curve,
             (*self.amounts.less(self.wanted), *unpruned.measured.left_out, *made.left_out),
             tried,
             round(self.clock.used, 1),
@@ -485,7 +487,7 @@ def _noted(place: Path) -> Path:
 
 @dataclass(frozen=True)
 class Costs:
-    """What the removal of each layer alone costs, in nats per token."""
+    """The loss increase from removing each layer alone, in nats per token."""
 
     values: tuple[float, ...]
 

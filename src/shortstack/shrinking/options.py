@@ -99,7 +99,7 @@ class ShrinkOptions:
         return EvaluationText(self.texts, samples=windows)
 
     def generation(self, probe_items: int) -> GenerationChecks:
-        """What is written to be looked at, as evaluate() takes it."""
+        """Return the checks of generated text, as evaluate() takes them."""
         return GenerationChecks(probe_items > 0, probe_items or GenerationChecks.probe_items, collapse_check=True)
 
     def evaluation_tasks(self) -> list[Tasks]:

@@ -1,4 +1,6 @@
-"""What a shortened model is held against: what the unpruned one says, its speed, itself in int8, and the last layers cut."""
+"""References for a shortened model: the unpruned model's answers and speed, its int8 version, and cutting the last
+layers.
+"""
 
 from __future__ import annotations
 
@@ -22,8 +24,8 @@ from shortstack.machine.progress import Progress, silent
 from shortstack.profiling import Timing, profile
 from shortstack.profiling.profiler import prompt_ids
 from shortstack.profiling.speed import Ratio
-from shortstack.runs.records import TailsRecord
-from shortstack.scoring.measurement import Run, Wanted
+from shortstack.runs.records import TailCurve
+from shortstack.scoring.measurement import Measurement, MeasurementSpec
 from shortstack.scoring.metrics import METRICS
 
 PROMPTS = (
@@ -59,7 +61,7 @@ class Speed:
 
 
 def answers(checkpoint: Checkpoint, compute: Compute, progress: Progress = silent) -> tuple[str, ...]:
-    """What a model says to each of PROMPTS."""
+    """Generate a model's answers to PROMPTS."""
     model, tokenizer = loaded(checkpoint, compute).model, checkpoint.tokenizer()
     prompts = [prompt_ids(tokenizer, prompt) for prompt in PROMPTS]
     written = generate(model, prompts, [ANSWER_TOKENS] * len(prompts), stage="answering", progress=progress)
@@ -68,10 +70,10 @@ def answers(checkpoint: Checkpoint, compute: Compute, progress: Progress = silen
 
 def speed(cut: Checkpoint, unpruned: Checkpoint, compute: Compute, progress: Progress = silent) -> Speed:
     """Both models in turns, one text at a time."""
-    found = profile(cut, against=unpruned, timing=TIMING, compute=compute, progress=progress)
-    if found.untimed or not found.against:
-        return Speed(reason=found.untimed)
-    ratios = found.against.ratios[0]
+    measured = profile(cut, against=unpruned, timing=TIMING, compute=compute, progress=progress)
+    if measured.untimed or not measured.against:
+        return Speed(reason=measured.untimed)
+    ratios = measured.against.ratios[0]
     return Speed(ratios.prefill, ratios.decode)
 
 
@@ -89,20 +91,20 @@ def int8(unpruned: Checkpoint, windows: Mapping[str, Tokens], compute: Compute, 
 
 def tail_curve(
     cut: Checkpoint, unpruned: Checkpoint, text: Tokens, compute: Compute, progress: Progress = silent
-) -> TailsRecord:
+) -> TailCurve:
     """The loss of a model without so many of its last layers, and without those of a cut; one walk."""
     decoder, tokens, removed = loaded(unpruned, compute), few(text), skipped_layers(cut, unpruned)
     layers = len(decoder.layers)
     amounts = depths(layers, [len(removed)])
     tails = [frozenset(range(layers - amount, layers)) for amount in amounts]
-    wanted = Wanted([METRICS["ppl"]], singles=False, sets=[UNPRUNED, *tails, removed])
-    run = Run(decoder, tokens, wanted, progress=progress, stage="cutting the last layers").go()
+    spec = MeasurementSpec([METRICS["ppl"]], singles=False, sets=[UNPRUNED, *tails, removed])
+    run = Measurement(decoder, tokens, spec, progress=progress, stage="cutting the last layers").go()
     losses = tuple(run.loss(tail) for tail in tails)
     samples, length = tokens.ids.shape
-    return TailsRecord(tokens.source, samples, length, tuple(amounts), losses, len(removed), run.loss(removed))
+    return TailCurve(tokens.source, samples, length, tuple(amounts), losses, len(removed), run.loss(removed))
 
 
-def tails(curve: TailsRecord, made: Perplexity) -> TailsRecord:
+def with_made_loss(curve: TailCurve, made: Perplexity) -> TailCurve:
     """The curve with the loss of what was made of the cut, on the same windows."""
     losses = made.window_losses[: curve.samples]
     return replace(curve, made_loss=math.fsum(losses) / len(losses))
@@ -132,7 +134,7 @@ def loaded(checkpoint: Checkpoint, compute: Compute) -> Decoder:
 
 
 def beside(unpruned: Sequence[str], shortened: Sequence[str]) -> list[dict[str, str]]:
-    """Each prompt with what the models say to it; nothing of one that was not asked."""
-    asked = {name: said for name, said in (("unpruned", unpruned), ("shortened", shortened)) if said}
-    each = zip(PROMPTS, *asked.values(), strict=True) if asked else ()
-    return [dict(zip(("prompt", *asked), said, strict=True)) for said in each]
+    """Each prompt with what the models say to it; models without answers are left out."""
+    by_model = {name: said for name, said in (("unpruned", unpruned), ("shortened", shortened)) if said}
+    each = zip(PROMPTS, *by_model.values(), strict=True) if by_model else ()
+    return [dict(zip(("prompt", *by_model), said, strict=True)) for said in each]

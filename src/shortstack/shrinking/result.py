@@ -1,4 +1,4 @@
-"""What goes from stage to stage of shrink(), and what comes out of it."""
+"""Results that pass from stage to stage of shrink(), and its outcome."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from typing import Any
 from shortstack.checkpoint import Checkpoint
 from shortstack.evaluation import Evaluation
 from shortstack.healing import Healing
-from shortstack.machine.files import plain
+from shortstack.machine.files import to_jsonable
 from shortstack.machine.tables import Table, Tabled
 from shortstack.planning import Plan
-from shortstack.runs.records import TailsRecord
+from shortstack.runs.records import TailCurve
 from shortstack.shrinking.reference import Int8, Speed
 from shortstack.shrinking.retention import Tried
 
 
 @dataclass(frozen=True)
 class Measured:
-    """What was measured of a model. answers: to the prompts; left_out: for want of time; seconds: that all of it took."""
+    """The measurements of a model. answers: to the prompts; left_out: to fit the time; seconds: the time they took."""
 
     evaluation: Evaluation
     answers: tuple[str, ...]
@@ -49,7 +49,7 @@ class Candidate:
     healing: Healing | None
     measured: Measured
     speed: Speed
-    tails: TailsRecord | None
+    tail_curve: TailCurve | None
     left_out: tuple[str, ...]
 
 
@@ -73,7 +73,7 @@ class Shrunk(Tabled):
     answers: Sequence[Mapping[str, str]]
     speed: Speed
     int8: Int8
-    tails: TailsRecord | None
+    tails: TailCurve | None
     left_out: tuple[str, ...]
     tried: tuple[Tried, ...]
     seconds: float
@@ -81,11 +81,11 @@ class Shrunk(Tabled):
     command: str
 
     def table(self) -> Table:
-        """What was measured of both models."""
+        """Return a table of both models' results."""
         return replace(self.last, base=self.base).table()
 
     def tables(self) -> list[Table]:
-        """What was measured of both models, and the cuts that were compared."""
+        """Return the tables of both models' results and of the cuts that were compared."""
         return [self.table(), *self.plan.tables()[1:]]
 
     def steps(self) -> dict[str, dict[str, Any]]:
@@ -98,7 +98,7 @@ class Shrunk(Tabled):
         return {**found, "heal": self.healing.to_dict(), "evaluate_healed": self.last.to_dict()}
 
     def to_dict(self) -> dict[str, Any]:
-        told = (
+        names = (
             "output",
             "verdict",
             "why",
@@ -111,5 +111,5 @@ class Shrunk(Tabled):
             "seconds",
             "command",
         )
-        data = {name: plain(getattr(self, name)) for name in told}
+        data = {name: to_jsonable(getattr(self, name)) for name in names}
         return {**data, "compared": dict(self.plan.compared or {}), "steps": self.steps()}

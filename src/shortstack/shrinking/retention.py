@@ -1,4 +1,4 @@
-"""What a shortened model keeps of the unpruned one, and how many layers to try next for a share that is to be kept.
+"""The share of quality that a shortened model keeps, and the number of layers to try next to keep a given share.
 
 >>> next_amount({4: 0.97}, 0.9, most=20), next_amount({4: 0.97, 8: 0.8}, 0.9, most=20)
 (8, 5)
@@ -45,7 +45,7 @@ class Tried:
 
 
 def kept(base: Evaluation, last: Evaluation) -> dict[str, Share]:
-    """What is kept by each measure that both models have.
+    """Return the share kept by each measure that both models have.
 
     Of a text it is the likelihood of a token, exp(loss of the one - loss of the other), the geometric mean; of the probes
     and of the tasks the mean accuracy. Both models' errors count as if the samples were others, which makes them too wide.

@@ -18,8 +18,8 @@ from shortstack.shrinking.options import GOALS, ShrinkOptions
 
 @dataclass(frozen=True)
 class Route:
-    """What shrink does. choice: how layers are chosen, and how many go; healing: None where nothing heals; turns: where cuts
-    and healing take turns.
+    """The work of a shrink. choice: how layers are chosen, and how many go; healing: None without healing; turns: None
+    unless cuts and healing take turns.
 
     recipe: numbers that stand in it are taken as they are, whatever the clock says.
     """

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 from shortstack.checkpoint import Checkpoint
 from shortstack.machine.cache import content_key
-from shortstack.machine.files import whole
+from shortstack.machine.files import atomic_write
 
 Result = TypeVar("Result")
 
@@ -45,12 +45,12 @@ class Stages:
 
 def save(path: Path, result: Any) -> None:
     """Write a dataclass as JSON; NaN stays NaN."""
-    with whole(path) as partial:
+    with atomic_write(path) as partial:
         partial.write_text(json.dumps(asdict(result), default=str), encoding="utf-8")
 
 
 def loaded(path: Path, kind: type[Result]) -> Result:
-    """What save() wrote."""
+    """Read a result that save() wrote."""
     from pydantic import TypeAdapter
 
     return TypeAdapter(kind).validate_json(path.read_bytes())

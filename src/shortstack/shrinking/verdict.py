@@ -67,9 +67,11 @@ def beside_others(last: Evaluation, nbytes: int, speed: Speed, int8: Int8) -> li
     texts = " and ".join(
         f"{number(int8.perplexity[text])} on {text}, where this one has {number(value)}" for text, value in ours.items()
     )
-    told = f"The unpruned model in int8 takes {size(int8.bytes)}, this one {size(nbytes)}; its perplexity is {texts}"
+    comparison = (
+        f"The unpruned model in int8 takes {size(int8.bytes)}, this one {size(nbytes)}; its perplexity is {texts}"
+    )
     better = int8.bytes <= nbytes and all(int8.perplexity[text] <= value for text, value in ours.items())
-    return [*said, f"{told}: where bytes are all that counts, int8 is better." if better else f"{told}."]
+    return [*said, f"{comparison}: where bytes are all that counts, int8 is better." if better else f"{comparison}."]
 
 
 def _right(what: str, before: Share, after: Share) -> str:

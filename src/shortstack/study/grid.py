@@ -29,8 +29,8 @@ from shortstack.machine import yamlfile
 from shortstack.machine.device import Compute
 from shortstack.machine.yamlfile import Part, part_of
 from shortstack.runs.records import ONE_SHOT
-from shortstack.study.kinds import KINDS
 from shortstack.study.measures import EvaluationOptions
+from shortstack.study.step_types import KINDS
 from shortstack.study.trial import HealOptions, Pattern, RepairText, StudyCalibration, Trial
 
 
@@ -51,7 +51,7 @@ class ComputeOptions(part_of("ComputeOptions", Compute, only=("device", "dtype")
 
 
 class Resources(Part):
-    """What a step of one kind takes of a machine; memory in GB. gpus: one where there are any, but for the CPU."""
+    """The resources of a step of one kind; memory in GB. gpus: by default one where there are any, but for the CPU."""
 
     cpus: float = Field(default=1, gt=0)
     gpus: float | None = Field(default=None, ge=0)
@@ -90,7 +90,7 @@ class TrialSettings(Part):
     seed: int | list[int] | None = None
 
     def axes(self) -> dict[str, Sequence[Any]]:
-        """What is named here, each as a list."""
+        """Return the values given here by name, each as a list."""
         return {name: _listed(getattr(self, name)) for name in type(self).model_fields if name in self.model_fields_set}
 
 

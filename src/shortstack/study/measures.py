@@ -1,4 +1,4 @@
-"""The kinds of steps that measure a checkpoint, with the options that a study's file gives them."""
+"""The step types that measure a checkpoint, with the options that a study's file gives them."""
 
 from __future__ import annotations
 
@@ -15,15 +15,16 @@ from shortstack.machine.options import made_of
 from shortstack.machine.progress import Progress
 from shortstack.machine.yamlfile import part_of
 from shortstack.profiling import Timing
+from shortstack.study.command_line import changed_words, model_words
+from shortstack.study.references import expanded
 from shortstack.study.steps import Contents, Job, Known, Places, Step
-from shortstack.study.words import changed_words, expanded, model_words
 
 EVALUATED = (EvaluationText, Tasks, GenerationChecks)
 OF_TASKS = ("limit", "num_fewshot", "data_dir", "include")  # what only tasks take
 
 
 class ProfileOptions(part_of("ProfileOptions", Timing, bounded=True)):  # type: ignore[misc]  # made of options
-    """What profile() measures."""
+    """Options of profile()."""
 
 
 class EvaluationOptions(part_of("EvaluationOptions", *EVALUATED, bounded=True)):  # type: ignore[misc]  # made of options
@@ -35,7 +36,7 @@ class EvaluationOptions(part_of("EvaluationOptions", *EVALUATED, bounded=True)):
 
     @property
     def profile_options(self) -> ProfileOptions | None:
-        """What profile() measures; None where it does not."""
+        """The options of profile(); None if it is not measured."""
         return ProfileOptions() if self.profile is True else self.profile or None
 
     @property
@@ -52,10 +53,10 @@ class EvaluationOptions(part_of("EvaluationOptions", *EVALUATED, bounded=True)):
 
     def check(self) -> None:
         """Say what is wrong before anything runs."""
-        asked = _evaluate_arguments(expanded(self.arguments))
-        asked["text"].check()
-        if asked["tasks"]:
-            asked["tasks"].load()
+        arguments = _evaluate_arguments(expanded(self.arguments))
+        arguments["text"].check()
+        if arguments["tasks"]:
+            arguments["tasks"].load()
         alone = next((name for name in OF_TASKS if getattr(self, name) is not None and not self.tasks), None)
         if alone:
             fix = "add tasks, such as paper, or leave it out"
@@ -86,7 +87,7 @@ class EvaluateStep(Step):
 
 
 def _evaluate_arguments(options: Mapping[str, Any]) -> dict[str, Any]:
-    """What evaluate() is given for the evaluation options of a study."""
+    """Return the arguments of evaluate() for the evaluation options of a study."""
     tasks = replace(made_of(Tasks, options), seed=options["seed"]) if options["tasks"] else None
     return {"text": made_of(EvaluationText, options), "tasks": tasks, "generation": made_of(GenerationChecks, options)}
 

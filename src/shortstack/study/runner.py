@@ -21,19 +21,20 @@ from typing import Any
 
 from shortstack.errors import DiskFullError, ShortstackError
 from shortstack.machine.device import pick_device
-from shortstack.machine.files import digest, finite, plain, whole
+from shortstack.machine.files import atomic_write, digest, finite, to_jsonable
 from shortstack.machine.options import check_choice_of
 from shortstack.machine.progress import Progress, in_notebooks
 from shortstack.machine.tables import Table, Tabled
 from shortstack.runs import Store
 from shortstack.runs.folder import Folder
 from shortstack.runs.step_progress import PACE, read_progress
+from shortstack.study.command_line import command_line
 from shortstack.study.graph import Graph, Paths, sources, texts
 from shortstack.study.grid import Resources, Study, in_file, read_study
+from shortstack.study.references import check_text, expanded, open_model, text_digest
 from shortstack.study.same_study import check_outside, check_place, check_same
 from shortstack.study.steps import Contents, Job, Step, perform
 from shortstack.study.trial import Trial
-from shortstack.study.words import check_text, command_line, expanded, open_model, text_digest
 from shortstack.study.workers import KEEPS, Launch, Needs, local
 
 
@@ -67,7 +68,7 @@ class StudyOutcome(Tabled):
         return Table.of(str(self.output), ("study", ""), rows, notes=notes)
 
     def to_dict(self) -> dict[str, Any]:
-        return {name: value for name, value in plain(self).items() if name != "raised"}
+        return {name: value for name, value in to_jsonable(self).items() if name != "raised"}
 
 
 def run_study(
@@ -106,7 +107,7 @@ def run_study(
             for trial in study.trials:
                 trial.check_fits(models[trial.model].layers or 0)
         graph = Graph(study, models, {source: text_digest(source) for source in sources(study)})
-        with whole(folder.study) as partial:
+        with atomic_write(folder.study) as partial:
             shutil.copy(path, partial)
         store.forget_running()
         folder.clear_partial()
@@ -125,7 +126,7 @@ def run_study(
 
 
 def _models(study: Study, progress: Progress) -> dict[str, Contents]:
-    """What each model that a trial is of is known by."""
+    """Read the identity of each model that the study has trials of."""
     names = list(dict.fromkeys(trial.model for trial in study.trials))
     models = {}
     for number, name in enumerate(names, start=1):

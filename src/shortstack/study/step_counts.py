@@ -1,4 +1,4 @@
-"""What run_study() would do: its steps at most, and the disk for their weights. Nothing is run, and no model is fetched."""
+"""A preview of run_study(): its steps at most, and the disk for their weights. Nothing is run, and no model is fetched."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from shortstack.runs import Store
 from shortstack.runs.folder import Folder
 from shortstack.study.graph import Graph, foreseen, sources
 from shortstack.study.grid import Study, in_file, read_study
+from shortstack.study.references import expanded, open_model, text_digest
 from shortstack.study.same_study import check_outside, check_place, check_same
 from shortstack.study.steps import Contents, Step
 from shortstack.study.trial import Trial
-from shortstack.study.words import expanded, open_model, text_digest
 
 
 @dataclass(frozen=True, repr=False)
@@ -64,11 +64,11 @@ def step_counts(path: str | Path, out: Path | None = None, *, artefacts: str | N
     models = {name: _opened(name) for name in dict.fromkeys(trial.model for trial in study.trials)}
     known = {name: Contents(name, name, model.anatomy.layers if model else None) for name, model in models.items()}
     graph = Graph(study, known, {source: text_digest(source) for source in sources(study)})
-    asked, steps = Counter[str](), dict[str, tuple[Step, Trial]]()
+    requested, steps = Counter[str](), dict[str, tuple[Step, Trial]]()
     with in_file(path):
         for trial in study.trials:
             for step in graph.steps(trial, foreseen).values():
-                asked[step.kind] += 1
+                requested[step.kind] += 1
                 steps.setdefault(step.key, (step, trial))
         written = [_kept_bytes(models[trial.model], trial) for step, trial in steps.values() if step.writes_weights]
     sizes = sorted(size for size in written if size is not None)
@@ -76,7 +76,7 @@ def step_counts(path: str | Path, out: Path | None = None, *, artefacts: str | N
     return StepCounts(
         study.title,
         len(study.trials),
-        dict(sorted(asked.items())),
+        dict(sorted(requested.items())),
         dict(sorted(Counter(step.kind for step, _ in steps.values()).items())),
         disk_bytes=sum(sizes) if whole else None,
         least_disk_bytes=sum(sizes[-2:]) if whole else None,  # what a step reads, and what it writes

@@ -1,4 +1,4 @@
-"""A step: one call of a public verb, known by what it computes and on what. What each kind of step does stands in `kinds`.
+"""A step: one call of a public verb, known by what it computes and on what. `step_types` and `measures` hold the types.
 
 `perform` runs a step in a worker, on this machine or another. It writes under Job.output and nowhere else; whoever asked
 for it puts that in its place. A failure is a result, too: its traceback.
@@ -31,7 +31,7 @@ from shortstack.machine.progress import Progress, bars
 from shortstack.runs.artefacts import Remote, local_copies
 from shortstack.runs.folder import Folder
 from shortstack.runs.step_progress import Keeper
-from shortstack.study.words import open_model
+from shortstack.study.references import open_model
 
 if TYPE_CHECKING:
     from shortstack.study.trial import Trial
@@ -41,7 +41,7 @@ Places = Mapping[str, str]  # what a step reads -> its path or the model's name
 
 @dataclass(frozen=True)
 class Contents:
-    """What a checkpoint is known by: digests of its weights, its shapes, and the files beside them.
+    """The identity of a checkpoint: digests of its weights, its shapes, and the files beside them.
 
     layers: None where nobody knows yet.
     """
@@ -71,7 +71,7 @@ class Contents:
 
 @dataclass(frozen=True)
 class Known:
-    """What the inputs of steps are known by: models by their contents, texts by their digests; and what steps compute in."""
+    """The identities of steps' inputs, models by their contents and texts by their digests; and the dtype of steps."""
 
     models: Mapping[str, Contents]
     texts: Mapping[str, str]

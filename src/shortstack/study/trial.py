@@ -241,7 +241,7 @@ def calibration_text(arguments: Mapping[str, Any]) -> CalibrationText:
 
 
 def repair_text(value: bool | RepairText | None) -> RepairText | None:
-    """What repair looks at, from what the file says: true is the usual text."""
+    """Return the options of repair from a study file's value; true means the default text."""
     return RepairText() if value is True else value or None
 
 

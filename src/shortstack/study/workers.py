@@ -28,7 +28,7 @@ RETRIES = 3  # of a task whose worker or node is lost
 
 @dataclass(frozen=True)
 class Needs:
-    """What a task takes of a machine; memory in bytes. gpus: None is one where there are some."""
+    """The resources of a task; memory in bytes. gpus: None is one where there are some."""
 
     cpus: float = 1
     gpus: float | None = None
@@ -189,7 +189,7 @@ class RunOptions:
 
     @property
     def launcher(self) -> Callable[[], AbstractContextManager[Launch]]:
-        """What runs the steps."""
+        """The launcher of the steps, on Ray or on this machine."""
         if self.ray:
             return functools.partial(ray, self.ray, self.workers)
         return functools.partial(local, self.workers or 1)

@@ -20,7 +20,7 @@ SETTING, LOWER = Column("setting", "text"), "perplexity, lower is better"
 
 
 def refits(findings: Findings) -> Table | None:
-    """What repair did to the held-out loss of its own text, a row for each repaired checkpoint."""
+    """Return a table of repair's effect on the held-out loss of its own text, a row for each repaired checkpoint."""
     repaired: dict[str, tuple[Result, StepRecord]] = {}
     for result in findings.results:
         step = result.step("prune")
@@ -62,7 +62,7 @@ def _refit(repair: Mapping[str, Any]) -> tuple[Any, ...]:
 
 
 def probes(findings: Findings) -> Table | None:
-    """What the models write: small tasks whose answers a program knows, and whether they go round in circles."""
+    """Return the table of generated text: small tasks whose answers a program knows, and the collapse check."""
     columns = measured_columns(findings, findings.measured("probe"))
     if any(FREE_TEXT.cell(each).value for each in findings.results):
         columns.append(FREE_TEXT)
@@ -84,7 +84,7 @@ def _by_model(
 
 
 def _model_title(findings: Findings, model: str) -> str:
-    """What a model's block is called, where there are several models."""
+    """Return the title of a model's block; empty if there is only one model."""
     return brief(model) if "model" in findings.levels else ""
 
 
@@ -134,7 +134,7 @@ def _profiles(mine: Sequence[Result]) -> dict[str, StepRecord]:
 
 
 def costs(findings: Findings) -> Table | None:
-    """What each kind of step took, and what sharing steps between trials saved."""
+    """Return a table of the cost of each kind of step, and of the time saved by sharing steps between trials."""
     uses = Counter(step.key for trial in findings.runs.trials for step in trial.steps.values())
     kinds: dict[str, list[StepRecord]] = {}
     for step in findings.runs.steps.values():

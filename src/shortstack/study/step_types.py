@@ -1,7 +1,7 @@
-"""The kinds of steps: those that make something here, those that measure it in `measures`. A kind is one class: its inputs,
-its call, and the command that does the same.
+"""The step types that produce something; `measures` holds those that measure it.
 
-A new kind is a class here, its name in KINDS, and its place in a trial's path in `graph`.
+A type is one class: its inputs, its call, and the command that does the same. To add one, write a class here, list it in
+KINDS, and give it a place in a trial's path in `graph`.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ from shortstack.machine.options import defaults_of
 from shortstack.machine.progress import Progress
 from shortstack.planning import Choice, Plan
 from shortstack.scoring import Scores
+from shortstack.study.command_line import changed_words, model_words
 from shortstack.study.measures import EvaluateStep, ProfileStep
 from shortstack.study.steps import Contents, Job, Known, Places, Step
 from shortstack.study.trial import RepairText, Trial, calibration_text
-from shortstack.study.words import changed_words, model_words
 
 if TYPE_CHECKING:
     from shortstack.healing import HealingTask

@@ -1,64 +1,17 @@
-"""What a study's file refers to, models, texts and names of the environment, and the command that does what a step does."""
+"""The shortstack command that does what a step of a study does."""
 
 from __future__ import annotations
 
-import os
 import re
 import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from shortstack.checkpoint import Checkpoint
-from shortstack.data import mixture
-from shortstack.errors import InputError
 from shortstack.evaluation import Tasks
 from shortstack.healing import TrainingData
 from shortstack.machine.formats import option_words, show_share
 from shortstack.machine.options import options_of
-
-
-def open_model(name: str, **options: Any) -> Checkpoint:
-    """A checkpoint by a study's word for it: org/name@revision is a hub model at a branch, tag or commit."""
-    model, revision = with_revision(name)
-    return Checkpoint.open(model, revision=revision, **options)
-
-
-def with_revision(name: str) -> tuple[str, str | None]:
-    """A study's word for a model as its name and the revision that it asks for; a path that is there asks for none.
-
-    >>> with_revision("org/name@v2"), with_revision("demo")
-    (('org/name', 'v2'), ('demo', None))
-    """
-    model, _, revision = (name, "", "") if os.path.exists(name) else name.partition("@")
-    return model, revision or None
-
-
-def check_text(source: str) -> None:
-    """Refuse a text that a step could not read: several with commas, files with all their records; the hub is not asked."""
-    for each in mixture.check_sources(str(expanded(source))):
-        each.read()
-
-
-def text_digest(source: str) -> str:
-    """Digest of a text as a study's file names it, or of a folder of files."""
-    return mixture.text_digest(str(expanded(source)))
-
-
-def expanded(value: Any) -> Any:
-    """The same data with $NAME and ${NAME} in its strings replaced by the environment's."""
-    if isinstance(value, Mapping):
-        return {key: expanded(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [expanded(item) for item in value]
-    if not isinstance(value, str):
-        return value
-    text = os.path.expandvars(value)
-    unset = re.search(r"\$\{?([A-Za-z_]\w*)", text)
-    if unset:
-        none, fix = f"no {unset[1]} in the environment", f"export {unset[1]}=..."
-        raise InputError(none, expected="names that the environment has", fix=fix, where=value)
-    return text
-
+from shortstack.study.references import with_revision
 
 SHARED = {name for each in (Tasks, TrainingData) for name, _, known in options_of(each) if known.shares}
 
