@@ -101,7 +101,6 @@ def test_what_needs_no_model_is_shown_or_refused_before_torch_is_imported(tmp_pa
 def test_help_lists_options_under_the_heading_of_their_group():
     shown = invoke("heal", "--help").stdout
     headings = [line.removesuffix(":") for line in shown.splitlines() if line.endswith(":") and line[0] != " "]
-    learnt = "What is learnt from"
-    assert headings[:4] == ["Arguments", "Options", "Which part trains, and how", learnt]
-    assert shown.index(f"{learnt}:") < shown.index("--max-samples") < shown.index("What is aimed at")
+    assert headings[:4] == ["Arguments", "Options", "Method", "Data"]
+    assert shown.index("Data:") < shown.index("--max-samples") < shown.index("Objective")
     assert shown.count("--max-samples ") == 1

@@ -19,7 +19,7 @@ from shortstack.cli.verbs import VERBS, app, listing
 from shortstack.errors import InputError
 from shortstack.evaluation import Tasks
 
-LAST = ["Where to compute", "Which checkpoint", "What is said"]  # the headings of what verbs share
+LAST = ["Compute", "Checkpoint", "Output"]  # the headings of what verbs share
 
 
 @pytest.fixture(autouse=True)

@@ -34,7 +34,7 @@ def evaluate(
     dry_run: DryRun = False,
     text: Annotated[EvaluationText, flat(group("Perplexity"))] = EvaluationText(),
     tasks: Annotated[Tasks, flat(group("Tasks", 2), without="seed")] = Tasks(),
-    generation: Annotated[GenerationChecks, flat(group("What it writes", 3))] = GenerationChecks(),
+    generation: Annotated[GenerationChecks, flat(group("Generation", 3))] = GenerationChecks(),
     session: Annotated[Session, flat(without="stream")] = Session(),
 ) -> None:
     """Measure perplexity, tasks, and what the model writes.

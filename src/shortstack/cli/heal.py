@@ -84,10 +84,10 @@ def _given(headings: Mapping[Any, str]) -> Any:
 
 
 HEADINGS = {
-    MethodOptions: "Which part trains, and how",
-    TrainingData: "What is learnt from",
-    Objective: "What is aimed at",
-    Schedule: "How long and how fast",
+    MethodOptions: "Method",
+    TrainingData: "Data",
+    Objective: "Objective",
+    Schedule: "Schedule",
     Turns: "Pruning and healing in turns",
 }
 if TYPE_CHECKING:

@@ -47,8 +47,8 @@ def flat(heading: Group | None = None, *, without: str = "-") -> Parameter:
     return Parameter.combine(some, Parameter(group=heading)) if heading else some
 
 
-CALIBRATION, MACHINE = group("Calibration text", 2), group("Where to compute", 7)
-ORIGIN, SAID = group("Which checkpoint", 8), group("What is said", 9)
+CALIBRATION, MACHINE = group("Calibration text", 2), group("Compute", 7)
+ORIGIN, SAID = group("Checkpoint", 8), group("Output", 9)
 
 
 @dataclass(frozen=True)

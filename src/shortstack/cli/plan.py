@@ -22,7 +22,7 @@ from shortstack.scoring import Scores
 if TYPE_CHECKING:
     from shortstack.checkpoint import Checkpoint
 
-WHICH = group("Which layers go")
+WHICH = group("Layers to remove")
 
 
 def plan(

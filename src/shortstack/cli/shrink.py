@@ -28,7 +28,7 @@ def shrink(
 ) -> None:
     """Make a model shorter, from its name to a healed checkpoint.
 
-    Choose layers, cut, repair, heal and measure as a recipe has it; report and model card lie beside the weights.
+    Choose layers, remove them, repair, heal and measure, by a recipe. A report and a model card are written with the weights.
 
     $ shortstack shrink org/model --drop 25% --data notes.txt -o small
     """
