@@ -28,7 +28,7 @@ def shrink(
 ) -> None:
     """Make a model shorter, from its name to a healed checkpoint.
 
-    Choose layers, remove them, repair, heal and measure, by a recipe. A report and a model card are written with the weights.
+    Choose layers, remove them, repair, heal and measure, by a recipe. The weights come with a report and a model card.
 
     $ shortstack shrink org/model --drop 25% --data notes.txt -o small
     """
