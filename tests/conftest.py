@@ -49,7 +49,8 @@ def short_pydoc(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch)
     from shortstack.data.pydoc import words
 
     monkeypatch.setattr(topics, "topics", dict(sorted(topics.topics.items())[:12]))
-    monkeypatch.setattr("shortstack.data.in_context.words", words.__wrapped__)  # what is kept is of the whole text
+    for file in ("in_context", "mixture"):  # what is kept is of the whole text
+        monkeypatch.setattr(f"shortstack.data.{file}.words", words.__wrapped__)
 
 
 @pytest.fixture(scope="module")

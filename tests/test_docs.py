@@ -144,7 +144,8 @@ def line(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def place(line: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("SHORTSTACK_CACHE", str(line / "cache"))
     monkeypatch.setattr("pydoc_data.topics.topics", SHORT_PYDOC)
-    monkeypatch.setattr("shortstack.data.in_context.words", words.__wrapped__)  # what is kept is of the whole text
+    for file in ("in_context", "mixture"):  # what is kept is of the whole text
+        monkeypatch.setattr(f"shortstack.data.{file}.words", words.__wrapped__)
     monkeypatch.setenv("COLUMNS", "100")
     monkeypatch.setattr("shortstack.study.workers.local", lambda workers=1: inline())
     monkeypatch.setattr("shortstack.shrinking.line.clock_of", lambda *_, **__: Clock(25.0))  # whatever the minutes

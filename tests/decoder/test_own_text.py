@@ -139,15 +139,20 @@ def test_a_model_that_writes_nothing_is_said_to(tmp_path, before):
         OwnText(checkpoint).texts(2)
 
 
-def test_windows_of_mix_are_of_three_kinds_and_a_streamed_model_reads_the_rest(tmp_path, monkeypatch):
+def test_windows_of_mix_are_of_four_kinds_and_a_streamed_model_reads_the_rest(tmp_path, monkeypatch):
     checkpoint = Checkpoint.open(speaking(tmp_path / "model"))
-    text = CalibrationText(samples=2, length=24)
-    assert [kind.source for kind in calibration_tokens(checkpoint, text).kinds] == ["pydoc", "self", "copying"]
+    text = CalibrationText(samples=2, length=64)
+    assert [kind.source for kind in calibration_tokens(checkpoint, text).kinds] == [
+        "pydoc",
+        "self",
+        "copying",
+        "drills",
+    ]
     for compute, streams in ((Compute(stream=True), False), (Compute(), True)):
         monkeypatch.setattr(shortstack.decoder.own_text, "must_stream", lambda *_, streams=streams: streams)
         with pytest.warns(UserWarning, match="its weights are read layer by layer"):
             tokens = calibration_tokens(checkpoint, text, compute=compute)
-        assert [kind.source for kind in tokens.kinds] == ["pydoc", "copying"]
+        assert [kind.source for kind in tokens.kinds] == ["pydoc", "copying", "drills"]
 
 
 def test_where_nothing_opens_a_text_mix_reads_the_rest_and_self_is_refused(tmp_path, monkeypatch):
@@ -156,10 +161,10 @@ def test_where_nothing_opens_a_text_mix_reads_the_rest_and_self_is_refused(tmp_p
     tokenizer.chat_template = "no place for words"
     monkeypatch.setattr(Checkpoint, "tokenizer", lambda _self: tokenizer)
     with pytest.warns(UserWarning, match="a chat template with a place for a question"):
-        tokens = calibration_tokens(checkpoint, CalibrationText(samples=2, length=24))
-    assert [kind.source for kind in tokens.kinds] == ["pydoc", "copying"]
+        tokens = calibration_tokens(checkpoint, CalibrationText(samples=2, length=64))
+    assert [kind.source for kind in tokens.kinds] == ["pydoc", "copying", "drills"]
     with pytest.raises(DataError, match="a place for a question"):
-        calibration_tokens(checkpoint, CalibrationText("self", samples=2, length=24))
+        calibration_tokens(checkpoint, CalibrationText("self", samples=2, length=64))
 
 
 def test_windows_longer_than_a_text_are_of_several(tmp_path):

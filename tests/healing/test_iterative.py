@@ -67,7 +67,7 @@ def test_each_turn_scores_the_model_as_it_is_then(tmp_path, monkeypatch):
     monkeypatch.setattr(
         turning, "choose", lambda model, *args, **options: scored.append(model) or original(model, *args, **options)
     )
-    heal_in_turns(source, tmp_path / "out", Turns("25%", 1, "bi", samples=4, length=24), SHORT)
+    heal_in_turns(source, tmp_path / "out", Turns("25%", 1, "bi", samples=4, length=64), SHORT)
     assert [model.anatomy.layers for model in scored] == [8, 7]
 
 
