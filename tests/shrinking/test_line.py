@@ -93,6 +93,8 @@ def test_a_recipe_gives_a_checkpoint_with_its_card_and_report(tiny):
     assert summary["steps"]["plan"]["removed"] == list(made.plan.removed)
     assert set(summary["steps"]) == {"evaluate_base", "plan", "prune", "heal", "evaluate_healed"}
     assert not list(tiny.glob("out.*"))
+    assert (made.last.model, made.healing.output) == (str(tiny / "out"), tiny / "out")
+    assert ".partial" not in (tiny / "out" / "shrink.json").read_text() + page
     card = (tiny / "out" / "README.md").read_text(encoding="utf-8")
     front = yaml.safe_load(card.split("---")[1])
     assert "base_model" not in front  # it is a folder here

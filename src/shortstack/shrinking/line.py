@@ -396,7 +396,8 @@ class Line:
 
     def concluded(self, out: Path, route: Route, made: Candidate, tried: tuple[Tried, ...]) -> Shrunk:
         """Assemble the result of a cut."""
-        unpruned, last = self.unpruned, made.measured.evaluation
+        unpruned, last = self.unpruned, replace(made.measured.evaluation, model=str(out))
+        healing = made.healing and replace(made.healing, output=out)  # both were made in the folder of stages
         said = verdict(unpruned.measured.evaluation, last)
         others = beside_others(last, made.checkpoint.weight_bytes, made.speed, unpruned.int8)
         return Shrunk(
@@ -405,7 +406,7 @@ class Line:
             _why(route, made.plan, self.amounts.text),
             made.plan,
             made.repair,
-            made.healing,
+            healing,
             unpruned.measured.evaluation,
             last,
             reference.beside(unpruned.measured.answers, made.measured.answers),
