@@ -107,7 +107,7 @@ def measured(name: str, drop: str, minutes: float, folder: Path, *, load: bool) 
 
 def _right(evaluation: Any) -> float:
     probes = [each.accuracy.value for each in evaluation.probes.values()]
-    return sum(probes) / len(probes)
+    return sum(probes) / len(probes) if probes else float("nan")  # a late run leaves them out
 
 
 def page(rows: Sequence[Mapping[str, Any]]) -> list[str]:
