@@ -241,8 +241,10 @@ def page(rows: Sequence[Mapping[str, Any]], unpruned: Mapping[str, Any], command
     for share, row in sorted(zip(kept, rows, strict=True), key=lambda pair: -pair[0]):
         layers, loss = show_layers(row["removed"]), row["after"]["loss"]
         lines.append(f"| {layers} | {share:.0%} | {loss:.3f} | {row['C4']:.1f} |")
+    known = len(CUTS.get(len(rows[0]["removed"]), rows))
     lines += [
-        "\nSpearman's rank correlation, over these cuts, of a measure before healing with what is kept after it:\n"
+        f"\n{len(rows)} of the script's {known} cuts. Spearman's rank correlation of a measure before healing with what is",
+        f"kept after it; of unrelated measures its standard error is {1 / math.sqrt(len(rows) - 1):.2f}:\n",
     ]
     lines += ["| measure before healing | answers kept | loss of answers | perplexity on C4 |", "|---|---|---|---|"]
     measures = {name: [row["before"][name] for row in rows] for name in rows[0]["before"]}

@@ -89,7 +89,7 @@ SOLVED = {
     "place": picked,
     "brackets": lambda question: question[::-1].translate(CLOSING),
     "tags": lambda question: "".join(f"</{tag}>" for tag in re.findall(r"<(\w+)>", question)[::-1]),
-    "json-of-csv": lambda question: json.dumps(record(question)),
+    "json-of-pairs": lambda question: json.dumps(record(question)),
     "json-value": lambda question: str(json.loads(question.rpartition(" ")[0])[question.rpartition(" ")[2]]),
     "csv": lambda question: ",".join(question.split(" and ")),
     "upper": str.upper,

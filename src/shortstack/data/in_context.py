@@ -109,14 +109,9 @@ def _letters(rng: random.Random, size: int) -> tuple[str, str]:
     return " ".join(chr(first + place) for place in range(size)), chr(first + size)
 
 
-def _two(rng: random.Random, sign: str) -> tuple[str, str]:
-    a, b = rng.randint(0, rng.choice((9, 9, 50))), rng.randint(0, 9)
-    a, b = max(a, b), min(a, b)
-    return f"{a}{sign}{b}", str(a + b)
-
-
 def _sum(rng: random.Random, _size: int) -> tuple[str, str]:
-    return _two(rng, " and ")
+    a, b = rng.randint(0, rng.choice((9, 9, 50))), rng.randint(0, 9)
+    return f"{a} and {b}", str(a + b)
 
 
 def _difference(rng: random.Random, _size: int) -> tuple[str, str]:
@@ -196,7 +191,7 @@ def _tags(rng: random.Random, size: int) -> tuple[str, str]:
     return f"{opened}{rng.choice(words())}", "".join(f"</{tag}>" for tag in reversed(tags))
 
 
-def _json_of_csv(rng: random.Random, size: int) -> tuple[str, str]:
+def _json_of_pairs(rng: random.Random, size: int) -> tuple[str, str]:
     keys = rng.sample(words(), min(size, 3))
     record: dict[str, object] = {key: rng.choice((rng.randint(0, 99), rng.choice(words()))) for key in keys}
     return ",".join(f"{key}={value}" for key, value in record.items()), json.dumps(record)
@@ -264,7 +259,7 @@ FAMILIES: Mapping[str, Family] = {
     "place": Family(_place, ("The {q} is", "{q} ->", "Q: the {q}? A:")),
     "brackets": Family(_brackets, ("Balance {q} with", "{q} ends with", "closing {q}:")),
     "tags": Family(_tags, ("{q}", "HTML {q} ->")),
-    "json-of-csv": Family(_json_of_csv, ("{q} as an object:", "Convert {q} =>")),
+    "json-of-pairs": Family(_json_of_pairs, ("{q} as an object:", "Convert {q} =>")),
     "json-value": Family(_json_value, ("{q} ->", "Key of {q}:")),
     "csv": Family(_csv, ("CSV of {q}:", "{q} =>")),
     "upper": Family(_upper, ("{q} in capitals:", "upper({q}) =", "SHOUT {q}:")),

@@ -15,7 +15,7 @@ from shortstack.errors import DataError
 from shortstack.machine.files import digest, file_digest
 
 MIX = "mix"
-MIXED = "pydoc,self,copying,drills"  # what mix stands for; docs/decisions.md has the trials behind its weights
+MIXED = "pydoc,self,copying,drills"  # what mix stands for
 READ = "pydoc,copying,drills"  # the part of it that needs no model
 SEVERAL = (
     f"self is what the model writes. Several with commas, =WEIGHT behind those whose weight is not 1; {MIX}: {MIXED}."

@@ -11,7 +11,7 @@ import gc
 import json
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import count
@@ -177,16 +177,13 @@ class OwnText:
         path = self._path(writer, number)
         mark_used(path.parent)
         if not path.exists():
-            began = self.now()
+            now = self.deadline.now if self.deadline else time.monotonic
+            began = now()
             texts = writer.written(number, progress)
-            save_json(path, {"texts": texts, "seconds": self.now() - began})
+            save_json(path, {"texts": texts, "seconds": now() - began})
         kept = json.loads(path.read_text(encoding="utf-8"))
         writer.text_seconds = kept["seconds"] / rows_of(number)
         return list(kept["texts"])
-
-    @property
-    def now(self) -> Callable[[], float]:
-        return self.deadline.now if self.deadline else time.monotonic
 
 
 class Writer:

@@ -31,7 +31,7 @@ CHOOSING = 0.35  # of the minutes, for choosing layers and repairing the cut
 WRITING = 0.15  # of the minutes, for text that the model writes itself to choose and repair on
 MEASURING = 0.03  # of the minutes, for each of texts, probes and tasks of one model
 WINDOW = 128  # tokens of a calibration window
-PROBE_TOKENS = 3_000  # forward, that an item of each probe takes about as long as; JSON is written token by token
+PROBE_TOKENS = 1_500  # forward, that an item of each probe takes about as long as; JSON is written token by token
 WRITTEN_TOKENS = (
     12_000  # forward, that writing the fewest texts takes about as long as: they are written token by token
 )
@@ -61,9 +61,9 @@ class Level(NamedTuple):
     repair: int
 
 
-# From the most thorough; passes of SmolLM2 by the recipe `best` on the four texts of the mix, drop 4 and 8 (AMD EPYC, bf16,
-# 2026-11-29): choosing takes 460, 800 and 1,460 for 4, 8 and 16 windows, a finalist on 8 takes 310; repair takes 195 on 32
-# windows, 488 on 128.
+# From the most thorough; passes of SmolLM2 by the recipe `best` (AMD EPYC, bf16, 2026-11-29). On the four texts of the mix
+# choosing 8 layers takes 461 and 754 for 4 and 8 windows, 4 layers 375 for 4. Of three texts 16 windows took 1,096 and a
+# finalist on 8 took 231, to which a third is added for four; repair took 195 on 32 windows, 488 on 128.
 SOURCES = 4  # of the text that LEVELS was measured on
 LEVELS = (
     Level(5_500, 16, 128, 5, 256),
