@@ -26,7 +26,7 @@ from shortstack.planning.layer_sets import (
     unlike,
 )
 from shortstack.planning.plans import Plan
-from shortstack.repairing.cut_families import WHOLE, repaired_windows
+from shortstack.repairing.cut_families import repaired_windows
 from shortstack.repairing.fold_points import check_refittable
 from shortstack.repairing.repairer import RepairWalk
 from shortstack.scoring import METRICS
@@ -198,45 +198,45 @@ def _measure(
 
 @torch.no_grad()
 def repaired_blocks(decoder: Decoder, tokens: Tokens, removal: Removal, *, progress: Progress = silent) -> Plan:
-    """One block of layers, or several blocks and single layers apart, whose removal costs least once others are refitted.
+    """One block of layers, or several blocks and single layers apart, whose removal changes least once others are refitted.
 
-    Every block is measured on held-out samples with the last matrix before it refitted, as repaired-window does; what
-    several cost is taken to be their sum. The best block and the cheapest sets, as many as there are to be finalists and no
-    two alike but for one layer, are then repaired whole; the one with the lowest held-out loss is the plan. Plan.compared
-    tells that loss of each. Without finalists it is the lower of the best block's loss and of the sum of the cheapest set.
+    Measured is the KL divergence from the unpruned model on held-out samples. Every block is measured with the last matrix
+    before it refitted; several are taken to cost their sum. The best block and the cheapest sets, as many as there are to be
+    finalists and no two alike but for one layer, are then repaired whole; the one with the lowest divergence is the plan.
+    Plan.compared tells that of each. Without finalists it is the lower of the best block's and of the cheapest sum.
     """
     check_blocks(decoder, tokens, removal)
     candidates = _candidates(decoder, tokens, removal, progress)
-    losses = {}
-    for number, (layers, loss) in enumerate(candidates.items(), start=1):
-        finalist_progress = under(progress, f"finalist {number} of {len(candidates)}: ")
-        losses[layers] = _repaired_loss(decoder, tokens, layers, finalist_progress) if removal.finalists else loss
-    best = min(losses, key=losses.__getitem__)
-    compared = {show_layers(layers): loss for layers, loss in losses.items()}
+    measured = {}
+    for number, (layers, divergence) in enumerate(candidates.items(), start=1):
+        if removal.finalists:
+            finalist_progress = under(progress, f"finalist {number} of {len(candidates)}: ")
+            divergence = RepairWalk(decoder, frozenset(layers), tokens, finalist_progress).walk().divergence()
+        measured[layers] = divergence
+    best = min(measured, key=measured.__getitem__)
+    compared = {show_layers(layers): divergence for layers, divergence in measured.items()}
     return replace(
-        Plan(len(decoder.layers), best, "blocks, repaired"), compared=compared, compared_by="loss with layers refitted"
+        Plan(len(decoder.layers), best, "blocks, repaired"),
+        compared=compared,
+        compared_by="KL divergence from the unpruned model with layers refitted",
     )
 
 
 def _candidates(decoder: Decoder, tokens: Tokens, removal: Removal, progress: Progress) -> dict[tuple[int, ...], float]:
-    """The best block and the cheapest sets: held-out loss with the last matrix before each block refitted."""
+    """The best block and the cheapest sets: held-out divergence with the last matrix before each block refitted."""
     amount, allowed = removal.amount, removal.allowed
-    losses = repaired_windows(decoder, tokens, {0, *block_sizes(amount)}, progress=progress)
-    whole = losses.pop(WHOLE)
     costs = {
-        (start, size): loss - whole
-        for (start, size), loss in losses.items()
+        (start, size): divergence
+        for (start, size), divergence in repaired_windows(
+            decoder, tokens, block_sizes(amount), progress=progress
+        ).items()
         if start in allowed and start + size <= allowed.stop
     }
     start, _ = min((block for block in costs if block[1] == amount), key=costs.__getitem__)
+    block = tuple(range(start, start + amount))
     sets = {layers: cost for cost, layers in cheapest_sets(costs, amount, CHEAPEST)}
-    finalists = [tuple(range(start, start + amount)), *unlike(sets, max(1, removal.finalists))]
-    return {layers: whole + sets.get(layers, costs[start, amount]) for layers in finalists}
-
-
-def _repaired_loss(decoder: Decoder, tokens: Tokens, layers: tuple[int, ...], progress: Progress) -> float:
-    """Held-out loss without these layers, all that is kept refitted."""
-    return RepairWalk(decoder, frozenset(layers), tokens, progress).walk().losses()[2]
+    finalists = [block, *unlike(sets, max(1, removal.finalists))]
+    return {layers: sets.get(layers, costs[start, amount]) for layers in finalists}
 
 
 def _best(known: Mapping[SkippedLayers, float], amount: int) -> list[SkippedLayers]:

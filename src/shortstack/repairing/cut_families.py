@@ -17,11 +17,10 @@ from shortstack.decoder import Decoder
 from shortstack.decoder.batching import Batches
 from shortstack.decoder.layer_io import State
 from shortstack.machine.progress import Progress, paced, silent
-from shortstack.repairing.fit import at_output, fit_corrections, mean_loss, stepped
+from shortstack.repairing.fit import at_output, fit_corrections, mean_divergences, stepped
 from shortstack.repairing.fold_points import check_refittable, find_fold_points
 
 Window = tuple[int, int]  # its first layer, and how many layers it has
-WHOLE: Window = (0, 0)  # the one without which nothing is missing
 
 
 @torch.no_grad()
@@ -33,24 +32,23 @@ def check_windows(decoder: Decoder) -> None:
 def repaired_windows(
     decoder: Decoder, tokens: Tokens, sizes: Iterable[int], *, progress: Progress = silent
 ) -> dict[Window, float]:
-    """Loss of the model without each window of so many layers, in nats per token, by (first layer, size).
+    """KL divergence from the whole model of the model without each window of so many layers, by (first layer, size).
 
-    For each the fold point before the window is refitted to give what leaves it, on three of four samples; the loss is that
-    on the fourth. Windows of several sizes share one walk, and those that begin at one layer share what its fits need.
-    Nothing stands before layer 0: that window is not repaired. A size of 0 asks for the loss of the whole model, as WHOLE.
+    In nats per token. For each the fold point before the window is refitted to give what leaves it, on three of four
+    samples; the divergence is that on the fourth. Windows of several sizes share one walk, and those that begin at one layer
+    share what its fits need. Nothing stands before layer 0: that window is not repaired.
     """
     check_windows(decoder)
-    wanted = set(sizes)
-    cuts = _Windows(decoder, tokens, sorted(wanted - {0}), whole=0 in wanted)
+    cuts = _Windows(decoder, tokens, sorted(sizes))
     starts = range(len(decoder.layers) - cuts.sizes[0] + 1)
     held_out = sum(some.numel() for some in cuts.judging.ids)
     turns = decoder.memory_batches(starts, tokens=held_out, streams=len(cuts.sizes))
     done, total = itertools.count(1), len(turns) * len(decoder.layers)
     progress = paced(progress, tokens.ids.numel())
-    losses: dict[Window, float] = {}
+    found: dict[Window, float] = {}
     for some in turns:
-        losses |= cuts.measured(some, lambda: progress("repairing", next(done), total))
-    return losses
+        found |= cuts.measured(some, lambda: progress("repairing", next(done), total))
+    return found
 
 
 class _Windows:
@@ -60,29 +58,29 @@ class _Windows:
     each window that is measured.
     """
 
-    def __init__(self, decoder: Decoder, tokens: Tokens, sizes: Sequence[int], *, whole: bool) -> None:
-        self.decoder, self.sizes, self.layers, self.whole = decoder, sizes, len(decoder.layers), whole
+    def __init__(self, decoder: Decoder, tokens: Tokens, sizes: Sequence[int]) -> None:
+        self.decoder, self.sizes, self.layers = decoder, sizes, len(decoder.layers)
         fitting, self.judging = (Batches.of(part, decoder.device) for part in split(tokens))
         self.batches, self.fitting = [*fitting.ids, *self.judging.ids], len(fitting)
 
     def measured(self, starts: Sequence[int], tick: Callable[[], None]) -> dict[Window, float]:
-        """Held-out loss without each window that starts at one of these layers; ticks once for each layer."""
+        """Held-out divergence without each window that starts at one of these layers; ticks once for each layer."""
         entering = {0: [self.decoder.embed(some) for some in self.batches]}
         end = max(map(self._end, starts))  # not always the last one's: larger windows than its own may not fit there
         shorter: dict[Window, Sequence[Tensor]] = {}  # [held-out batch]
         for layer in range(self.layers):
             with self.decoder.resident(layer):
-                if layer < end:
-                    entering[layer + 1] = stepped(self.decoder, layer, entering[layer], self.batches)
+                behind = 0 if layer < end else self.fitting  # of the whole model's streams the held-out ones go to the end
+                streams, batches = entering[layer][-len(self.batches) + behind :], self.batches[behind:]
+                entering[layer + 1] = stepped(self.decoder, layer, streams, batches)
                 shorter = self._advanced(layer, shorter)
             for start in starts:
                 if self._end(start) == layer + 1:
                     shorter |= self._repaired(start, entering)
             entering.pop(layer - self.sizes[-1], None)
             tick()
-        if self.whole and self.layers in entering:  # which it is in the last turn
-            shorter = {**shorter, WHOLE: entering[self.layers][self.fitting :]}
-        return {window: mean_loss(self.decoder, self.judging, shorter[window], _named(window)) for window in shorter}
+        whole = entering[self.layers][-len(self.judging) :]
+        return mean_divergences(self.decoder, self.judging, whole, shorter)
 
     def _end(self, start: int) -> int:
         """The layer behind the largest window that starts here."""
@@ -130,4 +128,4 @@ class _Windows:
 
 def _named(window: Window) -> str:
     start, size = window
-    return "the whole model" if window == WHOLE else f"without layers {start} to {start + size - 1}, repaired"
+    return f"without layers {start} to {start + size - 1}, repaired"

@@ -6,8 +6,9 @@ choose the ridge.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -15,11 +16,12 @@ from torch import Tensor
 from shortstack.decoder import Decoder
 from shortstack.decoder.batching import Batches
 from shortstack.decoder.layer_io import State
-from shortstack.decoder.losses import next_token_losses
+from shortstack.decoder.losses import divergences, next_token_losses
 from shortstack.errors import ArchitectureError
 from shortstack.machine.numbers import checked, in_float64
 from shortstack.repairing.fold_points import OUTPUT, FoldPoint
 
+Name = TypeVar("Name", bound=Hashable)
 RIDGES = (1e-3, 1e-2, 1e-1, 1.0, 10.0)  # of the mean square of the inputs
 
 
@@ -39,6 +41,26 @@ def mean_loss(decoder: Decoder, batches: Batches, streams: Sequence[Tensor], whe
     for ids, counted, kind, hidden in zip(batches.ids, batches.counted, batches.kind_of, streams, strict=True):
         losses[kind].append(next_token_losses(decoder, ids, hidden, counted))
     return checked(batches.mean([float(in_float64(torch.cat(each)).mean()) for each in losses]), where)
+
+
+def mean_divergences(
+    decoder: Decoder, batches: Batches, whole: Sequence[Tensor], others: Mapping[Name, Sequence[Tensor]]
+) -> dict[Name, float]:
+    """KL divergence from the whole model, in nats per predicted token, of other streams that leave the last layer, by name.
+
+    whole, others: of each batch hidden states [batch, length, width]. Of several kinds of text it is the mean by weights.
+    """
+    kls: list[list[Tensor]] = [[] for _ in batches.kinds]  # [others, tokens] each
+    streams = zip(*others.values(), strict=True)
+    for ids, counted, kind, one, some in zip(
+        batches.ids, batches.counted, batches.kind_of, whole, streams, strict=True
+    ):
+        kls[kind] += [kl for _, kl in divergences(decoder, ids, one, some, counted)]
+    of_kinds = torch.stack([in_float64(torch.cat(each, dim=1)).mean(1) for each in kls]).T.tolist()
+    return {
+        name: checked(batches.mean(values), f"KL divergence {name}")
+        for name, values in zip(others, of_kinds, strict=True)
+    }
 
 
 @dataclass(frozen=True)

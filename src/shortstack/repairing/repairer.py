@@ -37,7 +37,7 @@ from shortstack.machine.numbers import perplexity
 from shortstack.machine.progress import Progress, in_notebooks, paced
 from shortstack.machine.tables import Column, Table, Tabled
 from shortstack.machine.typed import typed
-from shortstack.repairing.fit import Correction, at_output, fit_correction, mean_loss, stepped, token_weights
+from shortstack.repairing.fit import Correction, at_output, fit_correction, mean_divergences, mean_loss, stepped, token_weights
 from shortstack.repairing.fold_points import OUTPUT, FoldPoint, check_refittable, find_fold_points
 from shortstack.repairing.merging import MergeableMlp, MergedMlp, mergeable_mlp
 
@@ -253,6 +253,12 @@ class RepairWalk:
         """The loss of the whole model, of the shortened one, and of that repaired, on what judges."""
         whole, plain, short = (self._loss(each, judged=self.judging is not None) for each in self._held_out)
         return whole, plain, short
+
+    def divergence(self) -> float:
+        """KL divergence of the repaired model from the whole one, nats per token, on the samples that chose the ridges."""
+        held_out = slice(self.fitting, self.seen)
+        short = {"of the repaired model": self.short[held_out]}
+        return next(iter(mean_divergences(self.decoder, self.choosing, self.whole[held_out], short).values()))
 
     def helps(self) -> bool:
         """Whether the repair lowers the loss on what chose the ridges."""
