@@ -29,7 +29,11 @@ def runs(cut):
 def summed(decoder, amount):
     """Every cut of so many of eight layers, cheapest first, with what its blocks cost together."""
     cost = repaired_windows(decoder, TOKENS, range(1, amount + 1))
-    cuts = [cut for cut in itertools.combinations(range(8), amount) if all(size <= 4 or size == amount for _, size in runs(cut))]
+    cuts = [
+        cut
+        for cut in itertools.combinations(range(8), amount)
+        if all(size <= 4 or size == amount for _, size in runs(cut))
+    ]
     sums = sorted((sum(cost[run] for run in runs(cut)), cut) for cut in cuts)
     single = min((cost[start, amount], tuple(range(start, start + amount))) for start in range(9 - amount))
     return sums, single

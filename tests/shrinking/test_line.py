@@ -6,9 +6,7 @@ import shutil
 from dataclasses import fields
 
 import pytest
-import torch
 import yaml
-from transformers import AutoModelForCausalLM
 
 from shortstack.checkpoint import Checkpoint
 from shortstack.checkpoint.record import skipped_layers
@@ -20,7 +18,6 @@ from shortstack.errors import (
     ShortstackError,
     ShortstackWarning,
 )
-from shortstack.evaluation import EvaluationText
 from shortstack.machine.clock import Clock
 from shortstack.machine.device import Compute
 from shortstack.machine.formats import show_layers
@@ -103,32 +100,6 @@ def test_a_recipe_gives_a_checkpoint_with_its_card_and_report(tiny):
     assert "recipe.yaml says how." in card
     assert [set(said) for said in made.answers] == [{"prompt", "unpruned", "shortened"}] * 3
     assert made.verdict in html.unescape(card).replace("\\", "")
-
-
-def test_the_report_sets_the_cut_beside_the_last_layers(tiny):
-    """Against a forward pass of transformers for each point."""
-
-    def loss(folder, skipped=()):
-        model = AutoModelForCausalLM.from_pretrained(folder)
-        kept = [each for number, each in enumerate(model.model.layers) if number not in skipped]
-        model.model.layers = torch.nn.ModuleList(kept)
-        with torch.no_grad():
-            return float(model(input_ids=ids, labels=ids, use_cache=False).loss)
-
-    made = shrunk(tiny)
-    tails = made.tails
-    unpruned, text = Checkpoint.open(tiny / "model"), EvaluationText(str(tiny / "text.txt"), samples=64)
-    (windows,) = text.read(unpruned.tokenizer(), 0, at_least=1).values()
-    ids = windows.ids[:2]
-    assert (tails.samples, tails.length) == tuple(ids.shape)
-    assert (tails.removed, tails.cut_removed) == ((0, 1, 2, 3), 2)
-    cuts = [list(range(6 - amount, 6)) for amount in tails.removed]
-    expected = [loss(unpruned.directory, cut) for cut in (*cuts, made.plan.removed)]
-    assert [*tails.losses, tails.cut_loss] == pytest.approx(expected, rel=1e-4)
-    assert tails.made_loss == pytest.approx(loss(tiny / "out"), rel=1e-4)
-    page = (tiny / "out" / "report.html").read_text(encoding="utf-8")
-    assert 'id="depth"' in page
-    assert "the last 3 layers cut: perplexity" in html.unescape(page)
 
 
 def test_best_compares_cuts_once_repaired_and_heals_the_one_of_the_lowest_loss(tiny, monkeypatch):

@@ -70,7 +70,9 @@ class _Windows:
         shorter: dict[Window, Sequence[Tensor]] = {}  # [held-out batch]
         for layer in range(self.layers):
             with self.decoder.resident(layer):
-                behind = 0 if layer < end else self.fitting  # of the whole model's streams the held-out ones go to the end
+                behind = (
+                    0 if layer < end else self.fitting
+                )  # of the whole model's streams the held-out ones go to the end
                 streams, batches = entering[layer][-len(self.batches) + behind :], self.batches[behind:]
                 entering[layer + 1] = stepped(self.decoder, layer, streams, batches)
                 shorter = self._advanced(layer, shorter)

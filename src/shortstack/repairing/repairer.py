@@ -37,7 +37,15 @@ from shortstack.machine.numbers import perplexity
 from shortstack.machine.progress import Progress, in_notebooks, paced
 from shortstack.machine.tables import Column, Table, Tabled
 from shortstack.machine.typed import typed
-from shortstack.repairing.fit import Correction, at_output, fit_correction, mean_divergences, mean_loss, stepped, token_weights
+from shortstack.repairing.fit import (
+    Correction,
+    at_output,
+    fit_correction,
+    mean_divergences,
+    mean_loss,
+    stepped,
+    token_weights,
+)
 from shortstack.repairing.fold_points import OUTPUT, FoldPoint, check_refittable, find_fold_points
 from shortstack.repairing.merging import MergeableMlp, MergedMlp, mergeable_mlp
 

@@ -67,4 +67,4 @@ def trial_runs(shrunk: Shrunk, settings: Mapping[str, Any]) -> Runs:
     trial = TrialRecord(shrunk.output.name, 1, settings, "done", steps)
     meta = {"title": f"shrink {settings['model']}", "conclusion": shrunk.verdict, "subject": trial.id}
     by_key = {step.key: step for step in steps.values()}
-    return Runs(shrunk.output.name, meta, (trial,), by_key, tuple(shrunk.answers), shrunk.tails)
+    return Runs(shrunk.output.name, meta, (trial,), by_key, tuple(shrunk.answers))

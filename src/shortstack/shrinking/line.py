@@ -43,7 +43,6 @@ from shortstack.profiling.speed import forward_speed
 from shortstack.pruning import prune
 from shortstack.repairing import repair
 from shortstack.repairing.repairer import check_repair
-from shortstack.runs.records import TailCurve
 from shortstack.scoring import score
 from shortstack.shrinking import reference
 from shortstack.shrinking.card import RECIPE, dress
@@ -306,19 +305,17 @@ class Line:
         unrepaired = route.repair and until.share > REPAIRED_BY
         route = replace(route, repair=route.repair and not unrepaired)
         pruned = self.pruned(route, plan) if plan else self.source
-        beside = self.beside_unpruned(pruned, until) if plan else None  # before healing, which has all that is left
+        speed = self.speed(pruned, until) if plan else None  # before healing, which has all that is left
         heals = route.healing and (not route.timed or until_healed.left > LEAST_HEALING)
         made, healing = self.healed(route, pruned, until_healed) if heals else (pruned, None)
         if plan is None:
             removed = tuple(sorted(skipped_layers(made, self.source)))
             plan = Plan(self.source.anatomy.layers, removed, f"{route.choice.name}, in turns").sized(self.source.sizes)
-        curve, speed = beside or self.beside_unpruned(made, until)
+        speed = speed or self.speed(made, until)
         measured = self.measured(made, "shortened", until)
         left_out = ("no repair",) * unrepaired + ("no healing",) * (route.healing is not None and healing is None)
         repaired = None if route.turns else pruned.record.get("repair") or {}
-        perplexity = next(iter(measured.evaluation.perplexity.values()))
-        tail_curve = reference.with_made_loss(curve, perplexity) if curve else None
-        return Candidate(made, plan, repaired, healing, measured, speed, tail_curve, (*left_out, *measured.left_out))
+        return Candidate(made, plan, repaired, healing, measured, speed, (*left_out, *measured.left_out))
 
     def chosen(self, route: Route) -> Plan:
         """The layers that go."""
@@ -377,22 +374,15 @@ class Line:
         teacher = self.source if healing.needs_teacher else None
         return replace(healing, schedule=schedule, teacher=teacher, compute=self.compute)
 
-    def beside_unpruned(self, cut: Checkpoint, until: Clock) -> tuple[TailCurve | None, reference.Speed]:
-        """The curve of the last layers with this cut, and its speed; healing changes neither. None where it is late."""
+    def speed(self, cut: Checkpoint, until: Clock) -> reference.Speed:
+        """The cut's speed beside the unpruned model's, which healing does not change."""
         if until.share > COMPARED_BY:
-            return None, reference.Speed(reason="no time was left for it")
-        text = next(iter(self.texts.values()))
-        both: dict[str, Any] = {"compute": self.compute, "progress": self.progress}
-        known = {"of": cut.identity, "text": text.record()}
-
-        def curve() -> TailCurve:
-            return reference.tail_curve(cut, self.source, text, **both)
+            return reference.Speed(reason="no time was left for it")
 
         def timed() -> reference.Speed:
-            return reference.speed(cut, self.source, **both)
+            return reference.speed(cut, self.source, self.compute, self.progress)
 
-        tail_curve = self.stages.result("tails", TailCurve, curve, **known)
-        return tail_curve, self.stages.result("speed", reference.Speed, timed, **known)
+        return self.stages.result("speed", reference.Speed, timed, of=cut.identity)
 
     def concluded(self, out: Path, route: Route, made: Candidate, tried: tuple[Tried, ...]) -> Shrunk:
         """Assemble the result of a cut."""
@@ -412,7 +402,6 @@ class Line:
             reference.beside(unpruned.measured.answers, made.measured.answers),
             made.speed,
             unpruned.int8,
-            made.tail_curve,
             (*self.amounts.less(self.wanted), *unpruned.measured.left_out, *made.left_out),
             tried,
             round(self.clock.used, 1),

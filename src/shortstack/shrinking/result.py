@@ -13,7 +13,6 @@ from shortstack.healing import Healing
 from shortstack.machine.files import to_jsonable
 from shortstack.machine.tables import Table, Tabled
 from shortstack.planning import Plan
-from shortstack.runs.records import TailCurve
 from shortstack.shrinking.reference import Int8, Speed
 from shortstack.shrinking.retention import Tried
 
@@ -49,7 +48,6 @@ class Candidate:
     healing: Healing | None
     measured: Measured
     speed: Speed
-    tail_curve: TailCurve | None
     left_out: tuple[str, ...]
 
 
@@ -73,7 +71,6 @@ class Shrunk(Tabled):
     answers: Sequence[Mapping[str, str]]
     speed: Speed
     int8: Int8
-    tails: TailCurve | None
     left_out: tuple[str, ...]
     tried: tuple[Tried, ...]
     seconds: float
@@ -105,7 +102,6 @@ class Shrunk(Tabled):
             "answers",
             "speed",
             "int8",
-            "tails",
             "left_out",
             "tried",
             "seconds",

@@ -31,16 +31,20 @@ class Verdict:
 def verdict(base: Evaluation, last: Evaluation) -> Verdict:
     """From the evaluations of the unpruned model and of the shortened one.
 
-    It is kept where it has not collapsed, has KEPT of what the unpruned model has right of the probes, and at most NEAR
-    times its perplexity on each text; and not where one of them is beyond LOST or FAR. Tasks are told.
+    It is kept where it has not collapsed, has KEPT of what the unpruned model has right of the probes, also with a standard
+    error less, and at most NEAR times its perplexity on each text; and not where perplexity is beyond FAR, or the probes,
+    also with a standard error more, below LOST. Without probes nothing says to keep it. Tasks are told.
     """
     text, times = max(((text, _times(base, last, text)) for text in last.perplexity), key=lambda each: each[1])
-    good, bad = times <= NEAR, times > FAR
+    good, bad = False, times > FAR
     reasons = [f"Perplexity on {text} is {times:.2f} times the unpruned model's."]
     before, after = probes_right(base), probes_right(last)
     if before and after and before.value:
         kept = ratio(before, after)
-        good, bad = good and kept.value >= KEPT, bad or kept.value < LOST
+        good, bad = (
+            times <= NEAR and kept.value - kept.stderr >= KEPT,
+            bad or kept.value + kept.stderr < LOST,
+        )
         reasons.append(_right("small writing tasks", before, after))
     before, after = tasks_right(base), tasks_right(last)
     if before and after:
