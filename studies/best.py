@@ -157,11 +157,11 @@ def main() -> None:
         folder = Path(*place or [temporary])
         folder.mkdir(exist_ok=True)
         texts = c4, rendered(dolly, ss.Checkpoint.open("demo"), folder / "dolly.jsonl")
-        study([int(drop) for drop in drops.split(",")], texts, (wiki, unseen(data, folder / "tasks")), folder)
+        study([int(drop) for drop in drops.split(",")], texts, (wiki, unseen(data, folder / "tasks", SKIPPED)), folder)
 
 
-def unseen(data: str, folder: Path) -> str:
-    """The documents of the tasks without those that earlier runs were judged on, in a folder of the same layout."""
+def unseen(data: str, folder: Path, skipped: int) -> str:
+    """The documents of the tasks behind the first `skipped`, which earlier runs were judged on, in the same layout."""
     for name in TASKS:
         task = KNOWN[name]
         for split, file in task.files.items():
@@ -169,7 +169,7 @@ def unseen(data: str, folder: Path) -> str:
                 continue  # examples for prompts, of which none have any here
             lines = (Path(data) / f"{file}.jsonl").read_text(encoding="utf-8").splitlines(keepends=True)
             (folder / file).parent.mkdir(parents=True, exist_ok=True)
-            kept_lines = lines[SKIPPED:] if split == task.evaluated else lines
+            kept_lines = lines[skipped:] if split == task.evaluated else lines
             (folder / f"{file}.jsonl").write_text("".join(kept_lines), encoding="utf-8")
     return str(folder)
 

@@ -89,14 +89,13 @@ def test_the_page_of_best_says_what_was_kept_and_what_was_aimed_at(best, monkeyp
     assert "lambada_openai 75.0%, of the probes' mean 75.0%; aims: 95 %, 60 %, 60 %" in said
 
 
-def test_the_tasks_of_best_are_those_that_no_run_before_it_saw(best, tmp_path, monkeypatch):
-    monkeypatch.setattr(best, "SKIPPED", 2)
+def test_the_tasks_of_best_are_those_that_no_run_before_it_saw(best, tmp_path):
     for name in best.TASKS:
         for file in TASKS[name].files.values():
             path = tmp_path / "data" / f"{file}.jsonl"
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text("".join(f'{{"number": {number}}}\n' for number in range(5)), encoding="utf-8")
-    unseen = best.unseen(str(tmp_path / "data"), tmp_path / "rest")
+    unseen = best.unseen(str(tmp_path / "data"), tmp_path / "rest", 2)
     for name in best.TASKS:
         for split, file in TASKS[name].files.items():
             numbers = [json.loads(line)["number"] for line in (Path(unseen) / f"{file}.jsonl").read_text().splitlines()]
@@ -164,6 +163,29 @@ def test_the_page_of_answers_ranks_measures_by_what_is_kept_after_healing():
     ]
     assert "| pydoc: loss | -1.00 | +1.00 | +1.00 |" in lines
     assert "| drills: loss | +1.00 | -1.00 | -1.00 |" in lines
+
+
+def test_the_page_of_minutes_shows_the_share_kept_by_layers_and_minutes(best, tmp_path):
+    minutes = script("minutes")
+    base = {"loss": 3.0, **dict.fromkeys(minutes.TASKS, 0.5), "probe json": 1.0, "probe dates": 0.6}
+    rows = [
+        {"drop": drop, "minutes": time, "seconds": 61, "removed": range(drop), "steps": 9, "judged": found}
+        for drop, time, found in (
+            (8, 5, {**base, "loss": 3.5}),
+            (4, 15, {**base, "probe json": 0.2}),
+            (4, 5, {**base, "piqa": 0.2, "lambada_openai": 0.1}),
+        )
+    ]
+    shown = [line for line in minutes.page(rows, base, "python x").splitlines() if "61 s" in line]
+    assert shown == [
+        "| 0-3 | 5 | 61 s | 9 | 100% | 80% | 20% | 100% |",
+        "| 0-3 | 15 | 61 s | 9 | 100% | 100% | 100% | 50% |",
+        "| 0-7 | 5 | 61 s | 9 | 61% | 100% | 100% | 100% |",
+    ]
+    minutes.picture(rows, base).save(tmp_path / "minutes.svg")
+    said = (tmp_path / "minutes.svg").read_text(encoding="utf-8")
+    assert "minus 4 layers" in said
+    assert "lambada, 5 minutes: 20%" in said
 
 
 @pytest.mark.parametrize("family", ["swap", "initials", "countdown", "email", "middle"])

@@ -1,0 +1,153 @@
+"""What does more time bring? What SmolLM2 keeps after `shortstack shrink demo`, by layers removed and minutes.
+
+    python studies/minutes.py 5,15 4,8 WIKI_TEXT DATA_DIR        # minutes, and how many layers go
+
+Nothing else may run beside it. Each run has an empty cache and the defaults of `shrink`; what it leaves is judged on what it
+never sees: WIKI_TEXT, ITEMS items of each probe of another seed, and the documents of TASKS behind their first SKIPPED, read
+from DATA_DIR (laid out as docs/evaluate.md says). Writes studies/minutes.json, to which each call adds its runs, and from
+all of them studies/minutes.md and studies/minutes.svg.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import sys
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+
+import shortstack as ss
+from best import TASKS, unseen
+from shortstack.charts import Picture
+from shortstack.charts.chart import Chart, Point, Series, axis
+from shortstack.charts.drawing import HEIGHT
+from shortstack.charts.picture import Panel
+from shortstack.machine.formats import show_layers
+
+HERE = Path(__file__).parent
+JUDGED, ITEMS, SKIPPED, LIMIT = 17, 50, 1000, 250
+MEASURES = ("likelihood of a token", "piqa, arc_easy, hellaswag", "lambada", "probes")
+
+
+def judged(model: ss.Checkpoint, text: str, data: str | None, items: int) -> dict[str, float]:
+    """Perplexity, accuracy of each task and of each probe, on what shrink never saw."""
+    asked = ss.Tasks(TASKS, limit=LIMIT, data_dir=data) if data else None
+    found = ss.evaluate(
+        model,
+        text=ss.EvaluationText(text, samples=40),
+        tasks=asked,
+        generation=ss.GenerationChecks(probes=True, probe_items=items),
+        compute=ss.Compute(seed=JUDGED),
+    )
+    probes = {f"probe {name}": each.accuracy.value for name, each in found.probes.items()}
+    (perplexity,) = found.perplexity.values()
+    return {"loss": perplexity.loss, **{name: each.value for name, each in found.tasks.items()}, **probes}
+
+
+def run(model: str, options: ss.ShrinkOptions, text: str, data: str | None) -> dict[str, Any]:
+    """One shrink, and what its checkpoint keeps."""
+    with tempfile.TemporaryDirectory() as folder:
+        os.environ["SHORTSTACK_CACHE"] = str(Path(folder) / "cache")
+        began = time.perf_counter()
+        made = ss.shrink(model, Path(folder) / "out", options)
+        seconds = time.perf_counter() - began
+        found = judged(ss.Checkpoint.open(str(made.output)), text, data, ITEMS)
+    return {
+        "drop": len(made.plan.removed),
+        "minutes": options.minutes,
+        "seconds": seconds,
+        "removed": list(made.plan.removed),
+        "steps": made.healing.history.steps if made.healing else 0,
+        "left_out": list(made.left_out),
+        "judged": found,
+    }
+
+
+def kept(found: Mapping[str, float], base: Mapping[str, float]) -> dict[str, float]:
+    """The share of the unpruned model's value that is kept, by measure."""
+    groups = {
+        MEASURES[1]: [name for name in TASKS[:3] if name in base],
+        MEASURES[2]: [name for name in TASKS[3:] if name in base],
+        MEASURES[3]: [name for name in base if name.startswith("probe ")],
+    }
+    shares = {
+        name: sum(found[each] for each in some) / (sum(base[each] for each in some) or 1)
+        for name, some in groups.items()
+        if some
+    }
+    return {MEASURES[0]: float(torch.tensor(base["loss"] - found["loss"]).exp()), **shares}
+
+
+def page(rows: Sequence[Mapping[str, Any]], base: Mapping[str, float], command: str) -> str:
+    names = [*kept(base, base)]
+    lines = [
+        "# What more time brings: SmolLM2-135M-Instruct by `shortstack shrink demo`\n",
+        f"`{command}`, torch {torch.__version__}, transformers {transformers.__version__}, two cores.\n",
+        "Shares of the unpruned model's values, on a text, items and documents that no run saw; of likelihood the geometric",
+        f"mean; {ITEMS} items of each probe, {LIMIT} documents of each task.\n",
+        "![what is kept, by minutes](minutes.svg)\n",
+        f"| layers removed | minutes | took | steps of healing | {' | '.join(names)} |",
+        f"|{'---|' * (4 + len(names))}",
+    ]
+    for row in ordered(rows):
+        shares = [f"{share:.0%}" for share in kept(row["judged"], base).values()]
+        cells = [
+            show_layers(row["removed"]),
+            f"{row['minutes']:g}",
+            f"{row['seconds']:.0f} s",
+            str(row["steps"]),
+            *shares,
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def ordered(rows: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    return sorted(rows, key=lambda row: (row["drop"], row["minutes"]))
+
+
+def picture(rows: Sequence[Mapping[str, Any]], base: Mapping[str, float]) -> Picture:
+    """A panel for each number of layers: what is kept against minutes, a line for each measure."""
+    names, panels = [*kept(base, base)], []
+    minutes = axis("minutes", [row["minutes"] for row in rows], "{:g}".format, log=True)
+    shares = axis("kept", [0.0, 1.0], "{:.0%}".format)
+    for drop, some in itertools.groupby(ordered(rows), key=lambda row: row["drop"]):
+        at = [(row["minutes"], kept(row["judged"], base)) for row in some]
+        lines = [
+            Series(name, [Point(x, each[name], f"{name}, {x:g} minutes: {each[name]:.0%}") for x, each in at], place)
+            for place, name in enumerate(names)
+        ]
+        title = f"minus {drop} layers"
+        legend = [(line.colour, line.name) for line in lines]
+        panels.append(Panel(title, Chart(title, minutes, shares, lines).svg(), HEIGHT, legend))
+    return Picture("What SmolLM2-135M-Instruct keeps, by the minutes that shrink has", panels)
+
+
+def main() -> None:
+    minutes, drops, text, data = sys.argv[1:]
+    kept_in = HERE / "minutes.json"
+    known = json.loads(kept_in.read_text(encoding="utf-8")) if kept_in.exists() else {"runs": []}
+    with tempfile.TemporaryDirectory() as folder:
+        asked = unseen(data, Path(folder), SKIPPED)
+        known.setdefault("base", judged(ss.Checkpoint.open("demo"), text, asked, ITEMS))
+        for drop, each in itertools.product(drops.split(","), minutes.split(",")):
+            known["runs"].append(run("demo", ss.ShrinkOptions(drop=drop, minutes=float(each)), text, asked))
+            print(json.dumps(known["runs"][-1]), flush=True)
+            kept_in.write_text(json.dumps(known, indent=1) + "\n", encoding="utf-8")
+    command = " ".join(["python studies/minutes.py", *(Path(each).name for each in sys.argv[1:])])
+    said = page(known["runs"], known["base"], command)
+    print(said)
+    kept_in.with_suffix(".md").write_text(said, encoding="utf-8")
+    kept_in.with_suffix(".svg").unlink(missing_ok=True)
+    picture(known["runs"], known["base"]).save(kept_in.with_suffix(".svg"))
+
+
+if __name__ == "__main__":
+    main()
