@@ -66,7 +66,7 @@ def compare(
     dry_run: DryRun = False,
     text: Annotated[BaselineText, flat(CALIBRATION, without="length")] = BaselineText(),
     texts: Annotated[EvaluationText, flat(group("Perplexity", 3), without="samples")] = EvaluationText(),
-    tasks: Annotated[Tasks, flat(group("Tasks", 4), without="limit|batch_size|max_length|backend|seed")] = Tasks(),
+    tasks: Annotated[Tasks, flat(group("Tasks", 4), without="limit|batch_size|max_length|seed")] = Tasks(),
     timing: Annotated[Timing, flat(group("How speed is measured", 5), without="batch_size")] = Timing(),
     session: Annotated[Session, flat(without="device_map")] = Session(),
 ) -> None:

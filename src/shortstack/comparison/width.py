@@ -25,7 +25,7 @@ from shortstack.checkpoint.writer import layout
 from shortstack.decoder import Decoder
 from shortstack.decoder.layer_io import linear_layers
 from shortstack.decoder.mlps import Mlp, mlps_of
-from shortstack.errors import ArchitectureError, InputError
+from shortstack.errors import ArchitectureError
 from shortstack.machine.numbers import in_float64
 
 SIZE_FIELD = re.compile(r"intermediate|ffn|inner|mlp|feed_forward")  # names of config fields that may count neurons
@@ -132,10 +132,6 @@ def chosen_width(
     norms: Mapping[str, Tensor] | None = None,
 ) -> Width:
     """Which `keep` neurons of each layer stay: by activation, given input_norms(), or without by magnitude."""
-    if not 0 < keep < mlps[0].neurons:
-        raise InputError(
-            keep, expected=f"1 to {mlps[0].neurons - 1}", fix="keep fewer, but at least one", where="neurons"
-        )
     field = size_field(checkpoint, mlps, keep)
     scores = by_magnitude(decoder, mlps) if norms is None else by_activation(decoder, mlps, norms)
     return Width(strongest(scores, keep), mlps[0].neurons, field, "magnitude" if norms is None else "activation")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -55,14 +55,13 @@ class Fluency:
     def of(cls, texts: Sequence[Sequence[int]]) -> Fluency:
         """Measures of texts; where nothing was written nothing is distinct, and all is repetition."""
         grams = [_grams(text, GRAM) for text in texts]
+        pairs = [pair for text in texts for pair in _grams(text, 2)]
         counts = Counter(token for text in texts for token in text)
         total = counts.total()
         return cls(
             repetition=1 - _share(sum(len(set(each)) for each in grams), sum(map(len, grams))),
             distinct_1=_share(len(counts), total),
-            distinct_2=_share(
-                len({pair for text in texts for pair in _grams(text, 2)}), sum(len(_grams(text, 2)) for text in texts)
-            ),
+            distinct_2=_share(len(set(pairs)), len(pairs)),
             entropy=-sum(count / total * math.log(count / total) for count in counts.values()),
             length=total / len(texts),
         )
@@ -74,11 +73,11 @@ class Fluency:
         often, have it.
         """
         return {
-            "repetition": _kept(1 - self.repetition, 1 - base.repetition),
-            "distinct_1": _kept(self.distinct_1, base.distinct_1),
-            "distinct_2": _kept(self.distinct_2, base.distinct_2),
+            "repetition": _share(1 - self.repetition, 1 - base.repetition, of_nothing=1.0),
+            "distinct_1": _share(self.distinct_1, base.distinct_1, of_nothing=1.0),
+            "distinct_2": _share(self.distinct_2, base.distinct_2, of_nothing=1.0),
             "entropy": math.exp(self.entropy - base.entropy),
-            "length": _kept(self.length, base.length),
+            "length": _share(self.length, base.length, of_nothing=1.0),
         }
 
 
@@ -98,18 +97,13 @@ class Collapse:
     base: Fluency = TYPICAL
     against_base: bool = False
 
-    @classmethod
-    def of(cls, data: Mapping[str, Any]) -> Collapse:
-        """Rebuild a Collapse from the output of to_dict()."""
-        return cls(Fluency(**data["measures"]), data["sample"], Fluency(**data["base"]), data["against_base"])
-
     def against(self, base: Collapse) -> Collapse:
         """The same, judged by what the model it was made from writes."""
         return replace(self, base=base.fluency, against_base=True)
 
     @property
     def shares(self) -> dict[str, float]:
-        """Each measure as a share of the base's."""
+        """Each measure as a share of the base's, by Fluency.shares()."""
         return self.fluency.shares(self.base)
 
     @property
@@ -168,7 +162,6 @@ def collapse_tokens(tokenizer: PreTrainedTokenizerBase) -> int:
 
 
 def _prompts(tokenizer: PreTrainedTokenizerBase) -> tuple[list[list[int]], list[int]]:
-    """The beginnings as token ids, and how many tokens may be written after each."""
     prompts = [[*bos_ids(tokenizer), *encode(tokenizer, prompt)] for prompt in PROMPTS]
     return prompts, [NEW_TOKENS] * len(prompts)
 
@@ -184,9 +177,5 @@ def _grams(text: Sequence[int], size: int) -> list[tuple[int, ...]]:
     return list(zip(*(text[start:] for start in range(size)), strict=False))
 
 
-def _share(part: float, whole: float) -> float:
-    return part / whole if whole else 0.0
-
-
-def _kept(ours: float, base: float) -> float:
-    return ours / base if base else 1.0
+def _share(part: float, whole: float, *, of_nothing: float = 0.0) -> float:
+    return part / whole if whole else of_nothing

@@ -2,39 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from lm_eval.models.huggingface import HFLM
+from lm_eval.models.utils import normalize_gen_kwargs
 
 from shortstack.data.questions import Request
 from shortstack.decoder import Decoder
 from shortstack.decoder.likelihoods import likelihoods
 from shortstack.errors import InputError
-from shortstack.evaluation.harness import GENERATED_TOGETHER, check_answer, hushed
+from shortstack.evaluation.harness import hushed
 from shortstack.machine.progress import Progress, silent
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
-class Quiet:
-    """Before a model of the harness among the bases of a class: its bars would interleave with ours."""
-
-    def loglikelihood(self, requests: Sequence[Any], disable_tqdm: bool = True) -> list[tuple[float, bool]]:
-        answers: list[tuple[float, bool]] = super().loglikelihood(requests, disable_tqdm=True)  # type: ignore[misc]
-        return answers
-
-    def loglikelihood_rolling(self, requests: Sequence[Any], disable_tqdm: bool = True) -> list[float]:
-        answers: list[float] = super().loglikelihood_rolling(requests, disable_tqdm=True)  # type: ignore[misc]
-        return answers
-
-    def generate_until(self, requests: Sequence[Any], disable_tqdm: bool = True) -> list[str]:
-        answers: list[str] = super().generate_until(requests, disable_tqdm=True)  # type: ignore[misc]
-        return answers
+GENERATED_TOGETHER = 16  # prompts, where no batch size is named
+ROOM = 256  # tokens of an answer, where a task names no other number
 
 
-class HarnessModel(Quiet, HFLM):  # type: ignore[misc]  # lm-eval is untyped here
+class HarnessModel(HFLM):  # type: ignore[misc]  # lm-eval is untyped here
     """The harness's model, with likelihoods by shortstack; batch: sequences in a forward, None for a choice by tokens."""
 
     def __init__(
@@ -55,12 +44,28 @@ class HarnessModel(Quiet, HFLM):  # type: ignore[misc]  # lm-eval is untyped her
                 max_length=max_length,
             )
         self.decoder, self.batch, self.progress = decoder, batch, progress
-        self.computed_in = decoder.dtype
 
-    def generate_until(self, requests: Sequence[Any], disable_tqdm: bool = True) -> list[str]:
-        for each in requests:  # of a task in Python only these say how long answers may be
-            check_answer(each.task_name, each.args[1], self.max_length)
-        return super().generate_until(requests, disable_tqdm)
+    def loglikelihood(self, requests: Sequence[Any]) -> Any:
+        return super().loglikelihood(requests, disable_tqdm=True)  # the harness's bars would interleave with ours
+
+    def loglikelihood_rolling(self, requests: Sequence[Any]) -> Any:
+        return super().loglikelihood_rolling(requests, disable_tqdm=True)
+
+    def generate_until(self, requests: Sequence[Any]) -> Any:
+        for each in requests:
+            self._check_answer(each.task_name, each.args[1])
+        return super().generate_until(requests, disable_tqdm=True)
+
+    def _check_answer(self, task: str, settings: Mapping[str, Any]) -> None:
+        """Refuse answers that may be as long as a prompt with its answer: no prompt has room beside them."""
+        room = int(normalize_gen_kwargs(dict(settings), ROOM)["max_gen_toks"])
+        if room >= self.max_length:
+            raise InputError(
+                f"{self.max_length}; where it is not named it is what the model has positions for",
+                expected=f"more than the {room} tokens that an answer of {task} may have",
+                fix=f"leave {task} out, or raise max_length to {2 * room} where the model computes its positions",
+                option="max_length",
+            )
 
     def _loglikelihood_tokens(
         self,

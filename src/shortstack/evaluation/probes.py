@@ -16,7 +16,6 @@ from shortstack.data.tokens import bos_ids, encode
 from shortstack.decoder import Decoder
 from shortstack.decoder.generation import end_tokens, generate, longest
 from shortstack.decoder.likelihoods import Accuracy, greedy_endings
-from shortstack.errors import InputError
 from shortstack.evaluation.paired import Outcomes
 from shortstack.machine.progress import Progress, silent
 from shortstack.machine.tables import Cell
@@ -27,6 +26,7 @@ if TYPE_CHECKING:
 
 SHOTS = 4  # examples before each question: a base model knows no instructions
 MOST = 100  # items of a probe: one-digit sums and differences are few
+WRITTEN = "json"  # of which several answers are right, so that the model's own must be written
 SPARE = 8  # tokens of room beyond those of the answer: other spellings are longer
 CLOSING = {"(": ")", "[": "]", "{": "}"}
 WORDS = (
@@ -60,11 +60,6 @@ class Item:
         """Names the item by its content, so that results of different items are never paired."""
         return hashlib.sha256(self.prompt.encode()).hexdigest()[:16]
 
-    @property
-    def is_written(self) -> bool:
-        """Whether several answers are right, so that the model's own must be written."""
-        return self.probe == "json"
-
     def room(self, tokenizer: PreTrainedTokenizerBase) -> int:
         """Tokens that may be written: those of the answer, and some more."""
         return len(encode(tokenizer, f" {self.answer}")) + SPARE
@@ -93,20 +88,23 @@ class Probed:
         return Outcomes(self.documents, tuple(map(float, self.accuracy.correct)))
 
     def to_dict(self) -> dict[str, Any]:
-        value, stderr, outcomes = self.accuracy.value, self.accuracy.stderr, self.outcomes
-        numbers = {"value": value, "stderr": stderr, "n": self.n, "chance": self.chance}
-        return numbers | {"documents": outcomes.documents, "outcomes": outcomes.values}
+        return {
+            "value": self.accuracy.value,
+            "stderr": self.accuracy.stderr,
+            "n": self.n,
+            "chance": self.chance,
+            "documents": self.documents,
+            "outcomes": self.outcomes.values,
+        }
 
 
 def probes(seed: int = 0, n: int = MOST) -> tuple[Item, ...]:
-    """n different items of each probe; the first of them are those of a smaller n.
+    """n different items of each probe, at most MOST; the first of them are those of a smaller n.
 
     >>> print(probes(seed=0, n=1)[1].prompt[-33:])
     Numbers: 179, 180, 181, 182
     Next:
     """
-    if not 1 <= n <= MOST:
-        raise InputError(n, expected=f"1 to {MOST}", fix=f"ask for {MOST} or fewer", where="the items of a probe")
     return tuple(item for name in PROBES for item in _items(name, seed, n))
 
 
@@ -122,7 +120,8 @@ def run_probes(
     Where an answer is exact, a greedy one is right exactly if each of its tokens is the likeliest after those before it, and
     the next ends the line: one forward pass, nothing is written. JSON is written.
     """
-    exact, written = ([item for item in items if item.is_written is writes] for writes in (False, True))
+    exact = [item for item in items if item.probe != WRITTEN]
+    written = [item for item in items if item.probe == WRITTEN]
     right = dict(zip(exact, _exact_answers(decoder, tokenizer, exact, progress), strict=True))
     right |= zip(written, _written_answers(decoder.model, tokenizer, written, progress), strict=True)
     return {name: _probed(name, right) for name in dict.fromkeys(item.probe for item in items)}
@@ -144,8 +143,12 @@ def _exact_answers(
 
 def _request(tokenizer: PreTrainedTokenizerBase, item: Item) -> Request:
     """A prompt and its answer as token ids; the last one only asks what comes behind the answer."""
-    prompt = [*bos_ids(tokenizer), *encode(tokenizer, item.prompt)]
+    prompt = _prompt(tokenizer, item)
     return Request((*prompt, *encode(tokenizer, f" {item.answer}"), 0), len(prompt))
+
+
+def _prompt(tokenizer: PreTrainedTokenizerBase, item: Item) -> list[int]:
+    return [*bos_ids(tokenizer), *encode(tokenizer, item.prompt)]
 
 
 def _ends_line(tokenizer: PreTrainedTokenizerBase, answer: Sequence[int], token: int) -> bool:
@@ -171,8 +174,7 @@ def probe_tokens(tokenizer: PreTrainedTokenizerBase, items: Sequence[Item]) -> i
 
 def _prompts(tokenizer: PreTrainedTokenizerBase, items: Sequence[Item]) -> tuple[list[list[int]], list[int]]:
     """The prompts as token ids, and how many tokens may be written after each."""
-    prompts = [[*bos_ids(tokenizer), *encode(tokenizer, item.prompt)] for item in items]
-    return prompts, [item.room(tokenizer) for item in items]
+    return [_prompt(tokenizer, item) for item in items], [item.room(tokenizer) for item in items]
 
 
 def has_keys(line: str, answer: str) -> bool:

@@ -68,10 +68,6 @@ class Growth:
     bytes_per_token: int
     window: int | None
 
-    def after(self, tokens: int) -> int:
-        """Bytes after so many tokens."""
-        return self.bytes_per_token * (tokens if self.window is None else min(tokens, self.window - 1))
-
 
 @dataclass(frozen=True)
 class CacheBytes:
@@ -90,10 +86,6 @@ class CacheBytes:
         """Bytes that each token adds when all windows are full."""
         return sum(layer.bytes_per_token for layer in self.layers if layer.window is None)
 
-    def after(self, tokens: int) -> int:
-        """Bytes after so many tokens."""
-        return self.fixed + sum(layer.after(tokens) for layer in self.layers)
-
     def to_dict(self) -> dict[str, Any]:
         return {
             "fixed_bytes": self.fixed,
@@ -103,7 +95,7 @@ class CacheBytes:
 
 
 def parts(model: PreTrainedModel, anatomy: Anatomy) -> Parts:
-    """The parameters of a model (on the meta device, for all it matters) by part."""
+    """The parameters of a model by part; its weights may be on the meta device."""
     amounts: Counter[str] = Counter()
     norms = {name for name, module in model.named_modules() if _is_norm(module)}
     for name, parameter in model.named_parameters():  # what is shared comes once
