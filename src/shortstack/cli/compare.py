@@ -43,9 +43,8 @@ class CompareOptions(Repairing):
     search: bool = option(False, help="Search for the layers that go.")
     heal: str | None = option(None, help="Also heal the pruned model on this data, by the recipe `best`.")
     healed: str | None = option(None, help="A healed checkpoint, for a row of its own.")
-    task: list[Path] | None = option(None, help="Multiple choice, a .jsonl file as for depth-curve; may be repeated.")
     limit: int | float | None = option(
-        None, help="Windows per text, and questions per file or task; or 10%.", minimum=1, shares=True
+        None, help="Windows per text, and documents per task; or 10%.", minimum=1, shares=True
     )
 
     def __post_init__(self) -> None:
@@ -80,17 +79,15 @@ def compare(
     if output:
         check_new(output)
 
-    from shortstack.comparison import Judging, judge_questions, judge_tasks
+    from shortstack.comparison import Judging, judge_tasks
     from shortstack.comparison import compare as compare_models
     from shortstack.comparison.baselines import parse_memory
     from shortstack.profiling.speed import Load
 
     def judging(checkpoint: Checkpoint) -> Judging:
-        tokenizer = checkpoint.tokenizer()
-        windows = replace(texts, samples=asked.limit).read(tokenizer, session.compute.seed, at_least=1)
-        judges = [judge_questions(asked.task, tokenizer, limit=asked.limit)] if asked.task else []
-        if tasks.tasks:
-            judges.append(judge_tasks(replace(tasks, limit=asked.limit, seed=session.compute.seed), checkpoint))
+        seed = session.compute.seed
+        windows = replace(texts, samples=asked.limit).read(checkpoint.tokenizer(), seed, at_least=1)
+        judges = [judge_tasks(replace(tasks, limit=asked.limit, seed=seed), checkpoint)] if tasks.tasks else []
         return Judging(windows, judges, Load(prompt=timing.prompt, new_tokens=timing.new_tokens), timing.repeats)
 
     with session.report.bars() as progress:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import tempfile
-from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -15,12 +14,9 @@ import torch
 from shortstack.architecture.positions import check_positions
 from shortstack.checkpoint import Checkpoint, Model
 from shortstack.comparison.baselines import BASELINES, Baseline, BaselineContext, Calibration, parse_memory
-from shortstack.data import Tokens, read_questions
-from shortstack.data.questions import tokenize_questions
+from shortstack.data import Tokens
 from shortstack.data.tokens import same_tokens
 from shortstack.decoder import Decoder
-from shortstack.decoder.decoder import UNPRUNED
-from shortstack.decoder.likelihoods import answers
 from shortstack.decoder.requirements import requirements as model_requirements
 from shortstack.decoder.requirements import writing_requirements
 from shortstack.errors import InputError
@@ -32,7 +28,6 @@ from shortstack.machine.device import AUTO, Compute
 from shortstack.machine.files import to_jsonable
 from shortstack.machine.formats import number, size
 from shortstack.machine.memory import Requirements
-from shortstack.machine.numbers import part_of
 from shortstack.machine.progress import Progress, in_notebooks, under
 from shortstack.machine.tables import Cell, Column, Table, Tabled
 from shortstack.machine.typed import typed
@@ -40,10 +35,9 @@ from shortstack.profiling.profiler import SpeedRatios, check_load, speed_ratios
 from shortstack.profiling.speed import Load, Speeds, speeds
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+    pass
 
 
-NARROWED = 2  # checkpoints with fewer neurons
 Judge = Callable[[Decoder], Mapping[str, Mapping[str, Any]]]  # what a model gets: task -> metric, value, stderr, n
 
 
@@ -235,7 +229,7 @@ def requirements(checkpoint: Checkpoint, calibration: Calibration, budget: int, 
     """
     alone = model_requirements(checkpoint, compute)
     repaired, healed = calibration.repair is not None, calibration.heal is not None
-    inside = 1 + repaired + 2 * healed + NARROWED
+    inside = 2 + repaired + 2 * healed  # pruned and narrowed
     in_int8 = (1 + repaired) * min(2 * budget, checkpoint.weight_bytes)
     disk = inside * budget + in_int8
     if alone.streamed:
@@ -307,30 +301,6 @@ def _timed(decoder: Decoder, base: Decoder, judging: Judging, progress: Progress
     models = [decoder.model] if decoder is base else [decoder.model, base.model]
     speed, *unpruned = speeds(models, judging.load, repeats=judging.repeats, progress=progress)
     return speed, speed_ratios(speed, unpruned[0]) if unpruned else None
-
-
-def _named(files: Sequence[Path]) -> dict[str, Path]:
-    """Files by their names, those that share one by their paths."""
-    stems = Counter(path.stem for path in files)
-    return {path.stem if stems[path.stem] == 1 else str(path): path for path in files}
-
-
-def judge_questions(files: Sequence[Path], tokenizer: PreTrainedTokenizerBase, *, limit: float | None = None) -> Judge:
-    """Return a judge of accuracy on files of multiple choice, whose lines are as in questions.LAYOUT.
-
-    limit: only the first so many of each, or as a float such a share of them.
-    """
-    known = {name: read_questions(path) for name, path in _named(files).items()}
-    each = {name: tokenize_questions(some[: part_of(limit, len(some))], tokenizer) for name, some in known.items()}
-
-    def judge(decoder: Decoder) -> dict[str, dict[str, Any]]:
-        results = {name: answers(decoder, questions, [UNPRUNED])[UNPRUNED] for name, questions in each.items()}
-        return {
-            name: {"metric": "acc", "value": accuracy.value, "stderr": accuracy.stderr, "n": len(accuracy.correct)}
-            for name, accuracy in results.items()
-        }
-
-    return judge
 
 
 def judge_tasks(tasks: Tasks, checkpoint: Checkpoint) -> Judge:

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 from shortstack.data.tokens import bos_ids, encode
 from shortstack.decoder.generation import generate, longest
 from shortstack.machine.progress import Progress, silent
-from shortstack.machine.tables import Column, Table
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -113,7 +112,7 @@ class Collapse:
 
     @property
     def warning(self) -> str | None:
-        """A line for people, or None."""
+        """What has fallen and what it writes, or None where all is well."""
         if not self.fallen:
             return None
         return f"the model has collapsed ({', '.join(self.fallen)}). It writes: {self.sample}"
@@ -126,13 +125,6 @@ class Collapse:
         base = "its base" if self.against_base else "a small model that works"
         least = min(self.shares.values())
         return f"No loop and no silence: what it writes keeps {least:.0%} or more of each measure of {base}."
-
-    def table(self) -> Table:
-        """Each measure of what it writes freely, and which have fallen."""
-        values, wanted = asdict(self.fluency), asdict(self.base)
-        columns = ("measure", "model", "base", Column("share kept", "percent"), "fallen")
-        rows = [(name, values[name], wanted[name], share, name in self.fallen) for name, share in self.shares.items()]
-        return Table.of("collapsed: what it writes freely", columns, rows)
 
     def to_dict(self) -> dict[str, Any]:
         return {

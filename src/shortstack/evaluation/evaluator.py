@@ -85,10 +85,6 @@ class Evaluation(Tabled):
         heading = f"{self.model}: {title or 'no text'}; {counts}"
         return Table.of(heading, (*measured, *paired), [*self._rows()], caption=caption, notes=[*filter(None, notes)])
 
-    def tables(self) -> list[Table]:
-        """Return the table of results, and that of collapsed text if any has collapsed."""
-        return [self.table(), *([self.collapse.table()] if self.collapse and self.collapse.fallen else [])]
-
     def _rows(self) -> Iterator[tuple[Any, ...]]:
         base = self.base
         for name, text in self.perplexity.items():
@@ -117,7 +113,7 @@ class Evaluation(Tabled):
         return averages
 
     def _unit(self, name: str) -> str:
-        """Return a note on the unit of a task's difference, if it is not that of the values in its row."""
+        """What a task's difference is of, where it is not of the values in its row."""
         task = self.tasks[name]
         if task.metric in PERPLEXITIES:
             unit = f"log-likelihood in nats per {PERPLEXITIES[task.metric]}, higher is better"

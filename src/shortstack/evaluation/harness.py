@@ -164,17 +164,13 @@ def _loaded(manager: Any, name: str, data: Path | None) -> list[LoadedTask]:
 
 
 def _remedy(name: str, data: Path | None) -> str:
-    """Suggest how to provide the documents of a task."""
-    own = "include with a task of yours"
-    if data is None:
-        return f"give data_dir with the files that the page of evaluate lists, or {own}"
-    if name in TASKS:
+    if data and name in TASKS:
         return f"mend {', '.join(sorted(TASKS[name].files.values()))}: the page of evaluate says how each is laid out"
-    return f"data_dir serves the tasks of `shortstack ls tasks` alone; for another give {own}"
+    return "give data_dir with the files that the page of evaluate lists, which has no others; or include with a task of yours"
 
 
 def _reason(error: BaseException) -> str:
-    """Return the reason why documents cannot be had, in the words of datasets or in ours where those are of no use."""
+    """Why documents cannot be had, in the words of datasets or in ours where those are of no use."""
     if isinstance(error, ConnectionError):
         return "no hub within reach, and no copy on this machine"
     if isinstance(error, StopIteration):
@@ -198,7 +194,6 @@ def run(loaded: LoadedTask, model: HarnessModel, *, limit: float | None = None, 
 
 
 def _result(loaded: LoadedTask, model: HarnessModel, answered: Mapping[str, Any]) -> TaskResult:
-    """Extract the task's result from those of the harness, with the outcome of every document."""
     results, metric = answered["results"], loaded.metric
     columns = {name.partition(",")[0]: name for name in reversed(results[loaded.name]) if "_stderr" not in name}
     values = {name: results[loaded.name][column] for name, column in columns.items() if "," in column}

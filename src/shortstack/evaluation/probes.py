@@ -6,7 +6,7 @@ import hashlib
 import json
 import random
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import date
 from typing import TYPE_CHECKING, Any
 
@@ -38,22 +38,16 @@ CITIES = ("Paris", "London", "Rome", "Berlin", "Madrid", "Vienna", "Oslo", "Dubl
 
 
 @dataclass(frozen=True)
-class ProbeQuestion:
-    """A probe's prompt, its right answer, and the chance that a random answer of its form is right."""
-
-    prompt: str
-    answer: str
-    chance: float
-
-
-@dataclass(frozen=True)
 class Item:
-    """A question after solved examples of its kind."""
+    """A question of a probe, its right answer, and the chance that a random answer of its form is right.
 
-    probe: str
+    What is asked begins with solved examples of its kind.
+    """
+
     prompt: str
     answer: str
     chance: float
+    probe: str = ""
 
     @property
     def document(self) -> str:
@@ -205,82 +199,81 @@ def _items(name: str, seed: int, n: int) -> list[Item]:
     return list(items.values())
 
 
-def _after_examples(name: str, question: ProbeQuestion, rng: random.Random) -> Item:
-    """The question after examples that are none of it."""
+def _after_examples(name: str, question: Item, rng: random.Random) -> Item:
     shots: dict[str, str] = {}
     while len(shots) < SHOTS:
         example = PROBES[name](rng)
         if example.prompt != question.prompt:
             shots[example.prompt] = f"{example.prompt} {example.answer}\n\n"
-    return Item(name, "".join(shots.values()) + question.prompt, question.answer, question.chance)
+    return replace(question, prompt="".join(shots.values()) + question.prompt, probe=name)
 
 
-def _copying(rng: random.Random) -> ProbeQuestion:
+def _copying(rng: random.Random) -> Item:
     words = rng.sample(WORDS, rng.randint(3, 5))
-    return ProbeQuestion(f"Input: {' '.join(words)}\nOutput:", " ".join(words), len(WORDS) ** -len(words))
+    return Item(f"Input: {' '.join(words)}\nOutput:", " ".join(words), len(WORDS) ** -len(words))
 
 
-def _counting(rng: random.Random) -> ProbeQuestion:
+def _counting(rng: random.Random) -> Item:
     first = rng.randint(1, 195)
     shown = ", ".join(str(number) for number in range(first, first + 4))
-    return ProbeQuestion(f"Numbers: {shown}\nNext:", str(first + 4), 1 / 195)
+    return Item(f"Numbers: {shown}\nNext:", str(first + 4), 1 / 195)
 
 
-def _brackets(rng: random.Random) -> ProbeQuestion:
+def _brackets(rng: random.Random) -> Item:
     opened = rng.choices(tuple(CLOSING), k=rng.randint(2, 5))
     closed = " ".join(CLOSING[bracket] for bracket in reversed(opened))
-    return ProbeQuestion(f"Open: {' '.join(opened)}\nClose:", closed, len(CLOSING) ** -len(opened))
+    return Item(f"Open: {' '.join(opened)}\nClose:", closed, len(CLOSING) ** -len(opened))
 
 
-def _arithmetic(digits: int) -> Callable[[random.Random], ProbeQuestion]:
+def _arithmetic(digits: int) -> Callable[[random.Random], Item]:
     """Sums, and differences that are not negative, of numbers of so many digits."""
     least, most = 10 ** (digits - 1) if digits > 1 else 0, 10**digits - 1
 
-    def question(rng: random.Random) -> ProbeQuestion:
+    def question(rng: random.Random) -> Item:
         a, b = rng.randint(least, most), rng.randint(least, most)
         chance = 1 / (2 * most + 1)
         if a < b or rng.random() < 0.5:
-            return ProbeQuestion(f"{a} + {b} =", str(a + b), chance)
-        return ProbeQuestion(f"{a} - {b} =", str(a - b), chance)
+            return Item(f"{a} + {b} =", str(a + b), chance)
+        return Item(f"{a} - {b} =", str(a - b), chance)
 
     return question
 
 
-def _json(rng: random.Random) -> ProbeQuestion:
+def _json(rng: random.Random) -> Item:
     record = {"name": rng.choice(NAMES), "age": rng.randint(10, 90), "city": rng.choice(CITIES)}
     text = "{name} is {age} years old and lives in {city}.".format(**record)
-    return ProbeQuestion(f"Text: {text}\nJSON:", json.dumps(record), 0.0)
+    return Item(f"Text: {text}\nJSON:", json.dumps(record), 0.0)
 
 
-def _swapping(rng: random.Random) -> ProbeQuestion:
+def _swapping(rng: random.Random) -> Item:
     first, second = rng.sample(WORDS, 2)
-    return ProbeQuestion(f"Pair: {first} {second}\nSwapped:", f"{second} {first}", len(WORDS) ** -2)
+    return Item(f"Pair: {first} {second}\nSwapped:", f"{second} {first}", len(WORDS) ** -2)
 
 
-def _initials(rng: random.Random) -> ProbeQuestion:
+def _initials(rng: random.Random) -> Item:
     names = rng.sample(NAMES, 3)
-    return ProbeQuestion(f"Name: {' '.join(names)}\nInitials:", "".join(name[0] for name in names), len(NAMES) ** -3)
+    return Item(f"Name: {' '.join(names)}\nInitials:", "".join(name[0] for name in names), len(NAMES) ** -3)
 
 
-def _missing(rng: random.Random) -> ProbeQuestion:
+def _missing(rng: random.Random) -> Item:
     first = rng.randint(1, 195)
-    return ProbeQuestion(f"Numbers: {first}, _, {first + 2}\nMissing:", str(first + 1), 1 / 195)
+    return Item(f"Numbers: {first}, _, {first + 2}\nMissing:", str(first + 1), 1 / 195)
 
 
-def _dates(rng: random.Random) -> ProbeQuestion:
+def _dates(rng: random.Random) -> Item:
     day = date(rng.randint(1990, 2029), rng.randint(1, 12), rng.randint(1, 28))
     named = f"{day.day} {MONTHS[day.month - 1]} {day.year}"
-    return ProbeQuestion(f"Date: {named}\nISO:", day.isoformat(), 1 / (40 * 12 * 28))
+    return Item(f"Date: {named}\nISO:", day.isoformat(), 1 / (40 * 12 * 28))
 
 
-def _extracting(rng: random.Random) -> ProbeQuestion:
+def _extracting(rng: random.Random) -> Item:
     name, town, number = rng.choice(NAMES), rng.choice(CITIES).lower(), rng.randint(10, 99)
     address = f"{name.lower()}{number}@{town}.org"
     chance = 1 / (len(NAMES) * len(CITIES) * 90)
-    return ProbeQuestion(f"Line: {name} <{address}> wrote today\nAddress:", address, chance)
+    return Item(f"Line: {name} <{address}> wrote today\nAddress:", address, chance)
 
 
-PROBES: Mapping[str, Callable[[random.Random], ProbeQuestion]] = {
+PROBES: Mapping[str, Callable[[random.Random], Item]] = {
     "copying": _copying,
     "counting": _counting,
     "brackets": _brackets,
