@@ -10,10 +10,9 @@ import torch
 
 from plans import plan
 from shortstack.checkpoint import Checkpoint
-from shortstack.cli import main
 from shortstack.cli.console import show_result
 from shortstack.comparison import Calibration, Comparison, Judging, compare, heal_as_recipe
-from shortstack.comparison.baselines import parse_memory
+from shortstack.comparison.baselines import BASELINES, parse_memory
 from shortstack.comparison.comparison import ComparisonRow, advice
 from shortstack.data import Tokens
 from shortstack.decoder import Decoder
@@ -24,12 +23,11 @@ from shortstack.evaluation.perplexity import measure
 from shortstack.healing.recipes import read_recipe
 from shortstack.machine.device import Compute
 from shortstack.machine.options import install
-from shortstack.planning.layer_sets import Removal
-from shortstack.planning.measured import search
+from shortstack.planning import Choice, choose
 from shortstack.profiling.speed import Load
 from shortstack.pruning import prune
 from shortstack.repairing import repair, repairer
-from shortstack.scoring import METRICS
+from shortstack.scoring import score
 from zoo import make, speaking
 
 FLOAT = Compute(dtype="float32", device="cpu")
@@ -136,6 +134,7 @@ def test_a_repair_that_lowers_no_loss_makes_no_row(compared, place):
 def test_the_repaired_row_is_what_repair_makes_of_it(compared, place, tmp_path, monkeypatch):
     """Of a repair that is kept, as those of trained models are."""
     monkeypatch.setattr(repairer.RepairWalk, "helps", lambda _walk: True)
+    monkeypatch.setattr("shortstack.comparison.comparison.BASELINES", BASELINES[:2])
     checkpoint, judging, _ = compared
     some = tokens(checkpoint, place)
     found = compare(checkpoint, Calibration(some, some), replace(judging, judges=()), memory="60%", compute=FLOAT)
@@ -199,7 +198,8 @@ def test_every_row_is_checked_for_collapse_against_the_unpruned_model(compared, 
     assert 'pruned: the model has collapsed (repetition). It writes: "la la"' in lines
 
 
-def test_a_search_chooses_the_layers_and_the_cut_is_healed(place, tmp_path):
+def test_the_cut_by_a_metric_is_healed(place, tmp_path, monkeypatch):
+    monkeypatch.setattr("shortstack.comparison.comparison.BASELINES", BASELINES[:2])
     checkpoint = Checkpoint.open(speaking(tmp_path / "model", hidden_size=64, intermediate_size=128))
     some, healings = tokens(checkpoint, place), []
 
@@ -208,17 +208,16 @@ def test_a_search_chooses_the_layers_and_the_cut_is_healed(place, tmp_path):
         return prune(pruned, plan(pruned.anatomy.layers, layers="0"), out)
 
     judging = Judging({"a": tokens(checkpoint, place, length=24)}, (), LOAD, repeats=1)
-    calibration = Calibration(some, search=True, heal=heal)
-    found = compare(checkpoint, calibration, judging, memory="60%", compute=FLOAT)
+    found = compare(checkpoint, Calibration(some, metric="bi", heal=heal), judging, memory="60%", compute=FLOAT)
     pruned, healed = rows(found)["pruned"], rows(found)["pruned, healed"]
-    decoder = Decoder.load(checkpoint, dtype=torch.float32)
-    expected = search(decoder, some, Removal(len(pruned.removed), range(8), METRICS["kl"]))
+    scores = score(checkpoint, some, metrics=["bi"], compute=FLOAT)
+    expected = choose(checkpoint, Choice("bi", drop=len(pruned.removed)), scores).plan
     assert pruned.removed == healed.removed == expected.removed
     assert pruned.bytes <= found.budget < pruned.bytes + checkpoint.sizes.layer_bytes[0]
     assert healed.bytes == pruned.bytes - checkpoint.sizes.layer_bytes[0], "the heal of this test takes a layer"
     kept = {str(layer) for layer in range(8)} - set(map(str, pruned.removed))
     assert [set(map(str, layers)) for layers in healings] == [kept]
-    assert found.to_dict()["calibration"]["metric"] == "search"
+    assert found.to_dict()["calibration"]["metric"] == "bi"
 
 
 @pytest.mark.skipif(importlib.util.find_spec("peft") is None, reason="needs the extra lora")
@@ -234,24 +233,6 @@ def test_healing_is_as_the_recipe_best_has_it(compared, tmp_path):
     assert options["schedule"]["learning_rate"] == wanted["learning_rate"]
     assert options["teacher"] == checkpoint.identity
     assert made.anatomy.layers == 7
-
-
-@pytest.mark.parametrize(
-    ("words", "said"),
-    [
-        ("--limit 0", "--limit\n  expected  at least 1"),
-        ("--samples 0", "--samples\n  expected  a number of windows, or all"),
-        ("--repair --repair-samples 7", "--repair-samples\n  expected  at least 8"),
-        ("--search --metric bi", "--search\n  expected  --search without"),
-    ],
-)
-def test_options_that_make_no_sense_are_said_before_the_model_is_opened(words, said, monkeypatch, capsys):
-    monkeypatch.setattr("sys.argv", ["shortstack", "compare", "nowhere", *words.split()])
-    monkeypatch.setattr("signal.signal", lambda *_: None)
-    with pytest.raises(SystemExit) as ended:
-        main()
-    assert ended.value.code == 2
-    assert said in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("model_type", ["mixtral", "gpt2", "llama"])
@@ -278,6 +259,7 @@ def test_where_repair_is_refused_the_row_says_so_and_the_cut_is_healed_without(p
 
     checkpoint = Checkpoint.open(speaking(tmp_path / "model", intermediate_size=46))
     monkeypatch.setattr("shortstack.comparison.baselines.repair", refused)
+    monkeypatch.setattr("shortstack.comparison.comparison.BASELINES", BASELINES[:2])
     some = tokens(checkpoint, place, samples=4)
     calibration = Calibration(some, some, metric="reverse", heal=lambda pruned, _out: pruned)
     judging = Judging({"a": tokens(checkpoint, place, length=24, samples=2)}, (), LOAD, repeats=1)
@@ -321,28 +303,21 @@ def test_a_model_with_too_few_positions_for_a_row_is_refused_before_it_is_loaded
         assert refused.value.place(refused.value.option) == where
 
 
-@pytest.mark.parametrize(("memory", "expected"), [("50%", 500), ("12.5%", 125), (" 75% ", 750)])
-def test_memory_is_a_share(memory, expected):
-    assert parse_memory(memory, 1000) == expected
-
-
-@pytest.mark.parametrize("memory", ["", "50", "0%", "100%", "-5%", "half", "nan%", "1e1%", "%"])
-def test_memory_that_is_no_share_is_refused(memory):
-    with pytest.raises(InputError, match="memory"):
-        parse_memory(memory, 1000)
-
-
-def test_less_memory_than_what_no_baseline_makes_smaller_is_refused():
+def test_memory_is_a_share_above_what_no_baseline_makes_smaller():
+    assert [parse_memory(memory, 1000) for memory in ("50%", "12.5%", " 75% ")] == [500, 125, 750]
     assert parse_memory("26%", 1000, least=250) == 260
     with pytest.raises(InputError, match=r"25% of the bytes"):
         parse_memory("25%", 1000, least=250)
+    for memory in ("", "50", "0%", "100%", "-5%", "half", "nan%", "1e1%", "%"):
+        with pytest.raises(InputError, match="memory"):
+            parse_memory(memory, 1000)
 
 
-@pytest.mark.parametrize(("within", "expected"), [(True, (1, 4)), (False, ())])
-def test_the_cut_is_that_of_the_plainly_pruned_model_if_it_fits(within, expected):
+def test_the_cut_is_that_of_the_plainly_pruned_model_if_it_fits():
     eight = row("pruned + int8", 2.5, removed=(2,))
-    rows = (eight, row("pruned", 3.0, removed=(1, 4), within=within))
-    assert Comparison("m", "50%", 10**6, rows, {}, "float32", "cpu", 1).cut == expected
+    for within, expected in ((True, (1, 4)), (False, ())):
+        rows = (eight, row("pruned", 3.0, removed=(1, 4), within=within))
+        assert Comparison("m", "50%", 10**6, rows, {}, "float32", "cpu", 1).cut == expected
 
 
 def test_advice_tells_of_tasks_too():

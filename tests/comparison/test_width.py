@@ -15,10 +15,7 @@ from zoo import make, tiny
 IDS = torch.randint(3, 90, (6, 20), generator=torch.Generator().manual_seed(1))
 NARROWED = {
     "llama": {"mlp_bias": True},
-    "qwen3": {},
-    "gemma2": {},
     "gemma3": {},
-    "smollm3": {},
     "gpt_neox": {},
     "opt": {},
 }

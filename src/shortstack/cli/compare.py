@@ -40,7 +40,6 @@ class CompareOptions(Repairing):
 
     memory: str = option("50%", help="Byte budget, as a share of the unpruned weights.")
     metric: str = option("ppl", help=f"How layers are chosen: {', '.join(METRICS)}.")
-    search: bool = option(False, help="Search for the layers that go.")
     heal: str | None = option(None, help="Also heal the pruned model on this data, by the recipe `best`.")
     healed: str | None = option(None, help="A healed checkpoint, for a row of its own.")
     limit: int | float | None = option(
@@ -50,10 +49,6 @@ class CompareOptions(Repairing):
     def __post_init__(self) -> None:
         super().__post_init__()
         metric_named(self.metric)
-        if self.search and self.metric != CompareOptions.metric:
-            raise InputError(
-                "--metric beside it", expected="--search without --metric", fix="give one of them", option="search"
-            )
 
 
 def compare(
@@ -139,7 +134,7 @@ def _calibration(
         repair = calibration_tokens(checkpoint, windows, at_least=JUDGING, **how)
     if asked.heal:
         heal = heal_as_recipe(asked.heal, checkpoint, device=compute.device, progress=progress)
-    return Calibration(tokens, repair, asked.metric, asked.search, heal, healed)
+    return Calibration(tokens, repair, asked.metric, heal, healed)
 
 
 def _preview(checkpoint: Checkpoint, calibration: Calibration, judging: Judging, memory: str, session: Session) -> None:

@@ -68,8 +68,8 @@ class Baseline:
 class Calibration:
     """The data on which baselines make choices: windows for metrics and activations, and for repair where it is wanted.
 
-    search: the layers that go are searched for, instead of taken by `metric`. heal: heals a cut into a new folder, as
-    heal_as_recipe() does. healed: a model that is healed already, for a row of its own.
+    heal: heals a cut into a new folder, as heal_as_recipe() does. healed: a model that is healed already, for a row of its
+    own.
 
     Raises:
         InputError: the metric does not score single layers.
@@ -78,7 +78,6 @@ class Calibration:
     tokens: Tokens
     repair: Tokens | None = None
     metric: str = "ppl"
-    search: bool = False
     heal: Heal | None = None
     healed: Model | None = None
 
@@ -90,17 +89,13 @@ class Calibration:
 
     @functools.cached_property
     def healed_checkpoint(self) -> Checkpoint | None:
-        """The checkpoint that is healed already, opened; None if there is none.
-
-        Raises:
-            CheckpointError, InputError: as Checkpoint.of().
-        """
+        """The checkpoint that is healed already, opened; None if there is none."""
         return None if self.healed is None else Checkpoint.of(self.healed)
 
     @property
     def choice(self) -> Choice:
         """How layers are chosen; how many is for each cut to say."""
-        return Choice(search=True) if self.search else Choice(self.metric)
+        return Choice(self.metric)
 
 
 class BaselineContext:
@@ -134,9 +129,9 @@ class BaselineContext:
 
     @functools.cached_property
     def source(self) -> Tokens | Scores:
-        """The basis on which layers are chosen: tokens for a search, else scores, which every cut shares."""
+        """The basis on which layers are chosen: scores, which every cut shares, where the metric needs them."""
         tokens, choice = self.calibration.tokens, self.calibration.choice
-        if choice.measures or not choice.by.needs_scores:
+        if not choice.by.needs_scores:
             return tokens
         return score(self.checkpoint, tokens, metrics=[choice.name], compute=self.compute, progress=self.progress)
 

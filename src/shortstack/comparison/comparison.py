@@ -205,7 +205,7 @@ def compare(
         memory,
         budget,
         tuple(sorted(_beside_unpruned(rows), key=lambda row: row.loss)),
-        {"metric": "search" if calibration.search else calibration.metric, **calibration.tokens.record()},
+        {"metric": calibration.metric, **calibration.tokens.record()},
         base.dtype,
         str(base.device),
         torch.get_num_threads(),

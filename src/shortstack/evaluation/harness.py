@@ -1,6 +1,6 @@
 """lm-evaluation-harness (extra `eval`): tasks are loaded, asked of a model, and what it got is read.
 
-Prompts, metrics and aggregation are the harness's. A model of ours that it asks is in `harness_model`.
+Prompts, metrics and aggregation are the harness's, likelihoods are shortstack's.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import logging
 import math
 import re
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -24,27 +24,35 @@ import lm_eval.tasks
 import numpy as np
 from datasets.exceptions import DatasetGenerationError, DatasetsError
 from lm_eval.evaluator import evaluate as run_harness
+from lm_eval.models.huggingface import HFLM
+from lm_eval.models.utils import normalize_gen_kwargs
 from lm_eval.tasks import TaskManager
 from transformers import set_seed
 
-from shortstack.data.questions import TokenizedQuestion, request
+from shortstack.data.questions import Request, TokenizedQuestion, request
 from shortstack.data.tokens import bos_ids
+from shortstack.decoder import Decoder
+from shortstack.decoder.likelihoods import likelihoods
 from shortstack.errors import DataError, InputError
 from shortstack.evaluation.paired import mean_stderr
 from shortstack.evaluation.suites import PERPLEXITIES, TASKS, unknown
 from shortstack.evaluation.task_files import write_overlays
-from shortstack.evaluation.task_results import TaskResult, digest
+from shortstack.evaluation.task_results import TaskResult
+from shortstack.machine.files import digest
 from shortstack.machine.hub import hub_or_copies
 from shortstack.machine.numbers import ALMOST, is_share, part_of
+from shortstack.machine.progress import Progress, silent
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-    from shortstack.evaluation.harness_model import HarnessModel
-
 SEED = 1234  # the harness's own, of the examples in a prompt; ours is added to it: 0 draws what the harness draws
 PLACES = {"dataset_path", "dataset_name", "dataset_kwargs", "tag"}  # of a task's config: where its documents lie
 STOCK = Path(lm_eval.tasks.__file__).parent
+
+
+GENERATED_TOGETHER = 16  # prompts, where no batch size is named
+ROOM = 256  # tokens of an answer, where a task names no other number
 
 
 @dataclass(frozen=True)
@@ -84,11 +92,6 @@ class LoadedTask:
                 raise InputError(found, expected=expected, fix="ask for fewer, or other tasks", option="num_fewshot")
 
     @property
-    def aggregation(self) -> Any:
-        """How a group makes one number of its tasks'; None of a single task."""
-        return self.group.to_dict() if self.group else None
-
-    @property
     def macro(self) -> bool:
         """Whether each task of a group counts the same, however many documents it has."""
         listed = (self.group.aggregate_metric_list or []) if self.group else []
@@ -108,20 +111,20 @@ class LoadedTask:
         with hushed():
             examples = {name: _digests(task.fewshot_docs()) for name, task in self.tasks.items() if self.shots}
         return digest(
-            name=self.name,
-            version=self.version,
-            aggregation=json.loads(json.dumps(self.aggregation, default=_named)),
-            configs={name: _config(task) for name, task in self.tasks.items()},
-            documents={
-                name: _digests(islice(task.eval_docs, asked_of(task, limit))) for name, task in self.tasks.items()
-            },
-            examples=examples,
+            {
+                "name": self.name,
+                "version": self.version,
+                "aggregation": _plain(self.group.to_dict() if self.group else None),
+                "configs": {name: _config(task) for name, task in self.tasks.items()},
+                "documents": {name: _digests(_asked(task, limit)) for name, task in self.tasks.items()},
+                "examples": examples,
+            }
         )
 
 
-def asked_of(task: Any, limit: float | None) -> int:
-    """How many of a task's documents are asked."""
-    return part_of(limit, len(task.eval_docs))
+def _asked(task: Any, limit: float | None) -> Iterator[Any]:
+    """The documents of a task that are asked."""
+    return islice(task.eval_docs, part_of(limit, len(task.eval_docs)))
 
 
 def load(
@@ -166,7 +169,9 @@ def _loaded(manager: Any, name: str, data: Path | None) -> list[LoadedTask]:
 def _remedy(name: str, data: Path | None) -> str:
     if data and name in TASKS:
         return f"mend {', '.join(sorted(TASKS[name].files.values()))}: the page of evaluate says how each is laid out"
-    return "give data_dir with the files that the page of evaluate lists, which has no others; or include with a task of yours"
+    return (
+        "give data_dir with the files that the page of evaluate lists, for these tasks alone; or include with your own"
+    )
 
 
 def _reason(error: BaseException) -> str:
@@ -177,6 +182,73 @@ def _reason(error: BaseException) -> str:
         return "a file without documents"
     cause = error.__cause__ if isinstance(error, DatasetGenerationError) else None
     return " ".join(str(cause or error).split())[:200] or type(cause or error).__name__
+
+
+class HarnessModel(HFLM):  # type: ignore[misc]  # lm-eval is untyped here
+    """The harness's model, with likelihoods by shortstack; batch: sequences in a forward, None for a choice by tokens."""
+
+    def __init__(
+        self,
+        decoder: Decoder,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        batch: int | None = None,
+        max_length: int | None = None,
+        progress: Progress = silent,
+    ) -> None:
+        with hushed():
+            super().__init__(
+                pretrained=decoder.model,
+                tokenizer=tokenizer,
+                backend="causal",
+                batch_size=batch or GENERATED_TOGETHER,
+                max_length=max_length,
+            )
+        self.decoder, self.batch, self.progress = decoder, batch, progress
+
+    def loglikelihood(self, requests: Sequence[Any]) -> Any:
+        return super().loglikelihood(requests, disable_tqdm=True)  # the harness's bars would interleave with ours
+
+    def loglikelihood_rolling(self, requests: Sequence[Any]) -> Any:
+        return super().loglikelihood_rolling(requests, disable_tqdm=True)
+
+    def generate_until(self, requests: Sequence[Any]) -> Any:
+        for each in requests:
+            self._check_answer(each.task_name, each.args[1])
+        return super().generate_until(requests, disable_tqdm=True)
+
+    def _check_answer(self, task: str, settings: Mapping[str, Any]) -> None:
+        """Refuse answers that may be as long as a prompt with its answer: no prompt has room beside them."""
+        room = int(normalize_gen_kwargs(dict(settings), ROOM)["max_gen_toks"])
+        if room >= self.max_length:
+            raise InputError(
+                f"{self.max_length}; where it is not named it is what the model has positions for",
+                expected=f"more than the {room} tokens that an answer of {task} may have",
+                fix=f"leave {task} out, or raise max_length to {2 * room} where the model computes its positions",
+                option="max_length",
+            )
+
+    def _loglikelihood_tokens(
+        self,
+        requests: Sequence[tuple[Any, list[int], list[int]]],
+        disable_tqdm: bool = True,
+        override_bs: int | None = None,
+    ) -> list[tuple[float, bool]]:
+        """(log-likelihood, whether greedy) of each (text, context, continuation), too long ones cut on the left."""
+        cut = [self._request(context, continuation) for _, context, continuation in requests]
+        answers = likelihoods(self.decoder, cut, batch=self.batch, progress=self.progress)
+        return [(answer.value, answer.greedy) for answer in answers]
+
+    def _request(self, context: Sequence[int], continuation: Sequence[int]) -> Request:
+        if len(continuation) > self.max_length:
+            raise InputError(
+                self.max_length,
+                expected=f"room for an answer of {len(continuation)} tokens",
+                fix=f"ask for {2 * len(continuation)} or more, or leave it out",
+                option="max_length",
+            )
+        ids = (*context, *continuation)[-(self.max_length + 1) :]
+        return Request(ids, len(ids) - len(continuation))
 
 
 def run(loaded: LoadedTask, model: HarnessModel, *, limit: float | None = None, seed: int = 0) -> TaskResult:
@@ -263,7 +335,7 @@ def questions(
 
 
 def _questions(task: Any, tokenizer: PreTrainedTokenizerBase, limit: float | None) -> Iterator[TokenizedQuestion]:
-    task.build_all_requests(limit=asked_of(task, limit))
+    task.build_all_requests(limit=part_of(limit, len(task.eval_docs)))
     for _, group in groupby(task.instances, key=lambda instance: instance.doc_id):
         choices = sorted(group, key=lambda instance: int(instance.idx))
         yield TokenizedQuestion(tuple(request(tokenizer, *choice.args) for choice in choices), _right(task, choices))
@@ -284,17 +356,17 @@ def _config(task: Any) -> Any:
     fields["metadata"] = {
         name: value for name, value in (fields.get("metadata") or {}).items() if name != "config_source"
     }
-    return json.loads(json.dumps(fields, default=_named))
+    return _plain(fields)
 
 
-def _named(value: object) -> str:
-    """An object as it is called in every process: a function's repr says where in memory it lies."""
-    return re.sub(r" at 0x[0-9a-f]+", "", repr(value))
+def _plain(data: Any) -> Any:
+    """The same as JSON; objects as they are called in every process: a function's repr says where in memory it lies."""
+    return json.loads(json.dumps(data, default=lambda value: re.sub(r" at 0x[0-9a-f]+", "", repr(value))))
 
 
-def _digests(documents: Any) -> str:
+def _digests(documents: Iterable[Any] | None) -> str:
     """One digest of documents, order included."""
-    return digest(documents=[json.dumps(document, sort_keys=True, default=_named) for document in documents or ()])
+    return digest(_plain(list(documents or ())))
 
 
 @contextmanager

@@ -26,10 +26,10 @@ if TYPE_CHECKING:
     from shortstack.evaluation.harness import LoadedTask
 
 
-def load_harness(name: str = "harness") -> ModuleType:
-    """The module that runs lm-evaluation-harness, or `harness_model`, with the model that it asks."""
+def load_harness() -> ModuleType:
+    """The module that runs lm-evaluation-harness."""
     check_installed("lm_eval", "eval", option="tasks", why="for tasks")
-    return import_module(f"shortstack.evaluation.{name}")
+    return import_module("shortstack.evaluation.harness")
 
 
 @dataclass(frozen=True)

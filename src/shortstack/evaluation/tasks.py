@@ -87,8 +87,7 @@ def answer_task(
     def staged(_: str, done: int, total: int, /, *, note: str = "") -> None:
         progress(f"answering {loaded.name}", done, total, note=note)
 
-    model = load_harness("harness_model").HarnessModel(
-        decoder, tokenizer, batch=tasks.batch, max_length=tasks.max_length, progress=staged
-    )
-    result: TaskResult = load_harness().run(loaded, model, limit=tasks.limit, seed=tasks.seed)
+    harness = load_harness()
+    model = harness.HarnessModel(decoder, tokenizer, batch=tasks.batch, max_length=tasks.max_length, progress=staged)
+    result: TaskResult = harness.run(loaded, model, limit=tasks.limit, seed=tasks.seed)
     return result
