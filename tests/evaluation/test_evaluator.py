@@ -103,7 +103,7 @@ def test_a_share_of_the_windows_is_drawn_by_seed_from_all(checkpoint, tmp_path):
         assert places == sorted(set(places))
     assert EvaluationText([source], 24, 1.0).read(tokenizer, 0)[source].ids.tolist() == every
     with pytest.raises(DataError, match="no end"):
-        EvaluationText("copying", samples=0.5)
+        EvaluationText("copying", samples=0.5).read(tokenizer, 0)
 
 
 def test_auto_arithmetic_is_bf16_only_where_checkpoint_and_device_have_it(monkeypatch):
