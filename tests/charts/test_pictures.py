@@ -15,7 +15,7 @@ import pytest
 import shortstack as ss
 from shortstack.charts.chart import Chart, Point, Series, axis
 from shortstack.charts.picture import MARGIN, Panel, Picture
-from shortstack.charts.rows import Bars, Dots, dots
+from shortstack.charts.rows import Bars, Dots, dots, dots_height
 from shortstack.errors import InputError, OutputError
 from shortstack.healing.healer import loss_picture
 from shortstack.machine import files
@@ -218,7 +218,7 @@ def test_layers_that_go_are_empty():
 
 def test_dots_lie_at_their_values_beside_chance():
     made = dots([Dots("copying", [(5, 0.8, 0.1), (0, 0.4, None)], 0.1)], title="t")
-    root = ElementTree.fromstring(made)  # noqa: S314  drawn above
+    root = drawn(Picture("t", [Panel("t", made, dots_height(1), [])], []))
     width = 480 - 132 - 14
     assert [x for x, _ in places(root, "c0")] == [pytest.approx(132 + 0.4 * width, abs=0.1)]
     assert [x for x, _ in places(root, "c5")] == [pytest.approx(132 + 0.8 * width, abs=0.1)]
