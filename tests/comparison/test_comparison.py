@@ -45,6 +45,12 @@ def tokens(checkpoint, place, *, length=32, samples=8):
     return Tokens.read(str(place / "a.txt"), checkpoint.tokenizer(), samples=samples, length=length)
 
 
+@pytest.fixture
+def few_words(monkeypatch):
+    """To see whether it collapses, a model writes eight tokens after each prompt in place of 64."""
+    monkeypatch.setattr("shortstack.evaluation.degeneration.NEW_TOKENS", 8)
+
+
 @pytest.fixture(scope="module")
 def compared(place):
     """A tiny model compared at 60 % of its bytes, with repair, a healed checkpoint and a task."""
@@ -57,13 +63,9 @@ def compared(place):
         return {"q": {"metric": "loss", "value": measure(decoder, asked).loss, "stderr": 0.1, "n": 8}}
 
     judging = Judging({"a": tokens(checkpoint, place, length=24)}, [judge], LOAD, repeats=2)
-    found = compare(
-        checkpoint,
-        Calibration(some, some, healed=healed),
-        judging,
-        memory="60%",
-        compute=FLOAT,
-    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("shortstack.evaluation.degeneration.NEW_TOKENS", 8)
+        found = compare(checkpoint, Calibration(some, some, healed=healed), judging, memory="60%", compute=FLOAT)
     return checkpoint, judging, found
 
 
@@ -131,6 +133,7 @@ def test_a_repair_that_lowers_no_loss_makes_no_row(compared, place):
     assert rows(found)["pruned, repaired"].reason == "no repair lowers the held-out loss"
 
 
+@pytest.mark.usefixtures("few_words")
 def test_the_repaired_row_is_what_repair_makes_of_it(compared, place, tmp_path, monkeypatch):
     """Of a repair that is kept, as those of trained models are."""
     monkeypatch.setattr(repairer.RepairWalk, "helps", lambda _walk: True)
@@ -176,6 +179,7 @@ def test_narrowed_rows_fit_and_the_healed_one_is_as_it_is(compared):
     assert healed.bytes == checkpoint.weight_bytes - checkpoint.sizes.layer_bytes[0]
 
 
+@pytest.mark.usefixtures("few_words")
 def test_every_row_is_checked_for_collapse_against_the_unpruned_model(compared, monkeypatch, capsys):
     checkpoint, _, found = compared
     model = checkpoint.model(dtype=torch.float32)
@@ -198,6 +202,7 @@ def test_every_row_is_checked_for_collapse_against_the_unpruned_model(compared, 
     assert 'pruned: the model has collapsed (repetition). It writes: "la la"' in lines
 
 
+@pytest.mark.usefixtures("few_words")
 def test_the_cut_by_a_metric_is_healed(place, tmp_path, monkeypatch):
     monkeypatch.setattr("shortstack.comparison.comparison.BASELINES", BASELINES[:2])
     checkpoint = Checkpoint.open(speaking(tmp_path / "model", hidden_size=64, intermediate_size=128))
@@ -235,6 +240,7 @@ def test_healing_is_as_the_recipe_best_has_it(compared, tmp_path):
     assert made.anatomy.layers == 7
 
 
+@pytest.mark.usefixtures("few_words")
 @pytest.mark.parametrize("model_type", ["mixtral", "gpt2", "llama"])
 def test_what_cannot_be_had_is_a_row_with_its_reason(model_type, place, monkeypatch):
     odd = {"llama": {"intermediate_size": 46}, "gpt2": {"n_positions": 128}}.get(model_type, {})
@@ -253,6 +259,7 @@ def test_what_cannot_be_had_is_a_row_with_its_reason(model_type, place, monkeypa
     assert all(found[name].perplexity == {} for name in ("int8", "nf4", "pruned + int8"))
 
 
+@pytest.mark.usefixtures("few_words")
 def test_where_repair_is_refused_the_row_says_so_and_the_cut_is_healed_without(place, tmp_path, monkeypatch):
     def refused(*_, **__):
         raise ArchitectureError("none", expected="a matrix at the end", fix="leave repair out", where="Odd")
