@@ -239,7 +239,6 @@ def requirements(checkpoint: Checkpoint, calibration: Calibration, budget: int, 
 
 
 def _check_lengths(checkpoint: Checkpoint, judging: Judging) -> None:
-    """Refuse what is longer than the model has positions for, before it is loaded."""
     for tokens in judging.texts.values():
         check_positions(checkpoint, tokens.ids.shape[1], "length")
     check_load(checkpoint, judging.load)

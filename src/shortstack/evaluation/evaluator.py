@@ -297,7 +297,6 @@ def _check_room_to_write(checkpoint: Checkpoint, compute: Compute) -> None:
 def _check_lengths(
     checkpoint: Checkpoint, tokenizer: PreTrainedTokenizerBase, items: Sequence[Item], *, collapse: bool, length: int
 ) -> None:
-    """Refuse what is longer than the model has positions for, before it is loaded."""
     check_positions(checkpoint, length, "length")
     if items:
         needed, note = probe_tokens(tokenizer, items), ", the longest answer included"

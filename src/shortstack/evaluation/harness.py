@@ -123,7 +123,6 @@ class LoadedTask:
 
 
 def _asked(task: Any, limit: float | None) -> Iterator[Any]:
-    """The documents of a task that are asked."""
     return islice(task.eval_docs, part_of(limit, len(task.eval_docs)))
 
 
@@ -365,7 +364,6 @@ def _plain(data: Any) -> Any:
 
 
 def _digests(documents: Iterable[Any] | None) -> str:
-    """One digest of documents, order included."""
     return digest(_plain(list(documents or ())))
 
 
