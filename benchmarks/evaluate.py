@@ -38,7 +38,7 @@ from shortstack.checkpoint import Checkpoint
 from shortstack.decoder import Decoder
 from shortstack.decoder.likelihoods import answers
 from shortstack.evaluation import load_harness
-from shortstack.evaluation.harness_model import HarnessModel
+from shortstack.evaluation.harness import HarnessModel
 from shortstack.scoring.depths import tail_cuts
 
 ONE_AIM, SWEEP_AIM = 1.3, 4.0

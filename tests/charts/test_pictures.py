@@ -15,12 +15,8 @@ import pytest
 import shortstack as ss
 from shortstack.charts.chart import Chart, Point, Series, axis
 from shortstack.charts.picture import MARGIN, Panel, Picture
-from shortstack.charts.rows import Bars
-from shortstack.decoder.likelihoods import Accuracy
+from shortstack.charts.rows import Bars, Dots, dots, dots_height
 from shortstack.errors import InputError, OutputError
-from shortstack.evaluation import Evaluation
-from shortstack.evaluation.perplexity import Perplexity
-from shortstack.evaluation.probes import Probed
 from shortstack.healing.healer import loss_picture
 from shortstack.machine import files
 from shortstack.scoring.depths import Depth, DepthCurve
@@ -48,22 +44,11 @@ HISTORY = SimpleNamespace(losses=((1, 4.0), (10, 3.5), (20, 3.6)), held_out=((0,
 PLAN = ss.Plan(8, (3, 4), "mine")
 
 
-def right(share: float, amount: int = 20) -> Accuracy:
-    return Accuracy.of([number < share * amount for number in range(amount)])
-
-
-def evaluation() -> Evaluation:
-    documents = tuple(map(str, range(20)))
-    base = Evaluation("whole", {}, {"copying": Probed(right(0.8), 0.1, documents)})
-    return replace(base, model="small", probes={"copying": Probed(right(0.4), 0.1, documents)}, base=base)
-
-
 PICTURES = {
     "scores": lambda: SCORES.plot(2),
     "depth_curve": CURVE.plot,
     "healing": lambda: loss_picture(HISTORY, "healed"),
     "plan": PLAN.plot,
-    "evaluation": lambda: evaluation().plot(),
 }
 every = pytest.mark.parametrize("draw", PICTURES.values(), ids=PICTURES)
 
@@ -231,24 +216,14 @@ def test_layers_that_go_are_empty():
     assert titles(root, "rect", "kept")[-1] == "layer 7, then 5"
 
 
-def test_probes_lie_at_their_shares_beside_chance_and_the_base():
-    root = drawn(evaluation().plot())
+def test_dots_lie_at_their_values_beside_chance():
+    made = dots([Dots("copying", [(5, 0.8, 0.1), (0, 0.4, None)], 0.1)], title="t")
+    root = drawn(Picture("t", [Panel("t", made, dots_height(1), [])], []))
     width = 480 - 132 - 14
     assert [x for x, _ in places(root, "c0")] == [pytest.approx(132 + 0.4 * width, abs=0.1)]
     assert [x for x, _ in places(root, "c5")] == [pytest.approx(132 + 0.8 * width, abs=0.1)]
     (chance,) = [each for each in root.iter(f"{SVG}line") if each.get("class") == "mark"]
     assert float(chance.get("x1", "")) == pytest.approx(132 + 0.1 * width, abs=0.1)
-    with pytest.raises(InputError, match="texts, tasks or probes"):
-        Evaluation("m", {}).plot()
-
-
-def test_texts_lie_at_the_likelihood_of_their_tokens():
-    text = Perplexity(4.0, 100, math.log(4), 0.1, {}, "float32")
-    (panel,) = Evaluation("m", {"pydoc": text}).plot().panels
-    assert panel.title.startswith("Likelihood of a token")
-    root = drawn(Evaluation("m", {"pydoc": text}).plot())
-    width = 480 - 132 - 14
-    assert [x for x, _ in places(root, "c0")] == [pytest.approx(132 + 0.25 * width, abs=0.1)]
 
 
 @pytest.mark.parametrize("low", [1.0, 5.0, 100.0])

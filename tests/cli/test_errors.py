@@ -664,7 +664,7 @@ def test_options_that_change_nothing_are_refused(command, model):
     for option in ("--batch-size 4", "--new-tokens 2", "--repeats 3"):
         said = command.refused("profile", model, "--no-speed", *option.split())
         assert f"no {option.split()[0]}: it changes nothing here" in said
-    for option in ("--backend vllm", "--limit 2", "--batch-size 4"):
+    for option in ("--limit 2", "--batch-size 4"):
         said = command.refused("evaluate", model, *option.split())
         assert f"no {option.split()[0]}: it changes nothing here" in said
     assert "add probes" in command.refused("evaluate", model, "--probe-items", "10")

@@ -9,7 +9,6 @@ import shlex
 import subprocess
 import sys
 from importlib import import_module
-from pathlib import Path
 
 import pytest
 
@@ -99,7 +98,6 @@ def test_completion_comes_with_the_library():
 
 def test_an_option_twice_means_the_last():
     assert read("score", "m", "--metric", "bi", "--metric", "kl", "-o", "a", "--output", "b")["asked"].metric == "kl"
-    assert read("compare", "m", "--task", "a", "--task", "b")["asked"].task == [Path("a"), Path("b")]
     assert read("score", "m", "--stream", "--no-stream")["session"].compute.stream is False
 
 

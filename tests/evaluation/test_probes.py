@@ -10,7 +10,6 @@ import torch
 
 from shortstack.checkpoint import Checkpoint
 from shortstack.decoder import Decoder
-from shortstack.errors import InputError
 from shortstack.evaluation.paired import Outcomes
 from shortstack.evaluation.probes import MOST, PROBES, _ends_line, _prompts, _request, has_keys, probes, run_probes
 from zoo import speaking
@@ -159,7 +158,7 @@ def test_an_answer_is_right_only_where_its_line_ends_behind_it(behind, right):
 def test_a_real_model_answers_in_one_pass_what_it_writes_token_by_token():
     checkpoint = Checkpoint.open("demo")
     decoder, tokenizer = Decoder.load(checkpoint, dtype=torch.float32), checkpoint.tokenizer()
-    items = [item for item in probes(n=3) if item.probe in ("counting", "brackets", "arithmetic-1")]
+    items = [item for item in probes(n=2) if item.probe in ("counting", "brackets", "arithmetic-1")]
     found = run_probes(decoder, tokenizer, items)
     written = {}
     for item in items:
@@ -177,9 +176,3 @@ def test_prompts_start_with_bos_where_text_does(tmp_path):
     prompt = [1, *tokenizer(item.prompt, add_special_tokens=False).input_ids]
     assert list(_request(tokenizer, item).context) == prompt
     assert _prompts(tokenizer, [item])[0] == [prompt]
-
-
-@pytest.mark.parametrize("n", [0, 101])
-def test_a_number_of_items_that_cannot_be_made_is_an_error(n):
-    with pytest.raises(InputError, match="1 to 100"):
-        probes(n=n)

@@ -1,6 +1,7 @@
 """Counts from a config alone: the paper's figures, and what models hold and multiply, counted by running them."""
 
 import json
+import math
 
 import pytest
 import torch
@@ -31,21 +32,23 @@ def on_meta(directory, config):
     return model, dissect(model, json.loads((directory / "config.json").read_text()), directory)
 
 
+def held(cache, tokens, window):
+    """Bytes of a cache after so many tokens; layers with a window keep one token less than it has."""
+    in_window = cache.per_token - cache.per_token_beyond
+    return cache.fixed + cache.per_token_beyond * tokens + in_window * min(tokens, window - 1)
+
+
 def angles(tokens, head_dim):
     """Rotary angles are a matrix product, positions by frequencies, in some releases of transformers."""
     return tokens * head_dim // 2
 
 
-@pytest.mark.parametrize(
-    ("layers", "parameters", "multiplied"),
-    [(24, 6_285_365_248, 368_654_680_064), (32, 8_030_261_248, 480_332_218_368)],
-)
-def test_llama_31_8b_has_the_papers_parameters_and_macs(tmp_path, layers, parameters, multiplied):
-    """arXiv 2411.15558, table 9, for 64 tokens: 6.29 B and 368.65 G with 24 layers; by its rule 8.03 B, 480.33 G with 32."""
+def test_llama_31_8b_has_the_papers_parameters_and_macs(tmp_path):
+    """arXiv 2411.15558, table 9, for 64 tokens without eight layers: 6.29 B parameters and 368.65 G."""
+    layers = 24
     model, anatomy = on_meta(tmp_path, LlamaConfig(num_hidden_layers=layers, **LLAMA_8B))
     found, counted = parts(model, anatomy), macs(model, tokens=64)
-    assert found.total == parameters
-    assert counted.paper == multiplied
+    assert (found.total, counted.paper) == (6_285_365_248, 368_654_680_064)
     scores = 2 * 64 * 64 * 4096 * layers  # queries by keys and weights by values, all heads together
     assert counted.total - 64 * (layers * 218_103_808 + 525_336_576) - scores in (0, angles(64, 128))
     assert counted.per_token == counted.total // 64
@@ -57,7 +60,8 @@ def test_llama_31_8b_has_the_papers_parameters_and_macs(tmp_path, layers, parame
         "norm": 4096,
         "head": 525_336_576,
     }
-    assert cache_bytes(model).after(100) == 100 * layers * 2 * 8 * 128 * 2  # keys and values of 8 heads in bf16
+    assert cache_bytes(model).per_token == layers * 2 * 8 * 128 * 2  # keys and values of 8 heads in bf16
+    assert all(not module._forward_hooks for module in model.modules()), "it is left as it was"
 
 
 @pytest.mark.parametrize("model_type", ZOO)
@@ -82,7 +86,7 @@ def real_cache_bytes(model, tokens):
 DEEPSEEK = {"n_routed_experts": 4, "n_group": 2, "topk_group": 1, "num_experts_per_tok": 2, "moe_intermediate_size": 16}
 LATENT = {"kv_lora_rank": 8, "q_lora_rank": 8, "qk_rope_head_dim": 4, "qk_nope_head_dim": 8, "v_head_dim": 8}
 CACHES = {
-    **{name: ZOO[name] for name in ("llama", "gpt2", "mistral", "qwen2", "gemma3_text", "mixtral")},
+    **{name: ZOO[name] for name in ("llama", "mistral", "gemma3_text")},
     "deepseek_v3": {**SMALL, **DEEPSEEK, **LATENT, "num_key_value_heads": 4, "first_k_dense_replace": 1},
 }
 
@@ -93,10 +97,9 @@ def test_the_cache_is_as_large_as_a_real_one(model_type, tmp_path):
     model, _ = on_meta(tmp_path, config)
     real = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
     found = cache_bytes(model.float())
-    assert [found.after(tokens) for tokens in range(1, 18)] == list(real_cache_bytes(real.eval(), 17))
-    assert found.per_token_beyond == found.per_token * {"mistral": 0, "qwen2": 3 / 8, "gemma3_text": 2 / 8}.get(
-        model_type, 1
-    )
+    window = getattr(config, "sliding_window", None) or math.inf
+    assert [held(found, tokens, window) for tokens in range(1, 18)] == list(real_cache_bytes(real.eval(), 17))
+    assert found.per_token_beyond == found.per_token * {"mistral": 0, "gemma3_text": 2 / 8}.get(model_type, 1)
 
 
 def test_recurrent_layers_hold_a_fixed_state(tmp_path):
@@ -106,7 +109,7 @@ def test_recurrent_layers_hold_a_fixed_state(tmp_path):
     model, _ = on_meta(tmp_path, config)
     found = cache_bytes(model.float())
     assert found.per_token == 0
-    assert found.after(50) == found.fixed == 3 * 4 * (32 * 4 + 32 * 4)  # states and the last inputs of a convolution
+    assert found.fixed == 3 * 4 * (32 * 4 + 32 * 4)  # states and the last inputs of a convolution
 
 
 def test_routed_experts_multiply_only_for_the_tokens_they_get(tmp_path):
@@ -118,29 +121,22 @@ def test_routed_experts_multiply_only_for_the_tokens_they_get(tmp_path):
     assert counted.paper is None
 
 
-@pytest.mark.parametrize("q_rank", [8, None])
-@pytest.mark.parametrize("model_type", ["deepseek_v2", "deepseek_v3"])
+@pytest.mark.parametrize(("model_type", "q_rank"), [("deepseek_v2", None), ("deepseek_v3", 8)])
 def test_latent_attention_multiplies_as_its_matrices_say(model_type, q_rank, tmp_path):
     """Four heads, queries and keys of 8 + 4 numbers, values of 8, from latents of 8; two of four experts and one for all."""
     chosen = {**SMALL, **DEEPSEEK, **LATENT, "num_key_value_heads": 4, "first_k_dense_replace": 1}
     config = CONFIG_MAPPING[model_type](**{**chosen, "q_lora_rank": q_rank, "n_shared_experts": 1})
-    model, anatomy = on_meta(tmp_path, config)
     queries = 32 * 8 + 8 * 4 * 12 if q_rank else 32 * 4 * 12
     attention = queries + 32 * (8 + 4) + 8 * 4 * (8 + 8) + 4 * 8 * 32
     dense, expert, router = 3 * 32 * 48, 3 * 32 * 16, 32 * 4
     token = 8 * attention + dense + 7 * (router + 3 * expert) + 32 * 96
     scores = 8 * 16 * 16 * 4 * (12 + 8)
-    assert macs(model, tokens=16).total - 16 * token - scores in (0, angles(16, 4))
-    norms = 8 * (2 * 32 + 8 * bool(q_rank) + 8) + 32
-    biases = 7 * 4 if model_type == "deepseek_v3" else 0  # of the router, which is a buffer where it does not train
-    held = 2 * 96 * 32 + 8 * attention + dense + 7 * (router + 5 * expert) + norms
-    assert parts(model, anatomy).total in (held, held + biases)
+    assert macs(on_meta(tmp_path, config)[0], tokens=16).total - 16 * token - scores in (0, angles(16, 4))
 
 
 QUANTISED = {
     "bitsandbytes": {"quant_method": "bitsandbytes", "load_in_4bit": True, "bnb_4bit_quant_type": "nf4"},
     "fp8": {"quant_method": "fp8", "weight_block_size": [16, 16], "activation_scheme": "dynamic"},
-    "gptq": {"quant_method": "gptq", "bits": 4, "group_size": 16},
 }
 
 
@@ -165,10 +161,3 @@ def test_what_depends_on_values_is_not_counted(tmp_path):
     assert macs(model, tokens=4) is None
     assert cache_bytes(model) is None
     assert parts(model, anatomy).total == sum(parameter.numel() for parameter in model.parameters())
-
-
-def test_counting_leaves_the_model_as_it_was(tmp_path):
-    model, _ = on_meta(tmp_path, CONFIG_MAPPING["llama"](**ZOO["llama"]))
-    macs(model, tokens=4)
-    assert all(not module._forward_hooks for module in model.modules())
-    assert all(parameter.is_meta for parameter in model.parameters())

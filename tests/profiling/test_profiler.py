@@ -2,8 +2,6 @@
 
 import itertools
 import json
-import math
-import random
 import re
 import statistics
 
@@ -59,16 +57,6 @@ def test_speed_is_the_median_of_the_runs_after_the_first(clock):
     assert (speed.batch, speed.decode_tokens_per_s, speed.prefill_tokens_per_s) == (1, 1.0, 0.04)
 
 
-def test_models_take_turns_and_the_next_turn_begins_with_the_next(clock):
-    order = []
-    models = [
-        ticking(loaded(), clock, lambda _, tokens, name=name: order.append(name) or 1.0 if tokens > 1 else 1.0)
-        for name in "ab"
-    ]
-    speeds(models, Load(prompt=4, new_tokens=2), repeats=3)
-    assert "".join(order) == "abbaabba"
-
-
 def test_a_ratio_in_turns_survives_a_machine_that_changes_speed(clock):
     """The machine slows down tenfold half way; each pair still says 2."""
     slow = lambda: 1.0 if len(runs) < 12 else 10.0  # noqa: E731
@@ -81,18 +69,6 @@ def test_a_ratio_in_turns_survives_a_machine_that_changes_speed(clock):
     found = ratio(quick.decode_runs, half.decode_runs)
     assert max(quick.decode_runs) == pytest.approx(10 * min(quick.decode_runs))
     assert (found.value, found.low, found.high) == pytest.approx((2, 2, 2))
-
-
-def test_the_interval_of_a_ratio_covers_as_often_as_it_says():
-    """Of 4,000 samples of 9 skewed ratios around a median of 1.3, about the stated share has it inside."""
-    draw = random.Random(0)
-    inside = 0
-    for _ in range(4000):
-        above = [1.3 * math.exp(draw.expovariate(1) - math.log(2)) for _ in range(9)]
-        found = ratio(above, [1.0] * 9)
-        inside += found.low <= 1.3 <= found.high
-    assert found.confidence == pytest.approx(1 - 2 * (1 + 9) / 2**9)
-    assert inside / 4000 == pytest.approx(found.confidence, abs=0.01)
 
 
 @pytest.mark.parametrize(
@@ -142,7 +118,7 @@ def test_what_does_not_fit_in_memory_is_counted_and_not_timed(monkeypatch, capsy
     monkeypatch.setattr("shortstack.profiling.profiler.available_memory", lambda _device: checkpoint.weight_bytes)
     monkeypatch.setattr(Checkpoint, "model", lambda *_args, **_options: pytest.fail("it was loaded"))
     found = profile(checkpoint, against=checkpoint, compute=Compute(device="cpu"))
-    assert found.counts == profile(checkpoint, timing=Timing(())).counts
+    assert found.counts.parameters.total == checkpoint.parameters
     assert (found.speed, found.peak_bytes, found.against.speed) == ((), None, ())
     show_result(found)
     assert re.search(r"Not timed: the weights of both take .*B, and .*B are free on cpu\.", capsys.readouterr().out)
@@ -163,12 +139,7 @@ def test_more_tokens_than_positions_are_refused(tmp_path, monkeypatch):
 def test_a_ratio_of_one_run_has_no_interval_and_that_is_said(capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "120")
     checkpoint = Checkpoint.open(tiny("llama"))
-    for repeats, said in ((1, "of one run, without an interval"), (2, "50% confidence interval")):
-        timing = Timing((1,), prompt=4, new_tokens=1, repeats=repeats)
-        show_result(profile(checkpoint, against=checkpoint, timing=timing))
-        shown = " ".join(capsys.readouterr().out.split())
-        assert said in shown
-        bare = re.search(
-            r"decode, tokens/s, batch 1 [^└]*│ [\d.]+ │ │ peak", shown
-        )  # the ratio is the last cell of its row
-        assert (bare is not None) == (repeats == 1), shown
+    show_result(profile(checkpoint, against=checkpoint, timing=Timing((1,), prompt=4, new_tokens=1, repeats=1)))
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "of one run, without an interval" in shown
+    assert re.search(r"decode, tokens/s, batch 1 [^└]*│ [\d.]+ │ │ peak", shown), "the ratio ends its row"

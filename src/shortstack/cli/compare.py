@@ -40,21 +40,15 @@ class CompareOptions(Repairing):
 
     memory: str = option("50%", help="Byte budget, as a share of the unpruned weights.")
     metric: str = option("ppl", help=f"How layers are chosen: {', '.join(METRICS)}.")
-    search: bool = option(False, help="Search for the layers that go.")
     heal: str | None = option(None, help="Also heal the pruned model on this data, by the recipe `best`.")
     healed: str | None = option(None, help="A healed checkpoint, for a row of its own.")
-    task: list[Path] | None = option(None, help="Multiple choice, a .jsonl file as for depth-curve; may be repeated.")
     limit: int | float | None = option(
-        None, help="Windows per text, and questions per file or task; or 10%.", minimum=1, shares=True
+        None, help="Windows per text, and documents per task; or 10%.", minimum=1, shares=True
     )
 
     def __post_init__(self) -> None:
         super().__post_init__()
         metric_named(self.metric)
-        if self.search and self.metric != CompareOptions.metric:
-            raise InputError(
-                "--metric beside it", expected="--search without --metric", fix="give one of them", option="search"
-            )
 
 
 def compare(
@@ -66,7 +60,7 @@ def compare(
     dry_run: DryRun = False,
     text: Annotated[BaselineText, flat(CALIBRATION, without="length")] = BaselineText(),
     texts: Annotated[EvaluationText, flat(group("Perplexity", 3), without="samples")] = EvaluationText(),
-    tasks: Annotated[Tasks, flat(group("Tasks", 4), without="limit|batch_size|max_length|backend|seed")] = Tasks(),
+    tasks: Annotated[Tasks, flat(group("Tasks", 4), without="limit|batch_size|max_length|seed")] = Tasks(),
     timing: Annotated[Timing, flat(group("How speed is measured", 5), without="batch_size")] = Timing(),
     session: Annotated[Session, flat(without="device_map")] = Session(),
 ) -> None:
@@ -80,17 +74,15 @@ def compare(
     if output:
         check_new(output)
 
-    from shortstack.comparison import Judging, judge_questions, judge_tasks
+    from shortstack.comparison import Judging, judge_tasks
     from shortstack.comparison import compare as compare_models
     from shortstack.comparison.baselines import parse_memory
     from shortstack.profiling.speed import Load
 
     def judging(checkpoint: Checkpoint) -> Judging:
-        tokenizer = checkpoint.tokenizer()
-        windows = replace(texts, samples=asked.limit).read(tokenizer, session.compute.seed, at_least=1)
-        judges = [judge_questions(asked.task, tokenizer, limit=asked.limit)] if asked.task else []
-        if tasks.tasks:
-            judges.append(judge_tasks(replace(tasks, limit=asked.limit, seed=session.compute.seed), checkpoint))
+        seed = session.compute.seed
+        windows = replace(texts, samples=asked.limit).read(checkpoint.tokenizer(), seed, at_least=1)
+        judges = [judge_tasks(replace(tasks, limit=asked.limit, seed=seed), checkpoint)] if tasks.tasks else []
         return Judging(windows, judges, Load(prompt=timing.prompt, new_tokens=timing.new_tokens), timing.repeats)
 
     with session.report.bars() as progress:
@@ -142,7 +134,7 @@ def _calibration(
         repair = calibration_tokens(checkpoint, windows, at_least=JUDGING, **how)
     if asked.heal:
         heal = heal_as_recipe(asked.heal, checkpoint, device=compute.device, progress=progress)
-    return Calibration(tokens, repair, asked.metric, asked.search, heal, healed)
+    return Calibration(tokens, repair, asked.metric, heal, healed)
 
 
 def _preview(checkpoint: Checkpoint, calibration: Calibration, judging: Judging, memory: str, session: Session) -> None:

@@ -5,5 +5,4 @@ from .baselines import heal_as_recipe as heal_as_recipe
 from .comparison import Comparison as Comparison
 from .comparison import Judging as Judging
 from .comparison import compare as compare
-from .comparison import judge_questions as judge_questions
 from .comparison import judge_tasks as judge_tasks

@@ -20,7 +20,6 @@ from shortstack.comparison.sparsity import input_norms, mask, unmaskable
 from shortstack.comparison.width import chosen_width, find_mlps, fitting_neurons, narrow
 from shortstack.data import Tokens
 from shortstack.decoder import Decoder
-from shortstack.decoder.mlps import Mlp
 from shortstack.decoder.quantisation import INT8, SCHEMES, Scheme, quantise, saved_bytes, uncovered
 from shortstack.errors import ArchitectureError, InputError, PlanError
 from shortstack.healing import heal
@@ -69,8 +68,8 @@ class Baseline:
 class Calibration:
     """The data on which baselines make choices: windows for metrics and activations, and for repair where it is wanted.
 
-    search: the layers that go are searched for, instead of taken by `metric`. heal: heals a cut into a new folder, as
-    heal_as_recipe() does. healed: a model that is healed already, for a row of its own.
+    heal: heals a cut into a new folder, as heal_as_recipe() does. healed: a model that is healed already, for a row of its
+    own.
 
     Raises:
         InputError: the metric does not score single layers.
@@ -79,7 +78,6 @@ class Calibration:
     tokens: Tokens
     repair: Tokens | None = None
     metric: str = "ppl"
-    search: bool = False
     heal: Heal | None = None
     healed: Model | None = None
 
@@ -91,17 +89,13 @@ class Calibration:
 
     @functools.cached_property
     def healed_checkpoint(self) -> Checkpoint | None:
-        """The checkpoint that is healed already, opened; None if there is none.
-
-        Raises:
-            CheckpointError, InputError: as Checkpoint.of().
-        """
+        """The checkpoint that is healed already, opened; None if there is none."""
         return None if self.healed is None else Checkpoint.of(self.healed)
 
     @property
     def choice(self) -> Choice:
         """How layers are chosen; how many is for each cut to say."""
-        return Choice(search=True) if self.search else Choice(self.metric)
+        return Choice(self.metric)
 
 
 class BaselineContext:
@@ -135,9 +129,9 @@ class BaselineContext:
 
     @functools.cached_property
     def source(self) -> Tokens | Scores:
-        """The basis on which layers are chosen: tokens for a search, else scores, which every cut shares."""
+        """The basis on which layers are chosen: scores, which every cut shares, where the metric needs them."""
         tokens, choice = self.calibration.tokens, self.calibration.choice
-        if choice.measures or not choice.by.needs_scores:
+        if not choice.by.needs_scores:
             return tokens
         return score(self.checkpoint, tokens, metrics=[choice.name], compute=self.compute, progress=self.progress)
 
@@ -257,47 +251,34 @@ def _cut(
 
 
 def narrowed(context: BaselineContext) -> Iterator[Baseline]:
-    """Fewer neurons in each MLP: those with the smallest weights go, or those that give least."""
-    names = ("narrowed by magnitude", "narrowed by activation")
+    """Fewer neurons in each MLP: those that give least go."""
+    name, checkpoint = "narrowed by activation", context.checkpoint
     try:
         mlps = find_mlps(context.base)
-        keep = fitting_neurons(context.checkpoint, mlps, context.budget)
+        keep = fitting_neurons(checkpoint, mlps, context.budget)
         if not keep:
-            yield from (Baseline(name, reason="does not fit the budget without MLPs either") for name in names)
+            yield Baseline(name, reason="does not fit the budget without MLPs either")
             return
-        makers = [_narrowing(context, mlps, keep, norms) for norms in (None, context.norms)]
+        width = chosen_width(checkpoint, context.base, mlps, keep, context.norms)
     except ArchitectureError as error:  # an MLP of another form: the reason is for the table
-        yield from (Baseline(name, reason=f"{error.expected}, found {error.found}") for name in names)
+        yield Baseline(name, reason=f"{error.expected}, found {error.found}")
         return
     note = f"{keep:,} of {mlps[0].neurons:,} neurons in each MLP"
-    for name, make in zip(names, makers, strict=True):
-        yield Baseline(name, make, note=note)
-
-
-def _narrowing(
-    context: BaselineContext, mlps: Sequence[Mlp], keep: int, norms: dict[str, Tensor] | None
-) -> Callable[[], Built]:
-    """Choose `keep` neurons a layer at once; return a function that writes and opens the checkpoint with them."""
-    width = chosen_width(context.checkpoint, context.base, mlps, keep, norms=norms)
-    out = context.folder / f"narrowed-{width.weighed_by}"
-    return lambda: context.made(narrow(context.checkpoint, mlps, width, out))
+    yield Baseline(name, lambda: context.made(narrow(checkpoint, mlps, width, context.folder / "narrowed")), note=note)
 
 
 def sparse(context: BaselineContext) -> Iterator[Baseline]:
-    """Two of four weights zero: those with the smallest magnitude, or those that matter least by Wanda."""
-    reason = context.changes or uncovered(context.base) or unmaskable(context.base)
+    """Two of four weights zero: those that matter least by Wanda."""
 
-    def make(wanda: bool) -> Built:
+    def make() -> Built:
         decoder = context.load(context.checkpoint)
-        mask(decoder, context.norms if wanda else None)
+        mask(decoder, context.norms)
         return Built(decoder, context.checkpoint.weight_bytes)
 
-    for name, wanda in (("2:4 by magnitude", False), ("2:4 by Wanda", True)):
-        if reason:
-            yield Baseline(name, reason=reason)
-        else:
-            note = "quality only: a mask saves no memory here"
-            yield Baseline(name, functools.partial(make, wanda), note=note, timed=False)
+    if reason := context.changes or uncovered(context.base) or unmaskable(context.base):
+        yield Baseline("2:4 by Wanda", reason=reason)
+    else:
+        yield Baseline("2:4 by Wanda", make, note="quality only: a mask saves no memory here", timed=False)
 
 
 BASELINES: tuple[Callable[[BaselineContext], Iterator[Baseline]], ...] = (

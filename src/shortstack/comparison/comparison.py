@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import math
 import tempfile
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,17 +12,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from shortstack.architecture.positions import check_positions
-from shortstack.charts.chart import Chart, Point, Series, axis, front
-from shortstack.charts.drawing import HEIGHT
-from shortstack.charts.picture import Named, Panel, Picture, short
 from shortstack.checkpoint import Checkpoint, Model
 from shortstack.comparison.baselines import BASELINES, Baseline, BaselineContext, Calibration, parse_memory
-from shortstack.data import Tokens, read_questions
-from shortstack.data.questions import tokenize_questions
+from shortstack.data import Tokens
 from shortstack.data.tokens import same_tokens
 from shortstack.decoder import Decoder
-from shortstack.decoder.decoder import UNPRUNED
-from shortstack.decoder.likelihoods import answers
 from shortstack.decoder.requirements import requirements as model_requirements
 from shortstack.decoder.requirements import writing_requirements
 from shortstack.errors import InputError
@@ -35,7 +28,6 @@ from shortstack.machine.device import AUTO, Compute
 from shortstack.machine.files import to_jsonable
 from shortstack.machine.formats import number, size
 from shortstack.machine.memory import Requirements
-from shortstack.machine.numbers import part_of, perplexity
 from shortstack.machine.progress import Progress, in_notebooks, under
 from shortstack.machine.tables import Cell, Column, Table, Tabled
 from shortstack.machine.typed import typed
@@ -43,10 +35,9 @@ from shortstack.profiling.profiler import SpeedRatios, check_load, speed_ratios
 from shortstack.profiling.speed import Load, Speeds, speeds
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+    pass
 
 
-NARROWED = 2  # checkpoints with fewer neurons
 Judge = Callable[[Decoder], Mapping[str, Mapping[str, Any]]]  # what a model gets: task -> metric, value, stderr, n
 
 
@@ -152,14 +143,6 @@ class Comparison(Tabled):
         caption = f"By perplexity, best first. {speed}"
         return Table.of(title, columns, rows, caption=caption, notes=[*self.warnings, self.advice])
 
-    def plot(self) -> Picture:
-        """Perplexity over the bytes of the weights, as a picture.
-
-        Raises:
-            InputError: fewer than two baselines could be had.
-        """
-        return _picture(self.rows, f"{self.model} in {self.memory} of its bytes")
-
     @property
     def advice(self) -> str:
         return advice(self.rows, self.budget)
@@ -186,29 +169,6 @@ class Comparison(Tabled):
             "device": self.device,
             "threads": self.threads,
         }
-
-
-def _picture(rows: Sequence[ComparisonRow], title: str) -> Picture:
-    """Perplexity of each baseline over the bytes of its weights; both less is better."""
-    points = []
-    for row in rows:
-        if row.bytes and math.isfinite(row.loss):
-            value = perplexity(row.loss)
-            points.append((row, Point(row.bytes, value, f"{row.name}: {size(row.bytes)}, perplexity {number(value)}")))
-    if len(points) < 2:
-        expected, fix = "two baselines to draw", "see their reasons in the table"
-        raise InputError(len(points), expected=expected, fix=fix, where="the picture")
-    best = front([point for _, point in points], less_x=True, less_y=True)
-    lines = [
-        Series(row.name, [point], 5 if row.name == "unpruned" else 0 if point in best else None, joined=False)
-        for row, point in points
-    ]
-    x = axis("bytes of weights", [point.x for _, point in points], size)
-    y = axis("perplexity (fewer is better)", [point.y for _, point in points], number, log=True)
-    svg = Chart("quality against bytes", x, y, lines, front=best).svg()
-    legend: Named = [(5, "unpruned"), (0, "nothing beats it in both"), (None, "something does")]
-    about = [point.title for point in best][:8]
-    return Picture(short(title), [Panel("", svg, HEIGHT, legend)], about)
 
 
 @typed
@@ -245,7 +205,7 @@ def compare(
         memory,
         budget,
         tuple(sorted(_beside_unpruned(rows), key=lambda row: row.loss)),
-        {"metric": "search" if calibration.search else calibration.metric, **calibration.tokens.record()},
+        {"metric": calibration.metric, **calibration.tokens.record()},
         base.dtype,
         str(base.device),
         torch.get_num_threads(),
@@ -269,7 +229,7 @@ def requirements(checkpoint: Checkpoint, calibration: Calibration, budget: int, 
     """
     alone = model_requirements(checkpoint, compute)
     repaired, healed = calibration.repair is not None, calibration.heal is not None
-    inside = 1 + repaired + 2 * healed + NARROWED
+    inside = 2 + repaired + 2 * healed  # pruned and narrowed
     in_int8 = (1 + repaired) * min(2 * budget, checkpoint.weight_bytes)
     disk = inside * budget + in_int8
     if alone.streamed:
@@ -279,7 +239,6 @@ def requirements(checkpoint: Checkpoint, calibration: Calibration, budget: int, 
 
 
 def _check_lengths(checkpoint: Checkpoint, judging: Judging) -> None:
-    """Refuse what is longer than the model has positions for, before it is loaded."""
     for tokens in judging.texts.values():
         check_positions(checkpoint, tokens.ids.shape[1], "length")
     check_load(checkpoint, judging.load)
@@ -343,30 +302,6 @@ def _timed(decoder: Decoder, base: Decoder, judging: Judging, progress: Progress
     return speed, speed_ratios(speed, unpruned[0]) if unpruned else None
 
 
-def _named(files: Sequence[Path]) -> dict[str, Path]:
-    """Files by their names, those that share one by their paths."""
-    stems = Counter(path.stem for path in files)
-    return {path.stem if stems[path.stem] == 1 else str(path): path for path in files}
-
-
-def judge_questions(files: Sequence[Path], tokenizer: PreTrainedTokenizerBase, *, limit: float | None = None) -> Judge:
-    """Return a judge of accuracy on files of multiple choice, whose lines are as in questions.LAYOUT.
-
-    limit: only the first so many of each, or as a float such a share of them.
-    """
-    known = {name: read_questions(path) for name, path in _named(files).items()}
-    each = {name: tokenize_questions(some[: part_of(limit, len(some))], tokenizer) for name, some in known.items()}
-
-    def judge(decoder: Decoder) -> dict[str, dict[str, Any]]:
-        results = {name: answers(decoder, questions, [UNPRUNED])[UNPRUNED] for name, questions in each.items()}
-        return {
-            name: {"metric": "acc", "value": accuracy.value, "stderr": accuracy.stderr, "n": len(accuracy.correct)}
-            for name, accuracy in results.items()
-        }
-
-    return judge
-
-
 def judge_tasks(tasks: Tasks, checkpoint: Checkpoint) -> Judge:
     """Return a judge of the checkpoint's baselines on tasks of lm-evaluation-harness."""
     loaded, tokenizer = tasks.load_for(checkpoint), checkpoint.tokenizer()
@@ -382,37 +317,19 @@ def judge_tasks(tasks: Tasks, checkpoint: Checkpoint) -> Judge:
 
 
 def advice(rows: Sequence[ComparisonRow], budget: int) -> str:
-    """Name the best row within the budget, the best pruned one and the fastest; rows are sorted by quality.
+    """Name the best row within the budget, and the best with fewer layers; rows are sorted by quality.
 
     A row that has collapsed is not the best while another has not, whatever its perplexity.
     """
-    inside = [row for row in rows if row.within]
+    inside = sorted((row for row in rows if row.within), key=lambda row: row.collapsed)
     if not inside:
         return f"Nothing here fits {size(budget)}."
-    sound = [row for row in inside if not row.collapsed]
-    best = (sound or inside)[0]
-    sentences = [f"Within {size(budget)}, {_marked(best)} keeps the most quality: {_quality(best, rows)}."]
-    better = [row.name for row in inside[: inside.index(best)]]
-    if better:
-        sentences.append(
-            f"Of lower perplexity, but collapsed, so that what they write is of no use: {', '.join(better)}."
-        )
-    shorter = next((row for row in (*sound, *inside) if row.removed or row.name == "healed"), None)
+    best = inside[0]
+    said = f"Within {size(budget)}, {_marked(best)} keeps the most quality: {_quality(best, rows)}."
+    shorter = next((row for row in inside if row.removed or row.name == "healed"), None)
     if shorter and shorter is not best:
-        sentences.append(f"The best with fewer layers is {_marked(shorter)}: {_quality(shorter, rows)}.")
-    return " ".join([*sentences, *_quickness(best, inside, rows)])
-
-
-def _quickness(best: ComparisonRow, inside: Sequence[ComparisonRow], rows: Sequence[ComparisonRow]) -> Iterator[str]:
-    """How fast the best is, and which is the quickest of those that fit, and what that costs."""
-    timed = {row.name: row for row in inside if row.ratio}
-    decoding = {name: row.ratio.decode.value for name, row in timed.items() if row.ratio}
-    if best.name in decoding:
-        yield f"{best.name} decodes {decoding[best.name]:.2f} times as fast as unpruned."
-    quickest = max(decoding, key=decoding.__getitem__, default=best.name)
-    if quickest != best.name:
-        row = timed[quickest]
-        yield f"The quickest within the budget is {_marked(row)}, {decoding[quickest]:.2f} times: {_quality(row, rows)}."
+        said += f" The best with fewer layers is {_marked(shorter)}: {_quality(shorter, rows)}."
+    return said
 
 
 def _marked(row: ComparisonRow) -> str:
@@ -420,7 +337,6 @@ def _marked(row: ComparisonRow) -> str:
 
 
 def _quality(row: ComparisonRow, rows: Sequence[ComparisonRow]) -> str:
-    """Perplexities and tasks, each with that of the unpruned model."""
     unpruned = next(row for row in rows if row.name == "unpruned")
     each = [
         f"perplexity {number(measured.value)} on {text} ({number(unpruned.perplexity[text].value)} unpruned)"

@@ -14,7 +14,6 @@ from shortstack.data import Tokens
 from shortstack.decoder import Decoder
 from shortstack.decoder.batching import Batches
 from shortstack.decoder.layer_io import linear_layers, recorded_inputs
-from shortstack.errors import ArchitectureError
 from shortstack.machine.numbers import in_float64
 from shortstack.machine.progress import Progress, silent
 
@@ -42,7 +41,7 @@ GROUP, ZEROS = 4, 2
 
 
 def unmaskable(decoder: Decoder) -> str | None:
-    """Why there is no 2:4 mask for a decoder; None where there is."""
+    """Why mask() cannot take a decoder; None where it can."""
     for number, layer in enumerate(decoder.layers):
         for name, module in linear_layers(layer).items():
             if module.in_features % GROUP:
@@ -51,26 +50,15 @@ def unmaskable(decoder: Decoder) -> str | None:
 
 
 @torch.no_grad()
-def mask(decoder: Decoder, norms: Mapping[str, Tensor] | None = None) -> int:
-    """Zero two of every four inputs of each row of each linear layer inside the layers, in place; how many became zero.
+def mask(decoder: Decoder, norms: Mapping[str, Tensor]) -> None:
+    """Zero two of every four inputs of each row of each linear layer inside the layers, in place.
 
-    Without norms those with the smallest |W_ij|. With input_norms() those with the smallest |W_ij| |X_j|_2 (Wanda, Sun et
-    al., arXiv 2306.11695, equation 1), the norms being those of the unmasked model; Wanda's code takes each layer's behind
-    the layers masked already.
+    Those with the smallest |W_ij| |X_j|_2 (Wanda, Sun et al., arXiv 2306.11695, equation 1) go, the input_norms() being
+    those of the unmasked model; Wanda's code takes each layer's behind the layers masked already.
     """
-    odd = unmaskable(decoder)
-    if odd:
-        raise ArchitectureError(
-            odd, expected=f"inputs in groups of {GROUP}", fix="leave 2:4 out", where=decoder.anatomy.architecture
-        )
-    zeroed = 0
     for number, layer in enumerate(decoder.layers):
         for name, module in linear_layers(layer).items():
             weight = module.weight
-            score = weight.abs().float()
-            if norms is not None:
-                score = score * norms[f"{decoder.anatomy.layer(number)}.{name}"].to(weight.device)
+            score = weight.abs().float() * norms[f"{decoder.anatomy.layer(number)}.{name}"].to(weight.device)
             least = score.view(len(weight), -1, GROUP).topk(ZEROS, largest=False).indices
             weight.data.view(len(weight), -1, GROUP).scatter_(-1, least, 0)
-            zeroed += least.numel()
-    return zeroed

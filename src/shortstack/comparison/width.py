@@ -23,10 +23,8 @@ from shortstack.checkpoint.record import provenance
 from shortstack.checkpoint.safetensors import StoredTensor
 from shortstack.checkpoint.writer import layout
 from shortstack.decoder import Decoder
-from shortstack.decoder.layer_io import linear_layers
 from shortstack.decoder.mlps import Mlp, mlps_of
-from shortstack.errors import ArchitectureError, InputError
-from shortstack.machine.numbers import in_float64
+from shortstack.errors import ArchitectureError
 
 SIZE_FIELD = re.compile(r"intermediate|ffn|inner|mlp|feed_forward")  # names of config fields that may count neurons
 MULTIPLE = 8  # of neurons: what matrix units want
@@ -40,15 +38,9 @@ class Width:
     kept: tuple[tuple[int, ...], ...]
     neurons: int
     field: str
-    weighed_by: str
 
     def to_dict(self) -> dict[str, Any]:
-        return {
-            "neurons": self.neurons,
-            "kept": len(self.kept[0]),
-            "field": self.field,
-            "weighed_by": self.weighed_by,
-        }
+        return {"neurons": self.neurons, "kept": len(self.kept[0]), "field": self.field}
 
 
 @torch.no_grad()
@@ -76,27 +68,6 @@ def find_mlps(decoder: Decoder) -> list[Mlp]:
     return mlps
 
 
-@torch.no_grad()
-def by_magnitude(decoder: Decoder, mlps: Sequence[Mlp]) -> list[Tensor]:
-    """The norm of all weights of each neuron: its rows and its column. [layers][neurons], in float64."""
-    norms = []
-    for number, mlp in enumerate(mlps):
-        with decoder.resident(number):
-            matrices = linear_layers(decoder.layers[number])
-            rows = [in_float64(matrices[name].weight).square().sum(1) for name in mlp.entering]
-            column = in_float64(matrices[mlp.leaving].weight).square().sum(0)
-            norms.append(torch.stack([*rows, column]).sum(0).sqrt().cpu())
-    return norms
-
-
-def by_activation(decoder: Decoder, mlps: Sequence[Mlp], norms: Mapping[str, Tensor]) -> list[Tensor]:
-    """The norm of what each neuron gives over the calibration tokens (after Minitron, arXiv 2407.14679, 2.2).
-
-    norms: what input_norms() found.
-    """
-    return [norms[f"{decoder.anatomy.layer(number)}.{mlp.leaving}"].cpu() for number, mlp in enumerate(mlps)]
-
-
 def neuron_bytes(checkpoint: Checkpoint, mlps: Sequence[Mlp]) -> int:
     """Stored bytes of one neuron of every layer."""
     return sum(
@@ -113,32 +84,17 @@ def fitting_neurons(checkpoint: Checkpoint, mlps: Sequence[Mlp], budget: int) ->
     return max(0, room if room == mlps[0].neurons else room // MULTIPLE * MULTIPLE)
 
 
-def strongest(scores: Sequence[Tensor], keep: int) -> tuple[tuple[int, ...], ...]:
-    """The `keep` neurons of each layer with the highest scores, ascending; ties go to the lower number.
-
-    >>> strongest([torch.tensor([3.0, 1.0, 2.0])], 2)
-    ((0, 2),)
-    """
-    orders = (score.argsort(descending=True, stable=True)[:keep] for score in scores)
-    return tuple(tuple(sorted(order.tolist())) for order in orders)
-
-
 def chosen_width(
-    checkpoint: Checkpoint,
-    decoder: Decoder,
-    mlps: Sequence[Mlp],
-    keep: int,
-    *,
-    norms: Mapping[str, Tensor] | None = None,
+    checkpoint: Checkpoint, decoder: Decoder, mlps: Sequence[Mlp], keep: int, norms: Mapping[str, Tensor]
 ) -> Width:
-    """Which `keep` neurons of each layer stay: by activation, given input_norms(), or without by magnitude."""
-    if not 0 < keep < mlps[0].neurons:
-        raise InputError(
-            keep, expected=f"1 to {mlps[0].neurons - 1}", fix="keep fewer, but at least one", where="neurons"
-        )
-    field = size_field(checkpoint, mlps, keep)
-    scores = by_magnitude(decoder, mlps) if norms is None else by_activation(decoder, mlps, norms)
-    return Width(strongest(scores, keep), mlps[0].neurons, field, "magnitude" if norms is None else "activation")
+    """Choose the `keep` neurons of each layer that give most over the calibration tokens; of equals the lower number.
+
+    norms: what input_norms() found (after Minitron, arXiv 2407.14679, 2.2).
+    """
+    given = [norms[f"{decoder.anatomy.layer(number)}.{mlp.leaving}"] for number, mlp in enumerate(mlps)]
+    orders = (each.argsort(descending=True, stable=True)[:keep] for each in given)
+    kept = tuple(tuple(sorted(order.tolist())) for order in orders)
+    return Width(kept, mlps[0].neurons, size_field(checkpoint, mlps, keep))
 
 
 def size_field(checkpoint: Checkpoint, mlps: Sequence[Mlp], keep: int) -> str:

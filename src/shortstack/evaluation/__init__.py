@@ -1,8 +1,7 @@
 """How good a model is: perplexity, tasks, probes of writing, signs of degeneration, and paired tests.
 
 What is measured is said by the dataclasses in `options`. A suite of tasks is one entry in `suites`, a probe one entry in
-`probes`. lm-evaluation-harness is imported in `harness` and, for the models that it asks, in `harness_model` and `vllm`, and
-nowhere else.
+`probes`. lm-evaluation-harness is imported in `harness`, and nowhere else.
 """
 
 from lazy_loader import attach_stub

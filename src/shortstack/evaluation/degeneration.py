@@ -5,14 +5,13 @@ from __future__ import annotations
 import json
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from shortstack.data.tokens import bos_ids, encode
 from shortstack.decoder.generation import generate, longest
 from shortstack.machine.progress import Progress, silent
-from shortstack.machine.tables import Column, Table
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -55,14 +54,13 @@ class Fluency:
     def of(cls, texts: Sequence[Sequence[int]]) -> Fluency:
         """Measures of texts; where nothing was written nothing is distinct, and all is repetition."""
         grams = [_grams(text, GRAM) for text in texts]
+        pairs = [pair for text in texts for pair in _grams(text, 2)]
         counts = Counter(token for text in texts for token in text)
         total = counts.total()
         return cls(
             repetition=1 - _share(sum(len(set(each)) for each in grams), sum(map(len, grams))),
             distinct_1=_share(len(counts), total),
-            distinct_2=_share(
-                len({pair for text in texts for pair in _grams(text, 2)}), sum(len(_grams(text, 2)) for text in texts)
-            ),
+            distinct_2=_share(len(set(pairs)), len(pairs)),
             entropy=-sum(count / total * math.log(count / total) for count in counts.values()),
             length=total / len(texts),
         )
@@ -74,11 +72,11 @@ class Fluency:
         often, have it.
         """
         return {
-            "repetition": _kept(1 - self.repetition, 1 - base.repetition),
-            "distinct_1": _kept(self.distinct_1, base.distinct_1),
-            "distinct_2": _kept(self.distinct_2, base.distinct_2),
+            "repetition": _share(1 - self.repetition, 1 - base.repetition, of_nothing=1.0),
+            "distinct_1": _share(self.distinct_1, base.distinct_1, of_nothing=1.0),
+            "distinct_2": _share(self.distinct_2, base.distinct_2, of_nothing=1.0),
             "entropy": math.exp(self.entropy - base.entropy),
-            "length": _kept(self.length, base.length),
+            "length": _share(self.length, base.length, of_nothing=1.0),
         }
 
 
@@ -98,18 +96,13 @@ class Collapse:
     base: Fluency = TYPICAL
     against_base: bool = False
 
-    @classmethod
-    def of(cls, data: Mapping[str, Any]) -> Collapse:
-        """Rebuild a Collapse from the output of to_dict()."""
-        return cls(Fluency(**data["measures"]), data["sample"], Fluency(**data["base"]), data["against_base"])
-
     def against(self, base: Collapse) -> Collapse:
         """The same, judged by what the model it was made from writes."""
         return replace(self, base=base.fluency, against_base=True)
 
     @property
     def shares(self) -> dict[str, float]:
-        """Each measure as a share of the base's."""
+        """Each measure as a share of the base's, by Fluency.shares()."""
         return self.fluency.shares(self.base)
 
     @property
@@ -119,7 +112,7 @@ class Collapse:
 
     @property
     def warning(self) -> str | None:
-        """A line for people, or None."""
+        """What has fallen and what it writes, or None where all is well."""
         if not self.fallen:
             return None
         return f"the model has collapsed ({', '.join(self.fallen)}). It writes: {self.sample}"
@@ -132,13 +125,6 @@ class Collapse:
         base = "its base" if self.against_base else "a small model that works"
         least = min(self.shares.values())
         return f"No loop and no silence: what it writes keeps {least:.0%} or more of each measure of {base}."
-
-    def table(self) -> Table:
-        """Each measure of what it writes freely, and which have fallen."""
-        values, wanted = asdict(self.fluency), asdict(self.base)
-        columns = ("measure", "model", "base", Column("share kept", "percent"), "fallen")
-        rows = [(name, values[name], wanted[name], share, name in self.fallen) for name, share in self.shares.items()]
-        return Table.of("collapsed: what it writes freely", columns, rows)
 
     def to_dict(self) -> dict[str, Any]:
         return {
@@ -168,7 +154,6 @@ def collapse_tokens(tokenizer: PreTrainedTokenizerBase) -> int:
 
 
 def _prompts(tokenizer: PreTrainedTokenizerBase) -> tuple[list[list[int]], list[int]]:
-    """The beginnings as token ids, and how many tokens may be written after each."""
     prompts = [[*bos_ids(tokenizer), *encode(tokenizer, prompt)] for prompt in PROMPTS]
     return prompts, [NEW_TOKENS] * len(prompts)
 
@@ -184,9 +169,5 @@ def _grams(text: Sequence[int], size: int) -> list[tuple[int, ...]]:
     return list(zip(*(text[start:] for start in range(size)), strict=False))
 
 
-def _share(part: float, whole: float) -> float:
-    return part / whole if whole else 0.0
-
-
-def _kept(ours: float, base: float) -> float:
-    return ours / base if base else 1.0
+def _share(part: float, whole: float, *, of_nothing: float = 0.0) -> float:
+    return part / whole if whole else of_nothing

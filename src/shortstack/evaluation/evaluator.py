@@ -9,8 +9,6 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from shortstack.architecture.positions import check_positions
-from shortstack.charts.picture import Panel, Picture, short
-from shortstack.charts.rows import Dots, dots, dots_height
 from shortstack.checkpoint import Checkpoint, Model
 from shortstack.data import Rows, Tokens
 from shortstack.decoder import Decoder
@@ -21,7 +19,7 @@ from shortstack.decoder.streaming import must_stream
 from shortstack.decoder.wrapping import arithmetic
 from shortstack.errors import InputError, ShortstackWarning
 from shortstack.evaluation.degeneration import Collapse, check_collapse, collapse_tokens
-from shortstack.evaluation.options import VLLM, EvaluationText, GenerationChecks, Tasks
+from shortstack.evaluation.options import EvaluationText, GenerationChecks, Tasks
 from shortstack.evaluation.paired import Paired, compare_tasks, mismatch
 from shortstack.evaluation.perplexity import Perplexity, measure
 from shortstack.evaluation.probes import Item, Probed, probe_tokens, probes, run_probes
@@ -43,7 +41,6 @@ TEXT, GENERATION = EvaluationText(), GenerationChecks()
 
 
 def _paired(found: Paired | None) -> tuple[Any, ...]:
-    """Return the cells of a paired comparison: difference, interval, p-value and shares retained."""
     if found is None:
         return (None,) * 5
     kept, above = (None if each is None else each / 100 for each in (found.retention, found.retention_above_chance))
@@ -81,35 +78,12 @@ class Evaluation(Tabled):
             Column("kept", "percent"),
             Column("above chance", "percent"),
         )
-        columns = (
-            Column("measured", "text"),
-            "metric",
-            "value",
-            "n",
-            Column("chance", "ratio"),
-            "BOS",
-            "base",
-            *paired,
-        )
+        measured = (Column("measured", "text"), "metric", "value", "n", Column("chance", "ratio"), "BOS", "base")
         notes = [*map(self._unit, self.against), *map(self._not_compared, self.tasks.keys() - self.against.keys())]
         if self.collapse:
             notes.append(self.collapse.summary)
         heading = f"{self.model}: {title or 'no text'}; {counts}"
-        return Table.of(heading, columns, [*self._rows()], caption=caption, notes=[*filter(None, notes)])
-
-    def tables(self) -> list[Table]:
-        """Return the table of results, and that of collapsed text if any has collapsed."""
-        return [self.table(), *([self.collapse.table()] if self.collapse and self.collapse.fallen else [])]
-
-    def plot(self) -> Picture:
-        """Texts, tasks and probes with their standard errors, chance and the base's, as a picture.
-
-        Raises:
-            InputError: none were measured.
-        """
-        models = [self] if self.base is None else [self.base, self]
-        texts = [f"perplexity on {name}: {each.value:.4g}" for name, each in self.perplexity.items()]
-        return _picture(models, texts)
+        return Table.of(heading, (*measured, *paired), [*self._rows()], caption=caption, notes=[*filter(None, notes)])
 
     def _rows(self) -> Iterator[tuple[Any, ...]]:
         base = self.base
@@ -139,7 +113,7 @@ class Evaluation(Tabled):
         return averages
 
     def _unit(self, name: str) -> str:
-        """Return a note on the unit of a task's difference, if it is not that of the values in its row."""
+        """What a task's difference is of, where it is not of the values in its row."""
         task = self.tasks[name]
         if task.metric in PERPLEXITIES:
             unit = f"log-likelihood in nats per {PERPLEXITIES[task.metric]}, higher is better"
@@ -188,53 +162,6 @@ class Evaluation(Tabled):
         }
 
 
-def _likelihoods(model: Evaluation) -> Iterator[tuple[str, float, float, float | None]]:
-    """Of each text the name, the likelihood of a token, exp(-loss), its standard error, and no chance."""
-    for name, text in model.perplexity.items():
-        yield f"text {name}", math.exp(-text.loss), math.exp(-text.loss) * text.loss_stderr, None
-
-
-def _rights(model: Evaluation) -> Iterator[tuple[str, float, float, float | None]]:
-    """Of each task and probe the name, the share that is right, its standard error (NaN: unknown), and chance."""
-    for name, task in model.tasks.items():
-        if task.is_share:
-            yield f"task {name}", task.value, task.stderr, task.chance
-    for name, probe in model.probes.items():
-        yield f"probe {name}", probe.accuracy.value, probe.accuracy.stderr, probe.chance
-
-
-def _picture(models: Sequence[Evaluation], texts: Sequence[str]) -> Picture:
-    """Shares of tasks and probes that are right, and the likelihood of a text's token, with one standard error and chance.
-
-    models: the model last, its base before it. texts: what is said above.
-    """
-    colours = (0, 5)[: len(models)][::-1]  # of the model, and of its base
-    legend = [(colour, short(model.model, 30)) for colour, model in zip(colours, models, strict=True)][::-1]
-    panels = []
-    for title, found in (
-        ("Share right ± one standard error; dotted: chance", map(_rights, models)),
-        ("Likelihood of a token, 1 / perplexity ± one standard error", map(_likelihoods, models)),
-    ):
-        rows = _dots(found, colours)
-        if rows:
-            svg = dots([*rows.values()], title=title)
-            panels.append(Panel(title, svg, dots_height(len(rows)), legend))
-    if not panels:
-        expected, fix = "texts, tasks or probes to draw", "evaluate with some"
-        raise InputError("none", expected=expected, fix=fix, where="the picture")
-    return Picture(short(models[-1].model), panels, [short(each) for each in texts])
-
-
-def _dots(found: Iterable[Iterator[tuple[str, float, float, float | None]]], colours: Sequence[int]) -> dict[str, Dots]:
-    """A row for each name, with a dot for each model."""
-    rows: dict[str, Dots] = {}
-    for colour, each in zip(colours, found, strict=True):
-        for name, value, error, chance in each:
-            before, known = rows[name].values if name in rows else (), None if math.isnan(error) else error
-            rows[name] = Dots(short(name.partition(" ")[2], 20), [*before, (colour, value, known)], chance)
-    return rows
-
-
 @typed
 def evaluate(
     checkpoint: Model,
@@ -274,7 +201,7 @@ class Prepared:
 
     @property
     def writes(self) -> bool:
-        """Whether the model writes, here and not in vLLM."""
+        """Whether the model writes, for which all its layers are in memory at once."""
         return bool(self.items or self.collapse or (self.run and self.run.writes))
 
     @property
@@ -282,17 +209,12 @@ class Prepared:
         """Whether tasks are all that was asked for, and their results are kept."""
         return bool(self.run and not (self.texts or self.items or self.collapse or self.run.missing))
 
-    @property
-    def _placed(self) -> Compute:
-        """Compute options that stream layers only if no text is generated, which needs all layers at once."""
-        return replace(self.compute, stream=False) if self.writes else self.compute
-
     def requirements(self) -> Requirements:
         """Of the model, and of the texts where it is read layer by layer, or of what it writes at once."""
         if self.answered:
             return Requirements(device=pick_device(self.compute.device))
         if self.writes:
-            return writing_requirements(self.checkpoint, self._placed)
+            return writing_requirements(self.checkpoint, replace(self.compute, stream=False))
         needed = model_requirements(self.checkpoint, self.compute)
         if not needed.streamed:
             return needed
@@ -303,11 +225,10 @@ class Prepared:
     def measured(self, progress: Progress = in_notebooks) -> Evaluation:
         """Load the model, and measure."""
         run, checkpoint, tokenizer = self.run, self.checkpoint, self.checkpoint.tokenizer()
-        if run and run.tasks.backend == VLLM:
-            run.answer_with_vllm()  # first: it wants most of the device's memory
         if self.answered:
             return Evaluation(checkpoint.source, {}, tasks=run.results if run else {})
-        decoder = Decoder.open(checkpoint, self._placed)
+        compute = replace(self.compute, stream=False) if self.writes else self.compute
+        decoder = Decoder.open(checkpoint, compute)
         if run:
             run.answer(decoder, tokenizer, progress)
         return Evaluation(
@@ -329,26 +250,26 @@ def prepare(
 ) -> Prepared:
     """Read and check everything evaluate() needs, so that of two models neither is measured in vain."""
     checkpoint, text = Checkpoint.of(checkpoint), EvaluationText.of(text)
-    if tasks:
-        tasks.check(compute.device)
-    elif not (text.sources or generation.probes or generation.collapse_check):
-        raise _nothing_to_measure()
+    if not (tasks or text.sources or generation.probes or generation.collapse_check):
+        raise InputError(
+            "nothing to measure",
+            expected="a text; or none, beside tasks, probes or collapse_check",
+            fix="name a text, such as pydoc; or add tasks, such as paper, or probes",
+            option="perplexity",
+        )
     items = probes(compute.seed, generation.probe_items) if generation.probes else ()
     _, tokenizer = checkpoint.anatomy, checkpoint.tokenizer()  # what is no decoder is said before what it lacks
     texts = text.read(tokenizer, compute.seed)
-    collapse = looks_for_collapse(checkpoint, generation, compute)
+    collapse = _looks_for_collapse(checkpoint, generation, compute)
     _check_lengths(checkpoint, tokenizer, items, collapse=collapse, length=text.length if texts else 0)
-    if items or collapse:  # before weights are read for their digest
-        check_room_to_write(checkpoint, compute)
-    ready = Prepared(
-        checkpoint, texts, items, collapse, TaskRun(checkpoint, tasks, compute) if tasks else None, compute
-    )
-    if ready.writes:
-        check_room_to_write(checkpoint, compute)
+    run = TaskRun(checkpoint, tasks, compute) if tasks else None
+    ready = Prepared(checkpoint, texts, items, collapse, run, compute)
+    if ready.writes and not compute.device_map:
+        _check_room_to_write(checkpoint, compute)
     return ready
 
 
-def looks_for_collapse(checkpoint: Checkpoint, generation: GenerationChecks, compute: Compute) -> bool:
+def _looks_for_collapse(checkpoint: Checkpoint, generation: GenerationChecks, compute: Compute) -> bool:
     """Whether what the model writes freely is looked at: where nobody says so, of what shortstack cut or healed.
 
     Of such a model that does not fit in memory it is not, unless somebody says so: the rest needs it layer by layer alone.
@@ -363,10 +284,8 @@ def looks_for_collapse(checkpoint: Checkpoint, generation: GenerationChecks, com
     return False
 
 
-def check_room_to_write(checkpoint: Checkpoint, compute: Compute) -> None:
-    """Refuse a model that is to write and does not fit in memory, or is not shared out to more of it."""
-    if compute.device_map:
-        return
+def _check_room_to_write(checkpoint: Checkpoint, compute: Compute) -> None:
+    """Refuse a model that is to write and does not fit in memory."""
     device = pick_device(compute.device)
     fix = (
         "free memory, or leave out what it writes: with collapse_check turned off, no probes and no task that writes "
@@ -378,7 +297,6 @@ def check_room_to_write(checkpoint: Checkpoint, compute: Compute) -> None:
 def _check_lengths(
     checkpoint: Checkpoint, tokenizer: PreTrainedTokenizerBase, items: Sequence[Item], *, collapse: bool, length: int
 ) -> None:
-    """Refuse what is longer than the model has positions for, before it is loaded."""
     check_positions(checkpoint, length, "length")
     if items:
         needed, note = probe_tokens(tokenizer, items), ", the longest answer included"
@@ -386,15 +304,6 @@ def _check_lengths(
     if collapse:
         needed, note = collapse_tokens(tokenizer), ", what is written included"
         check_positions(checkpoint, needed, "collapse_check", fix="turn it off", note=note)
-
-
-def _nothing_to_measure() -> InputError:
-    return InputError(
-        "nothing to measure",
-        expected="a text; or none, beside tasks, probes or collapse_check",
-        fix="name a text, such as pydoc; or add tasks, such as paper, or probes",
-        option="perplexity",
-    )
 
 
 def compared(evaluation: Evaluation, base: Evaluation, *, seed: int = 0) -> Evaluation:

@@ -1,6 +1,6 @@
 """lm-evaluation-harness (extra `eval`): tasks are loaded, asked of a model, and what it got is read.
 
-Prompts, metrics and aggregation are the harness's. A model of ours that it asks is in `harness_model`.
+Prompts, metrics and aggregation are the harness's, likelihoods are shortstack's.
 """
 
 from __future__ import annotations
@@ -9,19 +9,15 @@ import json
 import logging
 import math
 import re
-import sys
-import sysconfig
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import dataclass
 from functools import partial
-from importlib.metadata import version
 from itertools import groupby, islice
 from numbers import Real
 from pathlib import Path
-from types import ModuleType
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import datasets
 import lm_eval.tasks
@@ -29,76 +25,34 @@ import numpy as np
 from datasets.exceptions import DatasetGenerationError, DatasetsError
 from lm_eval.evaluator import evaluate as run_harness
 from lm_eval.models.huggingface import HFLM
-from lm_eval.models.utils import normalize_gen_kwargs, resolve_max_length
+from lm_eval.models.utils import normalize_gen_kwargs
 from lm_eval.tasks import TaskManager
 from transformers import set_seed
 
-from shortstack.checkpoint import Checkpoint
-from shortstack.data.questions import TokenizedQuestion, request
+from shortstack.data.questions import Request, TokenizedQuestion, request
 from shortstack.data.tokens import bos_ids
+from shortstack.decoder import Decoder
+from shortstack.decoder.likelihoods import likelihoods
 from shortstack.errors import DataError, InputError
 from shortstack.evaluation.paired import mean_stderr
 from shortstack.evaluation.suites import PERPLEXITIES, TASKS, unknown
 from shortstack.evaluation.task_files import write_overlays
-from shortstack.evaluation.task_results import TaskResult, digest
-from shortstack.machine.files import file_digest
+from shortstack.evaluation.task_results import TaskResult
+from shortstack.machine.files import digest
 from shortstack.machine.hub import hub_or_copies
 from shortstack.machine.numbers import ALMOST, is_share, part_of
+from shortstack.machine.progress import Progress, silent
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-# Where installed libraries lie, whose versions are noted otherwise.
-INSTALLED = tuple(Path(sysconfig.get_path(name)).resolve() for name in ("stdlib", "platstdlib", "purelib", "platlib"))
-
-
-def files_of(task: Any) -> set[Path]:
-    """The files of the task's class and functions, those beside them, and those of modules that they import."""
-    files: set[Path] = set()
-    for each in (type(task), *_functions(task.config)):
-        _add(_home(each), files)
-    return files | {beside for path in files for beside in path.parent.glob("*.py")}
-
-
-def _functions(value: Any) -> Iterator[Any]:
-    """The functions and classes inside a config."""
-    if isinstance(value, partial):
-        yield value.func
-    elif callable(value):
-        yield value
-    elif is_dataclass(value):
-        yield from (inside for field in fields(value) for inside in _functions(getattr(value, field.name, None)))
-    elif isinstance(value, Mapping):
-        yield from (inside for item in value.values() for inside in _functions(item))
-    elif isinstance(value, Sequence) and not isinstance(value, str):
-        yield from (inside for item in value for inside in _functions(item))
-
-
-def _add(module: ModuleType | None, files: set[Path]) -> None:
-    """Add a module's file, and those of the modules that it took something from, unless they are installed."""
-    place = getattr(module, "__file__", None)
-    if not module or not place:
-        return
-    path = Path(place).resolve()
-    if path in files or path.suffix != ".py" or any(path.is_relative_to(folder) for folder in INSTALLED):
-        return
-    files.add(path)
-    for value in [*vars(module).values()]:
-        _add(value if isinstance(value, ModuleType) else _home(value), files)
-
-
-def _home(value: Any) -> ModuleType | None:
-    """The module that a function or class is from."""
-    name = getattr(value, "__module__", None)
-    return sys.modules.get(name) if isinstance(name, str) else None
-
-
-VERSION = version("lm-eval")
 SEED = 1234  # the harness's own, of the examples in a prompt; ours is added to it: 0 draws what the harness draws
-GENERATED_TOGETHER = 16  # prompts, where no batch size is named
-ROOM = 256  # tokens of an answer, where a task names no other number
 PLACES = {"dataset_path", "dataset_name", "dataset_kwargs", "tag"}  # of a task's config: where its documents lie
 STOCK = Path(lm_eval.tasks.__file__).parent
+
+
+GENERATED_TOGETHER = 16  # prompts, where no batch size is named
+ROOM = 256  # tokens of an answer, where a task names no other number
 
 
 @dataclass(frozen=True)
@@ -138,11 +92,6 @@ class LoadedTask:
                 raise InputError(found, expected=expected, fix="ask for fewer, or other tasks", option="num_fewshot")
 
     @property
-    def aggregation(self) -> Any:
-        """How a group makes one number of its tasks'; None of a single task."""
-        return self.group.to_dict() if self.group else None
-
-    @property
     def macro(self) -> bool:
         """Whether each task of a group counts the same, however many documents it has."""
         listed = (self.group.aggregate_metric_list or []) if self.group else []
@@ -162,21 +111,19 @@ class LoadedTask:
         with hushed():
             examples = {name: _digests(task.fewshot_docs()) for name, task in self.tasks.items() if self.shots}
         return digest(
-            name=self.name,
-            version=self.version,
-            aggregation=json.loads(json.dumps(self.aggregation, default=_named)),
-            configs={name: _config(task) for name, task in self.tasks.items()},
-            **_code_of(self.tasks),
-            documents={
-                name: _digests(islice(task.eval_docs, asked_of(task, limit))) for name, task in self.tasks.items()
-            },
-            examples=examples,
+            {
+                "name": self.name,
+                "version": self.version,
+                "aggregation": _plain(self.group.to_dict() if self.group else None),
+                "configs": {name: _config(task) for name, task in self.tasks.items()},
+                "documents": {name: _digests(_asked(task, limit)) for name, task in self.tasks.items()},
+                "examples": examples,
+            }
         )
 
 
-def asked_of(task: Any, limit: float | None) -> int:
-    """How many of a task's documents are asked."""
-    return part_of(limit, len(task.eval_docs))
+def _asked(task: Any, limit: float | None) -> Iterator[Any]:
+    return islice(task.eval_docs, part_of(limit, len(task.eval_docs)))
 
 
 def load(
@@ -219,47 +166,15 @@ def _loaded(manager: Any, name: str, data: Path | None) -> list[LoadedTask]:
 
 
 def _remedy(name: str, data: Path | None) -> str:
-    """Suggest how to provide the documents of a task."""
-    own = "include with a task of yours"
-    if data is None:
-        return f"give data_dir with the files that the page of evaluate lists, or {own}"
-    if name in TASKS:
+    if data and name in TASKS:
         return f"mend {', '.join(sorted(TASKS[name].files.values()))}: the page of evaluate says how each is laid out"
-    return f"data_dir serves the tasks of `shortstack ls tasks` alone; for another give {own}"
-
-
-def check_answers(loaded: Sequence[LoadedTask], checkpoint: Checkpoint, max_length: int | None = None) -> None:
-    """Refuse tasks whose answers alone may be as long as a prompt with its answer."""
-    tasks = ((each.name, task) for each in loaded for task in each.tasks.values())
-    generating = {name: task for name, task in tasks if task.OUTPUT_TYPE == "generate_until"}
-    if not generating:
-        return
-    config = checkpoint.blueprint.config
-    longest = max_length or resolve_max_length(config, checkpoint.tokenizer(), default=HFLM._DEFAULT_MAX_LENGTH)
-    for name, task in generating.items():
-        check_answer(name, task.config.generation_kwargs or {}, longest)
-
-
-def check_answer(name: str, settings: Mapping[str, Any], longest: int) -> None:
-    room = int(normalize_gen_kwargs(dict(settings), ROOM)["max_gen_toks"])
-    if room >= longest:
-        raise InputError(
-            f"{longest}; where it is not named it is what the model has positions for",
-            expected=f"more than the {room} tokens that an answer of {name} may have",
-            fix=f"leave {name} out, or raise max_length to {2 * room} where the model computes its positions",
-            option="max_length",
-        )
-
-
-class AnsweringModel(Protocol):
-    """The attributes that run() needs beside a harness model's methods: tokenizer and compute dtype."""
-
-    tokenizer: PreTrainedTokenizerBase
-    computed_in: str
+    return (
+        "give data_dir with the files that the page of evaluate lists, for these tasks alone; or include with your own"
+    )
 
 
 def _reason(error: BaseException) -> str:
-    """Return the reason why documents cannot be had, in the words of datasets or in ours where those are of no use."""
+    """Why documents cannot be had, in the words of datasets or in ours where those are of no use."""
     if isinstance(error, ConnectionError):
         return "no hub within reach, and no copy on this machine"
     if isinstance(error, StopIteration):
@@ -268,7 +183,74 @@ def _reason(error: BaseException) -> str:
     return " ".join(str(cause or error).split())[:200] or type(cause or error).__name__
 
 
-def run(loaded: LoadedTask, model: AnsweringModel, *, limit: float | None = None, seed: int = 0) -> TaskResult:
+class HarnessModel(HFLM):  # type: ignore[misc]  # lm-eval is untyped here
+    """The harness's model, with likelihoods by shortstack; batch: sequences in a forward, None for a choice by tokens."""
+
+    def __init__(
+        self,
+        decoder: Decoder,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        batch: int | None = None,
+        max_length: int | None = None,
+        progress: Progress = silent,
+    ) -> None:
+        with hushed():
+            super().__init__(
+                pretrained=decoder.model,
+                tokenizer=tokenizer,
+                backend="causal",
+                batch_size=batch or GENERATED_TOGETHER,
+                max_length=max_length,
+            )
+        self.decoder, self.batch, self.progress = decoder, batch, progress
+
+    def loglikelihood(self, requests: Sequence[Any]) -> Any:
+        return super().loglikelihood(requests, disable_tqdm=True)  # the harness's bars would interleave with ours
+
+    def loglikelihood_rolling(self, requests: Sequence[Any]) -> Any:
+        return super().loglikelihood_rolling(requests, disable_tqdm=True)
+
+    def generate_until(self, requests: Sequence[Any]) -> Any:
+        for each in requests:
+            self._check_answer(each.task_name, each.args[1])
+        return super().generate_until(requests, disable_tqdm=True)
+
+    def _check_answer(self, task: str, settings: Mapping[str, Any]) -> None:
+        """Refuse answers that may be as long as a prompt with its answer: no prompt has room beside them."""
+        room = int(normalize_gen_kwargs(dict(settings), ROOM)["max_gen_toks"])
+        if room >= self.max_length:
+            raise InputError(
+                f"{self.max_length}; where it is not named it is what the model has positions for",
+                expected=f"more than the {room} tokens that an answer of {task} may have",
+                fix=f"leave {task} out, or raise max_length to {2 * room} where the model computes its positions",
+                option="max_length",
+            )
+
+    def _loglikelihood_tokens(
+        self,
+        requests: Sequence[tuple[Any, list[int], list[int]]],
+        disable_tqdm: bool = True,
+        override_bs: int | None = None,
+    ) -> list[tuple[float, bool]]:
+        """(log-likelihood, whether greedy) of each (text, context, continuation), too long ones cut on the left."""
+        cut = [self._request(context, continuation) for _, context, continuation in requests]
+        answers = likelihoods(self.decoder, cut, batch=self.batch, progress=self.progress)
+        return [(answer.value, answer.greedy) for answer in answers]
+
+    def _request(self, context: Sequence[int], continuation: Sequence[int]) -> Request:
+        if len(continuation) > self.max_length:
+            raise InputError(
+                self.max_length,
+                expected=f"room for an answer of {len(continuation)} tokens",
+                fix=f"ask for {2 * len(continuation)} or more, or leave it out",
+                option="max_length",
+            )
+        ids = (*context, *continuation)[-(self.max_length + 1) :]
+        return Request(ids, len(ids) - len(continuation))
+
+
+def run(loaded: LoadedTask, model: HarnessModel, *, limit: float | None = None, seed: int = 0) -> TaskResult:
     """Have a model answer a task's documents, the first `limit` of each of its tasks, and judge the answers."""
     if limit is not None and is_share(limit):
         limit = float(limit) * ALMOST  # which the harness rounds up, too
@@ -282,8 +264,7 @@ def run(loaded: LoadedTask, model: AnsweringModel, *, limit: float | None = None
     return _result(loaded, model, answered)
 
 
-def _result(loaded: LoadedTask, model: AnsweringModel, answered: Mapping[str, Any]) -> TaskResult:
-    """Extract the task's result from those of the harness, with the outcome of every document."""
+def _result(loaded: LoadedTask, model: HarnessModel, answered: Mapping[str, Any]) -> TaskResult:
     results, metric = answered["results"], loaded.metric
     columns = {name.partition(",")[0]: name for name in reversed(results[loaded.name]) if "_stderr" not in name}
     values = {name: results[loaded.name][column] for name, column in columns.items() if "," in column}
@@ -302,7 +283,7 @@ def _result(loaded: LoadedTask, model: AnsweringModel, answered: Mapping[str, An
         version=loaded.version,
         shots=loaded.shots,
         bos=bool(bos_ids(model.tokenizer)),
-        dtype=model.computed_in,
+        dtype=model.decoder.dtype,
         chance=TASKS[loaded.name].chance if loaded.name in TASKS else None,
         higher_is_better=better,
         documents=tuple(f"{name}/{sample['doc_id']}:{sample['doc_hash'][:16]}" for name, sample in samples),
@@ -353,7 +334,7 @@ def questions(
 
 
 def _questions(task: Any, tokenizer: PreTrainedTokenizerBase, limit: float | None) -> Iterator[TokenizedQuestion]:
-    task.build_all_requests(limit=asked_of(task, limit))
+    task.build_all_requests(limit=part_of(limit, len(task.eval_docs)))
     for _, group in groupby(task.instances, key=lambda instance: instance.doc_id):
         choices = sorted(group, key=lambda instance: int(instance.idx))
         yield TokenizedQuestion(tuple(request(tokenizer, *choice.args) for choice in choices), _right(task, choices))
@@ -374,23 +355,16 @@ def _config(task: Any) -> Any:
     fields["metadata"] = {
         name: value for name, value in (fields.get("metadata") or {}).items() if name != "config_source"
     }
-    return json.loads(json.dumps(fields, default=_named))
+    return _plain(fields)
 
 
-def _named(value: object) -> str:
-    """An object as it is called in every process: a function's repr says where in memory it lies."""
-    return re.sub(r" at 0x[0-9a-f]+", "", repr(value))
+def _plain(data: Any) -> Any:
+    """The same as JSON; objects as they are called in every process: a function's repr says where in memory it lies."""
+    return json.loads(json.dumps(data, default=lambda value: re.sub(r" at 0x[0-9a-f]+", "", repr(value))))
 
 
-def _code_of(tasks: Mapping[str, Any]) -> dict[str, Any]:
-    """The user's own Python behind tasks, as digests under `code`; nothing of the harness's own tasks."""
-    digests = {file_digest(path) for task in tasks.values() for path in files_of(task)}
-    return {"code": sorted(digests)} if digests else {}
-
-
-def _digests(documents: Any) -> str:
-    """One digest of documents, order included."""
-    return digest(documents=[json.dumps(document, sort_keys=True, default=_named) for document in documents or ()])
+def _digests(documents: Iterable[Any] | None) -> str:
+    return digest(_plain(list(documents or ())))
 
 
 @contextmanager

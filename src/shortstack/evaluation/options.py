@@ -13,9 +13,7 @@ from typing import TYPE_CHECKING, Any
 from shortstack.architecture.positions import check_positions
 from shortstack.data import Rows, Tokens, source_of
 from shortstack.data.in_context import IN_CONTEXT
-from shortstack.data.sources import OWN as SELF
 from shortstack.data.sources import TEXT, check_source
-from shortstack.data.tokens import endless
 from shortstack.errors import InputError
 from shortstack.evaluation.suites import SUITES, TASKS, named
 from shortstack.machine.numbers import is_share, part_of
@@ -27,27 +25,11 @@ if TYPE_CHECKING:
     from shortstack.checkpoint import Checkpoint
     from shortstack.evaluation.harness import LoadedTask
 
-OWN, VLLM = "shortstack", "vllm"
-BACKENDS = (OWN, VLLM)
 
-
-def load_harness(name: str = "harness") -> ModuleType:
-    """The module that runs lm-evaluation-harness, or `harness_model`, with the model that it asks."""
+def load_harness() -> ModuleType:
+    """The module that runs lm-evaluation-harness."""
     check_installed("lm_eval", "eval", option="tasks", why="for tasks")
-    return import_module(f"shortstack.evaluation.{name}")
-
-
-def load_vllm() -> ModuleType:
-    """The module that runs vLLM."""
-    try:
-        return import_module("shortstack.evaluation.vllm")
-    except ImportError as error:
-        raise InputError(
-            error,
-            expected="vLLM, which brings a torch of its own",
-            fix="install shortstack beside vLLM (its page says how), or leave backend out",
-            option="backend",
-        ) from error
+    return import_module("shortstack.evaluation.harness")
 
 
 @dataclass(frozen=True)
@@ -73,16 +55,6 @@ class EvaluationText:
             raise InputError(
                 "an empty name", expected="a text, or several with commas", fix="name one: pydoc", option="perplexity"
             )
-        if SELF in self.sources:
-            raise InputError(
-                f"{SELF}, which each model writes itself",
-                expected="a text that is the same for every model",
-                fix="name another",
-                option="perplexity",
-            )
-        made = next((each for each in self.sources if each in IN_CONTEXT), None)
-        if made and (self.samples is None or is_share(self.samples)):
-            raise endless("perplexity", made)
 
     @classmethod
     def of(cls, text: EvaluationText | Rows) -> EvaluationText:
@@ -127,10 +99,7 @@ class EvaluationText:
 
 @dataclass(frozen=True)
 class GenerationChecks:
-    """Checks of generated text.
-
-    collapse_check: None checks what shortstack cut or healed.
-    """
+    """Checks of generated text. collapse_check: None checks what shortstack cut or healed."""
 
     probes: bool = option(
         False, help="Twelve small generation tasks: copying, counting, brackets, sums, dates, JSON and more."
@@ -148,11 +117,10 @@ class GenerationChecks:
 
 @dataclass(frozen=True)
 class Tasks:
-    """Which tasks are asked, and how.
+    """Which tasks are asked, and how: `Tasks("piqa", limit=100)`.
 
     tasks: names of tasks or suites, as a sequence or with commas. limit: for a group, documents of each of its tasks; a
-    float is their share.
-    seed: of the examples in prompts. `Tasks("piqa", limit=100)`
+    float is their share. seed: of the examples in prompts.
     """
 
     tasks: str | Sequence[str] | None = option(
@@ -170,7 +138,6 @@ class Tasks:
     max_length: int | None = option(
         None, help="Longest prompt with its answer, in tokens. Default: the model's positions.", minimum=1
     )
-    backend: str = option(OWN, help="Backend that answers the tasks: shortstack itself, or vLLM.", choices=BACKENDS)
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -183,8 +150,7 @@ class Tasks:
             )
         for name, folder in (("data_dir", self.data_dir), ("include", self.include)):
             if folder is not None and not Path(folder).is_dir():
-                fix = "name one that exists"
-                raise InputError(f"none at {folder}", expected="a folder", fix=fix, option=name)
+                raise InputError(f"none at {folder}", expected="a folder", fix="name one that exists", option=name)
         if self.include is not None:
             from shortstack.machine.yamlfile import check_folder
 
@@ -200,30 +166,8 @@ class Tasks:
         """Sequences in a forward; None where their tokens say it."""
         return self.batch_size if isinstance(self.batch_size, int) else None
 
-    def check(self, device: str) -> None:
-        """Say what is missing to ask tasks on that device, before anything is read or computed.
-
-        Raises:
-            InputError: lm-eval or vLLM is not installed, or vLLM computes elsewhere.
-        """
-        load_harness()
-        if self.backend != VLLM:
-            return
-        load_vllm()
-        if device not in ("auto", "cuda"):
-            raise InputError(
-                device,
-                expected="none beside the backend vLLM, which was built for one kind of device",
-                fix="leave it out; CUDA_VISIBLE_DEVICES names the GPU",
-                option="device",
-            )
-
     def check_paired(self) -> None:
-        """Refuse one document of a task, on which no two models can be compared; a group has one of each of its tasks.
-
-        Raises:
-            InputError: it is so.
-        """
+        """Refuse one document of a task, on which no two models can be compared; a group has one of each of its tasks."""
         single = [name for name in self.names if name in TASKS and not TASKS[name].group]
         if single and self.limit == 1 and not is_share(self.limit):
             raise InputError(
@@ -241,28 +185,16 @@ class Tasks:
             DataError: the documents of one cannot be had.
         """
         data, include = (Path(folder) if folder else None for folder in (self.data_dir, self.include))
-        loaded: list[LoadedTask] = load_harness().load(self.names, data=data, include=include, shots=self.num_fewshot)
-        return loaded
+        return list(load_harness().load(self.names, data=data, include=include, shots=self.num_fewshot))
 
     def load_for(self, checkpoint: Checkpoint) -> list[LoadedTask]:
-        """The tasks with their documents, where that checkpoint can answer them.
-
-        Raises:
-            InputError: as load(); or prompts or answers are longer than what the model has positions for.
-            DataError: as load().
-        """
-        loaded = self.load()
+        """The tasks as load() gives them, where the checkpoint has positions for `max_length`."""
         if self.max_length:
             check_positions(checkpoint, self.max_length, "max_length", fix="leave it out")
-        load_harness().check_answers(loaded, checkpoint, self.max_length)
-        return loaded
+        return self.load()
 
     def only(self) -> LoadedTask:
-        """The one task that is named.
-
-        Raises:
-            InputError: there are several, or what load() raises.
-        """
+        """The one task that is named, as load() gives it."""
         if len(self.names) > 1:
             found = ", ".join(self.names)
             raise InputError(found, expected="one task", fix="name one at a time", option="task")

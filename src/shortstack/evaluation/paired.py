@@ -178,7 +178,6 @@ def sign_flips(differences: Values, seed: int) -> float:
 
 
 def _batch(differences: Values) -> int:
-    """Draws that are held at a time."""
     return max(1, ROOM // len(differences))
 
 

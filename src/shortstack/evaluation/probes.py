@@ -6,7 +6,7 @@ import hashlib
 import json
 import random
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import date
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +16,6 @@ from shortstack.data.tokens import bos_ids, encode
 from shortstack.decoder import Decoder
 from shortstack.decoder.generation import end_tokens, generate, longest
 from shortstack.decoder.likelihoods import Accuracy, greedy_endings
-from shortstack.errors import InputError
 from shortstack.evaluation.paired import Outcomes
 from shortstack.machine.progress import Progress, silent
 from shortstack.machine.tables import Cell
@@ -27,6 +26,7 @@ if TYPE_CHECKING:
 
 SHOTS = 4  # examples before each question: a base model knows no instructions
 MOST = 100  # items of a probe: one-digit sums and differences are few
+WRITTEN = "json"  # of which several answers are right, so that the model's own must be written
 SPARE = 8  # tokens of room beyond those of the answer: other spellings are longer
 CLOSING = {"(": ")", "[": "]", "{": "}"}
 WORDS = (
@@ -38,32 +38,21 @@ CITIES = ("Paris", "London", "Rome", "Berlin", "Madrid", "Vienna", "Oslo", "Dubl
 
 
 @dataclass(frozen=True)
-class ProbeQuestion:
-    """A probe's prompt, its right answer, and the chance that a random answer of its form is right."""
-
-    prompt: str
-    answer: str
-    chance: float
-
-
-@dataclass(frozen=True)
 class Item:
-    """A question after solved examples of its kind."""
+    """A question of a probe, its right answer, and the chance that a random answer of its form is right.
 
-    probe: str
+    What is asked begins with solved examples of its kind.
+    """
+
     prompt: str
     answer: str
     chance: float
+    probe: str = ""
 
     @property
     def document(self) -> str:
         """Names the item by its content, so that results of different items are never paired."""
         return hashlib.sha256(self.prompt.encode()).hexdigest()[:16]
-
-    @property
-    def is_written(self) -> bool:
-        """Whether several answers are right, so that the model's own must be written."""
-        return self.probe == "json"
 
     def room(self, tokenizer: PreTrainedTokenizerBase) -> int:
         """Tokens that may be written: those of the answer, and some more."""
@@ -93,20 +82,23 @@ class Probed:
         return Outcomes(self.documents, tuple(map(float, self.accuracy.correct)))
 
     def to_dict(self) -> dict[str, Any]:
-        value, stderr, outcomes = self.accuracy.value, self.accuracy.stderr, self.outcomes
-        numbers = {"value": value, "stderr": stderr, "n": self.n, "chance": self.chance}
-        return numbers | {"documents": outcomes.documents, "outcomes": outcomes.values}
+        return {
+            "value": self.accuracy.value,
+            "stderr": self.accuracy.stderr,
+            "n": self.n,
+            "chance": self.chance,
+            "documents": self.documents,
+            "outcomes": self.outcomes.values,
+        }
 
 
 def probes(seed: int = 0, n: int = MOST) -> tuple[Item, ...]:
-    """n different items of each probe; the first of them are those of a smaller n.
+    """n different items of each probe, at most MOST; the first of them are those of a smaller n.
 
     >>> print(probes(seed=0, n=1)[1].prompt[-33:])
     Numbers: 179, 180, 181, 182
     Next:
     """
-    if not 1 <= n <= MOST:
-        raise InputError(n, expected=f"1 to {MOST}", fix=f"ask for {MOST} or fewer", where="the items of a probe")
     return tuple(item for name in PROBES for item in _items(name, seed, n))
 
 
@@ -122,7 +114,8 @@ def run_probes(
     Where an answer is exact, a greedy one is right exactly if each of its tokens is the likeliest after those before it, and
     the next ends the line: one forward pass, nothing is written. JSON is written.
     """
-    exact, written = ([item for item in items if item.is_written is writes] for writes in (False, True))
+    exact = [item for item in items if item.probe != WRITTEN]
+    written = [item for item in items if item.probe == WRITTEN]
     right = dict(zip(exact, _exact_answers(decoder, tokenizer, exact, progress), strict=True))
     right |= zip(written, _written_answers(decoder.model, tokenizer, written, progress), strict=True)
     return {name: _probed(name, right) for name in dict.fromkeys(item.probe for item in items)}
@@ -144,8 +137,12 @@ def _exact_answers(
 
 def _request(tokenizer: PreTrainedTokenizerBase, item: Item) -> Request:
     """A prompt and its answer as token ids; the last one only asks what comes behind the answer."""
-    prompt = [*bos_ids(tokenizer), *encode(tokenizer, item.prompt)]
+    prompt = _prompt(tokenizer, item)
     return Request((*prompt, *encode(tokenizer, f" {item.answer}"), 0), len(prompt))
+
+
+def _prompt(tokenizer: PreTrainedTokenizerBase, item: Item) -> list[int]:
+    return [*bos_ids(tokenizer), *encode(tokenizer, item.prompt)]
 
 
 def _ends_line(tokenizer: PreTrainedTokenizerBase, answer: Sequence[int], token: int) -> bool:
@@ -171,8 +168,7 @@ def probe_tokens(tokenizer: PreTrainedTokenizerBase, items: Sequence[Item]) -> i
 
 def _prompts(tokenizer: PreTrainedTokenizerBase, items: Sequence[Item]) -> tuple[list[list[int]], list[int]]:
     """The prompts as token ids, and how many tokens may be written after each."""
-    prompts = [[*bos_ids(tokenizer), *encode(tokenizer, item.prompt)] for item in items]
-    return prompts, [item.room(tokenizer) for item in items]
+    return [_prompt(tokenizer, item) for item in items], [item.room(tokenizer) for item in items]
 
 
 def has_keys(line: str, answer: str) -> bool:
@@ -203,82 +199,81 @@ def _items(name: str, seed: int, n: int) -> list[Item]:
     return list(items.values())
 
 
-def _after_examples(name: str, question: ProbeQuestion, rng: random.Random) -> Item:
-    """The question after examples that are none of it."""
+def _after_examples(name: str, question: Item, rng: random.Random) -> Item:
     shots: dict[str, str] = {}
     while len(shots) < SHOTS:
         example = PROBES[name](rng)
         if example.prompt != question.prompt:
             shots[example.prompt] = f"{example.prompt} {example.answer}\n\n"
-    return Item(name, "".join(shots.values()) + question.prompt, question.answer, question.chance)
+    return replace(question, prompt="".join(shots.values()) + question.prompt, probe=name)
 
 
-def _copying(rng: random.Random) -> ProbeQuestion:
+def _copying(rng: random.Random) -> Item:
     words = rng.sample(WORDS, rng.randint(3, 5))
-    return ProbeQuestion(f"Input: {' '.join(words)}\nOutput:", " ".join(words), len(WORDS) ** -len(words))
+    return Item(f"Input: {' '.join(words)}\nOutput:", " ".join(words), len(WORDS) ** -len(words))
 
 
-def _counting(rng: random.Random) -> ProbeQuestion:
+def _counting(rng: random.Random) -> Item:
     first = rng.randint(1, 195)
     shown = ", ".join(str(number) for number in range(first, first + 4))
-    return ProbeQuestion(f"Numbers: {shown}\nNext:", str(first + 4), 1 / 195)
+    return Item(f"Numbers: {shown}\nNext:", str(first + 4), 1 / 195)
 
 
-def _brackets(rng: random.Random) -> ProbeQuestion:
+def _brackets(rng: random.Random) -> Item:
     opened = rng.choices(tuple(CLOSING), k=rng.randint(2, 5))
     closed = " ".join(CLOSING[bracket] for bracket in reversed(opened))
-    return ProbeQuestion(f"Open: {' '.join(opened)}\nClose:", closed, len(CLOSING) ** -len(opened))
+    return Item(f"Open: {' '.join(opened)}\nClose:", closed, len(CLOSING) ** -len(opened))
 
 
-def _arithmetic(digits: int) -> Callable[[random.Random], ProbeQuestion]:
+def _arithmetic(digits: int) -> Callable[[random.Random], Item]:
     """Sums, and differences that are not negative, of numbers of so many digits."""
     least, most = 10 ** (digits - 1) if digits > 1 else 0, 10**digits - 1
 
-    def question(rng: random.Random) -> ProbeQuestion:
+    def question(rng: random.Random) -> Item:
         a, b = rng.randint(least, most), rng.randint(least, most)
         chance = 1 / (2 * most + 1)
         if a < b or rng.random() < 0.5:
-            return ProbeQuestion(f"{a} + {b} =", str(a + b), chance)
-        return ProbeQuestion(f"{a} - {b} =", str(a - b), chance)
+            return Item(f"{a} + {b} =", str(a + b), chance)
+        return Item(f"{a} - {b} =", str(a - b), chance)
 
     return question
 
 
-def _json(rng: random.Random) -> ProbeQuestion:
+def _json(rng: random.Random) -> Item:
     record = {"name": rng.choice(NAMES), "age": rng.randint(10, 90), "city": rng.choice(CITIES)}
     text = "{name} is {age} years old and lives in {city}.".format(**record)
-    return ProbeQuestion(f"Text: {text}\nJSON:", json.dumps(record), 0.0)
+    return Item(f"Text: {text}\nJSON:", json.dumps(record), 0.0)
 
 
-def _swapping(rng: random.Random) -> ProbeQuestion:
+def _swapping(rng: random.Random) -> Item:
     first, second = rng.sample(WORDS, 2)
-    return ProbeQuestion(f"Pair: {first} {second}\nSwapped:", f"{second} {first}", len(WORDS) ** -2)
+    return Item(f"Pair: {first} {second}\nSwapped:", f"{second} {first}", len(WORDS) ** -2)
 
 
-def _initials(rng: random.Random) -> ProbeQuestion:
+def _initials(rng: random.Random) -> Item:
     names = rng.sample(NAMES, 3)
-    return ProbeQuestion(f"Name: {' '.join(names)}\nInitials:", "".join(name[0] for name in names), len(NAMES) ** -3)
+    return Item(f"Name: {' '.join(names)}\nInitials:", "".join(name[0] for name in names), len(NAMES) ** -3)
 
 
-def _missing(rng: random.Random) -> ProbeQuestion:
+def _missing(rng: random.Random) -> Item:
     first = rng.randint(1, 195)
-    return ProbeQuestion(f"Numbers: {first}, _, {first + 2}\nMissing:", str(first + 1), 1 / 195)
+    return Item(f"Numbers: {first}, _, {first + 2}\nMissing:", str(first + 1), 1 / 195)
 
 
-def _dates(rng: random.Random) -> ProbeQuestion:
+def _dates(rng: random.Random) -> Item:
     day = date(rng.randint(1990, 2029), rng.randint(1, 12), rng.randint(1, 28))
     named = f"{day.day} {MONTHS[day.month - 1]} {day.year}"
-    return ProbeQuestion(f"Date: {named}\nISO:", day.isoformat(), 1 / (40 * 12 * 28))
+    return Item(f"Date: {named}\nISO:", day.isoformat(), 1 / (40 * 12 * 28))
 
 
-def _extracting(rng: random.Random) -> ProbeQuestion:
+def _extracting(rng: random.Random) -> Item:
     name, town, number = rng.choice(NAMES), rng.choice(CITIES).lower(), rng.randint(10, 99)
     address = f"{name.lower()}{number}@{town}.org"
     chance = 1 / (len(NAMES) * len(CITIES) * 90)
-    return ProbeQuestion(f"Line: {name} <{address}> wrote today\nAddress:", address, chance)
+    return Item(f"Line: {name} <{address}> wrote today\nAddress:", address, chance)
 
 
-PROBES: Mapping[str, Callable[[random.Random], ProbeQuestion]] = {
+PROBES: Mapping[str, Callable[[random.Random], Item]] = {
     "copying": _copying,
     "counting": _counting,
     "brackets": _brackets,

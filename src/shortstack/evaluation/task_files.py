@@ -93,7 +93,6 @@ def _check_columns(task: StandardTask, path: Path) -> None:
 
 
 def _parquet_columns(path: Path) -> set[str]:
-    """The columns of a file that has rows."""
     try:
         table = pyarrow.parquet.read_metadata(path)
     except (OSError, pyarrow.ArrowException) as error:

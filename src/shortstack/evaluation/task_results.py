@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 from collections import Counter
@@ -97,11 +96,6 @@ def weighted(documents: Sequence[str], outcomes: Sequence[float], *, macro: bool
     return tuple(
         outcome * (len(tasks) / len(sizes) / sizes[task]) for task, outcome in zip(tasks, outcomes, strict=True)
     )
-
-
-def digest(**parts: object) -> str:
-    """SHA-256 of everything a result depends on, as canonical JSON."""
-    return hashlib.sha256(json.dumps(parts, sort_keys=True, ensure_ascii=False).encode()).hexdigest()
 
 
 def kept(key: str) -> TaskResult | None:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import gc
 from dataclasses import fields, replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from shortstack.checkpoint import Checkpoint
 from shortstack.decoder import Decoder
 from shortstack.decoder.wrapping import arithmetic
-from shortstack.evaluation.options import VLLM, Tasks, load_harness, load_vllm
+from shortstack.evaluation.options import Tasks, load_harness
 from shortstack.evaluation.task_results import TaskResult, keep, kept
 from shortstack.machine.cache import content_key
 from shortstack.machine.device import Compute, pick_device
@@ -18,73 +18,60 @@ from shortstack.machine.progress import Progress, silent
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-    from shortstack.evaluation.harness import AnsweringModel, LoadedTask
+    from shortstack.evaluation.harness import LoadedTask
 
 
 class TaskRun:
-    """Tasks put to one checkpoint: the results that the cache has, and those that are computed, which it then has too."""
+    """Tasks put to one checkpoint: the results that the cache has, and those that are computed, which it then has too.
+
+    Results of tasks with Python of the user's own are not kept: nobody can say all that such code depends on.
+    """
 
     def __init__(self, checkpoint: Checkpoint, tasks: Tasks, compute: Compute) -> None:
         """Read the documents, and what is kept."""
-        self.checkpoint, self.tasks, self.loaded = checkpoint, tasks, tasks.load_for(checkpoint)
-        device = pick_device(compute.device)
-        self.dtype = str(arithmetic(compute.dtype, checkpoint, device))
-        self._keys = self._digests(device.partition(":")[0])
-        self._kept = {name: result for name, key in self._keys.items() if (result := kept(key))}
+        self.tasks, self.loaded = tasks, tasks.load_for(checkpoint)
+        self._keys = {} if _has_code(tasks.include) else self._digests(checkpoint, compute)
+        self._results = {name: result for name, key in self._keys.items() if (result := kept(key))}
 
     @property
     def missing(self) -> list[LoadedTask]:
         """Tasks that have no result yet."""
-        return [loaded for loaded in self.loaded if loaded.name not in self._kept]
+        return [loaded for loaded in self.loaded if loaded.name not in self._results]
 
     @property
     def writes(self) -> bool:
-        """Whether a task that has no result yet asks the model in memory to write."""
-        return self.tasks.backend != VLLM and any(loaded.generates for loaded in self.missing)
+        """Whether a task that has no result yet asks the model to write."""
+        return any(loaded.generates for loaded in self.missing)
 
     @property
     def results(self) -> dict[str, TaskResult]:
         """The results that there are, in the order the tasks were named."""
-        return {loaded.name: self._kept[loaded.name] for loaded in self.loaded if loaded.name in self._kept}
+        return {loaded.name: self._results[loaded.name] for loaded in self.loaded if loaded.name in self._results}
 
     def answer(self, decoder: Decoder, tokenizer: PreTrainedTokenizerBase, progress: Progress) -> None:
-        """Have a model in memory answer what is missing."""
+        """Have a model answer what is missing."""
         for loaded in self.missing:
-            self._keep(loaded, answer_task(loaded, decoder, tokenizer, self.tasks, progress=progress))
+            result = answer_task(loaded, decoder, tokenizer, self.tasks, progress=progress)
+            if key := self._keys.get(loaded.name):
+                result = replace(result, digest=key)
+                keep(result)
+            self._results[loaded.name] = result
 
-    def answer_with_vllm(self) -> None:
-        """Have vLLM answer what is missing; it ends with the last answer."""
-        if not self.missing:
-            return
-        model = load_vllm().VllmModel(
-            self.checkpoint,
-            dtype=self.dtype.removeprefix("torch."),
-            batch_size=self.tasks.batch,
-            max_length=self.tasks.max_length,
-            seed=self.tasks.seed,
-        )
-        for loaded in self.missing:
-            self._keep(loaded, _judged(loaded, model, self.tasks))
-        del model
-        gc.collect()  # the engine ends with its last reference, and gives its memory back
-
-    def _digests(self, device: str) -> dict[str, str]:
+    def _digests(self, checkpoint: Checkpoint, compute: Compute) -> dict[str, str]:
         """For each task the digest of all that its result depends on."""
-        tasks = self.tasks
+        tasks, device = self.tasks, pick_device(compute.device)
         beside: dict[str, object] = {
-            "model": self.checkpoint.identity,
-            "dtype": self.dtype,
-            "device": device,
+            "model": checkpoint.identity,
+            "dtype": str(arithmetic(compute.dtype, checkpoint, device)),
+            "device": device.partition(":")[0],
             "options": [tasks.limit, tasks.batch, tasks.max_length, tasks.seed],
             "holds": [field.name for field in fields(TaskResult)],
         }
-        if tasks.backend == VLLM:
-            beside["engine"] = [VLLM, load_vllm().VERSION]
         return {loaded.name: content_key("task", task=loaded.digest(tasks.limit), **beside) for loaded in self.loaded}
 
-    def _keep(self, loaded: LoadedTask, result: TaskResult) -> None:
-        self._kept[loaded.name] = replace(result, digest=self._keys[loaded.name])
-        keep(self._kept[loaded.name])
+
+def _has_code(include: str | Path | None) -> bool:
+    return include is not None and any(Path(include).rglob("*.py"))
 
 
 def answer_task(
@@ -100,13 +87,7 @@ def answer_task(
     def staged(_: str, done: int, total: int, /, *, note: str = "") -> None:
         progress(f"answering {loaded.name}", done, total, note=note)
 
-    harness_model = load_harness("harness_model")
-    model = harness_model.HarnessModel(
-        decoder, tokenizer, batch=tasks.batch, max_length=tasks.max_length, progress=staged
-    )
-    return _judged(loaded, model, tasks)
-
-
-def _judged(loaded: LoadedTask, model: AnsweringModel, tasks: Tasks) -> TaskResult:
-    result: TaskResult = load_harness().run(loaded, model, limit=tasks.limit, seed=tasks.seed)
+    harness = load_harness()
+    model = harness.HarnessModel(decoder, tokenizer, batch=tasks.batch, max_length=tasks.max_length, progress=staged)
+    result: TaskResult = harness.run(loaded, model, limit=tasks.limit, seed=tasks.seed)
     return result

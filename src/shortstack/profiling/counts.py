@@ -62,48 +62,22 @@ class Macs:
 
 
 @dataclass(frozen=True)
-class Growth:
-    """One layer's part of the cache. window: it keeps at most window - 1 tokens; None: all of them."""
-
-    bytes_per_token: int
-    window: int | None
-
-    def after(self, tokens: int) -> int:
-        """Bytes after so many tokens."""
-        return self.bytes_per_token * (tokens if self.window is None else min(tokens, self.window - 1))
-
-
-@dataclass(frozen=True)
 class CacheBytes:
-    """The size of transformers' cache for one sequence: a fixed state, and the part that grows with it."""
+    """The size of transformers' cache for one sequence: a fixed state, and what each token adds.
+
+    per_token: while no sliding window is full. per_token_beyond: when all are.
+    """
 
     fixed: int
-    layers: tuple[Growth, ...]
-
-    @property
-    def per_token(self) -> int:
-        """Bytes that each token adds while no window is full."""
-        return sum(layer.bytes_per_token for layer in self.layers)
-
-    @property
-    def per_token_beyond(self) -> int:
-        """Bytes that each token adds when all windows are full."""
-        return sum(layer.bytes_per_token for layer in self.layers if layer.window is None)
-
-    def after(self, tokens: int) -> int:
-        """Bytes after so many tokens."""
-        return self.fixed + sum(layer.after(tokens) for layer in self.layers)
+    per_token: int
+    per_token_beyond: int
 
     def to_dict(self) -> dict[str, Any]:
-        return {
-            "fixed_bytes": self.fixed,
-            "bytes_per_token_beyond_windows": self.per_token_beyond,
-            "windows": sorted({layer.window for layer in self.layers if layer.window}),
-        }
+        return {"fixed_bytes": self.fixed, "bytes_per_token_beyond_windows": self.per_token_beyond}
 
 
 def parts(model: PreTrainedModel, anatomy: Anatomy) -> Parts:
-    """The parameters of a model (on the meta device, for all it matters) by part."""
+    """The parameters of a model by part; its weights may be on the meta device."""
     amounts: Counter[str] = Counter()
     norms = {name for name, module in model.named_modules() if _is_norm(module)}
     for name, parameter in model.named_parameters():  # what is shared comes once
@@ -163,9 +137,10 @@ def cache_bytes(model: PreTrainedModel) -> CacheBytes | None:
         two, three = (_held(_forward(model, tokens, use_cache=True)) for tokens in (2, 3))
     except VALUES_NEEDED:
         return None
-    layers = [Growth(after - before, window) for (before, window), (after, _) in zip(two, three, strict=True)]
-    fixed = sum(nbytes for nbytes, _ in two) - 2 * sum(layer.bytes_per_token for layer in layers)
-    return CacheBytes(fixed, tuple(layer for layer in layers if layer.bytes_per_token))
+    added = [(after - before, window) for (before, window), (after, _) in zip(two, three, strict=True)]
+    per_token = sum(nbytes for nbytes, _ in added)
+    beyond = sum(nbytes for nbytes, window in added if window is None)
+    return CacheBytes(sum(nbytes for nbytes, _ in two) - 2 * per_token, per_token, beyond)
 
 
 def _held(output: Any) -> list[tuple[int, int | None]]:

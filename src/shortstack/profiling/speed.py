@@ -76,7 +76,6 @@ class Ratio:
 
     @property
     def cell(self) -> Cell:
-        """The ratio, and the interval where there is one."""
         note = f"({shown((self.low, self.high), 'ratio')})" if self.confidence else ""
         return Cell(self.value, "ratio", note=note)
 

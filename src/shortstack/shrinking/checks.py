@@ -56,7 +56,6 @@ def check_shrink(
         _check_data(checkpoint, route)
     pick_device(compute.device)
     for task in options.evaluation_tasks():
-        task.check(compute.device)
         task.check_paired()
         task.load_for(checkpoint)
     _check_calibration(checkpoint, options)
