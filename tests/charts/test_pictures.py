@@ -1,6 +1,7 @@
 """Pictures: what is drawn is what was measured, names are escaped, files are whole or absent and always the same."""
 
 import math
+import random
 import re
 import subprocess
 import sys
@@ -13,7 +14,7 @@ from xml.etree import ElementTree
 import pytest
 
 import shortstack as ss
-from shortstack.charts.chart import Chart, Point, Series, axis
+from shortstack.charts.chart import Chart, Point, Series, axis, front
 from shortstack.charts.picture import MARGIN, Panel, Picture
 from shortstack.charts.rows import Bars
 from shortstack.decoder.likelihoods import Accuracy
@@ -233,11 +234,11 @@ def test_layers_that_go_are_empty():
 
 def test_probes_lie_at_their_shares_beside_chance_and_the_base():
     root = drawn(evaluation().plot())
-    width = 480 - 132 - 14
-    assert [x for x, _ in places(root, "c0")] == [pytest.approx(132 + 0.4 * width, abs=0.1)]
-    assert [x for x, _ in places(root, "c5")] == [pytest.approx(132 + 0.8 * width, abs=0.1)]
+    left, width = 22, 480 - 44
+    assert [x for x, _ in places(root, "c0")] == [pytest.approx(left + 0.4 * width, abs=0.1)]
+    assert [x for x, _ in places(root, "c5")] == [pytest.approx(left + 0.8 * width, abs=0.1)]
     (chance,) = [each for each in root.iter(f"{SVG}line") if each.get("class") == "mark"]
-    assert float(chance.get("x1", "")) == pytest.approx(132 + 0.1 * width, abs=0.1)
+    assert float(chance.get("x1", "")) == pytest.approx(left + 0.1 * width, abs=0.1)
     with pytest.raises(InputError, match="texts, tasks or probes"):
         Evaluation("m", {}).plot()
 
@@ -247,8 +248,8 @@ def test_texts_lie_at_the_likelihood_of_their_tokens():
     (panel,) = Evaluation("m", {"pydoc": text}).plot().panels
     assert panel.title.startswith("Likelihood of a token")
     root = drawn(Evaluation("m", {"pydoc": text}).plot())
-    width = 480 - 132 - 14
-    assert [x for x, _ in places(root, "c0")] == [pytest.approx(132 + 0.25 * width, abs=0.1)]
+    left, width = 22, 480 - 44
+    assert [x for x, _ in places(root, "c0")] == [pytest.approx(left + 0.25 * width, abs=0.1)]
 
 
 @pytest.mark.parametrize("low", [1.0, 5.0, 100.0])
@@ -279,3 +280,29 @@ def test_drawing_a_plan_imports_no_torch(tmp_path: Path):
     """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+def test_a_front_is_what_no_other_point_beats():
+    rng = random.Random(1)
+    points = [Point(rng.random(), rng.random(), str(n)) for n in range(60)]
+    points.append(replace(points[0], title="equal to the first"))
+    beaten = {a.title for a in points for b in points if b.x <= a.x and b.y >= a.y and (b.x < a.x or b.y > a.y)}
+    assert {each.title for each in front(points, less_x=True, less_y=False)} == {p.title for p in points} - beaten
+
+
+@pytest.mark.parametrize(
+    ("values", "log"),
+    [([0.1, 0.9], False), ([5.0], False), ([0.0], False), ([11.0, 3e6], True), ([7.0, 7.2], True), ([], True)],
+)
+def test_an_axis_holds_its_values(values, log):
+    found = axis("x", values, str, log=log)
+    assert found.low < found.high
+    assert len(found.ticks) >= 2
+    assert all(found.low <= value <= found.high for value in (*values, *found.ticks))
+
+
+def test_what_lies_on_the_last_tick_is_no_triangle():
+    value = (0.1 + 0.2) * 2  # a hair above 0.6
+    chart = Chart("t", axis("x", [0, 1], str), axis("y", [0.1, value], str), [])
+    assert not chart.beyond(Point(0, value, ""))
+    assert chart.beyond(Point(0, 0.7, ""))

@@ -6,18 +6,13 @@ Lengths are in the units of the view box, which scales with what it stands in.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from itertools import pairwise
 
 from markupsafe import Markup
 
-from shortstack.charts.drawing import BOTTOM, HEIGHT, LEFT, RIGHT, TOP, WIDTH, macro
-
-FLOOR = HEIGHT - BOTTOM  # the height of the horizontal axis
-
-
-Facets = Callable[[Mapping[str, str]], str]
+from shortstack.charts.drawing import END, FLOOR, LEFT, TOP, macro
 
 
 @dataclass(frozen=True)
@@ -36,12 +31,11 @@ class Point:
 
 @dataclass(frozen=True)
 class Series:
-    """Points of one kind; colour: which of the six, None: grey; factors: what a filter goes by."""
+    """Points of one kind; colour: which of the six, None: grey; thin: points that a thin line behind them joins."""
 
     name: str
     points: Sequence[Point]
     colour: int | None = None
-    factors: Mapping[str, str] = field(default_factory=dict)
     joined: bool = True
     thin: Sequence[Point] = ()
 
@@ -139,20 +133,14 @@ class Chart:
     levels: Sequence[tuple[str, float]] = ()
     marks: Sequence[tuple[str, float]] = ()
     front: Sequence[Point] = ()
-    width: int = WIDTH
 
-    @property
-    def end(self) -> int:
-        """The right end of the horizontal axis."""
-        return self.width - RIGHT
-
-    def svg(self, facets: Facets = lambda _factors: "") -> Markup:
-        """The chart as SVG, coloured lines above grey ones. facets: factors as the words that a page filters by."""
-        return macro("line_chart")(self, facets)
+    def svg(self) -> Markup:
+        """The chart as SVG, coloured lines above grey ones."""
+        return macro("line_chart")(self)
 
     def across(self, x: float) -> float:
         """Where a value of the horizontal axis lies."""
-        return LEFT + (self.end - LEFT) * self.x.fraction(x)
+        return LEFT + (END - LEFT) * self.x.fraction(x)
 
     def height(self, y: float) -> float:
         """Where a value of the vertical axis lies."""

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from shortstack.architecture.positions import check_positions
 from shortstack.charts.picture import Panel, Picture, short
-from shortstack.charts.rows import Dots, dots, dots_height
+from shortstack.charts.rows import Dot, Dots, dots, dots_height
 from shortstack.checkpoint import Checkpoint, Model
 from shortstack.data import Rows, Tokens
 from shortstack.decoder import Decoder
@@ -230,8 +230,8 @@ def _dots(found: Iterable[Iterator[tuple[str, float, float, float | None]]], col
     rows: dict[str, Dots] = {}
     for colour, each in zip(colours, found, strict=True):
         for name, value, error, chance in each:
-            before, known = rows[name].values if name in rows else (), None if math.isnan(error) else error
-            rows[name] = Dots(short(name.partition(" ")[2], 20), [*before, (colour, value, known)], chance)
+            before, known = rows[name].dots if name in rows else (), None if math.isnan(error) else error
+            rows[name] = Dots(short(name.partition(" ")[2], 20), [*before, Dot.of(colour, value, known)], chance)
     return rows
 
 

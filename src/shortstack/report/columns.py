@@ -8,20 +8,21 @@ from typing import Any
 
 from shortstack.machine.formats import listed, show_layers
 from shortstack.report.findings import Findings
-from shortstack.report.judged import EMPTY, JudgedCell, ResultColumn
+from shortstack.report.judged import EMPTY, Change, JudgedCell, ResultColumn
 from shortstack.report.results import AVERAGE, BASE, HEALED, Measure, Result
+from shortstack.report.significance import Difference
 from shortstack.runs.records import StepRecord
 
 
 def all_columns(findings: Findings) -> list[ResultColumn]:
     """The average, every task, every text."""
-    average = [AVERAGE] if AVERAGE in findings.columns else []
+    average = [AVERAGE] if AVERAGE in findings.names else []
     return measured_columns(findings, [*average, *findings.measured("task"), *findings.measured("perplexity")])
 
 
 def short_columns(findings: Findings) -> list[ResultColumn]:
     """The average, or the tasks where there is none, and every text."""
-    first = [AVERAGE] if AVERAGE in findings.columns else findings.measured("task")
+    first = [AVERAGE] if AVERAGE in findings.names else findings.measured("task")
     return measured_columns(findings, [*first, *findings.measured("perplexity")])
 
 
@@ -38,16 +39,21 @@ def measured_columns(findings: Findings, names: list[str]) -> list[ResultColumn]
 
 
 def _compared_columns(name: str, measure: Measure) -> list[ResultColumn]:
-    kind, unit = (
-        ("points", "points") if measure.kind == "share" else ("difference", "nats" * (measure.kind == "perplexity"))
-    )
-    above = "from the unpruned model; above 0 is better, of a perplexity by its loss"
+    """How far a measure is from the unpruned model's, with its interval and p."""
+
+    def column(label: str, title: str, cell: Callable[[Difference], JudgedCell], unit: str = "") -> ResultColumn:
+        return ResultColumn(label, unit=unit, title=title, measure=name, compares=cell)
+
+    def change(found: Difference) -> tuple[JudgedCell, JudgedCell]:
+        return Change.of(found, measure.kind).cells
+
+    above = "from the unpruned model, of a perplexity as a factor"
     chance = "that it is chance, corrected for all comparisons of the block with the unpruned model"
-    difference = ResultColumn("difference", kind, unit, above, measure=name)
+    unit = {"share": "points", "perplexity": "times"}.get(measure.kind, "")
     return [
-        replace(difference, compares=lambda change: JudgedCell(change.value, kind, change.stderr)),
-        replace(difference, label="95 % interval", compares=lambda change: JudgedCell(change.interval, kind)),
-        ResultColumn("p, Holm", "p", "", chance, measure=name, compares=lambda change: JudgedCell(change.p, "p")),
+        column("change", above, lambda found: replace(change(found)[0], note=""), unit),
+        column("95% interval", above, lambda found: change(found)[1]),
+        column("p, Holm", chance, lambda found: JudgedCell(found.p, "p")),
     ]
 
 

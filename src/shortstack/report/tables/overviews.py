@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
@@ -37,14 +36,7 @@ def refits(findings: Findings) -> Table | None:
         Column("time", "seconds"),
     )
     rows = [
-        row_of(
-            findings.name(result, {"heal", "data"}),
-            _refit(step.result["repair"]),
-            columns,
-            step,
-            factors=result.factors,
-            trials=result.numbers,
-        )
+        row_of(findings.name(result, {"heal", "data"}), _refit(step.result["repair"]), columns, step)
         for result, step in repaired.values()
     ]
     caption = "Perplexity of windows that chose nothing of the repair."
@@ -106,8 +98,7 @@ def sizes(findings: Findings) -> Table | None:
     blocks = []
     for model, steps in profiles.items():
         rows = [
-            row_of(size, _sizes(step, batches), columns, step, factors={"model": model}, base=size == UNPRUNED)
-            for size, step in steps.items()
+            row_of(size, _sizes(step, batches), columns, step, base=size == UNPRUNED) for size, step in steps.items()
         ]
         blocks.append(Block(_model_title(findings, model), tuple(rows)))
     caption = "Speeds are medians, of one machine."
@@ -134,46 +125,30 @@ def _profiles(mine: Sequence[Result]) -> dict[str, StepRecord]:
 
 
 def costs(findings: Findings) -> Table | None:
-    """Return a table of the cost of each kind of step, and of the time saved by sharing steps between trials."""
-    uses = Counter(step.key for trial in findings.runs.trials for step in trial.steps.values())
+    """Return a table of the cost of each kind of step; trials share steps, and each was done once."""
     kinds: dict[str, list[StepRecord]] = {}
     for step in findings.runs.steps.values():
         kinds.setdefault(step.kind, []).append(step)
-    if not kinds:
+    if not any(step.seconds for steps in kinds.values() for step in steps):
         return None
-    columns = (
-        Column("steps", "count", title="steps that were done"),
-        Column("asked for", "count", title="how often trials needed one"),
-        Column("failed", "count"),
-        Column("time", "seconds", title="time that the steps took together"),
-        Column("longest", "seconds", title="time of the longest step"),
-        Column("saved", "seconds", title="time that the same steps would have taken again, had they not been shared"),
-        Column("peak memory", "bytes"),
-    )
-    rows = [row_of(kind, _cost(steps, uses), columns) for kind, steps in kinds.items()]
-    rows.sort(key=lambda row: -row.cells[4].value)
+    columns = (Column("done", "count"), Column("failed", "count"), Column("time", "seconds"), Column("memory", "bytes"))
+    rows = [row_of(kind, _cost(steps), columns) for kind, steps in kinds.items()]
+    rows.sort(key=lambda row: -row.cells[3].value)
     caption = "Trials share steps, and each was done once."
     return Table("What it took", (Column("step", "text"), *columns), (Block("", tuple(rows)),), caption, key="costs")
 
 
-def _cost(steps: Sequence[StepRecord], uses: Mapping[str, int]) -> tuple[Any, ...]:
+def _cost(steps: Sequence[StepRecord]) -> tuple[Any, ...]:
+    """How many were done and failed, their time, and the most memory that one held."""
     done = [step for step in steps if step.state == "done"]
-    seconds = {step.key: step.seconds or 0.0 for step in done}
-    longest = max(done, key=lambda step: seconds[step.key], default=None)
-    return (
-        len(done),
-        sum(uses[step.key] for step in steps),
-        sum(step.state == "failed" for step in steps),
-        sum(seconds.values()),
-        step_cell(longest and longest.seconds, "seconds", longest),
-        max(0.0, sum(spent * (uses.get(key, 1) - 1) for key, spent in seconds.items())),
-        max((step.peak_rss_bytes or 0 for step in done), default=0) or None,
-    )
+    memory = max((step.peak_rss_bytes or 0 for step in done), default=0)
+    failed = sum(step.state == "failed" for step in steps)
+    return len(done), failed, sum(step.seconds or 0.0 for step in done), memory or None
 
 
 def every_setting(findings: Findings) -> Table | None:
     """A row for each setting, to sort and filter; the unpruned models first."""
-    if not findings.results:
+    if not findings.results or (findings.subject and findings.bases):
         return None
     columns: tuple[ResultColumn, ...] = (
         *short_columns(findings),
