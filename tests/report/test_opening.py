@@ -13,7 +13,7 @@ from scipy import stats
 
 from shortstack.report import Report
 from shortstack.report.significance import difference
-from shortstack.report.summary import done, lead, scope
+from shortstack.report.summary import done, scope
 from shortstack.runs.records import Runs, read
 from stores import HEALS, Store, evaluation, healed, perplexity, plan, probe, settings, task
 
@@ -117,10 +117,11 @@ def test_of_many_equal_settings_none_is_told_apart(seed: int, store: Store, tmp_
     for metric in ("bi", "ppl", "kl", "taylor", "random", "reverse", "angular"):
         cut = {"tasks": {"piqa": task([float(rng.random() < 0.5) for _ in range(40)])}}
         store.measured(settings(metric=metric), evaluate_base=evaluation(1.0), plan=plan("bi", 8), evaluate_pruned=cut)
-    findings = Report.of(found(store, tmp_path)).findings
+    report = Report.of(found(store, tmp_path))
+    findings = report.findings
     (_, best), *_, (_, worst) = findings.ranked(findings.results)
     assert difference(best, worst).significant, "alone these two are told apart"
-    assert "), which may be noise. " in lead(findings)
+    assert "), which may be noise. " in report.opening.lead
 
 
 def test_options_are_named_only_where_they_tell_settings_apart(store: Store, tmp_path: Path) -> None:

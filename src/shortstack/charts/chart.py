@@ -31,13 +31,12 @@ class Point:
 
 @dataclass(frozen=True)
 class Series:
-    """Points of one kind; colour: which of the six, None: grey; thin: points that a thin line behind them joins."""
+    """Points of one kind; colour: which of the six, None: grey."""
 
     name: str
     points: Sequence[Point]
     colour: int | None = None
     joined: bool = True
-    thin: Sequence[Point] = ()
 
     @property
     def coloured(self) -> bool:
@@ -157,10 +156,6 @@ class Chart:
         for (_, before), (at, height) in pairwise(places):
             path += f"H{at:.1f}V{height:.1f}" if height < before else f"V{height:.1f}H{at:.1f}"
         return path
-
-    def beyond(self, point: Point) -> bool:
-        """Whether a point is higher than the chart, at whose edge it is drawn."""
-        return point.y > self.y.high + 1e-9 * (self.y.high - self.y.low)  # ticks are rounded
 
     def whisker(self, point: Point) -> tuple[float, float] | None:
         """The ends of one standard error up and down, where that is more than the marker hides."""

@@ -163,7 +163,7 @@ def _row(contest: Contest, entry: Entry) -> ResultRow:
     return ResultRow(cells, trials=entry.result.numbers)
 
 
-def differences(contests: Sequence[Contest]) -> Figure | None:
+def differences(contests: Sequence[Contest]) -> Figure:
     """The same settings, by their difference from the unpruned model."""
     shown_entries = [(contest, entry) for contest in contests for entry in contest.shown]
     changes = [Change.of(entry.change, entry.score.kind) for _, entry in shown_entries]
@@ -179,8 +179,9 @@ def differences(contests: Sequence[Contest]) -> Figure | None:
     what = contests[0].findings.title(contests[0].findings.headline)
     unit = ", as a factor" if factor else ", in points" if points else ""
     title = f"Change of {what} from the unpruned model{unit}"
-    caption = "Dotted: the unpruned model. Bars: 95% intervals of the difference. At an edge: beyond the picture."
-    return Figure("first", "first", title, caption, dots(rows, title=title, scale=scale))
+    better = "left" if factor else "right"
+    caption = f"Dotted: the unpruned model; {better} of it is better. Bars: 95% intervals of the difference."
+    return Figure("first", title, caption, dots(rows, title=title, scale=scale))
 
 
 def _named(contest: Contest, entry: Entry) -> str:

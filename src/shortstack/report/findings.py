@@ -12,6 +12,7 @@ from shortstack.machine.formats import brief
 from shortstack.report.labels import PLAIN, factors, said, short_paths
 from shortstack.report.results import (
     AVERAGE,
+    BASE,
     HEALED,
     PRUNED,
     Measure,
@@ -102,6 +103,16 @@ class Findings:
     def score(self, result: Result) -> Measure | None:
         """A result's measure in the headline column."""
         return result.measures.get(self.headline)
+
+    def stored_bytes(self, result: Result) -> float | None:
+        """Bytes of the weights: measured, else as planned."""
+        if result.role == BASE:
+            plans = [plan for each in self.by_model.get(result.model, []) for plan in each.plans]
+            return next((plan["bytes"]["before"] for plan in plans if plan.get("bytes")), None)
+        profile = result.step("profile")
+        if profile and profile.result.get("weight_bytes"):
+            return float(profile.result["weight_bytes"])
+        return next((plan["bytes"]["after"] for plan in result.plans if plan.get("bytes")), None)
 
     def ranked(self, some: Iterable[Result]) -> list[tuple[Result, Measure]]:
         """The results that have a score, with it, best first."""

@@ -10,13 +10,12 @@ from typing import Any
 from shortstack.charts.drawing import swatch
 from shortstack.charts.rows import Dot, Dots, dots
 from shortstack.machine.formats import counted, listed, shown
-from shortstack.machine.numbers import perplexity
 from shortstack.machine.tables import Block, Column, Table
-from shortstack.report.figures import OURS, THEIRS, Figure, stored_bytes
+from shortstack.report.figures import OURS, THEIRS, Figure
 from shortstack.report.findings import Findings
 from shortstack.report.judged import EMPTY, Change, JudgedCell, ResultRow
 from shortstack.report.results import Measure, Result, mean
-from shortstack.report.significance import difference
+from shortstack.report.significance import Difference, difference
 
 WRITING = "small writing tasks"
 SURE = 0.9  # an interval of a speed that covers less is not shown
@@ -54,15 +53,12 @@ class Kept:
         step = self.result.evaluation
         if step and (step.result.get("collapse") or {}).get("collapsed"):
             yield "what it writes has collapsed"
-        texts = {
-            name: perplexity(ours.loss - theirs.loss)
-            for name, (theirs, ours) in self.pairs.items()
-            if ours.kind == "perplexity"
-        }
+        lost = {name: ours.loss - theirs.loss for name, (theirs, ours) in self.pairs.items()}
+        texts = [(more, name) for name, more in lost.items() if not math.isnan(more)]  # shares have no loss
         if texts:
-            worst = max(texts, key=lambda name: texts[name])
-            times = shown(texts[worst], "ratio" if texts[worst] < 100 else "number")
-            yield f"its {self.findings.title(worst)} is {times} times the unpruned model's"
+            most, name = max(texts)
+            times = Change.of(Difference(-most, None, None, ""), "perplexity").text
+            yield f"its {self.findings.title(name)} is {times} the unpruned model's"
         theirs, ours = self.pairs.get(WRITING, (None, None))
         if theirs and ours and theirs.value:
             right, instead = shown(ours.value, "percent"), shown(theirs.value, "percent")
@@ -84,13 +80,13 @@ class Kept:
     @property
     def _sizes(self) -> tuple[float | None, float | None]:
         base = self.findings.bases[self.result.model]
-        return stored_bytes(self.findings, base), stored_bytes(self.findings, self.result)
+        return self.findings.stored_bytes(base), self.findings.stored_bytes(self.result)
 
     @property
     def _speed(self) -> Mapping[str, Any] | None:
         """How many times as fast it writes, where whoever ran it timed both models in turns."""
         step = self.result.step("speed")
-        return step and step.result.get("decode")
+        return step.result.get("decode") if step else None
 
     def figure(self) -> Figure | None:
         """Shares right, and the likelihood of a text's token, of both models."""
@@ -103,7 +99,7 @@ class Kept:
         )
         chance = "; dotted: chance" if any(row.chance is not None for row in rows) else ""
         legend = ((swatch(THEIRS), "unpruned"), (swatch(OURS), "shortened"))
-        return Figure("first", "first", title, f"{said}{chance}.", dots(rows, title=title), legend)
+        return Figure("first", title, f"{said}{chance}.", dots(rows, title=title), legend)
 
     def _row(self, name: str, theirs: Measure, ours: Measure) -> Dots | None:
         both = [(THEIRS, theirs), (OURS, ours)]
@@ -130,7 +126,7 @@ class Kept:
             ends = (speed["low"], speed["high"]) if speed["confidence"] >= SURE else None
             times = JudgedCell(speed["value"], "ratio", note="times"), JudgedCell(ends, "ratio")
             rows.append(ResultRow((JudgedCell("speed of writing", "text"), EMPTY, EMPTY, *times)))
-        caption = "Of a perplexity the change is a factor. ± is one standard error."
+        caption = "Of a perplexity the change is a factor, of all else above 0 is better. ± is one standard error."
         interval = Column("95% interval")
         return Table("What is kept", (*columns, interval), (Block("", tuple(rows)),), caption, key="kept")
 

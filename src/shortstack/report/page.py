@@ -5,41 +5,21 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from datetime import UTC, datetime
-from functools import cached_property
 from importlib.resources import files
 
 from markupsafe import Markup
 
 from shortstack.charts.drawing import page_style, templates
-from shortstack.machine.formats import brief, counted, listed, shown
+from shortstack.machine.formats import brief, counted, shown
 from shortstack.machine.tables import Table
 from shortstack.report.figures import Figure, figures
 from shortstack.report.findings import Findings
-from shortstack.report.significance import SAME
 from shortstack.report.summary import Opening, done, scope
-from shortstack.runs.records import StepRecord, TrialRecord
 
 FIRST_LINE = "<!doctype html><!-- shortstack report -->"
-TITLES = {  # of figures whose table is not there
-    "kept": "Which layers are gone",
-    "depth": "How much can go",
-    "metrics": "Which layers to remove",
-    "healing": "How to heal",
-    "sizes": "What it saves",
-}
-
-
-@dataclass(frozen=True)
-class Section:
-    """A question, and the figures and the table that show what the runs say to it."""
-
-    key: str
-    title: str
-    figures: Sequence[Figure]
-    table: Table | None
+TITLES = {"kept": "Which layers are gone", "depth": "How much can go"}  # of figures, which have no table
 
 
 class Page:
@@ -50,52 +30,25 @@ class Page:
         self.tables = [table for table in tables if table is not opening.table]
         self.ids = {key: f"s{number}" for number, key in enumerate(self.runs.steps)}
         self.scope, self.done = scope(findings), done(findings)
+        self.settings = {  # in short; the steps' commands have the full ones
+            trial.number: {**said, "seed": str(trial.settings.get("seed", ""))}
+            for trial, said in zip(self.runs.trials, findings.factors, strict=True)
+        }
 
-    @cached_property
-    def sections(self) -> list[Section]:
-        """The tables with their figures; figures whose table is not there stand in a section of their own."""
-        drawn: dict[str, list[Figure]] = {}
-        for figure in figures(self.findings):
-            drawn.setdefault(figure.section, []).append(figure)
-        tables = {table.key: table for table in self.tables}
-        keys = dict.fromkeys(["kept", "depth", *tables, *drawn])
-        titles = TITLES | {key: table.title for key, table in tables.items()}
-        return [
-            Section(key, titles[key], drawn.get(key, []), tables.get(key)) for key in keys if key in {*drawn, *tables}
-        ]
+    @property
+    def figures(self) -> dict[str, list[Figure]]:
+        """The figures by the title of their section."""
+        drawn = figures(self.findings)
+        return {title: [each for each in drawn if each.section == key] for key, title in TITLES.items()}
 
     @property
     def verdict(self) -> str:
         """What else the runs' conclusion says."""
         return self.runs.conclusion.partition(".")[2].strip()
 
-    def settings(self, trial: TrialRecord) -> Mapping[str, str]:
-        """The settings of a trial, with short paths; its steps' commands have the full ones."""
-        return {**self.findings.factors[self.runs.trials.index(trial)], "seed": str(trial.settings.get("seed", ""))}
-
-    @cached_property
-    def environments(self) -> list[str]:
-        """Each set of versions once; steps name it by its place."""
-        return list(dict.fromkeys(_versions(step) for step in self.runs.steps.values() if step.versions))
-
-    @property
-    def tests(self) -> str:
-        """How differences were judged anywhere on the page."""
-        judged = [cell.judgement for table in self.tables for row in table.rows for cell in row.cells]
-        changes = [change for each in judged for change in (each.base, each.best) if change and change.p is not None]
-        return listed(sorted({change.how for change in changes} - {SAME}))
-
     def link(self, steps: Sequence[str]) -> str:
         """The place on the page of the first of these steps."""
         return next((self.ids[key] for key in steps if key in self.ids), "")
-
-    def versions(self, step: StepRecord) -> str:
-        """The number of a step's set of versions, and what is in it."""
-        return f"{self.environments.index(_versions(step)) + 1}: {_versions(step)}" if step.versions else ""
-
-
-def _versions(step: StepRecord) -> str:
-    return ", ".join(f"{name} {version}" for name, version in step.versions.items())
 
 
 def _time(seconds: float | None) -> str:

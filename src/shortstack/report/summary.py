@@ -34,11 +34,6 @@ def opening(findings: Findings) -> Opening:
     return Opening(" ".join(each.lead for each in contests), differences(contests), best_table(contests))
 
 
-def lead(findings: Findings) -> str:
-    """The two sentences; empty where nothing is there to compare."""
-    return opening(findings).lead
-
-
 def scope(findings: Findings) -> str:
     """Say what was studied and measured, and what labels leave out."""
     if not findings.factors:

@@ -6,12 +6,20 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from shortstack.machine.tables import Block, Column, Table
-from shortstack.report.columns import HEAL_MEMORY, HEAL_TIME, HELD_OUT, MAKE_TIME, REMOVED, TRAINABLE
+from shortstack.report.columns import (
+    HEAL_MEMORY,
+    HEAL_TIME,
+    HELD_OUT,
+    MAKE_TIME,
+    REMOVED,
+    TRAINABLE,
+    base_row,
+    judged_rows,
+)
 from shortstack.report.columns import all_columns as every
 from shortstack.report.columns import short_columns as short
 from shortstack.report.findings import Findings, MatchedGroup, matched_groups
 from shortstack.report.judged import ResultColumn, ResultRow
-from shortstack.report.tables.rows import base_row, judged_rows
 
 BEFORE = "pruned, not healed"
 HEADINGS = {"heal": "healing", "data": "healing data"}  # of factors whose name says too little
