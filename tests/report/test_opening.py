@@ -167,7 +167,7 @@ def test_one_setting_is_kept_or_not_with_its_price(one: Runs) -> None:
     assert report.opening.lead.startswith(
         "Do not keep it: its perplexity on c.txt is 3.00 times the unpruned model's and 25% of its small writing tasks are "
         "right instead of 50%. Without 2 of 30 layers it takes 750 B instead of 1.0 kB (25% less), writes 1.50 times as "
-        "fast and is 45.0 points worse on arc (95% interval "
+        "fast (1.25 to 1.75) and is 45.0 points worse on arc (95% interval "
     )
     page = report.html()
     assert page.index('class="lead"') < page.index("For these reasons.") < page.index("&lt;Who?&gt;")

@@ -280,16 +280,6 @@ def test_a_store_that_is_being_written_is_read_and_left_alone(store: Store, tmp_
     assert len(read(tmp_path / "runs").trials) == 3
 
 
-def test_what_a_killed_study_left_is_read_and_not_tidied(store: Store, tmp_path: Path) -> None:
-    two_metrics(store)
-    store.rows.commit()
-    killed = shutil.copytree(tmp_path / "runs", tmp_path / "killed")  # the log beside the database is not merged yet
-    before = {path.name: path.read_bytes() for path in killed.iterdir() if not path.name.endswith("-shm")}
-    assert len(read(killed).trials) == 2
-    assert {path.name: path.read_bytes() for path in killed.iterdir() if not path.name.endswith("-shm")} == before
-    assert before["runs.sqlite-wal"]
-
-
 def test_outcomes_that_are_not_of_the_documents_are_refused(store: Store, tmp_path: Path) -> None:
     short = task(CUT) | {"documents": ["d1"]}
     store.measured(settings(), evaluate_pruned={"tasks": {"piqa": short}})

@@ -18,7 +18,7 @@ from shortstack.report.results import Measure, Result, mean
 from shortstack.report.significance import Difference, difference
 
 WRITING = "small writing tasks"
-SURE = 0.9  # an interval of a speed that covers less is not shown
+SURE = 0.93  # an interval of a speed that covers less says so
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,8 @@ class Kept:
             less = shown(1 - after / before, "percent")
             yield f"takes {shown(after, 'bytes')} instead of {shown(before, 'bytes')} ({less} less)"
         if self._speed:
-            yield f"writes {shown(self._speed['value'], 'ratio')} times as fast"
+            ends = shown((self._speed["low"], self._speed["high"]), "ratio")
+            yield f"writes {shown(self._speed['value'], 'ratio')} times as fast ({ends})"
         name = self.findings.headline
         if name in self.pairs and not name.startswith("perplexity:"):
             theirs, ours = self.pairs[name]
@@ -123,8 +124,9 @@ class Kept:
             rows.append(ResultRow((JudgedCell("weights", "text"), *cells, EMPTY)))
         speed = self._speed
         if speed:
-            ends = (speed["low"], speed["high"]) if speed["confidence"] >= SURE else None
-            times = JudgedCell(speed["value"], "ratio", note="times"), JudgedCell(ends, "ratio")
+            covered = "" if speed["confidence"] >= SURE else f"({shown(speed['confidence'], 'percent')})"
+            ends = JudgedCell((speed["low"], speed["high"]), "ratio", note=covered)
+            times = JudgedCell(speed["value"], "ratio", note="times"), ends
             rows.append(ResultRow((JudgedCell("speed of writing", "text"), EMPTY, EMPTY, *times)))
         caption = "Of a perplexity the change is a factor, of all else above 0 is better. ± is one standard error."
         interval = Column("95% interval")
