@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -38,7 +39,7 @@ def factors(all_settings: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
     for name, short in short_paths(json.loads(each) for each in QUOTED.findall(text)).items():
         text = text.replace(json.dumps(name), json.dumps(short))
     shortened = json.loads(text)
-    healings = _healing_names([each["heal"] for each in shortened if each.get("heal")])
+    healings = _healing_names([heal for each in shortened if isinstance(heal := each.get("heal"), Mapping)])
     repairs = {json.dumps(each["repair"], sort_keys=True) for each in shortened if each.get("repair")}
     return [_factors(settings, healings, one_repair=len(repairs) == 1) for settings in shortened]
 
@@ -46,7 +47,7 @@ def factors(all_settings: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
 def _factors(settings: Mapping[str, Any], healings: Mapping[str, str], *, one_repair: bool) -> dict[str, str]:
     levels = {name: value for name, value in settings.items() if name != "seed"}
     heal, repair = levels.get("heal"), levels.get("repair")
-    if heal:
+    if isinstance(heal, Mapping):
         levels["heal"] = healings[_kind(heal)]
         levels["data"] = {key: heal[key] for key in DATA if heal.get(key) is not None}
     if repair:
@@ -61,14 +62,15 @@ def _healing_names(heals: Sequence[Mapping[str, Any]]) -> dict[str, str]:
     Otherwise its method, with those options that not all ways have alike.
     """
     kinds = {_kind(heal): _options(heal) for heal in heals}
-    names = {kind: {heal["name"] for heal in heals if _kind(heal) == kind} for kind in kinds}
+    names = {kind: {heal.get("name") or "" for heal in heals if _kind(heal) == kind} for kind in kinds}
+    uses = Counter(name for some in names.values() for name in some)
     every = {key for options in kinds.values() for key in options}
     differ = {key for key in every if len({json.dumps(options.get(key)) for options in kinds.values()}) > 1}
     labels = {}
     for kind, options in kinds.items():
-        own = names[kind] if [*names.values()].count(names[kind]) == len(names[kind]) == 1 else ()
+        name, *others = names[kind]
         telling = {key: value for key, value in options.items() if key in ("method", *differ)}
-        labels[kind] = next(iter(own), words(telling, "healed"))
+        labels[kind] = name if name and not others and uses[name] == 1 else words(telling, "healed")
     return labels
 
 
@@ -91,13 +93,19 @@ def words(value: Any, none: str = "none") -> str:
     if isinstance(value, list):
         return ":".join(words(item) for item in value)
     if not isinstance(value, Mapping):
-        return str(value)
+        return "yes" if value is True else str(value)
     options = {key: item for key, item in value.items() if item is not None}
     said = [str(options.pop(name)) for name in NAMES if name in options][:1]
     if {"samples", "length"} <= options.keys():
         said.append(f"{options.pop('samples')} x {options.pop('length')}")
-    others = ", ".join(f"{key.replace('_', ' ')} {words(item)}" for key, item in options.items())
+    others = ", ".join(_option(key.replace("_", " "), item) for key, item in options.items())
     return " ".join([*said, f"({others})" if said else others] if others else said)
+
+
+def _option(name: str, value: Any) -> str:
+    if isinstance(value, bool):
+        return name if value else f"no {name}"
+    return f"{name} {words(value)}"
 
 
 def short_paths(names: Iterable[str]) -> dict[str, str]:
