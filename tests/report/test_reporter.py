@@ -257,7 +257,7 @@ def test_healings_are_called_by_their_names_where_those_tell_them_apart() -> Non
 # Stores that are odd
 
 
-@pytest.mark.parametrize("trials", [1, 120])
+@pytest.mark.parametrize("trials", [1, 60])
 def test_one_trial_and_many(tmp_path: Path, trials: int) -> None:
     report = Report.of(stores.write(tmp_path, trials=trials, documents=20, nasty=False))
     assert sum(len(each.trials) for each in report.findings.results) == trials
