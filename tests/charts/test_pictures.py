@@ -1,24 +1,21 @@
 """Pictures: what is drawn is what was measured, names are escaped, files are whole or absent and always the same."""
 
 import math
+import random
 import re
-import subprocess
-import sys
 from dataclasses import replace
 from itertools import combinations
-from pathlib import Path
 from types import SimpleNamespace
 from xml.etree import ElementTree
 
 import pytest
 
 import shortstack as ss
-from shortstack.charts.chart import Chart, Point, Series, axis
+from shortstack.charts.chart import Chart, Point, Series, axis, front
 from shortstack.charts.picture import MARGIN, Panel, Picture
-from shortstack.charts.rows import Bars, Dots, dots, dots_height
+from shortstack.charts.rows import Bars, Dot, Dots, dots, dots_height
 from shortstack.errors import InputError, OutputError
 from shortstack.healing.healer import loss_picture
-from shortstack.machine import files
 from shortstack.scoring.depths import Depth, DepthCurve
 from shortstack.scoring.metrics import removal_order
 
@@ -93,16 +90,6 @@ def test_equal_data_are_equal_bytes_and_what_exists_is_not_replaced(draw, tmp_pa
         with pytest.raises(InputError, match=r"ending in \.svg"):
             draw().save(tmp_path / name)
     assert len(list(tmp_path.iterdir())) == 2
-
-
-def test_a_picture_that_fails_leaves_nothing(tmp_path, monkeypatch):
-    def fail(*_):
-        raise OSError("disk full")
-
-    monkeypatch.setattr(files.os, "replace", fail)
-    with pytest.raises(OSError, match="disk full"):
-        PLAN.plot().save(tmp_path / "x.svg")
-    assert not list(tmp_path.iterdir())
 
 
 def test_names_are_escaped_and_long_ones_end_as_they_end():
@@ -217,13 +204,13 @@ def test_layers_that_go_are_empty():
 
 
 def test_dots_lie_at_their_values_beside_chance():
-    made = dots([Dots("copying", [(5, 0.8, 0.1), (0, 0.4, None)], 0.1)], title="t")
+    made = dots([Dots("copying", [Dot.of(5, 0.8, 0.1), Dot.of(0, 0.4, None)], 0.1)], title="t")
     root = drawn(Picture("t", [Panel("t", made, dots_height(1), [])], []))
-    width = 480 - 132 - 14
-    assert [x for x, _ in places(root, "c0")] == [pytest.approx(132 + 0.4 * width, abs=0.1)]
-    assert [x for x, _ in places(root, "c5")] == [pytest.approx(132 + 0.8 * width, abs=0.1)]
+    left, width = 22, 480 - 44
+    assert [x for x, _ in places(root, "c0")] == [pytest.approx(left + 0.4 * width, abs=0.1)]
+    assert [x for x, _ in places(root, "c5")] == [pytest.approx(left + 0.8 * width, abs=0.1)]
     (chance,) = [each for each in root.iter(f"{SVG}line") if each.get("class") == "mark"]
-    assert float(chance.get("x1", "")) == pytest.approx(132 + 0.1 * width, abs=0.1)
+    assert float(chance.get("x1", "")) == pytest.approx(left + 0.1 * width, abs=0.1)
 
 
 @pytest.mark.parametrize("low", [1.0, 5.0, 100.0])
@@ -245,12 +232,20 @@ def test_legends_wrap_where_they_are_wide():
     assert panel.head > below
 
 
-def test_drawing_a_plan_imports_no_torch(tmp_path: Path):
-    code = """if True:
-        import sys
-        from shortstack.planning import Plan
-        Plan(8, (3,), "mine").plot().svg()
-        assert "torch" not in sys.modules
-    """
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
+def test_a_front_is_what_no_other_point_beats():
+    rng = random.Random(1)
+    points = [Point(rng.random(), rng.random(), str(n)) for n in range(60)]
+    points.append(replace(points[0], title="equal to the first"))
+    beaten = {a.title for a in points for b in points if b.x <= a.x and b.y >= a.y and (b.x < a.x or b.y > a.y)}
+    assert {each.title for each in front(points, less_x=True, less_y=False)} == {p.title for p in points} - beaten
+
+
+@pytest.mark.parametrize(
+    ("values", "log"),
+    [([0.1, 0.9], False), ([5.0], False), ([0.0], False), ([11.0, 3e6], True), ([7.0, 7.2], True), ([], True)],
+)
+def test_an_axis_holds_its_values(values, log):
+    found = axis("x", values, str, log=log)
+    assert found.low < found.high
+    assert len(found.ticks) >= 2
+    assert all(found.low <= value <= found.high for value in (*values, *found.ticks))

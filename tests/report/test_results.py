@@ -11,7 +11,6 @@ from typing import Any
 import pytest
 from scipy import stats as scipy
 
-from shortstack.machine.tables import Table
 from shortstack.report import Report
 from shortstack.report.results import Measure, measures
 from shortstack.report.significance import Difference, difference
@@ -138,42 +137,3 @@ def test_kind_and_direction_come_from_the_metric_and_not_from_the_value(
 ) -> None:
     found = read(tasks={"t": task([value], metric) | {"higher_is_better": higher}})["task:t"]
     assert (found.kind, found.higher) == (kind, higher)
-
-
-def test_of_bits_per_byte_less_is_better_and_no_average_has_it(tmp_path: Path) -> None:
-    store = Store(tmp_path / "runs")
-    for metric, bits in (("bi", 0.8), ("ppl", 0.95)):
-        lines = {"tasks": {"piqa": task([1.0, 0.0] * 4), "pile": bits_task(bits)}}
-        base = {"tasks": {"piqa": task([1.0, 0.0] * 4), "pile": bits_task(0.7)}}
-        store.measured(settings(metric=metric), evaluate_base=base, plan=plan(metric, 8), evaluate_pruned=lines)
-    store.close()
-    report = Report.of(tmp_path / "runs")
-    found = next(each for each in report.tables if each.key == "metrics")
-    compared = ["difference", "95 % interval", "p, Holm"]
-    assert [column.label for column in found.columns] == ["metric", "piqa", *compared, "pile", "layers removed"]
-    assert found.columns[5].unit == "lower is better"
-    assert placed(found, 5) == {"bi": 1, "ppl": 0}
-    assert [row.cells[5].text for row in found.rows] == ["0.7", "0.8", "0.95"], "no percentage"
-
-
-def bits_task(value: float) -> dict[str, Any]:
-    return task([value], "bits_per_byte") | {"higher_is_better": False, "stderr": None, "outcomes": [-value]}
-
-
-def placed(found: Table, column: int) -> dict[str, int]:
-    return {row.label: row.cells[column].judgement.place for row in found.rows if not row.base}
-
-
-# One average
-
-
-def test_a_group_whose_tasks_count_the_same_is_compared_by_the_average_that_is_shown() -> None:
-    """One task of two documents, which are lost, and one of eight, which are not: -1/2, of documents -1/5."""
-    documents = [*(f"few/{n}" for n in range(2)), *(f"many/{n}" for n in range(8))]
-
-    def group(few: float) -> dict[str, Any]:
-        known = task([few] * 2 + [1.0] * 8) | {"documents": documents, "macro": True, "value": (few + 1) / 2}
-        return {"tasks": {"group": known}}
-
-    found = between(group(0.0), group(1.0))
-    assert found.value == pytest.approx(-0.5)

@@ -10,7 +10,7 @@ import pytest
 from shortstack.report.results import Measure, Result, _averaged, _seeds_mean
 from shortstack.report.significance import difference
 
-DOCUMENTS, SEEDS, ROUNDS = 200, 3, 400
+DOCUMENTS, SEEDS, ROUNDS = 200, 3, 200
 
 
 def measured(rng: np.random.Generator, ease: np.ndarray, spread: float, name: str, *, seeds: int = SEEDS) -> Measure:
@@ -25,7 +25,7 @@ def measured(rng: np.random.Generator, ease: np.ndarray, spread: float, name: st
     return _seeds_mean(made)
 
 
-@pytest.mark.parametrize("spread", [0.0, 0.05, 0.2])
+@pytest.mark.parametrize("spread", [0.0, 0.2])
 def test_without_a_true_difference_one_in_twenty_is_called_one(spread: float) -> None:
     """The settings are alike but for their seeds. It was 38 of 100 where the documents alone were taken for chance."""
     rng = np.random.default_rng(0)

@@ -84,7 +84,9 @@ def test_a_recipe_gives_a_checkpoint_with_its_card_and_report(tiny):
     assert list(made.plan.removed) == removed_from(tiny, "out")
     page = html.unescape((tiny / "out" / "report.html").read_text(encoding="utf-8"))
     assert page.startswith("<!")
-    assert f'<p class="lead">{made.verdict}' in page
+    decision, _, reasons = made.verdict.partition(". ")
+    assert f'<p class="lead">{decision}: its perplexity on text.txt is ' in page
+    assert reasons in page
     assert all(text in page for said in made.answers for text in said.values())
     summary = json.loads((tiny / "out" / "shrink.json").read_text())
     assert summary["steps"]["plan"]["removed"] == list(made.plan.removed)

@@ -6,18 +6,13 @@ Lengths are in the units of the view box, which scales with what it stands in.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from itertools import pairwise
 
 from markupsafe import Markup
 
-from shortstack.charts.drawing import BOTTOM, HEIGHT, LEFT, RIGHT, TOP, WIDTH, macro
-
-FLOOR = HEIGHT - BOTTOM  # the height of the horizontal axis
-
-
-Facets = Callable[[Mapping[str, str]], str]
+from shortstack.charts.drawing import END, FLOOR, LEFT, TOP, macro
 
 
 @dataclass(frozen=True)
@@ -36,14 +31,12 @@ class Point:
 
 @dataclass(frozen=True)
 class Series:
-    """Points of one kind; colour: which of the six, None: grey; factors: what a filter goes by."""
+    """Points of one kind; colour: which of the six, None: grey."""
 
     name: str
     points: Sequence[Point]
     colour: int | None = None
-    factors: Mapping[str, str] = field(default_factory=dict)
     joined: bool = True
-    thin: Sequence[Point] = ()
 
     @property
     def coloured(self) -> bool:
@@ -139,20 +132,14 @@ class Chart:
     levels: Sequence[tuple[str, float]] = ()
     marks: Sequence[tuple[str, float]] = ()
     front: Sequence[Point] = ()
-    width: int = WIDTH
 
-    @property
-    def end(self) -> int:
-        """The right end of the horizontal axis."""
-        return self.width - RIGHT
-
-    def svg(self, facets: Facets = lambda _factors: "") -> Markup:
-        """The chart as SVG, coloured lines above grey ones. facets: factors as the words that a page filters by."""
-        return macro("line_chart")(self, facets)
+    def svg(self) -> Markup:
+        """The chart as SVG, coloured lines above grey ones."""
+        return macro("line_chart")(self)
 
     def across(self, x: float) -> float:
         """Where a value of the horizontal axis lies."""
-        return LEFT + (self.end - LEFT) * self.x.fraction(x)
+        return LEFT + (END - LEFT) * self.x.fraction(x)
 
     def height(self, y: float) -> float:
         """Where a value of the vertical axis lies."""
@@ -169,10 +156,6 @@ class Chart:
         for (_, before), (at, height) in pairwise(places):
             path += f"H{at:.1f}V{height:.1f}" if height < before else f"V{height:.1f}H{at:.1f}"
         return path
-
-    def beyond(self, point: Point) -> bool:
-        """Whether a point is higher than the chart, at whose edge it is drawn."""
-        return point.y > self.y.high + 1e-9 * (self.y.high - self.y.low)  # ticks are rounded
 
     def whisker(self, point: Point) -> tuple[float, float] | None:
         """The ends of one standard error up and down, where that is more than the marker hides."""

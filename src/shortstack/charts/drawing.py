@@ -55,9 +55,9 @@ def _style(colours: Mapping[str, str]) -> Markup:
 
 
 WIDTH, HEIGHT = 480, 330
-WIDE = 900  # of a chart that is alone in its row: as high, and its letters as large
-LEFT, RIGHT, TOP, BOTTOM = 58, 30, 30, 46  # left: room for 10,000 on a phone
-NAMES, ROW, BARS = 132, 20, 40  # room for names; heights of a row of cells, and of a row of bars
+LEFT, TOP = 58, 30  # left: room for 10,000 on a phone
+END, FLOOR = WIDTH - 30, HEIGHT - 46  # the right end and the height of the horizontal axis
+NAMES, ROW, BARS, DOTS = 132, 20, 40, 34  # room for names; heights of a row of cells, of bars, and of dots
 OUTLINES = {
     "square": "m-3.3 -3.3h6.6v6.6h-6.6z",
     "triangle": "m0 -4.4l4.2 7.4h-8.4z",
@@ -87,6 +87,6 @@ def _template() -> Template:
         "shape": lambda colour: "circle" if colour is None else SHAPES[colour % COLOURED],
         "colour_class": lambda colour: "grey" if colour is None else f"c{colour}",
     }
-    lengths = {"WIDTH": WIDTH, "HEIGHT": HEIGHT, "LEFT": LEFT, "FLOOR": HEIGHT - BOTTOM}
-    lengths |= {"TOP": TOP, "NAMES": NAMES, "ROW": ROW, "BARS": BARS}
+    lengths = {"WIDTH": WIDTH, "HEIGHT": HEIGHT, "LEFT": LEFT, "END": END, "FLOOR": FLOOR}
+    lengths |= {"TOP": TOP, "NAMES": NAMES, "ROW": ROW, "BARS": BARS, "DOTS": DOTS}
     return environment.get_template("charts.svg.j2", globals=lengths | {"OUTLINES": OUTLINES})

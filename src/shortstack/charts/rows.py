@@ -9,7 +9,8 @@ from statistics import median
 
 from markupsafe import Markup
 
-from shortstack.charts.drawing import BARS, ROW, WIDTH, macro
+from shortstack.charts.chart import Axis
+from shortstack.charts.drawing import BARS, DOTS, ROW, macro
 
 STEEP = 8  # times the median: where one value is higher, bars are as high as logarithms
 Say = Callable[[str, int], str]  # what a cell says, from its row's name and its column
@@ -22,13 +23,12 @@ def heat_map(
     text: Say,
     marked: int,
     axis: str = "layer",
-    width: int = WIDTH,
 ) -> Markup:
     """Rows of cells, darker the earlier in its row's order (0 first); a dot in those whose place is below `marked`.
 
     rows: the place of each column, by the row's name; those of a row may be fewer than another's.
     """
-    return macro("heat_map")(rows, title, text, marked, axis, map_height(len(rows)), width)
+    return macro("heat_map")(rows, title, text, marked, axis, map_height(len(rows)))
 
 
 def map_height(rows: int) -> int:
@@ -77,28 +77,48 @@ def square_height(names: int) -> int:
     return ROW * names + 4
 
 
-def dots_height(rows: int) -> int:
-    """How high so many lines of dots are."""
-    return ROW * rows + 24
-
-
 def square(names: Sequence[str], values: Sequence[Sequence[float]], *, title: str) -> Markup:
     """A row and a column for each name, with a number from -1 to 1 in each cell; what is no number is a line."""
     return macro("square")(names, values, title, square_height(len(names)))
 
 
 @dataclass(frozen=True)
+class Dot:
+    """A value, the ends of its error bar, and what pointing at it shows; colour: which of the six, None: grey."""
+
+    colour: int | None
+    value: float
+    low: float
+    high: float
+    said: str
+
+    @classmethod
+    def of(cls, colour: int, value: float, error: float | None) -> Dot:
+        """A share with its standard error, where that is known."""
+        said = f"{value:.3f} ± {error:.3f}" if error else f"{value:.3f}"
+        return cls(colour, value, value - (error or 0.0), value + (error or 0.0), said)
+
+
+@dataclass(frozen=True)
 class Dots:
-    """A line of dots: values from 0 to 1 with their standard errors and colours, and the level of chance."""
+    """A line of dots under its name; chance: where a short rule stands."""
 
     name: str
-    values: Sequence[tuple[int, float, float | None]]
+    dots: Sequence[Dot]
     chance: float | None = None
 
 
-def dots(rows: Sequence[Dots], *, title: str) -> Markup:
-    """A line for each name, with a dot for each of its values, from 0 to 1; a short rule where chance is."""
-    return macro("dots")(rows, title, dots_height(len(rows)))
+SHARES = Axis("", 0.0, 1.0, (0.0, 0.25, 0.5, 0.75, 1.0), "{:g}".format)
+
+
+def dots(rows: Sequence[Dots], *, title: str, scale: Axis = SHARES) -> Markup:
+    """A line for each name, with a dot for each of its values."""
+    return macro("dots")(rows, title, scale, dots_height(len(rows)))
+
+
+def dots_height(rows: int) -> int:
+    """How high so many lines of dots are."""
+    return DOTS * rows + 24
 
 
 @dataclass(frozen=True)

@@ -39,7 +39,6 @@ def report(
     from shortstack.machine.files import check_new
     from shortstack.report import Report
     from shortstack.report.reporter import check_page, write_csv, write_page
-    from shortstack.report.summary import lead
 
     _check_one_result(markdown, latex, said.json)
     page = output or (None if markdown or latex or csv else runs / PAGE)
@@ -57,7 +56,7 @@ def report(
     if markdown or latex:
         sys.stdout.write(study.markdown() if markdown else study.latex())
         return None
-    console.show(lead(study.findings) or study.findings.runs.conclusion)
+    console.show(study.opening.lead)
     for table in study.tables:
         console.show(f"{table.title}: {counted(len(table.rows), 'row')}")
     said.say(f"open {page} in a browser" if page else f"look at {csv}")
@@ -76,13 +75,12 @@ def _check_one_result(*formats: bool) -> None:
 
 def _summary(study: Report, page: Path | None, csv: Path | None) -> dict[str, Any]:
     """The result for machines: what was written, and the lead."""
-    from shortstack.report.summary import lead
 
     states = Counter(trial.state for trial in study.findings.runs.trials)
     return {
         "output": None if page is None else str(page),
         "csv": None if csv is None else str(csv),
         "trials": {state: states[state] for state in ("done", "running", "failed", "waiting")},
-        "lead": lead(study.findings),
+        "lead": study.opening.lead,
         "tables": [{"key": table.key, "title": table.title} for table in study.tables],
     }

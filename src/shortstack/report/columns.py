@@ -1,27 +1,29 @@
-"""The columns of tables: what was measured, and what stands beside it (layers, time, memory)."""
+"""Columns of tables (what was measured; layers, time, memory) and the rows of results below them."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 from shortstack.machine.formats import listed, show_layers
+from shortstack.machine.tables import Column
 from shortstack.report.findings import Findings
-from shortstack.report.judged import EMPTY, JudgedCell, ResultColumn
+from shortstack.report.judged import EMPTY, Change, JudgedCell, ResultColumn, ResultRow
 from shortstack.report.results import AVERAGE, BASE, HEALED, Measure, Result
+from shortstack.report.significance import Difference, Judgement, judge
 from shortstack.runs.records import StepRecord
 
 
 def all_columns(findings: Findings) -> list[ResultColumn]:
     """The average, every task, every text."""
-    average = [AVERAGE] if AVERAGE in findings.columns else []
+    average = [AVERAGE] if AVERAGE in findings.names else []
     return measured_columns(findings, [*average, *findings.measured("task"), *findings.measured("perplexity")])
 
 
 def short_columns(findings: Findings) -> list[ResultColumn]:
     """The average, or the tasks where there is none, and every text."""
-    first = [AVERAGE] if AVERAGE in findings.columns else findings.measured("task")
+    first = [AVERAGE] if AVERAGE in findings.names else findings.measured("task")
     return measured_columns(findings, [*first, *findings.measured("perplexity")])
 
 
@@ -38,16 +40,21 @@ def measured_columns(findings: Findings, names: list[str]) -> list[ResultColumn]
 
 
 def _compared_columns(name: str, measure: Measure) -> list[ResultColumn]:
-    kind, unit = (
-        ("points", "points") if measure.kind == "share" else ("difference", "nats" * (measure.kind == "perplexity"))
-    )
-    above = "from the unpruned model; above 0 is better, of a perplexity by its loss"
+    """How far a measure is from the unpruned model's, with its interval and p."""
+
+    def column(label: str, title: str, cell: Callable[[Difference], JudgedCell], unit: str = "") -> ResultColumn:
+        return ResultColumn(label, unit=unit, title=title, measure=name, compares=cell)
+
+    def change(found: Difference) -> tuple[JudgedCell, JudgedCell]:
+        return Change.of(found, measure.kind).cells
+
+    above = "from the unpruned model: of a perplexity a factor, else above 0 is better"
     chance = "that it is chance, corrected for all comparisons of the block with the unpruned model"
-    difference = ResultColumn("difference", kind, unit, above, measure=name)
+    unit = {"share": "points", "perplexity": "times"}.get(measure.kind, "")
     return [
-        replace(difference, compares=lambda change: JudgedCell(change.value, kind, change.stderr)),
-        replace(difference, label="95 % interval", compares=lambda change: JudgedCell(change.interval, kind)),
-        ResultColumn("p, Holm", "p", "", chance, measure=name, compares=lambda change: JudgedCell(change.p, "p")),
+        column("change", above, lambda found: replace(change(found)[0], note=""), unit),
+        column("95% interval", above, lambda found: change(found)[1]),
+        column("p, Holm", chance, lambda found: JudgedCell(found.p, "p")),
     ]
 
 
@@ -92,16 +99,15 @@ def _removed(result: Result) -> JudgedCell:
     return step_cell(layers, "text", result.step("plan", "prune"))
 
 
-def _heal_time(result: Result) -> JudgedCell:
-    if result.role != HEALED:
-        return EMPTY
-    return step_cell(result.seconds("heal"), "seconds", result.step("heal"))
+def _time_column(label: str, title: str, *roles: str) -> ResultColumn:
+    """The mean over seeds of the time that steps of a shortened model took."""
 
+    def cell(result: Result) -> JudgedCell:
+        taken = [role for role in roles if role != "heal" or result.role == HEALED]
+        step = result.step(*taken[::-1]) if result.role != BASE else None
+        return step_cell(result.seconds(*taken), "seconds", step) if step else EMPTY
 
-def _make_time(result: Result) -> JudgedCell:
-    if result.role == BASE:
-        return EMPTY
-    return step_cell(result.seconds("score", "plan", "prune", "heal"), "seconds", result.step("heal", "prune"))
+    return ResultColumn(label, "seconds", title=title, cell=cell)
 
 
 def _free_text(result: Result) -> JudgedCell:
@@ -124,11 +130,57 @@ HELD_OUT = _healing_column(
     "lowest loss on samples that were not trained on, nats per token",
     "nats, lower is better",
 )
-HEAL_TIME = ResultColumn("time", "seconds", title="time that healing took", cell=_heal_time)
+HEAL_TIME = _time_column("time", "time that healing took", "heal")
 HEAL_MEMORY = _healing_column(
     "memory", "bytes", lambda step: step.result.get("peak_rss_bytes"), "most memory the process held while it healed"
 )
-MAKE_TIME = ResultColumn(
-    "time to make", "seconds", title="scoring, pruning and healing; evaluation is not counted", cell=_make_time
-)
+MAKE_TIME = _time_column("time to make", "without evaluation", "score", "plan", "prune", "heal")
 FREE_TEXT = ResultColumn("free text", "text", title="collapsed: loops, few words or silence", cell=_free_text)
+
+
+# Rows of results under columns
+
+UNPRUNED = "unpruned"
+
+
+def row_of(
+    label: str, values: Iterable[Any], columns: Sequence[Column], step: StepRecord | None = None, *, base: bool = False
+) -> ResultRow:
+    """A row of what is not judged, of values or cells; step: that they are from."""
+    cells = [
+        value if isinstance(value, JudgedCell) else step_cell(value, column.kind, step)
+        for value, column in zip(values, columns, strict=True)
+    ]
+    return ResultRow((JudgedCell(label, "text"), *cells), base)
+
+
+def judged_rows(
+    results: Sequence[Result], base: Result | None, columns: Sequence[ResultColumn], label: Callable[[Result], str]
+) -> list[ResultRow]:
+    """The rows of a block, the unpruned model's first, each number judged against it and against the best."""
+    names = [column.measure for column in columns if column.measure]
+    judged = judge([each.measures for each in results], base.measures if base else {}, names)
+    rows = [_result_row(label(each), each, columns, row) for each, row in zip(results, judged, strict=True)]
+    return [*([base_row(UNPRUNED, base, columns)] if base else []), *rows]
+
+
+def base_row(label: str, base: Result, columns: Sequence[ResultColumn]) -> ResultRow:
+    """A row that others are compared with."""
+    return row_of(label, (column.cell(base) for column in columns), columns, base=True)
+
+
+def _result_row(
+    label: str, result: Result, columns: Sequence[ResultColumn], judged: Mapping[str, Judgement]
+) -> ResultRow:
+    """The row of a result, its label saying how many seeds it is the mean of, if more than one."""
+    cells = [_cell(column, result, judged.get(column.measure, Judgement())) for column in columns]
+    seeds = f" ({result.seeds} seeds)" if result.seeds > 1 else ""
+    return ResultRow((JudgedCell(label + seeds, "text"), *cells), trials=result.numbers)
+
+
+def _cell(column: ResultColumn, result: Result, judgement: Judgement) -> JudgedCell:
+    if column.compares is None:
+        return replace(column.cell(result), judgement=judgement)
+    if judgement.base is None:
+        return EMPTY
+    return replace(column.compares(judgement.base), steps=result.measures[column.measure].steps)

@@ -9,9 +9,10 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from shortstack.machine.formats import brief
-from shortstack.report.labels import PLAIN, factors, said, short_paths, varying
+from shortstack.report.labels import PLAIN, factors, said, short_paths
 from shortstack.report.results import (
     AVERAGE,
+    BASE,
     HEALED,
     PRUNED,
     Measure,
@@ -24,26 +25,18 @@ from shortstack.report.results import (
 from shortstack.runs import Runs
 
 HEALING = {"heal", "data"}
-UNSAID = {PLAIN["calibration"], PLAIN["data"], PLAIN["strategy"], PLAIN["repair"]}  # what is plain needs no word
-Setting = tuple[tuple[str, str], ...]  # factors and their levels
+UNSAID = {PLAIN["calibration"], PLAIN["strategy"], PLAIN["repair"], ""}  # what is plain needs no word
 
 
 @dataclass(frozen=True)
 class Findings:
-    """Everything that was measured, and what varies in it.
-
-    factors: of each trial, in words; bases: the unpruned models by name; levels: of the factors that vary;
-    usual: the calibration and the healing data of most results, which labels leave out.
-    """
+    """Everything that was measured. factors: of each trial, in words; bases: the unpruned models by name."""
 
     runs: Runs
-    factors: tuple[Mapping[str, str], ...]
-    results: tuple[Result, ...]
+    factors: Sequence[Mapping[str, str]]
+    results: Sequence[Result]
     bases: Mapping[str, Result]
-    tasks: tuple[str, ...]
-    columns: tuple[str, ...]
-    levels: Mapping[str, Sequence[str]]
-    usual: Mapping[str, str]
+    tasks: Sequence[str]
 
     @classmethod
     def of(cls, runs: Runs) -> Findings:
@@ -52,16 +45,31 @@ class Findings:
         trials = list(zip(runs.trials, described, strict=True))
         measured = results(trials)
         tasks = share_tasks(measured)
-        bases = unpruned(trials, tasks)
-        columns = dict.fromkeys(name for each in (*measured, *bases.values()) for name in each.measures)
-        levels, usual = varying(each.factors for each in measured), _usual(measured)
-        return cls(runs, tuple(described), tuple(measured), bases, tuple(tasks), tuple(columns), levels, usual)
+        return cls(runs, described, measured, unpruned(trials, tasks), tasks)
 
     @cached_property
     def names(self) -> dict[str, str]:
-        """The columns' names: task, text or probe, with paths shortened to their ends."""
-        shorter = short_paths(name.partition(":")[2] for name in self.columns)
-        return {name: shorter[name.partition(":")[2]] or name for name in self.columns}
+        """What was measured (task:NAME, perplexity:NAME, probe:NAME), with the name that a reader knows it by."""
+        found = dict.fromkeys(name for each in (*self.results, *self.bases.values()) for name in each.measures)
+        shorter = short_paths(name.partition(":")[2] for name in found)
+        return {name: shorter[name.partition(":")[2]] or name for name in found}
+
+    @cached_property
+    def levels(self) -> dict[str, list[str]]:
+        """The factors with more than one level, and their levels in the order in which they come."""
+        levels: dict[str, dict[str, None]] = {}
+        for name, level in (pair for each in self.results for pair in each.factors.items()):
+            levels.setdefault(name, {})[level] = None
+        return {name: list(some) for name, some in levels.items() if len(some) > 1}
+
+    @cached_property
+    def usual(self) -> dict[str, str]:
+        """The calibration and the healing data of most results, which labels leave out."""
+        counts = {
+            name: Counter(each.factors[name] for each in self.results if each.factors[name] != PLAIN[name])
+            for name in ("calibration", "data")
+        }
+        return {name: count.most_common(1)[0][0] for name, count in counts.items() if count}
 
     @cached_property
     def by_model(self) -> dict[str, list[Result]]:
@@ -70,22 +78,41 @@ class Findings:
         return {model: [each for each in self.results if each.model == model] for model in models}
 
     @property
+    def subject(self) -> Result | None:
+        """The one setting that there is, or that the report is about."""
+        if len(self.results) == 1:
+            return self.results[0]
+        trial = self.runs.subject
+        return next((each for each in self.results[::-1] if trial and trial.number in each.numbers), None)
+
+    @property
     def headline(self) -> str:
         """The column that a short comparison goes by: the average, else the only task, else the first perplexity."""
-        average = [AVERAGE] if AVERAGE in self.columns else []
+        average = [AVERAGE] if AVERAGE in self.names else []
         return next(iter([*average, *self.tasks, *self.measured("perplexity")]), "")
 
     def measured(self, kind: str) -> list[str]:
         """The columns of a kind: task, perplexity, probe."""
-        return [name for name in self.columns if name.startswith(f"{kind}:")]
+        return [name for name in self.names if name.startswith(f"{kind}:")]
 
-    def score(self, result: Result | None) -> Measure | None:
+    def title(self, column: str) -> str:
+        """The name of a column where nothing says what kind it is."""
+        name = brief(self.names.get(column, column))
+        return f"perplexity on {name}" if column.startswith("perplexity:") else name
+
+    def score(self, result: Result) -> Measure | None:
         """A result's measure in the headline column."""
-        return result.measures.get(self.headline) if result else None
+        return result.measures.get(self.headline)
 
-    def base(self, result: Result) -> Measure | None:
-        """The score of a result's unpruned model."""
-        return self.score(self.bases.get(result.model))
+    def stored_bytes(self, result: Result) -> float | None:
+        """Bytes of the weights: measured, else as planned."""
+        if result.role == BASE:
+            plans = [plan for each in self.by_model.get(result.model, []) for plan in each.plans]
+            return next((plan["bytes"]["before"] for plan in plans if plan.get("bytes")), None)
+        profile = result.step("profile")
+        if profile and profile.result.get("weight_bytes"):
+            return float(profile.result["weight_bytes"])
+        return next((plan["bytes"]["after"] for plan in result.plans if plan.get("bytes")), None)
 
     def ranked(self, some: Iterable[Result]) -> list[tuple[Result, Measure]]:
         """The results that have a score, with it, best first."""
@@ -98,18 +125,9 @@ class Findings:
 
     def label(self, result: Result, without: Collection[str] = ()) -> str:
         """Describe how this result differs from others, in words."""
-        left_out = {*UNSAID, *self.usual.values(), ""}
-        names = [name for name in self.levels if name not in without and result.factors.get(name) not in left_out]
+        left_out = {*UNSAID, *self.usual.values()}
+        names = [name for name in self.levels if name not in without and result.factors.get(name, "") not in left_out]
         return " · ".join(brief(word) for name in names if (word := said(result.factors, name)))
-
-
-def _usual(measured: Sequence[Result]) -> dict[str, str]:
-    usual: dict[str, str] = {}
-    for name in ("calibration", "data"):
-        counts = Counter(each.factors[name] for each in measured if each.factors[name] != PLAIN[name])
-        if counts:
-            usual[name] = counts.most_common(1)[0][0]
-    return usual
 
 
 @dataclass(frozen=True)
@@ -117,14 +135,9 @@ class MatchedGroup:
     """Results that differ in one factor alone, the unpruned model beside them; unhealed: the same before healing."""
 
     title: str
-    factor: str
-    results: tuple[Result, ...]
+    results: Sequence[Result]
     base: Result | None
     unhealed: Result | None = None
-
-    def level(self, result: Result) -> str:
-        """The level of the factor that a result is at."""
-        return result.factors[self.factor]
 
 
 def matched_groups(findings: Findings, factor: str) -> list[MatchedGroup]:
@@ -133,49 +146,42 @@ def matched_groups(findings: Findings, factor: str) -> list[MatchedGroup]:
     A result without calibration (the tail, random layers) stands in every group that agrees with it otherwise. Groups of
     healing methods and of healing data hold healed results, with the one that was not healed beside them.
     """
-    gathered: dict[Setting, list[Result]] = {}
-    for result in findings.results:
-        if factor not in HEALING or result.role == HEALED:
-            gathered.setdefault(_setting(result, {factor}), []).append(result)
+    some = [each for each in findings.results if factor not in HEALING or each.role == HEALED]
+    found = _alike(some, {factor})
     if factor == "metric":
-        _spread_uncalibrated(gathered)
-    some = [members for members in gathered.values() if len({each.factors[factor] for each in members}) > 1]
-    return [_matched_group(findings, factor, members) for members in some]
+        found = [group for members in _alike(some, {factor, "calibration"}) for group in _by_text(members)]
+    return [_group(findings, factor, each) for each in found if len({one.factors[factor] for one in each}) > 1]
 
 
-def _setting(result: Result, without: Collection[str]) -> Setting:
-    return tuple((name, level) for name, level in result.factors.items() if name not in without)
+def _alike(some: Iterable[Result], without: Collection[str]) -> list[list[Result]]:
+    """The results in lists that agree in all other factors."""
+    gathered: dict[tuple[tuple[str, str], ...], list[Result]] = {}
+    for each in some:
+        gathered.setdefault(_others(each, without), []).append(each)
+    return [*gathered.values()]
 
 
-def _spread_uncalibrated(gathered: dict[Setting, list[Result]]) -> None:
-    """Move results that no calibration text is behind into the groups that are the same otherwise."""
-    none = ("calibration", PLAIN["calibration"])
-    calibrated = [key for key in gathered if none not in key]
-    for key in [key for key in gathered if none in key]:
-        rest = _without_calibration(key)
-        others = [other for other in calibrated if _without_calibration(other) == rest]
-        for other in others:
-            gathered[other] = [*gathered[key], *gathered[other]]
-        if others:
-            del gathered[key]
+def _by_text(members: Sequence[Result]) -> list[list[Result]]:
+    """A list for each text of calibration, with those that none is behind; all of them where there is no text."""
+    plain = PLAIN["calibration"]
+    texts = dict.fromkeys(text for each in members if (text := each.factors["calibration"]) != plain) or (plain,)
+    return [[each for each in members if each.factors["calibration"] in (text, plain)] for text in texts]
 
 
-def _without_calibration(setting: Setting) -> Setting:
-    return tuple(pair for pair in setting if pair[0] != "calibration")
+def _others(result: Result, without: Collection[str]) -> tuple[tuple[str, str], ...]:
+    return tuple(pair for pair in result.factors.items() if pair[0] not in without)
 
 
-def _matched_group(findings: Findings, factor: str, members: Sequence[Result]) -> MatchedGroup:
+def _group(findings: Findings, factor: str, members: Sequence[Result]) -> MatchedGroup:
     members = sorted(members, key=lambda each: findings.levels[factor].index(each.factors[factor]))
     first = next((each for each in members if each.factors["calibration"] != PLAIN["calibration"]), members[-1])
     unhealed = _unhealed(findings, members) if factor in HEALING else None
-    constant = {"heal"} if factor == "data" and "heal" not in findings.levels else set()
-    title = findings.label(first, {factor} | constant)
-    return MatchedGroup(title, factor, tuple(members), findings.bases.get(first.model), unhealed)
+    return MatchedGroup(findings.label(first, {factor}), members, findings.bases.get(first.model), unhealed)
 
 
 def _unhealed(findings: Findings, members: Sequence[Result]) -> Result | None:
     """The trial without healing if there is one, else what was measured of a healed one before its healing."""
-    rest = _setting(members[0], HEALING)
-    plain = (each for each in findings.results if each.role == PRUNED and _setting(each, HEALING) == rest)
+    rest = _others(members[0], HEALING)
+    plain = (each for each in findings.results if each.role == PRUNED and _others(each, HEALING) == rest)
     derived = (result for each in members if (result := before_healing(each, findings.tasks)))
     return next(plain, None) or next(derived, None)

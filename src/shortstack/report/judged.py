@@ -3,14 +3,60 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from shortstack.machine.formats import shown, uncertainty
+from shortstack.machine.formats import shown
+from shortstack.machine.numbers import perplexity
 from shortstack.machine.tables import ABOVE, BELOW, NEAR, Cell, Column, Row
 from shortstack.report.results import Measure
 from shortstack.report.significance import Difference, Judgement
+
+
+@dataclass(frozen=True)
+class Change:
+    """A difference as people read it, with its 95 % interval: in points of a share, as a factor of a perplexity."""
+
+    value: float
+    interval: tuple[float, float] | None
+    kind: str
+    unit: str
+
+    @classmethod
+    def of(cls, found: Difference, kind: str) -> Change:
+        """The difference of two measures of a kind."""
+        if kind == "perplexity":
+            ends = found.interval and (perplexity(-found.interval[1]), perplexity(-found.interval[0]))
+            factor = perplexity(-found.value)
+            return cls(factor, ends, "ratio" if factor < 100 else "number", "times")
+        form, unit = ("points", "points") if kind == "share" else ("difference", "")
+        return cls(found.value, found.interval, form, unit)
+
+    @property
+    def text(self) -> str:
+        return f"{shown(self.value, self.kind)} {self.unit}".rstrip()
+
+    @property
+    def within(self) -> str:
+        """The interval in words; empty where it is unknown."""
+        return f"95% interval {shown(self.interval, self.kind)}" if self.interval else ""
+
+    def said(self, where: str = "", *, than: str = "") -> str:
+        """As a verb: is 5.0 points worse than the unpruned model, has 1.2 times its perplexity."""
+        within = f" ({self.within})" if self.within else ""
+        if self.unit == "times":
+            return f"has {self.text} the perplexity{f' of {than}' if than else ''}{within}"
+        size = shown(abs(self.value), self.kind).lstrip("+")
+        better = f"{size} {self.unit}".rstrip() + (
+            " better" if self.value > 0 else " worse" if self.value < 0 else " apart"
+        )
+        return f"is {better}{f' on {where}' if where else ''}{f' than {than}' if than else ''}{within}"
+
+    @property
+    def cells(self) -> tuple[JudgedCell, JudgedCell]:
+        """A cell of the change, and one of its interval."""
+        return JudgedCell(self.value, self.kind, note=self.unit), JudgedCell(self.interval, self.kind)
 
 
 @dataclass(frozen=True)
@@ -45,20 +91,16 @@ class JudgedCell(Cell):
     @property
     def why(self) -> str:
         """How it compares, in words."""
-        changes = [("the unpruned model", self.judgement.base), ("the best", self.judgement.best)]
-        return "; ".join(f"{gap(change, self.kind)} ({change.how}) than {name}" for name, change in changes if change)
+        found = [("the unpruned model", self.judgement.base), ("the best", self.judgement.best)]
+        return "; ".join(f"beside {name}: {_tested(each, self.kind)}" for name, each in found if each)
+
+
+def _tested(found: Difference, kind: str) -> str:
+    p = "" if found.p is None else f"p {'< 0.001' if found.p < 0.001 else f'= {found.p:.3f}'}, "
+    return f"{Change.of(found, kind).text} ({p}{found.how})"
 
 
 EMPTY = JudgedCell(None, "text")
-
-
-def gap(change: Difference, kind: str) -> str:
-    """How far two measures of a kind are apart, in words: by points, or by nats of a perplexity."""
-    unit = {"share": " points", "perplexity": " nats"}.get(kind, "")
-    form = {"share": "share", "perplexity": "loss"}.get(kind, "number")
-    size, error = abs(change.value), uncertainty(change.value, change.stderr, form)
-    p = "" if change.p is None else f", p {'< 0.001' if change.p < 0.001 else f'= {change.p:.3f}'}"
-    return f"{shown(size, form)}{f' ± {error}' if error else ''}{unit} {'better' if change.value > 0 else 'worse'}{p}"
 
 
 @dataclass(frozen=True)
@@ -71,12 +113,11 @@ class ResultColumn(Column):
 
     cell: Callable[[Any], JudgedCell] = lambda _subject: EMPTY
     measure: str = ""
-    compares: Callable[[Difference], Any] | None = None
+    compares: Callable[[Difference], JudgedCell] | None = None
 
 
 @dataclass(frozen=True)
 class ResultRow(Row):
-    """A row of what trials measured; factors: what a filter goes by."""
+    """A row of what trials measured."""
 
-    factors: Mapping[str, str] = field(default_factory=dict)
     trials: tuple[int, ...] = ()

@@ -1,10 +1,11 @@
-"""The settings of a trial in words: what varies over a study is said beside every number, what does not is said once."""
+"""The settings of a trial in words."""
 
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from shortstack.machine.formats import counted
@@ -20,8 +21,9 @@ PLAIN = {  # what the levels are called at which a setting does without
     "data": "none",
 }
 DATA = ("data", "max_samples")  # of healing's settings, those that are a factor of their own
+NAMES = ("name", "method", "text", "source", "data")
 PATHS = ("/", "./", "../", "~/", "$")  # what a path begins with
-NAMES = ("method", "text", "source", "data")
+QUOTED = re.compile(r'"(?:[^"\\]|\\.)*"')
 
 
 def factors(all_settings: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
@@ -33,37 +35,13 @@ def factors(all_settings: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
     [{'model': 'demo', 'drop': '25%', 'metric': 'bi', 'calibration': 'none', 'strategy': 'one-shot',
       'repair': 'no repair', 'heal': 'last3', 'data': 'pydoc'}]
     """
-    all_settings = shortened(all_settings)
-    healings = healing_names([heal for each in all_settings if isinstance(heal := each.get("heal"), Mapping)])
-    repairs = {json.dumps(each["repair"], sort_keys=True) for each in all_settings if each.get("repair")}
-    return [_factors(settings, healings, one_repair=len(repairs) == 1) for settings in all_settings]
-
-
-def shortened(all_settings: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    """The settings of all trials with paths in short.
-
-    >>> shortened([{"data": "$DATA/c4.jsonl", "drop": 8}])
-    [{'data': 'c4.jsonl', 'drop': 8}]
-    """
-    short = short_paths(_texts(all_settings))
-
-    def change(value: Any) -> Any:
-        if isinstance(value, Mapping):
-            return {key: change(item) for key, item in value.items()}
-        if isinstance(value, list | tuple):
-            return [change(item) for item in value]
-        return short[value] if isinstance(value, str) else value
-
-    return [change(settings) for settings in all_settings]
-
-
-def _texts(value: Any) -> Iterator[str]:
-    """Every text in settings, however deep it is."""
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, Mapping | list | tuple):
-        for item in value.values() if isinstance(value, Mapping) else value:
-            yield from _texts(item)
+    text = json.dumps(all_settings)
+    for name, short in short_paths(json.loads(each) for each in QUOTED.findall(text)).items():
+        text = text.replace(json.dumps(name), json.dumps(short))
+    shortened = json.loads(text)
+    healings = _healing_names([heal for each in shortened if isinstance(heal := each.get("heal"), Mapping)])
+    repairs = {json.dumps(each["repair"], sort_keys=True) for each in shortened if each.get("repair")}
+    return [_factors(settings, healings, one_repair=len(repairs) == 1) for settings in shortened]
 
 
 def _factors(settings: Mapping[str, Any], healings: Mapping[str, str], *, one_repair: bool) -> dict[str, str]:
@@ -73,18 +51,18 @@ def _factors(settings: Mapping[str, Any], healings: Mapping[str, str], *, one_re
         levels["heal"] = healings[_kind(heal)]
         levels["data"] = {key: heal[key] for key in DATA if heal.get(key) is not None}
     if repair:
-        levels["repair"] = "repaired" if one_repair or repair is True else f"repaired on {words(repair)}"
+        levels["repair"] = "repaired" if one_repair else f"repaired on {words(repair)}"
     first = {name: words(levels.pop(name, None), PLAIN.get(name, "none")) for name in FACTORS}
     return first | {name: words(value) for name, value in sorted(levels.items())}
 
 
-def healing_names(heals: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+def _healing_names(heals: Sequence[Mapping[str, Any]]) -> dict[str, str]:
     """A word for each way to heal, whatever it learns from: its name in the study, where it has one to itself.
 
     Otherwise its method, with those options that not all ways have alike.
     """
     kinds = {_kind(heal): _options(heal) for heal in heals}
-    names = {kind: {str(heal.get("name") or "") for heal in heals if _kind(heal) == kind} for kind in kinds}
+    names = {kind: {heal.get("name") or "" for heal in heals if _kind(heal) == kind} for kind in kinds}
     uses = Counter(name for some in names.values() for name in some)
     every = {key for options in kinds.values() for key in options}
     differ = {key for key in every if len({json.dumps(options.get(key)) for options in kinds.values()}) > 1}
@@ -112,25 +90,19 @@ def words(value: Any, none: str = "none") -> str:
     """
     if value is None or value is False or value in ("none", {}, []):
         return none
-    if value is True:
-        return "yes"
-    if isinstance(value, Mapping):
-        return _mapping_words({key: item for key, item in value.items() if item is not None})
-    if isinstance(value, list | tuple):
+    if isinstance(value, list):
         return ":".join(words(item) for item in value)
-    return str(value)
+    if not isinstance(value, Mapping):
+        return "yes" if value is True else str(value)
+    options = {key: item for key, item in value.items() if item is not None}
+    said = [str(options.pop(name)) for name in NAMES if name in options][:1]
+    if {"samples", "length"} <= options.keys():
+        said.append(f"{options.pop('samples')} x {options.pop('length')}")
+    others = ", ".join(_option(key.replace("_", " "), item) for key, item in options.items())
+    return " ".join([*said, f"({others})" if said else others] if others else said)
 
 
-def _mapping_words(value: Mapping[str, Any]) -> str:
-    name = next((name for name in NAMES if name in value), None)
-    windows = f"{value['samples']} x {value['length']}" if {"samples", "length"} <= value.keys() else ""
-    spoken = {name, *(("samples", "length") if windows else ())}
-    others = ", ".join(_option_words(key.replace("_", " "), item) for key, item in value.items() if key not in spoken)
-    said = " ".join(filter(None, (str(value[name]) if name else "", windows)))
-    return f"{said} ({others})" if said and others else said or others
-
-
-def _option_words(name: str, value: Any) -> str:
+def _option(name: str, value: Any) -> str:
     if isinstance(value, bool):
         return name if value else f"no {name}"
     return f"{name} {words(value)}"
@@ -151,30 +123,15 @@ def short_paths(names: Iterable[str]) -> dict[str, str]:
     return shorter
 
 
-def said(factors_of_trial: Mapping[str, str], name: str) -> str:
+def said(levels: Mapping[str, str], name: str) -> str:
     """A factor's level as a label says it; empty where another factor says it.
 
-    >>> said({"drop": "8"}, "drop"), said({"drop": "25%"}, "drop"), said({"metric": "reverse"}, "metric")
-    ('8 layers', '25% of layers', 'reverse order')
-    >>> said({"drop": "named layers", "layers": "2-3"}, "drop"), said({"layers": "2-3"}, "layers")
-    ('', 'layers 2-3')
+    >>> said({"drop": "8"}, "drop"), said({"drop": "25%"}, "drop"), said({"drop": "named layers", "layers": "2"}, "drop")
+    ('8 layers', '25% of layers', '')
     """
-    level = factors_of_trial.get(name, "")
-    if name == "drop" and level == PLAIN["drop"] and factors_of_trial.get("layers", "none") != "none":
-        return ""
-    if name == "drop" and level.isdigit():
-        return counted(int(level), "layer")
-    forms = {
-        "drop": "{} of layers" if level.endswith("%") else "{}",
-        "layers": "layers {}" if level[:1].isdigit() else "{}",
-    }
-    return "reverse order" if (name, level) == ("metric", "reverse") else forms.get(name, "{}").format(level)
-
-
-def varying(all_factors: Iterable[Mapping[str, str]]) -> dict[str, list[str]]:
-    """The factors with more than one level, and their levels in the order in which they come."""
-    levels: dict[str, dict[str, None]] = {}
-    for factors_of_trial in all_factors:
-        for name, level in factors_of_trial.items():
-            levels.setdefault(name, {})[level] = None
-    return {name: list(some) for name, some in levels.items() if len(some) > 1}
+    level = levels.get(name, "")
+    if name == "drop":
+        if level == PLAIN["drop"]:
+            return "" if levels.get("layers", "none") != "none" else level
+        return counted(int(level), "layer") if level.isdigit() else f"{level} of layers"
+    return f"layers {level}" if name == "layers" and level[:1].isdigit() else level

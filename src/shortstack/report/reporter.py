@@ -15,8 +15,8 @@ from shortstack.machine.latex import latex
 from shortstack.machine.tables import Table, markdown_text
 from shortstack.machine.typed import typed
 from shortstack.report.findings import Findings
-from shortstack.report.page import FIRST_LINE, render
-from shortstack.report.summary import lead, opening
+from shortstack.report.page import FIRST_LINE, Page, render
+from shortstack.report.summary import Opening, opening, scope
 from shortstack.report.tables import all_tables
 from shortstack.runs import Runs
 from shortstack.runs.records import StepRecord, TrialRecord, last_line, read
@@ -27,6 +27,7 @@ class Report:
     """A study's tables, to be written in any form."""
 
     findings: Findings
+    opening: Opening
     tables: Sequence[Table]
 
     @classmethod
@@ -38,17 +39,18 @@ class Report:
             DataError: it is no store of a study.
         """
         findings = Findings.of(runs if isinstance(runs, Runs) else read(runs))
-        return cls(findings, all_tables(findings))
+        first = opening(findings)
+        return cls(findings, first, [*([first.table] if first.table else []), *all_tables(findings)])
 
     def html(self) -> str:
         """One page that needs no network and no other file."""
-        return render(self.findings, self.tables, version=version("shortstack"))
+        return render(Page(self.findings, self.opening, self.tables), version=version("shortstack"))
 
     def markdown(self) -> str:
         runs = self.findings.runs
         said = [" / ".join(f"{name}: {text}" for name, text in each.items()) for each in runs.answers]
         parts = [f"# {markdown_text(runs.title)}"]
-        parts += map(markdown_text, (runs.conclusion, *said, lead(self.findings), opening(self.findings)))
+        parts += map(markdown_text, (self.opening.lead, scope(self.findings), *said))
         for table in self.tables:
             legend = table.legend("**bold**", "*italic*")
             parts += [f"## {table.title}", markdown_text(table.caption), table.markdown(), legend]

@@ -167,16 +167,20 @@ def _averaged(result: Result, tasks: Sequence[str]) -> Result:
     parts = tuple(result.measures[name] for name in tasks if name in result.measures)
     if len(parts) < 2 or len(parts) < len(tasks):
         return result
+    return replace(result, measures={AVERAGE: mean(parts), **result.measures})
+
+
+def mean(parts: Sequence[Measure]) -> Measure:
+    """The plain mean of shares. They are independent of each other, but a seed is the same in all of them."""
     value = sum(part.value for part in parts) / len(parts)
     steps = tuple(dict.fromkeys(step for part in parts for step in part.steps))
-    average = Measure(
-        "share", value, None, steps, parts=parts, by_seed=_mean_by_seed(parts), chance=_mean_chance(parts)
-    )
+    seeds, chance = _mean_by_seed(parts), _mean_chance(parts)
+    average = Measure("share", value, None, steps, parts=tuple(parts), by_seed=seeds, chance=chance)
     errors = [part.document_stderr for part in parts if part.document_stderr is not None]
-    if len(errors) == len(parts):  # tasks are independent of each other, but a seed is the same in all of them
-        documents = sum(error**2 for error in errors) / len(parts) ** 2
-        average = replace(average, stderr=math.sqrt(documents + average.seed_variance))
-    return replace(result, measures={AVERAGE: average, **result.measures})
+    if len(errors) < len(parts):
+        return average
+    documents = sum(error**2 for error in errors) / len(parts) ** 2
+    return replace(average, stderr=math.sqrt(documents + average.seed_variance))
 
 
 def _mean_chance(parts: Sequence[Measure]) -> float | None:

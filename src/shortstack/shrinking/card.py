@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from shortstack.checkpoint import Checkpoint
 from shortstack.checkpoint.card import CardContent, Evaluated, licence_of, model_card
 from shortstack.checkpoint.file_names import CARD
-from shortstack.machine.files import atomic_write, save_json
+from shortstack.machine.files import atomic_write, save_json, to_jsonable
 from shortstack.machine.formats import size
 from shortstack.report import Report
 from shortstack.report.reporter import write_page
@@ -59,10 +60,13 @@ def _sizes(shrunk: Shrunk, made: Checkpoint, names: list[str]) -> dict[str, dict
 
 
 def trial_runs(shrunk: Shrunk, settings: Mapping[str, Any]) -> Runs:
-    """A shrink as the one trial that a report draws."""
+    """A shrink as the one trial that a report draws; what it writes is judged by what the unpruned model does."""
+    written, base = shrunk.last.collapse, shrunk.base.collapse
+    judged = replace(shrunk, last=replace(shrunk.last, collapse=written and base and written.against(base)))
+    results = {**judged.steps(), "speed": to_jsonable(shrunk.speed)}
     steps = {
         role: StepRecord(role, role.partition("_")[0], "done", result=result, command=shrunk.command)
-        for role, result in shrunk.steps().items()
+        for role, result in results.items()
     }
     trial = TrialRecord(shrunk.output.name, 1, settings, "done", steps)
     meta = {"title": f"shrink {settings['model']}", "conclusion": shrunk.verdict, "subject": trial.id}

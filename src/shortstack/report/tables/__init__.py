@@ -5,9 +5,9 @@ from __future__ import annotations
 from shortstack.machine.tables import Table
 from shortstack.report.findings import Findings
 from shortstack.report.tables.factors import FACTOR_TABLES
-from shortstack.report.tables.overviews import costs, every_setting, probes, refits, sizes
+from shortstack.report.tables.overviews import every_setting, probes, sizes
 
-CATALOGUE = (*FACTOR_TABLES, refits, probes, sizes, costs, every_setting)
+CATALOGUE = (*FACTOR_TABLES, probes, sizes, every_setting)
 
 
 def all_tables(findings: Findings) -> list[Table]:

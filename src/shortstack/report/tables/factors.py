@@ -3,15 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from shortstack.machine.tables import Block, Column, Table
-from shortstack.report.columns import HEAL_MEMORY, HEAL_TIME, HELD_OUT, MAKE_TIME, REMOVED, TRAINABLE
+from shortstack.report.columns import (
+    HEAL_MEMORY,
+    HEAL_TIME,
+    HELD_OUT,
+    MAKE_TIME,
+    REMOVED,
+    TRAINABLE,
+    base_row,
+    judged_rows,
+)
 from shortstack.report.columns import all_columns as every
 from shortstack.report.columns import short_columns as short
-from shortstack.report.findings import HEALING, Findings, MatchedGroup, matched_groups
-from shortstack.report.judged import JudgedCell, ResultColumn, ResultRow
-from shortstack.report.tables.rows import judged_rows, result_row
+from shortstack.report.findings import Findings, MatchedGroup, matched_groups
+from shortstack.report.judged import ResultColumn, ResultRow
 
 BEFORE = "pruned, not healed"
 HEADINGS = {"heal": "healing", "data": "healing data"}  # of factors whose name says too little
@@ -35,19 +43,16 @@ class FactorTable:
         if not groups:
             return None
         columns = (*self.measures(findings), *self.extras)
-        blocks = tuple(Block(group.title, tuple(_rows(group, columns))) for group in groups)
+        blocks = tuple(Block(group.title, tuple(_rows(self.factor, group, columns))) for group in groups)
         heading = HEADINGS.get(self.factor, self.factor)
         caption = f"Rows of a block differ in the {heading} alone."
         return Table(self.title, (Column(heading, "text"), *columns), blocks, caption, key=self.key)
 
 
-def _rows(group: MatchedGroup, columns: Sequence[ResultColumn]) -> list[ResultRow]:
-    rows = judged_rows(group.results, group.base, columns, group.level)
+def _rows(factor: str, group: MatchedGroup, columns: Sequence[ResultColumn]) -> list[ResultRow]:
+    rows = judged_rows(group.results, group.base, columns, lambda result: result.factors[factor])
     if group.unhealed:
-        row = result_row(BEFORE, group.unhealed, columns)
-        factors = {name: level for name, level in row.factors.items() if name not in HEALING}
-        cells = (JudgedCell(BEFORE, "text"), *row.cells[1:])  # without its seeds
-        rows.insert(bool(group.base), replace(row, cells=cells, factors=factors, base=True))
+        rows.insert(bool(group.base), base_row(BEFORE, group.unhealed, columns))
     return rows
 
 

@@ -1,64 +1,28 @@
-"""Tables that are no comparison of one factor: repairs, probes, sizes, costs, and every setting."""
+"""Tables that are no comparison of one factor: probes, sizes, and every setting."""
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 from shortstack.machine.formats import brief
-from shortstack.machine.numbers import perplexity
 from shortstack.machine.tables import Block, Column, Table
-from shortstack.report.columns import FREE_TEXT, MAKE_TIME, measured_columns, short_columns, step_cell
+from shortstack.report.columns import (
+    FREE_TEXT,
+    MAKE_TIME,
+    REMOVED,
+    UNPRUNED,
+    judged_rows,
+    measured_columns,
+    row_of,
+    short_columns,
+)
 from shortstack.report.findings import Findings
 from shortstack.report.judged import JudgedCell, ResultColumn
-from shortstack.report.results import BASE, Result
-from shortstack.report.tables.rows import UNPRUNED, judged_rows, row_of
+from shortstack.report.results import Result
 from shortstack.runs.records import StepRecord
 
 SETTING, LOWER = Column("setting", "text"), "perplexity, lower is better"
-
-
-def refits(findings: Findings) -> Table | None:
-    """Return a table of repair's effect on the held-out loss of its own text, a row for each repaired checkpoint."""
-    repaired: dict[str, tuple[Result, StepRecord]] = {}
-    for result in findings.results:
-        step = result.step("prune")
-        if step and step.result.get("repair"):
-            repaired.setdefault(step.key, (result, step))
-    if not repaired:
-        return None
-    columns = (
-        Column("unpruned", "perplexity", LOWER, "of the unpruned model, on windows that chose nothing of the repair"),
-        Column("cut", "perplexity", LOWER),
-        Column("repaired", "perplexity", LOWER),
-        Column("regained", "percent", title="share of the loss that the cut added and repair took away again"),
-        Column("weights refitted", "count"),
-        Column("time", "seconds"),
-    )
-    rows = [
-        row_of(
-            findings.name(result, {"heal", "data"}),
-            _refit(step.result["repair"]),
-            columns,
-            step,
-            factors=result.factors,
-            trials=result.numbers,
-        )
-        for result, step in repaired.values()
-    ]
-    caption = "Perplexity of windows that chose nothing of the repair."
-    return Table("What repair regains", (SETTING, *columns), (Block("", tuple(rows)),), caption, key="refits")
-
-
-def _refit(repair: Mapping[str, Any]) -> tuple[Any, ...]:
-    """Perplexities, the share (before - after) / (before - unpruned), how many weights were refitted and kept, the time."""
-    losses = [repair.get(f"loss_{name}") for name in ("unpruned", "before", "after")]
-    known = [loss for loss in losses if loss is not None]
-    added = known[1] - known[0] if len(known) == len(losses) else 0.0
-    fits = len(repair.get("fits") or ()) if repair.get("kept", True) else 0
-    perplexities = (None if loss is None else perplexity(loss) for loss in losses)
-    return *perplexities, (known[1] - known[2]) / added if added > 0 else None, fits, repair.get("seconds")
 
 
 def probes(findings: Findings) -> Table | None:
@@ -106,8 +70,7 @@ def sizes(findings: Findings) -> Table | None:
     blocks = []
     for model, steps in profiles.items():
         rows = [
-            row_of(size, _sizes(step, batches), columns, step, factors={"model": model}, base=size == UNPRUNED)
-            for size, step in steps.items()
+            row_of(size, _sizes(step, batches), columns, step, base=size == UNPRUNED) for size, step in steps.items()
         ]
         blocks.append(Block(_model_title(findings, model), tuple(rows)))
     caption = "Speeds are medians, of one machine."
@@ -133,74 +96,17 @@ def _profiles(mine: Sequence[Result]) -> dict[str, StepRecord]:
     return ({UNPRUNED: base} if base else {}) | {str(removed): by_size[removed] for removed in sorted(by_size)}
 
 
-def costs(findings: Findings) -> Table | None:
-    """Return a table of the cost of each kind of step, and of the time saved by sharing steps between trials."""
-    uses = Counter(step.key for trial in findings.runs.trials for step in trial.steps.values())
-    kinds: dict[str, list[StepRecord]] = {}
-    for step in findings.runs.steps.values():
-        kinds.setdefault(step.kind, []).append(step)
-    if not kinds:
-        return None
-    columns = (
-        Column("steps", "count", title="steps that were done"),
-        Column("asked for", "count", title="how often trials needed one"),
-        Column("failed", "count"),
-        Column("time", "seconds", title="time that the steps took together"),
-        Column("longest", "seconds", title="time of the longest step"),
-        Column("saved", "seconds", title="time that the same steps would have taken again, had they not been shared"),
-        Column("peak memory", "bytes"),
-    )
-    rows = [row_of(kind, _cost(steps, uses), columns) for kind, steps in kinds.items()]
-    rows.sort(key=lambda row: -row.cells[4].value)
-    caption = "Trials share steps, and each was done once."
-    return Table("What it took", (Column("step", "text"), *columns), (Block("", tuple(rows)),), caption, key="costs")
-
-
-def _cost(steps: Sequence[StepRecord], uses: Mapping[str, int]) -> tuple[Any, ...]:
-    done = [step for step in steps if step.state == "done"]
-    seconds = {step.key: step.seconds or 0.0 for step in done}
-    longest = max(done, key=lambda step: seconds[step.key], default=None)
-    return (
-        len(done),
-        sum(uses[step.key] for step in steps),
-        sum(step.state == "failed" for step in steps),
-        sum(seconds.values()),
-        step_cell(longest and longest.seconds, "seconds", longest),
-        max(0.0, sum(spent * (uses.get(key, 1) - 1) for key, spent in seconds.items())),
-        max((step.peak_rss_bytes or 0 for step in done), default=0) or None,
-    )
-
-
 def every_setting(findings: Findings) -> Table | None:
     """A row for each setting, to sort and filter; the unpruned models first."""
-    if not findings.results:
+    if not findings.results or (findings.subject and findings.bases):
         return None
     columns: tuple[ResultColumn, ...] = (
         *short_columns(findings),
-        ResultColumn("removed", "count", title="number of layers removed", cell=_removed_count),
-        ResultColumn("weights", "bytes", cell=_stored_bytes),
+        ResultColumn("weights", "bytes", cell=lambda result: JudgedCell(findings.stored_bytes(result), "bytes")),
+        REMOVED,
         MAKE_TIME,
-        *(_level_column(name) for name in findings.levels),
     )
     caption = "A mean over seeds where a setting has several."
     rows = [row for block in _by_model(findings, columns, ()) for row in block.rows]
     block = Block("", tuple(sorted(rows, key=lambda row: not row.base)))
     return Table("Every setting", (SETTING, *columns), (block,), caption, key="settings")
-
-
-def _removed_count(result: Result) -> JudgedCell:
-    return JudgedCell(0 if result.role == BASE else result.removed, "count")
-
-
-def _stored_bytes(result: Result) -> JudgedCell:
-    sizes = next((plan["bytes"] for plan in result.plans if plan.get("bytes")), None)
-    stored = sizes and sizes["before" if result.role == BASE else "after"]
-    return step_cell(stored, "bytes", result.step("plan", "prune"))
-
-
-def _level_column(factor: str) -> ResultColumn:
-    def cell(result: Result) -> JudgedCell:
-        level = result.factors.get(factor)
-        return JudgedCell(None if level in ("", "none") else level, "text")
-
-    return ResultColumn(factor, "text", cell=cell)

@@ -1,0 +1,196 @@
+"""Which of a model's settings is best, by how much, and whether that is more than noise."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from itertools import takewhile
+
+from shortstack.charts.chart import axis
+from shortstack.charts.rows import Dot, Dots, dots
+from shortstack.machine.formats import brief, counted
+from shortstack.machine.tables import Block, Column, Table
+from shortstack.report.figures import OURS, Figure, score_text
+from shortstack.report.findings import Findings
+from shortstack.report.judged import EMPTY, Change, JudgedCell, ResultRow
+from shortstack.report.results import Measure, Result
+from shortstack.report.significance import Difference, difference
+
+ROWS, RIVALS = 8, 3  # settings that are shown, and of them those of the cut that the sentences are about
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A setting, its score, and how far that is from the unpruned model's."""
+
+    result: Result
+    score: Measure
+    change: Difference
+
+    @property
+    def removed(self) -> int:
+        return self.result.removed or 0
+
+    @property
+    def number(self) -> int:
+        return self.result.numbers[0]
+
+    @property
+    def worse(self) -> bool:
+        return self.change.worse or self.change.value == -math.inf
+
+
+@dataclass(frozen=True)
+class Contest:
+    """Settings of a model, best first.
+
+    held: the numbers of layers, from the smallest on, at which some setting is not shown to be worse than the unpruned one;
+    beyond: the other ones.
+    """
+
+    findings: Findings
+    model: str
+    base: Measure
+    entries: Sequence[Entry]
+    held: Sequence[int]
+    beyond: Sequence[int]
+
+    @classmethod
+    def of(cls, findings: Findings, model: str) -> Contest | None:
+        """None where nothing was measured that can be compared."""
+        base = findings.score(findings.bases[model])
+        ranked = [(each, score) for each, score in findings.ranked(findings.by_model.get(model, [])) if each.removed]
+        if not base or not ranked:
+            return None
+        entries = [Entry(each, score, difference(score, base)) for each, score in ranked]
+        amounts = sorted({each.removed for each in entries})
+        fine = {each.removed for each in entries if not each.worse}
+        held = [*takewhile(lambda amount: amount in fine, amounts)]
+        return cls(findings, model, base, entries, held, amounts[len(held) :])
+
+    @property
+    def rivals(self) -> list[Entry]:
+        """The settings of the largest cut at which one is not shown to be worse, as at all smaller ones; else all."""
+        return [each for each in self.entries if not self.held or each.removed == self.held[-1]]
+
+    @property
+    def shown(self) -> list[Entry]:
+        """The best of the rivals, then the best of each other number of layers."""
+        best = {each.removed: each for each in reversed(self.entries)}
+        others = [best[amount] for amount in sorted(best)]
+        first = self.rivals[:RIVALS]
+        return [*first, *(each for each in others if each not in first)][:ROWS]
+
+    @property
+    def lead(self) -> str:
+        """Which setting is best and by how much; whether it is worth keeping."""
+        best, *others = self.rivals
+        of = f" of {brief(self.model)}" if len(self.findings.bases) > 1 else ""
+        name, where = self.name(best), self.findings.title(self.findings.headline)
+        first = f"With {counted(best.removed, 'layer')}{of} gone, {name} is best, {where} {score_text(best.score)}"
+        return f"{first}{self._next(best, others)}. {self._worth(best)}"
+
+    @cached_property
+    def names(self) -> dict[int, str]:
+        """The settings by their first trial, without what is in brackets where that leaves them apart."""
+        full = {each.number: self.findings.name(each.result, {"model", "drop"}) for each in self.entries}
+        short = {number: re.sub(r" \([^()]*\)", "", name) for number, name in full.items()}
+        apart = len({*short.values()}) == len({*full.values()})
+        return short if apart else full
+
+    def name(self, entry: Entry) -> str:
+        return self.names[entry.number]
+
+    def row_name(self, entry: Entry) -> str:
+        """The setting, with how many layers are gone."""
+        return f"{counted(entry.removed, 'layer')}: {self.name(entry)}"
+
+    def _next(self, best: Entry, others: Sequence[Entry]) -> str:
+        if not others:
+            return ", and no other was measured"
+        second, change = others[0], difference(others[0].score, best.score)
+        amount = "" if second.removed == best.removed else f"with {counted(second.removed, 'layer')} gone, "
+        name = f"the next, {amount}{self.name(second)},"
+        if change.p is None:
+            return f"; {name} has no standard error to tell them apart"
+        return f"; {name} {Change.of(change, best.score.kind).said()}, {_chance(change)}"
+
+    def _worth(self, best: Entry) -> str:
+        step, change = best.result.evaluation, best.change
+        apart = f"it {Change.of(change, self.base.kind).said(than='the unpruned model')}"
+        if step and (step.result.get("collapse") or {}).get("collapsed"):
+            return "It is not worth keeping: what it writes freely has collapsed."
+        if best.worse:
+            return f"Keep it only where its size is worth that: {apart}, {_chance(change)}."
+        if change.p is None:
+            return "Whether it is worse than the unpruned model is not known: there is no standard error."
+        if not self.held:
+            every = f"every setting without {counted(self.beyond[0], 'layer')} is worse"
+            return f"Whether it is worth keeping is open: {apart}, {_chance(change)}, but {every}."
+        rest = f"; with {counted(self.beyond[0], 'layer')} gone every setting is worse" if self.beyond else ""
+        return f"It is worth keeping as far as this study can tell: {apart}, {_chance(change)}{rest}."
+
+
+def _chance(change: Difference) -> str:
+    return "which is more than noise" if change.significant else "which may be noise"
+
+
+def best_table(contests: Sequence[Contest]) -> Table:
+    """The settings that are shown, each with its difference from the unpruned model."""
+    findings, base = contests[0].findings, contests[0].base
+    columns = (
+        Column("setting", "text"),
+        Column(findings.title(findings.headline), base.kind, "%" if base.kind == "share" else ""),
+        Column("change", unit=Change.of(contests[0].entries[0].change, base.kind).unit),
+        Column("95% interval"),
+    )
+    blocks = [Block(brief(each.model) if len(contests) > 1 else "", tuple(_rows(each))) for each in contests]
+    caption = "The best settings of the cut above, then the best of every other. ± is one standard error."
+    return Table("Which setting", columns, blocks, caption, key="best")
+
+
+def _rows(contest: Contest) -> list[ResultRow]:
+    unpruned = JudgedCell("unpruned", "text"), JudgedCell.of(contest.base), EMPTY, EMPTY
+    return [ResultRow(unpruned, base=True), *(_row(contest, each) for each in contest.shown)]
+
+
+def _row(contest: Contest, entry: Entry) -> ResultRow:
+    change, interval = Change.of(entry.change, entry.score.kind).cells
+    cells = JudgedCell(contest.row_name(entry), "text"), JudgedCell.of(entry.score), replace(change, note=""), interval
+    return ResultRow(cells, trials=entry.result.numbers)
+
+
+def differences(contests: Sequence[Contest]) -> Figure:
+    """The same settings, by their difference from the unpruned model."""
+    shown_entries = [(contest, entry) for contest in contests for entry in contest.shown]
+    changes = [Change.of(entry.change, entry.score.kind) for _, entry in shown_entries]
+    factor = contests[0].base.kind == "perplexity"
+    level = 1.0 if factor else 0.0
+    ends = [end for each in changes for end in (each.value, *(each.interval or ()))]
+    points = contests[0].base.kind == "share"
+    scale = axis("", [level, *ends], lambda value: f"{100 * value if points else value:.3g}", log=factor)
+    rows = [
+        Dots(_named(contest, entry), _dot(entry is contest.rivals[0], change), level)
+        for (contest, entry), change in zip(shown_entries, changes, strict=True)
+    ]
+    what = contests[0].findings.title(contests[0].findings.headline)
+    unit = ", as a factor" if factor else ", in points" if points else ""
+    title = f"Change of {what} from the unpruned model{unit}"
+    better = "left" if factor else "right"
+    caption = f"Dotted: the unpruned model; {better} of it is better. Bars: 95% intervals of the difference."
+    return Figure("first", title, caption, dots(rows, title=title, scale=scale))
+
+
+def _named(contest: Contest, entry: Entry) -> str:
+    model = f"{brief(contest.model, 16)}, " if len(contest.findings.bases) > 1 else ""
+    return brief(f"{model}{contest.row_name(entry)}", 58)
+
+
+def _dot(best: bool, change: Change) -> list[Dot]:
+    if math.isnan(change.value):
+        return []
+    low, high = change.interval or (change.value, change.value)
+    return [Dot(OURS if best else None, change.value, low, high, f"{change.text} {change.within}".rstrip())]
