@@ -19,10 +19,12 @@ SILENT = (
 
 
 class Maker:
-    """A model of one architecture. silent: layers that leave what passes them as it is."""
+    """A model of one architecture. silent: layers that leave what passes them as it is. kind: of matrices, else float32."""
 
-    def __init__(self, path, architecture, layers, silent=(), seed=0, tied=False, norm="output_norm", **fields):
-        self.path, self.layers, self.silent = path, layers, set(silent)
+    def __init__(
+        self, path, architecture, layers, silent=(), seed=0, tied=False, norm="output_norm", kind=None, **fields
+    ):
+        self.path, self.silent, self.kind = path, set(silent), kind
         self.random = np.random.default_rng(seed)
         self.writer = writer = gguf.GGUFWriter(path, architecture)
         usual = {
@@ -66,7 +68,11 @@ class Maker:
 
     def tensor(self, name, *shape, scale=0.3, norm=False):
         values = 1 + 0.1 * self.random.normal(size=shape) if norm else scale * self.random.normal(size=shape)
-        self.writer.add_tensor(name, values.astype("float32"))
+        values = values.astype("float32")
+        if self.kind and len(shape) == 2:
+            self.writer.add_tensor(name, gguf.quants.quantize(values, self.kind), raw_dtype=self.kind)
+        else:
+            self.writer.add_tensor(name, values)
 
     def block(self, layer, **shapes):
         """Tensors of a layer by name, with _ for a dot; those whose names end in norm are near 1."""

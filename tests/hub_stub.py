@@ -1,4 +1,4 @@
-"""A hub on this machine: repositories in memory, and of its API what a push and a download ask."""
+"""A hub on this machine: repositories in memory, and of its API what a push asks."""
 
 from __future__ import annotations
 
@@ -11,20 +11,13 @@ from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import unquote, urlsplit
 
-API = re.compile(
-    r"^/api/models/(?P<id>[^/]+/[^/]+)(?:/(?P<what>preupload|commit|tree|paths-info|revision|xet-write-token)(?:/(?P<rest>.*))?)?$"
-)
+API = re.compile(r"^/api/models/(?P<id>[^/]+/[^/]+)(?:/(?P<what>preupload|commit|revision)(?:/(?P<rest>.*))?)?$")
 LFS = re.compile(r"^/(?P<id>[^/]+/[^/]+)\.git/info/lfs/objects/batch$")
-FILE = re.compile(r"^/(?P<id>[^/]+/[^/]+)/resolve/(?P<revision>[^/]+)/(?P<name>.+)$")
-
-
-def blob_id(content):
-    return hashlib.sha1(b"blob %d\0" % len(content) + content, usedforsecurity=False).hexdigest()
 
 
 class Repository:
     def __init__(self, *, private=False, files=None):
-        self.private, self.files, self.large, self.commits = private, dict(files or {}), set(), []
+        self.private, self.files, self.commits = private, dict(files or {}), []
 
     @property
     def head(self):
@@ -92,7 +85,7 @@ class Handler(BaseHTTPRequestHandler):
         if path.startswith("/upload/"):
             self.hub.objects[path.removeprefix("/upload/")] = body
             return self.answer()
-        for pattern, action in ((LFS, self.batch), (FILE, self.file), (API, self.api)):
+        for pattern, action in ((LFS, self.batch), (API, self.api)):
             found = pattern.match(path)
             if found:
                 repository = self.hub.repositories.get(found["id"])
@@ -120,8 +113,6 @@ class Handler(BaseHTTPRequestHandler):
             return self.answer({"files": large})
         if what == "commit":
             return self.commit(repository, body)
-        if what in ("tree", "paths-info"):
-            return self.answer([self.entry(repository, name) for name in repository.files])
         siblings = [{"rfilename": name} for name in repository.files]
         found = {"id": "x/y", "sha": repository.head, "siblings": siblings, "private": repository.private, "tags": []}
         return self.answer(found)
@@ -129,13 +120,6 @@ class Handler(BaseHTTPRequestHandler):
     @staticmethod
     def mode(file):
         return "lfs" if file["path"].endswith(".safetensors") else "regular"
-
-    def entry(self, repository, name):
-        content = repository.files[name]
-        found = {"type": "file", "path": name, "size": len(content), "oid": blob_id(content)}
-        if name in repository.large:
-            found["lfs"] = {"oid": hashlib.sha256(content).hexdigest(), "size": len(content), "pointerSize": 134}
-        return found
 
     def batch(self, _repository, body):
         asked = json.loads(body)["objects"]
@@ -158,7 +142,6 @@ class Handler(BaseHTTPRequestHandler):
                 files[value["path"]] = base64.b64decode(value["content"])
             elif line["key"] == "lfsFile":
                 files[value["path"]] = self.hub.objects[value["oid"]]
-                repository.large.add(value["path"])
         oid = hashlib.sha1(body, usedforsecurity=False).hexdigest()
         repository.commits.append(oid)
         repository.files.update(files)
@@ -166,11 +149,3 @@ class Handler(BaseHTTPRequestHandler):
         if proposed:
             found["pullRequestUrl"] = f"{self.hub.url}/x/y/discussions/1"
         return self.answer(found)
-
-    def file(self, repository, _body, revision, name):
-        if name not in repository.files:
-            return self.refuse(404, "EntryNotFound")
-        content = repository.files[name]
-        large = {"X_Linked_Etag": f'"{hashlib.sha256(content).hexdigest()}"', "X_Linked_Size": len(content)}
-        headers = large if name in repository.large else {}
-        return self.answer(content, ETag=f'"{blob_id(content)}"', X_Repo_Commit=repository.head, **headers)

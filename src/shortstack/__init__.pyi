@@ -13,7 +13,6 @@ from .evaluation import GenerationChecks as GenerationChecks
 from .evaluation import Tasks as Tasks
 from .evaluation import compared as compared
 from .evaluation import evaluate as evaluate
-from .exporting import Pushed as Pushed
 from .exporting import export_gguf as export_gguf
 from .exporting import modelfile as modelfile
 from .exporting import push_to_hub as push_to_hub

@@ -142,27 +142,6 @@ def test_a_cut_that_changes_how_often_hidden_states_were_halved_is_refused(cut, 
         assert len(kept) > 1
 
 
-@given(cuts, st.sampled_from([0, -1]))
-def test_without_halvings_any_two_layers_may_stay(cut, never):
-    assume(len(cut[1]) > 1)
-    assert changed(cut, rescale_every=never) == {"rescale_every": never}
-
-
-@given(cuts, st.integers(0, 3))
-def test_extra_heads_go(cut, heads):
-    names = ("num_nextn_predict_layers", "num_mtp_layers", "mtp_num_hidden_layers")
-    assert set(changed(cut, **dict.fromkeys(names, heads)).values()) == {0}
-
-
-@given(cuts)
-def test_absent_fields_stay_absent_and_null_ones_null(cut):
-    fields = dict.fromkeys(
-        ["moe_layers", "mlp_only_layers", "block_types", "attn_layer_period", "num_kv_shared_layers", "rope_scaling"]
-    )
-    assert changed(cut) == {}
-    assert changed(cut, **fields) == fields
-
-
 @given(cuts)
 def test_layer_names_are_renumbered_wherever_they_stand(cut):
     layers, kept = cut

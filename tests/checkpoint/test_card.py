@@ -12,7 +12,7 @@ from markdown_it import MarkdownIt
 
 from plans import plan
 from shortstack.checkpoint import Checkpoint
-from shortstack.checkpoint.card import CardContent, Evaluated, licence_of, model_card, results_section
+from shortstack.checkpoint.card import CardContent, licence_of, model_card
 from shortstack.cli import main
 from shortstack.healing import HealingTask, Partial, Schedule, TrainingData, heal
 from shortstack.pruning import prune, verify
@@ -63,8 +63,6 @@ def test_every_output_has_one_with_the_licence_of_the_source_and_no_path(made):
         assert f"# {name}\n\nThis model was made shorter by {by}, from a local checkpoint.\n" in card
         assert verify(Checkpoint.open(made / name)).ok
     assert "2 of 8 layers were removed (numbered from 0: 3-4)." in card
-    assert "| 0-2 | 0-2 |" in card
-    assert "| 3-5 | 5-7 |" in card
     assert "by partial on 16 samples of pydoc, chats.jsonl, to give the text." in card
 
 
@@ -126,7 +124,7 @@ def test_what_comes_from_outside_is_no_markup():
     evaluated = {"perplexity": {HARM: {"value": 2.0}}, "tasks": {HARM: found}, "probes": {HARM: found}}
     content = CardContent(
         verdict=HARM,
-        measured=[Evaluated(HARM, evaluated)],
+        measured={HARM: evaluated},
         answers=[{HARM: HARM}],
         facts={HARM: {HARM: HARM}},
         why=HARM,
@@ -135,18 +133,14 @@ def test_what_comes_from_outside_is_no_markup():
     parts = {"objective": {"loss": HARM}, "schedule": {HARM: HARM}, "data": {"data": HARM}, "samples": 3}
     step = record(HARM, verb="heal", versions={"shortstack": HARM}, healing={"method": {"name": HARM}, **parts})
     card = model_card(HARM, step, content)
-    for text, inline, blocks in (
-        (card.partition("---\n\n")[2], {"text", "code_inline", "softbreak"}, 2),
-        (results_section(content.measured), {"text"}, 0),
-    ):
-        kinds, code, shown = markup(text)
-        assert kinds <= inline
-        assert len(code) == blocks
-        assert "x](https://evil.example) <b>|`**@me** www.evil.example $y$ ``` # Heading" in shown
-        assert not re.search(r"(?<!\\)[@$]|https://|www\.|\u202e", re.sub("(?s)```.*?```\n", "", text)), (
-            "plain to the hub, too"
-        )
-    assert markup(card)[1][1].count("\n") == 1, "the command in one line"
+    text = card.partition("---\n\n")[2]
+    kinds, code, shown = markup(text)
+    assert kinds <= {"text", "code_inline", "softbreak"}
+    assert len(code) == 2
+    assert code[1].count("\n") == 1, "the command in one line"
+    assert "x](https://evil.example) <b>|`**@me** www.evil.example $y$ ``` # Heading" in shown
+    plain = re.sub("(?s)```.*?```\n", "", text)
+    assert not re.search(r"(?<!\\)[@$]|https://|www\.|\u202e", plain), "plain to the hub, too"
 
 
 def test_results_stand_with_their_errors_and_counts():
@@ -155,7 +149,7 @@ def test_results_stand_with_their_errors_and_counts():
         "tasks": {"piqa": {"metric": "acc", "value": 0.61, "stderr": 0.022, "n": 500}},
         "probes": {"copying": {"value": 0.5, "stderr": 0.1, "n": 24}},
     }
-    content = CardContent(measured=[Evaluated("unpruned", {**found, "probes": {}}), Evaluated("healed", found)])
+    content = CardContent(measured={"unpruned": {**found, "probes": {}}, "healed": found})
     card = model_card("out", record("demo"), content)
     assert "| perplexity on pydoc | 21.09 | 21.09 |" in card
     assert "| piqa, acc | 0.610 ± 0.022 (n = 500) | 0.610 ± 0.022 (n = 500) |" in card
@@ -168,7 +162,6 @@ def test_results_stand_with_their_errors_and_counts():
         (CARD, {"license": "other", "license_name": "mine"}),
         ("# no metadata", {}),
         ("---\n: [\n---\n", {}),
-        ("---\n- a\n---\n", {}),
         ("---\nlicense: [mit]\n---\n", {}),
         (b"\xff\xfe---".decode("latin-1"), {}),
     ],

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from gguf_models import MAKERS, probabilities, token_losses
+from gguf_models import MAKERS, token_losses
 from plans import plan
 from shortstack.checkpoint import Checkpoint
 from shortstack.checkpoint.gguf_file import read_gguf
@@ -24,7 +24,7 @@ from zoo import speaking, tiny
 
 CONVERTER = Path(sys.prefix) / "converter" / "convert_hf_to_gguf.py"
 converting = pytest.mark.skipif(not CONVERTER.is_file(), reason="`make test` installs the converter")
-TEXT = "The capital of France is Paris. The capital of Spain is Madrid."
+TEXT = "The capital of France is Paris."
 
 
 @pytest.fixture(scope="module")
@@ -32,41 +32,33 @@ def pruned(tmp_path_factory):
     return prune(Checkpoint.open("demo"), plan(30, layers="2-26,28"), tmp_path_factory.mktemp("real") / "small")
 
 
-@converting
-@pytest.mark.parametrize(("kind", "near"), [("f32", 0.005), ("q8_0", 0.4)])
-def test_llama_cpp_reads_it_with_the_same_loss(kind, near, pruned, tmp_path):
-    """Of the real model without most layers; llama.cpp computes with weights of that type, transformers in float32.
+def off(file, pruned):
+    """How far losses of tokens are from those of transformers in float32: by llama.cpp, with the weights of the file.
 
-    Losses of such a cut are near 17: these are differences of 3 and of 240 parts in 10,000.
+    Losses of such a cut are near 17.
     """
-    pytest.importorskip("xllamacpp")
-    file = export_gguf(pruned, tmp_path / "small.gguf", kind=kind, converter=CONVERTER)
     ids = pruned.tokenizer()(TEXT).input_ids
     with torch.no_grad():
         logits = pruned.model(dtype=torch.float32)(torch.tensor([ids])).logits[0, :-1]
     expected = torch.nn.functional.cross_entropy(logits, torch.tensor(ids[1:]), reduction="none")
     found = torch.tensor(token_losses(file, ids, vocabulary=pruned.vocabulary))
-    assert (found - expected).abs().mean() < near
-    said = read_gguf(file).entries
-    assert said["shortstack.kept_layers"].value == [0, 1, 27, 29]
-    assert said["llama.block_count"].value == 4
+    return (found - expected).abs().mean()
+
+
+@converting
+def test_llama_cpp_reads_it_with_the_same_loss(pruned, tmp_path):
+    pytest.importorskip("xllamacpp")
+    file = export_gguf(pruned, tmp_path / "small.gguf", kind="f32", converter=CONVERTER)
+    assert off(file, pruned) < 0.005
+    assert read_gguf(file).entries["llama.block_count"].value == 4
     assert [path.name for path in tmp_path.iterdir()] == ["small.gguf"]
 
 
 @converting
 def test_by_the_command_line_with_a_modelfile(pruned, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    words = [
-        "export",
-        str(pruned.directory),
-        "--gguf",
-        "small.gguf",
-        "--ollama",
-        "--converter",
-        str(CONVERTER),
-        "--json",
-    ]
-    monkeypatch.setattr(sys, "argv", ["shortstack", *words])
+    words = f"export {pruned.directory} --gguf small.gguf --gguf-type q8_0 --ollama --converter {CONVERTER} --json"
+    monkeypatch.setattr(sys, "argv", ["shortstack", *words.split()])
     with pytest.raises(SystemExit) as ended:
         main()
     assert not ended.value.code
@@ -77,7 +69,7 @@ def test_by_the_command_line_with_a_modelfile(pruned, tmp_path, monkeypatch, cap
     assert Path(made["modelfile"]).read_text() == 'FROM ./small.gguf\nPARAMETER stop "<|im_end|>"\n'
     assert "<|im_start|>" in read_gguf(Path("small.gguf")).entries["tokenizer.chat_template"].value
     if "xllamacpp" in sys.modules:
-        assert probabilities("small.gguf", [504, 3575, 282], tokens=1)
+        assert off("small.gguf", pruned) < 0.4
 
 
 def program(folder, text):
@@ -89,12 +81,14 @@ def program(folder, text):
 
 
 def test_a_converter_that_fails_is_told_with_its_words(tmp_path):
-    converter = program(
-        tmp_path, "import sys; print('Model LlamaForCausalLM is not supported', file=sys.stderr); sys.exit(3)"
-    )
-    with pytest.raises(ArchitectureError, match="Model LlamaForCausalLM is not supported"):
-        export_gguf(Checkpoint.open(tiny("llama")), tmp_path / "out" / "small.gguf", converter=converter)
+    failing = program(tmp_path, "import sys; print('LlamaForCausalLM is not supported', file=sys.stderr); sys.exit(3)")
+    small = tmp_path / "out" / "small.gguf"
+    with pytest.raises(ArchitectureError, match="found LlamaForCausalLM is not supported") as refused:
+        export_gguf(Checkpoint.open(tiny("llama")), small, converter=failing)
     assert [path.name for path in tmp_path.iterdir()] == ["converter"]
+    words = [failing, tiny("llama"), "--outtype", "bf16", "--outfile", small]
+    told = refused.value.fix.partition("by itself: ")[2].partition("; if it needs")[0]
+    assert shlex.split(told) == [*map(str, words)]
 
 
 @pytest.mark.parametrize(("layers", "error"), [(7, "found 7"), (8, None)])
@@ -108,7 +102,7 @@ def test_what_it_wrote_has_the_checkpoint_s_layers(layers, error, tmp_path):
         assert not (tmp_path / "small.gguf").exists()
     else:
         export_gguf(Checkpoint.open(tiny("llama")), tmp_path / "small.gguf", converter=converter)
-        assert read_gguf(tmp_path / "small.gguf").entries["shortstack.source"].value == tiny("llama").name
+        assert (tmp_path / "small.gguf").read_bytes() == made.read_bytes()
 
 
 LOADING = """
@@ -150,11 +144,6 @@ def test_a_model_that_needs_its_code_is_told_how_to_trust_it(with_code, tmp_path
         export_gguf(Checkpoint.open(folder), tmp_path / "small.gguf", converter=converter)
     there = [path.name for path in folder.iterdir() if path.name != "own.py"]
     assert refused.value.found == " ".join(["m", *sorted(there)])
-    small, failing = tmp_path / "small.gguf", program(tmp_path, "exit(2)")
-    with pytest.raises(ArchitectureError, match="by itself: ") as refused:
-        export_gguf(Checkpoint.open(tiny("llama")), small, converter=failing)
-    words = [failing, tiny("llama"), "--outtype", "bf16", "--outfile", small]
-    assert shlex.split(refused.value.fix.partition("by itself: ")[2]) == [*map(str, words)]
 
 
 def test_a_token_that_reads_auto_map_stays(tmp_path):
@@ -189,17 +178,11 @@ def test_what_cannot_be_is_said_before_work(tmp_path, monkeypatch):
         (("--push-to-hub", "a/b", "--ollama"), "--ollama"),
         (("--gguf", "small.gguf", "--private"), "--push-to-hub"),
         (("--push-to-hub", "small"), "org/name"),
-        (("--push-to-hub", "a/b", "--results", "config.json"), "--results: config.json"),
-        (("--push-to-hub", "a/b", "--results", "text.json"), "--results: text.json\n  expected  what evaluate found"),
-        (("--push-to-hub", "a/b", "--results", "tasks.json"), "--results: tasks.json\n  expected  what evaluate found"),
     ],
 )
 def test_options_that_do_not_go_together_are_refused(words, expected, tmp_path, monkeypatch, capsys):
     pruned = prune(Checkpoint.open(tiny("llama")), plan(8, layers="3"), tmp_path / "cut")
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "config.json").write_text("{}")
-    (tmp_path / "text.json").write_text('{"perplexity": {"pydoc": {}}, "tasks": {}}')
-    (tmp_path / "tasks.json").write_text('{"perplexity": {}, "tasks": {"piqa": [1]}}')
     monkeypatch.setattr(sys, "argv", ["shortstack", "export", str(pruned.directory), *words])
     with pytest.raises(SystemExit) as ended:
         main()

@@ -1,8 +1,6 @@
 """What prune refuses and leaves nothing of, beyond what the errors' own tests cover; and what it copies before it knows."""
 
 import json
-import subprocess
-import sys
 
 import architectures
 import pytest
@@ -63,47 +61,12 @@ def test_extra_heads_named_mtp_go_with_any_cut_and_a_plan_says_so(tmp_path):
     assert verify(pruned, against=source).ok
 
 
-def test_weights_of_another_shape_than_the_config_are_refused(tmp_path):
-    directory = make("llama", tmp_path / "source")
-    edit(directory, intermediate_size=40)
-    refused(directory, tmp_path, CheckpointError, r"mlp\.down_proj.weight of shape \(32, 48\), not \(32, 40\)")
+def test_a_hybrid_without_attention_is_refused_since_nothing_counts_cached_tokens(tmp_path):
+    directory = architectures.make("bamba", tmp_path / "source")
+    refused(directory, tmp_path, ArchitectureError, "expected an attention layer to stay", layers="2,5")
 
 
-def test_a_tensor_in_two_shards_is_refused(tmp_path):
-    directory = make("llama", tmp_path / "source", max_shard_size="40KB")
-    shards = sorted(directory.glob("*.safetensors"))
-    first = load_file(shards[0])
-    save_file({**load_file(shards[1]), **dict([next(iter(first.items()))])}, shards[1])
-    refused(directory, tmp_path, CheckpointError, "in several")
-
-
-RWKV = {
-    "5-7": "final norm to stay behind 1 halvings.*found 0 in 5 layers.*exact cut: layers 6-7",
-    "1-7": "at least two layers of RWKV",
-}
-
-
-def test_a_cut_that_changes_how_often_rwkv_halves_is_refused(tmp_path):
-    directory = architectures.make("rwkv", tmp_path / "source")
-    for layers, said in RWKV.items():
-        refused(directory, tmp_path, ArchitectureError, said, layers=layers)
-
-
-@pytest.mark.parametrize(("name", "layers"), [("bamba", "2,5"), ("lfm2", "2,5,7"), ("nemotron_h", "1,5")])
-def test_a_hybrid_without_attention_is_refused_since_nothing_counts_cached_tokens(name, layers, tmp_path):
-    directory = architectures.make(name, tmp_path / "source")
-    refused(directory, tmp_path, ArchitectureError, "expected an attention layer to stay", layers=layers)
-
-
-def test_a_hybrid_with_one_attention_layer_counts_its_cached_tokens(tmp_path):
-    source = Checkpoint.open(architectures.make("bamba", tmp_path / "source"))
-    model = prune(source, plan(8, layers="0-1,3-7"), tmp_path / "out").model(dtype=torch.float32)
-    ids, options = torch.tensor([[3, 4, 5]]), {"max_new_tokens": 6, "do_sample": False, "eos_token_id": None}
-    cached, plain = (model.generate(ids, use_cache=cache, **options) for cache in (True, False))
-    assert torch.equal(cached, plain)
-
-
-KINDS = [("smollm3", "0,2-4,6-7"), ("smollm3", "1,5"), ("gemma3_text", "0-4,6-7"), ("gemma3_text", "5")]
+KINDS = [("smollm3", "0,2-4,6-7"), ("gemma3_text", "0-4,6-7")]
 
 
 @pytest.mark.parametrize(("name", "layers"), KINDS)
@@ -114,20 +77,6 @@ def test_every_layer_of_one_kind_may_go(name, layers, tmp_path):
     assert len(set(source.config["layer_types"])) == 2
     assert len(set(pruned.config["layer_types"])) == 1
     assert verify(pruned, against=source).ok
-
-
-def test_weights_that_hold_a_block_for_each_layer_lose_those_of_the_removed(tmp_path):
-    """Gemma 3n looks up and projects an embedding for every layer at once: [vocabulary, layers * width]."""
-    source = Checkpoint.open(architectures.make("gemma3n_text, no shared keys", tmp_path / "source"))
-    pruned = prune(source, plan(8, layers="1,4,6"), tmp_path / "out")
-    before, after = (load_file(checkpoint.directory / "model.safetensors") for checkpoint in (source, pruned))
-    kept = [0, 2, 3, 5, 7]
-    for name, axis in (("embed_tokens_per_layer", 1), ("per_layer_model_projection", 0)):
-        (key,) = (key for key in before if name in key)
-        blocks = before[key].chunk(8, dim=axis)
-        assert torch.equal(after[key], torch.cat([blocks[layer] for layer in kept], dim=axis))
-    assert sum(source.sizes.layer_parameters) + source.sizes.other_parameters == source.parameters
-    assert pruned.parameters == plan(8, layers="1,4,6").sized(source.sizes).parameters.after
 
 
 def test_further_chat_templates_travel_and_are_verified(tmp_path):
@@ -174,28 +123,6 @@ def test_files_that_describe_their_layers_are_refused(tmp_path):
     with pytest.raises(CheckpointError, match="torchao's form"):
         check_fits(tmp_path / "out", checkpoint, plan(8, drop=2))
     assert not (tmp_path / "out").exists()
-
-
-BEGUN = """
-import sys
-from shortstack.checkpoint.writer import CheckpointWriter
-begin = CheckpointWriter.begin
-def told(self, shards, **options):
-    print("torch" in sys.modules, len(shards), file=sys.stderr)
-    return begin(self, shards, **options)
-CheckpointWriter.begin = told
-sys.argv[0] = "shortstack"
-from shortstack.cli import main
-main()
-"""
-
-
-def test_bytes_move_before_the_cut_is_checked_and_before_torch_is_imported(tmp_path):
-    source, out = make("llama", tmp_path / "source"), tmp_path / "out"
-    asked = ["prune", str(source), "--layers", "2,5", "-o", str(out), "-q"]
-    told = subprocess.run([sys.executable, "-c", BEGUN, *asked], capture_output=True, text=True, check=True).stderr
-    assert [line for line in told.splitlines() if line.startswith(("True", "False"))] == ["False 1"]
-    assert verify(Checkpoint.open(out), against=Checkpoint.open(source)).ok
 
 
 def test_what_was_copied_for_another_cut_than_the_checked_one_is_written_anew(tmp_path, monkeypatch):

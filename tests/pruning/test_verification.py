@@ -46,7 +46,11 @@ def narrowed(tmp_path_factory):
     """A source whose matrices outside the layers have a part for each layer, and a cut of it."""
     folder = tmp_path_factory.mktemp("narrowed")
     source = Checkpoint.open(architectures.make("gemma3n_text, no shared keys", folder / "source"))
-    return source, prune(source, plan(8, layers="1,4,6"), folder / "out").directory
+    cut = plan(8, layers="1,4,6")
+    pruned = prune(source, cut, folder / "out")
+    assert sum(source.sizes.layer_parameters) + source.sizes.other_parameters == source.parameters
+    assert pruned.parameters == cut.sized(source.sizes).parameters.after
+    return source, pruned.directory
 
 
 def forge(folder: Path) -> None:
@@ -113,12 +117,6 @@ def test_what_was_written_is_verified(source, pruned, stream):
     assert list(result.checks) == ["files", "tensors", "logits"]
     assert result.to_dict()["ok"] is True
     assert "max abs difference 0 without layers 1, 4" in result.checks["logits"]["detail"]
-    assert ("hidden states are equal after each of 6 layers" in result.checks["logits"]["detail"]) == stream
-
-
-def test_a_streamed_verification_says_where_hidden_states_part(copy, source):
-    changed(copy, "model.layers.3.mlp.up_proj.weight", spoiled)
-    assert "hidden states first differ after layer 3" in failed(copy, source, stream=True)[1]
 
 
 def test_models_that_do_not_fit_in_memory_are_streamed(pruned, source, monkeypatch):
@@ -130,8 +128,9 @@ def test_models_that_do_not_fit_in_memory_are_streamed(pruned, source, monkeypat
     assert verify(Checkpoint.open(pruned), against=source).ok
 
 
-@pytest.mark.parametrize("name", [SINGLE, "config.json", "generation_config.json"])
-@pytest.mark.parametrize("how", ["deleted", "longer", "shorter"])
+@pytest.mark.parametrize(
+    ("name", "how"), [(SINGLE, "shorter"), ("config.json", "longer"), ("generation_config.json", "deleted")]
+)
 def test_a_file_that_is_gone_or_of_another_size_is_found(name, how, copy):
     path = copy / name
     content = path.read_bytes()
@@ -161,9 +160,7 @@ def test_a_changed_weight_with_a_forged_manifest_gives_other_logits(copy, source
     ("change", "found"),
     [
         ({"num_hidden_layers": 5}, "unexpected_keys|9 without a place in the model"),
-        ({"num_hidden_layers": 7}, "missing_keys|9 missing"),
         ({"vocab_size": 97}, "2 mismatched_keys|2 of another shape"),
-        ({"hidden_act": "zork"}, "zork"),
         ({"model_type": "bert"}, "an encoder"),
     ],
 )
@@ -176,100 +173,64 @@ def test_a_config_that_does_not_fit_with_a_forged_manifest_is_found(change, foun
     assert re.search(found, said)
 
 
-def test_models_that_do_not_belong_together_are_refused(pruned, copy, source):
+def test_models_that_do_not_belong_together_are_refused(pruned, copy, source, tmp_path):
+    checkpoint = Checkpoint.open(pruned)
+    with pytest.raises(CheckpointError, match="same layers"):
+        verify(checkpoint, against=checkpoint)
+    other = Checkpoint.open(make("llama", tmp_path / "other", vocab_size=100))
+    with pytest.raises(CheckpointError, match=r"vocabulary of .*, 100 tokens"):
+        verify(checkpoint, against=other)
+    with pytest.raises(CheckpointError, match="record"):
+        verify(source)
     record = json.loads((copy / RECORD).read_text())
     (copy / RECORD).write_text(json.dumps(record | {"layer_map": {str(layer): layer + 9 for layer in range(6)}}))
     with pytest.raises(CheckpointError, match="a cut of"):
         verify(Checkpoint.open(copy), against=source)
-    with pytest.raises(CheckpointError, match="record"):
-        verify(source)
 
 
-STRANGERS = (
-    *("extra.safetensors", "adapter_model.safetensors", "pytorch_model.bin", "model.gguf"),
-    *("weights.pt", "weights.pth", "last.ckpt", "evil.py"),
-)
-
-
-@pytest.mark.parametrize("name", STRANGERS)
-def test_weights_or_code_that_were_added_are_found(name, copy):
-    (copy / name).write_bytes((copy / SINGLE).read_bytes())
+def test_weights_or_code_that_were_added_are_found(copy):
+    names = ("evil.py", "extra.safetensors", "model.gguf", "pytorch_model.bin")
+    for name in names:
+        (copy / name).write_bytes((copy / SINGLE).read_bytes())
     check, said = failed(copy)
     assert check == "files"
-    assert f"{name} was not written by shortstack" in said
+    assert said == "; ".join(f"{name} was not written by shortstack" for name in names)
 
 
-def test_a_record_without_files_vouches_for_nothing(copy):
-    record = json.loads((copy / RECORD).read_text())
-    (copy / RECORD).write_text(json.dumps(record | {"files": {}}))
-    assert f"{SINGLE} was not written" in failed(copy)[1]
-
-
-def test_a_model_of_another_vocabulary_is_refused(pruned, tmp_path):
-    other = Checkpoint.open(make("llama", tmp_path / "other", vocab_size=100))
-    with pytest.raises(CheckpointError, match=r"vocabulary of .*, 100 tokens"):
-        verify(Checkpoint.open(pruned), against=other)
-
-
-def test_a_cut_verified_against_itself_is_refused_since_nothing_would_be_checked(pruned):
-    checkpoint = Checkpoint.open(pruned)
-    with pytest.raises(CheckpointError, match="same layers"):
-        verify(checkpoint, against=checkpoint)
-
-
-def test_where_a_cut_makes_a_matrix_smaller_rounding_is_no_difference(narrowed, tmp_path, stream):
+def test_where_a_cut_makes_a_matrix_smaller_rounding_is_no_difference(narrowed, tmp_path):
     source, out = narrowed
     copy = Path(shutil.copytree(out, tmp_path / "copy"))
-    result = verify(changed(copy, "model.norm.weight", rounded), against=source, stream=stream)
+    result = verify(changed(copy, "model.norm.weight", rounded), against=source)
     said = result.checks["logits"]["detail"]
     assert result.ok, said
     assert "max abs difference 0 " not in said
     assert "is rounding, since model.embed_tokens_per_layer.weight is smaller" in said
-
-
-def test_where_a_cut_makes_a_matrix_smaller_a_changed_layer_is_found_all_the_same(narrowed, tmp_path, stream):
-    source, out = narrowed
-    copy = Path(shutil.copytree(out, tmp_path / "copy"))
     changed(copy, "model.layers.3.mlp.up_proj.weight", spoiled)
-    assert failed(copy, source, stream=stream)[0] == "logits"
-
-
-def test_where_no_matrix_became_smaller_even_rounding_is_a_difference(copy, source, stream):
-    changed(copy, "model.norm.weight", rounded)
-    assert failed(copy, source, stream=stream)[0] == "logits"
+    assert failed(copy, source)[0] == "logits"
 
 
 @pytest.mark.usefixtures("own_cache")
-def test_a_cut_of_a_healed_cut_differs_from_the_original_and_equals_what_was_healed(tmp_path, stream):
+def test_a_cut_of_a_healed_cut_differs_from_the_original_and_equals_what_was_healed(tmp_path):
     original = Checkpoint.open(speaking(tmp_path / "original"))
     first = prune(original, plan(8, layers="2"), tmp_path / "first")
+    untrained = prune(first, plan(7, layers="3"), tmp_path / "untrained")
+    assert "max abs difference 0 without layers 2, 4" in verify(untrained, against=original).checks["logits"]["detail"]
     trained = healed(first, tmp_path / "trained")
     second = prune(trained, plan(7, layers="3"), tmp_path / "second")
     for source in (original, first):
-        result = verify(second, against=source, stream=stream)
+        result = verify(second, against=source)
         assert result.ok
         assert "trained since, so it differs" in result.checks["logits"]["detail"]
         assert "max abs difference 0 " not in result.checks["logits"]["detail"]
-    result = verify(second, against=trained, stream=stream)
+    result = verify(second, against=trained)
     assert result.ok
     assert "max abs difference 0 without layer 3" in result.checks["logits"]["detail"]
     changed(second.directory, "model.layers.0.mlp.up_proj.weight", spoiled)
-    assert failed(second.directory, trained, stream=stream)[0] == "logits"
+    assert failed(second.directory, trained)[0] == "logits"
 
 
-def test_a_cut_of_an_untrained_cut_must_equal_the_original(source, pruned, tmp_path, stream):
-    second = prune(Checkpoint.open(pruned), plan(6, layers="3"), tmp_path / "second")
-    assert (
-        "max abs difference 0 without layers 1, 4-5"
-        in verify(second, against=source, stream=stream).checks["logits"]["detail"]
-    )
-    changed(second.directory, "model.layers.0.mlp.up_proj.weight", spoiled)
-    assert failed(second.directory, source, stream=stream)[0] == "logits"
-
-
-@pytest.mark.parametrize("name", ["model.layers.3.mlp.up_proj.weight", "model.embed_tokens.weight"])
-def test_a_cut_is_of_the_model_whose_tensors_it_has(name, source, pruned, tmp_path):
-    made = Checkpoint.open(pruned)
+def test_a_cut_is_of_the_model_whose_tensors_it_has(source, pruned, tmp_path):
+    made, name = Checkpoint.open(pruned), "model.embed_tokens.weight"
     assert cut_of(made, source).removed == (1, 4)
     other = Path(shutil.copytree(source.directory, tmp_path / "other"))
     weights = load_file(other / SINGLE)

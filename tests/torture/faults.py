@@ -67,9 +67,7 @@ class Verb:
 VERBS = {
     "score": Verb(("score", "m", *TEXT, "--metric", "bi,ppl", "-o", "out.json"), "out.json"),
     "plan": Verb(("plan", "m", "--metric", "reverse", "--drop", "2", "-o", "out.json"), "out.json"),
-    "prune": Verb(
-        ("prune", "m", "--metric", "reverse", "--drop", "2", "--max-shard-size", "100KB", "-o", "out"), "out"
-    ),
+    "prune": Verb(("prune", "m", "--metric", "reverse", "--drop", "2", "-o", "out"), "out"),
     "repair": Verb(
         ("prune", "m", "--layers", "3-4", "--repair", "--repair-samples", "8", *TEXT[:2], *TEXT[-2:], "-o", "new/out"),
         "new/out",
@@ -175,7 +173,7 @@ class Ran:
 
 def prepared(server: Server, verb: Verb, place: Path) -> Path:
     """A folder in which the verb can run."""
-    speaking(place / "m")
+    speaking(place / "m", max_shard_size="100KB")
     data_folder(place / "data")
     rows = [{"text": f"the walk of {number} and one is in order"} for number in range(24)]
     (place / "lines.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))

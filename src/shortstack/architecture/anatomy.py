@@ -276,7 +276,6 @@ def resolved_fields(config: PretrainedConfig) -> dict[str, Any]:
 
 
 def _counts(config: PretrainedConfig) -> dict[str, int]:
-    """The fields of a config that count layers, under the names it stores them by."""
     fields, stored_as = resolved_fields(config), config.attribute_map
     names = dict.fromkeys(stored_as.get(name, name) for name in COUNTS)
     counts = {name: fields[name] for name in names if type(fields.get(name)) is int and "encoder" not in name}

@@ -205,7 +205,6 @@ def _is_cut(old: Any, new: Any, counts: tuple[int, int]) -> bool:
 
 
 def _kinds(model: PreTrainedModel) -> set[str]:
-    """The kinds of layer a config names."""
     return set(getattr(model.config.get_text_config(decoder=True), "layer_types", None) or ())
 
 

@@ -6,14 +6,13 @@ import re
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from html import escape
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from shortstack.checkpoint.file_names import CARD, DEMO_HUB_ID, is_demo
-from shortstack.machine.formats import number, option_words, show_layers, size
+from shortstack.machine.formats import number, option_words, show_layers
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 LICENCE = ("license", "license_name", "license_link")
@@ -23,24 +22,16 @@ SEES = "ForConditionalGeneration"  # ends the class of models that see images, w
 
 
 @dataclass(frozen=True)
-class Evaluated:
-    """The evaluation of one model. name: in the table's head; found: the JSON of an Evaluation."""
-
-    name: str
-    found: Mapping[str, Any]
-
-
-@dataclass(frozen=True)
 class CardContent:
     """The content of a model card apart from the checkpoint's record.
 
-    verdict: whether to keep it. facts: sizes and the like, by what they are and by model. answers: of the models to prompts.
-    why: these layers went; compared: cuts that were compared, by their loss.
+    verdict: whether to keep it. facts: sizes and the like, by what they are and by model. measured: the JSON of evaluations,
+    by model. answers: of the models to prompts. why: these layers went; compared: cuts that were compared, by their loss.
     """
 
     verdict: str = ""
     facts: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
-    measured: Sequence[Evaluated] = ()
+    measured: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     answers: Sequence[Mapping[str, str]] = ()
     why: str = ""
     compared: Mapping[str, float] = field(default_factory=dict)
@@ -63,7 +54,7 @@ def model_card(name: str, record: Mapping[str, Any], content: CardContent | None
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    environment.filters |= {"layers": show_layers, "number": number, "size": size, "thousands": "{:,}".format}
+    environment.filters["number"] = number
     content, steps = content or CardContent(), _steps(record)
     facts = {
         "metadata": card_metadata(record, content.licence),
@@ -72,7 +63,6 @@ def model_card(name: str, record: Mapping[str, Any], content: CardContent | None
         "source": base_model(record) or "the model that it was made from",
         "sees": _sees(record),
         "made": [_sentence(step) for step in steps],
-        "kept": _kept(record),
         "commands": [_command(step, name if step is steps[-1] else None) for step in steps],
         "version": record["versions"]["shortstack"],
         "rows": _rows(content.measured),
@@ -127,22 +117,21 @@ def base_model(record: Mapping[str, Any]) -> str | None:
 
 
 def _sees(record: Mapping[str, Any]) -> bool:
-    """Whether the model is one that sees images, too."""
     return str(record.get("architecture")).endswith(SEES)
 
 
 def licence_of(directory: Path) -> dict[str, str]:
     """Return the licence metadata of the card in a checkpoint's directory; empty if there is no card or no licence in it."""
+    from huggingface_hub import metadata_load
+
     card = directory / CARD
     if not card.is_file() or card.stat().st_size > MOST_BYTES:
         return {}
-    head = re.match(r"---\r?\n(.*?)\r?\n---", card.read_text(encoding="utf-8", errors="replace"), re.DOTALL)
     try:
-        said = yaml.safe_load(head[1]) if head else None
-    except yaml.YAMLError:  # a card that hubs could not read, either: it says nothing
+        said = metadata_load(card) or {}
+    except (ValueError, yaml.YAMLError):  # a card that hubs could not read, either: it says nothing
         return {}
-    known = said if isinstance(said, dict) else {}
-    return {name: known[name] for name in LICENCE if isinstance(known.get(name), str)}
+    return {name: said[name] for name in LICENCE if isinstance(said.get(name), str)}
 
 
 def _steps(record: Mapping[str, Any]) -> list[Mapping[str, Any]]:
@@ -154,7 +143,6 @@ def _steps(record: Mapping[str, Any]) -> list[Mapping[str, Any]]:
 
 
 def _sentence(step: Mapping[str, Any]) -> str:
-    """One step, for people."""
     plan, healing = step.get("plan"), step.get("healing")
     if plan and not healing:
         refitted = "; kept layers were refitted in closed form" if (step.get("repair") or {}).get("kept") else ""
@@ -169,18 +157,6 @@ def _sentence(step: Mapping[str, Any]) -> str:
     if step["verb"] == "repair":
         return "Kept layers were refitted in closed form, so that the cut costs less."
     return f"It went through shortstack {step['verb']}."
-
-
-def _kept(record: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """Runs of layers that stayed together: their numbers now, and in the first model."""
-    pairs = [(int(new), old) for new, old in (record.get("layer_map") or {}).items()]
-    runs: list[list[tuple[int, int]]] = []
-    for pair in pairs:
-        if runs and pair[1] == runs[-1][-1][1] + 1:
-            runs[-1].append(pair)
-        else:
-            runs.append([pair])
-    return [(show_layers([new for new, _ in run]), show_layers([old for _, old in run])) for run in runs]
 
 
 def _command(step: Mapping[str, Any], name: str | None) -> str:
@@ -202,7 +178,6 @@ def _command(step: Mapping[str, Any], name: str | None) -> str:
 
 
 def _options(values: Mapping[str, Any]) -> list[str]:
-    """Values that are set, as options."""
     return option_words({name: value for name, value in values.items() if value is not False and name != "sha256"})
 
 
@@ -221,31 +196,18 @@ def _sources(data: str, *, weighted: bool = False) -> list[str]:
     return named
 
 
-def results_section(measured: Sequence[Evaluated]) -> str:
-    """A section with what was measured of models, to stand behind a card; nothing where nothing was."""
-    if not measured:
-        return ""
-    names = [escape(inert(model.name), quote=False) for model in measured]
-    lines = ["", "## Results", "", f"| | {' | '.join(names)} |", f"|---|{'---:|' * len(names)}"]
-    lines += [f"| {escape(inert(name), quote=False)} | {' | '.join(cells)} |" for name, cells in _rows(measured)]
-    return "\n".join([*lines, ""])
-
-
-def _rows(measured: Sequence[Evaluated]) -> list[tuple[str, list[str]]]:
-    """Return the rows of the results table: the measure's name, and a cell for each model."""
+def _rows(measured: Mapping[str, Mapping[str, Any]]) -> list[tuple[str, list[str]]]:
     cells: dict[str, dict[str, str]] = {}
-    for model in measured:
-        for name, cell in _cells(model.found):
-            cells.setdefault(name, {})[model.name] = cell
-    return [(name, [found.get(model.name, "") for model in measured]) for name, found in cells.items()]
+    for model, found in measured.items():
+        for name, cell in _cells(found):
+            cells.setdefault(name, {})[model] = cell
+    return [(name, [by_model.get(model, "") for model in measured]) for name, by_model in cells.items()]
 
 
 def _cells(found: Mapping[str, Any]) -> list[tuple[str, str]]:
     """Of an evaluation: perplexities, tasks and probes with their standard errors and how many items they had."""
     cells = [(f"perplexity on {text}", _perplexity(each)) for text, each in (found.get("perplexity") or {}).items()]
-    tasks = found.get("tasks") or {}
-    for name, each in tasks.items() if isinstance(tasks, Mapping) else [(task["task"], task) for task in tasks]:
-        cells.append((f"{name}, {each.get('metric', 'score')}", _with_error(each)))
+    cells += [(f"{name}, {each['metric']}", _with_error(each)) for name, each in (found.get("tasks") or {}).items()]
     return cells + [(f"writing: {name}", _with_error(each)) for name, each in (found.get("probes") or {}).items()]
 
 

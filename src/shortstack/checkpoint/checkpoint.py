@@ -13,7 +13,7 @@ from shortstack.architecture import Anatomy, anatomy
 from shortstack.architecture.config_fields import DEPTH_BLOCKS
 from shortstack.architecture.layer_names import LayerNames
 from shortstack.architecture.positions import learned_positions
-from shortstack.checkpoint.file_names import NAMED_WEIGHTS, TEMPLATES, TOKENIZER, check_own_files, is_carried_along
+from shortstack.checkpoint.file_names import TEMPLATES, TOKENIZER, check_own_files, is_carried_along
 from shortstack.checkpoint.index import how_to_load, read_tensors
 from shortstack.checkpoint.loaded import saved
 from shortstack.checkpoint.record_file import read_record
@@ -70,7 +70,6 @@ class Checkpoint:
         check_own_files(directory)
         config = anatomy.read_config(directory)
         tensors = read_tensors(directory, config)
-        config.pop(NAMED_WEIGHTS, None)  # what is written has a file of the usual name
         anatomy.check_depth(config, len(tensors), directory)
         return cls(directory, str(model), commit_of(directory) or revision, config, tensors, trust_remote_code)
 
@@ -133,20 +132,18 @@ class Checkpoint:
     @functools.cached_property
     def sizes(self) -> Sizes:
         """Parameters and stored bytes of each layer, of the rest, and of the extra heads, which go with any cut."""
-        layers = self.anatomy.layers
-        parameters, sizes = [0] * (layers + 2), [0] * (layers + 2)
+        return Sizes.summed(self.anatomy.layers, self._shares())
+
+    def _shares(self) -> Iterator[tuple[int | None, int, int]]:
+        """Of each tensor the layer, or what it has of each layer, with its parameters and bytes."""
+        layers, names = self.anatomy.layers, self.layer_names
         for tensor in self.tensors.values():
-            if any(f".{block}." in f".{tensor.name}" for block in DEPTH_BLOCKS):  # equal parts, one of each layer
-                for slot in range(layers):
-                    parameters[slot] += tensor.parameters // layers
-                    sizes[slot] += tensor.size // layers
-                continue
-            layer = self.layer_names.layer_of(tensor.name)
-            slot = layers + 1 if self.layer_names.is_extra_head(tensor.name) else layers if layer is None else layer
-            parameters[slot] += tensor.parameters
-            sizes[slot] += tensor.size
-        (*by_layer, other, extra), (*bytes_by_layer, other_bytes, extra_bytes) = parameters, sizes
-        return Sizes(tuple(by_layer), tuple(bytes_by_layer), other, other_bytes, extra, extra_bytes)
+            if any(f".{block}." in f".{tensor.name}" for block in DEPTH_BLOCKS):
+                for layer in range(layers):
+                    yield layer, tensor.parameters // layers, tensor.size // layers
+            else:
+                extra = names.is_extra_head(tensor.name)
+                yield layers if extra else names.layer_of(tensor.name), tensor.parameters, tensor.size
 
     @property
     def weight_bytes(self) -> int:

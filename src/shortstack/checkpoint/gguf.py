@@ -72,19 +72,9 @@ def _in_one_file(model: GgufFile, partial: Path) -> Iterator[Path]:
 
 
 def _card(model: GgufFile) -> str:
-    """The licence as a card has it, where the file says one."""
     names = {name: f"general.{name.replace('_', '.')}" for name in LICENCE}
     said = {name: model.entries[key].value for name, key in names.items() if key in model.entries}
     return f"---\n{yaml.safe_dump(said)}---\n"
-
-
-def _unreadable(path: Path, error: Exception) -> CheckpointError:
-    return CheckpointError(
-        f"one that is truncated, damaged or unknown ({type(error).__name__}: {one_line(error)})",
-        expected="a GGUF file of an architecture transformers reads",
-        fix="download it again, or start from the safetensors checkpoint",
-        where=path,
-    )
 
 
 def _convert(path: Path, out: Path, *, said: Path) -> None:
@@ -97,12 +87,16 @@ def _convert(path: Path, out: Path, *, said: Path) -> None:
         with redirect_stderr(io.StringIO()):  # a bar of the reader's own, which would break ours; errors are raised
             model = AutoModelForCausalLM.from_pretrained(folder, gguf_file=name, dtype=torch.bfloat16)
             tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=name, trust_remote_code=False)
-    except UNREADABLE as error:
-        raise _unreadable(said, error) from error
     except Exception as error:
-        if type(error) is not Exception:  # the tokenizers library raises no other of what it cannot read
+        bare = type(error) is Exception  # the tokenizers library raises no other of what it cannot read
+        if not bare and not isinstance(error, UNREADABLE):
             raise
-        raise _unreadable(said, error) from error
+        raise CheckpointError(
+            f"one that is truncated, damaged or unknown ({type(error).__name__}: {one_line(error)})",
+            expected="a GGUF file of an architecture transformers reads",
+            fix="download it again, or start from the safetensors checkpoint",
+            where=said,
+        ) from error
     # A model read from GGUF refuses to be saved while it remembers that it was quantised, which its weights no longer are.
     model.hf_quantizer = None
     vars(model.config).pop("quantization_config", None)

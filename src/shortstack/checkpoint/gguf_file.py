@@ -11,6 +11,7 @@ import mmap
 import re
 import struct
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -19,15 +20,27 @@ from typing import Any
 from shortstack.checkpoint.pieces import Piece, Span, WrittenFile, write_pieces
 from shortstack.checkpoint.sizes import Sizes
 from shortstack.errors import CheckpointError
+from shortstack.machine.files import check_new, rename_new, scratch_beside, sync_tree
+from shortstack.machine.locks import OutputLock
 
 MAGIC = b"GGUF"
 VERSIONS = (2, 3)
-UINT16, UINT32, INT32, FLOAT32, BOOL, STRING, ARRAY, UINT64 = 2, 4, 5, 6, 7, 8, 9, 10
+UINT32, INT32, FLOAT32, BOOL, STRING, ARRAY, UINT64 = 4, 5, 6, 7, 8, 9, 10
 NUMBERS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 ALIGNMENT = 32  # of tensors, where general.alignment says no other
 MAX_DIMENSIONS = 8
 BLOCK = re.compile(r"^blk\.(\d+)\.")
 PART = re.compile(r"-(\d{5})-of-(\d{5})\.gguf$")
+
+
+@contextmanager
+def new_gguf(output: Path) -> Iterator[Path]:
+    """The place to write a file that gets its name when it is whole, or leaves nothing."""
+    with scratch_beside(output) as scratch, OutputLock(output):
+        yield scratch / output.name
+        sync_tree(scratch)
+        check_new(output)
+        rename_new(scratch / output.name, output)
 
 
 @dataclass(frozen=True)
@@ -113,13 +126,9 @@ class GgufFile:
 
     def sizes(self, layers: int) -> Sizes:
         """Parameters and bytes of each layer, and of what is none; blocks past the last layer go with any cut."""
-        parameters, nbytes = [0] * (layers + 2), [0] * (layers + 2)
-        for tensor in self.tensors:
-            place = layers if tensor.block is None else layers + 1 if tensor.block >= layers else tensor.block
-            parameters[place] += math.prod(tensor.shape)
-            nbytes[place] += len(tensor.data)
-        whole = zip(parameters[layers:], nbytes[layers:], strict=True)
-        return Sizes(tuple(parameters[:layers]), tuple(nbytes[:layers]), *(count for pair in whole for count in pair))
+        return Sizes.summed(
+            layers, ((tensor.block, math.prod(tensor.shape), len(tensor.data)) for tensor in self.tensors)
+        )
 
 
 def _alignment(entries: Mapping[str, Entry]) -> int:
@@ -140,12 +149,13 @@ def read_gguf(path: Path) -> GgufFile:
 
 
 def _parts_of(path: Path) -> tuple[Path, ...]:
-    """All parts of a model, from the name of one."""
     named = PART.search(path.name)
     if not named:
         return (path,)
-    names = part_names(PART.sub(".gguf", path.name), int(named[2]))
-    parts = tuple(path.with_name(name) for name in names)
+    count = int(named[2])
+    parts = tuple(
+        path.with_name(PART.sub(f"-{number:05d}-of-{count:05d}.gguf", path.name)) for number in range(1, count + 1)
+    )
     missing = next((part for part in parts if not part.is_file()), None)
     elsewhere = [part for part in parts if part.resolve().parent != path.resolve().parent]
     if missing or not parts:
@@ -153,18 +163,6 @@ def _parts_of(path: Path) -> tuple[Path, ...]:
     if elsewhere:
         raise _broken(elsewhere[0], f"a file in the folder of {path.name}", f"a link to {elsewhere[0].resolve()}")
     return parts
-
-
-def part_names(name: str, count: int) -> list[str]:
-    """The names of a model's parts, as llama.cpp wants them.
-
-    >>> part_names("small.gguf", 1), part_names("small.gguf", 2)
-    (['small.gguf'], ['small-00001-of-00002.gguf', 'small-00002-of-00002.gguf'])
-    """
-    if count == 1:
-        return [name]
-    stem = name.removesuffix(".gguf")
-    return [f"{stem}-{number:05d}-of-{count:05d}.gguf" for number in range(1, count + 1)]
 
 
 def _read_part(path: Path) -> GgufFile:
@@ -264,7 +262,6 @@ class _Part:
         return entries
 
     def _declared(self) -> tuple[str, tuple[int, ...], int, int]:
-        """A tensor's name, shape, kind, and where it starts behind the first."""
         name, dimensions = self.cursor.text(), self.cursor.number(UINT32)
         if dimensions > MAX_DIMENSIONS:
             raise _broken(self.path, f"at most {MAX_DIMENSIONS} dimensions of {name!r}", str(dimensions))

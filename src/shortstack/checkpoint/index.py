@@ -1,15 +1,12 @@
 """Which tensors a checkpoint has, and in which file: decided as transformers decides it, and refused where it is unclear.
 
-transformers' order: the file that config.json names under transformers_weights, model.safetensors, then the index. An
-adapter beside the weights is applied on top of them.
+transformers' order: model.safetensors, then the index. An adapter beside the weights is applied on top of them.
 """
 
 from __future__ import annotations
 
 import json
-import os
 import shlex
-from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -37,7 +34,12 @@ def read_tensors(directory: Path, config: Mapping[str, Any]) -> dict[str, Stored
 def _first_file(directory: Path, config: Mapping[str, Any]) -> Path:
     """The file that transformers begins with: the only one that has weights, or an index."""
     if NAMED_WEIGHTS in config:
-        return _named(directory, config[NAMED_WEIGHTS])
+        raise CheckpointError(
+            repr(config[NAMED_WEIGHTS]),
+            expected=f"weights in {SINGLE}, or shards with {INDEX}",
+            fix=f"give them that name, and take {NAMED_WEIGHTS} out of config.json",
+            where=directory / "config.json",
+        )
     single, index = directory / SINGLE, directory / INDEX
     if single.exists() and index.exists() and set(_weight_map(index).values()) != {SINGLE}:
         raise CheckpointError(
@@ -52,47 +54,20 @@ def _first_file(directory: Path, config: Mapping[str, Any]) -> Path:
     if not files:
         raise _no_weights(directory)
     raise CheckpointError(
-        f"{files[0]} alone, which transformers does not look for"
-        if len(files) == 1
-        else f"{len(files)} safetensors files and no index",
+        f"no index, and {', '.join(files[:3])}, which transformers does not look for",
         expected=f"{SINGLE}, or shards with {INDEX}",
-        fix=f"name it {SINGLE} if it is the whole model" if len(files) == 1 else "download the index too",
+        fix=f"name it {SINGLE} if one file is the whole model; else download the index too",
         where=directory,
     )
-
-
-def _named(directory: Path, name: Any) -> Path:
-    """The file that config.json names."""
-    if (
-        not is_own_name(name)
-        or not name.endswith((".safetensors", ".safetensors.index.json"))
-        or not os.path.isfile(directory / name)
-    ):
-        raise CheckpointError(
-            repr(name),
-            expected=f"{NAMED_WEIGHTS} to be a safetensors file or an index in its folder",
-            fix="download the checkpoint again, or take that field out",
-            where=directory / "config.json",
-        )
-    return directory / str(name)
 
 
 def _read_indexed(directory: Path, index: Path) -> dict[str, StoredTensor]:
     weight_map = _weight_map(index)
     shards = sorted(set(weight_map.values()))
-    for name in shards:
-        if not os.path.exists(directory / name):  # False for names no file can have, too
-            raise CheckpointError(
-                "no such file",
-                expected="a shard that the index names",
-                fix="download the missing shard",
-                where=directory / name,
-            )
     stored = [tensor for name in shards for tensor in read_shard(directory / name)]
     tensors = {tensor.name: tensor for tensor in stored}
     if len(tensors) < len(stored):
-        name = next(name for name, count in Counter(tensor.name for tensor in stored).items() if count > 1)
-        raise _wrong_index(index, "each tensor in one shard", f"{name} in several")
+        raise _wrong_index(index, "each tensor in one shard", f"{len(stored) - len(tensors)} in several")
     for name, file in weight_map.items():
         if name not in tensors or tensors[name].file.name != file:
             raise _wrong_index(index, f"{name} in {file}", "it is not there")
@@ -102,7 +77,6 @@ def _read_indexed(directory: Path, index: Path) -> dict[str, StoredTensor]:
 
 
 def _weight_map(index: Path) -> dict[str, str]:
-    """The file of each tensor, as an index has it."""
     try:
         weight_map: dict[str, str] = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
         files = sorted(set(weight_map.values()))

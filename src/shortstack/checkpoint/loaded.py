@@ -62,7 +62,6 @@ def _check(model: Any) -> None:
 
 
 def _digest(model: PreTrainedModel) -> str:
-    """sha256 of all weights and buffers that are saved, by name."""
     import torch
 
     sha = hashlib.sha256()
@@ -86,7 +85,6 @@ def _tokenizer(source: str) -> PreTrainedTokenizerBase | None:
 
 
 def _saved_digest(tokenizer: PreTrainedTokenizerBase) -> str:
-    """Of the files that a tokenizer is saved as, templates among them."""
     with tempfile.TemporaryDirectory() as folder:
         tokenizer.save_pretrained(folder)
         files = sorted(path for path in Path(folder).rglob("*") if path.is_file())

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,6 +22,17 @@ class Sizes:
     other_bytes: int
     extra_parameters: int = 0
     extra_bytes: int = 0
+
+    @classmethod
+    def summed(cls, layers: int, tensors: Iterable[tuple[int | None, int, int]]) -> Sizes:
+        """Of tensors, each by its layer, parameters and bytes; those of layers past the last are extra heads."""
+        parameters, sizes = [0] * (layers + 2), [0] * (layers + 2)
+        for layer, count, nbytes in tensors:
+            slot = layers if layer is None else layers + 1 if layer >= layers else layer
+            parameters[slot] += count
+            sizes[slot] += nbytes
+        (*by_layer, other, extra), (*bytes_by_layer, other_bytes, extra_bytes) = parameters, sizes
+        return cls(tuple(by_layer), tuple(bytes_by_layer), other, other_bytes, extra, extra_bytes)
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any], *, where: object) -> Sizes:

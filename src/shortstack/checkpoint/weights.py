@@ -227,7 +227,6 @@ def _known(checkpoint: Checkpoint, name: str) -> StoredTensor:
 
 
 def _blank(checkpoint: Checkpoint, names: Iterable[str]) -> dict[str, Tensor]:
-    """Weights without values, by their names in the whole model's state dict."""
     structure = checkpoint.blueprint.state_dict()
     return {name: structure[name] for name in names}
 

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import json
-import os
-import shutil
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -17,9 +15,8 @@ from shortstack.checkpoint.card import CardContent, licence_of, model_card
 from shortstack.checkpoint.file_names import CARD, INDEX, RECORD, SINGLE, TEMPLATES
 from shortstack.checkpoint.pieces import WrittenFile
 from shortstack.checkpoint.safetensors import StoredTensor, write_shard
-from shortstack.errors import InputError, OutputError
-from shortstack.machine.files import check_disk, check_new, file_digest, partial_of, rename_new, sync, sync_tree
-from shortstack.machine.formats import bytes_of
+from shortstack.errors import OutputError
+from shortstack.machine.files import check_disk, check_new, file_digest, rename_new, scratch_beside, sync_tree
 from shortstack.machine.locks import OutputLock
 from shortstack.machine.progress import Progress, silent
 
@@ -90,65 +87,33 @@ class CheckpointWriter:
         """
         self.out, self.source = Path(out), source
         self.files: dict[str, WrittenFile] = {}
-        self._check_outside(source)
-        check_new(self.out, make_folders=True)
-        check_disk(self.out, nbytes)
-        self.partial = partial_of(self.out)
-        self.lock = OutputLock(self.out)
-        self.writing: _Writing | None = None
-        self.new_parents = [parent for parent in self.out.absolute().parents if not os.path.exists(parent)]
-
-    def _check_outside(self, source: Path) -> None:
         here, there = self.out.resolve(), source.resolve()
         if here == there or there in here.parents:
             raise OutputError(
                 f"it is in {source}", expected="an output outside the input", fix="name another place", where=self.out
             )
+        check_new(self.out, make_folders=True)
+        check_disk(self.out, nbytes)
+        self.lock, self.opened = OutputLock(self.out), ExitStack()
+        self.writing: _Writing | None = None
 
     @contextmanager
-    def held(self) -> Iterator[None]:
-        """Keep other processes from making the output while what is to be written is computed."""
-        try:
-            with self.lock:
-                yield
-        finally:
-            self._remove_parents()
+    def held(self) -> Iterator[Path]:
+        """Keep other processes from making the output while what is to be written is computed. Gives a folder beside it."""
+        with scratch_beside(self.out) as folder, self.lock:
+            yield folder
 
     def __enter__(self) -> CheckpointWriter:
-        try:
-            self.lock.__enter__()
-        except BaseException:  # a signal, too, may come between a folder and its lock
-            self._remove_parents()
-            raise
-        try:
-            self.partial.mkdir(parents=True)
-        except OSError as error:
-            self._discard()
-            raise OutputError(
-                error.strerror or str(error),
-                expected="a directory that can be made",
-                fix="name another",
-                where=self.out,
-            ) from error
+        self.partial = self.opened.enter_context(self.held())
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._discard()
-
-    def _discard(self) -> None:
         """Remove what was written, and the parents made for it; after commit() there is neither."""
         if self.writing:
             self.writing.halt()
-        shutil.rmtree(self.partial, ignore_errors=True)
-        self.lock.__exit__(None, None, None)
-        self._remove_parents()
-
-    def _remove_parents(self) -> None:
-        with suppress(OSError):  # not empty: somebody's output is in it
-            for parent in self.new_parents:
-                parent.rmdir()
+        self.opened.close()
 
     def begin(self, shards: Sequence[Sequence[StoredTensor]], *, progress: Progress = silent) -> None:
         """Write these weights meanwhile; tensors() then waits for them, or where others were meant, writes those."""
@@ -169,7 +134,6 @@ class CheckpointWriter:
             self.json(INDEX, {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))})
 
     def _drop(self) -> None:
-        """Stop writing weights, and remove what is written of them."""
         if self.writing:
             self.writing.halt()
             for path in self.writing.paths:
@@ -201,41 +165,17 @@ class CheckpointWriter:
         (self.partial / CARD).write_text(card, encoding="utf-8")  # not in the manifest: its words are its owner's
         sync_tree(self.partial)
         rename_new(self.partial, self.out)
-        for parent in self.new_parents:
-            sync(parent.parent)
         return self.out
 
 
-def parse_size(size: str | int) -> int:
-    """The bytes of a size like 5GB, or of a number of bytes.
-
-    >>> parse_size("5GB"), parse_size("1MiB"), parse_size(4096)
-    (5000000000, 1048576, 4096)
-    """
-    nbytes = size if isinstance(size, int) else bytes_of(size) or 0
-    if nbytes < 1:
-        raise InputError(
-            repr(size),
-            expected="a size like 5GB or 500MB",
-            fix="write a whole number and a unit",
-            option="max_shard_size",
-        )
-    return nbytes
-
-
-def layout(
-    tensors: Sequence[StoredTensor], origin: Mapping[str, str], max_shard_size: str | int | None = None
-) -> list[list[StoredTensor]]:
-    """Tensors grouped into output shards: as the source had them (`origin`: tensor -> file), or filled to a size."""
-    limit = None if max_shard_size is None else parse_size(max_shard_size)
+def layout(tensors: Sequence[StoredTensor], origin: Mapping[str, str]) -> list[list[StoredTensor]]:
+    """Tensors grouped into output shards as the source had them; origin: tensor -> file."""
     shards: list[list[StoredTensor]] = []
-    filled, last = 0, ""
+    last = ""
     for tensor in tensors:
         file = origin.get(tensor.name, last)
-        full = filled + tensor.size > limit if limit else file != last
-        if full or not shards:
+        if file != last or not shards:
             shards.append([])
-            filled = 0
         shards[-1].append(tensor)
-        filled, last = filled + tensor.size, file
+        last = file
     return shards

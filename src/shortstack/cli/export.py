@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -12,12 +12,11 @@ from cyclopts import Parameter
 from shortstack.cli import console
 from shortstack.cli.options import SAID, Reporting, flat
 from shortstack.errors import InputError
-from shortstack.machine.files import atomic_write, check_new, read_json
+from shortstack.machine.files import atomic_write, check_new
 from shortstack.machine.options import option
 
 if TYPE_CHECKING:
     from shortstack.checkpoint import Checkpoint
-    from shortstack.checkpoint.card import Evaluated
     from shortstack.machine.progress import Progress
 
 MODELFILE = "Modelfile"
@@ -36,9 +35,8 @@ class ExportOptions:
     ollama: bool = option(False, help="Write a Modelfile beside the .gguf file.")
     push_to_hub: str | None = option(None, help="Upload it to this repository of the hub, as org/name.")
     private: bool = option(False, help="Make a repository that others cannot see.")
-    pr: bool = option(False, help="Open a pull request, for a repository that has files.")
-    license: str | None = option(None, help="Its licence, if the source's is unknown: apache-2.0, ...")
-    results: str | None = option(None, help="Comma-separated files of evaluate -o, for the card.")
+    pr: bool = option(False, help="Open a pull request.")
+    license: str | None = option(None, help="Its licence, in place of the source's: apache-2.0, ...")
 
     def check(self) -> None:
         """Say what is wrong before the checkpoint is opened."""
@@ -54,7 +52,6 @@ class ExportOptions:
             ("private", "--push-to-hub", self.push_to_hub),
             ("pr", "--push-to-hub", self.push_to_hub),
             ("license", "--push-to-hub", self.push_to_hub),
-            ("results", "--push-to-hub", self.push_to_hub),
         ):
             if getattr(self, name) and given is None:
                 fix = f"add {needed}, or leave it out"
@@ -126,25 +123,10 @@ def _pushed(checkpoint: Checkpoint, options: ExportOptions, repository: str, pro
         private=options.private,
         pr=options.pr,
         licence=options.license,
-        results=_results(options.results),
         progress=progress,
     )
-    return asdict(pushed)
-
-
-def _results(files: str | None) -> list[Evaluated]:
-    """Read evaluation results, named by their models."""
-    from shortstack.checkpoint.card import Evaluated, results_section
-
-    paths = [Path(name) for name in (files or "").split(",") if name]
-    evaluations = [(path, read_json(path)) for path in paths]
-    for path, each in evaluations:
-        try:
-            _ = each["perplexity"], each["tasks"], results_section([Evaluated("", each)])
-        except (KeyError, TypeError, AttributeError, ValueError) as error:
-            expected, fix = "what evaluate found", "name the JSON of evaluate"
-            raise InputError("something else", expected=expected, fix=fix, option="results", where=path) from error
-    return [Evaluated(Path(str(each.get("model", path.stem))).name, each) for path, each in evaluations]
+    url = pushed.pr_url or str(pushed.repo_url)
+    return {"repository": repository, "url": url, "commit": pushed.oid, "pull_request": pushed.pr_url}
 
 
 def _next(options: ExportOptions, checkpoint: Checkpoint, made: Mapping[str, Any]) -> str:

@@ -42,19 +42,14 @@ Planned = Callable[[int], Plan | None]  # the plan for a model of so many layers
 
 @dataclass(frozen=True)
 class PruneOptions(Repairing):
-    """A plan that is made already, what is refitted, and how the weights are divided."""
+    """A plan that is made already, and what is refitted."""
 
     plan: Path | None = option(
         None, help="A plan.json, or a mergekit .yaml with slices; replaces the options that choose layers."
     )
-    max_shard_size: str | None = option(None, help="Largest weight file, such as 5GB. Default: split as the source is.")
 
     def check_with(self, choice: Choice, compute: Compute) -> None:
         """Say what is wrong before any model is opened: no way to choose layers, or two, or options that do nothing."""
-        if self.max_shard_size is not None:
-            from shortstack.checkpoint.writer import parse_size
-
-            parse_size(self.max_shard_size)
         if self.plan is None:
             choice.check()
         elif choice != Choice():
@@ -168,8 +163,7 @@ class _Cut:
             if scratch:
                 windows, compute = self.text.of_all(options.repair_samples), self.session.compute
                 repaired = refitted(checkpoint, chosen.plan, windows, compute, scratch, progress)
-            size = options.max_shard_size
-            prune(checkpoint, chosen, self.output, repair=repaired, max_shard_size=size, progress=progress)
+            prune(checkpoint, chosen, self.output, repair=repaired, progress=progress)
         return repaired
 
 
@@ -204,7 +198,7 @@ def prune(
         file = FileCut.of(model, output, choice, of_depth)
         if dry_run:
             return preview_file(file, text, session)
-        return prune_file(file, text, session, asked.max_shard_size)
+        return prune_file(file, text, session)
     with session.report.bars() as progress:
         checkpoint = session.source.open(model, progress)
         if dry_run:

@@ -18,10 +18,10 @@ from shortstack.errors import CheckpointError, InputError, PlanError
 from shortstack.machine.formats import show_layers
 from shortstack.machine.memory import Requirements
 from shortstack.machine.progress import Progress
-from shortstack.planning import Choice, Chosen, Plan, choose
+from shortstack.planning import Choice, Chosen, Plan, choose, plan_of
 from shortstack.planning.exactness import nearest
 from shortstack.pruning.gguf_depth import GgufDepth
-from shortstack.pruning.gguf_pruner import check_depth, check_gguf_output, file_requirements, prune_gguf
+from shortstack.pruning.gguf_pruner import check_gguf_output, file_requirements, prune_gguf
 
 
 def source_file(model: str) -> Path:
@@ -58,7 +58,7 @@ class FileCut:
         if choice.layers is not None:
             planned = choose(depth.layers, choice).plan
         if planned:
-            check_depth(planned, depth)
+            planned = plan_of(planned, depth.layers)
         check_gguf_output(file, planned or choice.like(depth.layers), output)
         return cls(model, file, depth, output, choice, planned)
 
@@ -83,13 +83,13 @@ class FileCut:
         return found._replace(plan=plan)
 
 
-def prune_file(cut: FileCut, text: CalibrationText, session: Session, max_shard_size: str | None) -> None:
+def prune_file(cut: FileCut, text: CalibrationText, session: Session) -> None:
     """Choose, cut, and show what came out."""
     with session.report.bars() as progress:
         chosen = cut.chosen(text, session, progress)
         say_moved(chosen)
         plan, source = replace(chosen.plan, parameters=None, bytes=None), source_file(cut.model)
-        written = prune_gguf(source, plan, cut.output, max_shard_size=max_shard_size, progress=progress)
+        written = prune_gguf(source, plan, cut.output, progress=progress)
         plan = plan.sized(cut.file.sizes(cut.depth.layers))
     if session.report.json:
         return console.show_json({**plan.to_dict(), "repair": None, "output": str(written)})

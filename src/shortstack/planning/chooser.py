@@ -45,11 +45,17 @@ def plan_of(cut: Cut, layers: int) -> Plan:
     >>> plan_of([3, 5], 8).removed, plan_of("22-24", 32).removed
     ((3, 5), (22, 23, 24))
     """
-    if isinstance(cut, Plan):
-        return cut
-    if isinstance(cut, Chosen):
-        return cut.plan
-    return Choice(layers=cut if isinstance(cut, str) else [*cut]).plan(layers)
+    plan = cut.plan if isinstance(cut, Chosen) else cut
+    if not isinstance(plan, Plan):
+        return Choice(layers=plan if isinstance(plan, str) else [*plan]).plan(layers)
+    if plan.layers != layers:
+        raise PlanError(
+            f"a plan for {plan.layers} layers",
+            expected=f"a plan for the model's {layers} layers",
+            fix="make the plan from this model",
+            where="plan",
+        )
+    return plan
 
 
 @typed

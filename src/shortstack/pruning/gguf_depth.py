@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,7 +18,7 @@ from shortstack.architecture.gguf_rules import (
     UNRULED,
     Fields,
 )
-from shortstack.checkpoint.gguf_file import ARRAY, FLOAT32, Entry, GgufFile
+from shortstack.checkpoint.gguf_file import FLOAT32, Entry, GgufFile
 from shortstack.errors import ArchitectureError, CheckpointError
 from shortstack.machine.formats import show_layers
 from shortstack.planning import Plan
@@ -75,28 +74,23 @@ class GgufDepth:
     def check_known(self) -> None:
         """Refuse a file of which it is not known what depends on a layer's number."""
         if self.architecture not in RULES:
-            raise self._unknown()
+            raise ArchitectureError(
+                self.architecture,
+                expected="an architecture of which it is known what depends on a layer's number, such as llama",
+                fix=f"cut the checkpoint that the file was made of, and convert that; or write a directory: {CHECKED}",
+                where=self.where,
+            )
         fields, fix = self.fields, f"write a directory: {CHECKED}"
         depth = fields.get(DEPTH)
         if type(depth) is not int or self.layers < 1:
             expected = f"{self.architecture}.{DEPTH} as a number of layers"
             raise CheckpointError(depth, expected=expected, fix="download it again", where=self.where)
         unruled = [name for name in UNRULED if fields.get(name)]
-        arrays = [name for name in fields if self._is_array(name) and len(fields[name]) == depth]
+        arrays = [name for name in fields if isinstance(fields[name], list) and len(fields[name]) == depth]
         strange = [*unruled, *(name for name in arrays if name not in PER_LAYER | NOT_BY_LAYER)]
         if strange:
             expected = f"metadata of which it is known how it depends on the {depth} layers"
             raise ArchitectureError(f"{self.architecture}.{strange[0]}", expected=expected, fix=fix, where=self.where)
-
-    def _unknown(self) -> ArchitectureError:
-        near = difflib.get_close_matches(self.architecture, RULES, 3)
-        known = ", ".join(near) if near else f"llama, qwen3 or one of {len(RULES) - 2} others"
-        return ArchitectureError(
-            self.architecture,
-            expected=f"an architecture of which it is known what depends on a layer's number, such as {known}",
-            fix=f"cut the checkpoint that the file was made of, and convert that; or write a directory: {CHECKED}",
-            where=self.where,
-        )
 
     def check_whole(self, model: GgufFile) -> None:
         """Refuse a file that lacks a layer's tensors."""
@@ -104,9 +98,6 @@ class GgufDepth:
         if missing:
             expected, found = f"tensors of layers 0 to {self.layers - 1}", f"none of layer {missing[0]}"
             raise CheckpointError(found, expected=expected, fix="download all of it again", where=self.where)
-
-    def _is_array(self, name: str) -> bool:
-        return self.entries[f"{self.architecture}.{name}"].kind == ARRAY
 
     def _kinds(self, fields: Fields, depth: int) -> list[tuple[Any, ...]]:
         """Return for each layer the properties that depend on its number."""
@@ -126,7 +117,6 @@ class GgufDepth:
         return None
 
     def _sliced(self, kept: Sequence[int]) -> dict[str, Entry]:
-        """How many layers there are, and arrays by layer, of those that are kept."""
         fields, entries = self.fields, {DEPTH: self._number(DEPTH, len(kept))}
         for name in sorted(PER_LAYER & fields.keys()):
             entry = self.entries[f"{self.architecture}.{name}"]
@@ -141,7 +131,6 @@ class GgufDepth:
         return entries
 
     def _number(self, name: str, value: int) -> Entry:
-        """A number of the kind that the file has under that name."""
         return Entry.number(value, self.entries[f"{self.architecture}.{name}"].kind)
 
     def _periods(self, fields: Fields, depth: int) -> Iterator[dict[str, int]]:

@@ -20,22 +20,18 @@ class PruneCallback(TrainerCallback):  # type: ignore[misc]  # it has no types
 
     >>> PruneCallback(choose(32, Choice(layers="20-27")), at=[0, 100, 200, 300])  # two layers at a time  # doctest: +SKIP
 
-    at: the numbers of the steps, counted from 0. order: the layers in the order they leave, by the numbers of the whole
-    model; the last of them leave first where none is given. The optimizer forgets what it knew of removed weights. Training
-    that goes on from a state starts with the model that is saved with it, which has lost layers already; of the whole model
-    torch refuses the optimizer's state by a ValueError, before a Trainer asks any callback. Several processes (DDP, FSDP,
-    DeepSpeed) are refused.
+    at: the numbers of the steps, counted from 0. The last layers leave first. The optimizer forgets what it knew of
+    removed weights. Training that goes on from a state starts with the model that is saved with it, which has lost layers
+    already; of the whole model torch refuses the optimizer's state by a ValueError, before a Trainer asks any callback.
+    Several processes (DDP, FSDP, DeepSpeed) are refused.
     """
 
-    def __init__(self, plan: Plan | Chosen, at: Sequence[int], *, order: Sequence[int] | None = None) -> None:
+    def __init__(self, plan: Plan | Chosen, at: Sequence[int]) -> None:
         """Raises:
-        PlanError: the order has other layers than the plan, or there are more steps than layers.
+        PlanError: there are more steps than layers, or none.
         """
         plan = plan.plan if isinstance(plan, Chosen) else plan
-        leaving = list(plan.removed[::-1] if order is None else order)
-        if sorted(leaving) != sorted(plan.removed):
-            expected, found = f"the plan's layers {list(plan.removed)}", f"{leaving}"
-            raise PlanError(found, expected=expected, fix="name each once", where="order")
+        leaving = plan.removed[::-1]
         if not 0 < len(set(at)) <= len(leaving):
             expected, found = f"1 to {len(leaving)} steps at which layers leave", f"{list(at)}"
             raise PlanError(found, expected=expected, fix="name fewer steps, or more layers", where="at")

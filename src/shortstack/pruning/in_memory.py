@@ -15,9 +15,9 @@ from transformers import PretrainedConfig, PreTrainedModel
 from shortstack.architecture.anatomy import Anatomy, dissect, meta_model, shortened
 from shortstack.architecture.config_fields import DEPTH_BLOCKS
 from shortstack.architecture.selfcheck import built, check_cut, plain_attributes
-from shortstack.errors import ArchitectureError, InputError, PlanError
+from shortstack.errors import ArchitectureError, InputError
 from shortstack.machine.typed import typed
-from shortstack.planning import Cut, Plan, plan_of
+from shortstack.planning import Cut, plan_of
 
 IN_MEMORY = Path("the model")  # in errors, where others have a directory
 
@@ -44,7 +44,7 @@ def prune_layers(model: nn.Module, plan: Cut) -> nn.Module:
     raw = json.loads(live.config.to_json_string(use_diff=False))
     before, anatomy = _blueprint(raw)
     plan = plan_of(plan, anatomy.layers)
-    _check(live, before, anatomy, plan)
+    _check(live, before, anatomy)
     config = shortened(raw, before, anatomy, plan.kept, anatomy.layers_path)
     check_cut(config, before, anatomy, plan.kept, IN_MEMORY)
     after, rebuilt = built(config, IN_MEMORY, trust_remote_code=False)
@@ -79,22 +79,18 @@ def _bare(model: nn.Module) -> PreTrainedModel:
 
 
 def _blueprint(raw: Mapping[str, Any]) -> tuple[PreTrainedModel, Anatomy]:
-    """Build the config's model without weights, and find its anatomy."""
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / "config.json").write_text(json.dumps(raw), encoding="utf-8")
         model = meta_model(Path(folder))
     return model, dissect(model, raw, IN_MEMORY)
 
 
-def _check(live: PreTrainedModel, before: PreTrainedModel, anatomy: Anatomy, plan: Plan) -> None:
-    """Refuse what is not the model that its config describes, or another depth, before anything is changed."""
+def _check(live: PreTrainedModel, before: PreTrainedModel, anatomy: Anatomy) -> None:
+    """Refuse what is not the model that its config describes, before anything is changed."""
     if type(live).__name__ != type(before).__name__:
         expected = f"{type(before).__name__}, with its language model head"
         fix = "give what AutoModelForCausalLM.from_pretrained returns"
         raise InputError(type(live).__name__, expected=expected, fix=fix, where="the model")
-    if plan.layers != anatomy.layers:
-        expected, found = f"a plan for the model's {anatomy.layers} layers", f"a plan for {plan.layers} layers"
-        raise PlanError(found, expected=expected, fix="make the plan from this model", where="the model")
     if len(live.get_submodule(anatomy.layers_path)) != anatomy.layers:
         found = f"{len(live.get_submodule(anatomy.layers_path))} layers"
         expected, fix = f"{anatomy.layers} layers, as its config says", "load it again"
@@ -112,7 +108,6 @@ def _check(live: PreTrainedModel, before: PreTrainedModel, anatomy: Anatomy, pla
 
 
 def _keep(live: PreTrainedModel, path: str, kept: Sequence[int]) -> None:
-    """Leave the kept layers in a list of the same type."""
     parent, _, name = path.rpartition(".")
     layers = live.get_submodule(path)
     setattr(live.get_submodule(parent), name, type(layers)([layers[layer] for layer in kept]))

@@ -12,7 +12,7 @@ from shortstack.architecture.config_fields import DEPTH_BLOCKS, rename_layers
 from shortstack.architecture.layer_names import LayerNames, numbered_paths
 from shortstack.checkpoint import Checkpoint, CheckpointWriter, Model
 from shortstack.checkpoint.file_names import CONFIG, QUANTISER
-from shortstack.checkpoint.pieces import KERNEL_BLOCK_BYTES
+from shortstack.checkpoint.pieces import BLOCK_BYTES
 from shortstack.checkpoint.record import layer_map, provenance
 from shortstack.checkpoint.safetensors import StoredTensor, read_metadata
 from shortstack.checkpoint.writer import WRITERS, layout
@@ -36,7 +36,6 @@ def prune(
     output: str | Path,
     *,
     repair: Repair | None = None,
-    max_shard_size: str | int | None = None,
     progress: Progress = in_notebooks,
 ) -> Checkpoint:
     """Write `checkpoint` without plan.removed to the new directory `output`, and open it.
@@ -46,7 +45,7 @@ def prune(
 
     plan: also what choose() gives, whose scores shortstack.json then keeps as the reason for the plan, or the numbers of the
     layers that go, [3, 5] or "3-5". repair: what repair() gives for this cut; its tensors are written in place of the
-    source's. Shards follow the source's, or are filled to max_shard_size, in bytes or like 5GB.
+    source's. Shards follow the source's.
 
     Raises:
         PlanError: the plan is for a model of another depth, or the repair for another cut.
@@ -67,7 +66,7 @@ def prune(
             option="repair",
         )
     settings = _renumbered(checkpoint, plan)
-    cut = _Division(checkpoint, plan, repair.tensors if repair else {}, max_shard_size)
+    cut = _Division(checkpoint, plan, repair.tensors if repair else {})
     early = cut.seen()
     config = None if early else pruned_config(checkpoint, plan)
     nbytes = sum(tensor.size for shard in early or cut.shards() for tensor in shard)
@@ -104,7 +103,6 @@ class _Division:
     checkpoint: Checkpoint
     plan: Plan
     changed: Mapping[str, StoredTensor]
-    max_shard_size: str | int | None
 
     def shards(self) -> list[list[StoredTensor]]:
         """The tensors of each file of the pruned model."""
@@ -122,7 +120,7 @@ class _Division:
         origin = {tensor.name: tensor.file.name for tensor in tensors}
         changed = {_renamed(name, names, self.plan): tensor for name, tensor in self.changed.items()}
         written = [replace(changed.get(tensor.name, tensor), name=tensor.name) for tensor in tensors]
-        return layout(written, origin, self.max_shard_size)
+        return layout(written, origin)
 
 
 def check_self_contained(checkpoint: Checkpoint) -> None:
@@ -143,7 +141,7 @@ def check_self_contained(checkpoint: Checkpoint) -> None:
 def requirements(checkpoint: Checkpoint, plan: Plan, *, copies: int = 1) -> Requirements:
     """Of copying so many such checkpoints: blocks of the files that are written at once, and the disk."""
     sized = plan.sized(checkpoint.sizes)
-    return Requirements(WRITERS * KERNEL_BLOCK_BYTES, copies * sized.bytes.after if sized.bytes else 0)
+    return Requirements(WRITERS * BLOCK_BYTES, copies * sized.bytes.after if sized.bytes else 0)
 
 
 def check_fits(output: str | Path, checkpoint: Checkpoint, plan: Plan, *, copies: int = 1) -> None:
@@ -161,7 +159,7 @@ def check_cut(output: str | Path, checkpoint: Checkpoint, plan: Plan, *, copies:
     """The same, and that the cut is exact: all that prune() refuses, before anything is computed for it."""
     check_fits(output, checkpoint, plan, copies=copies)
     pruned_config(checkpoint, plan)
-    _Division(checkpoint, plan, {}, None).shards()
+    _Division(checkpoint, plan, {}).shards()
 
 
 def kept_tensors(
@@ -206,7 +204,6 @@ def _renumbered(checkpoint: Checkpoint, plan: Plan) -> dict[str, Any]:
 
 
 def _renamed(name: str, names: LayerNames, plan: Plan) -> str:
-    """The name in the pruned model of a tensor that stays."""
     layer = names.layer_of(name)
     return name if layer is None else names.renumbered(name, plan.kept.index(layer))
 

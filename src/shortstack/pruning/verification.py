@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +13,6 @@ from torch import Tensor
 from shortstack.checkpoint import Checkpoint, Model
 from shortstack.checkpoint.file_names import PICKLED, RECORD
 from shortstack.checkpoint.index import how_to_load
-from shortstack.checkpoint.pieces import pieces_digest
 from shortstack.checkpoint.record import changed_since, skipped_layers
 from shortstack.checkpoint.safetensors import StoredTensor
 from shortstack.checkpoint.weights import check_fit
@@ -75,8 +74,7 @@ def verify(
     allowed; where a step since the source repaired or trained weights, the difference is only reported.
 
     stream: read weights layer by layer, which takes the memory of two layers beside embedding and head; None: where one of
-    the models does not fit. Then both are walked in the dtype they compute in, and hidden states are compared after every
-    kept layer, too.
+    the models does not fit. Then both are walked in the dtype they compute in.
 
     Raises:
         CheckpointError: there is no record to verify against, or the two models do not belong together.
@@ -163,18 +161,27 @@ def _bytes(checkpoint: Checkpoint, against: Checkpoint) -> dict[str, Any]:
     removed = tuple(sorted(skipped_layers(checkpoint, against)))
     expected = list(against.tensors.values())
     if removed:
-        plan = Plan(against.anatomy.layers, removed, "verify")
-        expected = kept_tensors(against, plan, shared_weight_owners(against, plan))
-    mine = dict(checkpoint.tensors)
-    other = [tensor.name for tensor in expected if not _same(tensor, mine.pop(tensor.name, None))]
-    wrong = [f"{name} is not the source's" for name in (*other, *mine)]
+        expected = _kept(against, Plan(against.anatomy.layers, removed, "verify"))
+    strangers = checkpoint.tensors.keys() - {tensor.name for tensor in expected}
+    wrong = [f"{name} is not the source's" for name in (*_differing(checkpoint, expected), *strangers)]
     said = f"{len(expected)} tensors equal to the source's, byte for byte"
     return {"ok": not wrong, "detail": "; ".join(wrong[:3]) or said}
 
 
-def _same(one: StoredTensor, other: StoredTensor | None) -> bool:
-    shaped = other is not None and (one.dtype, one.shape) == (other.dtype, other.shape)
-    return other is not None and shaped and pieces_digest([one.data]) == pieces_digest([other.data])
+def _kept(against: Checkpoint, plan: Plan) -> list[StoredTensor]:
+    return kept_tensors(against, plan, shared_weight_owners(against, plan))
+
+
+def _differing(checkpoint: Checkpoint, expected: Iterable[StoredTensor]) -> Iterator[str]:
+    """The names of expected tensors that the checkpoint lacks, or has otherwise."""
+    for tensor in expected:
+        found = checkpoint.tensors.get(tensor.name)
+        if (
+            found is None
+            or (found.dtype, found.shape) != (tensor.dtype, tensor.shape)
+            or found.digest() != tensor.digest()
+        ):
+            yield tensor.name
 
 
 def _logits(checkpoint: Checkpoint, against: Checkpoint, device: str, streamed: Progress | None) -> dict[str, Any]:
@@ -189,24 +196,18 @@ def _logits(checkpoint: Checkpoint, against: Checkpoint, device: str, streamed: 
             where=checkpoint.directory,
         )
     ids = torch.randint(vocabulary, PROBE_TOKENS, generator=torch.Generator().manual_seed(0)).to(device)
-    resized, parted = _resized(checkpoint, against), None
+    resized = _resized(checkpoint, against)
     if streamed:
         dtype = torch.float32 if resized else arithmetic("auto", against, device)
-        theirs, expected = _walked(against, ids, skipped, dtype=dtype, device=device, progress=streamed)
-        ours, logits = _walked(checkpoint, ids, UNPRUNED, dtype=dtype, device=device, progress=streamed)
-        pairs = enumerate(zip(ours, theirs, strict=True))
-        parted = next((layer for layer, (mine, its) in pairs if not torch.equal(mine, its)), None)
+        expected = _walked(against, ids, skipped, dtype=dtype, device=device, progress=streamed)
+        logits = _walked(checkpoint, ids, UNPRUNED, dtype=dtype, device=device, progress=streamed)
     else:
         expected, logits = _computed(checkpoint, against, ids, skipped, device)
     difference, allowed = float((logits - expected).abs().max()), 0.0
     plural = "s" if len(skipped) > 1 else ""
     without = f"without layer{plural} {show_layers(sorted(skipped))}" if skipped else "with the same layers"
-    if streamed and parted is None:
-        without += f"; hidden states are equal after each of {checkpoint.anatomy.layers} layers"
     if changed := changed_since(checkpoint, against):
         without += "; repaired or trained since, so it differs"
-    elif parted is not None and not resized:
-        without += f"; hidden states first differ after layer {parted}"
     elif resized:
         allowed = ROUNDING * float(expected.abs().max())
         without += f"; up to {allowed:.0e} is rounding, since {resized} is smaller"
@@ -228,16 +229,14 @@ def _computed(
 @torch.no_grad()
 def _walked(
     checkpoint: Checkpoint, ids: Tensor, skipped: SkippedLayers, *, dtype: torch.dtype, device: str, progress: Progress
-) -> tuple[list[Tensor], Tensor]:
-    """Return the output of each kept layer, and the logits; one layer and the next are in memory."""
-    decoder, states = Decoder.load(checkpoint, dtype=dtype, device=device, stream=True), list[Tensor]()
+) -> Tensor:
+    """The logits; one layer and the next are in memory."""
+    decoder = Decoder.load(checkpoint, dtype=dtype, device=device, stream=True)
     needed = [layer for layer, form in enumerate(decoder.forms()) if layer not in skipped or form.fills]
     walk = decoder.enter(ids, [skipped])
     for layer in decoder.through([walk], needed):
-        if layer not in skipped:
-            states.append(walk.hidden[skipped])
         progress(str(checkpoint.source), layer + 1, len(decoder.layers))
-    return states, decoder.logits(ids, walk.hidden[skipped])
+    return decoder.logits(ids, walk.hidden[skipped])
 
 
 def _resized(checkpoint: Checkpoint, against: Checkpoint) -> str | None:
@@ -260,13 +259,12 @@ def cut_of(pruned: Checkpoint, origin: Checkpoint) -> Plan:
             where=pruned.directory,
         )
     plan = Plan(origin.anatomy.layers, tuple(sorted(skipped)), f"the cut of {pruned.source}")
-    for kept in kept_tensors(origin, plan, shared_weight_owners(origin, plan)):
-        tensor = pruned.tensors.get(kept.name)
-        if tensor is None or tensor.digest() != kept.digest():
-            raise CheckpointError(
-                f"another {kept.name}",
-                expected=f"a cut of {origin.source}, with its tensors",
-                fix="name the model it was made from",
-                where=pruned.directory,
-            )
+    other = next(_differing(pruned, _kept(origin, plan)), None)
+    if other:
+        raise CheckpointError(
+            f"another {other}",
+            expected=f"a cut of {origin.source}, with its tensors",
+            fix="name the model it was made from",
+            where=pruned.directory,
+        )
     return plan

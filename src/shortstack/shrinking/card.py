@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from shortstack.checkpoint import Checkpoint
-from shortstack.checkpoint.card import CardContent, Evaluated, licence_of, model_card
+from shortstack.checkpoint.card import CardContent, licence_of, model_card
 from shortstack.checkpoint.file_names import CARD
 from shortstack.machine.files import atomic_write, save_json, to_jsonable
 from shortstack.machine.formats import size
@@ -35,10 +35,10 @@ def dress(shrunk: Shrunk, checkpoint: Checkpoint, settings: Mapping[str, Any]) -
 
 
 def _card_content(shrunk: Shrunk, checkpoint: Checkpoint) -> CardContent:
-    measured = [Evaluated(NAMES[role], found) for role, found in shrunk.steps().items() if role in NAMES]
+    measured = {NAMES[role]: found for role, found in shrunk.steps().items() if role in NAMES}
     return CardContent(
         verdict=shrunk.verdict,
-        facts=_sizes(shrunk, checkpoint, [each.name for each in measured]),
+        facts=_sizes(shrunk, checkpoint, [*measured]),
         measured=measured,
         answers=shrunk.answers,
         why=shrunk.why,
