@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,16 +36,12 @@ if TYPE_CHECKING:
     from shortstack.machine.progress import Progress
     from shortstack.repairing import Repair
 
-Planned = Callable[[int], Plan | None]  # the plan for a model of so many layers, where there is one
-
 
 @dataclass(frozen=True)
 class PruneOptions(Repairing):
     """A plan that is made already, what is refitted, and how the weights are divided."""
 
-    plan: Path | None = option(
-        None, help="A plan.json, or a mergekit .yaml with slices; replaces the options that choose layers."
-    )
+    plan: Path | None = option(None, help="A plan.json; replaces the options that choose layers.")
     max_shard_size: str | None = option(None, help="Largest weight file, such as 5GB. Default: split as the source is.")
 
     def check_with(self, choice: Choice, compute: Compute) -> None:
@@ -80,19 +75,6 @@ class PruneOptions(Repairing):
                 option="repair",
             )
 
-    def read(self) -> Planned:
-        """The plan that is made already, for a model whose number of layers only slices need to be told."""
-        if self.plan is None:
-            return lambda _layers: None
-        path = self.plan
-        if path.suffix in (".yaml", ".yml"):
-            from shortstack.planning.mergekit import plan_of_kept, read_mergekit
-
-            kept = read_mergekit(path)
-            return lambda layers: plan_of_kept(kept, layers, where=path)
-        read = Plan.load(path)
-        return lambda _layers: read
-
 
 @dataclass(frozen=True)
 class _Cut:
@@ -119,18 +101,18 @@ class _Cut:
         """How many checkpoints lie on the disk at most: what is refitted lies beside the output until then."""
         return 2 if self.asked.repair else 1
 
-    def planned(self, checkpoint: Checkpoint, of_depth: Planned) -> Plan | None:
+    def planned(self, checkpoint: Checkpoint, made: Plan | None) -> Plan | None:
         """The plan that is made already, by name or in a file."""
         named = self.choice.layers is not None
-        return choose(checkpoint.depth, self.choice).plan if named else of_depth(checkpoint.depth)
+        return choose(checkpoint.depth, self.choice).plan if named else made
 
-    def preview(self, checkpoint: Checkpoint, of_depth: Planned) -> tuple[Plan, list[tuple[str, str]], Requirements]:
+    def preview(self, checkpoint: Checkpoint, made: Plan | None) -> tuple[Plan, list[tuple[str, str]], Requirements]:
         """The plan, or one of its size; what would be done, in words; and what that needs. All that is refused is, here."""
         from shortstack.planning.chooser import check_choice
         from shortstack.pruning.pruner import check_cut, check_fits, requirements
         from shortstack.repairing.repairer import check_repair
 
-        plan, needed, compute = self.planned(checkpoint, of_depth), Requirements(), self.session.compute
+        plan, needed, compute = self.planned(checkpoint, made), Requirements(), self.session.compute
         if plan:
             check_cut(self.output, checkpoint, plan, copies=self.copies)
             rows = [("removed", show_layers(plan.removed))]
@@ -144,11 +126,11 @@ class _Cut:
             rows.append(("refitted on", said_of(windows)))
         return plan, rows, needed.then(requirements(checkpoint, plan, copies=self.copies))
 
-    def chosen(self, checkpoint: Checkpoint, of_depth: Planned, progress: Progress) -> Chosen:
+    def chosen(self, checkpoint: Checkpoint, made: Plan | None, progress: Progress) -> Chosen:
         """The plan that is made already, or what the choice finds; before that, whether there is room for the output."""
         from shortstack.pruning.pruner import check_cut, check_fits
 
-        planned = self.planned(checkpoint, of_depth)
+        planned = self.planned(checkpoint, made)
         if planned:
             if self.asked.repair:  # else prune() itself refuses in time what takes none to compute
                 check_cut(self.output, checkpoint, planned, copies=self.copies)
@@ -196,23 +178,23 @@ def prune(
     """
     cut = _Cut(choice, asked, text, session, output)
     cut.check()
-    of_depth = asked.read()
+    made = Plan.load(asked.plan) if asked.plan else None
     if output.suffix == ".gguf":
         asked.check_for_gguf()
         from shortstack.cli.prune_file import FileCut, preview_file, prune_file
 
-        file = FileCut.of(model, output, choice, of_depth)
+        file = FileCut.of(model, output, choice, made)
         if dry_run:
             return preview_file(file, text, session)
         return prune_file(file, text, session, asked.max_shard_size)
     with session.report.bars() as progress:
         checkpoint = session.source.open(model, progress)
         if dry_run:
-            plan, rows, needed = cut.preview(checkpoint, of_depth)
+            plan, rows, needed = cut.preview(checkpoint, made)
             return show_dry_run(
                 rows, needed, session.report, output=output, data=plan.sized(checkpoint.sizes).to_dict()
             )
-        chosen = cut.chosen(checkpoint, of_depth, progress)
+        chosen = cut.chosen(checkpoint, made, progress)
         repaired = cut.written(checkpoint, chosen, progress)
         plan = chosen.plan.sized(checkpoint.sizes)
     if session.report.json:

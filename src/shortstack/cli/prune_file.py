@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -50,11 +49,11 @@ class FileCut:
     planned: Plan | None
 
     @classmethod
-    def of(cls, model: str, output: Path, choice: Choice, of_depth: Callable[[int], Plan | None]) -> FileCut:
+    def of(cls, model: str, output: Path, choice: Choice, planned: Plan | None) -> FileCut:
         """Read the file's metadata, and refuse an output that cannot be."""
         file = read_gguf(source_file(model))
         depth = GgufDepth.of(file)
-        choice, planned = choice.sized(file.sizes(depth.layers)), of_depth(depth.layers)
+        choice = choice.sized(file.sizes(depth.layers))
         if choice.layers is not None:
             planned = choose(depth.layers, choice).plan
         if planned:

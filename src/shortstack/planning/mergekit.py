@@ -1,24 +1,16 @@
-"""Plans as mergekit's passthrough slices, and slices of one model as plans. Its ranges end before their last number."""
+"""Plans as mergekit's passthrough slices, whose ranges end before their last number."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from itertools import pairwise
-from pathlib import Path
-from typing import Any
+from collections.abc import Iterator, Sequence
 
 import yaml
 
-from shortstack.errors import DataError, PlanError
-from shortstack.machine.yamlfile import syntax_of, text_of
 from shortstack.planning.plans import Plan
-
-METHOD = "passthrough"
-FIX = "write slices of one model with ascending layer_range, merged by passthrough"
 
 
 def to_mergekit(plan: Plan, model: str) -> str:
-    """The YAML that makes mergekit copy the layers that a plan keeps. It names no dtype: every tensor stays in its own.
+    """The layers that a plan keeps as mergekit slices, which copy them as they are stored.
 
     >>> print(to_mergekit(Plan(8, (3, 4), "layers"), "org/name"), end="")
     slices:
@@ -30,76 +22,17 @@ def to_mergekit(plan: Plan, model: str) -> str:
         layer_range: [5, 8]
     merge_method: passthrough
     """
-    slices = "".join(
-        f"- sources:\n  - model: {_scalar(model)}\n    layer_range: [{start}, {end}]\n"
-        for start, end in _runs(plan.kept)
-    )
-    return f"slices:\n{slices}merge_method: {METHOD}\n"
+    slices = [{"sources": [{"model": model, "layer_range": [*run]}]} for run in _runs(plan.kept)]
+    document = {"slices": slices, "merge_method": "passthrough"}
+    return str(yaml.safe_dump(document, sort_keys=False, default_flow_style=None, width=10**6))
 
 
-def read_mergekit(path: str | Path) -> tuple[int, ...]:
-    """The layers that slices of one model keep, ascending."""
-    text = text_of(path)
-    with syntax_of(str(path)):
-        read = yaml.safe_load(text)
-    ranges = _ranges(read, path)
-    crossing = next((pair for pair in pairwise(ranges) if pair[1][0] < pair[0][1]), None)
-    if crossing:
-        found = f"{list(crossing[0])} before {list(crossing[1])}"
-        raise DataError(found, expected="each layer once, in their order", fix=FIX, where=path)
-    return tuple(layer for start, end in ranges for layer in range(start, end))
-
-
-def plan_of_kept(kept: Sequence[int], layers: int, *, where: object) -> Plan:
-    """The plan that keeps these of a model's layers."""
-    if max(kept) >= layers or len(kept) == layers:
-        expected, found = f"some of the model's {layers} layers", f"layers up to {max(kept)}, {len(kept)} in all"
-        raise PlanError(found, expected=expected, fix="name the model that the slices are of", where=where)
-    return Plan(layers, tuple(layer for layer in range(layers) if layer not in set(kept)), "slices of mergekit")
-
-
-def _ranges(read: Any, path: object) -> list[tuple[int, int]]:
-    """The layer_range of each slice."""
-    if not isinstance(read, Mapping) or not isinstance(read.get("slices"), list) or not read["slices"]:
-        raise DataError(str(read or "nothing")[:80], expected="slices, as mergekit has them", fix=FIX, where=path)
-    if read.get("merge_method", METHOD) != METHOD:
-        found = f"merge_method {read['merge_method']}"
-        raise DataError(found, expected=f"merge_method {METHOD}", fix=FIX, where=path)
-    sources = [_source(each, path) for each in read["slices"]]
-    models = sorted({model for model, _ in sources})
-    if len(models) > 1:
-        raise DataError(", ".join(models), expected="slices of one model", fix=FIX, where=path)
-    return [span for _, span in sources]
-
-
-def _source(part: Any, path: object) -> tuple[str, tuple[int, int]]:
-    """The model of a slice, and its range."""
-    sources = part.get("sources") if isinstance(part, Mapping) else None
-    one = sources[0] if isinstance(sources, list) and len(sources) == 1 else None
-    source: Mapping[str, Any] = one if isinstance(one, Mapping) else {}
-    span: Any = source.get("layer_range")
-    whole = isinstance(span, list) and len(span) == 2 and all(type(end) is int for end in span)
-    if not whole or not 0 <= span[0] < span[1]:
-        expected = "a slice with one source and a layer_range like [0, 12]"
-        raise DataError(str(part)[:80], expected=expected, fix=FIX, where=path)
-    return str(source.get("model", "")), (span[0], span[1])
-
-
-def _runs(layers: Sequence[int]) -> list[tuple[int, int]]:
+def _runs(layers: Sequence[int]) -> Iterator[tuple[int, int]]:
     """Ascending layers as ranges that end before their last number.
 
-    >>> _runs([0, 1, 4])
+    >>> [*_runs([0, 1, 4])]
     [(0, 2), (4, 5)]
     """
-    runs: list[list[int]] = []
-    for layer in layers:
-        if runs and layer == runs[-1][1]:
-            runs[-1][1] += 1
-        else:
-            runs.append([layer, layer + 1])
-    return [(start, end) for start, end in runs]
-
-
-def _scalar(text: str) -> str:
-    """A text as YAML has it on one line."""
-    return str(yaml.safe_dump(text, width=10**6)).removesuffix("\n").removesuffix("\n...")
+    firsts = [layer for layer in layers if layer - 1 not in layers]
+    ends = [layer + 1 for layer in layers if layer + 1 not in layers]
+    return zip(firsts, ends, strict=True)

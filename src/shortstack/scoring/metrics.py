@@ -31,11 +31,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-MetricName = Literal[
-    "random", "reverse", "magnitude-l1", "magnitude-l2", "taylor", "ppl", "bi", "kl", "angular", "angular-mean",
-    "relative-magnitude", "gradient", "repaired-window", "random-authors", "magnitude-l1-authors", "magnitude-l2-authors",
-    "taylor-authors", "bi-authors",
-]  # fmt: skip
 Feed = Literal["layers", "weights", "hidden", "loss", "kl", "gradient", "repair"]
 AUTHORS = "-authors"  # ends the names of metrics as the authors' code has them, where that is not what the paper says
 
@@ -280,12 +275,9 @@ def metrics_named(names: Any) -> list[Metric]:
     return [metric_named(name) for name in dict.fromkeys(chosen)]
 
 
-def check_step_metric(metric: str) -> None:
-    """Refuse a metric that cannot choose layers step by step."""
-    if not metric_named(metric).singles:
+def check_singles(metric: Metric) -> None:
+    """Refuse a metric of blocks where single layers are to go one after the other."""
+    if not metric.singles:
         raise InputError(
-            f"{metric}, which scores blocks",
-            expected="with step, one that scores single layers",
-            fix="name another, such as ppl",
-            option="metric",
+            metric.name, expected="one that scores single layers", fix="take another, such as ppl", option="metric"
         )

@@ -23,7 +23,7 @@ from shortstack.machine.typed import typed
 from shortstack.repairing.cut_families import repaired_windows
 from shortstack.scoring.accumulators import Values
 from shortstack.scoring.measurement import Measurement, MeasurementSpec
-from shortstack.scoring.metrics import METRICS, Metric, MetricName, metrics_named
+from shortstack.scoring.metrics import METRICS, Metric, metrics_named
 from shortstack.scoring.scores import KindScores, Scores
 
 
@@ -32,7 +32,7 @@ def score(
     checkpoint: Model,
     tokens: Tokens | CalibrationText | Rows | None = None,
     *,
-    metrics: Sequence[MetricName | str] | MetricName | str = ("ppl",),
+    metrics: Sequence[str] | str = ("ppl",),
     window: int | None = None,
     compute: Compute = AUTO,
     progress: Progress = in_notebooks,
