@@ -77,7 +77,7 @@ def test_what_is_known_is_not_walked_again():
     first.trail = []
     walked = []
     second = walk_on(first.go(), frozenset({5}))
-    known = second.position.done
+    known = second.done
     second.progress = lambda _stage, done, total, **_: walked.append((done, total))
     second.go()
     forwards = walked[-1][0] - known - second.head * len(second.sets)

@@ -100,7 +100,9 @@ class DepthCurve(Tabled):
     @property
     def removable(self) -> int:
         """How many layers can go from the tail before the loss exceeds `max_loss`."""
-        return _removable([depth.loss for depth in self.depths], self.max_loss)
+        return (
+            next((gone for gone, depth in enumerate(self.depths) if depth.loss > self.max_loss), len(self.depths)) - 1
+        )
 
     def within(self, max_loss: float) -> DepthCurve:
         """The same depths with another `max_loss`.
@@ -146,9 +148,9 @@ def depth_curve(
     started = time.perf_counter()
     questions, task_record = _questions(task, checkpoint.tokenizer()) if task else ([], None)
     decoder = Decoder.open(checkpoint, compute)
-    spec = MeasurementSpec([METRICS["kl"]], singles=False, sets=tail_cuts(len(decoder.layers)))
+    cuts = tail_cuts(len(decoder.layers))
+    spec = MeasurementSpec([METRICS["kl"]], singles=False, sets=cuts)
     run = Measurement(decoder, tokens, spec, progress=progress, stage="cutting at every depth").go()
-    cuts = tail_cuts(run.layers)
     depths = tuple(_depth(run, tail) for tail in cuts)
     if questions:
         accuracy = answers(decoder, questions, cuts, progress=progress)
@@ -164,10 +166,6 @@ def depth_curve(
         decoder.dtype,
         round(time.perf_counter() - started, 3),
     )
-
-
-def _removable(losses: Sequence[float], allowed: float) -> int:
-    return next((gone for gone, loss in enumerate(losses) if loss > allowed), len(losses)) - 1
 
 
 def _questions(
@@ -191,7 +189,7 @@ def _depth(run: Measurement, tail: SkippedLayers) -> Depth:
 
 
 def tail_cuts(layers: int) -> list[SkippedLayers]:
-    """Return the cut at every depth: nothing, the last layer, the last two, and so on until one is left.
+    """The cut at every depth: nothing, the last layer, the last two, and so on until one is left.
 
     >>> [sorted(tail) for tail in tail_cuts(3)]
     [[], [2], [1, 2]]

@@ -10,7 +10,7 @@ from shortstack.charts.drawing import HEIGHT
 from shortstack.charts.picture import Named, Panel, Picture, short
 from shortstack.charts.rows import Bars, bars, bars_height, heat_map, map_height, square, square_height
 from shortstack.machine.formats import number
-from shortstack.scoring.metrics import agreement, removal_order
+from shortstack.scoring.metrics import kendall_tau, removal_order
 
 Values = Mapping[str, Sequence[float]]
 Tokens = Mapping[str, Any] | None
@@ -69,9 +69,9 @@ def _values(values: Values, drop: int) -> Panel:
 
 
 def _agreement(values: Values) -> Panel:
-    taus = agreement(values)
+    taus = [[kendall_tau(one, other) for other in values.values()] for one in values.values()]
     title = "Agreement of metrics, Kendall's tau: 1 same order, -1 reverse"
-    svg = square(list(taus), [list(row.values()) for row in taus.values()], title=title)
+    svg = square(list(values), taus, title=title)
     return Panel(title, svg, square_height(len(taus)))
 
 

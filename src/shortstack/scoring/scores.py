@@ -74,7 +74,6 @@ class Scores(Tabled):
     base_loss: float | None = None
     kinds: dict[str, KindScores] = field(default_factory=dict)
     seconds: float = 0.0
-    peak_rss_bytes: int = 0
 
     @classmethod
     @typed
