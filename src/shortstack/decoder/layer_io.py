@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from collections.abc import Iterator, Mapping, MutableMapping, Sequence
+from contextlib import ExitStack, contextmanager
 from copy import copy
 from dataclasses import dataclass
-from functools import partial
 from itertools import pairwise
 from typing import Any
 
@@ -135,30 +134,37 @@ def entered_by(
     return ((state.hidden, *rest) if args else ()), named
 
 
-def recorded_inputs(layer: nn.Module, names: Sequence[str]) -> AbstractContextManager[Recorded]:
+@contextmanager
+def recorded_inputs(layer: nn.Module, names: Sequence[str]) -> Iterator[Recorded]:
     """While it lasts, the tensors that enter these modules are recorded."""
-    return _recorded(layer, names, lambda args, kwargs, _output: args[0] if args else kwargs.get("hidden_states"))
+    recorded: Recorded = {}
+    with ExitStack() as hooks:
+        for name in names:
 
+            def record(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], name: str = name) -> None:
+                _append(recorded, name, args[0] if args else kwargs.get("hidden_states"))
 
-def recorded_outputs(layer: nn.Module, names: Sequence[str]) -> AbstractContextManager[Recorded]:
-    """While it lasts, the tensors that leave these modules (the first, of several) are recorded."""
-    return _recorded(layer, names, lambda _args, _kwargs, output: output[0] if isinstance(output, tuple) else output)
+            hooks.callback(layer.get_submodule(name).register_forward_pre_hook(record, with_kwargs=True).remove)
+        yield recorded
 
 
 @contextmanager
-def _recorded(layer: nn.Module, names: Sequence[str], chosen: Callable[..., Any]) -> Iterator[Recorded]:
+def recorded_outputs(layer: nn.Module, names: Sequence[str]) -> Iterator[Recorded]:
+    """While it lasts, the tensors that leave these modules (the first, of several) are recorded."""
     recorded: Recorded = {}
-
-    def record(name: str, _module: nn.Module, *call: Any) -> None:
-        value = chosen(*call)
-        if isinstance(value, Tensor):
-            recorded.setdefault(name, []).append(value)
-
     with ExitStack() as hooks:
         for name in names:
-            hook = partial(record, name)
-            hooks.callback(layer.get_submodule(name).register_forward_hook(hook, with_kwargs=True).remove)
+
+            def record(_module: nn.Module, _args: Any, output: Any, name: str = name) -> None:
+                _append(recorded, name, output[0] if isinstance(output, tuple) else output)
+
+            hooks.callback(layer.get_submodule(name).register_forward_hook(record).remove)
         yield recorded
+
+
+def _append(recorded: Recorded, name: str, value: Any) -> None:
+    if isinstance(value, Tensor):
+        recorded.setdefault(name, []).append(value)
 
 
 def linear_layers(layer: nn.Module) -> dict[str, nn.Linear]:
