@@ -81,7 +81,7 @@ BROKEN = {
     "below all": (WHOLE | {"scores": {"ppl": [-math.inf] * 3}}, "3 numbers for ppl"),
     "no scores": (WHOLE | {"scores": {}, "blocks": {}}, "at least one metric"),
     "too few": (WHOLE | {"scores": {"ppl": [1.0, 2.0]}}, "3 numbers for ppl"),
-    "too few blocks": (WHOLE | {"blocks": {"ppl": [1.0]}}, "2 numbers for blocks of 2 by ppl"),
+    "too few blocks": (WHOLE | {"blocks": {"ppl": [1.0]}}, "2 numbers for ppl of blocks of 2"),
     "blocks of none": (WHOLE | {"window": 0}, "blocks of 1 to 3 layers"),
     "blocks of no size": (WHOLE | {"window": None}, "blocks of 1 to 3 layers"),
 }

@@ -193,7 +193,6 @@ def _agrees(decoder: Decoder) -> bool:
 
 
 def _inputs(decoder: Decoder) -> set[str]:
-    """The names of the arguments of the model's forward."""
     return set(inspect.signature(decoder.model.base_model.forward).parameters)
 
 
@@ -253,7 +252,6 @@ def _after_contexts(
 
 
 def _copied(cache: Cache, rows: Tensor) -> Cache:
-    """A cache of some rows of another, which stays as it is."""
     chosen = copy(cache)
     chosen.layers = [copy(layer) for layer in cache.layers]
     chosen.batch_select_indices(rows)

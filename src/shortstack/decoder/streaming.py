@@ -130,7 +130,6 @@ class LayerWeights:
         return weights
 
     def _read(self, layer: int, buffer: Tensor) -> Weights:
-        """The layer's stored tensors, one after the other in the buffer."""
         weights, start = {}, 0
         for name in self._stored.get(layer, []):
             tensor = self._checkpoint.tensors[name]
@@ -139,7 +138,6 @@ class LayerWeights:
         return weights
 
     def _room(self, layer: int) -> int:
-        """Bytes of memory that the layer's stored tensors take."""
         return sum(_aligned(self._checkpoint.tensors[name].size) for name in self._stored[layer])
 
     def _load(self, weights: Weights) -> None:
@@ -194,5 +192,4 @@ def _places(layer: nn.Module, shared: Set[int]) -> Iterator[tuple[nn.Module, str
 
 
 def _aligned(size: int) -> int:
-    """Bytes up to the next place where a tensor may begin."""
     return -(-size // ALIGNMENT) * ALIGNMENT

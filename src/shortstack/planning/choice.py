@@ -218,10 +218,4 @@ class Choice:
 
 
 def _excluding(name: str, other: str) -> InputError:
-    """The error for two ways to choose that exclude each other."""
-    return InputError(
-        f"{other} beside it",
-        expected=f"{name} without {other}",
-        fix="give one of them",
-        option=name,
-    )
+    return InputError(f"{other} beside it", expected=f"{name} without {other}", fix="give one of them", option=name)

@@ -147,7 +147,6 @@ class Measurement:
         return None if counted is None else torch.nn.functional.pad(counted[:, 1:], (0, 1))
 
     def _head(self, walk: WalkState) -> None:
-        """Feed the last layer's output to the head."""
         kind, counted = self.batches.kind_of[walk.number], self.batches.counted[walk.number]
         if self.needs_gradient:
             hidden = walk.hidden[self.spec.without]
@@ -171,7 +170,6 @@ class Measurement:
             self.entering[layer] = []
 
     def _tick(self, forwards: int = 1) -> None:
-        """Say how far the run is."""
         self.done += forwards
         self.paced_progress(self.stage, self.done, self.total)
 
@@ -214,7 +212,6 @@ class Measurement:
         return self._combined([hidden.of_blocks() for hidden in self.hidden]) | self._outputs(self.blocks)
 
     def _combined(self, kinds: Sequence[Values]) -> Values:
-        """Scores of each kind alone as one: their mean by weight."""
         return {
             name: [self.batches.mean(values) for values in zip(*(kind[name] for kind in kinds), strict=True)]
             for name in kinds[0]

@@ -42,7 +42,6 @@ def score_picture(
 
 
 def _read(tokens: Tokens) -> list[str]:
-    """Describe the tokens that were read, in words."""
     return [f"{tokens['samples']} x {tokens['length']} tokens of {short(tokens['source'], 40)}"] if tokens else []
 
 
@@ -98,7 +97,6 @@ def _depths(depths: Sequence[Depths], name: str, label: str, knee: int | None) -
 
 
 def _points(depths: Sequence[Depths], key: str) -> list[Point]:
-    """A point for each depth that has the key, from the unpruned model on."""
     whole = depths[0]["layers"] or 0
     found = []
     for depth in depths:

@@ -117,7 +117,6 @@ def check_window(window: int | None, layers: int, metrics: Sequence[Metric]) -> 
 
 
 def _kinds(run: Measurement) -> dict[str, KindScores]:
-    """The scores on each kind of text alone."""
     return {
         kind.source: KindScores(kind.weight, base, {name: _checked(name, values[name]) for name in values})
         for kind, base, values in run.by_kind()
