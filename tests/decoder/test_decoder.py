@@ -13,7 +13,6 @@ import shortstack.decoder.decoder
 from shortstack.checkpoint import Checkpoint
 from shortstack.decoder import Decoder
 from shortstack.decoder.decoder import UNPRUNED, layer_forwards
-from shortstack.decoder.losses import next_token_losses
 from shortstack.errors import ArchitectureError
 from zoo import ZOO, pass_over, tiny
 
@@ -49,17 +48,6 @@ def test_every_route_of_one_walk_gives_the_logits_of_the_model_without_those_lay
         arrived = decoder.walk(IDS, sets)
         for skipped in sets:
             assert torch.equal(decoder.logits(IDS, arrived[skipped]), skipping(decoder, skipped)), skipped
-
-
-@pytest.mark.parametrize("model_type", ["gemma2", "gpt2"])
-def test_losses_are_cross_entropy_of_transformers_logits(model_type):
-    decoder = load(model_type)
-    logits = skipping(decoder, {2})
-    expected = torch.nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), IDS[:, 1:].flatten(), reduction="none")
-    with torch.no_grad():
-        found = next_token_losses(decoder, IDS, decoder.walk(IDS, [frozenset({2})])[frozenset({2})])
-    assert found.shape == (30,)
-    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
 
 
 def test_the_observer_sees_what_forward_hooks_see_the_last_layer_before_the_final_norm():

@@ -96,20 +96,6 @@ def test_each_metric_alone_is_what_it_is_in_company():
         assert score(checkpoint, TOKENS, metrics=[name]).scores[name] == together.scores[name]
 
 
-def test_scores_do_not_depend_on_the_number_of_threads():
-    checkpoint, threads = Checkpoint.open(tiny("mixtral")), torch.get_num_threads()
-    try:
-        torch.set_num_threads(1)
-        one = score(checkpoint, TOKENS, metrics=sorted(WALKED), window=3)
-        torch.set_num_threads(3)
-        three = score(checkpoint, TOKENS, metrics=sorted(WALKED), window=3)
-    finally:
-        torch.set_num_threads(threads)
-    for name in WALKED:
-        assert three.scores[name] == pytest.approx(one.scores[name], rel=1e-5, abs=1e-7)
-        assert three.order(name) == one.order(name)
-
-
 def test_a_nan_is_an_error_that_names_the_layer(monkeypatch):
     broken = replace(METRICS["bi"], function=lambda before, after: before[..., 0] * math.nan)
     monkeypatch.setattr(shortstack.scoring.metrics, "METRICS", {**METRICS, "bi": broken})
