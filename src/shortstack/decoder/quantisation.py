@@ -112,7 +112,6 @@ def _inside(tensor: Tensor) -> Iterator[Tensor]:
 
 
 def _int8(parent: nn.Module, name: str) -> None:
-    """One scale for each row (torchao, Int8WeightOnlyConfig)."""
     from torchao.quantization import Int8WeightOnlyConfig, quantize_
 
     quantize_(parent.get_submodule(name), Int8WeightOnlyConfig())

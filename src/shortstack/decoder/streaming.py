@@ -167,11 +167,10 @@ class LayerWeights:
                 module._buffers[name] = buffer.to(self._device)
 
     def _check_loaded(self, layer: int | None) -> None:
-        inside = {id(weight) for own in self._own for weight in (module.get_parameter(name) for module, name in own)}
         if layer is None:
-            missing = [
-                name for name, weight in self.model.named_parameters() if weight.is_meta and id(weight) not in inside
-            ]
+            inside = {id(module.get_parameter(name)) for own in self._own for module, name in own}
+            around = [(name, weight) for name, weight in self.model.named_parameters() if id(weight) not in inside]
+            missing = [name for name, weight in around if weight.is_meta]
         else:
             missing = [name for module, name in self._own[layer] if module.get_parameter(name).is_meta]
         if missing:

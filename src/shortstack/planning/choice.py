@@ -135,11 +135,7 @@ class Choice:
         return False
 
     def sized(self, sizes: Sizes) -> Choice:
-        """With `fits` in place of a number of parameters or bytes, which a model's sizes tell.
-
-        Raises:
-            PlanError: the whole model fits, or not even one layer alone.
-        """
+        """With `fits` in place of a number of parameters or bytes, which a model's sizes tell."""
         name = next((name for name in GOALS if getattr(self, name) is not None), None)
         if name is None:
             return self
@@ -159,21 +155,13 @@ class Choice:
         return replace(self, params=None, memory=None, fits=lambda kept: sizes.of(kept)[place] <= most)
 
     def removal(self, layers: int, seed: int = 0) -> Removal:
-        """How many of a model's layers go, and which may.
-
-        Raises:
-            PlanError: no such number of layers can be removed.
-        """
+        """How many of a model's layers go, and which may."""
         amount = parse_drop(self.drop or 0, layers)
         allowed = staying_ends(layers, amount, self.keep_first, self.keep_last)
         return Removal(amount, allowed, self.by, self.step, seed, self.finalists)
 
     def plan(self, source: Scores | int, seed: int = 0) -> Plan:
-        """The plan that follows from scores, or from a number of layers by a metric that needs no scores.
-
-        Raises:
-            PlanError: nothing, everything, or something that does not exist would be removed.
-        """
+        """The plan that follows from scores, or from a number of layers by a metric that needs no scores."""
         layers = source if isinstance(source, int) else source.layers
         if self.layers is not None:
             return self._named(layers)

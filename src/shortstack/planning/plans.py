@@ -128,12 +128,7 @@ class Plan(Tabled):
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any], *, where: object) -> Plan:
-        """The inverse of to_dict.
-
-        Raises:
-            DataError: a key is missing or of the wrong type.
-            PlanError: the layers named cannot be removed.
-        """
+        """The inverse of to_dict; errors as load()."""
         check_not_other(data, where, plan=True)
         try:
             layers, removed, strategy = data["layers"], tuple(data["removed"]), str(data["strategy"])

@@ -74,24 +74,24 @@ def _agreement(values: Values) -> Panel:
     return Panel(title, svg, square_height(len(taus)))
 
 
-def depth_picture(depths: Sequence[Depths], *, knee: int | None, tokens: Tokens) -> Picture:
-    """Perplexity, KL divergence and accuracy over the number of layers that are cut from the tail, the knee marked.
+def depth_picture(depths: Sequence[Depths], *, tokens: Tokens) -> Picture:
+    """Perplexity, KL divergence and accuracy over the number of layers that are cut from the tail.
 
     depths: of the unpruned model first: layers (kept), and by name what was measured.
     """
     labels = {"perplexity": "perplexity", "kl": "KL divergence from the unpruned model (nats per token)"}
     if depths[0].get("accuracy") is not None:
         labels["accuracy"] = "accuracy (share right)"
-    panels = [_depths(depths, name, label, knee) for name, label in labels.items()]
+    panels = [_depths(depths, name, label) for name, label in labels.items()]
     return Picture(f"The first layers alone, of {depths[0]['layers']}", panels, _read(tokens))
 
 
-def _depths(depths: Sequence[Depths], name: str, label: str, knee: int | None) -> Panel:
+def _depths(depths: Sequence[Depths], name: str, label: str) -> Panel:
     points = _points(depths, name)
     x = axis("layers removed from the tail", [point.x for point in points], "{:g}".format, whole=True)
     text = in_thousands if name == "perplexity" else number
     y = axis(label, [point.y for point in points], text, log=name == "perplexity")
-    svg = Chart(label, x, y, [Series("cut", points, 0)], marks=[] if knee is None else [("knee", float(knee))]).svg()
+    svg = Chart(label, x, y, [Series("cut", points, 0)]).svg()
     legend: Named = [(None, "at the upper edge: infinite")] if any(point.infinite for point in points) else []
     return Panel("", svg, HEIGHT, legend)
 

@@ -187,11 +187,7 @@ class Scores(Tabled):
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any], *, where: object) -> Scores:
-        """The inverse of to_dict.
-
-        Raises:
-            DataError: a key is missing, or a metric does not have one number per layer, or per block.
-        """
+        """The inverse of to_dict; errors as load()."""
         check_not_other(data, where, plan=False)
         try:
             known = {key: data[key] for key in cls.__dataclass_fields__ if key != "kinds"}
