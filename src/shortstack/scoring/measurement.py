@@ -68,9 +68,8 @@ class Measurement:
         self.gradients = GradientSums(spec.metrics, self.layers)
         # [layer][batch]: what entered each layer, [batch, length, width], as far as it is still needed
         self.entering: list[list[Tensor]] = [[] for _ in range(self.layers)]
-        self.leaving: list[
-            Tensor
-        ] = []  # [batch]: the loss's gradient in what leaves the last layer not yet walked back
+        # [batch]: the loss's gradient in what leaves the last layer that is not yet walked back
+        self.leaving: list[Tensor] = []
         self.walks: list[WalkState] = []  # the batches of a turn that is not finished
         self.done = 0  # layer-forwards
         self.trail: list[list[list[Group]]] | None = None  # [layer][batch]: the groups that enter each layer
