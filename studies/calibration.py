@@ -30,7 +30,7 @@ from shortstack.decoder.decoder import SkippedLayers
 from shortstack.machine.formats import show_layers
 from shortstack.scoring import METRICS
 from shortstack.scoring.measurement import Measurement, MeasurementSpec
-from shortstack.scoring.scores import kendall_tau
+from shortstack.scoring.metrics import kendall_tau
 
 COUNTS = (1, 5, 10, 30, 50)
 SEEDS = (0, 1, 2)

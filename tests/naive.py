@@ -83,21 +83,14 @@ def hidden_states(directory: Path, ids: Tensor) -> list[Tensor]:
     return [*entering, leaving[-1]]
 
 
-def angle(directory: Path, ids: Tensor, n: int, of: Callable[[Tensor], Tensor]) -> list[float]:
+def angle(directory: Path, ids: Tensor, n: int, of: slice) -> list[float]:
+    """of: the tokens that count."""
     states = hidden_states(directory, ids)
     found = []
     for start in range(LAYERS - n + 1):
         cosines = torch.nn.functional.cosine_similarity(states[start], states[start + n], dim=-1)
-        found.append(float(of(torch.arccos(cosines) / math.pi).mean()))
+        found.append(float((torch.arccos(cosines) / math.pi)[:, of].mean()))
     return found
-
-
-def last_token(values: Tensor) -> Tensor:
-    return values[:, -1]
-
-
-def every_token(values: Tensor) -> Tensor:
-    return values
 
 
 def influence(directory: Path, ids: Tensor) -> list[float]:
@@ -172,6 +165,7 @@ def named_weight(name: str, weight: Tensor) -> bool:
     return "weight" in name or ("experts" in name.split(".") and weight.dim() == 3)
 
 
+LAST, EVERY = slice(-1, None), slice(None)
 ONE_BY_ONE = [[layer] for layer in range(LAYERS)]
 # The walked and weighed metrics; random and reverse have no formula to be checked against but their definition.
 METRICS: dict[str, Callable[[Path, Tensor], list[float]]] = {
@@ -186,8 +180,8 @@ METRICS: dict[str, Callable[[Path, Tensor], list[float]]] = {
     "kl": lambda directory, ids: divergences(directory, ids, ONE_BY_ONE),
     "bi": influence,
     "bi-authors": influence_of_authors,
-    "angular": lambda directory, ids: angle(directory, ids, 1, last_token),
-    "angular-mean": lambda directory, ids: angle(directory, ids, 1, every_token),
+    "angular": lambda directory, ids: angle(directory, ids, 1, LAST),
+    "angular-mean": lambda directory, ids: angle(directory, ids, 1, EVERY),
     "relative-magnitude": magnitude_of_change,
 }
 
@@ -199,6 +193,6 @@ def windows(n: int) -> list[list[int]]:
 WINDOWS: dict[str, Callable[[Path, Tensor, int], list[float]]] = {
     "ppl": lambda directory, ids, n: [math.exp(loss) for loss in losses(directory, ids, windows(n))],
     "kl": lambda directory, ids, n: divergences(directory, ids, windows(n)),
-    "angular": lambda directory, ids, n: angle(directory, ids, n, last_token),
-    "angular-mean": lambda directory, ids, n: angle(directory, ids, n, every_token),
+    "angular": lambda directory, ids, n: angle(directory, ids, n, LAST),
+    "angular-mean": lambda directory, ids, n: angle(directory, ids, n, EVERY),
 }

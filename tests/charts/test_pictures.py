@@ -178,8 +178,6 @@ def test_depths_lie_where_their_numbers_are_and_the_infinite_at_the_edge():
     )
     assert ppl[3] == (ppl[3][0], 30.0)
     assert "at the upper edge: infinite" in texts(root)
-    assert CURVE.knee is not None
-    assert "knee" in texts(root)
 
 
 def test_accuracy_has_a_line_where_it_was_measured():

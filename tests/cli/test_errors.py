@@ -388,7 +388,7 @@ PLANS = {
     ),
     "sizes of words": (
         '{"layers": 8, "removed": [1], "strategy": "x", "parameters": {"before": "x", "after": null}}',
-        "sizes ['x', None]",
+        "'x', None]",
     ),
 }
 

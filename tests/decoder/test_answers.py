@@ -61,8 +61,7 @@ def naively(directory, tokenizer, removed) -> list[bool]:
     return right
 
 
-@pytest.mark.parametrize("model_type", ["llama", "gpt2", "gemma3_text", "mixtral"])
-@pytest.mark.parametrize("batch", [2048, 24])
+@pytest.mark.parametrize(("model_type", "batch"), [("gpt2", 2048), ("gemma3_text", 24), ("mixtral", 2048)])
 def test_answers_are_those_of_one_forward_for_each_choice(model_type, batch, monkeypatch):
     monkeypatch.setattr(shortstack.decoder.batching, "BATCH_TOKENS", batch)
     monkeypatch.setattr(shortstack.decoder.decoder, "STREAM_BYTES", 1 if batch == 24 else 2 << 30)
@@ -95,8 +94,6 @@ def test_a_sweep_answers_at_every_depth(tmp_path, monkeypatch):
     [
         "[]",
         '{"context": "a"}',
-        '{"context": "a", "choices": ["b"], "answer": 0}',
-        '{"context": "a", "choices": ["b", ""], "answer": 0}',
         '{"context": "a", "choices": ["b", "c"], "answer": 2}',
         '{"context": "a", "choices": ["b", "c"], "answer": true}',
         "nothing",

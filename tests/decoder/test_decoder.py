@@ -13,7 +13,6 @@ import shortstack.decoder.decoder
 from shortstack.checkpoint import Checkpoint
 from shortstack.decoder import Decoder
 from shortstack.decoder.decoder import UNPRUNED, layer_forwards
-from shortstack.decoder.losses import next_token_losses
 from shortstack.errors import ArchitectureError
 from zoo import ZOO, pass_over, tiny
 
@@ -49,17 +48,6 @@ def test_every_route_of_one_walk_gives_the_logits_of_the_model_without_those_lay
         arrived = decoder.walk(IDS, sets)
         for skipped in sets:
             assert torch.equal(decoder.logits(IDS, arrived[skipped]), skipping(decoder, skipped)), skipped
-
-
-@pytest.mark.parametrize("model_type", ["llama", "gemma2", "gpt2"])
-def test_losses_are_cross_entropy_of_transformers_logits(model_type):
-    decoder = load(model_type)
-    logits = skipping(decoder, {2})
-    expected = torch.nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), IDS[:, 1:].flatten(), reduction="none")
-    with torch.no_grad():
-        found = next_token_losses(decoder, IDS, decoder.walk(IDS, [frozenset({2})])[frozenset({2})])
-    assert found.shape == (30,)
-    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
 
 
 def test_the_observer_sees_what_forward_hooks_see_the_last_layer_before_the_final_norm():
@@ -112,14 +100,8 @@ def test_leave_one_out_costs_a_triangle_of_layer_forwards_and_each_is_counted():
     decoder.forms()
     calls, ticks = [0] * 8, []
     for index, layer in enumerate(decoder.layers):
-        layer.register_forward_hook(lambda *_, index=index: None)
-        original = layer.self_attn.forward
-
-        def counted(*args, _index=index, _original=original, **kwargs):
-            calls[_index] += 1
-            return _original(*args, **kwargs)
-
-        layer.self_attn.forward = counted
+        count = lambda *_, index=index: calls.__setitem__(index, calls[index] + 1)  # noqa: E731
+        layer.self_attn.register_forward_hook(count)
     with torch.no_grad():
         for _ in decoder.through([decoder.enter(IDS, LEAVE_ONE_OUT)], range(8), on_forward=ticks.append):
             pass
@@ -127,7 +109,7 @@ def test_leave_one_out_costs_a_triangle_of_layer_forwards_and_each_is_counted():
     assert sum(ticks) == sum(calls) == layer_forwards(8, LEAVE_ONE_OUT) == 36
 
 
-@pytest.mark.parametrize(("model_type", "together"), [*((name, 5) for name in ZOO), ("llama", 2), ("gemma2", 100)])
+@pytest.mark.parametrize(("model_type", "together"), [*((name, 5) for name in ZOO), ("gemma2", 100)])
 def test_streams_that_pass_a_layer_together_arrive_as_they_do_alone(model_type, together, monkeypatch):
     decoder = load(model_type)
     with torch.no_grad():
@@ -148,7 +130,7 @@ def test_a_model_that_accelerate_has_placed_is_walked_and_left_as_it_was():
     assert [vars(layer)["forward"] for layer in placed.layers] == before
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=10, deadline=None)
 @given(st.lists(st.frozensets(st.integers(0, 7)), min_size=1, max_size=5))
 def test_all_sets_arrive_as_if_walked_alone(sets):
     decoder = load("qwen3")
@@ -158,7 +140,7 @@ def test_all_sets_arrive_as_if_walked_alone(sets):
             assert torch.equal(together[skipped], decoder.walk(IDS, [skipped])[skipped])
 
 
-@pytest.mark.parametrize("at", [0, 3, 7, 8])
+@pytest.mark.parametrize("at", [0, 3, 8])
 def test_stopping_before_a_layer_and_starting_there_is_walking_through(at):
     decoder = load("gemma3_text")
     with torch.no_grad():

@@ -73,13 +73,21 @@ def test_a_base_model_writes_from_bos(tmp_path):
 
 
 def test_texts_are_kept_and_more_of_them_begin_with_the_same(tmp_path, monkeypatch):
-    checkpoint = Checkpoint.open(speaking(tmp_path / "model"))
+    checkpoint, seeds = Checkpoint.open(speaking(tmp_path / "model")), []
+
+    def recorded(*given, seed, **how):
+        seeds.append(seed)
+        return generate(*given, seed=seed, **how)
+
+    monkeypatch.setattr(shortstack.decoder.own_text, "generate", recorded)
     first = OwnText(checkpoint).texts(3)
     assert OwnText(checkpoint, Compute(seed=1)).texts(3) != first
     more = OwnText(checkpoint).texts(5)
     assert more[:3] == first
     assert len(more) == 7
     assert not {tuple(text) for text in more[3:]} & {tuple(text) for text in first}, "each batch has draws of its own"
+    # Seeds that differ above their 32 lower bits alone are one seed to torch's generator on a CPU.
+    assert len({seed & 0xFFFFFFFF for seed in seeds}) == len(seeds) == 6, "questions and answers of three batches"
     kept = [path.name for path in (tmp_path / "cache" / "own-texts").rglob("*.json")]
     assert sorted(kept) == ["00000.json", "00000.json", "00001.json"]
     monkeypatch.setattr(shortstack.decoder.own_text, "generate", None)
@@ -114,26 +122,12 @@ def test_nothing_is_longer_than_the_model_has_positions(tmp_path):
     assert max(map(len, texts)) <= 40
 
 
-def test_batches_draw_differently_and_parts_of_one_too(tmp_path, monkeypatch):
-    """Seeds that differ above their 32 lower bits alone are one seed to torch's generator on a CPU."""
-    checkpoint, seeds = Checkpoint.open(speaking(tmp_path / "model")), []
-
-    def recorded(model, prompts, rooms, *, seed, **how):
-        seeds.append(seed)
-        return generate(model, prompts, rooms, seed=seed, **how)
-
-    monkeypatch.setattr(shortstack.decoder.own_text, "generate", recorded)
-    OwnText(checkpoint).texts(3 + 4 + 1)
-    assert len({seed & 0xFFFFFFFF for seed in seeds}) == len(seeds) == 6
-
-
-@pytest.mark.parametrize("before", [0, 1])
-def test_a_model_that_writes_nothing_is_said_to(tmp_path, before):
+def test_a_model_that_writes_nothing_is_said_to(tmp_path):
     checkpoint = Checkpoint.open(speaking(tmp_path / "model", chat=False))
     kept = tmp_path / "cache" / "own-texts" / Writer(checkpoint, Compute()).key
     kept.mkdir(parents=True)
     for number in range(6):
-        texts = [[5, 6]] if number < before else []
+        texts = [] if number else [[5, 6]]
         (kept / f"{number:05}.json").write_text(json.dumps({"texts": texts, "seconds": 1}))
     with pytest.raises(DataError, match="a model that writes something"):
         OwnText(checkpoint).texts(2)
@@ -142,12 +136,8 @@ def test_a_model_that_writes_nothing_is_said_to(tmp_path, before):
 def test_windows_of_mix_are_of_four_kinds_and_a_streamed_model_reads_the_rest(tmp_path, monkeypatch):
     checkpoint = Checkpoint.open(speaking(tmp_path / "model"))
     text = CalibrationText(samples=2, length=64)
-    assert [kind.source for kind in calibration_tokens(checkpoint, text).kinds] == [
-        "pydoc",
-        "self",
-        "copying",
-        "drills",
-    ]
+    sources = [kind.source for kind in calibration_tokens(checkpoint, text).kinds]
+    assert sources == ["pydoc", "self", "copying", "drills"]
     for compute, streams in ((Compute(stream=True), False), (Compute(), True)):
         monkeypatch.setattr(shortstack.decoder.own_text, "must_stream", lambda *_, streams=streams: streams)
         with pytest.warns(UserWarning, match="its weights are read layer by layer"):
@@ -169,9 +159,9 @@ def test_where_nothing_opens_a_text_mix_reads_the_rest_and_self_is_refused(tmp_p
 
 def test_windows_longer_than_a_text_are_of_several(tmp_path):
     checkpoint = Checkpoint.open(speaking(tmp_path / "model"))
-    tokens = calibration_tokens(checkpoint, CalibrationText("self", samples=3, length=120))
-    stream = [token for text in OwnText(checkpoint).texts(40) for token in text]
-    assert tokens.ids.flatten().tolist() == stream[:360]
+    tokens = calibration_tokens(checkpoint, CalibrationText("self", samples=2, length=60))
+    stream = [token for text in OwnText(checkpoint).texts(7) for token in text]
+    assert tokens.ids.flatten().tolist() == stream[:120]
 
 
 def test_a_missing_file_is_said_before_anything_is_written(tmp_path, monkeypatch):
@@ -210,12 +200,8 @@ def test_a_deadline_leaves_texts_unwritten_and_the_number_gives_the_same_again(t
     assert OwnText(checkpoint).texts(7) == some
 
 
-def test_one_batch_is_written_after_any_deadline(tmp_path):
-    checkpoint = Checkpoint.open(speaking(tmp_path / "model"))
-    assert len(OwnText(checkpoint, deadline=Clock(1, used=2)).texts(100)) == 3
-
-
 def test_a_calibration_text_in_time_has_the_samples_that_were_written(tmp_path, monkeypatch):
+    """One batch is written after any deadline."""
     checkpoint = Checkpoint.open(speaking(tmp_path / "model"))
     text = CalibrationText("self,copying", samples=50, length=16)
     limited = text_in_time(checkpoint, text, Clock(1, used=2))

@@ -9,7 +9,7 @@ from safetensors.torch import load_file, save_file
 from shortstack.checkpoint import Checkpoint
 from shortstack.decoder import Decoder
 from shortstack.decoder.quantisation import INT8, NF4, held_bytes, quantise, saved_bytes
-from zoo import make, tiny
+from zoo import make
 
 IDS = torch.randint(3, 90, (2, 16), generator=torch.Generator().manual_seed(1))
 ROOMY = {"hidden_size": 64, "intermediate_size": 128, "mlp_bias": True}
@@ -98,9 +98,3 @@ def test_what_cannot_be_had_is_known_before_it_is_tried(monkeypatch):
         assert "mps" in (INT8.missing("mps") or "")
     monkeypatch.setattr("shortstack.decoder.quantisation.importlib.util.find_spec", lambda _: None)
     assert "pip install 'shortstack[quant]'" in (NF4.missing("cpu") or "")
-
-
-def test_a_plain_model_holds_what_its_checkpoint_stores():
-    assert Checkpoint.open(tiny("llama")).weight_bytes == held_bytes(
-        Checkpoint.open(tiny("llama")).model(dtype=torch.float32)
-    )

@@ -15,7 +15,7 @@ import hub_stub
 from plans import plan
 from shortstack.checkpoint import Checkpoint
 from shortstack.cli import main
-from shortstack.errors import CheckpointError, InputError, ShortstackError
+from shortstack.errors import CheckpointError, InputError, OutputError, ShortstackError
 from shortstack.exporting import push_to_hub
 from shortstack.pruning import prune, verify
 from zoo import speaking
@@ -58,7 +58,10 @@ def test_what_was_written_lies_there_with_its_card(pruned, hub):
     assert yaml.safe_load(card.split("---")[1])["license"] == "mit"
     assert 'from_pretrained("me/small")' in card
     assert (pushed.oid, pushed.pr_url) == (repository.head, None)
-    push_to_hub(pruned, "me/small", private=True, licence="apache-2.0")
+    with pytest.raises(OutputError, match="one with .* files, README.md among them"):
+        push_to_hub(pruned, "me/small")
+    assert repository.commits == [pushed.oid]
+    push_to_hub(pruned, "me/small", pr=True, licence="apache-2.0")
     assert yaml.safe_load(repository.files["README.md"].decode().split("---")[1])["license"] == "apache-2.0"
     assert len(hub.said("PUT", "/upload/")) == 1, "weights that lie there are not sent again"
 

@@ -43,7 +43,7 @@ def alike(one, other):
     return len(set(one) & set(other)) >= len(one) - 1
 
 
-@pytest.mark.parametrize("amount", [2, 3, 4, 5])
+@pytest.mark.parametrize("amount", [2, 5])
 def test_of_the_best_block_and_the_cheapest_sets_the_one_that_repaired_changes_least_goes(amount):
     checkpoint = Checkpoint.open(tiny("llama"))
     decoder = Decoder.load(checkpoint, dtype=torch.float32)
@@ -61,7 +61,7 @@ def test_of_the_best_block_and_the_cheapest_sets_the_one_that_repaired_changes_l
     assert found.compared_by == "KL divergence from the unpruned model with layers refitted"
 
 
-@pytest.mark.parametrize("amount", [1, 3, 4])
+@pytest.mark.parametrize("amount", [1, 4])
 def test_without_finalists_the_lowest_that_is_measured_goes(amount):
     """Several blocks are taken to cost what each does."""
     checkpoint = Checkpoint.open(tiny("llama"))

@@ -8,14 +8,18 @@ import architectures
 import pytest
 
 from plans import plan
+from shortstack.architecture.anatomy import shortened
+from shortstack.architecture.selfcheck import check_cut
 from shortstack.checkpoint import Checkpoint
 from shortstack.errors import ArchitectureError
-from shortstack.planning.exactness import aligned, cut_config
+from shortstack.planning.exactness import aligned
 
 
 def exact(checkpoint: Checkpoint, removed: tuple[int, ...]) -> bool:
+    wanted, path = plan(8, layers=removed), checkpoint.layer_names.path
     try:
-        cut_config(checkpoint, plan(8, layers=removed))
+        config = shortened(checkpoint.config, checkpoint.blueprint, checkpoint.anatomy, wanted.kept, path)
+        check_cut(config, checkpoint.blueprint, checkpoint.anatomy, wanted.kept, checkpoint.directory)
     except ArchitectureError:
         return False
     return True
@@ -23,7 +27,7 @@ def exact(checkpoint: Checkpoint, removed: tuple[int, ...]) -> bool:
 
 @pytest.mark.parametrize(
     ("name", "wanted"),
-    [("jamba", (3, 4)), ("jamba", (1, 4)), ("rwkv", (3, 4)), ("gemma4_text", (3, 4)), ("gpt_neox_japanese", (6, 7))],
+    [("jamba", (1, 4)), ("rwkv", (3, 4)), ("gemma4_text", (3, 4)), ("gpt_neox_japanese", (6, 7))],
 )
 def test_the_nearest_exact_cut_is_as_near_as_any(name, wanted, tmp_path):
     checkpoint = Checkpoint.open(architectures.make(name, tmp_path / "source"))

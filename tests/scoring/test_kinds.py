@@ -1,8 +1,6 @@
 """Losses kept apart by kind of text, and how they are put together."""
 
-import itertools
 import math
-from dataclasses import replace
 
 import pytest
 import torch
@@ -17,7 +15,6 @@ from shortstack.errors import DataError
 from shortstack.planning import Choice, choose
 from shortstack.scoring import METRICS, Scores, score
 from shortstack.scoring.measurement import Measurement, MeasurementSpec
-from shortstack.scoring.scores import KindScores
 from zoo import tiny
 
 IDS = torch.randint(3, 90, (11, 10), generator=torch.Generator().manual_seed(4))
@@ -36,21 +33,20 @@ def mean(values):
 @torch.no_grad()
 def losses(directory, removed, rows):
     """Of the tokens that count, one by one."""
-    logits = naive.logits_without(directory, IDS[rows], removed)[:, :-1]
+    logits = naive.logits_without(directory, IDS, removed)[rows, :-1]
     each = torch.nn.functional.cross_entropy(logits.flatten(0, 1), IDS[rows, 1:].flatten(), reduction="none")
     return float(each[COUNTED[rows, 1:].flatten()].mean())
 
 
 @torch.no_grad()
 def divergence(directory, removed, rows):
-    whole, other = (naive.logits_without(directory, IDS[rows], out)[:, :-1].double() for out in ([], removed))
+    whole, other = (naive.logits_without(directory, IDS, out)[rows, :-1].double() for out in ([], removed))
     each = (whole.softmax(-1) * (whole.log_softmax(-1) - other.log_softmax(-1))).sum(-1)
     return float(each[COUNTED[rows, 1:]].mean())
 
 
-@pytest.mark.parametrize("model_type", ["llama", "gemma2"])
-def test_each_kind_alone_is_its_naive_form_on_the_tokens_that_count(model_type):
-    checkpoint = Checkpoint.open(tiny(model_type))
+def test_each_kind_alone_is_its_naive_form_on_the_tokens_that_count():
+    checkpoint = Checkpoint.open(tiny("gemma2"))
     scores = score(checkpoint, MIXED, metrics=["ppl", "kl", "bi"])
     states = naive.hidden_states(checkpoint.directory, IDS)
     for kind, rows in zip(KINDS, ROWS, strict=True):
@@ -121,46 +117,26 @@ def test_scores_of_kinds_are_read_again_and_others_refused(tmp_path):
         Scores.from_dict(wrong, where="file")
 
 
-def test_layers_cheap_on_one_kind_and_dear_on_another_are_named():
-    cheap, dear = (0.1, 0.1, 0.1, 0.9, 0.9, 0.9), (0.2, 0.2, 5.0, 9.0, 0.2, 0.2)
-    kinds = {name: KindScores(1.0, 0.0, {"kl": values}) for name, values in (("prose", cheap), ("copying", dear))}
-    scores = Scores(6, {"kl": cheap}, kinds=kinds)
-    assert scores.hidden_carriers("prose", "copying") == (2,)
-    assert scores.hidden_carriers("copying", "prose") == ()
-
-
-@pytest.mark.parametrize(("metric", "step"), [("ppl", 1), ("kl", 2)])
-def test_layers_go_one_after_the_other_by_the_mean_of_kinds(metric, step):
-    checkpoint = Checkpoint.open(tiny("llama"))
-    chosen = choose(checkpoint, Choice(metric, 3, step=step), MIXED).plan.removed
-    measure, removed = {"ppl": losses, "kl": divergence}[metric], []
+def test_layers_go_one_after_the_other_by_the_mean_of_kinds():
+    checkpoint, removed = Checkpoint.open(tiny("llama")), []
+    chosen = choose(checkpoint, Choice("kl", 3, step=2), MIXED).plan.removed
     while len(removed) < 3:
         rest = [layer for layer in range(8) if layer not in removed]
         value = {
-            layer: mean([measure(checkpoint.directory, [*removed, layer], rows) for rows in ROWS]) for layer in rest
+            layer: mean([divergence(checkpoint.directory, [*removed, layer], rows) for rows in ROWS]) for layer in rest
         }
-        removed += sorted(rest, key=value.__getitem__)[: min(step, 3 - len(removed))]
+        removed += sorted(rest, key=value.__getitem__)[: min(2, 3 - len(removed))]
     assert list(chosen) == sorted(removed)
 
 
-def test_a_search_finds_the_set_with_the_lowest_mean_of_kinds():
-    """On samples of which the held-out ones repeat the others, it is the best of all pairs."""
-    checkpoint, kinds = Checkpoint.open(tiny("llama")), tuple(replace(kind, samples=4) for kind in KINDS)
-    places = [start for rows in ROWS for start in [rows.start] * 4]
-    four = Tokens(IDS[places], "mixed", False, 0, kinds, COUNTED[places])
-    found = choose(checkpoint, Choice(drop=2, search=True), four).plan
-    pairs = {
-        pair: mean([divergence(checkpoint.directory, pair, slice(rows.start, rows.start + 1)) for rows in ROWS])
-        for pair in itertools.combinations(range(8), 2)
-    }
-    assert found.removed == min(pairs, key=pairs.__getitem__)
-    assert found.compared["search"] == pytest.approx(min(pairs.values()), rel=1e-4)
-
-
-def test_the_loss_of_a_set_is_the_mean_of_its_kinds():
+def test_loss_and_divergence_of_a_set_are_the_means_of_its_kinds():
     checkpoint = Checkpoint.open(tiny("llama"))
     decoder = Decoder.load(checkpoint, dtype=torch.float32)
     gone = frozenset({2, 5})
     run = Measurement(decoder, MIXED, MeasurementSpec([METRICS["kl"]], singles=False, sets=[gone])).go()
-    for found, skipped in ((run.loss(gone), [2, 5]), (run.loss(UNPRUNED), [])):
-        assert found == pytest.approx(mean([losses(checkpoint.directory, skipped, rows) for rows in ROWS]), rel=1e-5)
+    for found, measure, skipped in (
+        (run.loss(gone), losses, [2, 5]),
+        (run.loss(UNPRUNED), losses, []),
+        (run.distance(gone), divergence, [2, 5]),
+    ):
+        assert found == pytest.approx(mean([measure(checkpoint.directory, skipped, rows) for rows in ROWS]), rel=1e-4)

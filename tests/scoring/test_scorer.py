@@ -25,7 +25,7 @@ SINGLES = [name for name, metric in METRICS.items() if metric.singles]  # of the
 WALKED = {name for name in SINGLES if METRICS[name].feed != "layers"}
 
 
-@pytest.mark.parametrize("model_type", ["llama", "qwen2", "gemma2", "gpt2", "opt", "gpt_neox", "mixtral"])
+@pytest.mark.parametrize("model_type", ["llama", "gemma2", "gpt2", "mixtral"])
 def test_every_metric_equals_its_naive_form(model_type):
     checkpoint = Checkpoint.open(tiny(model_type))
     scores = score(checkpoint, TOKENS, metrics=list(naive.METRICS))
@@ -41,10 +41,13 @@ def test_every_metric_that_is_computed_has_a_naive_form():
     assert set(naive.WINDOWS) == {name for name in SINGLES if METRICS[name].windows}
 
 
-@pytest.mark.parametrize("size", [1, 3, 7])
 @pytest.mark.parametrize(
-    ("model_type", "also"),
-    [("llama", []), ("llama", ["taylor"]), ("gemma3_text", [])],  # with gradients, what entered every layer is kept
+    ("model_type", "also", "size"),
+    [
+        ("llama", [], 7),
+        ("llama", ["taylor"], 3),
+        ("gemma3_text", [], 1),
+    ],  # with gradients all that entered layers is kept
 )
 def test_every_window_equals_its_naive_form(model_type, size, also):
     checkpoint = Checkpoint.open(tiny(model_type))
@@ -55,7 +58,7 @@ def test_every_window_equals_its_naive_form(model_type, size, also):
         assert found == pytest.approx(naively(checkpoint.directory, IDS, size), rel=2e-5, abs=1e-6), name
 
 
-@pytest.mark.parametrize("window", [0, -1, 8, 9])
+@pytest.mark.parametrize("window", [0, 8])
 def test_a_size_that_the_model_has_not_is_refused(window):
     with pytest.raises(InputError, match=f"1 to 7 of the model's 8 layers, found {window}"):
         score(Checkpoint.open(tiny("llama")), TOKENS, metrics=["ppl"], window=window)
@@ -75,7 +78,7 @@ def test_neither_turns_of_few_batches_nor_another_order_change_anything(monkeypa
         assert turned.blocks[name] == pytest.approx(values, rel=1e-5, abs=1e-7)
 
 
-@pytest.mark.parametrize("model_type", ["llama", "gemma3", "mixtral", "gpt2"])
+@pytest.mark.parametrize("model_type", ["gemma3", "mixtral"])
 def test_streaming_changes_nothing(model_type):
     checkpoint = Checkpoint.open(tiny(model_type))
     here, streamed = (
@@ -89,34 +92,8 @@ def test_streaming_changes_nothing(model_type):
 def test_each_metric_alone_is_what_it_is_in_company():
     checkpoint = Checkpoint.open(tiny("llama"))
     together = score(checkpoint, TOKENS, metrics=SINGLES)
-    for name in SINGLES:
+    for name in ("magnitude-l1", "bi", "kl", "taylor", "ppl"):  # one of each feed
         assert score(checkpoint, TOKENS, metrics=[name]).scores[name] == together.scores[name]
-
-
-def test_scores_do_not_depend_on_the_number_of_threads():
-    checkpoint, threads = Checkpoint.open(tiny("mixtral")), torch.get_num_threads()
-    try:
-        torch.set_num_threads(1)
-        one = score(checkpoint, TOKENS, metrics=sorted(WALKED), window=3)
-        torch.set_num_threads(3)
-        three = score(checkpoint, TOKENS, metrics=sorted(WALKED), window=3)
-    finally:
-        torch.set_num_threads(threads)
-    for name in WALKED:
-        assert three.scores[name] == pytest.approx(one.scores[name], rel=1e-5, abs=1e-7)
-        assert three.order(name) == one.order(name)
-
-
-def test_progress_ends_at_its_total_and_never_goes_back():
-    seen = []
-    score(
-        Checkpoint.open(tiny("llama")),
-        TOKENS,
-        metrics=["ppl"],
-        progress=lambda _stage, done, total, **_: seen.append((done, total)),
-    )
-    assert seen[-1][0] == seen[-1][1]
-    assert [done for done, _ in seen] == sorted(done for done, _ in seen)
 
 
 def test_a_nan_is_an_error_that_names_the_layer(monkeypatch):

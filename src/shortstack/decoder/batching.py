@@ -42,23 +42,25 @@ class Batches:
     each batch count when they are predicted; None: all.
     """
 
-    ids: Sequence[Tensor]
-    kinds: Sequence[Kind]
-    kind_of: Sequence[int]
-    counted: Sequence[Tensor | None]
+    ids: list[Tensor]
+    kinds: list[Kind]
+    kind_of: list[int]
+    counted: list[Tensor | None]
 
     @classmethod
     def of(cls, tokens: Tokens, device: torch.device) -> Batches:
         size = max(1, BATCH_TOKENS // tokens.ids.shape[1])
-        slices = [rows for _, rows in tokens.parts]
-        parts = [tokens.ids[rows].to(device).split(size) for rows in slices]
-        ids = [batch for part in parts for batch in part]
-        return cls(
-            ids,
-            [kind for kind, _ in tokens.parts],
-            [number for number, part in enumerate(parts) for _ in part],
-            [each for rows, part in zip(slices, parts, strict=True) for each in _counted(tokens, rows, part)],
-        )
+        batches = cls([], [kind for kind, _ in tokens.parts], [], [])
+        for number, (_, rows) in enumerate(tokens.parts):
+            ids = tokens.ids[rows].to(device).split(size)
+            counted = None if tokens.counted is None else tokens.counted[rows]
+            batches.ids.extend(ids)
+            batches.kind_of.extend([number] * len(ids))
+            if counted is None or counted.all():
+                batches.counted.extend([None] * len(ids))
+            else:
+                batches.counted.extend(counted.to(device).split(size))
+        return batches
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -70,25 +72,14 @@ class Batches:
 
     def predicted(self, kind: int) -> int:
         """How many tokens of a kind count when they are predicted."""
-        own = [number for number, each in enumerate(self.kind_of) if each == kind]
-        return sum(_predicted(self.ids[number], self.counted[number]) for number in own)
+        batches = zip(self.kind_of, self.ids, self.counted, strict=True)
+        own = [(ids, counted) for each, ids, counted in batches if each == kind]
+        return sum(ids[:, 1:].numel() if counted is None else int(counted[:, 1:].sum()) for ids, counted in own)
 
     def mean(self, values: Sequence[float]) -> float:
         """Of a number for each kind, by the kinds' weights."""
         total = sum(kind.weight for kind in self.kinds)
         return sum(kind.weight * value for kind, value in zip(self.kinds, values, strict=True)) / total
-
-
-def _counted(tokens: Tokens, rows: slice, batches: Sequence[Tensor]) -> Sequence[Tensor | None]:
-    """Of each of a kind's batches, which tokens count; None where all do."""
-    counted = None if tokens.counted is None else tokens.counted[rows]
-    if counted is None or counted.all():
-        return [None] * len(batches)
-    return list(counted.to(batches[0].device).split([len(batch) for batch in batches]))
-
-
-def _predicted(ids: Tensor, counted: Tensor | None) -> int:
-    return ids[:, 1:].numel() if counted is None else int(counted[:, 1:].sum())
 
 
 def by_length(lengths: Sequence[int], *, batch: int | None = None) -> list[list[int]]:

@@ -212,13 +212,8 @@ def layer_forwards(layers: int, sets: Sequence[SkippedLayers], *, filling: Set[i
     >>> layer_forwards(8, [UNPRUNED] + [frozenset({i}) for i in range(8)])
     36
     """
-    return sum(
-        len(
-            {
-                (skipped & frozenset(range(layer)), layer in skipped)
-                for skipped in sets
-                if layer not in skipped or layer in filling
-            }
-        )
-        for layer in range(layers)
-    )
+    forwards = 0
+    for layer in range(layers):
+        running = [skipped for skipped in sets if layer not in skipped or layer in filling]
+        forwards += len({(skipped & frozenset(range(layer)), layer in skipped) for skipped in running})
+    return forwards

@@ -34,10 +34,7 @@ if TYPE_CHECKING:
 CACHES = ("cache", "past_key_values")  # a model's input that takes a cache, as newer and older transformers call it
 TOLERANCE = 0.05  # of a state's length: bf16 differs by a hundredth, a wrong position by half
 LEAST = 4  # tokens of a context that are worth a cache
-EXPANDABLE = {
-    "full_attention",
-    "sliding_attention",
-}  # kinds of layer whose cache is keys and values, a row for each sequence
+EXPANDABLE = {"full_attention", "sliding_attention"}  # layers whose cache is keys and values, a row for each sequence
 
 
 @dataclass(frozen=True)
@@ -71,23 +68,9 @@ def likelihoods(
     """
     scored: dict[int, Likelihood] = {}
     progress = paced(progress, sum(len(request.ids) for request in requests))
-
-    def score(places: Sequence[int], states: Tensor) -> None:
+    for places, states in _passed(decoder, requests, batch=batch, sharing=True):
         scored.update(zip(places, _likelihoods(decoder, [requests[place] for place in places], states), strict=True))
         progress("answering", len(scored), len(requests))
-
-    if decoder.weights:
-        for places, left in _walked(decoder, requests, [UNPRUNED], batch=batch):
-            score(places, left[UNPRUNED])
-        return [scored[place] for place in range(len(requests))]
-    alone, shared = parted(requests) if shares_contexts(decoder) else (list(range(len(requests))), [])
-    for group in by_length([len(requests[place].ids) for place in alone], batch=batch):
-        places = [alone[index] for index in group]
-        score(places, _whole(decoder, [requests[place] for place in places]))
-    # By the longest whole, not by the context: what is padded most are the continuations.
-    for group in by_length([max(len(requests[place].ids) for place in places) for places in shared], batch=batch):
-        for places, states in _after_contexts(decoder, requests, [shared[index] for index in group], batch):
-            score(places, states)
     return [scored[place] for place in range(len(requests))]
 
 
@@ -109,13 +92,20 @@ def greedy_endings(
     return [found[place] for place in range(len(requests))]
 
 
-def _passed(decoder: Decoder, requests: Sequence[Request]) -> Iterator[tuple[list[int], Tensor]]:
-    """Requests' places and the states that predict their endings, no context shared."""
+def _passed(
+    decoder: Decoder, requests: Sequence[Request], *, batch: int | None = None, sharing: bool = False
+) -> Iterator[tuple[list[int], Tensor]]:
+    """Requests' places and the states that predict their endings. sharing: a context of several passes once."""
     if decoder.weights:
-        yield from ((places, left[UNPRUNED]) for places, left in _walked(decoder, requests, [UNPRUNED]))
+        yield from ((places, left[UNPRUNED]) for places, left in _walked(decoder, requests, [UNPRUNED], batch=batch))
         return
-    for places in by_length([len(request.ids) for request in requests]):
+    alone, shared = parted(requests) if sharing and shares_contexts(decoder) else (range(len(requests)), [])
+    for group in by_length([len(requests[place].ids) for place in alone], batch=batch):
+        places = [alone[index] for index in group]
         yield places, _whole(decoder, [requests[place] for place in places])
+    # By the longest whole, not by the context: what is padded most are the continuations.
+    for group in by_length([max(len(requests[place].ids) for place in places) for places in shared], batch=batch):
+        yield from _after_contexts(decoder, requests, [shared[index] for index in group], batch)
 
 
 @torch.no_grad()
@@ -203,7 +193,6 @@ def _agrees(decoder: Decoder) -> bool:
 
 
 def _inputs(decoder: Decoder) -> set[str]:
-    """Return the names of the arguments of the model's forward."""
     return set(inspect.signature(decoder.model.base_model.forward).parameters)
 
 
@@ -213,7 +202,7 @@ def _rows(decoder: Decoder, requests: Sequence[Request]) -> Tensor:
 
 
 def _whole(decoder: Decoder, requests: Sequence[Request]) -> Tensor:
-    """The states that predict the endings of requests that pass the layers whole, as _predicting."""
+    """Of requests that pass the layers whole: as _predicting()."""
     return _predicting(requests, decoder.finish(_rows(decoder, requests)))
 
 
@@ -263,7 +252,6 @@ def _after_contexts(
 
 
 def _copied(cache: Cache, rows: Tensor) -> Cache:
-    """A cache of some rows of another, which stays as it is."""
     chosen = copy(cache)
     chosen.layers = [copy(layer) for layer in cache.layers]
     chosen.batch_select_indices(rows)

@@ -164,7 +164,6 @@ class OwnText:
         return written
 
     def _too_late(self, writer: Writer, number: int) -> bool:
-        """Whether there is no time for a batch that is still to be written."""
         if self.deadline is None or number == 0 or self._path(writer, number).exists():
             return False
         return self.deadline.over or self.deadline.left < writer.text_seconds * rows_of(number)
@@ -204,10 +203,7 @@ class Writer:
             model=self.checkpoint.identity,
             seed=self.seed,
             dtype=str(self.dtype),
-            device=[
-                torch.device(self.device).type,
-                self.device_map,
-            ],  # layers that are shared out lie, and round, otherwise
+            device=[torch.device(self.device).type, self.device_map],  # shared out, layers lie and round otherwise
             draws=DRAWS,
             kept=["texts", "seconds"],
             rooms=[BATCHES, QUESTION_TOKENS, ANSWER_TOKENS, TEXT_TOKENS],
@@ -226,9 +222,8 @@ class Writer:
         words = [self.tokenizer.decode(question, skip_special_tokens=True).strip() for question in questions]
         prompts = [self._encoded(self._rendered(question, answer=True)) for question in words if question]
         prompts = [prompt for prompt in prompts if len(prompt) + 1 < most]
-        room = min(
-            ANSWER_TOKENS, most - max(map(len, prompts), default=0)
-        )  # a batch may go on until its last has ended
+        longest = max(map(len, prompts), default=0)  # a batch may go on until its last has ended
+        room = min(ANSWER_TOKENS, most - longest)
         answers = self._write(prompts, room, f"{number} answers", progress)
         whole = [[*prompt, *answer] for prompt, answer in zip(prompts, answers, strict=True) if len(answer) > 1]
         return [text[len(bos_ids(self.tokenizer)) :] for text in whole]
@@ -264,7 +259,6 @@ class Writer:
 
     @property
     def _opening(self) -> list[int]:
-        """The tokens that precede a question or a text, BOS included."""
         if self.tokenizer.chat_template:
             before, mark, _ = self._rendered(MARK).partition(MARK)
             first = self._encoded(before) if mark else []

@@ -6,7 +6,6 @@ import importlib.util
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -113,7 +112,6 @@ def _inside(tensor: Tensor) -> Iterator[Tensor]:
 
 
 def _int8(parent: nn.Module, name: str) -> None:
-    """One scale for each row (torchao, Int8WeightOnlyConfig)."""
     from torchao.quantization import Int8WeightOnlyConfig, quantize_
 
     quantize_(parent.get_submodule(name), Int8WeightOnlyConfig())
@@ -134,7 +132,12 @@ def four_bit(matrix: nn.Module, *, needed_by: str, gradients: bool = False) -> n
 
     needed_by: what needs it, as an error names it. gradients: whether they flow through it to what comes before.
     """
-    kinds = bitsandbytes(needed_by).nn
+    try:
+        from bitsandbytes import nn as kinds
+    except (ImportError, RuntimeError, OSError) as error:
+        raise InputError(
+            error, expected="bitsandbytes, for 4-bit weights", fix=install("quant"), where=needed_by
+        ) from error
     assert isinstance(matrix, nn.Linear)  # noqa: S101  the caller has looked
     four = kinds.Linear4bit(
         matrix.in_features,
@@ -152,14 +155,3 @@ def four_bit(matrix: nn.Module, *, needed_by: str, gradients: bool = False) -> n
     if gradients:
         four.support_avx512bf16_for_cpu = False  # else evaluating packs the matrix for a product without a gradient
     return four.to(matrix.weight.device)  # type: ignore[no-any-return]
-
-
-def bitsandbytes(needed_by: str) -> Any:
-    """The library."""
-    try:
-        import bitsandbytes as library
-    except (ImportError, RuntimeError, OSError) as error:
-        raise InputError(
-            error, expected="bitsandbytes, for 4-bit weights", fix=install("quant"), where=needed_by
-        ) from error
-    return library

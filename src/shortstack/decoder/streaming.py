@@ -130,7 +130,6 @@ class LayerWeights:
         return weights
 
     def _read(self, layer: int, buffer: Tensor) -> Weights:
-        """The layer's stored tensors, one after the other in the buffer."""
         weights, start = {}, 0
         for name in self._stored.get(layer, []):
             tensor = self._checkpoint.tensors[name]
@@ -139,7 +138,6 @@ class LayerWeights:
         return weights
 
     def _room(self, layer: int) -> int:
-        """Bytes of memory that the layer's stored tensors take."""
         return sum(_aligned(self._checkpoint.tensors[name].size) for name in self._stored[layer])
 
     def _load(self, weights: Weights) -> None:
@@ -169,11 +167,10 @@ class LayerWeights:
                 module._buffers[name] = buffer.to(self._device)
 
     def _check_loaded(self, layer: int | None) -> None:
-        inside = {id(weight) for own in self._own for weight in (module.get_parameter(name) for module, name in own)}
         if layer is None:
-            missing = [
-                name for name, weight in self.model.named_parameters() if weight.is_meta and id(weight) not in inside
-            ]
+            inside = {id(module.get_parameter(name)) for own in self._own for module, name in own}
+            around = [(name, weight) for name, weight in self.model.named_parameters() if id(weight) not in inside]
+            missing = [name for name, weight in around if weight.is_meta]
         else:
             missing = [name for module, name in self._own[layer] if module.get_parameter(name).is_meta]
         if missing:
@@ -194,5 +191,4 @@ def _places(layer: nn.Module, shared: Set[int]) -> Iterator[tuple[nn.Module, str
 
 
 def _aligned(size: int) -> int:
-    """Bytes up to the next place where a tensor may begin."""
     return -(-size // ALIGNMENT) * ALIGNMENT

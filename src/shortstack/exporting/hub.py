@@ -9,14 +9,14 @@ import yaml
 from shortstack.checkpoint import Checkpoint, Model
 from shortstack.checkpoint.card import HUB_ID, CardContent, licence_of, model_card
 from shortstack.checkpoint.file_names import CARD, RECORD
-from shortstack.errors import CheckpointError, InputError, ShortstackError, one_line
+from shortstack.errors import CheckpointError, InputError, OutputError, ShortstackError, one_line
 from shortstack.machine.hub import connection_error
 from shortstack.machine.progress import Progress, in_notebooks
 from shortstack.machine.typed import typed
 from shortstack.pruning import verify
 
 if TYPE_CHECKING:
-    from huggingface_hub import CommitInfo, CommitOperationAdd
+    from huggingface_hub import CommitInfo, CommitOperationAdd, ModelInfo
 
 
 @typed
@@ -31,14 +31,15 @@ def push_to_hub(
 ) -> CommitInfo:
     """Verify a checkpoint that shortstack wrote, and upload it as one commit; returns what huggingface_hub tells of that.
 
-    Nothing but the files of its manifest, the record and the card goes there. Called again after a failure it goes on: what
-    the hub has of a file's content is not sent again.
+    Nothing but the files of its manifest, the record and the card goes there. A repository that has files is only given a
+    pull request. Called again after a failure it goes on: what the hub has of a file's content is not sent again.
 
     private: of a repository that is made for it. pr: offer it as a pull request to one that exists. licence: the hub's name
     of one, in place of the source's.
 
     Raises:
         InputError: no name of a repository; nobody knows the licence; or a public repository is there.
+        OutputError: the repository has files, and no pull request is asked for.
         CheckpointError: the checkpoint is not as it was written.
         ShortstackError: the hub cannot be reached, or refuses.
     """
@@ -101,10 +102,7 @@ def _committed(repository: str, files: list[CommitOperationAdd], *, private: boo
     try:
         if not pr:
             api.create_repo(repository, private=private, exist_ok=True)
-        if private and not api.repo_info(repository).private:
-            fix = "make it private on the hub, or name another"
-            found = f"{repository}, which is public"
-            raise InputError(found, expected="a private repository", fix=fix, option="private")
+            _check_new(repository, api.repo_info(repository), private=private)
         return api.create_commit(repository, files, commit_message=message, create_pr=pr)
     except (connection_error(), LocalTokenNotFoundError, OfflineModeIsEnabled) as error:
         raise ShortstackError(
@@ -113,3 +111,18 @@ def _committed(repository: str, files: list[CommitOperationAdd], *, private: boo
             fix="log in with a token that may write (hf auth login); or call it again: nothing is sent twice",
             where=repository,
         ) from error
+
+
+def _check_new(repository: str, found: ModelInfo, *, private: bool) -> None:
+    """Refuse a public repository where a private one was meant, and one with files: another model's would lie beside these."""
+    if private and not found.private:
+        fix = "make it private on the hub, or name another"
+        raise InputError(f"{repository}, which is public", expected="a private repository", fix=fix, option="private")
+    there = sorted({each.rfilename for each in found.siblings or ()} - {".gitattributes"})
+    if there:
+        raise OutputError(
+            f"one with {len(there)} files, {there[0]} among them",
+            expected="a repository that does not exist yet, or is empty",
+            fix="name another, or offer it as a pull request, with pr",
+            where=repository,
+        )

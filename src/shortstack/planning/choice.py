@@ -10,7 +10,6 @@ from shortstack.errors import InputError, PlanError
 from shortstack.machine.options import check_options, option
 from shortstack.planning.layer_sets import (
     FINALISTS,
-    UNITS,
     Removal,
     check_choice,
     check_kept_ends,
@@ -24,7 +23,7 @@ from shortstack.planning.layer_sets import (
 from shortstack.planning.plans import Plan
 from shortstack.planning.strategies import STRATEGIES, Strategy, layer_values
 from shortstack.scoring import METRICS, Scores
-from shortstack.scoring.metrics import Metric, metric_named, removal_order
+from shortstack.scoring.metrics import Metric, check_singles, metric_named, removal_order
 
 GOALS = ("params", "memory")  # in the order of Sizes.of()
 Fits = Callable[[Sequence[int]], bool]  # whether a model of these kept layers is small enough
@@ -114,15 +113,8 @@ class Choice:
             name = next(each.name for each in STRATEGIES.values() if each.finalists)
             fix = f"choose by {name}, or leave it out"
             raise InputError(self.strategy or "none", expected=f"the strategy {name}", fix=fix, option="finalists")
-        if self.strategy == "step" and self.step is None:
-            raise InputError(
-                "none",
-                expected="how many layers go at a time, which the strategy step needs",
-                fix="give it, such as 1",
-                option="step",
-            )
         if self._check_goals():
-            _check_singles(self.by)
+            check_singles(self.by)
         else:
             check_choice(self.drop, self.layers, block=self.block)
 
@@ -143,11 +135,7 @@ class Choice:
         return False
 
     def sized(self, sizes: Sizes) -> Choice:
-        """With `fits` in place of a number of parameters or bytes, which a model's sizes tell.
-
-        Raises:
-            PlanError: the whole model fits, or not even one layer alone.
-        """
+        """With `fits` in place of a number of parameters or bytes, which a model's sizes tell."""
         name = next((name for name in GOALS if getattr(self, name) is not None), None)
         if name is None:
             return self
@@ -156,41 +144,24 @@ class Choice:
         may_go = staying_ends(len(layers), 1, self.keep_first, self.keep_last)
         stay = [layer for layer in layers if layer not in may_go]
         smallest = [sizes.of(kept)[place] for kept in ([stay] if stay else [[layer] for layer in layers])]
-        whole, least, enough = sizes.of(layers)[place], min(smallest), max(smallest)  # enough whichever layer is left
-        if whole <= most:
-            advised = _round_amount(name, enough, max(enough, whole * 3 // 4))
+        whole, least = sizes.of(layers)[place], min(smallest)
+        if not least <= most < whole:
             raise PlanError(
                 f"{most:,}",
-                expected=f"less than the model's {whole:,}",
-                fix=f"ask for less, such as {advised}",
-                option=name,
-            )
-        if least > most:
-            advised = _round_amount(name, enough, min(enough * 11 // 10, whole - 1))
-            raise PlanError(
-                f"{most:,}",
-                expected=f"at least {least:,}, {'of the layers that stay' if stay else 'which one layer leaves'}",
-                fix=f"ask for more, such as {advised}",
+                expected=f"at least {least:,}, the smallest cut, and less than the model's {whole:,}",
+                fix=f"ask for {'more' if most < least else 'less'}",
                 option=name,
             )
         return replace(self, params=None, memory=None, fits=lambda kept: sizes.of(kept)[place] <= most)
 
     def removal(self, layers: int, seed: int = 0) -> Removal:
-        """How many of a model's layers go, and which may.
-
-        Raises:
-            PlanError: no such number of layers can be removed.
-        """
+        """How many of a model's layers go, and which may."""
         amount = parse_drop(self.drop or 0, layers)
         allowed = staying_ends(layers, amount, self.keep_first, self.keep_last)
         return Removal(amount, allowed, self.by, self.step, seed, self.finalists)
 
     def plan(self, source: Scores | int, seed: int = 0) -> Plan:
-        """The plan that follows from scores, or from a number of layers by a metric that needs no scores.
-
-        Raises:
-            PlanError: nothing, everything, or something that does not exist would be removed.
-        """
+        """The plan that follows from scores, or from a number of layers by a metric that needs no scores."""
         layers = source if isinstance(source, int) else source.layers
         if self.layers is not None:
             return self._named(layers)
@@ -206,7 +177,7 @@ class Choice:
     def _fitting(self, fits: Fits, source: Scores | int, metric: Metric, seed: int) -> Plan:
         """The plan of the fewest layers, lowest scores first, without which the others fit."""
         layers = source if isinstance(source, int) else source.layers
-        _check_singles(metric)
+        check_singles(metric)
         ends = staying_ends(layers, 1, self.keep_first, self.keep_last)
         order = [layer for layer in removal_order(layer_values(source, metric, seed)) if layer in ends]
         return Plan(layers, fewest(order, layers, fits), f"lowest {metric.name}")
@@ -234,34 +205,5 @@ class Choice:
         return inside and window and small
 
 
-def _round_amount(name: str, low: int, high: int) -> str:
-    """The roundest amount from low to high, of two digits or more, in the largest unit that leaves no fraction.
-
-    >>> _round_amount("params", 9_000_000, 100_886_256), _round_amount("memory", 3_590_000, 3_949_000)
-    ('100M', '3900KB')
-    >>> _round_amount("memory", 70, 77), _round_amount("params", 1_234_000, 1_234_999)
-    ('77', '1234K')
-    """
-    steps = (10**zeros for zeros in reversed(range(max(1, len(str(high)) - 1))))
-    amount = next((rounded for step in steps if (rounded := high // step * step) >= low), high)
-    units = {size: unit for unit, size in reversed(UNITS[name].items()) if not unit.endswith("IB")}
-    size = max(size for size in units if amount % size == 0)
-    return f"{amount // size}{units[size]}"
-
-
-def _check_singles(metric: Metric) -> None:
-    """Refuse a metric of blocks where the model is to have a size: of how many layers they are nobody knows."""
-    if not metric.singles:
-        raise InputError(
-            metric.name, expected="one that scores single layers", fix="take another, such as ppl", option="metric"
-        )
-
-
 def _excluding(name: str, other: str) -> InputError:
-    """The error for two ways to choose that exclude each other."""
-    return InputError(
-        f"{other} beside it",
-        expected=f"{name} without {other}",
-        fix="give one of them",
-        option=name,
-    )
+    return InputError(f"{other} beside it", expected=f"{name} without {other}", fix="give one of them", option=name)

@@ -101,18 +101,15 @@ def choose(
     else:
         scores = source if isinstance(source, Scores) else _scored(checkpoint, choice, source, compute, progress)
         wanted = choice.plan(scores, compute.seed)
-    found = (
-        None
-        if choice.layers is not None
-        else aligned(checkpoint, wanted, allowed=functools.partial(choice.allows, layers), progress=progress)
-    )
+    found, allowed = None, functools.partial(choice.allows, layers)
+    if choice.layers is None:
+        found = aligned(checkpoint, wanted, allowed=allowed, progress=progress)
     if found is None:
         pruned_config(checkpoint, wanted)  # says why the cut is not exact
     return Chosen(found or wanted, wanted, scores)
 
 
 def _unopened(source: Scores | int, choice: Choice, seed: int) -> Plan:
-    """The plan that follows from scores, or from a number of layers."""
     choice.check()
     if choice.measures:
         raise _no_model(source)

@@ -11,17 +11,12 @@ from shortstack.architecture.anatomy import shortened
 from shortstack.architecture.config_fields import EXTRA_HEADS
 from shortstack.architecture.selfcheck import check_cut
 from shortstack.checkpoint import Checkpoint
-from shortstack.errors import ArchitectureError, CheckpointError, PlanError
+from shortstack.errors import ArchitectureError, CheckpointError
 from shortstack.machine.formats import show_layers
 from shortstack.machine.progress import Progress, silent
 from shortstack.planning.plans import Plan
 
 TRIES = 40  # each builds a model on the meta device
-
-
-def cut_config(checkpoint: Checkpoint, plan: Plan) -> dict[str, Any]:
-    """The config of the pruned model, checked against the original's kept layers."""
-    return _checked(checkpoint, plan, _config(checkpoint, plan))
 
 
 def _config(checkpoint: Checkpoint, plan: Plan) -> dict[str, Any]:
@@ -118,31 +113,24 @@ def _distance(plan: Plan, cut: frozenset[int]) -> tuple[int, int, int, tuple[int
     return abs(len(cut) - len(wanted)), len(cut ^ wanted), way, tuple(sorted(cut))
 
 
-def instead(checkpoint: Checkpoint, plan: Plan, error: ArchitectureError) -> ArchitectureError:
-    """The same refusal, with the nearest exact cut as the way out."""
-    found = aligned(checkpoint, plan)
-    if found is None:
-        return error
-    return error.but(fix=f"{error.fix}; the nearest exact cut: layers {show_layers(found.removed).replace(' ', '')}")
-
-
 def pruned_config(checkpoint: Checkpoint, plan: Plan) -> dict[str, Any]:
-    """The config of the pruned model, checked against the original's kept layers."""
+    """The config of the pruned model, checked against the original's kept layers.
+
+    A cut that is not exact is refused, with the nearest that is.
+    """
     from shortstack.checkpoint.weights import check_fit  # imports torch: the bytes of a cut move meanwhile
 
-    if plan.layers != checkpoint.anatomy.layers:
-        raise PlanError(
-            f"a plan for {plan.layers} layers",
-            expected=f"a plan for the model's {checkpoint.anatomy.layers} layers",
-            fix="make the plan from this model",
-            where=checkpoint.source,
-        )
+    plan.check_depth(checkpoint.anatomy.layers, where=checkpoint.source)
     _check_layers(checkpoint)
     check_fit(checkpoint)
     try:
-        return cut_config(checkpoint, plan)
+        return _checked(checkpoint, plan, _config(checkpoint, plan))
     except ArchitectureError as error:
-        raise instead(checkpoint, plan, error) from error
+        found = aligned(checkpoint, plan)
+        if found is None:
+            raise
+        layers = show_layers(found.removed).replace(" ", "")
+        raise error.but(fix=f"{error.fix}; the nearest exact cut: layers {layers}") from error
 
 
 def _check_layers(checkpoint: Checkpoint) -> None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from shortstack.checkpoint import Sizes
 from shortstack.checkpoint.sizes import check_not_other, not_written_by
 from shortstack.errors import PlanError
-from shortstack.machine.files import read_json, save_json
+from shortstack.machine.files import read_json, save_json, to_jsonable
 from shortstack.machine.formats import show_layers
 from shortstack.machine.tables import Cell, Column, Table, Tabled
 from shortstack.machine.typed import typed
@@ -97,15 +97,19 @@ class Plan(Tabled):
         gone = set(self.removed)
         return tuple(layer for layer in range(self.layers) if layer not in gone)
 
-    def sized(self, sizes: Sizes) -> Plan:
-        """The same plan with the parameters and bytes it saves filled in."""
-        if len(sizes.layer_bytes) != self.layers:
+    def check_depth(self, layers: int, *, where: object) -> None:
+        """Refuse a plan for a model of another number of layers."""
+        if layers != self.layers:
             raise PlanError(
                 f"a plan for {self.layers} layers",
-                expected=f"a plan for the model's {len(sizes.layer_bytes)} layers",
-                fix="make the plan from this model's scores",
-                where="plan",
+                expected=f"a plan for the model's {layers} layers",
+                fix="make the plan from this model",
+                where=where,
             )
+
+    def sized(self, sizes: Sizes) -> Plan:
+        """The same plan with the parameters and bytes it saves filled in."""
+        self.check_depth(len(sizes.layer_bytes), where="plan")
         before, after = sizes.of(range(self.layers)), sizes.of(self.kept)
         if self.parameters and self.parameters.before != before[0]:
             raise PlanError(
@@ -117,45 +121,26 @@ class Plan(Tabled):
         return replace(self, parameters=Change(before[0], after[0]), bytes=Change(before[1], after[1]))
 
     def to_dict(self) -> dict[str, Any]:
-        def change(value: Change | None) -> dict[str, int] | None:
-            return None if value is None else {"before": value.before, "after": value.after}
-
-        return {
-            "layers": self.layers,
-            "removed": list(self.removed),
-            "kept": list(self.kept),
-            "strategy": self.strategy,
-            "parameters": change(self.parameters),
-            "bytes": change(self.bytes),
-            "compared": None if self.compared is None else dict(self.compared),
-            "compared_by": self.compared_by,
-        }
+        return {**to_jsonable(self), "kept": list(self.kept)}
 
     def save(self, path: str | Path) -> None:
         save_json(path, self.to_dict())
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any], *, where: object) -> Plan:
-        """The inverse of to_dict.
-
-        Raises:
-            DataError: a key is missing or of the wrong type.
-            PlanError: the layers named cannot be removed.
-        """
+        """The inverse of to_dict; errors as load()."""
         check_not_other(data, where, plan=True)
         try:
             layers, removed, strategy = data["layers"], tuple(data["removed"]), str(data["strategy"])
             changes = [None if data.get(key) is None else Change(**data[key]) for key in ("parameters", "bytes")]
         except (KeyError, TypeError) as error:
             raise not_written_by("plan", where, repr(error)) from error
-        sizes = [size for change in changes if change for size in (change.before, change.after)]
-        if any(type(size) is not int for size in sizes):
-            raise not_written_by("plan", where, f"sizes {sizes}")
+        counts = [layers, *removed, *(count for change in changes if change for count in (change.before, change.after))]
+        if any(type(count) is not int for count in counts):
+            raise not_written_by("plan", where, f"counts {counts}")
         compared = data.get("compared")
         if not (compared is None or (isinstance(compared, dict) and {*map(type, compared.values())} <= {int, float})):
             raise not_written_by("plan", where, f"compared {compared!r}")
-        if any(type(number) is not int for number in (layers, *removed)):
-            raise not_written_by("plan", where, f"layers {layers!r}, removed {list(removed)!r}")
         check_removal(removed, layers, where=where)
         parameters, weights = changes
         return cls(layers, removed, strategy, parameters, weights, compared, str(data.get("compared_by", "")))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -68,12 +67,12 @@ class DepthCurve(Tabled):
         rows = [
             (
                 depth.layers,
-                Cell(depth.loss, note="knee" * (gone == self.knee)),
+                depth.loss,
                 depth.perplexity,
                 depth.kl,
                 Cell(depth.accuracy, stderr=depth.accuracy_stderr),
             )
-            for gone, depth in enumerate(self.depths)
+            for depth in self.depths
         ]
         columns = ("layers", Column("loss", "loss", drawn=True), Column("perplexity", "perplexity"), "KL")
         some = f"{self.removable} layer{'s' * (self.removable != 1)}"
@@ -81,8 +80,6 @@ class DepthCurve(Tabled):
         if self.task:
             questions = f"{self.task['questions']} questions of {self.task['source']}"
             notes.insert(0, f"Accuracy ± its standard error on {questions}.")
-        if self.knee is None:
-            notes.insert(-1, "The loss has no knee: it is never below the line from its first point to its last.")
         title = f"cut at every depth{on}: {self.removable} of {self.depths[0].layers} layers can go"
         return Table.of(title, (*columns, Column("accuracy", "score")), rows, notes=notes)
 
@@ -90,17 +87,14 @@ class DepthCurve(Tabled):
         """Perplexity, KL divergence and accuracy over the layers that are cut, as a picture."""
         from shortstack.scoring.pictures import depth_picture
 
-        return depth_picture([vars(depth) for depth in self.depths], knee=self.knee, tokens=self.tokens)
-
-    @property
-    def knee(self) -> int | None:
-        """How many layers are gone where the curve of the loss bends up; None where it never does."""
-        return knee([depth.loss for depth in self.depths])
+        return depth_picture([vars(depth) for depth in self.depths], tokens=self.tokens)
 
     @property
     def removable(self) -> int:
         """How many layers can go from the tail before the loss exceeds `max_loss`."""
-        return _removable([depth.loss for depth in self.depths], self.max_loss)
+        return (
+            next((gone for gone, depth in enumerate(self.depths) if depth.loss > self.max_loss), len(self.depths)) - 1
+        )
 
     def within(self, max_loss: float) -> DepthCurve:
         """The same depths with another `max_loss`.
@@ -120,7 +114,7 @@ class DepthCurve(Tabled):
 
     def to_dict(self) -> dict[str, Any]:
         data = to_jsonable(self)
-        derived = {name: getattr(self, name) for name in ("knee", "max_loss", "removable")}
+        derived = {name: getattr(self, name) for name in ("max_loss", "removable")}
         return {"depths": data.pop("depths"), **derived, **data}
 
 
@@ -146,9 +140,9 @@ def depth_curve(
     started = time.perf_counter()
     questions, task_record = _questions(task, checkpoint.tokenizer()) if task else ([], None)
     decoder = Decoder.open(checkpoint, compute)
-    spec = MeasurementSpec([METRICS["kl"]], singles=False, sets=tail_cuts(len(decoder.layers)))
+    cuts = tail_cuts(len(decoder.layers))
+    spec = MeasurementSpec([METRICS["kl"]], singles=False, sets=cuts)
     run = Measurement(decoder, tokens, spec, progress=progress, stage="cutting at every depth").go()
-    cuts = tail_cuts(run.layers)
     depths = tuple(_depth(run, tail) for tail in cuts)
     if questions:
         accuracy = answers(decoder, questions, cuts, progress=progress)
@@ -164,10 +158,6 @@ def depth_curve(
         decoder.dtype,
         round(time.perf_counter() - started, 3),
     )
-
-
-def _removable(losses: Sequence[float], allowed: float) -> int:
-    return next((gone for gone, loss in enumerate(losses) if loss > allowed), len(losses)) - 1
 
 
 def _questions(
@@ -191,24 +181,9 @@ def _depth(run: Measurement, tail: SkippedLayers) -> Depth:
 
 
 def tail_cuts(layers: int) -> list[SkippedLayers]:
-    """Return the cut at every depth: nothing, the last layer, the last two, and so on until one is left.
+    """The cut at every depth: nothing, the last layer, the last two, and so on until one is left.
 
     >>> [sorted(tail) for tail in tail_cuts(3)]
     [[], [2], [1, 2]]
     """
     return [frozenset(range(kept, layers)) for kept in range(layers, 0, -1)]
-
-
-def knee(losses: Sequence[float]) -> int | None:
-    """Where a curve that rises bends up: the point farthest below the line from its first to its last (after Kneedle,
-    Satopaa et al. 2011); None where no point is below it.
-
-    >>> knee([1.0, 1.1, 1.2, 1.3, 3.0, 5.0])
-    3
-    >>> knee([1.0, 4.0, 5.0]) is None
-    True
-    """
-    last = len(losses) - 1
-    below = [losses[0] + (losses[-1] - losses[0]) * place / max(last, 1) - loss for place, loss in enumerate(losses)]
-    deepest = max(range(len(losses)), key=lambda place: (below[place], -place))
-    return deepest if below[deepest] > 0 else None

@@ -50,7 +50,7 @@ def walk_back(
     leaving: list[Tensor],
     *,
     layers: Sequence[int],
-    on_step: Callable[[], None] = lambda: None,
+    on_step: Callable[[], None],
 ) -> Iterator[tuple[int, list[WeightGradient]]]:
     """From the last of `layers` to the first: the layer and the gradients of its weights, summed over all batches.
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from shortstack.data import Tokens
+from shortstack.data.tokens import Kind
 from shortstack.decoder import Decoder
 from shortstack.decoder.batching import Batches
 from shortstack.decoder.decoder import UNPRUNED, Group, SkippedLayers, WalkState, layer_forwards
@@ -36,21 +37,6 @@ class MeasurementSpec:
     sets: Sequence[SkippedLayers] = ()
 
 
-@dataclass
-class Position:
-    """Where a run is, beside what it has added up.
-
-    done: layer-forwards. walks: the batches of the turn that is not finished.
-    entering[layer][batch]: what entered each layer, [batch, length, width], as far as it is still needed.
-    leaving[batch]: the loss's gradient in what leaves the last layer not yet walked back.
-    """
-
-    entering: list[list[Tensor]]
-    leaving: list[Tensor] = field(default_factory=list)
-    walks: list[WalkState] = field(default_factory=list)
-    done: int = 0
-
-
 class Measurement:
     """A walk that measures. go() walks; the results are read after it."""
 
@@ -72,21 +58,22 @@ class Measurement:
             check_differentiable(decoder)
         measures_loss = bool(feeds & {"loss", "kl"})
         self.singles = [spec.without | {layer} for layer in self.staying if measures_loss and spec.singles]
-        self.blocks = self._blocks(spec.window) if measures_loss and spec.window else []
+        size = spec.window if measures_loss and spec.window else self.layers + 1
+        self.blocks = [frozenset(range(start, start + size)) for start in range(self.layers - size + 1)]
         reference = [UNPRUNED] if "kl" in feeds else []
-        self.sets: list[SkippedLayers] = list(
-            dict.fromkeys([spec.without, *reference, *self.singles, *self.blocks, *spec.sets])
-        )
+        every = [spec.without, *reference, *self.singles, *self.blocks, *spec.sets]
+        self.sets: list[SkippedLayers] = list(dict.fromkeys(every))
         self.hidden = [HiddenMeans(spec.metrics, self.layers, spec.window) for _ in self.batches.kinds]
         self.outputs = [OutputMeans(spec.metrics, self.sets) for _ in self.batches.kinds]
         self.gradients = GradientSums(spec.metrics, self.layers)
-        self.position = Position([[] for _ in range(self.layers)])
+        # [layer][batch]: what entered each layer, [batch, length, width], as far as it is still needed
+        self.entering: list[list[Tensor]] = [[] for _ in range(self.layers)]
+        # [batch]: the loss's gradient in what leaves the last layer that is not yet walked back
+        self.leaving: list[Tensor] = []
+        self.walks: list[WalkState] = []  # the batches of a turn that is not finished
+        self.done = 0  # layer-forwards
         self.trail: list[list[list[Group]]] | None = None  # [layer][batch]: the groups that enter each layer
         self.paced_progress = progress
-
-    def _blocks(self, size: int) -> list[SkippedLayers]:
-        """Every block of so many layers, by its first."""
-        return [frozenset(range(start, start + size)) for start in range(self.layers - size + 1)]
 
     @property
     def needs_gradient(self) -> bool:
@@ -118,7 +105,7 @@ class Measurement:
 
     def go(self) -> Measurement:
         """Walk, turn by turn, and back."""
-        self.paced_progress = paced(self.progress, self.tokens.ids.numel(), share=self.position.done / self.total)
+        self.paced_progress = paced(self.progress, self.tokens.ids.numel(), share=self.done / self.total)
         for turn in self.memory_batches:
             self._forward(turn)
         if self.needs_gradient:
@@ -127,20 +114,19 @@ class Measurement:
 
     @torch.no_grad()
     def _forward(self, numbers: Sequence[int]) -> None:
-        at = self.position
-        at.walks = walks = at.walks or [self._entering(number) for number in numbers]  # as walk_on() left them
+        self.walks = walks = self.walks or [self._entering(number) for number in numbers]  # as walk_on() left them
         self._mark()
         layers = range(walks[0].layer, self.layers)
         for layer in self.decoder.through(walks, layers, observe=self._observe, on_forward=self._tick):
             closed = layer + 1 - (self.spec.window or self.layers + 1)
             if not self.needs_gradient and closed >= 0:
-                at.entering[closed] = []  # no block that starts there is still open
+                self.entering[closed] = []  # no block that starts there is still open
             self._mark()
         if not self.needs_gradient:
-            at.entering = [[] for _ in range(self.layers)]
+            self.entering = [[] for _ in range(self.layers)]
         for walk in walks:
             self._head(walk)
-        at.walks = []
+        self.walks = []
 
     def _entering(self, number: int) -> WalkState:
         return replace(self.decoder.enter(self.batches.ids[number], self.sets), number=number)
@@ -148,12 +134,11 @@ class Measurement:
     def _observe(self, walk: WalkState, layer: int, before: Tensor, after: Tensor) -> None:
         hidden, counted = self.hidden[self.batches.kind_of[walk.number]], self._predicting(walk.number)
         hidden.add_layer(layer, before, after, counted)
-        entering = self.position.entering
         if self.needs_gradient or hidden.blocks:
-            entering[layer].append(before)
+            self.entering[layer].append(before)
             first = layer + 1 - (self.spec.window or 1)
             if hidden.blocks and first >= 0:
-                hidden.add_block(first, entering[first][len(entering[layer]) - 1], after, counted)
+                hidden.add_block(first, self.entering[first][len(self.entering[layer]) - 1], after, counted)
 
     def _predicting(self, number: int) -> Tensor | None:
         """Which positions of a batch predict a token that counts, [batch, length]; None: all are looked at."""
@@ -161,11 +146,10 @@ class Measurement:
         return None if counted is None else torch.nn.functional.pad(counted[:, 1:], (0, 1))
 
     def _head(self, walk: WalkState) -> None:
-        """Feed the last layer's output to the head."""
         kind, counted = self.batches.kind_of[walk.number], self.batches.counted[walk.number]
         if self.needs_gradient:
             hidden = walk.hidden[self.spec.without]
-            self.position.leaving.append(
+            self.leaving.append(
                 loss_gradient(self.decoder, walk.ids, hidden, of=self._predicted(kind), counted=counted)
             )
             self._tick(BACKWARD * self.head)
@@ -177,29 +161,21 @@ class Measurement:
         return self.batches.predicted(kind) * sum(each.weight for each in kinds) / kinds[kind].weight
 
     def _back(self) -> None:
-        at = self.position
-        back = walk_back(
-            self.decoder,
-            self.batches.ids,
-            at.entering,
-            at.leaving,
-            layers=self.staying,
-            on_step=lambda: self._tick(BACKWARD),
-        )
+        batches, tick = self.batches.ids, lambda: self._tick(BACKWARD)
+        back = walk_back(self.decoder, batches, self.entering, self.leaving, layers=self.staying, on_step=tick)
         for layer, gradients in back:
             self.gradients.add(layer, gradients)
             del gradients  # before those of the next layer are made
-            at.entering[layer] = []
+            self.entering[layer] = []
 
     def _tick(self, forwards: int = 1) -> None:
-        """Say how far the run is."""
-        self.position.done += forwards
-        self.paced_progress(self.stage, self.position.done, self.total)
+        self.done += forwards
+        self.paced_progress(self.stage, self.done, self.total)
 
     def _mark(self) -> None:
         """Note the groups that enter the next layer, where a run without more layers is to begin there."""
         if self.trail is not None:
-            self.trail.append([walk.groups for walk in self.position.walks])
+            self.trail.append([walk.groups for walk in self.walks])
 
     def loss(self, skipped: SkippedLayers) -> float:
         """The loss without a set of layers, in nats per predicted token: the mean over kinds by their weights."""
@@ -214,14 +190,6 @@ class Measurement:
         """The loss without any more layers gone, where a metric needed it."""
         return self.loss(self.spec.without) if self.outputs[0].metrics else None
 
-    def base_losses(self) -> dict[str, float]:
-        """The same, kind by kind."""
-        return {
-            kind.source: float(outputs.losses[self.spec.without].value)
-            for kind, outputs in zip(self.batches.kinds, self.outputs, strict=True)
-            if outputs.metrics
-        }
-
     def scores(self) -> Values:
         """The score of each layer by each metric; infinite for a layer that has gone."""
         scores = {
@@ -231,23 +199,18 @@ class Measurement:
         }
         return {name: self._placed(values) for name, values in scores.items()}
 
-    def by_kind(self) -> dict[str, Values]:
-        """The scores of each kind alone, by the metrics that do not mix all kinds before they score."""
-        each = zip(self.batches.kinds, self.hidden, self.outputs, strict=True)
-        return {
-            kind.source: {
-                name: self._placed(values)
-                for name, values in {**hidden.of_layers(self.staying), **outputs.of_sets(self.singles)}.items()
-            }
-            for kind, hidden, outputs in each
-        }
+    def by_kind(self) -> Iterator[tuple[Kind, float | None, Values]]:
+        """Each kind, the loss on it, and the scores on it alone by the metrics that do not mix kinds before they score."""
+        for kind, hidden, outputs in zip(self.batches.kinds, self.hidden, self.outputs, strict=True):
+            base = float(outputs.losses[self.spec.without].value) if outputs.metrics else None
+            scores = {**hidden.of_layers(self.staying), **outputs.of_sets(self.singles)}
+            yield kind, base, {name: self._placed(values) for name, values in scores.items()}
 
     def block_scores(self) -> Values:
         """The score of each block, by its first layer, by the metrics that score blocks."""
         return self._combined([hidden.of_blocks() for hidden in self.hidden]) | self._outputs(self.blocks)
 
     def _combined(self, kinds: Sequence[Values]) -> Values:
-        """Scores of each kind alone as one: their mean by weight."""
         return {
             name: [self.batches.mean(values) for values in zip(*(kind[name] for kind in kinds), strict=True)]
             for name in kinds[0]
@@ -284,14 +247,14 @@ def walk_on(run: Measurement, further: SkippedLayers) -> Measurement:
     first = min(further)
     renamed = [[_renamed(groups, further, following) for groups in each] for each in run.trail[: first + 1]]
     following.trail = renamed[:first]
-    following.position.walks = [
+    following.walks = [
         WalkState(ids, groups, first, number)
         for number, (ids, groups) in enumerate(zip(run.batches.ids, renamed[first], strict=True))
     ]
     for before, after in zip(run.hidden, following.hidden, strict=True):
         for metric, means in before.layers.items():
             after.layers[metric][:first] = means[:first]
-    following.position.done = following.forwards(first)
+    following.done = following.forwards(first)
     return following
 
 

@@ -16,7 +16,6 @@ torch: functions only use the methods of the tensors they are given.
 
 from __future__ import annotations
 
-import itertools
 import math
 import random
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -31,11 +30,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-MetricName = Literal[
-    "random", "reverse", "magnitude-l1", "magnitude-l2", "taylor", "ppl", "bi", "kl", "angular", "angular-mean",
-    "relative-magnitude", "gradient", "repaired-window", "random-authors", "magnitude-l1-authors", "magnitude-l2-authors",
-    "taylor-authors", "bi-authors",
-]  # fmt: skip
 Feed = Literal["layers", "weights", "hidden", "loss", "kl", "gradient", "repair"]
 AUTHORS = "-authors"  # ends the names of metrics as the authors' code has them, where that is not what the paper says
 
@@ -49,32 +43,15 @@ def removal_order(values: Sequence[float]) -> tuple[int, ...]:
     return tuple(sorted(range(len(values)), key=lambda place: (values[place], place)))
 
 
-def agreement(scores: Mapping[str, Sequence[float]]) -> dict[str, dict[str, float]]:
-    """Kendall's tau-b between the scores of every pair of metrics.
-
-    >>> agreement({"bi": (1.0, 2.0, 3.0), "reverse": (2.0, 1.0, 0.0)})["bi"]
-    {'bi': 1.0, 'reverse': -1.0}
-    """
-    return {one: {other: kendall_tau(a, b) for other, b in scores.items()} for one, a in scores.items()}
-
-
 def kendall_tau(a: Sequence[float], b: Sequence[float]) -> float:
-    """Kendall's tau-b: pairs of layers in the same order less those in the opposite one, over the pairs that are not tied.
+    """Kendall's tau-b: 1 for the same order, -1 for the reverse; NaN where all of a or all of b are equal.
 
-    sum(s t) / sqrt(sum(s^2) sum(t^2)), s and t the sign of each pair's difference in a and in b: 1 for the same order,
-    -1 for the reverse. NaN where all of a or all of b are equal, which is no order.
-
-    >>> kendall_tau([1, 2, 3, float("inf")], [10, 20, 40, 30])
-    0.6666666666666666
+    >>> round(kendall_tau([1, 2, 3, float("inf")], [10, 20, 40, 30]), 4)
+    0.6667
     """
-    first, second = _signs(a), _signs(b)
-    untied = sum(map(abs, first)) * sum(map(abs, second))
-    return sum(s * t for s, t in zip(first, second, strict=True)) / math.sqrt(untied) if untied else math.nan
+    from scipy.stats import kendalltau
 
-
-def _signs(values: Sequence[float]) -> list[int]:
-    """The sign of every pair's difference, by comparing: infinities have no difference."""
-    return [(x > y) - (x < y) for x, y in itertools.combinations(values, 2)]
+    return float(kendalltau(a, b).statistic)
 
 
 def random_order(layers: int, seed: int) -> list[float]:
@@ -280,12 +257,9 @@ def metrics_named(names: Any) -> list[Metric]:
     return [metric_named(name) for name in dict.fromkeys(chosen)]
 
 
-def check_step_metric(metric: str) -> None:
-    """Refuse a metric that cannot choose layers step by step."""
-    if not metric_named(metric).singles:
+def check_singles(metric: Metric) -> None:
+    """Refuse a metric of blocks where single layers are to go one after the other."""
+    if not metric.singles:
         raise InputError(
-            f"{metric}, which scores blocks",
-            expected="with step, one that scores single layers",
-            fix="name another, such as ppl",
-            option="metric",
+            metric.name, expected="one that scores single layers", fix="take another, such as ppl", option="metric"
         )

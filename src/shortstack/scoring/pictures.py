@@ -10,7 +10,7 @@ from shortstack.charts.drawing import HEIGHT
 from shortstack.charts.picture import Named, Panel, Picture, short
 from shortstack.charts.rows import Bars, bars, bars_height, heat_map, map_height, square, square_height
 from shortstack.machine.formats import number
-from shortstack.scoring.metrics import agreement, removal_order
+from shortstack.scoring.metrics import kendall_tau, removal_order
 
 Values = Mapping[str, Sequence[float]]
 Tokens = Mapping[str, Any] | None
@@ -42,7 +42,6 @@ def score_picture(
 
 
 def _read(tokens: Tokens) -> list[str]:
-    """Describe the tokens that were read, in words."""
     return [f"{tokens['samples']} x {tokens['length']} tokens of {short(tokens['source'], 40)}"] if tokens else []
 
 
@@ -69,36 +68,35 @@ def _values(values: Values, drop: int) -> Panel:
 
 
 def _agreement(values: Values) -> Panel:
-    taus = agreement(values)
+    taus = [[kendall_tau(one, other) for other in values.values()] for one in values.values()]
     title = "Agreement of metrics, Kendall's tau: 1 same order, -1 reverse"
-    svg = square(list(taus), [list(row.values()) for row in taus.values()], title=title)
+    svg = square(list(values), taus, title=title)
     return Panel(title, svg, square_height(len(taus)))
 
 
-def depth_picture(depths: Sequence[Depths], *, knee: int | None, tokens: Tokens) -> Picture:
-    """Perplexity, KL divergence and accuracy over the number of layers that are cut from the tail, the knee marked.
+def depth_picture(depths: Sequence[Depths], *, tokens: Tokens) -> Picture:
+    """Perplexity, KL divergence and accuracy over the number of layers that are cut from the tail.
 
     depths: of the unpruned model first: layers (kept), and by name what was measured.
     """
     labels = {"perplexity": "perplexity", "kl": "KL divergence from the unpruned model (nats per token)"}
     if depths[0].get("accuracy") is not None:
         labels["accuracy"] = "accuracy (share right)"
-    panels = [_depths(depths, name, label, knee) for name, label in labels.items()]
+    panels = [_depths(depths, name, label) for name, label in labels.items()]
     return Picture(f"The first layers alone, of {depths[0]['layers']}", panels, _read(tokens))
 
 
-def _depths(depths: Sequence[Depths], name: str, label: str, knee: int | None) -> Panel:
+def _depths(depths: Sequence[Depths], name: str, label: str) -> Panel:
     points = _points(depths, name)
     x = axis("layers removed from the tail", [point.x for point in points], "{:g}".format, whole=True)
     text = in_thousands if name == "perplexity" else number
     y = axis(label, [point.y for point in points], text, log=name == "perplexity")
-    svg = Chart(label, x, y, [Series("cut", points, 0)], marks=[] if knee is None else [("knee", float(knee))]).svg()
+    svg = Chart(label, x, y, [Series("cut", points, 0)]).svg()
     legend: Named = [(None, "at the upper edge: infinite")] if any(point.infinite for point in points) else []
     return Panel("", svg, HEIGHT, legend)
 
 
 def _points(depths: Sequence[Depths], key: str) -> list[Point]:
-    """A point for each depth that has the key, from the unpruned model on."""
     whole = depths[0]["layers"] or 0
     found = []
     for depth in depths:

@@ -16,14 +16,13 @@ from shortstack.decoder import Decoder, tokens_of
 from shortstack.errors import CheckpointError, InputError
 from shortstack.machine.device import AUTO, Compute
 from shortstack.machine.files import to_jsonable
-from shortstack.machine.memory import peak_rss
 from shortstack.machine.numbers import checked
 from shortstack.machine.progress import Progress, in_notebooks
 from shortstack.machine.typed import typed
 from shortstack.repairing.cut_families import repaired_windows
 from shortstack.scoring.accumulators import Values
 from shortstack.scoring.measurement import Measurement, MeasurementSpec
-from shortstack.scoring.metrics import METRICS, Metric, MetricName, metrics_named
+from shortstack.scoring.metrics import METRICS, Metric, metrics_named
 from shortstack.scoring.scores import KindScores, Scores
 
 
@@ -32,7 +31,7 @@ def score(
     checkpoint: Model,
     tokens: Tokens | CalibrationText | Rows | None = None,
     *,
-    metrics: Sequence[MetricName | str] | MetricName | str = ("ppl",),
+    metrics: Sequence[str] | str = ("ppl",),
     window: int | None = None,
     compute: Compute = AUTO,
     progress: Progress = in_notebooks,
@@ -59,7 +58,8 @@ def score(
     scores: Values = {
         metric.name: metric.function(layers, compute.seed) for metric in chosen if not metric.needs_scores
     }
-    scores |= _weighed(checkpoint, [metric for metric in chosen if metric.feed == "weights"], progress)
+    weights = [metric for metric in chosen if metric.feed == "weights"]
+    scores |= _weighed(checkpoint, weights, progress) if weights else {}
     fed = [metric for metric in chosen if metric.needs_text]
     decoder = run = None
     blocks: Values = {}
@@ -81,12 +81,11 @@ def score(
         window=window,
         blocks={name: _checked(f"{name} of blocks of {window}", values) for name, values in blocks.items()},
         tokens=tokens.record() if tokens and fed else None,
-        model=model_record(checkpoint),
+        model=_record(checkpoint),
         dtype=decoder.dtype if decoder else None,
         base_loss=run.base_loss if run else None,
         kinds=_kinds(run) if run and tokens and tokens.kinds else {},
         seconds=round(time.perf_counter() - started, 3),
-        peak_rss_bytes=peak_rss(),
     )
 
 
@@ -118,11 +117,9 @@ def check_window(window: int | None, layers: int, metrics: Sequence[Metric]) -> 
 
 
 def _kinds(run: Measurement) -> dict[str, KindScores]:
-    """Return the scores on each kind of text alone."""
-    bases, weights = run.base_losses(), {kind.source: kind.weight for kind in run.batches.kinds}
     return {
-        source: KindScores(weights[source], bases.get(source), {name: _checked(name, values[name]) for name in values})
-        for source, values in run.by_kind().items()
+        kind.source: KindScores(kind.weight, base, {name: _checked(name, values[name]) for name in values})
+        for kind, base, values in run.by_kind()
     }
 
 
@@ -145,7 +142,7 @@ def _weighed(checkpoint: Checkpoint, metrics: Sequence[Metric], progress: Progre
     """Scores that need the stored weights alone, which are read once, tensor by tensor."""
     layers = checkpoint.anatomy.layers
     sums, weighed = {metric.name: [0.0] * layers for metric in metrics}, []
-    for name, tensor in checkpoint.tensors.items() if metrics else ():
+    for name, tensor in checkpoint.tensors.items():
         layer = checkpoint.layer_names.layer_of(name)
         wanted = [metric for metric in metrics if metric.sees(name, len(tensor.shape))]
         if layer is None or layer >= layers or not wanted:
@@ -170,8 +167,8 @@ def _checked(name: str, values: Sequence[float]) -> tuple[float, ...]:
     return tuple(checked(value, f"metric {name}, layer {layer}") for layer, value in enumerate(values))
 
 
-def model_record(checkpoint: Checkpoint) -> dict[str, Any]:
-    """Return a JSON-able description of the model; from its sizes `plan` knows parameters and bytes."""
+def _record(checkpoint: Checkpoint) -> dict[str, Any]:
+    """The model in JSON-able data; from its sizes `plan` knows parameters and bytes."""
     return {
         "source": checkpoint.source,
         "revision": checkpoint.revision,

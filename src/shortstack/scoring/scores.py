@@ -74,7 +74,6 @@ class Scores(Tabled):
     base_loss: float | None = None
     kinds: dict[str, KindScores] = field(default_factory=dict)
     seconds: float = 0.0
-    peak_rss_bytes: int = 0
 
     @classmethod
     @typed
@@ -109,7 +108,6 @@ class Scores(Tabled):
         return " ppl is times the unpruned perplexity." if "ppl" in (*self.scores, *self.blocks) else ""
 
     def _blocks(self, title: str = "", caption: str = "") -> Table:
-        """Every block of layers."""
         size = self.window or 1
         blocks = [show_layers(range(start, start + size)) for start in range(self.layers - size + 1)]
         rows = zip(blocks, *map(_ranked, self.blocks.values()), strict=True)
@@ -189,11 +187,7 @@ class Scores(Tabled):
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any], *, where: object) -> Scores:
-        """The inverse of to_dict.
-
-        Raises:
-            DataError: a key is missing, or a metric does not have one number per layer, or per block.
-        """
+        """The inverse of to_dict; errors as load()."""
         check_not_other(data, where, plan=False)
         try:
             known = {key: data[key] for key in cls.__dataclass_fields__ if key != "kinds"}
@@ -208,16 +202,13 @@ class Scores(Tabled):
             raise _not_scores(where, "the JSON that `shortstack score -o` writes", repr(error)) from error
         if type(scores.layers) is not int or not (scores.scores or scores.blocks):
             raise _not_scores(where, "a layer count and at least one metric", "none")
-        for name, values in scores.scores.items():
-            _check_numbers(where, name, values, scores.layers)
         if scores.blocks and not (type(scores.window) is int and 0 < scores.window <= scores.layers):
             raise _not_scores(where, f"blocks of 1 to {scores.layers} layers", repr(scores.window))
-        for name, values in scores.blocks.items():
-            size = scores.window or 1
-            _check_numbers(where, f"blocks of {size} by {name}", values, scores.layers - size + 1)
+        size = scores.window or 1
+        _check_numbers(where, scores.scores, scores.layers)
+        _check_numbers(where, scores.blocks, scores.layers - size + 1, f" of blocks of {size}")
         for source, kind in scores.kinds.items():
-            for name, values in kind.scores.items():
-                _check_numbers(where, f"{name} on {source}", values, scores.layers)
+            _check_numbers(where, kind.scores, scores.layers, f" on {source}")
         return scores
 
 
@@ -227,9 +218,10 @@ def _numbers(data: Mapping[str, Sequence[Any]]) -> dict[str, tuple[float, ...]]:
     }
 
 
-def _check_numbers(where: object, name: str, values: Sequence[float], amount: int) -> None:
-    if len(values) != amount or not all(value > -math.inf for value in values):  # false for NaN, too
-        raise _not_scores(where, f"{amount} numbers for {name}", f"{list(values)}")
+def _check_numbers(where: object, scores: Mapping[str, Sequence[float]], amount: int, what: str = "") -> None:
+    for name, values in scores.items():
+        if len(values) != amount or not all(value > -math.inf for value in values):  # false for NaN, too
+            raise _not_scores(where, f"{amount} numbers for {name}{what}", f"{list(values)}")
 
 
 def _not_scores(where: object, expected: str, found: str) -> DataError:
