@@ -44,9 +44,6 @@ class CompareOptions(Repairing):
     heal: str | None = option(None, help="Also heal the pruned model on this data, by the recipe `best`.")
     healed: str | None = option(None, help="A healed checkpoint, for a row of its own.")
     task: list[Path] | None = option(None, help="Multiple choice, a .jsonl file as for depth-curve; may be repeated.")
-    limit: int | float | None = option(
-        None, help="Windows per text, and questions per file or task; or 10%.", minimum=1, shares=True
-    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -66,7 +63,7 @@ def compare(
     dry_run: DryRun = False,
     text: Annotated[BaselineText, flat(CALIBRATION, without="length")] = BaselineText(),
     texts: Annotated[EvaluationText, flat(group("Perplexity", 3), without="samples")] = EvaluationText(),
-    tasks: Annotated[Tasks, flat(group("Tasks", 4), without="limit|batch_size|max_length|backend|seed")] = Tasks(),
+    tasks: Annotated[Tasks, flat(group("Tasks", 4), without="batch_size|max_length|backend|seed")] = Tasks(),
     timing: Annotated[Timing, flat(group("How speed is measured", 5), without="batch_size")] = Timing(),
     session: Annotated[Session, flat(without="device_map")] = Session(),
 ) -> None:
@@ -87,10 +84,10 @@ def compare(
 
     def judging(checkpoint: Checkpoint) -> Judging:
         tokenizer = checkpoint.tokenizer()
-        windows = replace(texts, samples=asked.limit).read(tokenizer, session.compute.seed, at_least=1)
-        judges = [judge_questions(asked.task, tokenizer, limit=asked.limit)] if asked.task else []
+        windows = replace(texts, samples=tasks.limit).read(tokenizer, session.compute.seed, at_least=1)
+        judges = [judge_questions(asked.task, tokenizer, limit=tasks.limit)] if asked.task else []
         if tasks.tasks:
-            judges.append(judge_tasks(replace(tasks, limit=asked.limit, seed=session.compute.seed), checkpoint))
+            judges.append(judge_tasks(replace(tasks, seed=session.compute.seed), checkpoint))
         return Judging(windows, judges, Load(prompt=timing.prompt, new_tokens=timing.new_tokens), timing.repeats)
 
     with session.report.bars() as progress:
@@ -104,12 +101,7 @@ def compare(
         if dry_run:
             return _preview(checkpoint, calibration, judged, asked.memory, session)
         result = compare_models(
-            checkpoint,
-            calibration,
-            judged,
-            memory=asked.memory,
-            compute=session.compute,
-            progress=progress,
+            checkpoint, calibration, judged, memory=asked.memory, compute=session.compute, progress=progress
         )
     for warning in result.warnings:
         session.report.warn(warning)

@@ -189,8 +189,7 @@ def prune(
 ) -> None:
     """Write the model without some layers, by copying bytes.
 
-    No tensor is loaded; the result loads with plain transformers. A .gguf model becomes a .gguf file where the output is
-    named so, its quantised layers as they are.
+    No tensor is loaded; the result loads with plain transformers. A .gguf model becomes a .gguf file if so named.
 
     $ shortstack prune org/model --strategy repaired-blocks --drop 8 --repair -o out
     """

@@ -4,15 +4,9 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
-from typing import Any, get_args
+from typing import get_args
 
-from cyclopts import (
-    CoercionError,
-    CycloptsError,
-    MissingArgumentError,
-    UnknownOptionError,
-    UnusedCliTokensError,
-)
+from cyclopts import CoercionError, CycloptsError, MissingArgumentError, UnknownOptionError
 
 from shortstack.errors import InputError
 from shortstack.machine.options import check_choice_of
@@ -24,40 +18,31 @@ def refused(error: CycloptsError) -> InputError:
     """Return the error to show for one of cyclopts."""
     verb = " ".join(["shortstack", *(error.command_chain or ())])
     explained = f"`{verb} --help` explains its options"
+    named = str(error.argument.name) if error.argument else verb
     match error:
         case UnknownOptionError():
             name = str(error.token.keyword or error.token.value)
             near = nearest(name, (each for argument in error.argument_collection for each in argument.names))
             fix = f"did you mean {near}?" if near else explained
             return InputError("none of that name", expected=f"an option of {verb}", fix=fix, where=name)
-        case UnusedCliTokensError():
-            found = " ".join(error.unused_tokens or ())
-            return InputError(found, expected="no more arguments", fix=explained, where=verb)
         case MissingArgumentError():
-            name = error.keyword or _name(error)
-            return InputError("none", expected="a value", fix=f"give one; {explained}", where=name)
+            return InputError("none", expected="a value", fix=f"give one; {explained}", where=error.keyword or named)
         case CoercionError():
-            return _unread(error)
-    return InputError(error, expected="words that it knows", fix=explained, where=verb)
+            return _unread(error, named)
+    return InputError(str(error).rstrip("."), expected="words that it knows", fix=explained, where=verb)
 
 
-def _unread(error: CoercionError) -> InputError:
+def _unread(error: CoercionError, name: str) -> InputError:
     """Return the error for a value that is none of its option's type."""
-    name, found = _name(error), error.token.value if error.token else ""
-    choices = [each for each in get_args(error.target_type) if isinstance(each, str)]
+    found, kinds = error.token.value if error.token else "", get_args(error.target_type) or (error.target_type,)
+    choices = [each for each in kinds if isinstance(each, str)]
     if choices:
         try:
-            check_choice_of(name.removeprefix("--").replace("-", "_"), found, choices)
+            check_choice_of("", found, choices)
         except InputError as refusal:
-            return refusal
-    kinds: Iterable[Any] = get_args(error.target_type) or (error.target_type,)
+            return refusal.but(where=name)
     words = " or ".join(KINDS[kind] for kind in kinds if kind in KINDS) or "a value that it takes"
     return InputError(repr(found), expected=str(error.msg or words), fix="write one", where=name)
-
-
-def _name(error: CycloptsError) -> str:
-    """Return the argument that an error is about as it is typed."""
-    return str(error.argument.name) if error.argument else "shortstack"
 
 
 def nearest(name: str, known: Iterable[str]) -> str | None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import difflib
 import functools
-import re
 import sys
 from collections.abc import Sequence
 from importlib.metadata import version
@@ -46,7 +45,7 @@ def listing() -> str:
         "Usage: shortstack VERB [OPTIONS] ...\n\n"
         "Make a decoder-only language model shorter: score its layers, cut some, heal the cut, measure the result.\n\n"
         f"$ shortstack shrink org/model --drop 25% --data notes.txt -o small\n\n{verbs}\n"
-        "`shortstack VERB --help` explains its options, -h names them. --version, --install-completion\n"
+        "`shortstack VERB --help` explains its options. --version, --install-completion\n"
     )
 
 
@@ -65,26 +64,24 @@ def run(words: Sequence[str]) -> None:
     from shortstack.cli.refusals import refused
 
     try:
-        app(short="-h" in words)(words)
+        app()(words)
     except CycloptsError as error:
         raise refused(error) from None
 
 
 @functools.cache
-def app(*, short: bool = False) -> App:
-    """Return the command line; short: --help names options without explaining them."""
+def app() -> App:
+    """Return the command line."""
     from cyclopts import App, Group, Parameter
 
-    from shortstack.cli.help import Help
+    from shortstack.cli.options import shown_default
 
-    formatter: Any = Help(short=short)
-    read = Parameter(converter=_read, negative_iterable=(), allow_repeating=True)
+    read = Parameter(converter=_read, negative_iterable=(), allow_repeating=True, show_default=shown_default)
     made = App(
         name="shortstack",
         version=lambda: f"shortstack {version('shortstack')}",
         help_flags=HELP,
         help_format="plaintext",
-        help_formatter=formatter,
         group_parameters=Group("Options", sort_key=0),
         result_action="return_value",
         exit_on_error=False,
@@ -99,18 +96,17 @@ def app(*, short: bool = False) -> App:
 
 
 def _read(hint: Any, tokens: Sequence[Token]) -> Any:
-    """Return the value that was typed; a number may be written as 1k, and as 10% where a share may stand."""
+    """Return the value that was typed: whole numbers, which cyclopts would round, and shares as 10% where they may stand."""
     from cyclopts import convert
 
-    from shortstack.machine.formats import amount_of, count_of
+    from shortstack.machine.formats import amount_of
 
     kinds, text = {*get_args(hint)} or {hint}, tokens[0].value
     if int not in kinds:
         return convert(hint, tokens)
-    if re.fullmatch(r"\d+", text):
-        return int(text)
-    number = amount_of(text) if float in kinds else count_of(text)
-    if number is None and str not in kinds:
-        share = ", or a share above 0% and up to 100%" if float in kinds else ""
-        raise ValueError(f"a number, such as 64 or 1k{share}")
-    return text if number is None else number
+    number = amount_of(text)
+    if isinstance(number, int) or (number is not None and float in kinds):
+        return number
+    if str in kinds:
+        return text
+    raise ValueError("a whole number, or a share such as 10%" if float in kinds else "a whole number")
