@@ -8,6 +8,7 @@ from cyclopts import Parameter
 
 from shortstack.cli import console
 from shortstack.machine.cache import KINDS, cache_directory, cache_entries, cache_limit
+from shortstack.machine.files import remove
 from shortstack.machine.formats import size
 from shortstack.machine.tables import Column, Table
 
@@ -27,7 +28,7 @@ def cache(
     limit = cache_limit()
     if clear:
         for entry in entries:
-            entry.remove()
+            remove(entry.path)
     if as_json:
         listed = [{"kind": each.kind, "bytes": each.bytes, "used": each.used} for each in entries]
         return console.show_json(
