@@ -23,7 +23,6 @@ STOPS = (KeyboardInterrupt, SystemExit)  # what a signal raises; where Python lo
 
 
 def main() -> None:
-    """The `shortstack` command."""
     hush_kernels()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
@@ -44,7 +43,6 @@ def main() -> None:
 
 
 def _leave(error: ShortstackError, code: int) -> NoReturn:
-    """Say an error, with where it comes from on request, and end."""
     if {"-v", "--verbose"} & {*sys.argv}:
         traceback.print_exc()
     console.fail(error)
@@ -65,7 +63,6 @@ def _run() -> None:
 
 
 def _exit_code() -> int | str | None:
-    """Run the verb; the code it ends with."""
     try:
         run(sys.argv[1:])
     except SystemExit as ended:

@@ -36,8 +36,6 @@ class BaselineText(CalibrationText):
 
 @dataclass(frozen=True)
 class CompareOptions(Repairing):
-    """Options of the comparison: the budget, how layers are chosen, and on how much text."""
-
     memory: str = option("50%", help="Byte budget, as a share of the unpruned weights.")
     metric: str = option("ppl", help=f"How layers are chosen: {', '.join(METRICS)}.")
     search: bool = option(False, help="Search for the layers that go.")

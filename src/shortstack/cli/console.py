@@ -29,7 +29,6 @@ def show_json(data: Mapping[str, Any]) -> None:
 
 
 def show_result(result: Tabled) -> None:
-    """A result, as it says itself that it is shown."""
     for table in result.tables():
         show_table(table)
 
@@ -49,7 +48,6 @@ def show_table(table: Table) -> None:
 
 
 def title(table: Table) -> Text:
-    """Return a table's title, as wide as the terminal."""
     from rich.text import Text
 
     return Text(printable(table.title), "bold")
@@ -97,12 +95,10 @@ def fitting(widths: Mapping[Any, int], room: int) -> list[list[Any]]:
 
 
 def show(message: str) -> None:
-    """A line of the result, on stdout."""
     sys.stdout.write(printable(message) + "\n")
 
 
 def show_left_out(left_out: Sequence[str]) -> None:
-    """Show which amounts were reduced because the minutes were too few."""
     if left_out:
         show(f"Reduced to fit --minutes: {'; '.join(left_out)}.")
 
@@ -117,7 +113,6 @@ def show_answers(said: Mapping[str, str]) -> None:
 
 
 def next_step(command: str) -> None:
-    """The one thing to type next."""
     say(f"\nNext: {command}")
 
 

@@ -19,8 +19,6 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class DemoOptions:
-    """Where two checkpoints go, and how long they may take."""
-
     output: Annotated[Path, Parameter(alias="-o")] = option(
         Path("demo-out"), help="New directory for two checkpoints and demo.json."
     )
@@ -54,7 +52,6 @@ def demo(
 
 
 def show(demo: Demo) -> None:
-    """Show the table of sizes and quality, the models' answers, and the verdict on each model."""
     console.show_result(demo)
     for number_of, prompt in enumerate(demo.prompts):
         console.show_answers(

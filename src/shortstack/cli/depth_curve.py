@@ -21,8 +21,6 @@ OTHER = "tasks|num_fewshot|include|batch_size|max_length|backend|seed"  # what i
 
 @dataclass(frozen=True)
 class DepthOptions:
-    """Options of the depth curve."""
-
     max_loss: float | None = option(
         None,
         help="Report how many layers can go up to this loss, in nats. Default: 1.5 times the perplexity.",
@@ -80,7 +78,6 @@ def depth_curve(
 
 
 def _questions(task: str | None, standard: Tasks) -> Path | Tasks | None:
-    """Return a file of questions, or a standard task."""
     if task is None or task.endswith(".jsonl"):
         check_unused("depth-curve without a standard --task", standard)
         return Path(task) if task else None

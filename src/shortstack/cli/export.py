@@ -25,8 +25,6 @@ MODELFILE = "Modelfile"
 
 @dataclass(frozen=True)
 class ExportOptions:
-    """Where the checkpoint goes."""
-
     gguf: Path | None = option(None, help="Convert it to this new .gguf file, by llama.cpp's converter.")
     gguf_type: str = option("bf16", help="Type of its weights: bf16, f16, f32 or q8_0.")
     converter: str | None = option(
@@ -41,7 +39,6 @@ class ExportOptions:
     results: str | None = option(None, help="Comma-separated files of evaluate -o, for the card.")
 
     def check(self) -> None:
-        """Say what is wrong before the checkpoint is opened."""
         if self.gguf is None and self.push_to_hub is None:
             fix = "add --gguf FILE or --push-to-hub ORG/NAME"
             raise InputError("nowhere", expected="where it is to go", fix=fix, where="export")
@@ -133,7 +130,6 @@ def _pushed(checkpoint: Checkpoint, options: ExportOptions, repository: str, pro
 
 
 def _results(files: str | None) -> list[Evaluated]:
-    """Read evaluation results, named by their models."""
     from shortstack.checkpoint.card import Evaluated, results_section
 
     paths = [Path(name) for name in (files or "").split(",") if name]
@@ -148,7 +144,6 @@ def _results(files: str | None) -> list[Evaluated]:
 
 
 def _next(options: ExportOptions, checkpoint: Checkpoint, made: Mapping[str, Any]) -> str:
-    """Return the command or call that uses what was exported."""
     if options.gguf and options.ollama:
         return f"ollama create {options.gguf.stem} -f {made['modelfile']}"
     if options.gguf:

@@ -50,7 +50,6 @@ class HealRun:
 
     @property
     def loggers(self) -> list[str]:
-        """The loggers that are named."""
         return [name.strip() for name in self.report_to.split(",")] if self.report_to else []
 
     def check(self, output: Path) -> None:
@@ -77,7 +76,6 @@ HEADINGS = {
 
 
 def _options() -> dict[str, Any]:
-    """Return the options of the dataclasses that HEADINGS name, as the command line takes them."""
     options: dict[str, Any] = {}
     for place, (component, title) in enumerate(HEADINGS.items(), 1):
         hints, heading = get_type_hints(component), group(title, place)
@@ -167,7 +165,6 @@ def _healed(
 
 
 def _gone(checkpoint: Checkpoint, result: Healing) -> str:
-    """Return a sentence that names the layers all turns removed; the table is of the last one."""
     from shortstack.checkpoint import Checkpoint
 
     kept = set(Checkpoint.open(result.output).record["layer_map"].values())
@@ -192,7 +189,6 @@ def _remark(
 
 
 def _show_preview(found: Preview, output: Path, report: Reporting) -> None:
-    """Show what healing would train, and the resources it needs."""
     rows = [
         ("trained parameters", f"{found.trainable_parameters:,}"),
         ("in", f"{len(found.trained)} modules, {found.trained[0]} to {found.trained[-1]}" if found.trained else "none"),

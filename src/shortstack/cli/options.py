@@ -81,7 +81,6 @@ class Source:
 
     @property
     def words(self) -> list[str]:
-        """The options as they were typed, for the next command on the same model."""
         return typed(self)
 
     def open(self, model: str, progress: Progress) -> Checkpoint:
@@ -109,7 +108,6 @@ def check_unused(where: str, *groups: object) -> None:
 
 
 def unused(where: str, name: str, value: object) -> InputError:
-    """The error for an option that changes nothing."""
     return InputError(
         f"{name} {value}", expected=f"no {name}: it changes nothing here", fix="leave it out", where=where
     )
@@ -136,7 +134,6 @@ class Reporting:
         return bars(quiet=self.quiet, verbose=self.verbose)
 
     def next_step(self, *words: object) -> None:
-        """Suggest the next command, from the words of a shortstack command."""
         self.say(shlex.join(["shortstack", *map(str, words)]))
 
     def next_cut(self, model: object, checkpoint: Checkpoint, *words: str) -> None:
@@ -166,7 +163,6 @@ class Reporting:
             say(f"Warning: {message}")
 
     def say(self, what: str) -> None:
-        """Print the next step, unless the output is quiet or JSON."""
         if not self.quiet and not self.json:
             console.next_step(what)
 

@@ -41,7 +41,6 @@ class PruneOptions(Repairing):
     max_shard_size: str | None = option(None, help="Largest weight file, such as 5GB. Default: split as the source is.")
 
     def read(self) -> Planned:
-        """The plan that is made already, for a model whose number of layers only slices need to be told."""
         if self.plan is None:
             return lambda _layers: None
         path = self.plan
@@ -133,7 +132,6 @@ class _Cut:
         return found
 
     def written(self, checkpoint: Checkpoint, chosen: Chosen, progress: Progress) -> Repair | None:
-        """Write the cut; return what was refitted, or None."""
         from shortstack.pruning import prune
 
         options, repaired = self.asked, None

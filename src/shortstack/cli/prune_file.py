@@ -24,11 +24,12 @@ from shortstack.pruning.gguf_pruner import check_depth, check_gguf_output, file_
 
 
 def source_file(model: str) -> Path:
-    """The .gguf file of a model."""
     source = gguf_of(model)
     if source is None:
         fix = "check the path, or name a directory; GGUF is cut from GGUF"
-        raise InputError("a .gguf file", expected="a directory, unless the model is a .gguf file", fix=fix, option="output")
+        raise InputError(
+            "a .gguf file", expected="a directory, unless the model is a .gguf file", fix=fix, option="output"
+        )
     return source
 
 

@@ -15,7 +15,6 @@ KINDS = {int: "a whole number", float: "a number", bool: "true or false"}
 
 
 def refused(error: CycloptsError) -> InputError:
-    """Return the error to show for one of cyclopts."""
     verb = " ".join(["shortstack", *(error.command_chain or ())])
     explained = f"`{verb} --help` explains its options"
     named = str(error.argument.name) if error.argument else verb
@@ -33,7 +32,6 @@ def refused(error: CycloptsError) -> InputError:
 
 
 def _unread(error: CoercionError, name: str) -> InputError:
-    """Return the error for a value that is none of its option's type."""
     found, kinds = error.token.value if error.token else "", get_args(error.target_type) or (error.target_type,)
     choices = [each for each in kinds if isinstance(each, str)]
     if choices:

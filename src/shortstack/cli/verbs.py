@@ -39,7 +39,6 @@ HELP = ("--help", "-h")
 
 
 def listing() -> str:
-    """Return what `shortstack --help` says."""
     verbs = "".join(f"  {name:11}  {summary}\n" for name, summary in VERBS.items())
     return (
         "Usage: shortstack VERB [OPTIONS] ...\n\n"
@@ -50,7 +49,6 @@ def listing() -> str:
 
 
 def run(words: Sequence[str]) -> None:
-    """Run what was typed behind `shortstack`."""
     if not words or words[0] in HELP:
         sys.stdout.write(listing())
         return
@@ -71,7 +69,6 @@ def run(words: Sequence[str]) -> None:
 
 @functools.cache
 def app() -> App:
-    """Return the command line."""
     from cyclopts import App, Group, Parameter
 
     from shortstack.cli.options import shown_default

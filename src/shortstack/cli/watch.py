@@ -53,7 +53,6 @@ def watch(
 
 
 def frame(study: StudyProgress) -> Group:
-    """One look at a running study."""
     from rich.console import Group
     from rich.text import Text
 

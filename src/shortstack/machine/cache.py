@@ -46,7 +46,6 @@ def cache_directory(*parts: str) -> Path:
 
 
 def _root() -> Path:
-    """Return the folder that the environment names, or the system's for caches."""
     root = os.environ.get("SHORTSTACK_CACHE")
     return Path(root) if root else user_cache_path("shortstack", appauthor=False)
 

@@ -58,7 +58,6 @@ def part_of(name: str, *components: Any, only: Sequence[str] = (), bounded: bool
 
 
 def _within(known: Option, value: Any) -> Any:
-    """Return the value, if it is in the option's range and one of its choices."""
     if (is_number(value) and not known.holds(value)) or (known.choices and value not in (None, *known.choices)):
         raise PydanticCustomError("range", "{range}", {"range": ", ".join(known.choices) or known.range})
     return value
@@ -176,7 +175,6 @@ def _known(model: type[BaseModel], path: Sequence[int | str]) -> list[str]:
 
 
 def _models(annotation: Any) -> Iterator[type[BaseModel]]:
-    """The mappings in an annotation."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         yield annotation
     for inner in typing.get_args(annotation):
