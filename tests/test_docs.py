@@ -16,7 +16,6 @@ import re
 import shlex
 import shutil
 import signal
-import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import redirect_stderr, redirect_stdout
@@ -354,17 +353,6 @@ def test_the_changelog_speaks_of_this_version() -> None:
     version = re.search(r'^version = "(.+)"$', (ROOT / "pyproject.toml").read_text(encoding="utf-8"), re.MULTILINE)
     assert version
     assert f"## [{version[1]}]" in (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
-
-
-def test_planning_from_scores_imports_no_torch(line: Path) -> None:
-    code = (
-        "import sys\nfrom shortstack.cli import main\n"
-        "try:\n    main()\nfinally:\n    assert not {'torch', 'transformers'} & set(sys.modules)"
-    )
-    arguments = ["plan", str(line / "scores.json"), "--drop", "25%"]
-    done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    assert "removed" in done.stdout
 
 
 # The demo, on a tiny model, and on the real one

@@ -26,19 +26,8 @@ from zoo import speaking
 
 STUDIES = Path(__file__).parent.parent / "studies"
 BENCHES = STUDIES.parent / "benchmarks"
-BENCHMARKS = (
-    "start",
-    "prune",
-    "score",
-    "walk",
-    "streamed",
-    "parity",
-    "heal",
-    "evaluate",
-    "large",
-    "prune_gguf",
-    "waiting",
-)
+BENCHMARKS = ("prune", "score", "heal", "evaluate")
+OTHERS = ("start", "walk", "streamed", "parity", "large", "prune_gguf", "waiting")  # the same calls in other sizes
 
 
 def script(name, folder=STUDIES):
@@ -184,7 +173,7 @@ def smoke(name):
     return done.stdout
 
 
-@pytest.mark.parametrize("name", BENCHMARKS)
+@pytest.mark.parametrize("name", [*BENCHMARKS, *(pytest.param(name, marks=pytest.mark.slow) for name in OTHERS)])
 def test_a_benchmark_runs_on_tiny_sizes_and_keeps_nothing(name):
     for needed in {
         "evaluate": ("lm_eval",),
@@ -202,7 +191,7 @@ def test_a_benchmark_runs_on_tiny_sizes_and_keeps_nothing(name):
 
 def test_every_benchmark_is_run_on_tiny_sizes():
     found = {path.stem for path in BENCHES.glob("*.py")} - {"harness"}
-    assert found == {*BENCHMARKS, "shrink"}
+    assert found == {*BENCHMARKS, *OTHERS, "shrink"}
 
 
 def test_the_benchmark_of_shrink_shows_what_the_record_of_its_run_has(tmp_path, monkeypatch, capsys):

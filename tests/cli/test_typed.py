@@ -1,13 +1,15 @@
 """How options are written out again, and how warnings are said."""
 
-import subprocess
 import sys
+import warnings
 
 import pytest
 
+from shortstack.cli.app import _warnings_in_lines
 from shortstack.cli.console import show_answers
 from shortstack.cli.options import Source, going_on, typed
 from shortstack.data import CalibrationText
+from shortstack.errors import ShortstackWarning
 from shortstack.machine.device import Compute
 
 
@@ -25,18 +27,16 @@ def test_options_are_typed_again_as_they_were(group, words):
     assert typed(group) == words
 
 
-def test_a_warning_of_ours_is_a_line_and_others_stay_as_python_shows_them():
-    program = (
-        "import warnings; from shortstack.cli.app import _warnings_in_lines; from shortstack.errors import *\n"
-        "with _warnings_in_lines():\n"
-        "    warnings.warn('the mix is smaller', ShortstackWarning); warnings.warn('something else')\n"
-        "warnings.warn('after', ShortstackWarning)"
-    )
-    said = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stderr
-    ours, others, after = said.splitlines()[0], said.splitlines()[1], said.splitlines()[-1]
-    assert ours == "Warning: the mix is smaller"
-    assert others.endswith("UserWarning: something else")
-    assert after.endswith("ShortstackWarning: after")
+def test_a_warning_of_ours_is_a_line_and_others_stay_as_python_shows_them(capsys):
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        warnings.showwarning = lambda message, category, *_: print(f"{category.__name__}: {message}", file=sys.stderr)
+        with _warnings_in_lines():
+            warnings.warn("the mix is smaller", ShortstackWarning, stacklevel=1)
+            warnings.warn("something else", UserWarning, stacklevel=1)
+        warnings.warn("after", ShortstackWarning, stacklevel=1)
+    said = capsys.readouterr().err
+    assert said == "Warning: the mix is smaller\nUserWarning: something else\nShortstackWarning: after\n"
 
 
 @pytest.mark.parametrize("stop", [KeyboardInterrupt, SystemExit(143)])
