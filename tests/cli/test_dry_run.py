@@ -26,7 +26,6 @@ from zoo import speaking
 
 REPAIRED = ("--text", "pydoc", "--repair-samples", "8", "--length", "16")
 SMALL = ("--text", "pydoc", "--samples", "4", "--length", "16")
-MEASURED = ("--samples", "2", "--length", "16")
 COMPARED = ("compare", "m", "--text", "pydoc", "--samples", "2", "--limit", "4", "--length", "16")
 STUDY = """
 models: [m]
@@ -55,8 +54,6 @@ GOES = {  # what is asked, and how many times the cut's weights are on the disk 
     "prune on its own text": (("prune", "m", "--drop", "2", "--text", "self", *SMALL[2:], "-o", "out"), 1),
     "repair": (("repair", "cut", "--source", "m", *REPAIRED, "-o", "out"), 2),
     "heal": (("heal", "cut", "--data", "pydoc", "--max-samples", "16", "--max-length", "32", "-o", "out"), 1),
-    "evaluate": (("evaluate", "cut", "--perplexity", "pydoc", *MEASURED), 0),
-    "evaluate both": (("evaluate", "cut", "--against", "m", *MEASURED, "--collapse-check"), 0),
     "compare": (COMPARED, None),
 }
 
@@ -98,7 +95,6 @@ REFUSED = {  # what both say, and the word that it is told by
     "a repaired source": (("repair", "m", "--source", "m", *REPAIRED, "-o", "z"), "no record of a cut"),
     "a healed folder": (("heal", "m", "--data", "pydoc", "-o", "cut"), "it exists"),
     "data to heal on": (("heal", "m", "--data", "lost.jsonl", "-o", "z"), "lost.jsonl"),
-    "nothing to measure": (("evaluate", "m", "--perplexity", "none"), "nothing to measure"),
     "a share that nothing has": ((*COMPARED, "--memory", "1%"), "--memory"),
     "a study in a model": (("study", "study.yaml", "-o", "m/runs"), "outside a model's"),
 }
@@ -120,7 +116,7 @@ def test_a_dry_run_refuses_what_its_verb_refuses(name, place, command):
 
 
 def test_what_does_not_fit_is_said_in_place_of_what_comes_next(place, command, monkeypatch):
-    words = ("evaluate", "m", *MEASURED, "--dry-run")
+    words = (*COMPARED, "--dry-run")
     monkeypatch.setattr("shortstack.cli.dry_run._libraries", lambda _needed: 10**15)
     monkeypatch.setattr("shortstack.machine.memory.available_memory", lambda _device: 10**6)
     monkeypatch.setattr("shortstack.decoder.streaming.available_memory", lambda _device: 10**9)

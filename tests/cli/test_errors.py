@@ -13,6 +13,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from unittest import mock
 
 import architectures
 import pytest
@@ -400,46 +401,39 @@ def test_a_disk_too_small_is_found_before_anything_is_written(command, model, mo
     assert "of free disk" in prune_refused(command, model)
 
 
-def test_a_disk_that_fills_up_is_one_message_and_leaves_nothing(command, model, tmp_path, monkeypatch):
-    def full(descriptor: int) -> None:
-        raise OSError(28, "No space left on device")
+@pytest.fixture
+def failing(monkeypatch):
+    """Make the system fail as it is told while a checkpoint is written."""
 
-    monkeypatch.setattr(os, "fsync", full)
-    before = snapshot(tmp_path)
-    code, out, err = command("prune", model, *PLAIN, "-o", "out", "-q")
-    assert (code, out) == (1, "")
-    assert err.count("Error:") == 1
-    assert "No space left" in err
-    assert snapshot(tmp_path) == before
+    def fails_with(error):
+        monkeypatch.setattr(os, "fsync", mock.Mock(side_effect=error))
+
+    return fails_with
 
 
 @pytest.mark.parametrize(
-    "error",
+    ("error", "where"),
     [
-        RuntimeError("DefaultCPUAllocator: can't allocate memory"),
-        MemoryError(),
-        ImportError("failed to map segment"),
-        OSError(12, "Cannot allocate memory"),
+        (OSError(28, "No space left on device"), ""),
+        (OSError(12, "Cannot allocate memory"), "memory"),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory"), "memory"),
+        (MemoryError(), "memory"),
+        (ImportError("failed to map segment"), "memory"),
     ],
 )
-def test_memory_that_runs_out_is_one_message(error, command, model, tmp_path, monkeypatch):
-    def without_memory(descriptor: int) -> None:
-        raise error
-
-    monkeypatch.setattr(os, "fsync", without_memory)
-    before = snapshot(tmp_path)
+def test_a_full_disk_or_memory_is_one_message_and_leaves_nothing(error, where, command, model, failing):
+    failing(error)
+    before = snapshot(command.folder)
     code, out, err = command("prune", model, *PLAIN, "-o", "out", "-q")
     assert (code, out) == (1, "")
-    assert err.startswith("Error: memory")
-    assert (str(error) or "MemoryError") in err
-    assert snapshot(tmp_path) == before
+    assert err.startswith(f"Error: {where}")
+    assert err.count("Error:") == 1
+    assert (getattr(error, "strerror", None) or str(error) or "MemoryError") in err
+    assert snapshot(command.folder) == before
 
 
-def test_other_errors_of_libraries_are_not_said_to_be_of_memory(command, model, monkeypatch):
-    def broken(descriptor: int) -> None:
-        raise RuntimeError("a bug")
-
-    monkeypatch.setattr(os, "fsync", broken)
+def test_other_errors_of_libraries_are_raised(command, model, failing):
+    failing(RuntimeError("a bug"))
     with pytest.raises(RuntimeError, match="a bug"):
         command("prune", model, *PLAIN, "-o", "out", "-q")
 

@@ -1,15 +1,10 @@
-"""How options are written out again, and how warnings are said."""
-
-import sys
-import warnings
+"""How options are written out again, and how a run that was stopped goes on."""
 
 import pytest
 
-from shortstack.cli.app import _warnings_in_lines
 from shortstack.cli.console import show_answers
 from shortstack.cli.options import Source, going_on, typed
 from shortstack.data import CalibrationText
-from shortstack.errors import ShortstackWarning
 from shortstack.machine.device import Compute
 
 
@@ -25,18 +20,6 @@ from shortstack.machine.device import Compute
 )
 def test_options_are_typed_again_as_they_were(group, words):
     assert typed(group) == words
-
-
-def test_a_warning_of_ours_is_a_line_and_others_stay_as_python_shows_them(capsys):
-    with warnings.catch_warnings():
-        warnings.simplefilter("always")
-        warnings.showwarning = lambda message, category, *_: print(f"{category.__name__}: {message}", file=sys.stderr)
-        with _warnings_in_lines():
-            warnings.warn("the mix is smaller", ShortstackWarning, stacklevel=1)
-            warnings.warn("something else", UserWarning, stacklevel=1)
-        warnings.warn("after", ShortstackWarning, stacklevel=1)
-    said = capsys.readouterr().err
-    assert said == "Warning: the mix is smaller\nUserWarning: something else\nShortstackWarning: after\n"
 
 
 @pytest.mark.parametrize("stop", [KeyboardInterrupt, SystemExit(143)])

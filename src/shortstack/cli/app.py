@@ -27,7 +27,8 @@ def main() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # for a terminal that has no signs but ASCII's
-    with _ended_by_signals(), _warnings_in_lines():
+    with _ended_by_signals(), warnings.catch_warnings():
+        warnings.showwarning = _show_warning
         try:
             _run()
         except ShortstackError as error:
@@ -88,22 +89,10 @@ def _ended_by_signals() -> Iterator[None]:
             signal.signal(number, handler)
 
 
-@contextmanager
-def _warnings_in_lines() -> Iterator[None]:
-    """Print the package's warnings as one line each, without the code location that Python adds."""
-    before = warnings.showwarning
-
-    def show(message: Warning | str, category: type[Warning], *where: Any, **more: Any) -> None:
-        if issubclass(category, ShortstackWarning):
-            say(f"Warning: {message}")
-        else:
-            before(message, category, *where, **more)
-
-    warnings.showwarning = show
-    try:
-        yield
-    finally:
-        warnings.showwarning = before
+def _show_warning(message: Warning | str, category: type[Warning], file: str, line: int, *_more: Any) -> None:
+    """Print a warning of the package as a line, without the code location that Python adds."""
+    ours = issubclass(category, ShortstackWarning)
+    say(f"Warning: {message}" if ours else warnings.formatwarning(message, category, file, line).rstrip())
 
 
 def _stopped(number: int, _frame: object) -> NoReturn:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -11,11 +10,9 @@ from typing import TYPE_CHECKING, Annotated
 from cyclopts import Parameter
 
 from shortstack.cli import console
-from shortstack.cli.dry_run import DryRun, show_dry_run
 from shortstack.cli.options import Model, Saved, Session, check_unused, flat, group
 from shortstack.evaluation import EvaluationText, GenerationChecks, Tasks
 from shortstack.machine.files import check_new
-from shortstack.machine.memory import Requirements
 
 if TYPE_CHECKING:
     from shortstack.checkpoint import Checkpoint
@@ -31,7 +28,6 @@ def evaluate(
         str | None, Parameter(help="The model it was made from: measured too, and compared document by document.")
     ] = None,
     output: Saved = None,
-    dry_run: DryRun = False,
     text: Annotated[EvaluationText, flat(group("Perplexity"))] = EvaluationText(),
     tasks: Annotated[Tasks, flat(group("Tasks", 2), without="seed")] = Tasks(),
     generation: Annotated[GenerationChecks, flat(group("Generation", 3))] = GenerationChecks(),
@@ -60,8 +56,6 @@ def evaluate(
         if origin:  # all that can be wrong with it is said before the first is measured
             session.report.warn(_other_tokens(checkpoint, origin))
             base = prepared(origin, replace(generation, collapse_check=ready.collapse))
-        if dry_run:
-            return _preview([each for each in (ready, base) if each], session)
         result = ready.measured(progress)
     try:
         if base:
@@ -70,7 +64,7 @@ def evaluate(
     finally:  # what was measured is not lost, whatever becomes of the other model
         _report(checkpoint, result, session, output, against=against)
     _next_step(model, checkpoint, session, against or checkpoint.made_from)
-    return None
+    return
 
 
 def _report(
@@ -99,18 +93,6 @@ def _check(tasks: Tasks, against: str | None) -> None:
         check_unused("evaluate without --tasks", tasks)
     if against and tasks.tasks:
         tasks.check_paired()
-
-
-def _preview(models: Sequence[Prepared], session: Session) -> None:
-    needed = Requirements()
-    for ready in models:
-        needed = needed.then(ready.requirements())
-    rows = [("measured", ", ".join(ready.checkpoint.source for ready in models))]
-    rows += [(f"windows of {name}", f"{len(found.ids):,}") for name, found in ready.texts.items()]
-    rows += [("tasks", ", ".join(loaded.name for loaded in ready.run.loaded))] if ready.run else []
-    rows += [("probes", f"{len(ready.items):,} items")] if ready.items else []
-    rows += [("free text", "written, to see whether it collapses")] if ready.collapse else []
-    show_dry_run(rows, needed, session.report)
 
 
 def _next_step(model: str, checkpoint: Checkpoint, session: Session, unpruned: str | None) -> None:

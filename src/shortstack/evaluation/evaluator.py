@@ -14,9 +14,6 @@ from shortstack.charts.rows import Dots, dots, dots_height
 from shortstack.checkpoint import Checkpoint, Model
 from shortstack.data import Rows, Tokens
 from shortstack.decoder import Decoder
-from shortstack.decoder.decoder import STREAM_BYTES
-from shortstack.decoder.requirements import requirements as model_requirements
-from shortstack.decoder.requirements import writing_requirements
 from shortstack.decoder.streaming import must_stream
 from shortstack.decoder.wrapping import arithmetic
 from shortstack.errors import InputError, ShortstackWarning
@@ -30,7 +27,6 @@ from shortstack.evaluation.task_results import TaskResult
 from shortstack.evaluation.tasks import TaskRun
 from shortstack.machine.device import AUTO, Compute, pick_device
 from shortstack.machine.formats import shown
-from shortstack.machine.memory import Requirements
 from shortstack.machine.progress import Progress, in_notebooks
 from shortstack.machine.tables import Cell, Column, Table, Tabled
 from shortstack.machine.typed import typed
@@ -286,19 +282,6 @@ class Prepared:
     def _placed(self) -> Compute:
         """Compute options that stream layers only if no text is generated, which needs all layers at once."""
         return replace(self.compute, stream=False) if self.writes else self.compute
-
-    def requirements(self) -> Requirements:
-        """Of the model, and of the texts where it is read layer by layer, or of what it writes at once."""
-        if self.answered:
-            return Requirements(device=pick_device(self.compute.device))
-        if self.writes:
-            return writing_requirements(self.checkpoint, self._placed)
-        needed = model_requirements(self.checkpoint, self.compute)
-        if not needed.streamed:
-            return needed
-        tokens = max((found.ids.numel() for found in self.texts.values()), default=0)
-        task_tokens = STREAM_BYTES if self.run else tokens  # it is not counted how much tasks ask
-        return model_requirements(self.checkpoint, self.compute, tokens=max(tokens, task_tokens), in_turns=True)
 
     def measured(self, progress: Progress = in_notebooks) -> Evaluation:
         """Load the model, and measure."""
