@@ -15,12 +15,7 @@ import pytest
 
 import shortstack as ss
 from shortstack.checkpoint import Checkpoint
-from shortstack.decoder.likelihoods import Accuracy
-from shortstack.evaluation import Evaluation
-from shortstack.evaluation.perplexity import Perplexity
-from shortstack.evaluation.probes import Probed
 from shortstack.evaluation.suites import TASKS
-from shortstack.evaluation.task_results import TaskResult
 from studies import make_data
 from zoo import speaking
 
@@ -50,34 +45,6 @@ def peers(best):
     del sys.modules["peers"]
 
 
-def outcomes(right):
-    """An evaluation of four tasks and two probes, `right` of ten documents of each answered rightly."""
-    correct = [number < right for number in range(10)]
-    digests = tuple(map(str, range(10)))
-    task = TaskResult(
-        "acc", right / 10, 0.1, 10, "1", 0, False, "float32", 0.5, True, digests, tuple(map(float, correct))
-    )
-    text = Perplexity(100 / right, 10, 1.0, 0.1, {}, "float32")
-    probe = Probed(Accuracy.of(correct), 0.0, digests)
-    names = ("piqa", "arc_easy", "hellaswag", "lambada_openai")
-    return Evaluation("m", {"wiki.txt": text}, {"copying": probe, "json": probe}, tasks=dict.fromkeys(names, task))
-
-
-def test_the_page_of_best_says_what_was_kept_and_what_was_aimed_at(best, monkeypatch):
-    monkeypatch.setattr(sys, "argv", ["best.py", "8", "x/c4.jsonl", "x/dolly.json", "x/wiki.txt", "x/DATA"])
-    plan = ss.Plan(30, (3, 4, 5, 6, 12, 13, 14, 15), "blocks, repaired")
-    took = {"choose": 200.4, "repair and prune": 100.0, "heal": 500.0}
-    lines = best.page({8: plan}, {8: took}, {"unpruned": outcomes(8), "minus 8, healed": outcomes(6)}).splitlines()
-    assert "| unpruned | 12.5 | 0.800 | 0.800 | 0.800 | 0.800 | 0.800 ± 0.094 | no |" in lines
-    cells = " | ".join(["0.600 (-0.200 ± 0.133)"] * 4)
-    assert f"| minus 8, healed | 16.67 | {cells} | 0.600 ± 0.115 | no |" in lines
-    assert "| copying | 0.80 | 0.60 |" in lines
-    said = " ".join(lines)
-    assert "layers 3-6, 12-15 (blocks, repaired)" in said
-    assert "choose 200, repair and prune 100, heal 500; together 800." in said
-    assert "lambada_openai 75.0%, of the probes' mean 75.0%; aims: 95 %, 60 %, 60 %" in said
-
-
 def test_the_tasks_of_best_are_those_that_no_run_before_it_saw(best, tmp_path, monkeypatch):
     monkeypatch.setattr(best, "SKIPPED", 2)
     for name in best.TASKS:
@@ -92,23 +59,9 @@ def test_the_tasks_of_best_are_those_that_no_run_before_it_saw(best, tmp_path, m
             assert numbers == ([2, 3, 4] if split == TASKS[name].evaluated else [0, 1, 2, 3, 4])
 
 
-def test_the_page_of_peers_shows_what_failed(peers, monkeypatch):
-    monkeypatch.setattr(sys, "argv", ["peers.py", *"abcdefg"])
-    monkeypatch.setattr(peers, "version", lambda package: "1.2")
-    found = {"unpruned": outcomes(8), "best.yaml": outcomes(6), "mergekit, our layers": outcomes(2)}
-    lines = peers.page(found, {"modelopt": "TypeError: no"}, {"mergekit": "layers 3"}).splitlines()
-    assert "| mergekit, our layers | 25.0% | 25.0% | 25.0% |" in lines
-    assert lines[-2:] == ["- mergekit: layers 3", "- modelopt failed: `TypeError: no`"]
-
-
 def test_kept_layers_are_given_as_ranges_with_exclusive_ends(peers):
     assert list(peers._ranges([3, 4, 7], 10)) == [(0, 3), (5, 7), (8, 10)]
     assert list(peers._ranges([0, 9], 10)) == [(1, 9)]
-
-
-def test_a_peer_that_fails_is_told_by_the_last_line_it_printed(peers, tmp_path):
-    said = peers.made("no such peer", str(tmp_path), ["a"], tmp_path)
-    assert said == "KeyError: 'no such peer'"
 
 
 def test_the_line_of_best_runs_from_choosing_to_healing(best, tmp_path, monkeypatch):

@@ -182,7 +182,7 @@ def test_a_licence_that_contradicts_the_sources_is_refused(pruned, hub):
     assert push(pruned, hub, licence="mit").repository == "me/small"
 
 
-def test_what_comes_after_a_pull_request_names_its_revision(pruned, monkeypatch, capsys):
+def test_the_command_says_where_a_pull_request_is(pruned, monkeypatch, capsys):
     made = Pushed("me/small", "https://hub/me/small/discussions/7", "c", "https://hub/me/small/discussions/7", ())
     monkeypatch.setattr("shortstack.exporting.push_to_hub", lambda *_, **__: made)
     monkeypatch.setattr(
@@ -190,8 +190,7 @@ def test_what_comes_after_a_pull_request_names_its_revision(pruned, monkeypatch,
     )
     with pytest.raises(SystemExit):
         main()
-    said = " ".join(capsys.readouterr().err.split())
-    assert "AutoModelForCausalLM.from_pretrained('me/small', revision='refs/pr/7')" in said
+    assert "hub: https://hub/me/small/discussions/7" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(("status", "fix"), [(401, "token that may write"), (403, "token that may write")])
