@@ -563,30 +563,30 @@ def test_the_next_step_names_the_unpruned_model_as_it_was_typed(words, verb, nam
     assert told[told.index(named) + 1] == "elsewhere"
 
 
-SCORING = ("--text x", "--samples 5", "--seed 1")
+UNUSED = {
+    "plan scores.json --drop 2": ("--text x", "--seed 1", "--revision main"),
+    "prune model -o out --plan plan.json": ("--samples 5", "--seed 1", "--drop 2"),
+    "prune model -o out --layers 3": ("--samples 5", "--text x", "--repair-samples 9"),
+    "profile model --no-speed": ("--batch-size 4", "--repeats 3"),
+    "evaluate model": ("--backend vllm", "--limit 2"),
+    "depth-curve model": ("--limit 2",),
+    "compare model": ("--repair-samples 9",),
+    "verify model": ("--revision main",),
+}
 
 
-def test_options_that_change_nothing_are_refused(command, model):
+@pytest.mark.parametrize("words", UNUSED)
+def test_options_that_change_nothing_are_refused(words, command, model):
     assert command("score", model, "--metric", "reverse", "-o", "scores.json")[0] == 0
     assert command("plan", "scores.json", "--drop", "2", "-o", "plan.json")[0] == 0
-    for option in (*SCORING, "--revision main", "--trust-remote-code"):
-        said = command.refused("plan", "scores.json", "--drop", "2", *option.split())
+    for option in UNUSED[words]:
+        said = command.refused(*words.split(), *option.split())
         assert f"no {option.split()[0]}: it changes nothing here" in said
-    for option in SCORING:
-        for chosen in (("--plan", "plan.json"), ("--layers", "3")):
-            said = prune_refused(command, model, *chosen, *option.split())
-            assert f"no {option.split()[0]}: it changes nothing here" in said
-    for option in ("--batch-size 4", "--new-tokens 2", "--repeats 3"):
-        said = command.refused("profile", model, "--no-speed", *option.split())
-        assert f"no {option.split()[0]}: it changes nothing here" in said
-    for option in ("--backend vllm", "--limit 2", "--batch-size 4"):
-        said = command.refused("evaluate", model, *option.split())
-        assert f"no {option.split()[0]}: it changes nothing here" in said
+
+
+def test_options_that_need_others_are_refused(command, model):
     assert "add probes" in command.refused("evaluate", model, "--probe-items", "10")
-    assert "no --repair-samples" in prune_refused(command, model, "--layers", "3", "--repair-samples", "9")
-    assert "no --repair-samples" in command.refused("compare", model, "--repair-samples", "9")
     assert "layers without metric" in prune_refused(command, model, "--layers", "3", "--metric", "bi")
-    assert "no --revision" in command.refused("verify", model, "--revision", "main")
 
 
 def test_an_infinite_score_survives_the_file(tmp_path):
