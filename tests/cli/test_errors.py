@@ -312,7 +312,7 @@ CUTS = {
     "nothing": ((), "neither drop nor layers"),
     "both": (("--drop", "1", "--layers", "2"), "drop or block beside them"),
     "both ways to measure": (("--drop", "2", "--step", "1", "--search"), "step beside it"),
-    "no samples": (("--drop", "2", "--samples", "0"), "found     0"),
+    "no samples": (("--drop", "2", "--samples", "0"), "found     '0'"),
     "samples of words": (("--drop", "2", "--samples", "many"), "a number of windows, or all"),
     "metric": (("--drop", "1", "--metric", "zork"), "one of random, reverse, magnitude-l1"),
     "plan beside": (("--plan", "plan.json", "--drop", "1"), "no --drop: it changes nothing here"),

@@ -36,6 +36,7 @@ VERBS = {
     "cache": "Show what is kept to be used again, or clear it.",
 }
 HELP = ("--help", "-h")
+NAMES = 34  # characters of the longest option with what it takes: cyclopts would break it in two
 
 
 def listing() -> str:
@@ -70,15 +71,19 @@ def run(words: Sequence[str]) -> None:
 @functools.cache
 def app() -> App:
     from cyclopts import App, Group, Parameter
+    from cyclopts.help import ColumnSpec, DefaultFormatter, DescriptionRenderer, NameRenderer
 
     from shortstack.cli.options import shown_default
 
     read = Parameter(converter=_read, negative_iterable=(), allow_repeating=True, show_default=shown_default)
+    names = ColumnSpec(renderer=NameRenderer(max_width=NAMES), style="cyclopts.name")
+    explained = ColumnSpec(renderer=DescriptionRenderer(), overflow="fold")
     made = App(
         name="shortstack",
         version=lambda: f"shortstack {version('shortstack')}",
         help_flags=HELP,
         help_format="plaintext",
+        help_formatter=DefaultFormatter(column_specs=(names, explained)),
         group_parameters=Group("Options", sort_key=0),
         result_action="return_value",
         exit_on_error=False,
