@@ -109,9 +109,10 @@ def test_public_functions_refuse_wrong_types_before_they_begin(function, args, o
 def test_every_name_that_is_looked_for_is_a_class_there_is():
     """An alias, which no object's class is called by, would refuse everything."""
     functions = [each for name in dir(ss) if hasattr(each := getattr(ss, name), "__wrapped__")]
-    annotations = [each.annotation for f in functions for each in inspect.signature(f).parameters.values()]
-    named = {kind for annotation in annotations for kind in ALIASES.get(annotation, annotation).split(" | ")}
+    annotations = {each.annotation for f in functions for each in inspect.signature(f).parameters.values()}
+    named = [ALIASES.get(annotation, annotation).split(" | ") for annotation in annotations]
+    checked = {kind for kinds in named if all(map(str.isidentifier, kinds)) and not OPEN & {*kinds} for kind in kinds}
     others = {"Judging": Judging, "Chosen": Chosen, "Clock": Clock, "Timing": Timing, **vars(builtins)}
     assert len(functions) > 15
-    for name in (each for each in named - {*PLAIN} - OPEN if each.isidentifier()):
+    for name in checked - {*PLAIN}:
         assert isinstance(getattr(ss, name, None) or others[name], type), name
