@@ -89,10 +89,17 @@ def _ended_by_signals() -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def _show_warning(message: Warning | str, kind: type[Warning], place: str, number: int, *_: Any, **_more: Any) -> None:
+def _show_warning(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: object = None,
+    line: object = None,
+) -> None:
     """Print a warning of the package as a line, without the code location that Python adds."""
-    ours = issubclass(kind, ShortstackWarning)
-    say(f"Warning: {message}" if ours else warnings.formatwarning(message, kind, place, number).rstrip())
+    ours = issubclass(category, ShortstackWarning)
+    say(f"Warning: {message}" if ours else warnings.formatwarning(message, category, filename, lineno).rstrip())
 
 
 def _stopped(number: int, _frame: object) -> NoReturn:
