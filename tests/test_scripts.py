@@ -1,22 +1,16 @@
-"""Scripts of studies and benchmarks in a form of seconds: the line on a tiny model, pages written from made-up outcomes."""
+"""Scripts of studies and benchmarks in a form of seconds."""
 
 import importlib.util
 import json
 import os
-import statistics
 import subprocess
 import sys
-from contextlib import nullcontext
-from functools import partial
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 
-import shortstack as ss
 from shortstack.checkpoint import Checkpoint
 from shortstack.evaluation.suites import TASKS
-from studies import make_data
 from zoo import speaking
 
 STUDIES = Path(__file__).parent.parent / "studies"
@@ -145,36 +139,3 @@ def test_a_benchmark_runs_on_tiny_sizes_and_keeps_nothing(name):
 def test_every_benchmark_is_run_on_tiny_sizes():
     found = {path.stem for path in BENCHES.glob("*.py")} - {"harness"}
     assert found == {*BENCHMARKS, *OTHERS, "shrink"}
-
-
-def test_the_benchmark_of_shrink_shows_what_the_record_of_its_run_has(tmp_path, monkeypatch, capsys):
-    """With a recipe of three steps in place of one that heals until the minutes end; the run's folder is kept."""
-    pytest.importorskip("peft")
-    make_data(tmp_path)
-    recipe = tmp_path / "recipe.yaml"
-    recipe.write_text("plan: {metric: ppl}\nheal: {method: lora, max_steps: 3, max_length: 32}\n", encoding="utf-8")
-    small = {"recipe": str(recipe), "data": str(tmp_path / "lines.jsonl"), "text": str(tmp_path / "text.txt")}
-    small |= {"samples": 4, "length": 16, "perplexity_samples": "2"}
-    monkeypatch.setenv("SHORTSTACK_CACHE", os.environ.get("SHORTSTACK_CACHE", ""))  # which the run changes
-    monkeypatch.setattr(ss, "ShrinkOptions", partial(ss.ShrinkOptions, **small))
-    monkeypatch.setattr(sys, "argv", ["shrink.py", "--smoke"])
-    monkeypatch.syspath_prepend(BENCHES)
-    bench = script("shrink", BENCHES)
-    monkeypatch.setattr(bench, "model_at", lambda _, folder: str(folder / "model"))
-    monkeypatch.setattr(bench, "shutil", SimpleNamespace(rmtree=lambda *_, **__: None))
-    monkeypatch.setattr(bench, "tempfile", SimpleNamespace(TemporaryDirectory=lambda: nullcontext(tmp_path)))
-    bench.main()
-    (row,) = (line for line in capsys.readouterr().out.splitlines() if line.startswith("| tiny without 2, load from"))
-    cells = [cell.strip() for cell in row.strip("|").split("|")]
-    found = json.loads((tmp_path / "out" / "shrink.json").read_text(encoding="utf-8"))
-    base, last = (found["steps"][f"evaluate_{name}"] for name in ("base", "healed"))
-    right = [statistics.fmean(each["value"] for each in one["probes"].values()) for one in (last, base)]
-    times = last["perplexity"]["pydoc"]["value"] / base["perplexity"]["pydoc"]["value"]
-    assert cells[1] == "0.8"
-    took, over = float(cells[2].removesuffix(" s")), float(cells[3].partition("%")[0])
-    assert took >= found["seconds"] - 1
-    assert over == pytest.approx(100 * (took / 48 - 1), abs=2)
-    assert cells[3].endswith(", met" if over <= 10 else ", **missed**")
-    assert cells[4:7] == ["{:.3f} of {:.3f}".format(*right), f"{times:.2f}", "3"]
-    assert cells[7] == ("; ".join(found["left_out"]) or "nothing")
-    assert len(found["steps"]["plan"]["removed"]) == 2
