@@ -11,7 +11,8 @@ import traceback
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import NoReturn
+from functools import partial
+from typing import Any, NoReturn
 
 from shortstack.cli import console
 from shortstack.cli.verbs import run
@@ -28,7 +29,7 @@ def main() -> None:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # for a terminal that has no signs but ASCII's
     with _ended_by_signals(), warnings.catch_warnings():
-        warnings.showwarning = _show_warning
+        warnings.showwarning = partial(_show_warning, warnings.showwarning)
         try:
             _run()
         except ShortstackError as error:
@@ -89,17 +90,12 @@ def _ended_by_signals() -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def _show_warning(
-    message: Warning | str,
-    category: type[Warning],
-    filename: str,
-    lineno: int,
-    file: object = None,
-    line: object = None,
-) -> None:
-    """Print a warning of the package as a line, without the code location that Python adds."""
-    ours = issubclass(category, ShortstackWarning)
-    say(f"Warning: {message}" if ours else warnings.formatwarning(message, category, filename, lineno).rstrip())
+def _show_warning(before: Any, message: Warning | str, category: type[Warning], *where: Any, **more: Any) -> None:
+    """Print a warning of the package as a line, without the code location that Python adds; others as before."""
+    if issubclass(category, ShortstackWarning):
+        say(f"Warning: {message}")
+    else:
+        before(message, category, *where, **more)
 
 
 def _stopped(number: int, _frame: object) -> NoReturn:
