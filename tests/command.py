@@ -1,13 +1,21 @@
-"""The command line in this process: what it says, what it reads, and the options that its verbs have."""
+"""The command line in this process: what it says and leaves, what it reads, and the options that its verbs have."""
 
 from __future__ import annotations
 
+import hashlib
 import io
+import re
+import signal
+import sys
 from collections.abc import Mapping
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+import pytest
+
+from shortstack.cli import main
 from shortstack.cli.verbs import app, run
 
 
@@ -48,3 +56,49 @@ def options(verb: str) -> list[Any]:
 def names(verb: str) -> set[str]:
     """How the options of a verb can be spelled."""
     return {name for each in options(verb) for name in each.names}
+
+
+MESSAGE = re.compile(
+    r"Error: (.+)\n  expected  (.+)\n  found     (.+)\n  (?:to fix it (?!did you)|did you mean )(.+)\n"
+)
+
+
+def snapshot(folder: Path) -> dict[str, str]:
+    """Every path below a folder and what it holds."""
+    return {
+        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else ""
+        for path in folder.rglob("*")
+    }
+
+
+class Command:
+    """A command line, run in a folder."""
+
+    def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
+        self.folder, self.monkeypatch, self.capfd = folder, monkeypatch, capfd
+
+    def __call__(self, *arguments: object) -> tuple[int, str, str]:
+        """The exit code, and what is on stdout and stderr."""
+        self.monkeypatch.setattr(sys, "argv", ["shortstack", *map(str, arguments)])
+        self.capfd.readouterr()
+        before = signal.getsignal(signal.SIGTERM)
+        with pytest.raises(SystemExit) as ended:
+            main()
+        assert signal.getsignal(signal.SIGTERM) is before
+        return (ended.value.code or 0, *self.capfd.readouterr())
+
+    def said(self, *arguments: object) -> str:
+        """What a command that must not fail prints."""
+        code, out, err = self(*arguments)
+        assert code == 0, err
+        return out
+
+    def refused(self, *arguments: object) -> str:
+        """The one message of a command that must be refused."""
+        before = snapshot(self.folder)
+        code, out, err = self(*arguments, "-q")
+        assert code == 2, err
+        assert out == ""
+        assert MESSAGE.fullmatch(err), err
+        assert snapshot(self.folder) == before
+        return err

@@ -77,6 +77,9 @@ evaluation: {perplexity: [toy-source], length: 16, samples: 2, collapse_check: f
 """
 
 
+STUDY_RUN = "study study.yaml -o runs --json"
+
+
 def insert(path: Path, anchor: str, addition: str) -> None:
     text = path.read_text(encoding="utf-8")
     assert text.count(anchor) == 1, f"{path.name} has {text.count(anchor)} of {anchor!r}"
@@ -113,24 +116,24 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def python(place: Path, *words: str) -> str:
-    """What Python says in that folder, with the changed package."""
+def shortstack(place: Path, *commands: str) -> list[str]:
+    """What each command says with the changed package, all of them, a study's steps too, in one process in that folder."""
     paths = os.pathsep.join((str(place / "src"), str(ROOT / "tests")))
     told = {"PYTHONPATH": paths, "SHORTSTACK_CACHE": str(place / "cache"), "COLUMNS": "200"}
-    done = subprocess.run(
-        [sys.executable, *words], cwd=place, env=os.environ | told, capture_output=True, text=True, check=False
-    )
+    words = [sys.executable, "-c", COMMANDS, json.dumps(commands)]
+    done = subprocess.run(words, cwd=place, env=os.environ | told, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
+    return json.loads(done.stdout.splitlines()[-1])
 
 
 COMMANDS = """
-import io, json, sys
+import io, json, runpy, sys
 from contextlib import redirect_stdout
 import shortstack.study.workers as workers
 from shortstack.cli import main
 from studies import inline
 workers.local = lambda _workers=1: inline()
+runpy.run_path("tests/doc_tables.py", run_name="__main__")
 said = []
 for words in json.loads(sys.argv[1]):
     sys.argv, out = ["shortstack", *words.split()], io.StringIO()
@@ -144,13 +147,25 @@ print(json.dumps(said))
 """
 
 
-def shortstack(place: Path, *commands: str) -> list[str]:
-    """What each command says; they run one after the other in one process, and a study's steps in it, too."""
-    return json.loads(python(place, "-c", COMMANDS, json.dumps(commands)).splitlines()[-1])
+@pytest.fixture(scope="module")
+def said(place: Path) -> list[str]:
+    """What the changed package says of them, and of a study and of a recipe that names them."""
+    plan = "plan model --json --drop"
+    return shortstack(
+        place,
+        "score --help",
+        "plan --help",
+        "heal --help",
+        "ls --json",
+        f"{plan} 2 --metric toy-metric",
+        f"{plan} 3 --strategy toy-strategy --metric reverse",
+        STUDY_RUN,
+        "study schema",
+    )
 
 
-def test_they_stand_in_the_help_and_in_the_listings(place):
-    score, plan, heal, listings = shortstack(place, "score --help", "plan --help", "heal --help", "ls --json")
+def test_they_stand_in_the_help_and_in_the_listings(said):
+    score, plan, heal, listings = said[:4]
     assert "toy-metric" in score
     assert "toy-source" in score
     assert "toy-strategy" in plan
@@ -161,26 +176,16 @@ def test_they_stand_in_the_help_and_in_the_listings(place):
         assert f"toy-{what}" in names
 
 
-def test_they_stand_in_the_tables_of_a_page(place):
-    python(place, "tests/doc_tables.py")
+def test_they_stand_in_the_tables_of_a_page(place, said):
     listings = (place / "docs" / "ls.md").read_text()
     assert all(f"| `toy-{what}` |" in listings for what in ("metric", "strategy", "method"))
 
 
-def test_they_choose_layers_and_a_study_and_a_recipe_know_them(place):
-    study, plan = "study study.yaml -o runs --json", "plan model --json --drop"
-    said = shortstack(
-        place, f"{plan} 2 --metric toy-metric", f"{plan} 3 --strategy toy-strategy --metric reverse", study
-    )
-    by_metric, by_strategy, done = map(json.loads, said)
+def test_they_choose_layers_and_a_study_and_a_recipe_know_them(place, said):
+    by_metric, by_strategy, done, schema = map(json.loads, said[4:])
     assert (by_metric["removed"], by_strategy["removed"]) == ([0, 2], [0, 1, 2])
     assert (done["done"], done["failed"]) == (2, 0), done
+    assert "toy_share" in json.dumps(schema)
     insert(place / "src" / "shortstack" / "data" / "sources.py", "the door of the dog", "the dog of the door")
-    (again,) = map(json.loads, shortstack(place, study))
+    (again,) = map(json.loads, shortstack(place, STUDY_RUN))
     assert (again["done"], again["skipped"]) == (2, 4), "plans and cuts stay, what reads the source is run again"
-    (place / "mine.yaml").write_text("heal: {method: toy-method, toy_share: 2}\n", encoding="utf-8")
-    read = ("from shortstack.study.grid import schema", "from shortstack.healing.recipes import read_recipe")
-    refused = "print(schema())\ntry: read_recipe('mine.yaml')\nexcept Exception as error: print(error)"
-    said = python(place, "-c", "\n".join((*read, refused)))
-    assert "'toy_share'" in said
-    assert "mine.yaml, line 1: toy_share: expected a number above 0 and below 1" in said

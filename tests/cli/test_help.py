@@ -107,9 +107,9 @@ def test_underscores_are_dashes():
 
 def test_only_what_is_typed_of_heals_options_goes_before_the_recipe():
     given = read("heal", "m", "-o", "out", "--max_steps", "5", "--no-cache")
-    assert given["given"].values == {"max_steps": 5}
+    assert given["typed"] == {"max_steps": 5}
     assert given["run"].cache is False
-    assert not read("heal", "m", "-o", "out").get("given")
+    assert not read("heal", "m", "-o", "out").get("typed")
 
 
 @pytest.mark.parametrize(
@@ -120,8 +120,8 @@ def test_only_what_is_typed_of_heals_options_goes_before_the_recipe():
         (["score"], "MODEL", "a value", "none"),
         (["score", "m", "--metric"], "--metric", "a value", "none"),
         (["score", "m", "n"], "shortstack score", "no more arguments", "n"),
-        (["score", "m", "--seed", "x"], "--seed", "a number, such as 64 or 1k", "'x'"),
-        (["score", "m", "--length=2.5"], "--length", "a number, such as 64 or 1k", "'2.5'"),
+        (["score", "m", "--seed", "x"], "--seed", "a whole number", "'x'"),
+        (["score", "m", "--length=2.5"], "--length", "a whole number", "'2.5'"),
         (["heal", "m", "-o", "x", "--weight-decay", "x"], "--weight-decay", "a number", "'x'"),
         (["score", "m", "--length", "3"], "length", "at least 4", "3"),
         (["score", "m", "--dtype", "float"], "dtype", "one of auto, float32, bfloat16, float16", "'float'"),
@@ -156,14 +156,8 @@ def test_a_verb_and_a_list_that_are_none_are_answered_with_the_nearest():
     assert refusal("ls", "recipe").fix == "did you mean recipes?"
 
 
-@pytest.mark.parametrize(("typed", "meant"), [("64", 64), ("1k", 1000), ("2.5K", 2500), ("1M", 1_000_000)])
-def test_counts_are_heard_as_people_write_them(typed, meant):
-    given = read("heal", "m", "-o", "out", "--max-samples", typed, "--max-steps", typed)["given"].values
-    assert given == {"max_samples": meant, "max_steps": meant}
-
-
 @pytest.mark.parametrize(
-    ("typed", "meant"), [("10%", 0.1), ("0.25", 0.25), ("100%", 1.0), ("7", 7), ("1.0", 1.0), ("1", 1), ("1k", 1000)]
+    ("typed", "meant"), [("10%", 0.1), ("0.25", 0.25), ("100%", 1.0), ("7", 7), ("1.0", 1.0), ("1", 1)]
 )
 def test_shares_are_heard_as_people_write_them(typed, meant):
     found = read("evaluate", "demo", "--tasks", "piqa", "--limit", typed)["tasks"].limit
@@ -177,7 +171,7 @@ def test_shares_out_of_range_are_refused(wrong):
         Tasks("piqa", limit=wrong)
 
 
-@pytest.mark.parametrize("typed", ["some", "1.5", "-3", "1kk", "0%", "101%"])
+@pytest.mark.parametrize("typed", ["some", "1.5", "-3", "0%", "101%"])
 def test_what_is_no_count_is_refused(typed):
     error = refusal("heal", "demo", "-o", "out", "--data", "pydoc", f"--max-samples={typed}")
-    assert error.expected == "a number, such as 64 or 1k, or a share above 0% and up to 100%"
+    assert error.expected == "a whole number, or a share such as 10%"

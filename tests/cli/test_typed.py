@@ -1,13 +1,13 @@
-"""How options are written out again, and how warnings are said."""
+"""How options are written out again, and how a run that was stopped goes on."""
 
-import subprocess
-import sys
+import warnings
 
 import pytest
 
 from shortstack.cli.console import show_answers
 from shortstack.cli.options import Source, going_on, typed
 from shortstack.data import CalibrationText
+from shortstack.errors import ShortstackWarning
 from shortstack.machine.device import Compute
 
 
@@ -25,18 +25,16 @@ def test_options_are_typed_again_as_they_were(group, words):
     assert typed(group) == words
 
 
-def test_a_warning_of_ours_is_a_line_and_others_stay_as_python_shows_them():
-    program = (
-        "import warnings; from shortstack.cli.app import _warnings_in_lines; from shortstack.errors import *\n"
-        "with _warnings_in_lines():\n"
-        "    warnings.warn('the mix is smaller', ShortstackWarning); warnings.warn('something else')\n"
-        "warnings.warn('after', ShortstackWarning)"
-    )
-    said = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stderr
-    ours, others, after = said.splitlines()[0], said.splitlines()[1], said.splitlines()[-1]
-    assert ours == "Warning: the mix is smaller"
-    assert others.endswith("UserWarning: something else")
-    assert after.endswith("ShortstackWarning: after")
+def test_a_warning_of_ours_is_a_line_and_others_stay_as_they_were(command, monkeypatch):
+    def listing():
+        warnings.warn("the mix is smaller", ShortstackWarning, stacklevel=1)
+        warnings.warn("something else", UserWarning, stacklevel=1)
+        return ""
+
+    monkeypatch.setattr("shortstack.cli.verbs.listing", listing)
+    with pytest.warns(UserWarning, match="something else") as others:
+        assert command() == (0, "", "Warning: the mix is smaller\n")
+    assert len(others) == 1
 
 
 @pytest.mark.parametrize("stop", [KeyboardInterrupt, SystemExit(143)])

@@ -7,6 +7,7 @@ from __future__ import annotations
 import copy
 import re
 import warnings
+from collections.abc import Iterable
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -53,17 +54,13 @@ class Outcome:
     writes: str = ""
 
     @property
-    def cells(self) -> tuple[str, ...]:
-        return tuple(EXACT if found == EXACT else "refused" for found in self.cuts.values())
-
-    @property
     def reasons(self) -> tuple[str, ...]:
         return tuple(dict.fromkeys(found for found in self.cuts.values() if found != EXACT))
 
 
 @torch.no_grad()
-def outcome(name: str, folder: Path) -> Outcome:
-    """Cut one type or variant in every way of CUTS.
+def outcome(name: str, folder: Path, cuts: Iterable[str] = CUTS) -> Outcome:
+    """Cut one type or variant in every way of CUTS, or in some.
 
     Raises:
         AssertionError: a cut that was not refused is not exact: that is a bug of shortstack.
@@ -82,12 +79,11 @@ def outcome(name: str, folder: Path) -> Outcome:
         source = Checkpoint.open(folder / "source")
         _ = source.anatomy
     except ShortstackError as error:
-        return Outcome(dict.fromkeys(CUTS, reason(error, folder)))
+        return Outcome(dict.fromkeys(cuts, reason(error, folder)))
     model = source.model(dtype=torch.float32)
     whole = model(input_ids=IDS, use_cache=False).logits
-    return Outcome(
-        {cut: cut_outcome(name, source, (model, whole), folder / cut) for cut in CUTS}, writes=writing_outcome(model)
-    )
+    found = {cut: cut_outcome(name, source, (model, whole), folder / cut) for cut in cuts}
+    return Outcome(found, writes=writing_outcome(model))
 
 
 def writing_outcome(model: PreTrainedModel) -> str:

@@ -143,6 +143,15 @@ def listed() -> dict[str, str]:
     return found
 
 
+def refused_cuts(name: str) -> set[str]:
+    """The cuts that the page says are refused, or were not tried."""
+    said = listed()[name]
+    if said == EVERYWHERE:
+        return set()
+    cuts = said.split(" | ")[1]
+    return {*CUTS} if cuts in ("all", "not tried") else {*cuts.split(", ")}
+
+
 def tried(name: str) -> Outcome:
     """outcome() in a process of its own: tiny matrices, so that more threads only wait for each other."""
     torch.set_num_threads(1)

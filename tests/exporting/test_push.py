@@ -58,7 +58,7 @@ def test_what_was_written_lies_there_with_its_card(pruned, hub):
     assert yaml.safe_load(card.split("---")[1])["license"] == "mit"
     assert 'from_pretrained("me/small")' in card
     assert (pushed.oid, pushed.pr_url) == (repository.head, None)
-    with pytest.raises(OutputError, match="one with .* files, README.md among them"):
+    with pytest.raises(OutputError, match=r"one with .* files, README\.md among them"):
         push_to_hub(pruned, "me/small")
     assert repository.commits == [pushed.oid]
     push_to_hub(pruned, "me/small", pr=True, licence="apache-2.0")
@@ -157,8 +157,9 @@ def test_what_comes_after_a_pull_request_names_its_revision(pruned, monkeypatch,
     )
     with pytest.raises(SystemExit):
         main()
-    said = " ".join(capsys.readouterr().err.split())
-    assert "AutoModelForCausalLM.from_pretrained('me/small', revision='refs/pr/7')" in said
+    told = capsys.readouterr()
+    assert f"hub: {offered}" in told.out
+    assert "AutoModelForCausalLM.from_pretrained('me/small', revision='refs/pr/7')" in " ".join(told.err.split())
 
 
 def test_what_the_hub_refuses_is_told(pruned, hub):

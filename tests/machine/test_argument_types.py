@@ -8,8 +8,12 @@ import numpy as np
 import pytest
 
 import shortstack as ss
+from shortstack.comparison import Judging
 from shortstack.errors import InputError
-from shortstack.machine.typed import PLAIN, _kinds, typed
+from shortstack.machine.clock import Clock
+from shortstack.machine.typed import ALIASES, OPEN, PLAIN, typed
+from shortstack.planning import Chosen
+from shortstack.profiling import Timing
 
 
 class Plan:
@@ -50,10 +54,10 @@ def test_what_the_annotations_name_goes_through(args, options):
 @pytest.mark.parametrize(
     ("args", "options", "said"),
     [
-        (("25%",), {}, r"plan: expected Plan or a whole number, found a str, '25%'"),
-        ((3, 5), {}, "out: expected text or a path, found an int, 5"),
-        ((3,), {"share": "0.5"}, "share: expected a number or None"),
-        ((3,), {"compute": "cpu"}, "compute: expected True or False, found a str, 'cpu'"),
+        (("25%",), {}, r"plan: expected Plan or int, found '25%' \(str\). To fix it: give one"),
+        ((3, 5), {}, r"out: expected str or Path, found 5 \(int\)"),
+        ((3,), {"share": "0.5"}, "share: expected float or None"),
+        ((3,), {"compute": "cpu"}, "compute: expected bool, found 'cpu'"),
     ],
 )
 def test_others_are_named_with_what_was_expected(args, options, said):
@@ -63,20 +67,14 @@ def test_others_are_named_with_what_was_expected(args, options, said):
 
 def test_options_have_types_too():
     for make, said in (
-        (lambda: ss.Compute(device=0), "device: expected text, found an int"),
-        (lambda: ss.Schedule(learning_rate="1e-4"), "learning_rate: expected a number"),
-        (lambda: ss.Choice(drop=[3]), "drop: expected text or a whole number or None"),
+        (lambda: ss.Compute(device=0), "device: expected str, found 0"),
+        (lambda: ss.Schedule(learning_rate="1e-4"), "learning_rate: expected float"),
+        (lambda: ss.Choice(drop=[3]), "drop: expected str or int or None"),
         (lambda: ss.CalibrationText("pydoc", samples=[10]), "samples: expected"),
     ):
         with pytest.raises(InputError, match=said):
             make()
     assert ss.Schedule(learning_rate=1).learning_rate == 1
-
-
-def test_too_many_arguments_are_pythons_to_refuse():
-    with pytest.raises(TypeError, match="too many positional arguments"):
-        cut(1, "x", 3)
-    assert cut.__doc__ == "What is cut."
 
 
 @pytest.mark.parametrize(
@@ -103,28 +101,18 @@ def test_too_many_arguments_are_pythons_to_refuse():
 )
 def test_public_functions_refuse_wrong_types_before_they_begin(function, args, options, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(InputError, match=r"expected .*, found an? "):
+    with pytest.raises(InputError, match=r"expected .*, found .* \(\w+\)\. To fix it: give one"):
         getattr(ss, function)(*args, **options)
     assert not list(tmp_path.iterdir())
 
 
 def test_every_name_that_is_looked_for_is_a_class_there_is():
     """An alias, which no object's class is called by, would refuse everything."""
-    functions = [
-        each for name in dir(ss) if inspect.isfunction(each := getattr(ss, name)) and hasattr(each, "__wrapped__")
-    ]
-    annotations = [each.annotation for f in functions for each in inspect.signature(f).parameters.values()]
-    names = {kind for annotation in annotations for kind in _kinds(annotation)} - {*PLAIN}
+    functions = [each for name in dir(ss) if hasattr(each := getattr(ss, name), "__wrapped__")]
+    annotations = {each.annotation for f in functions for each in inspect.signature(f).parameters.values()}
+    named = [ALIASES.get(annotation, annotation).split(" | ") for annotation in annotations]
+    checked = {kind for kinds in named if all(map(str.isidentifier, kinds)) and not OPEN & {*kinds} for kind in kinds}
+    others = {"Judging": Judging, "Chosen": Chosen, "Clock": Clock, "Timing": Timing, **vars(builtins)}
     assert len(functions) > 15
-    for name in names:
-        assert isinstance(getattr(ss, name, None) or _found(name), type), name
-
-
-def _found(name: str) -> object:
-    from shortstack.comparison import Judging
-    from shortstack.machine.clock import Clock
-    from shortstack.planning import Chosen
-    from shortstack.profiling import Timing
-
-    known = {"Judging": Judging, "Chosen": Chosen, "Clock": Clock, "Timing": Timing}
-    return known.get(name) or getattr(builtins, name, None)
+    for name in checked - {*PLAIN}:
+        assert isinstance(getattr(ss, name, None) or others[name], type), name

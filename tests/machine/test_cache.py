@@ -85,11 +85,8 @@ def test_the_verb_shows_and_clears_what_is_ours(filled):
         *[("activations", 100)] * 4,
         ("gguf", 50),
     ]
-    assert invoke("cache", "--clear", "--kind", "gguf").exit_code == 0
-    assert [path.name for path in (filled / "gguf").iterdir()] == []
-    assert len(list((filled / "activations").iterdir())) == 4
     shown = invoke("cache", "--clear").stdout
     assert "cleared" in shown
-    assert "400 B" in shown
-    assert not list((filled / "activations").iterdir())
+    assert "450 B" in shown
+    assert not list(filled.glob("*/*"))
     assert (filled / "notes.txt").read_text() == "not ours"

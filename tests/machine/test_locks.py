@@ -1,52 +1,52 @@
 """One process at a time makes an output."""
 
 import multiprocessing
-import os
-import signal
-import subprocess
-import sys
 
 import pytest
 
 from shortstack.errors import OutputError
 from shortstack.machine.locks import OutputLock
 
-HOLDING = """
-import sys
-from pathlib import Path
-from shortstack.machine.locks import OutputLock
-with OutputLock(Path(sys.argv[1])):
-    print("held", flush=True)
-    sys.stdin.read()
-"""
+FORKS = multiprocessing.get_context("fork") if "fork" in multiprocessing.get_all_start_methods() else multiprocessing
 
 
-def holding(output):
-    process = subprocess.Popen(
-        [sys.executable, "-c", HOLDING, str(output)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    )
-    assert process.stdout.readline() == "held\n"
-    return process
+def _hold(output, said):
+    with OutputLock(output):
+        said.send("held")
+        said.recv()
 
 
-def test_another_process_is_refused_until_the_first_has_ended(tmp_path):
-    output = tmp_path / "new" / "out"
-    with holding(output) as process:
-        with pytest.raises(OutputError, match="no other process is making"), OutputLock(output):
-            pytest.fail("held twice")
-        process.stdin.close()
+@pytest.fixture
+def holding(tmp_path):
+    """Another process that makes tmp_path/new/out until it is told to end, and the pipe that tells it."""
+    here, there = FORKS.Pipe()
+    process = FORKS.Process(target=_hold, args=(tmp_path / "new" / "out", there))
+    process.start()
+    assert here.recv() == "held"
+    yield process, here
+    process.kill()
+    process.join()
+
+
+def test_another_process_is_refused_until_the_first_has_ended(tmp_path, holding):
+    output, (process, pipe) = tmp_path / "new" / "out", holding
+    with pytest.raises(OutputError, match="no other process is making"), OutputLock(output):
+        pytest.fail("held twice")
+    pipe.send("end")
+    process.join()
     with OutputLock(output):
         assert [path.name for path in output.parent.iterdir()] == [".out.lock"]
     assert list(output.parent.iterdir()) == []
 
 
-def test_a_lock_goes_with_a_process_that_is_killed(tmp_path):
-    with holding(tmp_path / "out") as process:
-        os.kill(process.pid, signal.SIGKILL)
-    assert [path.name for path in tmp_path.iterdir()] == [".out.lock"]
-    with OutputLock(tmp_path / "out"):
+def test_a_lock_goes_with_a_process_that_is_killed(tmp_path, holding):
+    output, (process, _) = tmp_path / "new" / "out", holding
+    process.kill()
+    process.join()
+    assert [path.name for path in output.parent.iterdir()] == [".out.lock"]
+    with OutputLock(output):
         pass
-    assert list(tmp_path.iterdir()) == []
+    assert list(output.parent.iterdir()) == []
 
 
 def test_who_holds_it_may_enter_it_again(tmp_path):
@@ -76,8 +76,7 @@ def _count(place, rounds):
 def test_of_many_rounds_of_two_processes_none_is_lost(tmp_path):
     place = tmp_path / "count"
     place.write_text("0")
-    spawn = multiprocessing.get_context("spawn")
-    workers = [spawn.Process(target=_count, args=(place, 50)) for _ in range(2)]
+    workers = [FORKS.Process(target=_count, args=(place, 50)) for _ in range(2)]
     for worker in workers:
         worker.start()
     for worker in workers:

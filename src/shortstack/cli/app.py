@@ -11,6 +11,7 @@ import traceback
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, NoReturn
 
 from shortstack.cli import console
@@ -23,12 +24,12 @@ STOPS = (KeyboardInterrupt, SystemExit)  # what a signal raises; where Python lo
 
 
 def main() -> None:
-    """The `shortstack` command."""
     hush_kernels()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # for a terminal that has no signs but ASCII's
-    with _ended_by_signals(), _warnings_in_lines():
+    with _ended_by_signals(), warnings.catch_warnings():
+        warnings.showwarning = partial(_show_warning, warnings.showwarning)
         try:
             _run()
         except ShortstackError as error:
@@ -44,7 +45,6 @@ def main() -> None:
 
 
 def _leave(error: ShortstackError, code: int) -> NoReturn:
-    """Say an error, with where it comes from on request, and end."""
     if {"-v", "--verbose"} & {*sys.argv}:
         traceback.print_exc()
     console.fail(error)
@@ -65,7 +65,6 @@ def _run() -> None:
 
 
 def _exit_code() -> int | str | None:
-    """Run the verb; the code it ends with."""
     try:
         run(sys.argv[1:])
     except SystemExit as ended:
@@ -91,22 +90,12 @@ def _ended_by_signals() -> Iterator[None]:
             signal.signal(number, handler)
 
 
-@contextmanager
-def _warnings_in_lines() -> Iterator[None]:
-    """Print the package's warnings as one line each, without the code location that Python adds."""
-    before = warnings.showwarning
-
-    def show(message: Warning | str, category: type[Warning], *where: Any, **more: Any) -> None:
-        if issubclass(category, ShortstackWarning):
-            say(f"Warning: {message}")
-        else:
-            before(message, category, *where, **more)
-
-    warnings.showwarning = show
-    try:
-        yield
-    finally:
-        warnings.showwarning = before
+def _show_warning(before: Any, message: Warning | str, category: type[Warning], *where: Any, **more: Any) -> None:
+    """Print a warning of the package as a line, without the code location that Python adds; others as before."""
+    if issubclass(category, ShortstackWarning):
+        say(f"Warning: {message}")
+    else:
+        before(message, category, *where, **more)
 
 
 def _stopped(number: int, _frame: object) -> NoReturn:

@@ -36,15 +36,10 @@ class BaselineText(CalibrationText):
 
 @dataclass(frozen=True)
 class CompareOptions(Repairing):
-    """Options of the comparison: the budget, how layers are chosen, and on how much text."""
-
     memory: str = option("50%", help="Byte budget, as a share of the unpruned weights.")
     metric: str = option("ppl", help=f"How layers are chosen: {', '.join(METRICS)}.")
     heal: str | None = option(None, help="Also heal the pruned model on this data, by the recipe `best`.")
     healed: str | None = option(None, help="A healed checkpoint, for a row of its own.")
-    limit: int | float | None = option(
-        None, help="Windows per text, and documents per task; or 10%.", minimum=1, shares=True
-    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -60,7 +55,7 @@ def compare(
     dry_run: DryRun = False,
     text: Annotated[BaselineText, flat(CALIBRATION, without="length")] = BaselineText(),
     texts: Annotated[EvaluationText, flat(group("Perplexity", 3), without="samples")] = EvaluationText(),
-    tasks: Annotated[Tasks, flat(group("Tasks", 4), without="limit|batch_size|max_length|seed")] = Tasks(),
+    tasks: Annotated[Tasks, flat(group("Tasks", 4), without="batch_size|max_length|seed")] = Tasks(),
     timing: Annotated[Timing, flat(group("How speed is measured", 5), without="batch_size")] = Timing(),
     session: Annotated[Session, flat(without="device_map")] = Session(),
 ) -> None:
@@ -80,9 +75,9 @@ def compare(
     from shortstack.profiling.speed import Load
 
     def judging(checkpoint: Checkpoint) -> Judging:
-        seed = session.compute.seed
-        windows = replace(texts, samples=asked.limit).read(checkpoint.tokenizer(), seed, at_least=1)
-        judges = [judge_tasks(replace(tasks, limit=asked.limit, seed=seed), checkpoint)] if tasks.tasks else []
+        tokenizer = checkpoint.tokenizer()
+        windows = replace(texts, samples=tasks.limit).read(tokenizer, session.compute.seed, at_least=1)
+        judges = [judge_tasks(replace(tasks, seed=session.compute.seed), checkpoint)] if tasks.tasks else []
         return Judging(windows, judges, Load(prompt=timing.prompt, new_tokens=timing.new_tokens), timing.repeats)
 
     with session.report.bars() as progress:
@@ -96,12 +91,7 @@ def compare(
         if dry_run:
             return _preview(checkpoint, calibration, judged, asked.memory, session)
         result = compare_models(
-            checkpoint,
-            calibration,
-            judged,
-            memory=asked.memory,
-            compute=session.compute,
-            progress=progress,
+            checkpoint, calibration, judged, memory=asked.memory, compute=session.compute, progress=progress
         )
     for warning in result.warnings:
         session.report.warn(warning)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import sys
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -20,7 +19,6 @@ if TYPE_CHECKING:
 
     from shortstack.machine.tables import Table, Tabled
 
-BAR = 10  # characters of the longest bar
 FOLDED = 18  # characters that a column of words has at least, before it stands in a table of its own
 
 
@@ -31,7 +29,6 @@ def show_json(data: Mapping[str, Any]) -> None:
 
 
 def show_result(result: Tabled) -> None:
-    """A result, as it says itself that it is shown."""
     for table in result.tables():
         show_table(table)
 
@@ -51,7 +48,6 @@ def show_table(table: Table) -> None:
 
 
 def title(table: Table) -> Text:
-    """Return a table's title, as wide as the terminal."""
     from rich.text import Text
 
     return Text(printable(table.title), "bold")
@@ -66,7 +62,7 @@ def drawn(table: Table, places: Sequence[int] | None = None) -> RichTable:
     texts = {place: _texts(table, place) for place in places or range(len(table.columns))}
     for place in texts:
         head, words = table.columns[place], table.words[place]
-        side: JustifyMethod = "left" if words or head.drawn else "right"
+        side: JustifyMethod = "left" if words else "right"
         found.add_column(Text(printable(head.heading)), justify=side, overflow="fold", no_wrap=not place or not words)
     for row in zip(*texts.values(), strict=True):
         found.add_row(*map(Text, row))
@@ -80,24 +76,8 @@ def _width(table: Table, place: int) -> int:
 
 
 def _texts(table: Table, place: int) -> list[str]:
-    """The cells of a column, with a bar beside each value where that is asked for."""
     cells = [row.cells[place] for row in table.rows]
-    if table.columns[place].drawn:
-        widest = max(len(cell.measured) for cell in cells)
-        bars = [_bar(table, cell.value) for cell in cells]
-        said = [f"{cell.measured:>{widest}} {bar} {cell.note}" for cell, bar in zip(cells, bars, strict=True)]
-    else:
-        said = [cell.said + cell.marks for cell in cells]
-    return [printable(each).rstrip() for each in said]
-
-
-def _bar(table: Table, value: float) -> str:
-    """From the lowest to the highest of what is drawn, by the square root: what is dear is many times what is cheap."""
-    places = [place for place, column in enumerate(table.columns) if column.drawn]
-    known = [each for place in places for row in table.rows if math.isfinite(each := row.cells[place].value)]
-    low, span = (min(known), max(known) - min(known)) if known else (0.0, 0.0)
-    share = min(max(value - low, 0.0), span) / span if span else float(value > low)
-    return "█" * round(BAR * math.sqrt(share))
+    return [printable(cell.said + cell.marks) for cell in cells]
 
 
 def fitting(widths: Mapping[Any, int], room: int) -> list[list[Any]]:
@@ -115,12 +95,10 @@ def fitting(widths: Mapping[Any, int], room: int) -> list[list[Any]]:
 
 
 def show(message: str) -> None:
-    """A line of the result, on stdout."""
     sys.stdout.write(printable(message) + "\n")
 
 
 def show_left_out(left_out: Sequence[str]) -> None:
-    """Show which amounts were reduced because the minutes were too few."""
     if left_out:
         show(f"Reduced to fit --minutes: {'; '.join(left_out)}.")
 
@@ -135,7 +113,6 @@ def show_answers(said: Mapping[str, str]) -> None:
 
 
 def next_step(command: str) -> None:
-    """The one thing to type next."""
     say(f"\nNext: {command}")
 
 

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 from cyclopts import Parameter
 
 from shortstack.cli import console
-from shortstack.cli.options import SAID, Reporting, flat, going_on
+from shortstack.cli.options import MACHINE, SAID, Reporting, flat, going_on
+from shortstack.machine.device import Compute
 from shortstack.machine.options import check_options, option
 
 if TYPE_CHECKING:
@@ -18,13 +19,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class DemoOptions:
-    """Where two checkpoints go, and how long they may take."""
-
     output: Annotated[Path, Parameter(alias="-o")] = option(
         Path("demo-out"), help="New directory for two checkpoints and demo.json."
     )
     minutes: float = option(5.0, help="Time for everything.", minimum=0.5)
-    seed: int = option(0, help="Seed of everything random.", minimum=0, maximum=2**32 - 1)
 
     def __post_init__(self) -> None:
         check_options(self)
@@ -33,6 +31,7 @@ class DemoOptions:
 def demo(
     *,
     asked: Annotated[DemoOptions, flat()] = DemoOptions(),
+    compute: Annotated[Compute, flat(MACHINE, without="device|dtype|stream|device_map")] = Compute(),
     report: Annotated[Reporting, flat(SAID)] = Reporting(),
 ) -> None:
     """Make a small model that comes along shorter, and measure it.
@@ -44,7 +43,7 @@ def demo(
     from shortstack.shrinking.demo import run
 
     with report.bars() as progress, going_on("the same command goes on from there"):
-        result = run(asked.output, minutes=asked.minutes, seed=asked.seed, progress=progress)
+        result = run(asked.output, minutes=asked.minutes, seed=compute.seed, progress=progress)
     if report.json:
         return console.show_json(result.to_dict())
     show(result)
@@ -53,7 +52,6 @@ def demo(
 
 
 def show(demo: Demo) -> None:
-    """Show the table of sizes and quality, the models' answers, and the verdict on each model."""
     console.show_result(demo)
     for number_of, prompt in enumerate(demo.prompts):
         console.show_answers(

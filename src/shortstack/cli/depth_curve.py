@@ -2,27 +2,25 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 from cyclopts import Parameter
 
 from shortstack.cli import console
-from shortstack.cli.options import CALIBRATION, Model, Session, flat
+from shortstack.cli.options import CALIBRATION, Model, Session, check_unused, flat
 from shortstack.data import CalibrationText
 from shortstack.errors import InputError
+from shortstack.evaluation import Tasks
 from shortstack.machine.files import check_new, check_picture
 from shortstack.machine.options import check_options, option
 
-if TYPE_CHECKING:
-    from shortstack.evaluation import Tasks
+OTHER = "tasks|num_fewshot|include|batch_size|max_length|backend|seed"  # what is of evaluate's tasks alone
 
 
 @dataclass(frozen=True)
 class DepthOptions:
-    """Options of the depth curve."""
-
     max_loss: float | None = option(
         None,
         help="Report how many layers can go up to this loss, in nats. Default: 1.5 times the perplexity.",
@@ -31,37 +29,11 @@ class DepthOptions:
     task: str | None = option(
         None, help="Multiple-choice questions to answer at every depth: a .jsonl file, or a task such as piqa."
     )
-    limit: int | float | None = option(
-        None, help="Only the first n documents of --task, or 10%.", minimum=1, shares=True
-    )
-    data_dir: Path | None = option(None, help="A folder of .jsonl or .parquet files for --task.")
     output: Annotated[Path | None, Parameter(alias="-o")] = option(None, help="Also write the curve to this JSON file.")
     plot: Path | None = option(None, help="Draw the curve: an .svg file.")
 
     def __post_init__(self) -> None:
         check_options(self)
-
-    @property
-    def questions(self) -> Path | Tasks | None:
-        """A file of questions, or a standard task."""
-        standard = self.task is not None and not self.task.endswith(".jsonl")
-        for name, value in (("limit", self.limit), ("data_dir", self.data_dir)):
-            if value is not None and not standard:
-                raise InputError(
-                    f"--task {self.task}" if self.task else "none",
-                    expected="a standard task",
-                    fix="add --task piqa",
-                    option=name,
-                )
-        if self.task is None:
-            return None
-
-        from shortstack.evaluation import Tasks
-
-        try:
-            return Tasks(self.task, limit=self.limit, data_dir=self.data_dir) if standard else Path(self.task)
-        except InputError as error:
-            raise (error.but(option="task") if error.option == "tasks" else error) from error
 
 
 def depth_curve(
@@ -69,6 +41,7 @@ def depth_curve(
     /,
     *,
     asked: Annotated[DepthOptions, flat()] = DepthOptions(),
+    standard: Annotated[Tasks, flat(without=OTHER)] = Tasks(),
     text: Annotated[CalibrationText, flat(CALIBRATION)] = CalibrationText(),
     session: Annotated[Session, flat()] = Session(),
 ) -> None:
@@ -82,7 +55,7 @@ def depth_curve(
         check_new(asked.output)
     if asked.plot:
         check_picture(asked.plot)
-    questions = asked.questions
+    questions = _questions(asked.task, standard)
 
     from shortstack.decoder import calibration_tokens
     from shortstack.scoring import depth_curve as depth_curve_of
@@ -90,13 +63,7 @@ def depth_curve(
     with session.report.bars() as progress:
         checkpoint = session.source.open(model, progress)
         tokens = calibration_tokens(checkpoint, text, compute=session.compute, progress=progress)
-        curve = depth_curve_of(
-            checkpoint,
-            tokens,
-            task=questions,
-            compute=session.compute,
-            progress=progress,
-        )
+        curve = depth_curve_of(checkpoint, tokens, task=questions, compute=session.compute, progress=progress)
         if asked.max_loss is not None:
             curve = curve.within(asked.max_loss)
     if asked.plot:
@@ -108,3 +75,13 @@ def depth_curve(
     else:
         session.report.next_cut(model, checkpoint, *session.source.words)
     return
+
+
+def _questions(task: str | None, standard: Tasks) -> Path | Tasks | None:
+    if task is None or task.endswith(".jsonl"):
+        check_unused("depth-curve without a standard --task", standard)
+        return Path(task) if task else None
+    try:
+        return replace(standard, tasks=task)
+    except InputError as error:
+        raise (error.but(option="task") if error.option == "tasks" else error) from error

@@ -52,7 +52,6 @@ def show_dry_run(
 
 
 def lacking(needed: Requirements, output: Path | None = None) -> list[str]:
-    """Return what does not fit: memory, or disk at the output's place."""
     there, memory, disk = _there(needed, output), _with_libraries(needed), needed.disk_bytes
     short = []
     if memory > there["memory_available_bytes"]:

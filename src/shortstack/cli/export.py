@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -10,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from cyclopts import Parameter
 
 from shortstack.cli import console
-from shortstack.cli.options import SAID, Reporting, flat
+from shortstack.cli.options import SAID, Reporting, check_unused, flat, group
 from shortstack.errors import InputError
 from shortstack.machine.files import atomic_write, check_new
 from shortstack.machine.options import option
@@ -19,13 +18,9 @@ if TYPE_CHECKING:
     from shortstack.checkpoint import Checkpoint
     from shortstack.machine.progress import Progress
 
-MODELFILE = "Modelfile"
-
 
 @dataclass(frozen=True)
-class ExportOptions:
-    """Where the checkpoint goes."""
-
+class GgufOptions:
     gguf: Path | None = option(None, help="Convert it to this new .gguf file, by llama.cpp's converter.")
     gguf_type: str = option("bf16", help="Type of its weights: bf16, f16, f32 or q8_0.")
     converter: str | None = option(
@@ -33,67 +28,72 @@ class ExportOptions:
     )
     trust_remote_code: bool = option(False, help="Let the converter run the checkpoint's own Python code.")
     ollama: bool = option(False, help="Write a Modelfile beside the .gguf file.")
+
+
+@dataclass(frozen=True)
+class HubOptions:
     push_to_hub: str | None = option(None, help="Upload it to this repository of the hub, as org/name.")
     private: bool = option(False, help="Make a repository that others cannot see.")
-    pr: bool = option(False, help="Open a pull request.")
+    pr: bool = option(False, help="Open a pull request, for a repository that has files.")
     license: str | None = option(None, help="Its licence, in place of the source's: apache-2.0, ...")
-
-    def check(self) -> None:
-        """Say what is wrong before the checkpoint is opened."""
-        if self.gguf is None and self.push_to_hub is None:
-            fix = "add --gguf FILE or --push-to-hub ORG/NAME"
-            raise InputError("nowhere", expected="where it is to go", fix=fix, where="export")
-        if self.gguf is not None and self.gguf.suffix != ".gguf":
-            raise InputError(self.gguf, expected="a name that ends in .gguf", fix="name it so", option="gguf")
-        for name, needed, given in (
-            ("ollama", "--gguf", self.gguf),
-            ("converter", "--gguf", self.gguf),
-            ("trust_remote_code", "--gguf", self.gguf),
-            ("private", "--push-to-hub", self.push_to_hub),
-            ("pr", "--push-to-hub", self.push_to_hub),
-            ("license", "--push-to-hub", self.push_to_hub),
-        ):
-            if getattr(self, name) and given is None:
-                fix = f"add {needed}, or leave it out"
-                raise InputError("none", expected=f"{needed} beside it", fix=fix, option=name)
 
 
 def export(
     directory: Annotated[str, Parameter(help="A checkpoint directory that shortstack wrote.")],
     /,
     *,
-    asked: Annotated[ExportOptions, flat()] = ExportOptions(),
+    file: Annotated[GgufOptions, flat(group("llama.cpp"))] = GgufOptions(),
+    hub: Annotated[HubOptions, flat(group("Hub", 2))] = HubOptions(),
     report: Annotated[Reporting, flat(SAID)] = Reporting(),
 ) -> None:
     """Take a checkpoint to where models run: llama.cpp, Ollama, the hub.
 
     $ shortstack export small --gguf small.gguf --ollama
     """
-    asked.check()
-    if directory.endswith(".gguf"):
-        fix = f"use it as it is: llama-server -m {directory}"
-        raise InputError("a .gguf file already", expected="a checkpoint directory", fix=fix, where=directory)
-    if asked.ollama and asked.gguf:
-        check_new(_modelfile_of(asked.gguf), make_folders=True)
+    _check(directory, file, hub)
 
     from shortstack.checkpoint import Checkpoint
 
     made: dict[str, Any] = {}
     with report.bars() as progress:
-        checkpoint = Checkpoint.open(directory, trust_remote_code=asked.trust_remote_code, progress=progress)
-        if asked.gguf:
-            made |= _gguf(checkpoint, asked, asked.gguf, progress)
-        if asked.push_to_hub:
-            made["hub"] = _pushed(checkpoint, asked, asked.push_to_hub, progress)
+        checkpoint = Checkpoint.open(directory, trust_remote_code=file.trust_remote_code, progress=progress)
+        if file.gguf:
+            made |= _gguf(checkpoint, file, file.gguf, progress)
+        if hub.push_to_hub:
+            made["hub"] = _pushed(checkpoint, hub, hub.push_to_hub, progress)
     if report.json:
         return console.show_json({"gguf": None, "modelfile": None, "hub": None, **made})
     for what, where in made.items():
         console.show(f"{what}: {where if isinstance(where, str) else where['url']}")
-    report.say(_next(asked, checkpoint, made))
+    if file.ollama and file.gguf:
+        report.say(f"ollama create {file.gguf.stem} -f {made['modelfile']}")
+    elif file.gguf:
+        smaller = f"llama-quantize {file.gguf} {file.gguf.stem}-q4_k_m.gguf Q4_K_M"
+        report.say(f"llama-server -m {file.gguf}, or smaller: {smaller}")
+    elif hub.push_to_hub:
+        report.say(_loading(hub.push_to_hub, checkpoint, made["hub"]["pull_request"]))
     return None
 
 
-def _gguf(checkpoint: Checkpoint, options: ExportOptions, file: Path, progress: Progress) -> dict[str, str]:
+def _check(directory: str, file: GgufOptions, hub: HubOptions) -> None:
+    """Say what is wrong before the checkpoint is opened."""
+    if directory.endswith(".gguf"):
+        fix = f"use it as it is: llama-server -m {directory}"
+        raise InputError("a .gguf file already", expected="a checkpoint directory", fix=fix, where=directory)
+    if file.gguf is None and hub.push_to_hub is None:
+        fix = "add --gguf FILE or --push-to-hub ORG/NAME"
+        raise InputError("nowhere", expected="where it is to go", fix=fix, where="export")
+    if file.gguf is None:
+        check_unused("export without --gguf", file)
+    elif file.gguf.suffix != ".gguf":
+        raise InputError(file.gguf, expected="a name that ends in .gguf", fix="name it so", option="gguf")
+    elif file.ollama:
+        check_new(_modelfile_of(file.gguf), make_folders=True)
+    if hub.push_to_hub is None:
+        check_unused("export without --push-to-hub", hub)
+
+
+def _gguf(checkpoint: Checkpoint, options: GgufOptions, file: Path, progress: Progress) -> dict[str, str]:
     """The file, and the Modelfile beside it, which is made first: what it cannot say is said before work."""
     from shortstack.exporting import export_gguf, modelfile
 
@@ -109,12 +109,10 @@ def _gguf(checkpoint: Checkpoint, options: ExportOptions, file: Path, progress: 
 
 
 def _modelfile_of(file: Path) -> Path:
-    """Where the Modelfile goes: by its usual name, or, where there is one of another model, by the file's."""
-    usual = file.with_name(MODELFILE)
-    return file.with_name(f"{file.stem}.{MODELFILE}") if usual.exists() else usual
+    return file.with_suffix(".Modelfile")
 
 
-def _pushed(checkpoint: Checkpoint, options: ExportOptions, repository: str, progress: Progress) -> dict[str, Any]:
+def _pushed(checkpoint: Checkpoint, options: HubOptions, repository: str, progress: Progress) -> dict[str, Any]:
     from shortstack.exporting import push_to_hub
 
     pushed = push_to_hub(
@@ -129,15 +127,10 @@ def _pushed(checkpoint: Checkpoint, options: ExportOptions, repository: str, pro
     return {"repository": repository, "url": url, "commit": pushed.oid, "pull_request": pushed.pr_url}
 
 
-def _next(options: ExportOptions, checkpoint: Checkpoint, made: Mapping[str, Any]) -> str:
-    """Return the command or call that uses what was exported."""
-    if options.gguf and options.ollama:
-        return f"ollama create {options.gguf.stem} -f {made['modelfile']}"
-    if options.gguf:
-        smaller = f"llama-quantize {options.gguf} {options.gguf.stem}-q4_k_m.gguf Q4_K_M"
-        return f"llama-server -m {options.gguf}, or smaller: {smaller}"
+def _loading(repository: str, checkpoint: Checkpoint, pull_request: str | None) -> str:
+    """Return the call that loads what was uploaded."""
     from shortstack.architecture.anatomy import auto_class
 
-    loader, offered = auto_class(str(checkpoint.config["model_type"])).__name__, made["hub"]["pull_request"]
-    revision = f", revision='refs/pr/{offered.rpartition('/')[2]}'" if offered else ""
-    return f"{loader}.from_pretrained({options.push_to_hub!r}{revision})"
+    loader = auto_class(str(checkpoint.config["model_type"])).__name__
+    revision = f", revision='refs/pr/{pull_request.rpartition('/')[2]}'" if pull_request else ""
+    return f"{loader}.from_pretrained({repository!r}{revision})"

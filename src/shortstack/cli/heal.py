@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
-from dataclasses import MISSING, dataclass, fields, make_dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, TypedDict, get_type_hints
 
 from cyclopts import Parameter
 
 from shortstack.cli import console
 from shortstack.cli.dry_run import CHECKS, show_dry_run
-from shortstack.cli.options import Out, Reporting, Session, flat, going_on, group
+from shortstack.cli.options import Out, Reporting, Session, flat, going_on, group, shown_default
 from shortstack.errors import OutputError
 from shortstack.healing import Objective, Partial, Schedule, TrainingData, Turns
 from shortstack.healing.methods import MethodOptions, check_known
@@ -51,7 +50,6 @@ class HealRun:
 
     @property
     def loggers(self) -> list[str]:
-        """The loggers that are named."""
         return [name.strip() for name in self.report_to.split(",")] if self.report_to else []
 
     def check(self, output: Path) -> None:
@@ -68,21 +66,6 @@ class HealRun:
         check_new(output, make_folders=True)
 
 
-def _given(headings: Mapping[Any, str]) -> Any:
-    """Return a dataclass with the options of others that keeps in `values` what is typed alone."""
-    listed: list[tuple[str, Any, Any]] = []
-    for place, (component, title) in enumerate(headings.items(), 1):
-        hints, heading = get_type_hints(component, include_extras=True), group(title, place)
-        for name, default, known in options_of(component):
-            hint, kept = hints[name], option(None if default is MISSING else default, help=known.help)
-            listed.append((name, Annotated[hint | None, Parameter(group=heading)], kept))
-
-    def keep(self: Any, **values: Any) -> None:
-        self.values = values
-
-    return make_dataclass("Given", listed, init=False, eq=False, namespace={"__init__": keep, "__module__": __name__})
-
-
 HEADINGS = {
     MethodOptions: "Method",
     TrainingData: "Data",
@@ -90,12 +73,22 @@ HEADINGS = {
     Schedule: "Schedule",
     Turns: "Pruning and healing in turns",
 }
-if TYPE_CHECKING:
 
-    class Given:
-        values: dict[str, Any]
+
+def _options() -> dict[str, Any]:
+    options: dict[str, Any] = {}
+    for place, (component, title) in enumerate(HEADINGS.items(), 1):
+        hints, heading = get_type_hints(component), group(title, place)
+        for name, default, known in options_of(component):
+            shown = Parameter(group=heading, help=known.help, show_default=shown_default(default) or False)
+            options[name] = Annotated[hints[name], shown]
+    return options
+
+
+if TYPE_CHECKING:
+    Given = dict[str, Any]
 else:
-    Given = _given(HEADINGS)
+    Given = TypedDict("Given", _options(), total=False)  # what is typed, alone: a recipe has the rest
 
 
 def heal(
@@ -104,7 +97,7 @@ def heal(
     *,
     output: Out,
     run: Annotated[HealRun, flat()] = HealRun(),
-    given: Annotated[Given, flat()] = Given(),
+    typed: Annotated[Given, flat()] = Given(),
     session: Annotated[Session, flat(without="seed|dtype|stream|device_map")] = Session(),
 ) -> None:
     """Train a pruned checkpoint to get back what it lost.
@@ -115,7 +108,7 @@ def heal(
     """
     from shortstack.healing.recipes import named_by_line, with_recipe
 
-    began, typed = time.monotonic(), given.values
+    began = time.monotonic()
     with named_by_line(run.recipe, typed):
         values = with_recipe(typed, run.recipe) if run.recipe else typed
         turns = Turns.of_options(values)
@@ -172,7 +165,6 @@ def _healed(
 
 
 def _gone(checkpoint: Checkpoint, result: Healing) -> str:
-    """Return a sentence that names the layers all turns removed; the table is of the last one."""
     from shortstack.checkpoint import Checkpoint
 
     kept = set(Checkpoint.open(result.output).record["layer_map"].values())
@@ -197,7 +189,6 @@ def _remark(
 
 
 def _show_preview(found: Preview, output: Path, report: Reporting) -> None:
-    """Show what healing would train, and the resources it needs."""
     rows = [
         ("trained parameters", f"{found.trainable_parameters:,}"),
         ("in", f"{len(found.trained)} modules, {found.trained[0]} to {found.trained[-1]}" if found.trained else "none"),

@@ -3,24 +3,23 @@
 from __future__ import annotations
 
 from dataclasses import asdict
-from typing import Annotated
+from typing import Annotated, Literal
 
 from cyclopts import Parameter
 
 from shortstack.cli import console
-from shortstack.errors import InputError
 from shortstack.evaluation.suites import SUITES, TASKS
 from shortstack.healing import METHODS
-from shortstack.machine.options import check_choice_of
 from shortstack.machine.tables import Table
 from shortstack.planning import STRATEGIES
 from shortstack.scoring import METRICS
 
-LISTED = ("metrics", "strategies", "methods", "recipes", "tasks")
+Listed = Literal["metrics", "strategies", "methods", "recipes", "tasks"]
+SHOWN = ("name", "feed", "formula", "summary", "trains", "title", "paper", "suite", "metric", "chance", "about")
 
 
 def ls(
-    what: Annotated[str | None, Parameter(help="metrics, strategies, methods, recipes or tasks. Default: all.")] = None,
+    what: Annotated[Listed | None, Parameter(help="One of the lists. Default: all.")] = None,
     /,
     *,
     as_json: Annotated[bool, Parameter(name="--json", help="One JSON object on stdout.")] = False,
@@ -31,8 +30,6 @@ def ls(
     """
     from shortstack.healing.recipes import recipe_titles
 
-    if what is not None:
-        _check_listed(what)
     listings = {
         "metrics": [asdict(each) for each in METRICS.values()],
         "strategies": [asdict(each) for each in STRATEGIES.values()],
@@ -40,9 +37,8 @@ def ls(
         "recipes": [{"name": name, "title": title} for name, title in recipe_titles().items()],
         "tasks": [{"suite": suite, **asdict(TASKS[name])} for suite, names in SUITES.items() for name in names],
     }
-    shown = ("name", "feed", "formula", "summary", "trains", "title", "paper", "suite", "metric", "chance", "about")
     wanted = {
-        name: [{key: value for key, value in row.items() if key in shown} for row in rows]
+        name: [{key: value for key, value in row.items() if key in SHOWN} for row in rows]
         for name, rows in listings.items()
         if what in (None, name)
     }
@@ -51,11 +47,3 @@ def ls(
     for title, rows in wanted.items():
         console.show_table(Table.of(title, tuple(rows[0]), [tuple(row.values()) for row in rows]))
     return None
-
-
-def _check_listed(what: str) -> None:
-    """Refuse a name of no list, naming the nearest."""
-    try:
-        check_choice_of("what", what, LISTED)
-    except InputError as error:
-        raise error.but(option="", where="ls") from error  # it is no option

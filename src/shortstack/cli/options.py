@@ -9,7 +9,7 @@ import re
 import shlex
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import MISSING, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -47,6 +47,11 @@ def flat(heading: Group | None = None, *, without: str = "-") -> Parameter:
     return Parameter.combine(some, Parameter(group=heading)) if heading else some
 
 
+def shown_default(default: object) -> str | None:
+    """Return a default as the help shows it; what is off or not there by default needs no words."""
+    return None if default in (None, MISSING) or default is False else str(default)
+
+
 CALIBRATION, MACHINE = group("Calibration text", 2), group("Compute", 7)
 ORIGIN, SAID = group("Checkpoint", 8), group("Output", 9)
 
@@ -76,7 +81,6 @@ class Source:
 
     @property
     def words(self) -> list[str]:
-        """The options as they were typed, for the next command on the same model."""
         return typed(self)
 
     def open(self, model: str, progress: Progress) -> Checkpoint:
@@ -104,7 +108,6 @@ def check_unused(where: str, *groups: object) -> None:
 
 
 def unused(where: str, name: str, value: object) -> InputError:
-    """The error for an option that changes nothing."""
     return InputError(
         f"{name} {value}", expected=f"no {name}: it changes nothing here", fix="leave it out", where=where
     )
@@ -131,7 +134,6 @@ class Reporting:
         return bars(quiet=self.quiet, verbose=self.verbose)
 
     def next_step(self, *words: object) -> None:
-        """Suggest the next command, from the words of a shortstack command."""
         self.say(shlex.join(["shortstack", *map(str, words)]))
 
     def next_cut(self, model: object, checkpoint: Checkpoint, *words: str) -> None:
@@ -161,7 +163,6 @@ class Reporting:
             say(f"Warning: {message}")
 
     def say(self, what: str) -> None:
-        """Print the next step, unless the output is quiet or JSON."""
         if not self.quiet and not self.json:
             console.next_step(what)
 

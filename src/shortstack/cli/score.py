@@ -19,8 +19,6 @@ from shortstack.scoring.metrics import metrics_named
 
 @dataclass(frozen=True)
 class ScoreOptions:
-    """Which scores, and where they go."""
-
     metric: str = option("ppl", help=f"Comma-separated: {', '.join(METRICS)}, or all.")
     window: int | None = option(None, help="Also score every block of this many layers.", minimum=1)
     output: Annotated[Path | None, Parameter(alias="-o")] = option(None, help="Write the scores to this JSON file.")

@@ -56,7 +56,6 @@ def study(
 
 
 def _count(file: str, output: Path | None, run: RunOptions, report: Reporting) -> None:
-    """Show the steps of a study and the disk they need."""
     from shortstack.study.step_counts import step_counts
 
     with report.bars():

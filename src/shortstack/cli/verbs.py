@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import difflib
 import functools
-import re
 import sys
 from collections.abc import Sequence
 from importlib.metadata import version
@@ -40,7 +39,6 @@ HELP = ("--help", "-h")
 
 
 def listing() -> str:
-    """Return what `shortstack --help` says."""
     verbs = "".join(f"  {name:11}  {summary}\n" for name, summary in VERBS.items())
     return (
         "Usage: shortstack VERB [OPTIONS] ...\n\n"
@@ -51,7 +49,6 @@ def listing() -> str:
 
 
 def run(words: Sequence[str]) -> None:
-    """Run what was typed behind `shortstack`."""
     if not words or words[0] in HELP:
         sys.stdout.write(listing())
         return
@@ -76,9 +73,10 @@ def app(*, short: bool = False) -> App:
     from cyclopts import App, Group, Parameter
 
     from shortstack.cli.help import Help
+    from shortstack.cli.options import shown_default
 
     formatter: Any = Help(short=short)
-    read = Parameter(converter=_read, negative_iterable=(), allow_repeating=True)
+    read = Parameter(converter=_read, negative_iterable=(), allow_repeating=True, show_default=shown_default)
     made = App(
         name="shortstack",
         version=lambda: f"shortstack {version('shortstack')}",
@@ -99,18 +97,17 @@ def app(*, short: bool = False) -> App:
 
 
 def _read(hint: Any, tokens: Sequence[Token]) -> Any:
-    """Return the value that was typed; a number may be written as 1k, and as 10% where a share may stand."""
+    """Return the value that was typed: whole numbers, which cyclopts would round, and shares as 10% where they may stand."""
     from cyclopts import convert
 
-    from shortstack.machine.formats import amount_of, count_of
+    from shortstack.machine.formats import amount_of
 
     kinds, text = {*get_args(hint)} or {hint}, tokens[0].value
     if int not in kinds:
         return convert(hint, tokens)
-    if re.fullmatch(r"\d+", text):
-        return int(text)
-    number = amount_of(text) if float in kinds else count_of(text)
-    if number is None and str not in kinds:
-        share = ", or a share above 0% and up to 100%" if float in kinds else ""
-        raise ValueError(f"a number, such as 64 or 1k{share}")
-    return text if number is None else number
+    number = amount_of(text)
+    if isinstance(number, int) or (number is not None and float in kinds):
+        return number
+    if str in kinds:
+        return text
+    raise ValueError("a whole number, or a share such as 10%" if float in kinds else "a whole number")

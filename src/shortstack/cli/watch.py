@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 import time
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -13,7 +12,6 @@ from cyclopts import Parameter
 from shortstack.cli import console
 from shortstack.cli.options import SAID, Reporting, flat
 from shortstack.machine.formats import duration
-from shortstack.machine.options import check_options, option
 from shortstack.machine.tables import Cell, Table
 
 if TYPE_CHECKING:
@@ -21,30 +19,20 @@ if TYPE_CHECKING:
 
     from shortstack.study.progress import StudyProgress
 
-
-@dataclass(frozen=True)
-class Looks:
-    """How often somebody looks."""
-
-    once: bool = option(False, help="Print once and exit, as without a terminal.")
-    every: float = option(1.0, help="Seconds between refreshes.", minimum=0.1)
-
-    def __post_init__(self) -> None:
-        check_options(self)
+SECONDS = 2.0  # between two looks
 
 
 def watch(
     runs: Annotated[Path, Parameter(help="The folder of a study.")],
     /,
     *,
-    looks: Annotated[Looks, flat()] = Looks(),
     report: Annotated[Reporting, flat(SAID)] = Reporting(),
 ) -> None:
     """Show how far a running study is.
 
-    Reads its run store, and changes nothing.
+    Reads its run store, and changes nothing; without a terminal, once.
 
-    $ shortstack watch runs --every 60
+    $ shortstack watch runs
     """
     from shortstack.study.progress import study_progress
 
@@ -54,18 +42,17 @@ def watch(
     from rich.console import Console
     from rich.live import Live
 
-    if looks.once or not sys.stdout.isatty():
+    if not sys.stdout.isatty():
         return Console().print(frame(study))
     with Live(frame(study), auto_refresh=False) as live:
         while not study.finished:
-            time.sleep(looks.every)
+            time.sleep(SECONDS)
             study = study_progress(runs)
             live.update(frame(study), refresh=True)
     return None
 
 
 def frame(study: StudyProgress) -> Group:
-    """One look at a running study."""
     from rich.console import Group
     from rich.text import Text
 

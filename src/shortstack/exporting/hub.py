@@ -102,7 +102,7 @@ def _committed(repository: str, files: list[CommitOperationAdd], *, private: boo
     try:
         if not pr:
             api.create_repo(repository, private=private, exist_ok=True)
-            _check_new(repository, api.repo_info(repository), private=private)
+            _check_new(repository, api.model_info(repository), private=private)
         return api.create_commit(repository, files, commit_message=message, create_pr=pr)
     except (connection_error(), LocalTokenNotFoundError, OfflineModeIsEnabled) as error:
         raise ShortstackError(
@@ -114,7 +114,7 @@ def _committed(repository: str, files: list[CommitOperationAdd], *, private: boo
 
 
 def _check_new(repository: str, found: ModelInfo, *, private: bool) -> None:
-    """Refuse a public repository where a private one was meant, and one with files: another model's would lie beside these."""
+    """Refuse a public repository where a private one was meant, and one with files, which would lie beside these."""
     if private and not found.private:
         fix = "make it private on the hub, or name another"
         raise InputError(f"{repository}, which is public", expected="a private repository", fix=fix, option="private")

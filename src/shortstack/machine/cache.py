@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import os
 import time
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
@@ -46,7 +46,6 @@ def cache_directory(*parts: str) -> Path:
 
 
 def _root() -> Path:
-    """Return the folder that the environment names, or the system's for caches."""
     root = os.environ.get("SHORTSTACK_CACHE")
     return Path(root) if root else user_cache_path("shortstack", appauthor=False)
 
@@ -83,14 +82,10 @@ class CacheEntry:
     bytes: int
     used: float
 
-    def remove(self) -> None:
-        """Remove it; another process may have done so."""
-        remove(self.path)
 
-
-def cache_entries(kinds: Collection[str] = tuple(KINDS)) -> Iterator[CacheEntry]:
-    """Iterate over the cached entries of these kinds; nothing else in the cache's folder is looked at."""
-    for kind in kinds:
+def cache_entries() -> Iterator[CacheEntry]:
+    """Iterate over the cached entries; nothing else in the cache's folder is looked at."""
+    for kind in KINDS:
         folder = _root() / kind
         for path in sorted(folder.iterdir()) if folder.is_dir() else ():
             with suppress(FileNotFoundError):  # another process has just removed it
@@ -132,7 +127,7 @@ def make_room(nbytes: int) -> list[CacheEntry]:
     gone: list[CacheEntry] = []
     for entry in (each for each in entries if each.used < unused):
         if over > 0 or ".partial-" in entry.path.name:
-            entry.remove()
+            remove(entry.path)
             gone.append(entry)
             over -= entry.bytes
     return gone

@@ -163,19 +163,6 @@ def bytes_of(text: str) -> int | None:
     return int(match[1]) * UNITS[match[2].upper()] if match else None
 
 
-def count_of(text: str) -> int | None:
-    """The count that is meant by 64, 1k or 2.5M; None where it is none.
-
-    >>> count_of("64"), count_of("1k"), count_of("2.5M"), count_of("1.5"), count_of("all")
-    (64, 1000, 2500000, None, None)
-    """
-    match = re.fullmatch(r"(\d{1,9}(?:\.\d{1,6})?)([kKmM]?)", text.strip())
-    if not match:
-        return None
-    count = Fraction(match[1]) * {"": 1, "k": 10**3, "m": 10**6}[match[2].lower()]
-    return int(count) if count.denominator == 1 else None
-
-
 def share_of(text: str) -> float | None:
     """The share that is meant by 10% or 0.1; None where it is none, or not above 0 and at most 1.
 
@@ -201,11 +188,10 @@ def show_share(share: float) -> str:
 def amount_of(text: str) -> float | None:
     """The share or the count that is meant; None where it is neither.
 
-    >>> amount_of("10%"), amount_of("1.0"), amount_of("1"), amount_of("1.5k"), amount_of("some")
-    (0.1, 1.0, 1, 1500, None)
+    >>> amount_of("10%"), amount_of("1.0"), amount_of("1"), amount_of("some")
+    (0.1, 1.0, 1, None)
     """
-    share = share_of(text)
-    return count_of(text) if share is None else share
+    return int(text) if text.isdecimal() else share_of(text)
 
 
 def option_words(values: Mapping[str, Any]) -> list[str]:

@@ -28,7 +28,6 @@ def hub_or_copies() -> Iterator[bool]:
 
 
 def _answers() -> bool:
-    """Whether the hub answers at all."""
     from huggingface_hub import constants, get_session
 
     try:

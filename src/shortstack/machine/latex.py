@@ -106,5 +106,4 @@ def _written(cell: Cell) -> str:
 
 
 def _short(text: str) -> str:
-    """A text without a word that is too long for a column."""
     return " ".join(brief(word) for word in text.split())

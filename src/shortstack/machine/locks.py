@@ -27,7 +27,6 @@ class OutputLock:
         self._lock = FileLock(self.place)
 
     def __enter__(self) -> OutputLock:
-        """Hold it."""
         try:
             make_folder(self.place.parent)
             self._lock.acquire(timeout=0)

@@ -80,6 +80,12 @@ def option(default: Any, help: str, **known: Any) -> Any:  # noqa: A002  what ev
     return field(default=default, metadata={"option": Option(help, **known), "help": help})
 
 
+def option_of(component: Any, name: str) -> Any:
+    """The same option as another dataclass has, with its default, range and help."""
+    known = component.__dataclass_fields__[name]
+    return field(default=known.default, metadata=known.metadata)
+
+
 def options_of(component: Any) -> Iterator[tuple[str, Any, Option]]:
     """Name, default and what else is known of every option of a dataclass or of an instance of one."""
     for each in fields(component):

@@ -122,7 +122,6 @@ def bars(*, quiet: bool = False, verbose: bool = False) -> Iterator[Progress]:
 
 @contextmanager
 def _shown(*, quiet: bool) -> Iterator[Progress]:
-    """Give what draws or prints it."""
     if quiet or not first_process():
         yield silent
     elif _in_notebook():
@@ -142,8 +141,6 @@ def _in_notebook() -> bool:
 
 
 class _Bars:
-    """Bars of rich, one for each stage."""
-
     def __init__(self) -> None:
         from rich.console import Console
         from rich.progress import BarColumn, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn

@@ -25,14 +25,13 @@ LEGEND = {BELOW: "worse than unpruned", ABOVE: "better than unpruned", NEAR: "wi
 class Column:
     """A heading, the kind of the values below it, as formats.shown() has it, and their unit.
 
-    title: what the heading means; drawn: whether a terminal draws a bar beside each number.
+    title: what the heading means.
     """
 
     label: str
     kind: str = ""
     unit: str = ""
     title: str = ""
-    drawn: bool = False
 
     @property
     def heading(self) -> str:

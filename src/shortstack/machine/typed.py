@@ -1,4 +1,8 @@
-"""Arguments of the wrong type, refused in our words and not by whatever first trips over them."""
+"""Arguments of the wrong type, refused in our words and not by whatever first trips over them.
+
+pydantic's validate_call would import what annotations name, torch and transformers among it, before anything is checked,
+and cannot where a name is imported for type checkers alone.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +10,6 @@ import functools
 import inspect
 import numbers
 import os
-import re
 from collections.abc import Callable
 from typing import Any, ParamSpec, TypeVar
 
@@ -16,7 +19,6 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 PLAIN: dict[str, type] = {"int": numbers.Integral, "float": numbers.Real, "Path": os.PathLike, "None": type(None)}
-WORDS = {"str": "text", "int": "a whole number", "float": "a number", "bool": "True or False", "Path": "a path"}
 # What takes many forms says itself what is wrong with one.
 OPEN = {"Model", "Rows", "Source", "Sizes", "Progress", "SkippedLayers", "Any"}
 ALIASES = {"Cut": "Plan | Chosen | str | list | tuple | set | range"}
@@ -29,7 +31,7 @@ def typed(function: Callable[P, R]) -> Callable[P, R]:
     ... def cut(plan: Plan | Chosen, most: int | None = None): ...
     >>> cut("25%")
     Traceback (most recent call last):
-    shortstack.errors.InputError: plan: expected Plan or Chosen, found a str, '25%'. To fix it: give one of these.
+    shortstack.errors.InputError: plan: expected Plan or Chosen, found '25%' (str). To fix it: give one.
     """
     signature = inspect.signature(function)
 
@@ -44,22 +46,11 @@ def typed(function: Callable[P, R]) -> Callable[P, R]:
 
 def check_type(name: str, value: Any, annotation: str) -> None:
     """Refuse a value that is of none of the types that an annotation names, where names of classes are all it has."""
-    kinds = _kinds(annotation)
-    if not kinds or any(_is(value, kind) for kind in kinds):
-        return
-    named = [kind for kind in kinds if not (kind == "int" and "float" in kinds)]  # a whole number is a number
-    expected = " or ".join(WORDS.get(kind, kind) for kind in named)
-    kind = type(value).__name__
-    found = f"{'an' if kind[0] in 'aeiou' else 'a'} {kind}, {value!r:.60}"
-    fix = "give one of these" if len(kinds) > 1 else "give one"
-    raise InputError(found, expected=expected, fix=fix, option=name)
-
-
-def _kinds(annotation: Any) -> list[str]:
-    """Return the names that an annotation allows; none where it allows more than names say."""
-    kinds = [each.strip() for each in ALIASES.get(str(annotation), str(annotation)).split("|")]
-    simple = all(re.fullmatch(r"\w+", kind) for kind in kinds)
-    return kinds if simple and not OPEN & {*kinds} else []
+    kinds = ALIASES.get(annotation, annotation).split(" | ")
+    checkable = all(kind.isidentifier() for kind in kinds) and not OPEN & {*kinds}
+    if checkable and not any(_is(value, kind) for kind in kinds):
+        found = f"{value!r:.60} ({type(value).__name__})"
+        raise InputError(found, expected=" or ".join(kinds), fix="give one", option=name)
 
 
 def _is(value: Any, kind: str) -> bool:

@@ -43,8 +43,7 @@ class Part(BaseModel):
 def part_of(name: str, *components: Any, only: Sequence[str] = (), bounded: bool = False, **more: Any) -> Any:
     """Return a Part whose keys are the options of dataclasses, or only some; more: further keys, as (type, default).
 
-    Ranges are told to editors by the JSON schema; it is the dataclasses that refuse what is out of them, or with bounded
-    the file's reader.
+    It is the dataclasses that refuse what is out of a range, or with bounded the file's reader.
     """
     keys: dict[str, Any] = {}
     for component in components:
@@ -54,12 +53,11 @@ def part_of(name: str, *components: Any, only: Sequence[str] = (), bounded: bool
             if bounded:
                 hint = Annotated[hint, AfterValidator(functools.partial(_within, known))]
             if not only or key in only:
-                keys[key] = hint, Field(default=default, description=known.help, json_schema_extra=_range(known))
+                keys[key] = hint, Field(default=default, description=known.help)
     return create_model(name, __base__=Part, **keys, **more)
 
 
 def _within(known: Option, value: Any) -> Any:
-    """Return the value, if it is in the option's range and one of its choices."""
     if (is_number(value) and not known.holds(value)) or (known.choices and value not in (None, *known.choices)):
         raise PydanticCustomError("range", "{range}", {"range": ", ".join(known.choices) or known.range})
     return value
@@ -76,20 +74,6 @@ def _amount(known: Option) -> tuple[Any, ...]:
 
     written = [{"type": "number", "exclusiveMinimum": 0}, {"type": "string"}, {"type": "null"}]
     return BeforeValidator(read), WithJsonSchema({"anyOf": written})
-
-
-def _range(known: Option) -> dict[str, Any]:
-    """The range of an option in the words of JSON schema; a share is below the least count."""
-    if known.shares:
-        return {}
-    words = {
-        "minimum": known.minimum,
-        "maximum": known.maximum,
-        "exclusiveMinimum": known.above,
-        "exclusiveMaximum": known.below,
-        "enum": list(known.choices) or None,
-    }
-    return {word: value for word, value in words.items() if value is not None}
 
 
 def text_of(path: str | Path) -> str:
@@ -191,7 +175,6 @@ def _known(model: type[BaseModel], path: Sequence[int | str]) -> list[str]:
 
 
 def _models(annotation: Any) -> Iterator[type[BaseModel]]:
-    """The mappings in an annotation."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         yield annotation
     for inner in typing.get_args(annotation):

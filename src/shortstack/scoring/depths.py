@@ -74,7 +74,7 @@ class DepthCurve(Tabled):
             )
             for depth in self.depths
         ]
-        columns = ("layers", Column("loss", "loss", drawn=True), Column("perplexity", "perplexity"), "KL")
+        columns = ("layers", Column("loss", "loss"), Column("perplexity", "perplexity"), "KL")
         some = f"{self.removable} layer{'s' * (self.removable != 1)}"
         notes = [f"{some} can go from the tail with a loss of at most {self.max_loss:.4f}."]
         if self.task:

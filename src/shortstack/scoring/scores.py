@@ -128,7 +128,7 @@ class Scores(Tabled):
             if (hidden := self.hidden_carriers(first, source))
         ]
         measured = " or ".join(sorted({kind.measure for kind in self.kinds.values()}))
-        columns = ["layer", *(Column(names[source], "ratio", drawn=True) for source in costs)]
+        columns = ["layer", *(Column(names[source], "ratio") for source in costs)]
         rows = zip(range(self.layers), *costs.values(), strict=True)
         title = f"what each layer carries: {measured} without it, by kind of text"
         return Table.of(title, columns, [*rows], notes=notes)

@@ -9,8 +9,8 @@ from shortstack.data.mixture import MIX, SEVERAL
 from shortstack.data.sources import TEXT
 from shortstack.errors import InputError
 from shortstack.evaluation import EvaluationText, GenerationChecks, Tasks
-from shortstack.machine.formats import count_of
-from shortstack.machine.options import check_options, option
+from shortstack.machine.options import check_options, option, option_of
+from shortstack.planning import Choice
 
 ALL = "all"
 LIMIT = 200  # documents of each task where nothing else is said
@@ -22,10 +22,8 @@ class ShrinkOptions:
     """How a model is made shorter. length: tokens of a calibration window, at most."""
 
     drop: str | None = option(None, help="How much to remove: 25% or a count. Default: the recipe's, or 25%.")
-    params: str | None = option(
-        None, help="Remove the fewest layers that bring the model down to this many parameters: 6B, 350M."
-    )
-    memory: str | None = option(None, help="Remove the fewest layers that bring the weights down to this size: 4GB.")
+    params: str | None = option_of(Choice, "params")
+    memory: str | None = option_of(Choice, "memory")
     min_quality: str | None = option(
         None,
         help="Remove as many layers as possible while keeping this share, such as 95%, of likelihood, probes and tasks.",
@@ -40,13 +38,8 @@ class ShrinkOptions:
         20, help="Items of each generation probe, before and after; 0 for none.", minimum=0, maximum=100
     )
     tasks: str | None = option(None, help="Tasks to measure on, before and after.")
-    limit: int | float | None = option(
-        None,
-        help=f"Only the first n documents of each task, or 10%. Default: {LIMIT}.",
-        minimum=1,
-        shares=True,
-    )
-    data_dir: str | None = option(None, help="A folder of .jsonl or .parquet files for standard tasks.")
+    limit: int | float | None = option_of(Tasks, "limit")
+    data_dir: str | None = option_of(Tasks, "data_dir")
     minutes: float = option(15.0, help="Time for everything.", above=0)
     length: int = 128
 
@@ -60,7 +53,7 @@ class ShrinkOptions:
             if self.tasks is None and getattr(self, name) is not None:
                 fix = "add tasks, such as paper, or leave it out"
                 raise InputError("none", expected="tasks to measure on", fix=fix, option=name)
-        if self.perplexity_samples != ALL and not count_of(self.perplexity_samples):
+        if self.perplexity_samples != ALL and not re.fullmatch("[1-9][0-9]*", self.perplexity_samples):
             expected, fix = f"a number of windows, or {ALL}", f"give a number, or {ALL}"
             raise InputError(self.perplexity_samples, expected=expected, fix=fix, option="perplexity_samples")
 
@@ -92,7 +85,7 @@ class ShrinkOptions:
     @property
     def windows(self) -> int | None:
         """Windows of each text to measure on; None: all there are."""
-        return None if self.perplexity_samples == ALL else count_of(self.perplexity_samples)
+        return None if self.perplexity_samples == ALL else int(self.perplexity_samples)
 
     def evaluation_text(self, windows: int | None) -> EvaluationText:
         """The texts to measure on, as evaluate() takes them."""
