@@ -10,7 +10,7 @@ import pytest
 
 from shortstack.errors import InputError
 from shortstack.study import run_study
-from shortstack.study.workers import Launch, Needs, local, ray
+from shortstack.study.workers import Needs, local, ray
 from studies import SHORT, STUDY, found, inline, make_data, write_study
 from tasks import dies, fails, its_process
 
@@ -94,8 +94,8 @@ def test_a_step_on_a_cluster_gets_a_gpu_where_there_are_some(cluster):
 
 @pytest.mark.parametrize(
     ("text", "at_url"),
-    [(SHORT, False), *(pytest.param(STUDY, at_url, marks=pytest.mark.slow) for at_url in (False, True))],
-    ids=["short", "long", "long at a URL"],
+    [(SHORT, False), pytest.param(STUDY, True, marks=pytest.mark.slow)],
+    ids=["short", "long at a URL"],
 )
 def test_a_study_on_two_nodes_of_which_one_is_lost_ends_as_it_does_here(
     cluster, tmp_path, monkeypatch, own_cache, text, at_url
@@ -120,9 +120,3 @@ def test_ray_says_at_once_when_nothing_answers():
     pytest.importorskip("ray")
     with pytest.raises(InputError, match="ray start"), ray("127.0.0.1:1"):
         pass
-
-
-def test_a_launch_is_a_width_and_a_way_to_submit():
-    with inline() as launch:
-        assert isinstance(launch, Launch)
-        assert launch.submit(its_process, None, Needs()).result() == os.getpid()

@@ -68,7 +68,7 @@ def calls(trace: Path) -> Iterator[Call]:
                 arguments = [
                     argument.strip() for argument in match["arguments"].split(", ")
                 ]  # a space before <unfinished
-                yield Call(match["name"], arguments, int(match["result"]), _text(match["path"] or ""))
+                yield Call(match["name"], arguments, int(match["result"]), unescaped(match["path"] or ""))
 
 
 RESUMED = re.compile(r"<\.\.\. \w+ resumed>(.*)")
@@ -77,7 +77,7 @@ DESCRIPTOR = re.compile(r"(?P<number>\d+|AT_FDCWD)(?:<(?P<path>[^>]*)>)?")
 HEX = re.compile(r"\\x([0-9a-f]{2})")
 
 
-def _text(argument: str) -> str:
+def unescaped(argument: str) -> str:
     return HEX.sub(lambda match: chr(int(match[1], 16)), argument.strip('"'))
 
 
@@ -115,7 +115,7 @@ class Disk:
         """
         if call.name in self.does:
             return self.does[call.name](call)
-        assert f"{self.place}/" not in _text(" ".join(call.arguments)), f"nothing replays {str(call)[:500]}"
+        assert f"{self.place}/" not in unescaped(" ".join(call.arguments)), f"nothing replays {str(call)[:500]}"
         return False
 
     def left(self, place: Path, choose: Callable[[Node], str]) -> None:
@@ -182,7 +182,7 @@ class Disk:
             return bytes(node.now)
         match = DESCRIPTOR.match(descriptor)
         assert match
-        return Path(_text(match["path"])).read_bytes()
+        return Path(unescaped(match["path"])).read_bytes()
 
     def _seek(self, call: Call) -> bool:
         self.positions[_number(call.arguments[0])] = call.result
@@ -230,8 +230,8 @@ class Disk:
         if call.name.endswith(("at", "at2")):
             match = DESCRIPTOR.match(names[2 * which])
             assert match
-            above, names = _text(match["path"] or above), names[1::2]
-        return self._parts(os.path.join(above, _text(names[which])))
+            above, names = unescaped(match["path"] or above), names[1::2]
+        return self._parts(os.path.join(above, unescaped(names[which])))
 
     def _parts(self, path: str) -> tuple[str, ...]:
         normal = PurePath(os.path.normpath(self.place / path))
@@ -249,7 +249,7 @@ class Disk:
         """The file or folder of a descriptor, where it has a name below the folder."""
         match = DESCRIPTOR.match(descriptor)
         assert match
-        path = _text(match["path"] or "")
+        path = unescaped(match["path"] or "")
         parts = self._parts(path) if path.startswith("/") else ()
         if not parts:
             return self.root if path == str(self.place) else None

@@ -10,29 +10,25 @@ from typing import Any
 import pytest
 
 from shortstack.errors import InputError
-from shortstack.report import Report
 from shortstack.runs import Store
 from shortstack.runs.folder import Folder
+from shortstack.runs.records import read
 from shortstack.study import run_study
 from shortstack.study.runner import _StudyRun
 from shortstack.study.step_types import PlanStep
-from studies import inline
+from studies import Killed, inline
 from zoo import speaking
 
-TRIALS = int(os.environ.get("TORTURE_TRIALS", "40"))
+TRIALS = int(os.environ.get("TORTURE_TRIALS", "20"))
 KILLS = max(3, TRIALS // 50)
 STUDY = """
 title: many
 models: [{model}]
 metrics: [random]
 drop: 2
-seeds: [{seeds}]
+seeds: {seeds}
 evaluation: {{perplexity: [{text}], length: 16, samples: 2, collapse_check: false}}
 """
-
-
-class Killed(BaseException):
-    """As SIGKILL: nothing that catches errors hears it."""
 
 
 def test_counts_are_exact_whatever_fails_and_however_often_it_is_killed(
@@ -42,8 +38,8 @@ def test_counts_are_exact_whatever_fails_and_however_often_it_is_killed(
     rng = random.Random(0)
     speaking(tmp_path / "m", num_hidden_layers=6, hidden_size=16, intermediate_size=16, num_key_value_heads=4)
     (tmp_path / "text.txt").write_text("the walk visits every layer once and in order " * 40)
-    known = {"model": tmp_path / "m", "seeds": ", ".join(map(str, range(TRIALS))), "text": tmp_path / "text.txt"}
-    (tmp_path / "study.yaml").write_text(STUDY.format(**known))
+    study, runs = tmp_path / "study.yaml", tmp_path / "runs"
+    study.write_text(STUDY.format(model=tmp_path / "m", seeds=[*range(TRIALS)], text=tmp_path / "text.txt"))
     failing = set(rng.sample(range(TRIALS), TRIALS // 5))
     original, finish = PlanStep.run, _StudyRun._finish
     left = {"kills": KILLS, "steps": rng.randint(1, 2 * TRIALS // KILLS)}
@@ -63,11 +59,10 @@ def test_counts_are_exact_whatever_fails_and_however_often_it_is_killed(
 
     monkeypatch.setattr(PlanStep, "run", planned)
     monkeypatch.setattr(_StudyRun, "_finish", killed)
-    runs = tmp_path / "runs"
     for _ in range(KILLS):
         with pytest.raises(Killed):
-            run_study(tmp_path / "study.yaml", runs, launcher=inline)
-    outcome = run_study(tmp_path / "study.yaml", runs, launcher=inline)
+            run_study(study, runs, launcher=inline)
+    outcome = run_study(study, runs, launcher=inline)
     assert (outcome.trials, outcome.done, outcome.failed) == (TRIALS, TRIALS - len(failing), len(failing))
     with Store.open(Folder(runs), read_only=True) as store:
         states = {trial["settings"]["seed"]: trial["state"] for trial in store.trials()}
@@ -77,9 +72,8 @@ def test_counts_are_exact_whatever_fails_and_however_often_it_is_killed(
     assert len(outcome.failures) == len(failing)
     assert {path.name for path in (runs / "artefacts").iterdir()} == done
     assert not list((runs / "partial").iterdir())
-    trials = Report.of(runs).findings.runs.trials
-    assert sum(trial.state == "failed" for trial in trials) == len(failing)
+    assert sum(trial.state == "failed" for trial in read(runs).trials) == len(failing)
     monkeypatch.setattr(PlanStep, "run", original)
-    again = run_study(tmp_path / "study.yaml", runs, launcher=inline)
+    again = run_study(study, runs, launcher=inline)
     assert (again.done, again.failed) == (TRIALS, 0), "what failed is tried again, and nothing else"
     assert again.steps <= 4 * len(failing)

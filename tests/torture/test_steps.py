@@ -29,7 +29,7 @@ from shortstack.study.grid import read_study
 from shortstack.study.references import text_digest
 from shortstack.study.runner import _models, _StudyRun
 from shortstack.study.workers import Launch
-from studies import found, inline
+from studies import Killed, found, inline
 from zoo import speaking
 
 EXAMPLES = max(5, int(os.environ.get("TORTURE_TRIALS", "40")) // 20)
@@ -46,10 +46,6 @@ CALLS = (  # by which the driver takes a result in
     "shortstack.runs.store.Store.end",
     "shortstack.study.runner._StudyRun._update",
 )
-
-
-class Killed(BaseException):
-    """As SIGKILL: nothing that catches errors hears it."""
 
 
 @cache
@@ -128,13 +124,10 @@ class Steps(RuleBasedStateMachine):
     @rule(dies=st.sampled_from(("", *CALLS)))
     def end(self, dies: str) -> None:
         """The driver takes a result in, or dies at one of the calls by which it does."""
-        died = False
-        with mock.patch(dies, side_effect=Killed) if dies else nullcontext():
-            try:
+        try:
+            with mock.patch(dies, side_effect=Killed) if dies else nullcontext():
                 self.take_in()
-            except Killed:
-                died = True
-        if died:
+        except Killed:
             self.kill()
 
     @precondition(lambda self: self.run)

@@ -11,7 +11,7 @@ from pathlib import Path
 from shortstack.errors import InputError
 from shortstack.machine.files import make_folder, remove
 from shortstack.machine.locks import OutputLock
-from shortstack.runs.artefacts import Artefacts, Remote, Shared
+from shortstack.runs.artefacts import Remote, Shared
 
 STATES = (".training", ".turns", ".logs")  # of healings that go on where they were, by the ends of their names
 
@@ -32,7 +32,7 @@ class Folder:
         return self.root / "study.yaml"
 
     @property
-    def artefacts(self) -> Artefacts:
+    def artefacts(self) -> Shared | Remote:
         return Remote(self.url) if self.url else Shared(self.root / "artefacts")
 
     def partial(self, key: str) -> Path:

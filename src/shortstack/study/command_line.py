@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import re
-import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from shortstack.evaluation import Tasks
@@ -14,22 +12,6 @@ from shortstack.machine.options import options_of
 from shortstack.study.references import with_revision
 
 SHARED = {name for each in (Tasks, TrainingData) for name, _, known in options_of(each) if known.shares}
-
-
-def command_line(words: Sequence[str]) -> str:
-    """A shortstack command as a shell reads it."""
-    return " ".join(["shortstack", *map(quoted, words)])
-
-
-def quoted(word: str) -> str:
-    """A word for a shell; names of the environment in it stand for their values, as in a study's file.
-
-    >>> quoted("$DATA/my text.jsonl"), quoted("my text"), quoted("plain")
-    ('"$DATA/my text.jsonl"', "'my text'", 'plain')
-    """
-    if "$" not in word:
-        return shlex.quote(word)
-    return '"' + re.sub(r'[\\"`]|\$(?![A-Za-z_]|\{[A-Za-z_]\w*\})', lambda special: f"\\{special[0]}", word) + '"'
 
 
 def model_words(name: str) -> list[str]:

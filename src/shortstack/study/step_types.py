@@ -79,7 +79,6 @@ class PlanStep(Step):
             "drop": choice.drop,
             "step": choice.step,
             "strategy": choice.strategy,
-            "finalists": choice.finalists,
         }
         inputs: dict[str, Any] = {"model": known.model(trial)}
         if score:
@@ -91,7 +90,7 @@ class PlanStep(Step):
 
     @property
     def choice(self) -> Choice:
-        names = ("metric", "block", "layers", "drop", "step", "strategy", "finalists")
+        names = ("metric", "block", "layers", "drop", "step", "strategy")
         search = all(self.arguments[name] is None for name in ("metric", "layers", "strategy"))
         return Choice(**{name: self.arguments[name] for name in names}, search=search)
 

@@ -22,7 +22,7 @@ from filelock import FileLock
 
 from shortstack.checkpoint import Checkpoint
 from shortstack.checkpoint.record import versions
-from shortstack.errors import ShortstackError
+from shortstack.errors import DiskFullError
 from shortstack.machine.cache import cache_directory, content_key
 from shortstack.machine.device import Compute
 from shortstack.machine.files import digest, disk_full, save_json
@@ -30,7 +30,7 @@ from shortstack.machine.memory import forget_peak_rss, peak_rss
 from shortstack.machine.progress import Progress, bars
 from shortstack.runs.artefacts import Remote, local_copies
 from shortstack.runs.folder import Folder
-from shortstack.runs.step_progress import Keeper
+from shortstack.runs.step_progress import keeping
 from shortstack.study.references import open_model
 
 if TYPE_CHECKING:
@@ -90,8 +90,6 @@ class Step(ABC):
     """
 
     kind: ClassVar[str]
-    # Raised by hand when what a kind computes changes, so that older results are not taken for new ones.
-    code: ClassVar[int] = 1
     writes_weights: ClassVar[bool] = False
     alone: ClassVar[bool] = False  # it measures time: no other step runs meanwhile
 
@@ -101,7 +99,7 @@ class Step(ABC):
 
     @cached_property
     def key(self) -> str:
-        return content_key(self.kind, code=self.code, arguments=self.arguments, inputs=self.inputs)
+        return content_key(self.kind, code=1, arguments=self.arguments, inputs=self.inputs)
 
     @abstractmethod
     def run(self, job: Job, progress: Progress) -> dict[str, Any]:
@@ -155,7 +153,7 @@ class Job:
 def perform(wanted: Job) -> dict[str, Any]:
     """Run a step: `result` or `error`, and what it took; with a URL also `log`, the text of its log.
 
-    `raised` is the error itself where it is one of ours.
+    `full` is the error itself where the disk has no room.
     """
     job = wanted.here()
     job.log.parent.mkdir(parents=True, exist_ok=True)
@@ -167,11 +165,11 @@ def perform(wanted: Job) -> dict[str, Any]:
         with redirect_stdout(log), redirect_stderr(log), bars() as progress:
             try:
                 shutil.rmtree(job.output, ignore_errors=True)  # of one that was killed before it was put in its place
-                ended: dict[str, Any] = {"result": _result(job, Keeper(job.progress, progress))}
+                ended: dict[str, Any] = {"result": _result(job, keeping(job.progress, progress))}
             except Exception as error:  # noqa: BLE001  recorded, shown, and it fails the trials that need this step
                 ended = {"error": traceback.format_exc()}
-                raised = disk_full(error) if isinstance(error, OSError) else error
-                ended |= {"raised": raised} if isinstance(raised, ShortstackError) else {}
+                full = disk_full(error) if isinstance(error, OSError) else error
+                ended |= {"full": full} if isinstance(full, DiskFullError) else {}
         job.progress.unlink(missing_ok=True)
         with suppress(PermissionError):  # Windows keeps files that are open
             Path(lock.lock_file).unlink(missing_ok=True)

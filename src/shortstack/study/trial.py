@@ -7,6 +7,7 @@ import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from pydantic import Field
@@ -27,8 +28,7 @@ class _Text(part_of("CalibrationText", CalibrationText)):  # type: ignore[misc] 
     """A text of which windows are looked at."""
 
     def check(self) -> None:
-        """Refuse numbers that are out of their range."""
-        CalibrationText(self.text, self.samples, self.length)
+        CalibrationText(self.text, self.samples, self.length)  # refuses what is out of range
 
 
 class StudyCalibration(_Text):
@@ -46,20 +46,14 @@ class RepairText(_Text):
 def parse_choice(text: str, *, drop: str | None = None, step: int | None = None) -> Choice:
     """How layers are chosen, from the words of a study: a metric, a metric and a strategy, search, or layers by name.
 
-    A number behind a strategy with finalists is that of these.
-
     >>> parse_choice("angular block").metric, parse_choice("search").search, parse_choice("layers 3-5").layers
     ('angular', True, '3-5')
-    >>> parse_choice("repaired-blocks 2").finalists
-    2
     """
     if text == "search":
         return Choice(drop=drop, search=True)
     if text.startswith("layers "):
         return Choice(layers=text.removeprefix("layers "))
     metric, _, strategy = text.rpartition(" ")
-    if metric in STRATEGIES and STRATEGIES[metric].finalists and strategy.isdecimal():
-        return Choice(drop=drop, strategy=metric, step=step, finalists=int(strategy))
     if strategy == "block":
         return Choice(metric, drop, block=True, step=step)
     if strategy in STRATEGIES:
@@ -80,22 +74,17 @@ class HealOptions:
         """From what the file says: none, a name, a recipe, or options, of a recipe or by themselves."""
         if value in (None, "none"):
             return None
-        if isinstance(value, str):
-            return named.get(value) or cls._checked(value, value, {})
-        given = value.given
+        if isinstance(value, str) and value in named:
+            return named[value]
+        given = {"recipe": value} if isinstance(value, str) else value.given
         name, recipe = given.pop("name", None), given.pop("recipe", None)
-        for option, fix in NOT_IN_HEAL.items():
-            if option in given:
-                raise InputError(given[option], expected="it elsewhere", fix=fix, where=f"heal: {option}")
-        return cls._checked(name or recipe or given.get("method", "partial"), recipe, given)
-
-    @classmethod
-    def _checked(cls, name: str, recipe: str | None, given: Mapping[str, Any]) -> HealOptions:
-        options = {**(read_recipe(recipe).heal.given if recipe else {}), **given}
+        options = read_recipe(recipe).heal.given if recipe else {}
         options.pop("seed", None)  # the trial's counts
-        if "step" in options:
-            fix = NOT_IN_HEAL["step"]
-            raise InputError("step", expected="a recipe that heals once", fix=fix, where=f"heal: {name}")
+        options |= given
+        name = name or recipe or options.get("method", "partial")
+        for option, fix in NOT_IN_HEAL.items():
+            if option in options:
+                raise InputError(options[option], expected="it elsewhere", fix=fix, where=f"heal: {option}")
         if not options.get("data"):
             raise InputError("none", expected="data to learn from", fix="add data: pydoc", where=f"heal: {name}")
         task_of(options)
@@ -203,7 +192,7 @@ class Trial:
             "seed": self.seed,
         }
 
-    @property
+    @cached_property
     def id(self) -> str:
         return hashlib.sha256(json.dumps(self.settings(), sort_keys=True).encode()).hexdigest()[:16]
 

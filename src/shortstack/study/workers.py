@@ -14,8 +14,9 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass, field
-from multiprocessing.connection import wait
+from dataclasses import dataclass
+from multiprocessing.connection import Connection, wait
+from queue import LifoQueue
 from typing import Any
 
 from shortstack.errors import InputError
@@ -55,15 +56,34 @@ def local(workers: int = 1) -> Iterator[Launch]:
     """
     if workers < 1:
         raise InputError(workers, expected="at least 1", fix="ask for one", option="workers")
-    lanes, processes = ThreadPoolExecutor(workers, "lane"), _Processes(_share(workers))
+    spawn = multiprocessing.get_context("spawn")
+    followed, held = spawn.Pipe(duplex=False)
+    new = functools.partial(ProcessPoolExecutor, 1, spawn, initializer=_follow, initargs=(followed, _share(workers)))
+    idle: LifoQueue[ProcessPoolExecutor] = LifoQueue()
+    for _ in range(workers):
+        idle.put(new())
+
+    def call(function: Callable[[Any], Any], argument: Any) -> Any:
+        process = idle.get()
+        try:
+            return process.submit(function, argument).result()
+        except BrokenProcessPool:
+            process = new()
+            raise
+        finally:
+            idle.put(process)
+
+    lanes = ThreadPoolExecutor(workers, "lane")
     try:
-        yield Launch(workers, lambda function, argument, _needs: lanes.submit(processes.call, function, argument))
+        yield Launch(workers, lambda function, argument, _needs: lanes.submit(call, function, argument))
     except BaseException:
-        processes.kill()
+        held.close()  # ends what runs
         raise
     finally:
         lanes.shutdown(cancel_futures=True)
-        processes.close()
+        for _ in range(workers):
+            idle.get().shutdown()
+        held.close()
 
 
 def _share(workers: int) -> int | None:
@@ -71,58 +91,11 @@ def _share(workers: int) -> int | None:
     return None if workers == 1 or "OMP_NUM_THREADS" in os.environ else max(1, (os.cpu_count() or 1) // workers)
 
 
-@dataclass(frozen=True)
-class _Processes:
-    """One process for each thread that calls."""
-
-    threads: int | None
-    mine: threading.local = field(default_factory=threading.local)
-    started: list[ProcessPoolExecutor] = field(default_factory=list)
-    children: set[multiprocessing.process.BaseProcess] = field(default_factory=set)
-    starting: threading.Lock = field(default_factory=threading.Lock)
-
-    def call(self, function: Callable[[Any], Any], argument: Any) -> Any:
-        """function(argument), computed in this thread's process."""
-        try:
-            return self._submit(function, argument).result()
-        except BrokenProcessPool:
-            del self.mine.process
-            raise
-
-    def _submit(self, function: Callable[[Any], Any], argument: Any) -> Future[Any]:
-        if hasattr(self.mine, "process"):
-            return self._process.submit(function, argument)
-        spawn = multiprocessing.get_context("spawn")
-        self.mine.process = ProcessPoolExecutor(1, spawn, initializer=_follow, initargs=(self.threads,))
-        with self.starting:
-            before = set(multiprocessing.active_children())
-            future = self._process.submit(function, argument)
-            self.children.update(set(multiprocessing.active_children()) - before)
-            self.started.append(self._process)
-        return future
-
-    @property
-    def _process(self) -> ProcessPoolExecutor:
-        process: ProcessPoolExecutor = self.mine.process
-        return process
-
-    def kill(self) -> None:
-        for child in self.children:
-            child.kill()
-
-    def close(self) -> None:
-        for process in self.started:
-            process.shutdown(cancel_futures=True)
-
-
-def _follow(threads: int | None) -> None:
-    """In a worker: end when the process that started it does, which a killed one could not tell it."""
-    parent = multiprocessing.parent_process()
-    assert parent  # noqa: S101  a worker has one
-    sentinel = parent.sentinel
+def _follow(followed: Connection, threads: int | None) -> None:
+    """In a worker: end when the other end of a pipe is closed, as it is when who holds it is killed."""
 
     def watch() -> None:
-        wait([sentinel])
+        wait([followed])
         os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()
