@@ -6,11 +6,10 @@ from dataclasses import replace
 import pytest
 
 from shortstack.errors import InputError, PlanError
-from shortstack.machine.formats import amount_of
+from shortstack.machine.formats import amount_of, option_words
 from shortstack.planning import Choice
 from shortstack.scoring import METRICS
 from shortstack.study import read_study
-from shortstack.study.command_line import option_words
 from shortstack.study.grid import parse_study, schema
 from shortstack.study.references import expanded
 from shortstack.study.trial import parse_choice

@@ -79,8 +79,8 @@ def run_study(
     """Run what is not done yet of the study in a YAML file; everything it gives lies in the folder `out`.
 
     launcher: functools.partial(local, 4) or functools.partial(ray, "auto"). artefacts: a URL for the steps' folders, where
-    workers see no common folder. keep: which weights stay once nothing needs them: those of the lowest held-out loss for
-    each model and drop, all, or none.
+    workers see no common folder. keep: which weights stay once nothing needs them: those of the lowest loss for each
+    model and drop, on the first text that they are evaluated on, all, or none.
 
     Raises:
         InputError: the file is wrong, a model, text, task or device is not there, a model has too few layers for a trial,
@@ -115,7 +115,7 @@ def run_study(
             run = _StudyRun(graph, folder, store, launch, keep, progress)
             run.to_the_end()
         store.note(finished=time.time())
-        folder.clear_partial(run.failed)
+        folder.clear_partial(states=bool(run.failed))
         return run.outcome()
 
 

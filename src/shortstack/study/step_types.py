@@ -23,9 +23,8 @@ from shortstack.machine.options import defaults_of
 from shortstack.machine.progress import Progress
 from shortstack.planning import Choice, Plan
 from shortstack.scoring import Scores
-from shortstack.study.command_line import changed_words, model_words
 from shortstack.study.measures import EvaluateStep, ProfileStep
-from shortstack.study.steps import Contents, Job, Known, Places, Step
+from shortstack.study.steps import Contents, Job, Known, Places, Step, changed_words, model_words
 from shortstack.study.trial import RepairText, Trial, calibration_text
 
 if TYPE_CHECKING:

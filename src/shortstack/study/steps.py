@@ -23,20 +23,25 @@ from filelock import FileLock
 from shortstack.checkpoint import Checkpoint
 from shortstack.checkpoint.record import versions
 from shortstack.errors import DiskFullError
+from shortstack.evaluation import Tasks
+from shortstack.healing import TrainingData
 from shortstack.machine.cache import cache_directory, content_key
 from shortstack.machine.device import Compute
 from shortstack.machine.files import digest, disk_full, save_json
+from shortstack.machine.formats import option_words, show_share
 from shortstack.machine.memory import forget_peak_rss, peak_rss
+from shortstack.machine.options import options_of
 from shortstack.machine.progress import Progress, bars
 from shortstack.runs.artefacts import Remote, local_copies
 from shortstack.runs.folder import Folder
 from shortstack.runs.step_progress import keeping
-from shortstack.study.references import open_model
+from shortstack.study.references import open_model, with_revision
 
 if TYPE_CHECKING:
     from shortstack.study.trial import Trial
 
 Places = Mapping[str, str]  # what a step reads -> its path or the model's name
+SHARED = {name for each in (Tasks, TrainingData) for name, _, known in options_of(each) if known.shares}
 
 
 @dataclass(frozen=True)
@@ -199,3 +204,26 @@ def _taken_log(log: Path) -> dict[str, str]:
     text = log.read_text(encoding="utf-8")
     log.unlink()
     return {"log": text}
+
+
+def model_words(name: str) -> list[str]:
+    """A model as the command line names it: a hub model's revision is an option.
+
+    >>> model_words("org/name@v2")
+    ['org/name', '--revision', 'v2']
+    """
+    model, revision = with_revision(name)
+    return [model, *option_words({"revision": revision})]
+
+
+def changed_words(values: Mapping[str, Any], defaults: Mapping[str, Any]) -> list[str]:
+    """Those of the values that are options and not at their default, as the command line spells them.
+
+    >>> changed_words({"metric": "bi", "drop": "25%", "step": None}, {"metric": None, "drop": "25%", "step": None})
+    ['--metric', 'bi']
+    >>> changed_words({"limit": 1.0, "learning_rate": 1.0}, {"limit": None, "learning_rate": None})
+    ['--limit', '100%', '--learning-rate', '1.0']
+    """
+    changed = {name: values[name] for name in defaults if name in values and values[name] != defaults[name]}
+    shares = {name: show_share(value) for name, value in changed.items() if name in SHARED and isinstance(value, float)}
+    return option_words({**changed, **shares})
