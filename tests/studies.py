@@ -48,10 +48,6 @@ def write_study(folder: Path, text: str = STUDY) -> Path:
     return path
 
 
-class Killed(BaseException):
-    """As SIGKILL: nothing that catches errors hears it."""
-
-
 @contextmanager
 def inline() -> Iterator[Launch]:
     """Steps run in this process, one after the other."""
