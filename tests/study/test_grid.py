@@ -9,7 +9,6 @@ from shortstack.errors import InputError, PlanError
 from shortstack.machine.formats import amount_of, option_words
 from shortstack.planning import Choice
 from shortstack.scoring import METRICS
-from shortstack.study import read_study
 from shortstack.study.grid import parse_study, schema
 from shortstack.study.references import expanded
 from shortstack.study.trial import parse_choice
@@ -233,10 +232,3 @@ def test_variables_of_the_environment_are_replaced(monkeypatch):
     }
     with pytest.raises(InputError, match="NOWHERE"):
         expanded("$NOWHERE/a.txt")
-
-
-def test_a_file_that_is_not_there_is_said_without_the_system_s_words(tmp_path):
-    with pytest.raises(InputError, match="expected a YAML file, found no such file or directory"):
-        read_study(tmp_path / "nowhere.yaml")
-    with pytest.raises(InputError, match="expected a YAML file, found is a directory"):
-        read_study(tmp_path)

@@ -35,7 +35,7 @@ from shortstack.study.references import check_text, expanded, open_model, text_d
 from shortstack.study.same_study import check_outside, check_place, check_same
 from shortstack.study.steps import Contents, Job, Step, perform
 from shortstack.study.trial import Trial
-from shortstack.study.workers import KEEPS, Launch, Needs, local
+from shortstack.study.workers import KEEPS, Launch, local
 
 
 @dataclass(frozen=True, repr=False)
@@ -224,16 +224,16 @@ class _StudyRun:
             device=self.graph.study.compute.device,
             url=self.folder.url,
         )
-        self.running[self.launch.submit(perform, job, self._needs(step))] = step
+        self.running[self.launch.submit(perform, job, self._needed(step))] = step
 
     def _place(self, place: str) -> str:
         """Where an input is: a model by its name, or the folder of a step."""
         return str(expanded(place)) if place in self.graph.models else self.folder.artefacts.place(place)
 
-    def _needs(self, step: Step) -> Needs:
-        resources = self.graph.study.resources.get(step.kind, Resources())
-        gpus = 0.0 if resources.gpus is None and self.graph.study.compute.device == "cpu" else resources.gpus
-        return Needs(resources.cpus, gpus, int(resources.memory * 1e9) if resources.memory else None)
+    def _needed(self, step: Step) -> Resources:
+        needed = self.graph.study.resources.get(step.kind, Resources())
+        without = needed.gpus is None and self.graph.study.compute.device == "cpu"
+        return needed.model_copy(update={"gpus": 0.0}) if without else needed
 
     # What has run
 

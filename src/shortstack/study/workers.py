@@ -17,40 +17,34 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from queue import LifoQueue
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from shortstack.errors import InputError
 from shortstack.machine.options import check_installed, check_options, option
 from shortstack.machine.progress import hush_kernels
+
+if TYPE_CHECKING:
+    from shortstack.study.grid import Resources
 
 KEEPS = ("best", "all", "none")
 RETRIES = 3  # of a task whose worker or node is lost
 
 
 @dataclass(frozen=True)
-class Needs:
-    """The resources of a task; memory in bytes. gpus: None is one where there are some."""
-
-    cpus: float = 1
-    gpus: float | None = None
-    memory: int | None = None
-
-
-@dataclass(frozen=True)
 class Launch:
-    """width: how many tasks are worth handing over at once. submit(function, argument, needs) gives a future of its result.
+    """width: how many tasks are worth handing over at once. submit(function, argument, needed) gives a future of its result.
 
     function is found again by its name in the worker, argument and result are pickled. here: tasks run on this machine.
     """
 
     width: int
-    submit: Callable[[Callable[[Any], Any], Any, Needs], Future[Any]]
+    submit: Callable[[Callable[[Any], Any], Any, Resources], Future[Any]]
     here: bool = True
 
 
 @contextmanager
 def local(workers: int = 1) -> Iterator[Launch]:
-    """So many processes of this machine, which end with this one; needs are not looked at.
+    """So many processes of this machine, which end with this one; resources are not looked at.
 
     A task whose process dies fails with BrokenProcessPool; the next gets a new process.
     """
@@ -75,7 +69,7 @@ def local(workers: int = 1) -> Iterator[Launch]:
 
     lanes = ThreadPoolExecutor(workers, "lane")
     try:
-        yield Launch(workers, lambda function, argument, _needs: lanes.submit(call, function, argument))
+        yield Launch(workers, lambda function, argument, _needed: lanes.submit(call, function, argument))
     except BaseException:
         held.close()  # ends what runs
         raise
@@ -121,12 +115,11 @@ def ray(address: str = "local", workers: int | None = None) -> Iterator[Launch]:
         expected, fix = f"a Ray cluster at {address}", "start one: ray start --head"
         raise InputError(error, expected=expected, fix=fix, option="ray") from error
 
-    def submit(function: Callable[[Any], Any], argument: Any, needs: Needs) -> Future[Any]:
+    def submit(function: Callable[[Any], Any], argument: Any, needed: Resources) -> Future[Any]:
         some = min(1.0, cluster.cluster_resources().get("GPU", 0.0))  # a task that takes none may see none
-        gpus = some if needs.gpus is None else needs.gpus
-        task = cluster.remote(function).options(
-            num_cpus=needs.cpus, num_gpus=gpus, memory=needs.memory, max_retries=RETRIES
-        )
+        gpus = some if needed.gpus is None else needed.gpus
+        memory = int(needed.memory * 1e9) if needed.memory else None
+        task = cluster.remote(function).options(num_cpus=needed.cpus, num_gpus=gpus, memory=memory, max_retries=RETRIES)
         future: Future[Any] = task.remote(argument).future()
         return future
 
