@@ -112,7 +112,7 @@ def test_calibration_reads_all_windows_where_that_is_asked_for():
 def test_calibration_keeps_its_own_seed_or_takes_the_trials():
     text = "models: [a]\nmetrics: [bi]\nseeds: [1, 2]\ncalibration: [{seed: 9}, {samples: 5}]\n"
     found = parse_study(text, where="s").trials
-    assert [(trial.seed, trial.choosing_seed) for trial in found] == [(1, 9), (2, 9), (1, 1), (2, 2)]
+    assert [(trial.seed, trial.calibration_arguments["seed"]) for trial in found] == [(1, 9), (2, 9), (1, 1), (2, 2)]
 
 
 @pytest.mark.parametrize("metric", ["random", "random block", "random lowest", "random-authors block", "reverse block"])

@@ -63,10 +63,3 @@ def test_without_a_terminal_one_frame_is_printed(runs):
     assert "failed: heal key3: ValueError: no" in shown.stdout
     assert "to go, at most: " in shown.stdout
     assert "steps: 3 of at most 6 done" in shown.stdout
-
-
-def test_nothing_is_written_by_watching(runs):
-    root, store = runs
-    before = store.connection.total_changes, sorted(path.name for path in root.iterdir())
-    study_progress(root)
-    assert (store.connection.total_changes, sorted(path.name for path in root.iterdir())) == before

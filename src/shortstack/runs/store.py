@@ -213,12 +213,10 @@ def _logs(database: Path) -> Iterator[Path]:
 
 
 def _seal(row: sqlite3.Row, columns: Sequence[str]) -> str:
-    """The digest of what a row's columns hold."""
     return digest([None if row[name] is None else str(row[name]) for name in columns])
 
 
 def _text(stored: bytes) -> str:
-    """Decode a text column."""
     try:
         return stored.decode()
     except UnicodeDecodeError as error:
@@ -230,7 +228,6 @@ def _json(data: Any) -> str:
 
 
 def _check_there(folder: Folder) -> None:
-    """Refuse a folder without a run store."""
     root, name = folder.root, folder.database.name
     if not folder.database.is_file():
         raise DataError(

@@ -86,7 +86,6 @@ class EvaluateStep(Step):
 
 
 def _evaluate_arguments(options: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the arguments of evaluate() for the evaluation options of a study."""
     tasks = replace(made_of(Tasks, options), seed=options["seed"]) if options["tasks"] else None
     return {"text": made_of(EvaluationText, options), "tasks": tasks, "generation": made_of(GenerationChecks, options)}
 

@@ -120,7 +120,6 @@ def run_study(
 
 
 def _models(study: Study, progress: Progress) -> dict[str, Contents]:
-    """Read the identity of each model that the study has trials of."""
     names = list(dict.fromkeys(trial.model for trial in study.trials))
     models = {}
     for number, name in enumerate(names, start=1):
@@ -262,7 +261,6 @@ class _StudyRun:
             self.paths.arrived(step.key)
 
     def _put(self, key: str) -> None:
-        """Give what a worker wrote its place."""
         self.folder.artefacts.take(key, self.folder.partial(key))
         self.weights.pop(key, None)
 
@@ -319,7 +317,6 @@ class _StudyRun:
         self.progress("study", done, total, note=note)
 
     def _remove_weights(self, needed: set[str]) -> None:
-        """Remove the weights of checkpoints that nothing needs; their small files stay."""
         if self.keep == "all":
             return
         needed = needed | (self._best() if self.keep == "best" else set())

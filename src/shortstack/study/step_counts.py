@@ -85,7 +85,6 @@ def step_counts(path: str | Path, out: Path | None = None, *, artefacts: str | N
 
 
 def _check_folder(folder: Folder, study: Study) -> None:
-    """Refuse a folder that the study cannot run in."""
     check_outside(folder)
     if folder.database.exists():
         with Store.open(folder, read_only=True) as store:

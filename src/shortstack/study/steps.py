@@ -190,7 +190,6 @@ def perform(wanted: Job) -> dict[str, Any]:
 
 
 def _result(job: Job, progress: Progress) -> dict[str, Any]:
-    """A step's result, its folder written."""
     with local_copies(job.places, job.output.with_name(f"{job.key}.inputs")) as places:
         result = job.step.run(replace(job, places=places), progress)
     if job.url:
@@ -200,7 +199,6 @@ def _result(job: Job, progress: Progress) -> dict[str, Any]:
 
 
 def _taken_log(log: Path) -> dict[str, str]:
-    """The text of a log, to be kept where the study is."""
     text = log.read_text(encoding="utf-8")
     log.unlink()
     return {"log": text}

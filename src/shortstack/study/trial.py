@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -105,13 +105,13 @@ class Trial:
     seed: int
 
     @classmethod
-    def of(cls, settings: Mapping[str, Any], named: Mapping[str, HealOptions]) -> Trial:
-        """From the file's words; named: its ways to heal, by name."""
+    def of(cls, settings: Mapping[str, Any]) -> Trial:
+        """From settings as read_setting() gives them."""
         choice, strategy = parse_choice(settings["metric"]), settings["strategy"]
-        calibration, repair = settings["calibration"], repair_text(settings["repair"])
+        calibration, repair = settings["calibration"], settings["repair"]
         for text in filter(None, (calibration, repair)):
             text.check()
-        drop = None if choice.layers else str(settings["drop"])
+        drop = None if choice.layers else settings["drop"]
         check_choice(drop, choice.layers)
         if strategy != ONE_SHOT and not re.fullmatch(r"step [1-9]\d{0,4}", strategy):
             expected, fix = f"{ONE_SHOT}, or step and a number", "write it like step 1"
@@ -123,7 +123,7 @@ class Trial:
             calibration if choice.needs_text else None,
             strategy,
             repair,
-            HealOptions.of(settings["heal"], named),
+            settings["heal"],
             settings["seed"],
         )
 
@@ -166,12 +166,8 @@ class Trial:
         """The text that the choice of layers looks at, and the seed, as arguments of a step."""
         if self.calibration is None:
             return {"text": None, "seed": self.seed if self.choice.by.draws else 0}
-        return {**self.calibration.model_dump(), "seed": self.choosing_seed}
-
-    @property
-    def choosing_seed(self) -> int:
-        """The seed of the choice of layers."""
-        return self.seed if self.calibration is None or self.calibration.seed is None else self.calibration.seed
+        own = self.calibration.seed
+        return {**self.calibration.model_dump(), "seed": self.seed if own is None else own}
 
     @property
     def heal_arguments(self) -> dict[str, Any]:
@@ -229,27 +225,10 @@ def calibration_text(arguments: Mapping[str, Any]) -> CalibrationText:
     return CalibrationText(arguments["text"], arguments["samples"], arguments["length"])
 
 
-def repair_text(value: bool | RepairText | None) -> RepairText | None:
-    """Return the options of repair from a study file's value; true means the default text."""
-    return RepairText() if value is True else value or None
-
-
-@dataclass(frozen=True)
-class Pattern:
-    """Settings of trials to leave out: a trial matches that has one of the values of each."""
-
-    values: Mapping[str, Sequence[Any]]
-
-    @classmethod
-    def of(cls, values: Mapping[str, Sequence[Any]], named: Mapping[str, HealOptions]) -> Pattern:
-        """From the file's words."""
-        readers: dict[str, Callable[[Any], Any]] = {
-            "drop": str,
-            "repair": repair_text,
-            "heal": lambda value: HealOptions.of(value, named),
-        }
-        read = {name: [readers[name](value) for value in values[name]] for name in readers if name in values}
-        return cls({**values, **read})
-
-    def matches(self, trial: Trial) -> bool:
-        return all(getattr(trial, name) in values for name, values in self.values.items())
+def read_setting(name: str, value: Any, named: Mapping[str, HealOptions]) -> Any:
+    """A setting as a trial has it, from the file's word for it; named: the ways to heal, by name."""
+    if name == "drop":
+        return str(value)
+    if name == "repair":
+        return RepairText() if value is True else value or None
+    return HealOptions.of(value, named) if name == "heal" else value
