@@ -33,6 +33,8 @@ from studies import QUICK, SHORT, STUDY, found, inline, make_data, write_study
 
 pytestmark = pytest.mark.usefixtures("own_cache", "named_data")
 
+ONE_METRIC = STUDY.replace("[reverse, ppl]", "[ppl]")
+
 
 def run(folder, text=STUDY, **options):
     return run_study(write_study(folder, text), folder / "runs", launcher=inline, **options)
@@ -87,9 +89,9 @@ def test_another_study_on_the_same_folder_is_refused_and_the_difference_named(tm
 def test_a_failure_is_recorded_and_the_other_trials_go_on(tmp_path, study_data):
     (study_data / "wrong.jsonl").write_text('{"text": "one line"}\n', encoding="utf-8")  # nothing is left to train
     wrong = QUICK.replace("quick", "wrong").replace("lines", "wrong")
-    text = STUDY.replace(f"[none, {QUICK}]", f"[none, {QUICK}, {wrong}]")
+    text = ONE_METRIC.replace(f"[none, {QUICK}]", f"[none, {QUICK}, {wrong}]")
     outcome = run(tmp_path, text)
-    assert (outcome.trials, outcome.done, outcome.failed) == (6, 4, 2)
+    assert (outcome.trials, outcome.done, outcome.failed) == (3, 2, 1)
     assert {failure["kind"] for failure in outcome.failures} == {"heal"}
     assert all("held out" in failure["error"] and "Traceback" in failure["error"] for failure in outcome.failures)
     states = {(row[0]["heal"] or {}).get("name"): row[1] for row in found(tmp_path / "runs")["trials"].values()}
@@ -98,7 +100,7 @@ def test_a_failure_is_recorded_and_the_other_trials_go_on(tmp_path, study_data):
         (study_data / "lines.jsonl").read_text().replace("one", "two"), encoding="utf-8"
     )
     repaired = run(tmp_path, text)
-    assert (repaired.done, repaired.failed, repaired.failures) == (6, 0, [])
+    assert (repaired.done, repaired.failed, repaired.failures) == (3, 0, [])
 
 
 def test_what_was_found_with_other_inputs_is_not_shown_as_this_trial_s(tmp_path, monkeypatch):
@@ -159,10 +161,10 @@ def test_a_failed_evaluation_does_not_cost_the_healed_weights(tmp_path, monkeypa
 
     with monkeypatch.context() as broken:
         broken.setattr(EvaluateStep, "run", failing)
-        assert run(tmp_path, keep="none").failed
+        assert run(tmp_path, ONE_METRIC, keep="none").failed
     monkeypatch.setattr(HealStep, "run", lambda *_args: pytest.fail("healed again"))
-    outcome = run(tmp_path, keep="none")
-    assert (outcome.done, outcome.failed) == (4, 0)
+    outcome = run(tmp_path, ONE_METRIC, keep="none")
+    assert (outcome.done, outcome.failed) == (2, 0)
 
 
 def test_a_full_disk_ends_the_study_once_and_the_same_call_goes_on(tmp_path, monkeypatch):
@@ -175,9 +177,9 @@ def test_a_full_disk_ends_the_study_once_and_the_same_call_goes_on(tmp_path, mon
     with monkeypatch.context() as broken:
         broken.setattr(PruneStep, "run", full)
         with pytest.raises(DiskFullError, match="room to write, found No space left"):
-            run(tmp_path)
+            run(tmp_path, ONE_METRIC)
     assert len(tried) == 1, "what else is begun would fail, too"
-    assert run(tmp_path).done == 4
+    assert run(tmp_path, ONE_METRIC).done == 2
 
 
 def test_what_is_timed_runs_alone(tmp_path, monkeypatch):
@@ -194,9 +196,9 @@ def test_what_is_timed_runs_alone(tmp_path, monkeypatch):
 
     monkeypatch.setattr(runner._StudyRun, "_start", noted)
     profiled = "collapse_check: false, profile: {batch_size: [1], prompt: 4, new_tokens: 2}"
-    study = write_study(tmp_path, STUDY.replace("collapse_check: false", profiled))
-    outcome = run_study(study, tmp_path / "runs", launcher=two)
-    assert (outcome.done, outcome.failed) == (4, 0)
+    text = STUDY.replace("collapse_check: false", profiled).replace(f"[none, {QUICK}]", "none")
+    outcome = run_study(write_study(tmp_path, text), tmp_path / "runs", launcher=two)
+    assert (outcome.done, outcome.failed) == (2, 0)
     assert [kinds for kinds in beside if "profile" in kinds] == [["profile"]] * 2
     assert [kinds for kinds in beside if len(kinds) == 2], "others run two at a time"
 
@@ -208,7 +210,7 @@ def test_weights_of_which_no_loss_is_known_stay(tmp_path):
 
 
 def test_in_turns_the_paper_schedule_runs_and_says_what_went(tmp_path):
-    text = STUDY.replace("strategy", "") + "trials:\n- {metric: reverse, strategy: step 1, heal: quick}\n"
+    text = f"{SHORT}trials:\n- {{metric: reverse, strategy: step 1, heal: {QUICK}}}\n"
     outcome = run(tmp_path, text, keep="all")
     assert outcome.failed == 0
     data = found(tmp_path / "runs")
@@ -274,7 +276,7 @@ def test_a_recipe_that_changed_makes_another_study(tmp_path, monkeypatch):
     recipe.write_text(
         "heal: {method: partial, last: 1, num_train_epochs: 1, per_device_train_batch_size: 4}\n", encoding="utf-8"
     )
-    text = STUDY.replace(
+    text = ONE_METRIC.replace(
         f"[none, {QUICK}]", f"{{name: mine, recipe: {recipe}, data: $TINY/lines.jsonl, max_length: 32}}"
     )
     run(tmp_path, text)
@@ -291,7 +293,7 @@ def test_a_recipe_that_changed_makes_another_study(tmp_path, monkeypatch):
 def test_the_command_of_every_step_can_be_typed(tmp_path):
     turns = "{metric: ppl, strategy: step 1, heal: quick, repair: false}"
     more = f"- {{metric: search}}\n- {{metric: ppl block, drop: 3}}\n- {turns}\n"
-    text = STUDY.replace("samples: 2, length", "samples: 4, length").replace("[reverse, ppl]", "[ppl]")
+    text = ONE_METRIC.replace("samples: 2, length", "samples: 4, length")
     text = text.replace("collapse_check: false", "probes: true, probe_items: 2")
     run(tmp_path, f"{text}repair: {{text: $TINY/text.txt, samples: 8, length: 16}}\ntrials:\n{more}")
     with Store.open(Folder(tmp_path / "runs"), read_only=True) as store:
@@ -309,7 +311,7 @@ def test_the_commands_of_a_study_in_an_odd_folder_give_what_its_steps_gave(tmp_p
     odd.mkdir()
     monkeypatch.setenv("TINY", str(make_data(odd)))
     repaired = "repair: {text: $TINY/text.txt, samples: 8, length: 16}\n"
-    assert run(odd, STUDY.replace("[reverse, ppl]", "[ppl]") + repaired, keep="all").failed == 0
+    assert run(odd, ONE_METRIC + repaired, keep="all").failed == 0
     with Store.open(Folder(odd / "runs"), read_only=True) as store:
         steps = store.steps()
     monkeypatch.chdir(tmp_path)
