@@ -230,7 +230,7 @@ def few(verb: Verb, points: int) -> int:
 def digest_of(place: Path, names: Sequence[str]) -> dict[str, str]:
     """The digest of each file below some of a folder's names, without what differs from run to run."""
     files = [path for name in names for path in _files(place / name)]
-    return {str(path.relative_to(place)): _digest(path) for path in files}
+    return {str(path.relative_to(place)): _digest(path, place) for path in files}
 
 
 def _files(path: Path) -> Iterator[Path]:
@@ -240,8 +240,8 @@ def _files(path: Path) -> Iterator[Path]:
         yield from sorted(each for each in path.rglob("*") if each.is_file())
 
 
-def _digest(path: Path) -> str:
-    content = path.read_bytes()
+def _digest(path: Path, place: Path) -> str:
+    content = path.read_bytes().replace(str(place).encode(), b".")
     if path.name == "shortstack.json" or path.suffix == ".json":
         content = json.dumps(_lasting(json.loads(content)), sort_keys=True).encode()
     return hashlib.sha256(content).hexdigest()
@@ -263,9 +263,9 @@ def results_of(place: Path, verb: Verb, said: str) -> dict[str, Any]:
         return {"said": _lasting(found)}
     if verb.output == "runs":
         files = [path for pattern in RESULTS for path in (place / "runs" / "artefacts").glob(f"*/{pattern}")]
-        return {str(path.relative_to(place)): _digest(path) for path in sorted(files)}
+        return {str(path.relative_to(place)): _digest(path, place) for path in sorted(files)}
     if verb.output.endswith(".html"):
-        text = (place / verb.output).read_text()
+        text = (place / verb.output).read_text().replace(str(place), ".")
         return {verb.output: re.sub(r"\d{4}-\d\d-\d\d[T ][\d:]+", "", text)}
     found = digest_of(place, [verb.output])
     return {name: "there" if name.endswith(("shortstack.json", *TOLD)) else each for name, each in found.items()}
