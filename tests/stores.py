@@ -1,7 +1,4 @@
-"""Stores of studies that never ran: plausible, clearly synthetic results, for the tests of the report.
-
-`python tests/stores.py FOLDER [trials]` writes one to look at.
-"""
+"""Stores of studies that never ran: plausible, clearly synthetic results, for the tests of the report."""
 
 from __future__ import annotations
 
@@ -11,20 +8,12 @@ import json
 import math
 import random
 import sqlite3
-import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-SCHEMA = """
-CREATE TABLE meta(key TEXT PRIMARY KEY, value TEXT);
-CREATE TABLE steps(key TEXT PRIMARY KEY, kind TEXT, arguments JSON, inputs JSON,
-  state TEXT CHECK(state IN ('running','done','failed')), result JSON, error TEXT, started REAL, seconds REAL, host TEXT,
-  command TEXT, versions JSON, peak_rss_bytes INTEGER);
-CREATE TABLE trials(id TEXT PRIMARY KEY, number INTEGER, settings JSON, state TEXT);
-CREATE TABLE trial_steps(trial TEXT, role TEXT, step TEXT, PRIMARY KEY(trial, role));
-CREATE TABLE seals(row TEXT PRIMARY KEY, sha256 TEXT);
-"""
+from shortstack.runs.store import TABLES
+
 VERSIONS = {"shortstack": "0.1.0", "torch": "2.13.0", "transformers": "5.24.0", "python": "3.13.5"}
 LAYERS, LAYER_BYTES, OTHER_BYTES = 30, 7_080_192, 56_624_256
 TASKS = {"piqa": (0.68, 0.5), "hellaswag": (0.42, 0.25), "arc_easy": (0.55, 0.25), "openbookqa": (0.33, 0.25)}
@@ -43,11 +32,8 @@ class Store:
     def __init__(self, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self.rows = sqlite3.connect(folder / "runs.sqlite")
-        self.rows.executescript("PRAGMA journal_mode=WAL;" + SCHEMA)
-        self.rows.execute(
-            "INSERT INTO meta VALUES ('version', '1'), ('shortstack', '0.1.0'), ('title', ?)",
-            ("Which layers a small model can do without",),
-        )
+        self.rows.executescript("PRAGMA journal_mode=WAL;" + TABLES)
+        self.rows.execute("INSERT INTO meta VALUES ('title', 'Which layers a small model can do without')")
         self.trials = 0
 
     def step(
@@ -65,10 +51,8 @@ class Store:
         state = state or ("failed" if error else "done")
         command = f"shortstack {kind} " + " ".join(f"--{name} {value}" for name, value in arguments.items())
         row = (key, kind, json.dumps(arguments), "{}", state, None if result is None else json.dumps(result), error)
-        self.rows.execute(
-            "INSERT OR IGNORE INTO steps VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?)",
-            (*row, 1.79e9 + len(key), seconds, "node-1", command, json.dumps(VERSIONS), 900_000_000),
-        )
+        row += (1.79e9 + len(key), seconds, "node-1", command, json.dumps(VERSIONS), 900_000_000)
+        self.rows.execute("INSERT OR IGNORE INTO steps VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?)", row)
         return key
 
     def trial(self, settings: Mapping[str, Any], steps: Mapping[str, str], *, state: str = "done") -> None:
@@ -161,28 +145,17 @@ def profile(layers: int) -> dict[str, Any]:
         }
         for batch, rate in ((1, 900.0), (8, 2100.0))
     ]
-    return {
-        "parameters": weight_bytes // 2,
-        "weight_bytes": weight_bytes,
-        "macs_per_token": weight_bytes // 2,
-        "kv_bytes_per_token": 768 * layers,
-        "speed": speed,
-        "peak_bytes": weight_bytes + 200_000_000,
-    }
+    sizes = {"parameters": weight_bytes // 2, "weight_bytes": weight_bytes, "macs_per_token": weight_bytes // 2}
+    return {**sizes, "kv_bytes_per_token": 768 * layers, "speed": speed, "peak_bytes": weight_bytes + 200_000_000}
 
 
 def plan(metric: str, removed: int, seed: int = 0) -> dict[str, Any]:
     """The layers that a metric would remove, and what that saves."""
     gone = sorted(removal(metric, seed)[:removed])
     before, after = (OTHER_BYTES + layers * LAYER_BYTES for layers in (LAYERS, LAYERS - removed))
-    return {
-        "layers": LAYERS,
-        "removed": gone,
-        "kept": [layer for layer in range(LAYERS) if layer not in gone],
-        "strategy": metric,
-        "parameters": {"before": before // 2, "after": after // 2},
-        "bytes": {"before": before, "after": after},
-    }
+    kept = [layer for layer in range(LAYERS) if layer not in gone]
+    sizes = {"parameters": {"before": before // 2, "after": after // 2}, "bytes": {"before": before, "after": after}}
+    return {"layers": LAYERS, "removed": gone, "kept": kept, "strategy": metric, **sizes}
 
 
 def healed(method: str, loss: float) -> dict[str, Any]:
@@ -191,12 +164,8 @@ def healed(method: str, loss: float) -> dict[str, Any]:
     noise = random.Random(f"{method}{loss}")
     losses = [[step, loss + 0.7 * math.exp(-step / 60) + noise.gauss(0, 0.03)] for step in range(10, 241, 10)]
     trained = {"partial": 38_938_176, "lora": 2_442_240, "full": 134_515_008}[method]
-    summary = {
-        "first": losses[0][1],
-        "last": losses[-1][1],
-        "held_out": held_out[-1][1],
-        "held_out_before": held_out[0][1],
-    }
+    summary = {"first": losses[0][1], "last": losses[-1][1]}
+    summary |= {"held_out": held_out[-1][1], "held_out_before": held_out[0][1]}
     return {"method": method, "trainable_parameters": trained, "loss": summary, "steps": 240, "losses": losses} | {
         "held_out_losses": held_out,
         "seconds": {"partial": 410.0, "lora": 655.0, "full": 1290.0}[method],
@@ -205,17 +174,10 @@ def healed(method: str, loss: float) -> dict[str, Any]:
 
 
 def scores(metrics: Iterable[str], samples: int = 10) -> dict[str, Any]:
-    found, order = {}, {}
-    for metric in metrics:
-        full = removal(metric, samples)
-        found[metric] = [0.01 + full.index(layer) / LAYERS for layer in range(LAYERS)]
-        order[metric] = full
-    return {
-        "layers": LAYERS,
-        "scores": found,
-        "order": order,
-        "tokens": {"source": "pydoc", "samples": samples, "length": 128},
-    }
+    order = {metric: removal(metric, samples) for metric in metrics}
+    found = {name: [0.01 + full.index(layer) / LAYERS for layer in range(LAYERS)] for name, full in order.items()}
+    tokens = {"source": "pydoc", "samples": samples, "length": 128}
+    return {"layers": LAYERS, "scores": found, "order": order, "tokens": tokens}
 
 
 def removal(metric: str, samples: int) -> list[int]:
@@ -242,47 +204,34 @@ def add_trial(store: Store, known: Mapping[str, Any], *, documents: int = 400) -
         "evaluate_base": store.step("evaluate", {"model": model}, evaluation(1.0, documents=documents), seconds=310),
         "profile_base": store.step("profile", {"model": model}, profile(LAYERS), seconds=31),
     }
+    text = known["calibration"] or {"samples": 10}
     if metric != "reverse":
         calibrated = {**where, "calibration": known["calibration"]}
-        steps["score"] = store.step(
-            "score",
-            calibrated,
-            scores([name for name in HARM if name != "reverse"], (known["calibration"] or {"samples": 10})["samples"]),
-            seconds=48,
-        )
+        found = scores([name for name in HARM if name != "reverse"], text["samples"])
+        steps["score"] = store.step("score", calibrated, found, seconds=48)
     cut = {**where, "metric": metric, "drop": drop, "calibration": known["calibration"]}
-    text = known["calibration"] or {"samples": 10}
     chosen = plan(metric, removed, seed if metric == "random" else text["samples"])
     steps["plan"] = store.step("plan", cut, chosen, seconds=0.02)
     cut |= {"repair": known["repair"], "strategy": known["strategy"]}
     repair = None
     if known["repair"]:
-        fits = [
-            {"layer": layer, "weight": "mlp.down_proj", "kind": "matrix", "ridge": 0.1, "error": 0.7}
-            for layer in range(8)
-        ]
+        fit = {"weight": "mlp.down_proj", "kind": "matrix", "ridge": 0.1, "error": 0.7}
+        fits = [{"layer": layer, **fit} for layer in range(8)]
         losses = {"loss_unpruned": 3.08, "loss_before": 3.08 + 3 * harm, "loss_after": 3.08 + 1.4 * harm}
         repair = {"fits": fits, **losses, "kept": True, "seconds": 66.0}
-    steps["prune"] = store.step(
-        "prune", cut, {**chosen, "repair": repair, "bytes_written": 1}, seconds=70 if repair else 1.5
-    )
-    steps["profile"] = store.step(
-        "profile", {"model": model, "layers": LAYERS - removed}, profile(LAYERS - removed), seconds=29
-    )
+    pruned, left = {**chosen, "repair": repair, "bytes_written": 1}, LAYERS - removed
+    steps["prune"] = store.step("prune", cut, pruned, seconds=70 if repair else 1.5)
+    steps["profile"] = store.step("profile", {"model": model, "layers": left}, profile(left), seconds=29)
     steps["evaluate_pruned"] = store.step("evaluate", cut, evaluation(quality, documents=documents), seconds=260)
     if known["heal"]:
         method = known["heal"]["method"]
         cut |= {"heal": known["heal"]}
         better = quality + (1 - quality) * GAIN[method] * (1.1 if known["heal"].get("data") == "dolly" else 1)
-        steps["heal"] = store.step(
-            "heal",
-            cut,
-            healed(method, 2.2 + 0.9 * harm - 0.4 * GAIN[method]),
-            seconds=healed(method, 1)["seconds"] * (8 if known["strategy"] != "one-shot" else 1),
-        )
-        steps["evaluate_healed"] = store.step(
-            "evaluate", {**cut, "of": "healed"}, evaluation(better, documents=documents), seconds=255
-        )
+        made = healed(method, 2.2 + 0.9 * harm - 0.4 * GAIN[method])
+        turns = 8 if known["strategy"] != "one-shot" else 1
+        steps["heal"] = store.step("heal", cut, made, seconds=made["seconds"] * turns)
+        after = evaluation(better, documents=documents)
+        steps["evaluate_healed"] = store.step("evaluate", {**cut, "of": "healed"}, after, seconds=255)
     store.trial(known, steps)
 
 
@@ -295,19 +244,11 @@ def grid() -> list[dict[str, Any]]:
         found.append(settings(metric=metric, drop=drop, heal=heal, calibration=text))
     found += [settings(drop=drop, heal=HEALS[name]) for drop in ("25%", "50%") for name in ("lora", "full")]
     found += [settings(drop="25%", heal={**HEALS["partial"], "data": data}) for data in ("dolly", "pydoc")]
-    found += [
-        settings(metric=metric, calibration={**calibration, "samples": samples})
-        for metric in ("bi", "taylor")
-        for samples in (1, 50)
-    ]
-    found += [
-        settings(
-            metric=metric,
-            repair={"text": "pydoc", "samples": 256, "length": 128},
-            calibration=None if metric == "reverse" else calibration,
-        )
-        for metric in ("reverse", "bi", "ppl")
-    ]
+    for metric, samples in itertools.product(("bi", "taylor"), (1, 50)):
+        found.append(settings(metric=metric, calibration={**calibration, "samples": samples}))
+    repair = {"text": "pydoc", "samples": 256, "length": 128}
+    found.append(settings(repair=repair))
+    found += [settings(metric=metric, repair=repair, calibration=calibration) for metric in ("bi", "ppl")]
     found += [settings(strategy="step 1", heal=HEALS["partial"]), settings(strategy="step 1", heal=HEALS["lora"])]
     return found
 
@@ -344,12 +285,7 @@ def add_failures(store: Store, documents: int) -> None:
     for drop, loss, value in (("60%", 800.0, None), ("75%", math.nan, math.nan)):
         known = settings(drop=drop)
         chosen = plan("reverse", round(LAYERS * int(drop[:-1]) / 100))
-        bad = evaluation(0.02, documents=documents) | {
-            "perplexity": {"wikitext": perplexity(12.0) | {"loss": loss, "value": value}}
-        }
+        measured = {"wikitext": perplexity(12.0) | {"loss": loss, "value": value}}
+        bad = evaluation(0.02, documents=documents) | {"perplexity": measured}
         steps = {"plan": store.step("plan", {"drop": drop}, chosen), "evaluate_base": base}
         store.trial(known, {**steps, "evaluate_pruned": store.step("evaluate", {"drop": drop}, bad)})
-
-
-if __name__ == "__main__":
-    write(Path(sys.argv[1]), trials=int(sys.argv[2]) if len(sys.argv) > 2 else None)

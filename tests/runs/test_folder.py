@@ -44,7 +44,7 @@ def test_reading_leaves_nothing_beside_the_store_and_takes_no_room_on_its_disk(t
     without = shutil.copytree(killed, tmp_path / "without", ignore=shutil.ignore_patterns("*-wal"))
     with closing(sqlite3.connect(without / "runs.sqlite")) as connection:
         connection.execute("PRAGMA journal_mode=WAL")
-        connection.executescript(f"{TABLES}; INSERT OR REPLACE INTO meta VALUES('title', 'kept'), ('version', '1')")
+        connection.executescript(f"{TABLES}; INSERT OR REPLACE INTO meta VALUES('title', 'kept')")
     for place in (folder.root, killed, without):
         before = {path.name: path.read_bytes() for path in place.iterdir() if path.is_file()}
         with Store.open(Folder(place), read_only=True) as store:
@@ -57,7 +57,7 @@ def test_a_store_s_key_never_leads_out_of_the_folder_of_steps(key, tmp_path):
     """A received study is gone on with: weights of steps that nothing needs are removed, by their keys."""
     folder = Folder(tmp_path)
     with Store.open(folder) as store:
-        store.begin(key, {"kind": "prune", "arguments": {}, "inputs": {}, "command": ""})
+        store.begin(key, "prune", {}, {}, "")
         store.end(key, "done", {"result": {}, "seconds": 1.0, "host": "here"})
     with Store.open(folder) as store, pytest.raises(DataError, match="a key that is the name of a folder"):
         store.results()

@@ -5,41 +5,29 @@ import json
 import pytest
 
 from shortstack.machine.progress import silent
-from shortstack.runs.step_progress import Keeper, StepProgress, read_progress
+from shortstack.runs.step_progress import StepProgress, keeping, read_progress
 
 
 @pytest.fixture
 def clock(monkeypatch):
-    """Seconds that pass when a test says so, on both clocks."""
+    """Seconds that pass when a test says so."""
     now = [100.0]
-    monkeypatch.setattr("time.time", lambda: now[0])
     monkeypatch.setattr("time.monotonic", lambda: now[0])
     return now
 
 
 def test_what_is_told_is_told_on_and_kept_once_a_second(tmp_path, clock):
     told, path = [], tmp_path / "step.json"
-    keeper = Keeper(path, lambda *said, note="": told.append((*said, note)))
+    keep = keeping(path, lambda *said, note="": told.append((*said, note)))
     for second, done in ((0.0, 0), (0.4, 10), (0.9, 20), (1.2, 30), (1.3, 40)):
         clock[0] = 100 + second
-        keeper("healing", done, 120, note="500 tokens/s")
+        keep("healing", done, 120, note="500 tokens/s")
         kept = read_progress(path)
         assert kept
         assert kept.done == (0 if second < 1 else 30)
     assert told == [("healing", done, 120, "500 tokens/s") for done in (0, 10, 20, 30, 40)]
-    assert kept == StepProgress("healing", 30, 120, "500 tokens/s", begun=100.0, at=101.2)
-    assert kept.left == pytest.approx(1.2 / 30 * 90)
+    assert kept == StepProgress("healing", 30, 120, "500 tokens/s")
     assert str(kept) == "healing 30 of 120, 500 tokens/s"
-
-
-def test_a_stage_that_begins_again_has_a_new_beginning(tmp_path, clock):
-    keeper = Keeper(tmp_path / "step.json", silent)
-    keeper("repairing", 30, 30)
-    clock[0] = 150.0
-    keeper("repairing", 1, 30)
-    kept = read_progress(tmp_path / "step.json")
-    assert kept
-    assert kept.begun == 150.0
 
 
 @pytest.mark.parametrize("content", [None, "", "{", "[]", '{"stage": 1}', json.dumps({"stage": "a", "done": "much"})])
@@ -53,5 +41,5 @@ def test_what_is_no_progress_tells_nothing(content, tmp_path):
 def test_that_of_a_step_that_was_killed_is_gone(tmp_path):
     path = tmp_path / "step.json"
     path.write_text("{}", encoding="utf-8")
-    Keeper(path, silent)
+    keeping(path, silent)
     assert not path.exists()

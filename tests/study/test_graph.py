@@ -28,7 +28,8 @@ def made_up(step: Step) -> Mapping[str, Any]:
 
 
 def path(found: Graph, number: int = 0, results=foreseen) -> dict[str, Step]:
-    return found.steps(found.study.trials[number], results)
+    """The steps of a trial whose keys are known."""
+    return found.steps(found.study.trials[number], results)[0]
 
 
 def keys(found: Graph, results=foreseen) -> list[set[str]]:

@@ -6,11 +6,9 @@ from dataclasses import replace
 import pytest
 
 from shortstack.errors import InputError, PlanError
-from shortstack.machine.formats import amount_of
+from shortstack.machine.formats import amount_of, option_words
 from shortstack.planning import Choice
 from shortstack.scoring import METRICS
-from shortstack.study import read_study
-from shortstack.study.command_line import option_words
 from shortstack.study.grid import parse_study, schema
 from shortstack.study.references import expanded
 from shortstack.study.trial import parse_choice
@@ -114,7 +112,7 @@ def test_calibration_reads_all_windows_where_that_is_asked_for():
 def test_calibration_keeps_its_own_seed_or_takes_the_trials():
     text = "models: [a]\nmetrics: [bi]\nseeds: [1, 2]\ncalibration: [{seed: 9}, {samples: 5}]\n"
     found = parse_study(text, where="s").trials
-    assert [(trial.seed, trial.choosing_seed) for trial in found] == [(1, 9), (2, 9), (1, 1), (2, 2)]
+    assert [(trial.seed, trial.calibration_arguments["seed"]) for trial in found] == [(1, 9), (2, 9), (1, 1), (2, 2)]
 
 
 @pytest.mark.parametrize("metric", ["random", "random block", "random lowest", "random-authors block", "reverse block"])
@@ -234,10 +232,3 @@ def test_variables_of_the_environment_are_replaced(monkeypatch):
     }
     with pytest.raises(InputError, match="NOWHERE"):
         expanded("$NOWHERE/a.txt")
-
-
-def test_a_file_that_is_not_there_is_said_without_the_system_s_words(tmp_path):
-    with pytest.raises(InputError, match="expected a YAML file, found no such file or directory"):
-        read_study(tmp_path / "nowhere.yaml")
-    with pytest.raises(InputError, match="expected a YAML file, found is a directory"):
-        read_study(tmp_path)

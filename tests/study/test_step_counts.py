@@ -9,7 +9,7 @@ from shortstack.errors import DataError, InputError
 from shortstack.planning.layer_sets import parse_drop
 from shortstack.study import run_study
 from shortstack.study.step_counts import step_counts
-from studies import STUDY, found, inline, make_data, write_study
+from studies import SHORT, STUDY, found, inline, make_data, write_study
 
 pytestmark = pytest.mark.usefixtures("own_cache")
 STUDIES = Path(__file__).parents[2] / "studies"
@@ -54,12 +54,12 @@ def test_what_the_study_refuses_is_refused(old, new, error, tiny):
 
 
 def test_a_folder_of_another_study_or_of_a_model_is_refused(tiny):
-    run_study(write_study(tiny), tiny / "runs", launcher=inline)
-    other = write_study(tiny, STUDY.replace("collapse_check: false", "collapse_check: true"))
+    run_study(write_study(tiny, SHORT), tiny / "runs", launcher=inline)
+    other = write_study(tiny, SHORT.replace("collapse_check: false", "collapse_check: true"))
     with pytest.raises(InputError, match="collapse"):
         step_counts(other, tiny / "runs")
     with pytest.raises(InputError, match="a folder outside a model's"):
-        step_counts(write_study(tiny), tiny / "model" / "runs")
+        step_counts(write_study(tiny, SHORT), tiny / "model" / "runs")
 
 
 def test_a_model_that_would_be_fetched_is_said_to_be_unknown(tiny):

@@ -10,7 +10,8 @@ import pytest
 
 from shortstack.errors import InputError
 from shortstack.study import run_study
-from shortstack.study.workers import Launch, Needs, local, ray
+from shortstack.study.grid import Resources
+from shortstack.study.workers import local, ray
 from studies import SHORT, STUDY, found, inline, make_data, write_study
 from tasks import dies, fails, its_process
 
@@ -29,23 +30,23 @@ def gone(pid):
 def test_a_process_is_used_again_and_ends_with_its_launcher():
     with local(1) as launch:
         assert launch.width == 1
-        first, second = (launch.submit(its_process, None, Needs()).result() for _ in range(2))
+        first, second = (launch.submit(its_process, None, Resources()).result() for _ in range(2))
     assert first == second != os.getpid()
     assert gone(first)
 
 
 def test_what_a_task_raises_is_its_futures_exception():
     with local(1) as launch:
-        error = launch.submit(fails, "no reason", Needs()).exception()
+        error = launch.submit(fails, "no reason", Resources()).exception()
         assert isinstance(error, ValueError)
         assert "no reason" in str(error)
 
 
 def test_a_lost_process_fails_its_task_alone():
     with local(1) as launch:
-        before = launch.submit(its_process, None, Needs()).result()
-        assert isinstance(launch.submit(dies, None, Needs()).exception(), BrokenProcessPool)
-        assert launch.submit(its_process, None, Needs()).result() != before
+        before = launch.submit(its_process, None, Resources()).result()
+        assert isinstance(launch.submit(dies, None, Resources()).exception(), BrokenProcessPool)
+        assert launch.submit(its_process, None, Resources()).result() != before
 
 
 def test_an_exception_ends_what_runs():
@@ -53,8 +54,8 @@ def test_an_exception_ends_what_runs():
 
     def interrupted():
         with local(1) as launch:
-            seen.append(launch.submit(its_process, None, Needs()).result())
-            launch.submit(time.sleep, 600, Needs())
+            seen.append(launch.submit(its_process, None, Resources()).result())
+            launch.submit(time.sleep, 600, Resources())
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
@@ -88,14 +89,14 @@ def test_a_step_on_a_cluster_gets_a_gpu_where_there_are_some(cluster):
     with ray(cluster.address) as launch:
         assert not launch.here
         assert launch.width == 1
-        assert launch.submit(os.getenv, "CUDA_VISIBLE_DEVICES", Needs()).result() == "0", "--device auto sees it"
-        assert launch.submit(os.getenv, "CUDA_VISIBLE_DEVICES", Needs(gpus=0)).result() != "0"
+        assert launch.submit(os.getenv, "CUDA_VISIBLE_DEVICES", Resources()).result() == "0", "--device auto sees it"
+        assert launch.submit(os.getenv, "CUDA_VISIBLE_DEVICES", Resources(gpus=0)).result() != "0"
 
 
 @pytest.mark.parametrize(
     ("text", "at_url"),
-    [(SHORT, False), *(pytest.param(STUDY, at_url, marks=pytest.mark.slow) for at_url in (False, True))],
-    ids=["short", "long", "long at a URL"],
+    [(SHORT, False), pytest.param(STUDY, True, marks=pytest.mark.slow)],
+    ids=["short", "long at a URL"],
 )
 def test_a_study_on_two_nodes_of_which_one_is_lost_ends_as_it_does_here(
     cluster, tmp_path, monkeypatch, own_cache, text, at_url
@@ -120,9 +121,3 @@ def test_ray_says_at_once_when_nothing_answers():
     pytest.importorskip("ray")
     with pytest.raises(InputError, match="ray start"), ray("127.0.0.1:1"):
         pass
-
-
-def test_a_launch_is_a_width_and_a_way_to_submit():
-    with inline() as launch:
-        assert isinstance(launch, Launch)
-        assert launch.submit(its_process, None, Needs()).result() == os.getpid()

@@ -70,25 +70,21 @@ def of_yaml(data: bytes, rng: random.Random) -> bytes:
 
 
 def of_header(data: bytes, rng: random.Random) -> bytes:
-    """Of a safetensors file: bytes, or its header, with offsets that overlap, are swapped, or lead behind the end."""
+    """Of a safetensors file: bytes, or its header, where a tensor is of another kind or lies where another does."""
     if rng.random() < 0.4:
         return of_bytes(data, rng)
     size = int.from_bytes(data[:8], "little")
     header, rest = json.loads(data[8 : 8 + size]), data[8 + size :]
-    tensors = [name for name in header if name != "__metadata__"]
-    first, second = rng.sample(tensors, 2)
-    kind = rng.randrange(5)
-    if kind == 0:
-        offsets = [header[name]["data_offsets"] for name in (second, first)]
-        header[first]["data_offsets"], header[second]["data_offsets"] = offsets
-    elif kind == 1:
-        header[first]["data_offsets"][rng.randrange(2)] += rng.choice((-8, -1, 1, 8, len(rest), 2**62))
-    elif kind == 2:
-        header[first]["shape"] = rng.choice(([], [0], [2**31, 2**31], [-1], ["2"], header[second]["shape"]))
-    elif kind == 3:
-        header[first]["dtype"] = rng.choice(("F64", "Q4", "", None, "BF16", "I64"))
-    else:
-        header |= {"pad": "x" * rng.choice((1, 10_000, 5_000_000))}
+    first, second = rng.sample([name for name in header if name != "__metadata__"], 2)
+    offsets = [header[name]["data_offsets"] for name in (second, first)]
+    changed = {
+        "data_offsets": (offsets[0], [offsets[1][0], offsets[1][1] + rng.choice((-8, 1, len(rest), 2**62))]),
+        "shape": ([], [0], [2**31, 2**31], [-1], ["2"], header[second]["shape"]),
+        "dtype": ("F64", "Q4", "", None, "BF16", "I64"),
+        "pad": ("x" * 5_000_000,),
+    }
+    key = rng.choice([*changed])
+    header[first][key] = rng.choice(changed[key])
     new = json.dumps(_changed(header, rng) if rng.random() < 0.3 else header).encode("utf-8", "surrogatepass")
     return len(new).to_bytes(8, "little") + new + rest
 

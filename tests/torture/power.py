@@ -52,6 +52,12 @@ class Call:
     opened: str
 
 
+RESUMED = re.compile(r"<\.\.\. \w+ resumed>(.*)")
+ENDED = re.compile(r"(?P<name>\w+)\((?P<arguments>.*)\) += (?P<result>\d+)(?:<(?P<path>[^>]*)>)?$")
+DESCRIPTOR = re.compile(r"(?P<number>\d+|AT_FDCWD)(?:<(?P<path>[^>]*)>)?")
+HEX = re.compile(r"\\x([0-9a-f]{2})")
+
+
 def calls(trace: Path) -> Iterator[Call]:
     """The calls of a log of strace -f -y -xx, in the order in which they ended."""
     begun: dict[str, str] = {}
@@ -65,25 +71,24 @@ def calls(trace: Path) -> Iterator[Call]:
             if resumed := RESUMED.match(said):
                 said = begun.pop(process, "") + resumed[1]
             if match := ENDED.match(said):
-                arguments = [
-                    argument.strip() for argument in match["arguments"].split(", ")
-                ]  # a space before <unfinished
-                yield Call(match["name"], arguments, int(match["result"]), _text(match["path"] or ""))
+                arguments = [each.strip() for each in match["arguments"].split(", ")]  # a space before <unfinished
+                yield Call(match["name"], arguments, int(match["result"]), unescaped(match["path"] or ""))
 
 
-RESUMED = re.compile(r"<\.\.\. \w+ resumed>(.*)")
-ENDED = re.compile(r"(?P<name>\w+)\((?P<arguments>.*)\) += (?P<result>\d+)(?:<(?P<path>[^>]*)>)?$")
-DESCRIPTOR = re.compile(r"(?P<number>\d+|AT_FDCWD)(?:<(?P<path>[^>]*)>)?")
-HEX = re.compile(r"\\x([0-9a-f]{2})")
-
-
-def _text(argument: str) -> str:
+def unescaped(argument: str) -> str:
     return HEX.sub(lambda match: chr(int(match[1], 16)), argument.strip('"'))
 
 
 def _bytes(argument: str) -> bytes:
     assert argument.endswith('"'), f"the log does not say all that was written: {argument[-20:]}"
     return bytes.fromhex(argument.strip('"').replace("\\x", ""))
+
+
+def _descriptor(argument: str) -> tuple[str, str]:
+    """The number of a descriptor, and its path."""
+    match = DESCRIPTOR.match(argument)
+    assert match
+    return match["number"], unescaped(match["path"] or "")
 
 
 class Disk:
@@ -96,8 +101,7 @@ class Disk:
         self.appending: set[str] = set()
         self.does: dict[str, Callable[[Call], bool]] = {
             "openat": self._open,
-            **dict.fromkeys(("write", "pwrite64"), self._write),
-            "writev": self._write_parts,
+            **dict.fromkeys(("write", "pwrite64", "writev"), self._write),
             **dict.fromkeys(("copy_file_range", "sendfile"), self._copy),
             "lseek": self._seek,
             "ftruncate": self._truncate,
@@ -108,14 +112,10 @@ class Disk:
         }
 
     def take(self, call: Call) -> bool:
-        """Do what a call did; whether it changed anything below the folder.
-
-        Raises:
-            AssertionError: it is one that is not known here, and it was made below the folder.
-        """
+        """Do what a call did; whether it changed anything below the folder."""
         if call.name in self.does:
             return self.does[call.name](call)
-        assert f"{self.place}/" not in _text(" ".join(call.arguments)), f"nothing replays {str(call)[:500]}"
+        assert f"{self.place}/" not in unescaped(" ".join(call.arguments)), f"nothing replays {str(call)[:500]}"
         return False
 
     def left(self, place: Path, choose: Callable[[Node], str]) -> None:
@@ -130,11 +130,11 @@ class Disk:
         (self.appending.add if "O_APPEND" in flags else self.appending.discard)(number)
         if not (parts := self._parts(call.opened)) or "O_TMPFILE" in flags:
             return False
-        folder, name = self._folder(parts[:-1]), parts[-1]
-        if name not in folder.now and "O_CREAT" in flags:
-            folder.now[name] = File()
+        names = self._names(parts)
+        node = names.get(parts[-1])
+        if node is None and "O_CREAT" in flags:
+            names[parts[-1]] = File()
             return True
-        node = folder.now.get(name)
         if "O_TRUNC" in flags and isinstance(node, File):
             node.now.clear()
             return True
@@ -143,20 +143,14 @@ class Disk:
     def _write(self, call: Call) -> bool:
         if not isinstance(node := self._opened(call.arguments[0]), File):
             return False
+        said = [each.removeprefix("[").removeprefix("{iov_base=") for each in call.arguments[1:]]
+        data = b"".join(_bytes(each) for each in said if each.startswith('"'))
         at = int(call.arguments[3]) if call.name == "pwrite64" else None
-        self._put(call.arguments[0], node, _bytes(call.arguments[1])[: call.result], at)
-        return True
-
-    def _write_parts(self, call: Call) -> bool:
-        if not isinstance(node := self._opened(call.arguments[0]), File):
-            return False
-        parts = [argument.removeprefix("[").removeprefix("{iov_base=") for argument in call.arguments]
-        data = b"".join(_bytes(part) for part in parts if part.startswith('"'))
-        self._put(call.arguments[0], node, data[: call.result], None)
+        self._put(call.arguments[0], node, data[: call.result], at)
         return True
 
     def _put(self, descriptor: str, node: File, data: bytes, at: int | None) -> None:
-        number = _number(descriptor)
+        number, _ = _descriptor(descriptor)
         place = len(node.now) if number in self.appending else self.positions[number] if at is None else at
         node.now.extend(bytes(max(0, place - len(node.now))))
         node.now[place : place + len(data)] = data
@@ -165,27 +159,23 @@ class Disk:
 
     def _copy(self, call: Call) -> bool:
         if call.name == "sendfile":
-            target, source, target_at, source_at = call.arguments[0], call.arguments[1], "NULL", call.arguments[2]
+            target, source, at = call.arguments[:3]
         else:
-            source, source_at, target, target_at = call.arguments[:4]
+            source, at, target, target_at = call.arguments[:4]
+            assert target_at == "NULL", f"nothing replays {call}"
         if not isinstance(node := self._opened(target), File):
             return False
-        start = self.positions[_number(source)] if source_at == "NULL" else _offset(source_at)
-        data = self._content(source)[start : start + call.result]
-        if source_at == "NULL":
-            self.positions[_number(source)] = start + call.result
-        self._put(target, node, data, None if target_at == "NULL" else _offset(target_at))
+        number, path = _descriptor(source)
+        start = self.positions[number] if at == "NULL" else int(at.split(" =>")[0].strip("[]"))  # of `[0] => [27]`
+        there = self._opened(source)
+        content = there.now if isinstance(there, File) else Path(path).read_bytes()
+        if at == "NULL":
+            self.positions[number] = start + call.result
+        self._put(target, node, bytes(content[start : start + call.result]), None)
         return True
 
-    def _content(self, descriptor: str) -> bytes:
-        if isinstance(node := self._opened(descriptor), File):
-            return bytes(node.now)
-        match = DESCRIPTOR.match(descriptor)
-        assert match
-        return Path(_text(match["path"])).read_bytes()
-
     def _seek(self, call: Call) -> bool:
-        self.positions[_number(call.arguments[0])] = call.result
+        self.positions[_descriptor(call.arguments[0])[0]] = call.result
         return False
 
     def _truncate(self, call: Call) -> bool:
@@ -203,82 +193,59 @@ class Disk:
 
     def _rename(self, call: Call) -> bool:
         one, other = self._named(call, 0), self._named(call, 1)
-        if not one or not other:
-            assert not one, f"nothing replays what leaves the folder: {call}"
-            assert not other, f"nothing replays what comes into the folder: {call}"
-            return False
-        node = self._folder(one[:-1]).now.pop(one[-1])
-        self._folder(other[:-1]).now[other[-1]] = node
-        return True
+        assert bool(one) == bool(other), f"nothing replays what leaves the folder, or comes into it: {call}"
+        if one:
+            self._names(other)[other[-1]] = self._names(one).pop(one[-1])
+        return bool(one)
 
     def _mkdir(self, call: Call) -> bool:
         if parts := self._named(call, 0):
-            self._folder(parts[:-1]).now[parts[-1]] = Folder()
+            self._names(parts)[parts[-1]] = Folder()
         return bool(parts)
 
     def _remove(self, call: Call) -> bool:
         if parts := self._named(call, 0):
-            del self._folder(parts[:-1]).now[parts[-1]]
+            del self._names(parts)[parts[-1]]
         return bool(parts)
 
     # Names
 
     def _named(self, call: Call, which: int) -> tuple[str, ...]:
         """The parts below the folder of the first or the second path that a call names."""
-        above = str(self.place)
-        names = list(call.arguments)
+        above, names = str(self.place), list(call.arguments)
         if call.name.endswith(("at", "at2")):
-            match = DESCRIPTOR.match(names[2 * which])
-            assert match
-            above, names = _text(match["path"] or above), names[1::2]
-        return self._parts(os.path.join(above, _text(names[which])))
+            above, names = _descriptor(names[2 * which])[1] or above, names[1::2]
+        return self._parts(os.path.join(above, unescaped(names[which])))
 
     def _parts(self, path: str) -> tuple[str, ...]:
         normal = PurePath(os.path.normpath(self.place / path))
         return normal.relative_to(self.place).parts if normal.is_relative_to(self.place) else ()
 
-    def _folder(self, parts: Sequence[str]) -> Folder:
+    def _names(self, parts: Sequence[str]) -> dict[str, Node]:
+        """What the folder of a path lists."""
         node: Node = self.root
-        for part in parts:
+        for part in parts[:-1]:
             assert isinstance(node, Folder)
             node = node.now[part]
         assert isinstance(node, Folder)
-        return node
+        return node.now
 
     def _opened(self, descriptor: str) -> Node | None:
         """The file or folder of a descriptor, where it has a name below the folder."""
-        match = DESCRIPTOR.match(descriptor)
-        assert match
-        path = _text(match["path"] or "")
-        parts = self._parts(path) if path.startswith("/") else ()
-        if not parts:
-            return self.root if path == str(self.place) else None
-        node: Node | None = self.root
+        _, path = _descriptor(descriptor)
+        if path == str(self.place):
+            return self.root
+        node: Node | None = self.root if (parts := self._parts(path) if path.startswith("/") else ()) else None
         for part in parts:
             node = node.now.get(part) if isinstance(node, Folder) else None
         return node
-
-
-def _number(descriptor: str) -> str:
-    match = DESCRIPTOR.match(descriptor)
-    assert match
-    return match["number"]
-
-
-def _offset(argument: str) -> int:
-    """Of `[0] => [27]`, the first."""
-    return int(argument.split(" =>")[0].strip("[]"))
 
 
 def _read(place: Path) -> Folder:
     """A folder on the disk, all of it synced."""
     nodes: dict[str, Node] = {}
     for path in place.iterdir():
-        if path.is_dir():
-            nodes[path.name] = _read(path)
-        else:
-            content = path.read_bytes()
-            nodes[path.name] = File(bytearray(content), content)
+        nodes[path.name] = _read(path) if path.is_dir() else File(bytearray(path.read_bytes()), path.read_bytes())
     return Folder(nodes, dict(nodes))
 
 
@@ -288,9 +255,8 @@ def _write(node: Folder, place: Path, choose: Callable[[Node], str]) -> None:
         if isinstance(each, Folder):
             _write(each, place / name, choose)
         elif not name.endswith(UNSEEN):
-            chosen = choose(each)
             zeros = each.kept + bytes(max(0, len(each.now) - len(each.kept)))
-            (place / name).write_bytes({"now": bytes(each.now), "kept": each.kept, "zeros": zeros}[chosen])
+            (place / name).write_bytes({"now": bytes(each.now), "kept": each.kept, "zeros": zeros}[choose(each)])
 
 
 def nothing_more(_node: Node) -> str:

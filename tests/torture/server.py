@@ -25,13 +25,6 @@ def preload() -> None:
 
     The steps of studies run in this process: workers of their own would import everything again.
     """
-    import shortstack as ss
-    import shortstack.cli
-    import shortstack.decoder.own_text
-    import shortstack.healing.healer
-    import shortstack.report.reporter
-    import shortstack.shrinking.line
-    import shortstack.study.runner
     from shortstack.healing import training
     from shortstack.shrinking import reference
     from shortstack.study import workers
@@ -43,8 +36,6 @@ def preload() -> None:
     workers.local = lambda _workers=1: inline()
     reference.TIMING = replace(reference.TIMING, prompt=8, new_tokens=2, repeats=2)
     training.KEEP_SECONDS, training.SHARE = 0.0, 1e9  # a state after every step, so that faults meet it
-    for name in ("score", "prune", "heal", "verify", "evaluate", "run_study"):
-        getattr(ss, name)
 
 
 def call(words: list[str]) -> int:
@@ -73,7 +64,7 @@ class Said(io.TextIOBase):
 def child(asked: dict[str, Any], gate: int) -> None:
     """In the fork: wait until strace holds it, then run."""
     said = os.open(asked["said"], os.O_CREAT | os.O_WRONLY | os.O_TRUNC)
-    os.dup2(os.open(asked["stdout"], os.O_WRONLY) if asked.get("stdout") else said, 1)
+    os.dup2(said, 1)
     os.dup2(said, 2)
     sys.stderr = Said()
     os.chdir(asked["folder"])

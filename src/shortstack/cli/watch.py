@@ -66,8 +66,7 @@ def frame(study: StudyProgress) -> Group:
     columns = ("step", "done", "running", "failed", "at most", "each", "")
     table = Table.of(study.title or "study", columns, rows)
     states = ", ".join(f"{count} {state}" for state, count in study.trials.items() if count)
-    pace = "" if study.pace is None else f", one in {duration(study.pace)}"
-    lines = [f"steps: {study.done:,} of at most {study.expected:,} done{pace}", f"trials: {states or 'none'}"]
+    lines = [f"steps: {study.done:,} of at most {study.expected:,} done", f"trials: {states or 'none'}"]
     lines += [
         f"running {each.kind} for {duration(each.seconds)}{f': {each.told}' if each.told else ''}"
         for each in study.running

@@ -13,10 +13,9 @@ from shortstack.charts.chart import Axis, Chart, Point, Series, axis, in_thousan
 from shortstack.charts.drawing import COLOURED, swatch
 from shortstack.charts.rows import Layer, stack
 from shortstack.machine.formats import brief, counted, show_layers, shown, uncertainty
-from shortstack.machine.numbers import perplexity
 from shortstack.report.findings import Findings
 from shortstack.report.results import HEALED, Measure, Result
-from shortstack.runs.records import StepRecord, TailCurve
+from shortstack.runs.records import StepRecord
 
 OURS, THEIRS = 0, 5  # colours of the shorter model and of the unpruned one
 Legend = tuple[tuple[Markup, str], ...]  # markers of lines and their names
@@ -40,7 +39,6 @@ def figures(findings: Findings) -> list[Figure]:
     shares = [findings.headline] if findings.headline not in ("", *findings.measured("perplexity")) else []
     every = [
         findings.subject and _stack(findings.subject),
-        findings.subject and _tail_curve(findings.runs.tail_curve),
         *(_depth(findings, model, name) for model in models for name in (*shares, *texts)),
     ]
     return [figure for figure in every if figure]
@@ -53,7 +51,7 @@ def _by_depth(chart: Chart, caption: str, legend: Legend) -> Figure:
     return Figure("depth", chart.title, said, chart.svg(), legend)
 
 
-# One setting: its layers, and the curve of depths
+# One setting: its layers
 
 
 def _stack(result: Result) -> Figure | None:
@@ -85,34 +83,6 @@ def _trained(plan: Mapping[str, Any], healed: StepRecord | None) -> Sequence[int
     if named is not None:
         return [kept[layer] for layer in named]
     return kept[-last:] if last else ()
-
-
-def _tail_curve(curve: TailCurve | None) -> Figure | None:
-    """Perplexity without the last layers at some depths, with this cut as it was and as it was made."""
-    if curve is None:
-        return None
-    ends = [
-        _at(amount, loss, f"the last {counted(amount, 'layer')} cut" if amount else "unpruned")
-        for amount, loss in zip(curve.removed, curve.losses, strict=True)
-    ]
-    cut, made = "this cut, nothing repaired", "this checkpoint"
-    lines = [
-        Series("the last layers cut, nothing repaired", ends, THEIRS),
-        Series(cut, [_at(curve.cut_removed, curve.cut_loss, cut)], 1),
-        Series(made, [_at(curve.cut_removed, curve.made_loss, made)], OURS),
-    ]
-    every = [point for line in lines for point in line.points]
-    x = axis("layers removed", [point.x for point in every], "{:g}".format, whole=True)
-    y = axis(f"perplexity on {brief(curve.text)}", [point.y for point in every], in_thousands, log=True)
-    title = "This cut beside the last layers, by how many go"
-    caption = f"On {counted(curve.samples, 'window')} of {curve.length} tokens."
-    legend = tuple((swatch(line.colour), line.name) for line in lines)
-    return _by_depth(Chart(title, x, y, lines), caption, legend)
-
-
-def _at(removed: int, loss: float, said: str) -> Point:
-    """A point at the perplexity of a loss."""
-    return Point(removed, perplexity(loss), f"{said}: perplexity {shown(perplexity(loss), 'number')}")
 
 
 # Quality against layers removed

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from fsspec.core import url_to_fs
 
@@ -17,25 +17,9 @@ from shortstack.machine.files import rename_new
 WEIGHTS = "*.safetensors"
 
 
-class Artefacts(Protocol):
-    """A folder for each step, by its key."""
-
-    def place(self, key: str) -> str:
-        """The path or URL by which another step reads the folder."""
-
-    def take(self, key: str, written: Path) -> None:
-        """Move the folder that a worker has written to its place."""
-
-    def has_weights(self, key: str) -> bool:
-        """Whether the folder has weights."""
-
-    def drop_weights(self, key: str) -> None:
-        """Remove the weights; the folder's small files stay."""
-
-
 @dataclass(frozen=True)
 class Shared:
-    """Folders on a path that every machine sees: workers write beside them."""
+    """Folders on a path that every machine sees, one for each step by its key: workers write beside them."""
 
     root: Path
 
@@ -57,7 +41,7 @@ class Shared:
 
 @dataclass(frozen=True)
 class Remote:
-    """Folders at a URL. Workers copy what they read to their own disk, and back what they wrote."""
+    """Such folders at a URL. Workers copy what they read to their own disk, and back what they wrote."""
 
     url: str
 
@@ -123,7 +107,6 @@ class Remote:
         return url_to_fs(self.url)[0]
 
     def _path(self, *parts: str) -> str:
-        """The place as its file system names it."""
         return "/".join([url_to_fs(self.url)[1].rstrip("/"), *parts])
 
 

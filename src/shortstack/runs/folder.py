@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,9 +11,14 @@ from pathlib import Path
 from shortstack.errors import InputError
 from shortstack.machine.files import make_folder, remove
 from shortstack.machine.locks import OutputLock
-from shortstack.runs.artefacts import Artefacts, Remote, Shared
+from shortstack.runs.artefacts import Remote, Shared
 
-STATES = (".training", ".turns", ".logs")  # of healings that go on where they were, by the ends of their names
+STATES = (
+    ".training",
+    ".turns",
+    ".logs",
+    ".lock",
+)  # of healings, by the ends of their names; a worker may hold a lock still
 
 
 @dataclass(frozen=True)
@@ -32,7 +37,7 @@ class Folder:
         return self.root / "study.yaml"
 
     @property
-    def artefacts(self) -> Artefacts:
+    def artefacts(self) -> Shared | Remote:
         return Remote(self.url) if self.url else Shared(self.root / "artefacts")
 
     def partial(self, key: str) -> Path:
@@ -44,17 +49,10 @@ class Folder:
     def log(self, key: str) -> Path:
         return self.root / "logs" / f"{key[:12]}.txt"
 
-    def clear_partial(self, keep: Collection[str] | None = None) -> None:
-        """Remove what workers that were killed left half-written, but for states of healings that go on from there.
-
-        keep: the keys of the steps whose states stay; None: all.
-        """
+    def clear_partial(self, *, states: bool = True) -> None:
+        """Remove what killed workers left half-written; states: but for states of healings, which go on from there."""
         for path in (self.root / "partial").iterdir():
-            if keep is None:
-                stays = path.name.endswith((*STATES, ".lock"))
-            else:
-                stays = path.name.partition(".")[0] in keep and path.name.endswith(STATES)
-            if not stays:
+            if not (states and path.name.endswith(STATES)):
                 remove(path)
 
     def make(self) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -57,42 +56,19 @@ class TrialRecord:
 
 
 @dataclass(frozen=True)
-class TailCurve:
-    """The loss without the last layers, and with another cut, in nats per token of a few windows of a text.
-
-    removed, losses: how many of the last layers go at each point, from none on, and the loss there. cut_removed, cut_loss:
-    of the other cut, before anything is repaired; made_loss: of the checkpoint that was made of it, once there is one.
-    """
-
-    text: str
-    samples: int
-    length: int
-    removed: tuple[int, ...]
-    losses: tuple[float, ...]
-    cut_removed: int
-    cut_loss: float
-    made_loss: float = math.nan
-
-
-@dataclass(frozen=True)
 class Runs:
     """Everything in a store: trials in the order of the grid, steps by key.
 
-    answers: prompts and what each model said, where whoever ran it kept some: a report shows them below the conclusion.
-    tail_curve: the curve of the last layers, with this cut, where whoever ran it measured it.
+    Of a shrink, whose report is about one trial, there are more. conclusion: what the report says first; answers: prompts
+    and what each model said.
     """
 
     name: str
-    meta: Mapping[str, str]
+    title: str
     trials: tuple[TrialRecord, ...]
     steps: Mapping[str, StepRecord]
+    conclusion: str = ""
     answers: tuple[Mapping[str, str], ...] = ()
-    tail_curve: TailCurve | None = None
-
-    @property
-    def title(self) -> str:
-        """As the study's file has it, else the folder's name."""
-        return self.meta.get("title") or self.name
 
     @property
     def failures(self) -> list[tuple[TrialRecord, list[StepRecord]]]:
@@ -102,30 +78,23 @@ class Runs:
 
     @property
     def subject(self) -> TrialRecord | None:
-        """The trial that its report is about, where whoever ran it says so."""
-        return next((trial for trial in self.trials if trial.id == self.meta.get("subject")), None)
-
-    @property
-    def conclusion(self) -> str:
-        """The conclusion, if one was kept: a report says it first."""
-        return self.meta.get("conclusion", "")
+        """The trial, where there is one alone: the report draws it."""
+        return self.trials[0] if len(self.trials) == 1 else None
 
 
 def read(folder: str | Path) -> Runs:
     """All trials and steps in RUNS, as of one moment."""
     place = Folder(Path(folder))
     with Store.open(place, read_only=True) as store:
-        meta, rows, roles = store.noted(), store.steps(), store.trial_steps()
-        trials = store.trials()
+        title, rows, roles, trials = store.noted().get("title"), store.steps(), store.trial_steps(), store.trials()
     steps = {row["key"]: _checked(StepRecord, row, place) for row in rows}
     own = {
         row["id"]: {role: steps[key] for role, key in roles.get(row["id"], {}).items() if key in steps}
         for row in trials
     }
     records = (_checked(TrialRecord, {**row, "steps": own[row["id"]]}, place) for row in trials)
-    answers = _checked(tuple[dict[str, str], ...], meta.get("answers", "[]"), place, json=True)
-    tail_curve = _checked(TailCurve, meta["tails"], place, json=True) if "tails" in meta else None
-    return Runs(place.root.resolve().name, meta, tuple(records), steps, answers, tail_curve)
+    name = place.root.resolve().name
+    return Runs(name, title or name, tuple(records), steps)
 
 
 def last_line(error: str | None) -> str:
@@ -133,13 +102,11 @@ def last_line(error: str | None) -> str:
     return ((error or "").strip().splitlines() or ["no message"])[-1]
 
 
-def _checked(kind: Any, stored: Any, place: Folder, *, json: bool = False) -> Any:
-    """Validate what is stored as a record or another type. json: it is stored as JSON."""
+def _checked(kind: Any, stored: Any, place: Folder) -> Any:
     from pydantic import TypeAdapter, ValidationError
 
-    adapter = TypeAdapter(kind)
     try:
-        return adapter.validate_json(stored) if json else adapter.validate_python(stored)
+        return TypeAdapter(kind).validate_python(stored)
     except ValidationError as error:
         first = error.errors()[0]
         raise DataError(

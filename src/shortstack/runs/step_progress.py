@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import math
 import time
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
+
+from pydantic import TypeAdapter
 
 from shortstack.machine.files import atomic_write
 from shortstack.machine.progress import Progress
@@ -15,52 +18,32 @@ PACE = 1.0  # seconds between two that are written, at least
 
 @dataclass(frozen=True)
 class StepProgress:
-    """The stage that a step is in, how much of it is done, and what else there is to say, such as a speed.
-
-    begun, at: when the stage began, and when this was told, in seconds since the epoch.
-    """
+    """The stage that a step is in, how much of it is done, and what else there is to say, such as a speed."""
 
     stage: str
     done: int
     total: int
-    note: str
-    begun: float
-    at: float
-
-    @property
-    def left(self) -> float:
-        """Seconds to the end of the stage by its pace so far; 0 where nothing of it is done yet.
-
-        >>> StepProgress("healing", 30, 120, "", begun=100.0, at=110.0).left
-        30.0
-        """
-        return (self.at - self.begun) / self.done * (self.total - self.done) if self.done else 0.0
+    note: str = ""
 
     def __str__(self) -> str:
         said = f"{self.stage} {self.done:,} of {self.total:,}"
         return f"{said}, {self.note}" if self.note else said
 
 
-class Keeper:
+def keeping(path: Path, told: Progress) -> Progress:
     """A progress that is told on, and kept in a file that always holds one whole of it."""
+    path.unlink(missing_ok=True)  # of a step that was killed
+    written = -math.inf
 
-    def __init__(self, path: Path, told: Progress) -> None:
-        self.path, self.told = path, told
-        self.last: StepProgress | None = None
-        self.written = -PACE
-        path.unlink(missing_ok=True)  # of a step that was killed
+    def keep(stage: str, done: int, total: int, /, *, note: str = "") -> None:
+        nonlocal written
+        told(stage, done, total, note=note)
+        if time.monotonic() - written >= PACE:
+            written = time.monotonic()
+            with atomic_write(path, durable=False) as partial:
+                partial.write_text(json.dumps(asdict(StepProgress(stage, done, total, note))), encoding="utf-8")
 
-    def __call__(self, stage: str, done: int, total: int, /, *, note: str = "") -> None:
-        self.told(stage, done, total, note=note)
-        now = time.time()
-        if self.last is None or self.last.stage != stage or done < self.last.done:
-            self.last = StepProgress(stage, done, total, note, now, now)
-        else:
-            self.last = replace(self.last, done=done, total=total, note=note, at=now)
-        if time.monotonic() - self.written >= PACE:
-            self.written = time.monotonic()
-            with atomic_write(self.path, durable=False) as partial:
-                partial.write_text(json.dumps(asdict(self.last)), encoding="utf-8")
+    return keep
 
 
 def read_progress(path: Path) -> StepProgress | None:
@@ -69,13 +52,6 @@ def read_progress(path: Path) -> StepProgress | None:
     A file that a stranger put there tells nothing either: this is looked at, and nothing follows from it.
     """
     try:
-        kept = json.loads(path.read_text(encoding="utf-8"))
-        return StepProgress(
-            str(kept["stage"]), int(kept["done"]), int(kept["total"]), str(kept["note"]), *map(float, _times(kept))
-        )
-    except (OSError, ValueError, KeyError, TypeError):
+        return TypeAdapter(StepProgress).validate_json(path.read_bytes())
+    except (OSError, ValueError):  # pydantic's errors are of the latter kind
         return None
-
-
-def _times(kept: dict[str, float]) -> tuple[float, float]:
-    return kept["begun"], kept["at"]

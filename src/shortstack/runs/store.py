@@ -22,7 +22,6 @@ from shortstack.errors import DataError
 from shortstack.machine.files import digest, finite
 from shortstack.runs.folder import Folder
 
-VERSION = "1"
 WAIT = 30  # seconds for who else has the database
 STEP_SEALED, TRIAL_SEALED = ("kind", "arguments", "inputs", "result"), ("number", "settings")
 STEPS = (  # columns by name, so that SQLite itself refuses a store that lacks one
@@ -63,8 +62,6 @@ class Store:
                 else:
                     connection.execute("PRAGMA journal_mode=WAL")
                     connection.executescript(TABLES)
-                    store.note(version=store.noted().get("version", VERSION))
-                store.check_version(folder)
                 yield store
                 if not read_only:
                     store.settle()
@@ -84,17 +81,6 @@ class Store:
         with suppress(sqlite3.OperationalError):  # somebody does
             self.connection.execute("PRAGMA journal_mode=DELETE")
 
-    def check_version(self, folder: Folder) -> None:
-        """Refuse a store of another version."""
-        version = self.noted().get("version")
-        if version != VERSION:
-            raise DataError(
-                f"version {version}" if version else "none",
-                expected=f"a run store of version {VERSION}",
-                fix="name another folder, or use the shortstack that wrote it",
-                where=folder.database,
-            )
-
     def note(self, **values: Any) -> None:
         """Keep values in `meta`, as JSON where they are no text."""
         rows = [(key, value if isinstance(value, str) else json.dumps(value)) for key, value in values.items()]
@@ -104,13 +90,12 @@ class Store:
     def noted(self) -> dict[str, str]:
         return dict(self.connection.execute("SELECT key, value FROM meta").fetchall())
 
-    def begin(self, key: str, row: Mapping[str, Any]) -> None:
-        """Keep that a step runs. row: kind, arguments, inputs, command."""
-        columns = row["kind"], _json(row["arguments"]), _json(row["inputs"]), row["command"]
+    def begin(self, key: str, kind: str, arguments: Any, inputs: Any, command: str) -> None:
+        """Keep that a step runs."""
         with self.connection:
             self.connection.execute(
                 "INSERT OR REPLACE INTO steps(key, kind, arguments, inputs, command, state, started) VALUES(?,?,?,?,?,?,?)",
-                (key, *columns, "running", time.time()),
+                (key, kind, _json(arguments), _json(inputs), command, "running", time.time()),
             )
 
     def end(self, key: str, state: str, outcome: Mapping[str, Any]) -> None:
@@ -142,28 +127,12 @@ class Store:
         rows = self.connection.execute(STEPS + "WHERE state = 'done'")
         return {row["key"]: _object(row, "result") for row in self._unbroken(rows, "key", STEP_SEALED)}
 
-    def seconds(self) -> dict[str, list[float]]:
-        """The seconds that each finished step took, by kind."""
-        by_kind: dict[str, list[float]] = {}
-        for kind, seconds in self.connection.execute("SELECT kind, seconds FROM steps WHERE state = 'done'"):
-            by_kind.setdefault(kind, []).append(seconds)
-        return by_kind
-
-    def counts(self) -> dict[str, dict[str, int]]:
-        """The number of the trials' steps of each kind in each state; those of changed inputs are no trial's any more."""
+    def states(self) -> list[dict[str, Any]]:
+        """The trials' steps without their results, the oldest first; those of changed inputs are no trial's any more."""
         rows = self.connection.execute(
-            "SELECT kind, state, count(*) FROM steps WHERE key IN (SELECT step FROM trial_steps) GROUP BY kind, state"
+            "SELECT key, kind, state, error, started, seconds FROM steps "
+            "WHERE key IN (SELECT step FROM trial_steps) ORDER BY started"
         )
-        return _nested(rows)
-
-    def running(self) -> list[dict[str, Any]]:
-        """The running steps, the oldest first."""
-        rows = self.connection.execute(STEPS + "WHERE state = 'running' ORDER BY started")
-        return [dict(row) for row in rows]
-
-    def failures(self) -> list[dict[str, Any]]:
-        """The failed steps with their tracebacks, the oldest first."""
-        rows = self.connection.execute(STEPS + "WHERE state = 'failed' ORDER BY started")
         return [dict(row) for row in rows]
 
     def steps(self) -> list[dict[str, Any]]:
@@ -210,15 +179,10 @@ class Store:
 
     def trial_steps(self) -> dict[str, dict[str, str]]:
         """For each trial, the key of its step in each role."""
-        return _nested(self.connection.execute("SELECT trial, role, step FROM trial_steps"))
-
-
-def _nested(rows: Iterable[Any]) -> dict[str, dict[str, Any]]:
-    """Rows of three columns as values by the first column and the second."""
-    nested: dict[str, dict[str, Any]] = {}
-    for first, second, value in rows:
-        nested.setdefault(first, {})[second] = value
-    return nested
+        steps: dict[str, dict[str, str]] = {}
+        for trial, role, step in self.connection.execute("SELECT trial, role, step FROM trial_steps"):
+            steps.setdefault(trial, {})[role] = step
+        return steps
 
 
 @contextmanager
@@ -249,12 +213,10 @@ def _logs(database: Path) -> Iterator[Path]:
 
 
 def _seal(row: sqlite3.Row, columns: Sequence[str]) -> str:
-    """The digest of what a row's columns hold."""
     return digest([None if row[name] is None else str(row[name]) for name in columns])
 
 
 def _text(stored: bytes) -> str:
-    """Decode a text column."""
     try:
         return stored.decode()
     except UnicodeDecodeError as error:
@@ -266,7 +228,6 @@ def _json(data: Any) -> str:
 
 
 def _check_there(folder: Folder) -> None:
-    """Refuse a folder without a run store."""
     root, name = folder.root, folder.database.name
     if not folder.database.is_file():
         raise DataError(

@@ -69,6 +69,6 @@ def trial_runs(shrunk: Shrunk, settings: Mapping[str, Any]) -> Runs:
         for role, result in results.items()
     }
     trial = TrialRecord(shrunk.output.name, 1, settings, "done", steps)
-    meta = {"title": f"shrink {settings['model']}", "conclusion": shrunk.verdict, "subject": trial.id}
+    name, title = shrunk.output.name, f"shrink {settings['model']}"
     by_key = {step.key: step for step in steps.values()}
-    return Runs(shrunk.output.name, meta, (trial,), by_key, tuple(shrunk.answers))
+    return Runs(name, title, (trial,), by_key, shrunk.verdict, tuple(shrunk.answers))

@@ -2,17 +2,14 @@
 
 A key is the digest of a step's kind, its arguments, and the contents of its inputs: a checkpoint counts by the digest of its
 weights, a plan by its layers, scores by their values, a text by its words. Two metrics that choose the same layers share
-everything from there on. So a step's key is known only once the steps before it have results: `steps` goes as far down a
-trial as they reach.
-
-Everything here is pure. `foreseen` gives results that nothing is known of, which makes the same function count a study's
-steps before it runs: at most so many, since plans may turn out to be equal.
+everything from there on. So a step's key is known only once the steps before it have results. Before that, `foreseen` stands
+in for those: it tells how many steps there are at most, since plans may turn out to be equal.
 """
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
-from collections.abc import Callable, Container, Generator, Iterator, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -24,6 +21,7 @@ from shortstack.study.step_types import HealStep, PlanStep, PruneStep, ScoreStep
 from shortstack.study.steps import Contents, Known, Step
 from shortstack.study.trial import Trial
 
+Result = Callable[[Step], Mapping[str, Any]]
 Results = Callable[[Step], Mapping[str, Any] | None]
 Written = tuple[Contents, str]  # what a checkpoint is known by, and where it is
 
@@ -36,9 +34,21 @@ class Graph:
     models: Mapping[str, Contents]
     texts: Mapping[str, str]
 
-    def steps(self, trial: Trial, results: Results) -> dict[str, Step]:
-        """The steps of a trial whose keys are known, by role. Without a step that lacks a result, they are all of them."""
-        return dict(self._path(trial, results))
+    def steps(self, trial: Trial, results: Results) -> tuple[dict[str, Step], dict[str, Step]]:
+        """The steps of a trial whose keys are known, by role; and all of them, the later ones foreseen."""
+        known, whole, lacking = dict[str, Step](), dict[str, Step](), list[Step]()
+
+        def result(step: Step) -> Mapping[str, Any]:
+            there = results(step)
+            if there is None:
+                lacking.append(step)
+            return there or foreseen(step)
+
+        for role, step in self._path(trial, result):
+            whole[role] = step
+            if not lacking:
+                known[role] = step
+        return known, whole
 
     @cached_property
     def known(self) -> Known:
@@ -61,50 +71,41 @@ class Graph:
                 metrics[trial.model, self._score(trial).key].add(trial.choice.name)
         return {walk: sorted(names) for walk, names in metrics.items()}
 
-    def _path(self, trial: Trial, results: Results) -> Iterator[tuple[str, Step]]:
+    def _path(self, trial: Trial, result: Result) -> Iterator[tuple[str, Step]]:
         source, evaluation = self.models[trial.model], self.study.evaluation
         yield "evaluate_base", EvaluateStep.of(self.known, evaluation, source, trial.model)
         if evaluation.profile_options:
             yield "profile_base", ProfileStep.of(self.known, evaluation.profile_options, source, trial.model)
         if trial.in_turns:
-            last = yield from _written("heal", TurnsStep.of(self.known, trial), results)
+            last = yield from _written("heal", TurnsStep.of(self.known, trial), result)
         else:
-            removed = yield from self._chosen(trial, results)
-            last = None
-            if removed:
-                last = yield from _written("prune", PruneStep.of(self.known, trial, removed), results)
-            if last and (evaluation.pruned or not trial.heal):
+            removed = yield from self._chosen(trial, result)
+            last = yield from _written("prune", PruneStep.of(self.known, trial, removed), result)
+            if evaluation.pruned or not trial.heal:
                 yield "evaluate_pruned", EvaluateStep.of(self.known, evaluation, *last)
-            if last and trial.heal:
-                last = yield from _written("heal", HealStep.of(self.known, trial, *last), results)
-        if last and trial.heal:
+            if trial.heal:
+                last = yield from _written("heal", HealStep.of(self.known, trial, *last), result)
+        if trial.heal:
             yield "evaluate_healed", EvaluateStep.of(self.known, evaluation, *last)
-        if last and evaluation.profile_options:
+        if evaluation.profile_options:
             yield "profile", ProfileStep.of(self.known, evaluation.profile_options, *last)
 
-    def _chosen(self, trial: Trial, results: Results) -> Generator[tuple[str, Step], None, Any]:
-        """Score and plan; returns the layers to remove, once they are known."""
+    def _chosen(self, trial: Trial, result: Result) -> Generator[tuple[str, Step], None, Any]:
+        """Score and plan; returns the layers to remove."""
         score, values = None, None
         if trial.needs_scores:
             score = self._score(trial, self._metrics[trial.model, self._score(trial).key])
             yield "score", score
-            scores = results(score)
-            if not scores:
-                return None
-            values = digest(_values(scores, trial))
+            values = digest(_values(result(score), trial))
         plan = PlanStep.of(self.known, trial, score, values)
         yield "plan", plan
-        planned = results(plan)
-        return planned and planned["removed"]
+        return result(plan)["removed"]
 
 
-def _written(role: str, step: Step, results: Results) -> Generator[tuple[str, Step], None, Written | None]:
-    """A step that writes a checkpoint; returns what that is known by and where it is, once there is one."""
+def _written(role: str, step: Step, result: Result) -> Generator[tuple[str, Step], None, Written]:
+    """A step that writes a checkpoint; returns what that is known by and where it is."""
     yield role, step
-    result = results(step)
-    if not result:
-        return None
-    weights, shape, beside = (result[f"{name}_sha256"] for name in ("weights", "shape", "beside"))
+    weights, shape, beside = (result(step)[f"{name}_sha256"] for name in ("weights", "shape", "beside"))
     return Contents(weights, shape, beside=beside), step.key
 
 
@@ -141,39 +142,26 @@ class Paths:
 
     def __init__(self, graph: Graph, results: Results) -> None:
         self._graph, self._results = graph, results
-        self._known: dict[str, dict[str, Step]] = {}
-        self._foreseen: dict[str, dict[str, str]] = {}  # by trial, the kinds of its steps by their keys
+        self._steps: dict[str, tuple[dict[str, Step], dict[str, Step]]] = {}  # by trial
         self._passing: dict[str, set[str]] = defaultdict(set)  # by the key of a step, the trials that have it
 
     def steps(self, trial: Trial) -> dict[str, Step]:
-        """Graph.steps() of the trial, with the results there are."""
-        if trial.id not in self._known:
-            self._known[trial.id] = self._noted(trial, self._graph.steps(trial, self._results))
-        return self._known[trial.id]
+        """The steps of the trial that are known from the results there are."""
+        return self._found(trial)[0]
 
-    def expected(self) -> dict[str, int]:
-        """How many steps of each kind there are at most, from the results there are."""
-        return dict(sorted(Counter(self._kinds().values()).items()))
-
-    def done(self, keys: Container[str]) -> int:
-        """How many of the steps are among these."""
-        return sum(key in keys for key in self._kinds())
-
-    def _kinds(self) -> dict[str, str]:
-        """The kind of each step there is at most, by its key."""
-        for trial in self._graph.study.trials:
-            if trial.id not in self._foreseen:
-                steps = self._graph.steps(trial, lambda step: self._results(step) or foreseen(step))
-                self._foreseen[trial.id] = {step.key: step.kind for step in self._noted(trial, steps).values()}
-        return {key: kind for steps in self._foreseen.values() for key, kind in steps.items()}
+    def at_most(self) -> dict[str, str]:
+        """The kind of each step that there will be at most, by its key."""
+        found = (self._found(trial)[1] for trial in self._graph.study.trials)
+        return {step.key: step.kind for steps in found for step in steps.values()}
 
     def arrived(self, key: str) -> None:
         """A step has a result: further steps of its trials can be known."""
         for trial in self._passing.pop(key, ()):
-            self._known.pop(trial, None)
-            self._foreseen.pop(trial, None)
+            self._steps.pop(trial, None)
 
-    def _noted(self, trial: Trial, steps: dict[str, Step]) -> dict[str, Step]:
-        for step in steps.values():
-            self._passing[step.key].add(trial.id)
-        return steps
+    def _found(self, trial: Trial) -> tuple[dict[str, Step], dict[str, Step]]:
+        if trial.id not in self._steps:
+            self._steps[trial.id] = self._graph.steps(trial, self._results)
+            for step in self._steps[trial.id][0].values():
+                self._passing[step.key].add(trial.id)
+        return self._steps[trial.id]

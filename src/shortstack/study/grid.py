@@ -31,7 +31,7 @@ from shortstack.machine.yamlfile import Part, part_of
 from shortstack.runs.records import ONE_SHOT
 from shortstack.study.measures import EvaluationOptions
 from shortstack.study.step_types import KINDS
-from shortstack.study.trial import HealOptions, Pattern, RepairText, StudyCalibration, Trial
+from shortstack.study.trial import HealOptions, RepairText, StudyCalibration, Trial, read_setting
 
 
 class PercentRange(Part):
@@ -123,11 +123,14 @@ class Study(Part):
     def trials(self) -> tuple[Trial, ...]:
         """Every trial once, in order."""
         named = self._named_healings()
-        left_out = [Pattern.of(each.axes(), named) for each in self.except_]
+        left_out = [
+            {name: [read_setting(name, value, named) for value in values] for name, values in each.axes().items()}
+            for each in self.except_
+        ]
         trials: dict[str, Trial] = {}
         for settings in self._settings():
-            trial = Trial.of(settings, named)
-            if not any(pattern.matches(trial) for pattern in left_out):
+            trial = Trial.of({name: read_setting(name, value, named) for name, value in settings.items()})
+            if not any(all(getattr(trial, name) in values for name, values in each.items()) for each in left_out):
                 trial.check()
                 trials.setdefault(trial.id, trial)
         return tuple(trials.values())
@@ -150,7 +153,6 @@ class Study(Part):
             yield from _combined(axes)
 
     def _named_healings(self) -> dict[str, HealOptions]:
-        """The ways to heal that the file gives a name."""
         entries = [entry for heal in (self.heal, *(some.heal for some in self.trials_)) for entry in _listed(heal)]
         named: dict[str, HealOptions] = {}
         for options in (HealOptions.of(entry, {}) for entry in entries if isinstance(entry, HealPart)):
@@ -193,13 +195,11 @@ def schema() -> dict[str, Any]:
 
 
 def _listed(value: Any) -> list[Any]:
-    """A value that may be a list, or a range, as a list."""
     if isinstance(value, PercentRange):
         return value.values
     return value if isinstance(value, list) else [value]
 
 
 def _combined(axes: Mapping[str, Sequence[Any]]) -> Iterator[dict[str, Any]]:
-    """Every combination of one value of each axis."""
     for values in itertools.product(*axes.values()):
         yield dict(zip(axes, values, strict=True))

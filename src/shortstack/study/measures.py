@@ -15,9 +15,8 @@ from shortstack.machine.options import made_of
 from shortstack.machine.progress import Progress
 from shortstack.machine.yamlfile import part_of
 from shortstack.profiling import Timing
-from shortstack.study.command_line import changed_words, model_words
 from shortstack.study.references import expanded
-from shortstack.study.steps import Contents, Job, Known, Places, Step
+from shortstack.study.steps import Contents, Job, Known, Places, Step, changed_words, model_words
 
 EVALUATED = (EvaluationText, Tasks, GenerationChecks)
 OF_TASKS = ("limit", "num_fewshot", "data_dir", "include")  # what only tasks take
@@ -87,7 +86,6 @@ class EvaluateStep(Step):
 
 
 def _evaluate_arguments(options: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the arguments of evaluate() for the evaluation options of a study."""
     tasks = replace(made_of(Tasks, options), seed=options["seed"]) if options["tasks"] else None
     return {"text": made_of(EvaluationText, options), "tasks": tasks, "generation": made_of(GenerationChecks, options)}
 

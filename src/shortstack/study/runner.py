@@ -8,42 +8,39 @@ from __future__ import annotations
 
 import json
 import math
+import shlex
 import shutil
 import time
 import traceback
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from shortstack.errors import DiskFullError, ShortstackError
+from shortstack.errors import DiskFullError
 from shortstack.machine.device import pick_device
-from shortstack.machine.files import atomic_write, digest, finite, to_jsonable
+from shortstack.machine.files import atomic_write, finite, to_jsonable
 from shortstack.machine.options import check_choice_of
 from shortstack.machine.progress import Progress, in_notebooks
 from shortstack.machine.tables import Table, Tabled
 from shortstack.runs import Store
 from shortstack.runs.folder import Folder
 from shortstack.runs.step_progress import PACE, read_progress
-from shortstack.study.command_line import command_line
 from shortstack.study.graph import Graph, Paths, sources, texts
 from shortstack.study.grid import Resources, Study, in_file, read_study
 from shortstack.study.references import check_text, expanded, open_model, text_digest
 from shortstack.study.same_study import check_outside, check_place, check_same
 from shortstack.study.steps import Contents, Job, Step, perform
 from shortstack.study.trial import Trial
-from shortstack.study.workers import KEEPS, Launch, Needs, local
+from shortstack.study.workers import KEEPS, Launch, local
 
 
 @dataclass(frozen=True, repr=False)
 class StudyOutcome(Tabled):
-    """How a study ended. steps: those that ran now; skipped: those that were there already.
-
-    raised: the errors of ours among the failures, themselves; those are no part of the data that to_dict() gives.
-    """
+    """How a study ended. steps: those that ran now; skipped: those that were there already."""
 
     output: Path
     trials: int
@@ -52,7 +49,6 @@ class StudyOutcome(Tabled):
     steps: int
     skipped: int
     failures: Sequence[Mapping[str, Any]]
-    raised: Sequence[ShortstackError] = ()
 
     def table(self) -> Table:
         """How the study ended, and what failed."""
@@ -68,7 +64,7 @@ class StudyOutcome(Tabled):
         return Table.of(str(self.output), ("study", ""), rows, notes=notes)
 
     def to_dict(self) -> dict[str, Any]:
-        return {name: value for name, value in to_jsonable(self).items() if name != "raised"}
+        return dict(to_jsonable(self))
 
 
 def run_study(
@@ -83,8 +79,8 @@ def run_study(
     """Run what is not done yet of the study in a YAML file; everything it gives lies in the folder `out`.
 
     launcher: functools.partial(local, 4) or functools.partial(ray, "auto"). artefacts: a URL for the steps' folders, where
-    workers see no common folder. keep: which weights stay once nothing needs them: those of the lowest held-out loss for
-    each model and drop, all, or none.
+    workers see no common folder. keep: which weights stay once nothing needs them: those of the lowest loss for each
+    model and drop, on the first text that they are evaluated on, all, or none.
 
     Raises:
         InputError: the file is wrong, a model, text, task or device is not there, a model has too few layers for a trial,
@@ -115,18 +111,15 @@ def run_study(
             if launch.here:
                 with in_file(path, "compute"):
                     pick_device(study.compute.device)
-            store.note(title=study.title, study=digest(study.model_dump(mode="json")), workers=launch.width)
-            created = store.noted().get("created", str(time.time()))
-            store.note(shortstack=version("shortstack"), created=created, finished="", artefacts=folder.url or "")
+            store.note(title=study.title, workers=launch.width, finished="", artefacts=folder.url or "")
             run = _StudyRun(graph, folder, store, launch, keep, progress)
             run.to_the_end()
         store.note(finished=time.time())
-        folder.clear_partial(run.failed)
+        folder.clear_partial(states=bool(run.failed))
         return run.outcome()
 
 
 def _models(study: Study, progress: Progress) -> dict[str, Contents]:
-    """Read the identity of each model that the study has trials of."""
     names = list(dict.fromkeys(trial.model for trial in study.trials))
     models = {}
     for number, name in enumerate(names, start=1):
@@ -147,14 +140,15 @@ class _StudyRun:
         self.before = frozenset(self.results)
         self.failed: set[str] = set()
         self.tried_again: set[str] = set()  # what failed trials need when the study is run again
-        self.raised: list[ShortstackError] = []  # what steps raised
+        self.full: DiskFullError | None = None  # of a disk without room, where a step met one
         self.running: dict[Future[Any], Step] = {}
         self.ran = 0
         self.weights: dict[str, bool] = {}  # whether a step's folder has some
         self.recorded: dict[str, Any] = {}  # what the store says of each trial, and of the steps to come
-        self.paths = Paths(graph, self._result)
-        self.open: list[Trial] = list(graph.study.trials)  # neither done nor failed
-        self.done: dict[str, tuple[Trial, dict[str, Step]]] = {}  # the done trials
+        self.paths = Paths(graph, lambda step: self.results.get(step.key))
+        self.at_most: dict[str, str] = {}  # the kind of each step that there will be at most, by its key
+        self.open = dict(enumerate(graph.study.trials))  # neither done nor failed
+        self.done: dict[int, tuple[Trial, dict[str, Step]]] = {}  # the done trials
 
     def to_the_end(self) -> None:
         """Run until nothing is left that can run."""
@@ -178,21 +172,11 @@ class _StudyRun:
         steps = {step.key for _, steps in self.done.values() for step in steps.values()}
         failures = [
             {"key": row["key"], "kind": row["kind"], "error": row["error"], "log": str(self.folder.log(row["key"]))}
-            for row in self.store.failures()
+            for row in self.store.states()
+            if row["state"] == "failed"
         ]
         trials, done = len(self.graph.study.trials), len(self.done)
-        skipped = len(steps & self.before)
-        return StudyOutcome(
-            self.folder.root, trials, done, trials - done, self.ran, skipped, failures, tuple(self.raised)
-        )
-
-    @property
-    def full(self) -> DiskFullError | None:
-        """The error of a disk without room, if a step met one."""
-        return next((error for error in self.raised if isinstance(error, DiskFullError)), None)
-
-    def _result(self, step: Step) -> Mapping[str, Any] | None:
-        return self.results.get(step.key)
+        return StudyOutcome(self.folder.root, trials, done, trials - done, self.ran, len(steps & self.before), failures)
 
     # What can run
 
@@ -206,7 +190,7 @@ class _StudyRun:
 
     def _ready(self) -> Iterator[Step]:
         taken = {step.key for step in self.running.values()} | self.failed
-        for trial in self.open:
+        for trial in self.open.values():
             steps = self.paths.steps(trial)
             for step in steps.values():
                 if step.key in self.results or step.key in taken:
@@ -224,12 +208,13 @@ class _StudyRun:
 
     def _start(self, step: Step) -> None:
         places = {name: self._place(place) for name, place in step.reads.items()}
+        call = replace(step, arguments=expanded(step.arguments))
         if step.key not in self.results:
-            row = {"kind": step.kind, "arguments": step.arguments, "inputs": step.inputs}
-            self.store.begin(step.key, {**row, "command": command_line(step.words(places))})
+            command = shlex.join(["shortstack", *call.words(places)])
+            self.store.begin(step.key, step.kind, step.arguments, step.inputs, command)
         job = Job(
             step.key,
-            replace(step, arguments=expanded(step.arguments)),
+            call,
             places,
             given={name: self.results[place] for name, place in step.reads.items() if name == "score"},
             output=self.folder.partial(step.key),
@@ -238,16 +223,16 @@ class _StudyRun:
             device=self.graph.study.compute.device,
             url=self.folder.url,
         )
-        self.running[self.launch.submit(perform, job, self._needs(step))] = step
+        self.running[self.launch.submit(perform, job, self._needed(step))] = step
 
     def _place(self, place: str) -> str:
         """Where an input is: a model by its name, or the folder of a step."""
         return str(expanded(place)) if place in self.graph.models else self.folder.artefacts.place(place)
 
-    def _needs(self, step: Step) -> Needs:
-        resources = self.graph.study.resources.get(step.kind, Resources())
-        gpus = 0.0 if resources.gpus is None and self.graph.study.compute.device == "cpu" else resources.gpus
-        return Needs(resources.cpus, gpus, int(resources.memory * 1e9) if resources.memory else None)
+    def _needed(self, step: Step) -> Resources:
+        needed = self.graph.study.resources.get(step.kind, Resources())
+        without = needed.gpus is None and self.graph.study.compute.device == "cpu"
+        return needed.model_copy(update={"gpus": 0.0}) if without else needed
 
     # What has run
 
@@ -258,8 +243,7 @@ class _StudyRun:
         if "log" in ended:
             with self.folder.log(step.key).open("a", encoding="utf-8") as log:
                 log.write(ended.pop("log"))
-        if "raised" in ended:
-            self.raised.append(ended.pop("raised"))
+        self.full = ended.pop("full", self.full)
         before = self.results.get(step.key)
         if "result" in ended:
             ended["result"] = json.loads(json.dumps(finite(ended["result"])))  # as a later run would read it
@@ -277,7 +261,6 @@ class _StudyRun:
             self.paths.arrived(step.key)
 
     def _put(self, key: str) -> None:
-        """Give what a worker wrote its place."""
         self.folder.artefacts.take(key, self.folder.partial(key))
         self.weights.pop(key, None)
 
@@ -286,22 +269,20 @@ class _StudyRun:
     def _update(self) -> None:
         """See which trials are done or failed, tell the store, and remove weights that nothing needs."""
         running = {step.key for step in self.running.values()}
-        still = []
-        numbers = {trial.id: number for number, trial in enumerate(self.graph.study.trials)}
         needed: set[str] = set()
-        for trial in self.open:
+        for number, trial in list(self.open.items()):
             steps = self.paths.steps(trial)
             state = self._state(steps, running)
             reads = {place for step in steps.values() if step.key not in self.results for place in step.reads.values()}
             if state in ("waiting", "running"):
-                still.append(trial)
                 needed |= reads
+            else:
+                del self.open[number]
             if state == "failed":
                 self.tried_again |= reads
             if state == "done":
-                self.done[trial.id] = trial, steps
-            self._record(trial, numbers[trial.id], state, steps)
-        self.open = still
+                self.done[number] = trial, steps
+            self._record(trial, number, state, steps)
         self._record_expected()
         self._remove_weights(needed | self.tried_again)
 
@@ -321,7 +302,8 @@ class _StudyRun:
 
     def _record_expected(self) -> None:
         """How many steps of each kind there will be at most, and how many are done."""
-        expected = self.paths.expected()
+        self.at_most = self.paths.at_most()
+        expected = dict(sorted(Counter(self.at_most.values()).items()))
         if self.recorded.get("expected") != expected:
             self.recorded["expected"] = expected
             self.store.note(expected=expected)
@@ -329,13 +311,12 @@ class _StudyRun:
 
     def _tell(self) -> None:
         """How many steps are done of how many there are at most, and what those that run said last."""
-        total, done = sum(self.recorded["expected"].values()), self.paths.done(self.results)
+        total, done = len(self.at_most), sum(key in self.results for key in self.at_most)
         said = [(step.kind, read_progress(self.folder.progress(step.key))) for step in self.running.values()]
         note = ", ".join(f"{kind}: {told}" if told else kind for kind, told in said)
         self.progress("study", done, total, note=note)
 
     def _remove_weights(self, needed: set[str]) -> None:
-        """Remove the weights of checkpoints that nothing needs; their small files stay."""
         if self.keep == "all":
             return
         needed = needed | (self._best() if self.keep == "best" else set())
@@ -352,26 +333,16 @@ class _StudyRun:
         return self.weights[key]
 
     def _best(self) -> set[str]:
-        """The last checkpoints of the done trials with the lowest loss, one for each model, drop and kind of loss."""
-        best: dict[tuple[str, str | None, str], tuple[float, str]] = {}
+        """The last checkpoints of the done trials with the lowest loss for each model and drop; all that have none."""
+        best: dict[tuple[str, str | None], tuple[float, str]] = {}
+        unmeasured = set()
         for trial, steps in self.done.values():
-            kind, loss = self._loss(steps)
-            last = steps.get("heal") or steps["prune"]
-            lowest, _ = best.get((trial.model, trial.drop, kind), (math.inf, ""))
-            if loss is not None and loss < lowest:
-                best[trial.model, trial.drop, kind] = loss, last.key
-        return {key for _, key in best.values()}
-
-    def _loss(self, steps: Mapping[str, Step]) -> tuple[str, float | None]:
-        """A trial's loss, and what it is: on the first text it was evaluated on, else on what healing held out.
-
-        The latter goes by the objective's name: a distance from a teacher is no number beside a cross-entropy.
-        """
-        evaluation = self.results[(steps.get("evaluate_healed") or steps["evaluate_pruned"]).key]
-        first = next(iter((evaluation.get("perplexity") or {}).values()), None)
-        if first:
-            return "perplexity", first["loss"]
-        if "heal" not in steps:
-            return "none", None
-        healed = self.results[steps["heal"].key]
-        return str(healed["objective"]), healed["loss"]["held_out"]
+            evaluated = steps.get("evaluate_healed") or steps["evaluate_pruned"]
+            losses = [each["loss"] for each in (self.results[evaluated.key].get("perplexity") or {}).values()]
+            last = (steps.get("heal") or steps["prune"]).key
+            lowest, _ = best.get((trial.model, trial.drop), (math.inf, ""))
+            if not losses:
+                unmeasured.add(last)
+            elif losses[0] is not None and losses[0] < lowest:
+                best[trial.model, trial.drop] = losses[0], last
+        return unmeasured | {key for _, key in best.values()}

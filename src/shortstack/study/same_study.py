@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
-from typing import Any
 
 from shortstack.checkpoint.file_names import CONFIG
 from shortstack.errors import InputError
@@ -28,18 +26,10 @@ def check_same(folder: Folder, study: Study, store: Store) -> None:
         for name in then:
             if then[name] != now[name]:
                 raise _another(folder, f"{part}.{name}: {json.dumps(then[name])}", json.dumps(now[name]))
-    now = {trial.id: trial.settings() for trial in study.trials}
+    now = {trial.id for trial in study.trials}
     for trial in store.trials():
         if trial["id"] not in now:
-            then = trial["settings"]
-            nearest = f"none; the nearest has {_nearest(then, now.values())}"
-            raise _another(folder, f"the trial {json.dumps(then)}", nearest)
-
-
-def _nearest(settings: Mapping[str, Any], others: Iterable[Mapping[str, Any]]) -> str:
-    """Where the settings that differ least from a trial's differ."""
-    changes = ({name: each[name] for name in settings if each[name] != settings[name]} for each in others)
-    return json.dumps(min(changes, key=len))
+            raise _another(folder, f"the trial {json.dumps(trial['settings'])}", "none")
 
 
 def check_outside(folder: Folder) -> None:

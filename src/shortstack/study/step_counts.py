@@ -67,7 +67,7 @@ def step_counts(path: str | Path, out: Path | None = None, *, artefacts: str | N
     requested, steps = Counter[str](), dict[str, tuple[Step, Trial]]()
     with in_file(path):
         for trial in study.trials:
-            for step in graph.steps(trial, foreseen).values():
+            for step in graph.steps(trial, foreseen)[1].values():
                 requested[step.kind] += 1
                 steps.setdefault(step.key, (step, trial))
         written = [_kept_bytes(models[trial.model], trial) for step, trial in steps.values() if step.writes_weights]
@@ -85,7 +85,6 @@ def step_counts(path: str | Path, out: Path | None = None, *, artefacts: str | N
 
 
 def _check_folder(folder: Folder, study: Study) -> None:
-    """Refuse a folder that the study cannot run in."""
     check_outside(folder)
     if folder.database.exists():
         with Store.open(folder, read_only=True) as store:

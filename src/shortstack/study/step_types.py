@@ -23,9 +23,8 @@ from shortstack.machine.options import defaults_of
 from shortstack.machine.progress import Progress
 from shortstack.planning import Choice, Plan
 from shortstack.scoring import Scores
-from shortstack.study.command_line import changed_words, model_words
 from shortstack.study.measures import EvaluateStep, ProfileStep
-from shortstack.study.steps import Contents, Job, Known, Places, Step
+from shortstack.study.steps import Contents, Job, Known, Places, Step, changed_words, model_words
 from shortstack.study.trial import RepairText, Trial, calibration_text
 
 if TYPE_CHECKING:
@@ -79,7 +78,6 @@ class PlanStep(Step):
             "drop": choice.drop,
             "step": choice.step,
             "strategy": choice.strategy,
-            "finalists": choice.finalists,
         }
         inputs: dict[str, Any] = {"model": known.model(trial)}
         if score:
@@ -91,7 +89,7 @@ class PlanStep(Step):
 
     @property
     def choice(self) -> Choice:
-        names = ("metric", "block", "layers", "drop", "step", "strategy", "finalists")
+        names = ("metric", "block", "layers", "drop", "step", "strategy")
         search = all(self.arguments[name] is None for name in ("metric", "layers", "strategy"))
         return Choice(**{name: self.arguments[name] for name in names}, search=search)
 

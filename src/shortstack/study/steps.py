@@ -22,21 +22,26 @@ from filelock import FileLock
 
 from shortstack.checkpoint import Checkpoint
 from shortstack.checkpoint.record import versions
-from shortstack.errors import ShortstackError
+from shortstack.errors import DiskFullError
+from shortstack.evaluation import Tasks
+from shortstack.healing import TrainingData
 from shortstack.machine.cache import cache_directory, content_key
 from shortstack.machine.device import Compute
 from shortstack.machine.files import digest, disk_full, save_json
+from shortstack.machine.formats import option_words, show_share
 from shortstack.machine.memory import forget_peak_rss, peak_rss
+from shortstack.machine.options import options_of
 from shortstack.machine.progress import Progress, bars
 from shortstack.runs.artefacts import Remote, local_copies
 from shortstack.runs.folder import Folder
-from shortstack.runs.step_progress import Keeper
-from shortstack.study.references import open_model
+from shortstack.runs.step_progress import keeping
+from shortstack.study.references import open_model, with_revision
 
 if TYPE_CHECKING:
     from shortstack.study.trial import Trial
 
 Places = Mapping[str, str]  # what a step reads -> its path or the model's name
+SHARED = {name for each in (Tasks, TrainingData) for name, _, known in options_of(each) if known.shares}
 
 
 @dataclass(frozen=True)
@@ -90,8 +95,6 @@ class Step(ABC):
     """
 
     kind: ClassVar[str]
-    # Raised by hand when what a kind computes changes, so that older results are not taken for new ones.
-    code: ClassVar[int] = 1
     writes_weights: ClassVar[bool] = False
     alone: ClassVar[bool] = False  # it measures time: no other step runs meanwhile
 
@@ -101,7 +104,7 @@ class Step(ABC):
 
     @cached_property
     def key(self) -> str:
-        return content_key(self.kind, code=self.code, arguments=self.arguments, inputs=self.inputs)
+        return content_key(self.kind, code=1, arguments=self.arguments, inputs=self.inputs)
 
     @abstractmethod
     def run(self, job: Job, progress: Progress) -> dict[str, Any]:
@@ -155,7 +158,7 @@ class Job:
 def perform(wanted: Job) -> dict[str, Any]:
     """Run a step: `result` or `error`, and what it took; with a URL also `log`, the text of its log.
 
-    `raised` is the error itself where it is one of ours.
+    `full` is the error itself where the disk has no room.
     """
     job = wanted.here()
     job.log.parent.mkdir(parents=True, exist_ok=True)
@@ -167,11 +170,11 @@ def perform(wanted: Job) -> dict[str, Any]:
         with redirect_stdout(log), redirect_stderr(log), bars() as progress:
             try:
                 shutil.rmtree(job.output, ignore_errors=True)  # of one that was killed before it was put in its place
-                ended: dict[str, Any] = {"result": _result(job, Keeper(job.progress, progress))}
+                ended: dict[str, Any] = {"result": _result(job, keeping(job.progress, progress))}
             except Exception as error:  # noqa: BLE001  recorded, shown, and it fails the trials that need this step
                 ended = {"error": traceback.format_exc()}
-                raised = disk_full(error) if isinstance(error, OSError) else error
-                ended |= {"raised": raised} if isinstance(raised, ShortstackError) else {}
+                full = disk_full(error) if isinstance(error, OSError) else error
+                ended |= {"full": full} if isinstance(full, DiskFullError) else {}
         job.progress.unlink(missing_ok=True)
         with suppress(PermissionError):  # Windows keeps files that are open
             Path(lock.lock_file).unlink(missing_ok=True)
@@ -187,7 +190,6 @@ def perform(wanted: Job) -> dict[str, Any]:
 
 
 def _result(job: Job, progress: Progress) -> dict[str, Any]:
-    """A step's result, its folder written."""
     with local_copies(job.places, job.output.with_name(f"{job.key}.inputs")) as places:
         result = job.step.run(replace(job, places=places), progress)
     if job.url:
@@ -197,7 +199,29 @@ def _result(job: Job, progress: Progress) -> dict[str, Any]:
 
 
 def _taken_log(log: Path) -> dict[str, str]:
-    """The text of a log, to be kept where the study is."""
     text = log.read_text(encoding="utf-8")
     log.unlink()
     return {"log": text}
+
+
+def model_words(name: str) -> list[str]:
+    """A model as the command line names it: a hub model's revision is an option.
+
+    >>> model_words("org/name@v2")
+    ['org/name', '--revision', 'v2']
+    """
+    model, revision = with_revision(name)
+    return [model, *option_words({"revision": revision})]
+
+
+def changed_words(values: Mapping[str, Any], defaults: Mapping[str, Any]) -> list[str]:
+    """Those of the values that are options and not at their default, as the command line spells them.
+
+    >>> changed_words({"metric": "bi", "drop": "25%", "step": None}, {"metric": None, "drop": "25%", "step": None})
+    ['--metric', 'bi']
+    >>> changed_words({"limit": 1.0, "learning_rate": 1.0}, {"limit": None, "learning_rate": None})
+    ['--limit', '100%', '--learning-rate', '1.0']
+    """
+    changed = {name: values[name] for name in defaults if name in values and values[name] != defaults[name]}
+    shares = {name: show_share(value) for name, value in changed.items() if name in SHARED and isinstance(value, float)}
+    return option_words({**changed, **shares})

@@ -5,8 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from pydantic import Field
@@ -27,8 +28,7 @@ class _Text(part_of("CalibrationText", CalibrationText)):  # type: ignore[misc] 
     """A text of which windows are looked at."""
 
     def check(self) -> None:
-        """Refuse numbers that are out of their range."""
-        CalibrationText(self.text, self.samples, self.length)
+        CalibrationText(self.text, self.samples, self.length)  # refuses what is out of range
 
 
 class StudyCalibration(_Text):
@@ -46,20 +46,14 @@ class RepairText(_Text):
 def parse_choice(text: str, *, drop: str | None = None, step: int | None = None) -> Choice:
     """How layers are chosen, from the words of a study: a metric, a metric and a strategy, search, or layers by name.
 
-    A number behind a strategy with finalists is that of these.
-
     >>> parse_choice("angular block").metric, parse_choice("search").search, parse_choice("layers 3-5").layers
     ('angular', True, '3-5')
-    >>> parse_choice("repaired-blocks 2").finalists
-    2
     """
     if text == "search":
         return Choice(drop=drop, search=True)
     if text.startswith("layers "):
         return Choice(layers=text.removeprefix("layers "))
     metric, _, strategy = text.rpartition(" ")
-    if metric in STRATEGIES and STRATEGIES[metric].finalists and strategy.isdecimal():
-        return Choice(drop=drop, strategy=metric, step=step, finalists=int(strategy))
     if strategy == "block":
         return Choice(metric, drop, block=True, step=step)
     if strategy in STRATEGIES:
@@ -80,22 +74,17 @@ class HealOptions:
         """From what the file says: none, a name, a recipe, or options, of a recipe or by themselves."""
         if value in (None, "none"):
             return None
-        if isinstance(value, str):
-            return named.get(value) or cls._checked(value, value, {})
-        given = value.given
+        if isinstance(value, str) and value in named:
+            return named[value]
+        given = {"recipe": value} if isinstance(value, str) else value.given
         name, recipe = given.pop("name", None), given.pop("recipe", None)
-        for option, fix in NOT_IN_HEAL.items():
-            if option in given:
-                raise InputError(given[option], expected="it elsewhere", fix=fix, where=f"heal: {option}")
-        return cls._checked(name or recipe or given.get("method", "partial"), recipe, given)
-
-    @classmethod
-    def _checked(cls, name: str, recipe: str | None, given: Mapping[str, Any]) -> HealOptions:
-        options = {**(read_recipe(recipe).heal.given if recipe else {}), **given}
+        options = read_recipe(recipe).heal.given if recipe else {}
         options.pop("seed", None)  # the trial's counts
-        if "step" in options:
-            fix = NOT_IN_HEAL["step"]
-            raise InputError("step", expected="a recipe that heals once", fix=fix, where=f"heal: {name}")
+        options |= given
+        name = name or recipe or options.get("method", "partial")
+        for option, fix in NOT_IN_HEAL.items():
+            if option in options:
+                raise InputError(options[option], expected="it elsewhere", fix=fix, where=f"heal: {option}")
         if not options.get("data"):
             raise InputError("none", expected="data to learn from", fix="add data: pydoc", where=f"heal: {name}")
         task_of(options)
@@ -116,13 +105,13 @@ class Trial:
     seed: int
 
     @classmethod
-    def of(cls, settings: Mapping[str, Any], named: Mapping[str, HealOptions]) -> Trial:
-        """From the file's words; named: its ways to heal, by name."""
+    def of(cls, settings: Mapping[str, Any]) -> Trial:
+        """From settings as read_setting() gives them."""
         choice, strategy = parse_choice(settings["metric"]), settings["strategy"]
-        calibration, repair = settings["calibration"], repair_text(settings["repair"])
+        calibration, repair = settings["calibration"], settings["repair"]
         for text in filter(None, (calibration, repair)):
             text.check()
-        drop = None if choice.layers else str(settings["drop"])
+        drop = None if choice.layers else settings["drop"]
         check_choice(drop, choice.layers)
         if strategy != ONE_SHOT and not re.fullmatch(r"step [1-9]\d{0,4}", strategy):
             expected, fix = f"{ONE_SHOT}, or step and a number", "write it like step 1"
@@ -134,7 +123,7 @@ class Trial:
             calibration if choice.needs_text else None,
             strategy,
             repair,
-            HealOptions.of(settings["heal"], named),
+            settings["heal"],
             settings["seed"],
         )
 
@@ -177,12 +166,8 @@ class Trial:
         """The text that the choice of layers looks at, and the seed, as arguments of a step."""
         if self.calibration is None:
             return {"text": None, "seed": self.seed if self.choice.by.draws else 0}
-        return {**self.calibration.model_dump(), "seed": self.choosing_seed}
-
-    @property
-    def choosing_seed(self) -> int:
-        """The seed of the choice of layers."""
-        return self.seed if self.calibration is None or self.calibration.seed is None else self.calibration.seed
+        own = self.calibration.seed
+        return {**self.calibration.model_dump(), "seed": self.seed if own is None else own}
 
     @property
     def heal_arguments(self) -> dict[str, Any]:
@@ -203,7 +188,7 @@ class Trial:
             "seed": self.seed,
         }
 
-    @property
+    @cached_property
     def id(self) -> str:
         return hashlib.sha256(json.dumps(self.settings(), sort_keys=True).encode()).hexdigest()[:16]
 
@@ -240,27 +225,10 @@ def calibration_text(arguments: Mapping[str, Any]) -> CalibrationText:
     return CalibrationText(arguments["text"], arguments["samples"], arguments["length"])
 
 
-def repair_text(value: bool | RepairText | None) -> RepairText | None:
-    """Return the options of repair from a study file's value; true means the default text."""
-    return RepairText() if value is True else value or None
-
-
-@dataclass(frozen=True)
-class Pattern:
-    """Settings of trials to leave out: a trial matches that has one of the values of each."""
-
-    values: Mapping[str, Sequence[Any]]
-
-    @classmethod
-    def of(cls, values: Mapping[str, Sequence[Any]], named: Mapping[str, HealOptions]) -> Pattern:
-        """From the file's words."""
-        readers: dict[str, Callable[[Any], Any]] = {
-            "drop": str,
-            "repair": repair_text,
-            "heal": lambda value: HealOptions.of(value, named),
-        }
-        read = {name: [readers[name](value) for value in values[name]] for name in readers if name in values}
-        return cls({**values, **read})
-
-    def matches(self, trial: Trial) -> bool:
-        return all(getattr(trial, name) in values for name, values in self.values.items())
+def read_setting(name: str, value: Any, named: Mapping[str, HealOptions]) -> Any:
+    """A setting as a trial has it, from the file's word for it; named: the ways to heal, by name."""
+    if name == "drop":
+        return str(value)
+    if name == "repair":
+        return RepairText() if value is True else value or None
+    return HealOptions.of(value, named) if name == "heal" else value

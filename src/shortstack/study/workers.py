@@ -14,56 +14,70 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass, field
-from multiprocessing.connection import wait
-from typing import Any
+from dataclasses import dataclass
+from multiprocessing.connection import Connection, wait
+from queue import LifoQueue
+from typing import TYPE_CHECKING, Any
 
 from shortstack.errors import InputError
 from shortstack.machine.options import check_installed, check_options, option
 from shortstack.machine.progress import hush_kernels
+
+if TYPE_CHECKING:
+    from shortstack.study.grid import Resources
 
 KEEPS = ("best", "all", "none")
 RETRIES = 3  # of a task whose worker or node is lost
 
 
 @dataclass(frozen=True)
-class Needs:
-    """The resources of a task; memory in bytes. gpus: None is one where there are some."""
-
-    cpus: float = 1
-    gpus: float | None = None
-    memory: int | None = None
-
-
-@dataclass(frozen=True)
 class Launch:
-    """width: how many tasks are worth handing over at once. submit(function, argument, needs) gives a future of its result.
+    """width: how many tasks are worth handing over at once. submit(function, argument, needed) gives a future of its result.
 
     function is found again by its name in the worker, argument and result are pickled. here: tasks run on this machine.
     """
 
     width: int
-    submit: Callable[[Callable[[Any], Any], Any, Needs], Future[Any]]
+    submit: Callable[[Callable[[Any], Any], Any, Resources], Future[Any]]
     here: bool = True
 
 
 @contextmanager
 def local(workers: int = 1) -> Iterator[Launch]:
-    """So many processes of this machine, which end with this one; needs are not looked at.
+    """So many processes of this machine, which end with this one; resources are not looked at.
 
     A task whose process dies fails with BrokenProcessPool; the next gets a new process.
     """
     if workers < 1:
         raise InputError(workers, expected="at least 1", fix="ask for one", option="workers")
-    lanes, processes = ThreadPoolExecutor(workers, "lane"), _Processes(_share(workers))
+    spawn = multiprocessing.get_context("spawn")
+    followed, held = spawn.Pipe(duplex=False)
+    new = functools.partial(ProcessPoolExecutor, 1, spawn, initializer=_follow, initargs=(followed, _share(workers)))
+    idle: LifoQueue[ProcessPoolExecutor] = LifoQueue()
+    for _ in range(workers):
+        idle.put(new())
+
+    def call(function: Callable[[Any], Any], argument: Any) -> Any:
+        process = idle.get()
+        try:
+            return process.submit(function, argument).result()
+        except BrokenProcessPool:
+            process = new()
+            raise
+        finally:
+            idle.put(process)
+
+    lanes = ThreadPoolExecutor(workers, "lane")
     try:
-        yield Launch(workers, lambda function, argument, _needs: lanes.submit(processes.call, function, argument))
+        yield Launch(workers, lambda function, argument, _needed: lanes.submit(call, function, argument))
     except BaseException:
-        processes.kill()
+        held.close()  # ends what runs
         raise
     finally:
         lanes.shutdown(cancel_futures=True)
-        processes.close()
+        for _ in range(workers):
+            idle.get().shutdown()
+        held.close()
 
 
 def _share(workers: int) -> int | None:
@@ -71,58 +85,11 @@ def _share(workers: int) -> int | None:
     return None if workers == 1 or "OMP_NUM_THREADS" in os.environ else max(1, (os.cpu_count() or 1) // workers)
 
 
-@dataclass(frozen=True)
-class _Processes:
-    """One process for each thread that calls."""
-
-    threads: int | None
-    mine: threading.local = field(default_factory=threading.local)
-    started: list[ProcessPoolExecutor] = field(default_factory=list)
-    children: set[multiprocessing.process.BaseProcess] = field(default_factory=set)
-    starting: threading.Lock = field(default_factory=threading.Lock)
-
-    def call(self, function: Callable[[Any], Any], argument: Any) -> Any:
-        """function(argument), computed in this thread's process."""
-        try:
-            return self._submit(function, argument).result()
-        except BrokenProcessPool:
-            del self.mine.process
-            raise
-
-    def _submit(self, function: Callable[[Any], Any], argument: Any) -> Future[Any]:
-        if hasattr(self.mine, "process"):
-            return self._process.submit(function, argument)
-        spawn = multiprocessing.get_context("spawn")
-        self.mine.process = ProcessPoolExecutor(1, spawn, initializer=_follow, initargs=(self.threads,))
-        with self.starting:
-            before = set(multiprocessing.active_children())
-            future = self._process.submit(function, argument)
-            self.children.update(set(multiprocessing.active_children()) - before)
-            self.started.append(self._process)
-        return future
-
-    @property
-    def _process(self) -> ProcessPoolExecutor:
-        process: ProcessPoolExecutor = self.mine.process
-        return process
-
-    def kill(self) -> None:
-        for child in self.children:
-            child.kill()
-
-    def close(self) -> None:
-        for process in self.started:
-            process.shutdown(cancel_futures=True)
-
-
-def _follow(threads: int | None) -> None:
-    """In a worker: end when the process that started it does, which a killed one could not tell it."""
-    parent = multiprocessing.parent_process()
-    assert parent  # noqa: S101  a worker has one
-    sentinel = parent.sentinel
+def _follow(followed: Connection, threads: int | None) -> None:
+    """In a worker: end when the other end of a pipe is closed, as it is when who holds it is killed."""
 
     def watch() -> None:
-        wait([sentinel])
+        wait([followed])
         os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()
@@ -148,12 +115,11 @@ def ray(address: str = "local", workers: int | None = None) -> Iterator[Launch]:
         expected, fix = f"a Ray cluster at {address}", "start one: ray start --head"
         raise InputError(error, expected=expected, fix=fix, option="ray") from error
 
-    def submit(function: Callable[[Any], Any], argument: Any, needs: Needs) -> Future[Any]:
+    def submit(function: Callable[[Any], Any], argument: Any, needed: Resources) -> Future[Any]:
         some = min(1.0, cluster.cluster_resources().get("GPU", 0.0))  # a task that takes none may see none
-        gpus = some if needs.gpus is None else needs.gpus
-        task = cluster.remote(function).options(
-            num_cpus=needs.cpus, num_gpus=gpus, memory=needs.memory, max_retries=RETRIES
-        )
+        gpus = some if needed.gpus is None else needed.gpus
+        memory = int(needed.memory * 1e9) if needed.memory else None
+        task = cluster.remote(function).options(num_cpus=needed.cpus, num_gpus=gpus, memory=memory, max_retries=RETRIES)
         future: Future[Any] = task.remote(argument).future()
         return future
 

@@ -13,10 +13,7 @@ from typing import Any
 
 CANARY = "canary-7f3a"  # stands in every file outside, and in no other
 MARKUP = "<img src=x onerror=alert(1)>[a](https://evil.example)`|\x1b[31m\n```\n"
-OUTSIDE, RAN = (
-    "elsewhere",
-    "ran",
-)  # the folder with the canaries, and what code that runs makes; both beside the model's
+OUTSIDE, RAN = "elsewhere", "ran"  # beside the model's: the folder with the canaries, and what code that runs makes
 CODE = "import pathlib\n(pathlib.Path(__file__).parents[1] / 'ran').touch()\npathlib.Path({ran!r}).touch()\n"
 Lie = Callable[[Path], None]
 
@@ -25,16 +22,12 @@ def edited(path: Path, **fields: Any) -> None:
     path.write_text(json.dumps({**json.loads(path.read_text()), **fields}))
 
 
-def config(**fields: Any) -> Lie:
-    return lambda model: edited(model / "config.json", **fields)
+def fields_of(name: str) -> Callable[..., Lie]:
+    """Lies that are other fields of a JSON file."""
+    return lambda **fields: lambda model: edited(model / name, **fields)
 
 
-def tokenizer(**fields: Any) -> Lie:
-    return lambda model: edited(model / "tokenizer_config.json", **fields)
-
-
-def record(**fields: Any) -> Lie:
-    return lambda model: edited(model / "shortstack.json", **fields)
+config, tokenizer, record = map(fields_of, ("config.json", "tokenizer_config.json", "shortstack.json"))
 
 
 def told(value: Callable[[Path], Any], into: Callable[..., Lie], field: str) -> Lie:
@@ -117,14 +110,13 @@ def header(length: int | None = None, **entry: Any) -> Lie:
     return lie
 
 
-def template(text: str) -> Lie:
-    return lambda model: (model / "chat_template.jinja").write_text(text) and None
+def written(name: str, text: str) -> Lie:
+    return lambda model: (model / name).write_text(text) and None
 
 
 def adapter(model: Path) -> None:
-    (model / "adapter_config.json").write_text(
-        json.dumps({"peft_type": "LORA", "base_model_name_or_path": str(model.parent / OUTSIDE)})
-    )
+    told = {"peft_type": "LORA", "base_model_name_or_path": str(model.parent / OUTSIDE)}
+    (model / "adapter_config.json").write_text(json.dumps(told))
 
 
 def adapter_alone(model: Path) -> None:
@@ -158,23 +150,21 @@ CHECKPOINTS: dict[str, Lie] = {
     "code: another's": code(AutoConfig="evil/repo--own.C", AutoTokenizer=["evil/repo--own.T", None]),
     "code: a type of its own": config(model_type="own", auto_map={"AutoConfig": "own.C"}),
     "code: pickles": pickled,
-    "template: reaches out": template(REACHING),
-    "template: reads files": template("{% include '/etc/passwd' %}{% import 'os' as os %}"),
+    "template: reaches out": written("chat_template.jinja", REACHING),
+    "template: reads files": written("chat_template.jinja", "{% include '/etc/passwd' %}{% import 'os' as os %}"),
     "size: a header": header(2**63),
     "size: a shape": header(shape=[2**40, 2**40]),
     "size: offsets": header(data_offsets=[0, 2**62]),
     "size: layers": config(num_hidden_layers=10**9),
     "size: a vocabulary": config(vocab_size=10**12),
     "size: a width": config(hidden_size=2**40, intermediate_size=2**40),
-    "size: depth of JSON": lambda model: (model / "config.json").write_text("[" * 100_000) and None,
+    "size: depth of JSON": written("config.json", "[" * 100_000),
     "markup: architecture": config(architectures=[MARKUP]),
     "markup: type": config(model_type=MARKUP),
     "markup: verb": record(verb=MARKUP),
     "markup: source": record(source={"id": MARKUP}),
     "markup: version": record(versions={"shortstack": MARKUP}),
-    "markup: card": lambda model: (
-        (model / "README.md").write_text(f"---\nlicense: {json.dumps(MARKUP)}\n---\n") and None
-    ),
+    "markup: card": written("README.md", f"---\nlicense: {json.dumps(MARKUP)}\n---\n"),
     "card: metadata that is none": lambda model: (model / "README.md").write_bytes(b"---\n: [\xff\n---\n") and None,
     "markup: end of a text": tokenizer(eos_token=f"</s>{MARKUP}"),
 }
