@@ -23,10 +23,10 @@ EXAMPLES = [Example((3, 4, 5, 6), (True,) * 4)]
 def names(folder: Path) -> dict[str, str]:
     """The entries of the frozen states, of a teacher's predictions and of the model's own texts."""
     checkpoint = Checkpoint.open(folder)
-    objective = Objective("distill", hidden_weight=1.0)
+    objective = Objective("distill")
     frozen = Freezer(checkpoint, torch.float32, "cpu", objective, checkpoint).planned(EXAMPLES, 2)
     own = Writer(checkpoint, Compute(dtype="float32", device="cpu")).key
-    return {**{name: file.path.name for name, file in frozen.files.items()}, "own texts": own}
+    return {"states": frozen.states.path.name, "teacher": frozen.teacher.path.name, "own texts": own}
 
 
 @pytest.mark.parametrize(
