@@ -64,7 +64,7 @@ def test_two_processes_give_the_weights_of_one(folder, tmp_path, monkeypatch):
     in_two(folder, tmp_path / "sharded", {}, **SHARDED)
     in_two(folder, tmp_path / "turns", TURNS)
     left = {path.name for path in tmp_path.iterdir() if path.is_dir()}
-    assert left == {"cache", "sharded", "turns"}, "no state of the training stays"
+    assert left == {"sharded", "turns"}, "no state of the training stays"
 
     source = Checkpoint.open(folder)
     assert heal(source, tmp_path / "alone", TASK).history.steps == 2

@@ -76,8 +76,8 @@ def preview(
     held_out = task.data.held_out_of(len(examples))
     cached = missing_bytes(run.freezer.planned(examples, run.first))
     check_room(cached)
-    if run.first:
-        outline = Decoder.outline(run.checkpoint, Compute(device=run.device))
+    outline = Decoder.outline(run.checkpoint, Compute(device=run.device)) if run.first else None
+    if outline:
         outline.check_bare(train_all(run.checkpoint))
         outline.check_direct()
     learner, training = _outlined(run), examples[held_out:]
