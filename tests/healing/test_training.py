@@ -78,7 +78,7 @@ def trained(folder, schedule=SCHEDULE, some=None, module=None, **place):
 def test_every_decay_and_optimizer_that_is_offered_trains(named, tmp_path):
     if named.get("optim", "").endswith("8bit"):
         pytest.importorskip("bitsandbytes")
-    weight, history = trained(tmp_path, replace(SCHEDULE, **named))
+    weight, history = trained(tmp_path, replace(SCHEDULE, max_steps=4, **named))
     assert abs(weight - 3) < 3
     assert history.held_out[-1][1] < history.held_out[0][1]
 
