@@ -106,9 +106,9 @@ def test_underscores_are_dashes():
 
 
 def test_only_what_is_typed_of_heals_options_goes_before_the_recipe():
-    given = read("heal", "m", "-o", "out", "--max_steps", "5", "--no-cache")
+    given = read("heal", "m", "-o", "out", "--max_steps", "5", "--dry-run")
     assert given["typed"] == {"max_steps": 5}
-    assert given["run"].cache is False
+    assert given["run"].dry_run is True
     assert not read("heal", "m", "-o", "out").get("typed")
 
 

@@ -13,7 +13,6 @@ import pytest
 
 from shortstack.data import CalibrationText
 from shortstack.data.in_context import FAMILIES, drills
-from shortstack.data.pydoc import words
 from shortstack.evaluation.probes import PROBES
 from zoo import tokenizer
 
@@ -150,7 +149,3 @@ def test_windows_have_answers_that_count_and_others_are_drawn_by_another_seed():
     share = read[0].counted.float().mean(1)
     assert share.min() > 0
     assert 0.05 < share.mean() < 0.5
-
-
-def test_words_are_those_of_the_part_that_calibrates():
-    assert {word for word in words() if not re.fullmatch("[a-z]{3,9}", word)} == set()

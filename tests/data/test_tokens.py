@@ -48,11 +48,9 @@ def test_windows_of_one_text_are_seeded_and_do_not_overlap(tmp_path):
     whole = Tokens.read(path, PLAIN, samples=None, length=32).ids.tolist()
     places = [whole.index(window) for window in windows.tolist()]
     assert len(set(places)) == 20
-    assert (
-        Tokens.read(path, PLAIN, samples=20, length=32, seed=1).sha256
-        == Tokens.read(path, PLAIN, samples=20, length=32, seed=1).sha256
-    )
-    assert Tokens.read(path, PLAIN, samples=20, length=32, seed=2).ids.tolist() != windows.tolist()
+    again, other = (Tokens.read(path, PLAIN, samples=20, length=32, seed=seed) for seed in (1, 2))
+    flat = b"".join(int(token).to_bytes(4, "little") for token in windows.flatten())
+    assert again.sha256 == hashlib.sha256(flat).hexdigest() != other.sha256
 
 
 @pytest.mark.parametrize("samples", [1, 4])
@@ -62,13 +60,6 @@ def test_several_documents_give_one_window_each(tmp_path, samples):
     words = {PLAIN.decode(window).split()[1] for window in tokens.ids.tolist()}
     assert tokens.ids.shape == (samples, 24)
     assert len(words) == samples
-
-
-def test_the_digest_is_of_the_ids(tmp_path):
-    (tmp_path / "a.txt").write_text("digest " * 100)
-    tokens = Tokens.read(str(tmp_path / "a.txt"), PLAIN, samples=2, length=8)
-    flat = b"".join(int(token).to_bytes(4, "little") for token in tokens.ids.flatten())
-    assert tokens.sha256 == hashlib.sha256(flat).hexdigest()
 
 
 def test_the_held_out_part_of_pydoc_is_the_last_fifth_and_shares_no_paragraph():
@@ -98,7 +89,6 @@ def test_alpaca_and_dolly_learn_the_response_and_its_end_only(tmp_path):
 @pytest.mark.parametrize(
     ("record", "learnt_text"),
     [
-        ({"instruction": "Say.", "response": "Hi", "output": None}, "Hi</s>"),
         ({"instruction": "Say.", "input": None, "output": "Hi", "response": None, "messages": None}, "Hi</s>"),
         ({"text": None, "prompt": "Q:", "completion": " A"}, " A</s>"),
     ],
@@ -120,6 +110,7 @@ def test_null_counts_as_absent(record, learnt_text, tmp_path):
             {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": None}]},
             "messages: {.*None}",
         ),
+        ({"messages": [{"role": 5, "content": "a"}]}, "messages: {.*5"),
         ({"instruction": "Say.", "output": None}, r"keys instruction, output \(null\)"),
     ],
 )
@@ -157,16 +148,6 @@ def test_an_example_whose_response_is_cut_off_is_dropped_and_none_left_is_an_err
     path = write(tmp_path / "a.jsonl", [long])
     with pytest.raises(DataError, match="max_length"):
         read_examples(path, PLAIN, max_length=16)
-
-
-BAD_TURNS = [{"role": "assistant", "content": None}, {"role": 5, "content": "a"}, {"role": "user", "content": {"a": 1}}]
-
-
-@pytest.mark.parametrize("turn", BAD_TURNS)
-def test_a_turn_that_is_not_text_is_named_by_its_line(tmp_path, turn):
-    path = write(tmp_path / "a.jsonl", [{"messages": [{"role": "user", "content": "q"}, turn]}])
-    with pytest.raises(DataError, match="line 1"):
-        read_examples(path, CHAT)
 
 
 def test_a_conversation_the_template_refuses_is_one_message(tmp_path):
@@ -225,7 +206,7 @@ def test_of_a_file_records_are_drawn_before_they_are_tokenised(tmp_path, monkeyp
 
 
 @pytest.mark.parametrize("others", ["", ",copying"])
-@pytest.mark.parametrize("held_out", range(1, 9))
+@pytest.mark.parametrize("held_out", [1, 2, 3])
 def test_all_answers_of_a_conversation_are_held_out_or_none(held_out, others, tmp_path):
     dropping = tokenizer(chat=True)
     dropping.chat_template = THINKING
@@ -305,7 +286,7 @@ def test_windows_without_room_or_number_are_refused(wrong):
 
 @pytest.mark.parametrize(
     ("line", "complaint"),
-    [("{broken", "line 2"), ('{"question": "?"}', "line 2.*question"), ("[1]", "line 2"), ('{"text": 5}', "line 2")],
+    [("{broken", "line 2"), ('{"question": "?"}', "line 2.*question"), ("[1]", "line 2")],
 )
 def test_a_wrong_line_is_named(tmp_path, line, complaint):
     (tmp_path / "a.jsonl").write_text('{"text": "fine"}\n' + line + "\n")

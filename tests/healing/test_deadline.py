@@ -7,7 +7,6 @@ import signal
 import pytest
 
 import shortstack.decoder.own_text
-from shortstack.checkpoint import Checkpoint
 from shortstack.errors import InputError, ShortstackWarning
 from shortstack.healing import (
     HealingTask,
@@ -23,7 +22,6 @@ from shortstack.healing import (
 )
 from shortstack.healing.healer import started_clock
 from shortstack.machine.clock import Clock
-from zoo import speaking
 
 pytestmark = pytest.mark.usefixtures("own_cache")
 TRAINING = {"learning_rate": 1e-2, "per_device_train_batch_size": 8}
@@ -54,17 +52,16 @@ def weights(out):
     return (out / "model.safetensors").read_bytes()
 
 
-@pytest.mark.parametrize("slower", [1.0, 4.0])
-def test_the_record_of_a_run_by_the_clock_repeats_it(slower, tmp_path, monkeypatch):
+def test_the_record_of_a_run_by_the_clock_repeats_it(source, tmp_path, monkeypatch):
     monkeypatch.setattr(healer, "forward_speed", lambda *_, **__: 32.0)
-    source, hands = Checkpoint.open(speaking(tmp_path / "source")), Ticking(slower, since=200)
+    hands = Ticking(slower=4.0, since=200)
     with pytest.warns(ShortstackWarning, match=r"\d+ of [\d,]+ samples are used: there is no time for more"):
         result = healed(source, tmp_path / "clocked", schedule={}, clock=Clock(400, now=hands))
     assert hands.at < 1.1 * 400
     record = json.loads((tmp_path / "clocked" / "shortstack.json").read_text())["healing"]
     assert record["repeat"] == result.to_dict()["repeat"]
     assert record["samples"] == record["repeat"]["max_samples"] == pytest.approx(0.25 * 400, abs=5)
-    assert ("replanned" in record["repeat"]) >= (slower > 1)
+    assert "replanned" in record["repeat"]
     options = dict(record["repeat"])
     again = healed(source, tmp_path / "again", samples=options.pop("max_samples"), schedule=options)
     assert weights(tmp_path / "again") == weights(tmp_path / "clocked") != weights(source.directory)
@@ -72,9 +69,9 @@ def test_the_record_of_a_run_by_the_clock_repeats_it(slower, tmp_path, monkeypat
     assert again.to_dict()["repeat"] is None
 
 
-def test_a_killed_run_goes_on_with_its_samples_and_the_time_it_has_left(tmp_path, monkeypatch):
+def test_a_killed_run_goes_on_with_its_samples_and_the_time_it_has_left(source, tmp_path, monkeypatch):
     monkeypatch.setattr(healer, "forward_speed", lambda *_, **__: 32.0)
-    source, out, hands = Checkpoint.open(speaking(tmp_path / "source")), tmp_path / "out", Ticking()
+    out, hands = tmp_path / "out", Ticking()
     monkeypatch.setattr(healer, "Clock", lambda seconds, *, used: Clock(seconds, used=used, now=hands))
     task = HealingTask(
         TrainingData("pydoc", max_length=32), Partial(last=1), schedule=Schedule(**TRAINING, minutes=400 / 60)
@@ -99,11 +96,7 @@ def test_a_killed_run_goes_on_with_its_samples_and_the_time_it_has_left(tmp_path
     assert weights(tmp_path / "again") == weights(out)
 
 
-def test_what_has_no_deadline_is_refused(tmp_path):
-    source = Checkpoint.open(speaking(tmp_path / "source"))
-    task = HealingTask(TrainingData("pydoc", self_generate=True), schedule=Schedule(minutes=1), teacher=source)
-    with pytest.raises(InputError, match="minutes: expected samples that are there"):
-        heal(source, tmp_path / "out", task)
+def test_turns_have_no_minutes(source, tmp_path):
     with pytest.raises(InputError, match="minutes: expected one healing"):
         heal_in_turns(source, tmp_path / "out", Turns("2", 1), HealingTask("pydoc", schedule=Schedule(minutes=1)))
     assert not (tmp_path / "out").exists()
@@ -116,46 +109,22 @@ def test_minutes_are_counted_from_the_start(tmp_path):
     assert 30 <= clock.used < 31
 
 
-@pytest.mark.parametrize("data", ["self", "pydoc,self=0.5,copying"])
-def test_samples_that_the_teacher_writes_are_as_many_as_come_in_time(data, tmp_path, monkeypatch):
+def test_samples_that_the_teacher_writes_are_as_many_as_come_in_time(source, tmp_path, monkeypatch):
     monkeypatch.setattr(shortstack.decoder.own_text, "BATCHES", (3, 4))
     for name, length in (("QUESTION_TOKENS", 12), ("ANSWER_TOKENS", 20), ("TEXT_TOKENS", 24)):
         monkeypatch.setattr(shortstack.decoder.own_text, name, length)
     monkeypatch.setattr(healer, "forward_speed", lambda *_, **__: 1e9)
-    source, hands = Checkpoint.open(speaking(tmp_path / "source")), Ticking()
-    objective = Objective("distill")
+    how = {"data": "pydoc,self=0.5,copying", "teacher": source, "objective": Objective("distill")}
     with pytest.warns(ShortstackWarning, match="samples are used"):
-        result = healed(
-            source,
-            tmp_path / "clocked",
-            data=data,
-            schedule={},
-            clock=Clock(120, now=hands),
-            teacher=source,
-            objective=objective,
-        )
+        result = healed(source, tmp_path / "clocked", schedule={}, clock=Clock(120, now=Ticking()), **how)
     monkeypatch.setattr(shortstack.decoder.own_text, "generate", None)  # no more of it than was written
     options = dict(result.repeat)
-    healed(
-        source,
-        tmp_path / "again",
-        data=data,
-        samples=options.pop("max_samples"),
-        schedule=options,
-        teacher=source,
-        objective=objective,
-    )
+    healed(source, tmp_path / "again", samples=options.pop("max_samples"), schedule=options, **how)
     assert weights(tmp_path / "again") == weights(tmp_path / "clocked")
 
 
-def test_samples_are_limited_by_one_pass_of_them(tmp_path):
-    tokenizer = Checkpoint.open(speaking(tmp_path / "source")).tokenizer()
+@pytest.mark.parametrize(("speed", "least", "samples"), [(160, 1, 100), (1e9, 1, 200), (1e-9, 1, 1), (1e-9, 16, 16)])
+def test_samples_are_limited_by_one_pass_of_them(speed, least, samples, source):
     data, clock = TrainingData("copying", max_length=32, max_samples=200), Clock(80, now=lambda: 0.0)
-
-    def affordable(speed, least=1):
-        return amounts.affordable_samples(data, tokenizer, clock, speed=speed, least=least, own=None)
-
-    assert str(affordable(160)) == "100 of 200 samples are used: there is no time for more"
-    assert affordable(1e9).samples == 200
-    assert affordable(1e-9).samples == 1
-    assert affordable(1e-9, least=16).samples == 16
+    how = {"speed": speed, "least": least, "own": None}
+    assert amounts.affordable_samples(data, source.tokenizer(), clock, **how) == (samples, 200)

@@ -1,6 +1,5 @@
 """Training by a clock: it ends in time, follows the machine's pace, and its record repeats it bit for bit."""
 
-import math
 import os
 import signal
 from itertools import pairwise
@@ -54,8 +53,14 @@ def repeated(folder, history):
 
 
 def test_on_a_quiet_machine_there_is_one_plan_and_it_fills_the_time(tmp_path):
-    module = Timed()
-    _, history = trained(tmp_path, module, seconds=800)
+    module, told = Timed(), []
+
+    def tell(_stage, done, total, note):
+        told.append((done, total, note))
+
+    _, history = trained(tmp_path, module, seconds=800, progress=tell)
+    assert told[0][2].startswith("0:13:10 left, ")
+    assert told[-1][0] == told[-1][1]
     assert 0.9 * 800 < module.at <= 800
     assert history.steps == history.settings["max_steps"] == (0.97 * 798 - 10 * 2) // 8 == 94
     assert (history.settings["replanned"], history.settings["minutes"], history.stopped) == (None, None, None)
@@ -65,13 +70,11 @@ def test_on_a_quiet_machine_there_is_one_plan_and_it_fills_the_time(tmp_path):
 @pytest.mark.parametrize(
     "pace",
     [
-        lambda at: 1.0 if at < 400 else 2.5,
         lambda at: 2.5 if at < 400 else 1.0,
         lambda at: 1.0 if at < 700 else 6.0,
         lambda at: 8.0 if at < 2 else 1.0,
-        lambda at: 0.1 if at < 2 else 1.0,
     ],
-    ids=["load begins", "load ends", "load begins at the end", "a slow start", "a quick start"],
+    ids=["load ends", "load begins at the end", "a slow start"],
 )
 def test_the_rest_is_planned_anew_and_the_record_repeats_the_run_bit_for_bit(pace, tmp_path):
     module = Timed(pace)
@@ -120,13 +123,6 @@ def test_a_killed_run_goes_on_with_the_time_it_has_left(tmp_path):
     weight, history = trained(tmp_path / "left", slower, seconds=800, used=used)
     assert 0.85 * 800 < used + slower.at <= 800
     assert repeated(tmp_path / "again", history)[0] == weight
-
-
-def test_the_time_left_is_told(tmp_path):
-    told = []
-    trained(tmp_path, Timed(), seconds=800, progress=lambda _stage, done, total, note: told.append((done, total, note)))
-    assert told[0][2].startswith("0:13:10 left, ")
-    assert told[-1][0] == told[-1][1]
 
 
 def test_held_out_losses_that_take_long_are_fewer(tmp_path):
@@ -179,7 +175,6 @@ def test_a_plan_that_was_not_changed_is_transformers_own_schedule(tmp_path):
     [
         {"minutes": 5.0, "max_steps": 10},
         {"minutes": 5.0, "replanned": "3:5"},
-        {"minutes": math.inf},
         {"minutes": 0.0},
         {"replanned": "3:5"},
         {"replanned": "3:5", "max_steps": 2},

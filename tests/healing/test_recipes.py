@@ -1,6 +1,5 @@
 """Recipes: the paper's numbers, and what is said of a wrong file."""
 
-import re
 from dataclasses import fields
 
 import pytest
@@ -100,22 +99,13 @@ def test_a_wrong_file_is_explained_with_its_line(text, where, said, tmp_path):
 @pytest.mark.parametrize(
     ("text", "where"),
     [
-        ("heal:\n  num_train_epochs: 2\n  learning_rate: -1\n", "line 3: learning_rate"),
         ("heal:\n  learning_rate: .nan\n", "line 2: learning_rate"),
-        ("heal:\n  method: lora\n  lora_dropout: 1\n", "line 3: lora_dropout"),
         ("heal:\n  method: lora\n  last: 0\n", "line 3: last"),
         ("heal:\n  method: lore\n", "line 2: method"),
-        ("heal:\n  last: -1\n", "line 2: last"),
         ("heal:\n  near_cut: 1\n  layers: 1-2\n", "line 3: layers"),
         ("heal:\n  method: full\n  lora_r: 4\n", "line 3: lora_r"),
-        ("heal:\n  max_samples: 1\n", "line 2: max_samples"),
         ("heal:\n  max_samples: 8\n  held_out: 8\n", "line 3: held_out"),
-        ("heal:\n  weight_decay: -1\n", "line 2: weight_decay"),
-        ("heal:\n  early_stopping_patience: 0\n", "line 2: early_stopping_patience"),
-        ("heal:\n  gradient_accumulation_steps: 0\n", "line 2: gradient_accumulation_steps"),
-        ("heal:\n  loss: mse\n", "line 2: loss"),
         ("heal:\n  loss: distill\n  temperature: 0\n", "line 3: temperature"),
-        ("heal:\n  lr_scheduler_type: never\n", "line 2: lr_scheduler_type"),
         ("plan:\n  metric: none\n", "line 2: metric"),
         ("plan:\n  keep_last: -1\n", "line 2: keep_last"),
         ('heal:\n  layers: "1"\nplan:\n  layers: "1"\n  drop: 1\n', "line 4: layers"),
@@ -129,13 +119,11 @@ def test_a_value_out_of_its_range_is_explained_with_its_line(text, where, tmp_pa
     assert error.value.where == f"{path}, {where}"
 
 
-def test_what_only_the_model_tells_is_explained_with_the_recipes_line_unless_it_was_typed(tmp_path):
-    from zoo import speaking
-
-    source, path = speaking(tmp_path / "source"), tmp_path / "a.yaml"
+def test_what_only_the_model_tells_is_explained_with_the_recipes_line_unless_it_was_typed(folder, tmp_path):
+    path = tmp_path / "a.yaml"
     path.write_text("heal:\n  data: pydoc\n  last: 9\n")
     for words, where in (((), f"{path}, line 3: last"), (("--last", "10"), "last")):
-        command = ["heal", str(source), "-o", str(tmp_path / "out"), "--recipe", str(path), *words]
+        command = ["heal", str(folder), "-o", str(tmp_path / "out"), "--recipe", str(path), *words]
         error = invoke(*command).exception
         assert isinstance(error, InputError)
         assert error.place(error.option) == where
@@ -157,20 +145,17 @@ def test_every_option_of_a_method_is_one_of_heal_and_of_recipes(method):
     assert names <= HealPart.model_fields.keys()
 
 
-@pytest.mark.parametrize("logger", ["wandb", "trackio", "tensorboard"])
-def test_a_logger_that_is_missing_is_said_with_how_to_install_it(logger, monkeypatch):
-    assert HealRun(report_to=f" {logger}").loggers == [logger]
-    monkeypatch.setattr("shortstack.healing.task.find_spec", lambda _name: None)
-    with pytest.raises(InputError, match=f"pip install {logger}") as error:
-        check_loggers([logger])
-    assert error.value.option == "report_to"
+def test_a_logger_that_is_missing_is_said_with_how_to_install_it(monkeypatch):
+    monkeypatch.setattr("transformers.integrations.get_available_reporting_integrations", lambda: ["wandb"])
+    loggers = HealRun(report_to=" wandb,trackio").loggers
+    check_loggers(loggers[:1])
+    with pytest.raises(InputError, match=r"report_to: expected loggers that are installed: wandb.*pip install trackio"):
+        check_loggers(loggers)
 
 
 def test_options_that_a_method_does_not_know_are_refused():
-    with pytest.raises(InputError, match="lora_r: expected an option that the method partial knows"):
+    with pytest.raises(InputError, match=r"lora_r: expected an option that the method partial knows.*lora, rslora"):
         task_of({"method": "partial", "lora_r": 4})
-    with pytest.raises(InputError, match="last: "):
-        task_of({"method": "full", "last": 2})
 
 
 @pytest.mark.parametrize(
@@ -181,37 +166,19 @@ def test_options_that_a_method_does_not_know_are_refused():
         (["--recipe", "paper-lastt3"], "did you mean paper-last3"),
         ([], "data: expected text or instructions to learn from, found none. To fix it: name some, such as pydoc"),
         (["--data", "pydoc", "--loss", "mse"], "sft, distill"),
-        (["--data", "pydoc", "--loss", "distill"], "self_generate learn, found none. To fix it: name that model"),
+        (["--data", "pydoc", "--loss", "distill"], "self learn, found none. To fix it: name that model"),
         (["--data", "pydoc", "--optim", "adamm"], "adamw_torch"),
-        (["--data", "pydoc", "--report-to", "nothing"], "install it, or name another: tensorboard"),
+        (["--data", "pydoc", "--report-to", "nothing"], "pip install nothing, or name another"),
     ],
 )
-def test_halves_of_options_are_refused(words, said, tmp_path):
-    from zoo import speaking
-
-    source = speaking(tmp_path / "source")
-    found = invoke("heal", str(source), "-o", str(tmp_path / "out"), *words)
+def test_halves_of_options_are_refused(words, said, folder, tmp_path):
+    found = invoke("heal", str(folder), "-o", str(tmp_path / "out"), *words)
     assert isinstance(found.exception, InputError)
     assert said in str(found.exception)
     assert not list(tmp_path.glob("out*"))
 
 
-@pytest.mark.parametrize(
-    ("heal", "said"),
-    [
-        (
-            "{data: pydoc, top_k: 3}",
-            "wrong.yaml: loss: expected distill, which top_k, temperature and hidden_weight shape",
-        ),
-        (
-            "{data: pydoc, gradient_accumulation_steps: 0}",
-            "wrong.yaml, line 1: gradient_accumulation_steps: expected at least 1",
-        ),
-        ("{data: pydoc, learning_rate: -1}", "wrong.yaml, line 1: learning_rate: expected a number above 0"),
-    ],
-)
-def test_whatever_is_wrong_in_a_recipe_names_the_recipe_and_its_keys(heal, said, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "wrong.yaml").write_text(f"heal: {heal}\n")
-    with pytest.raises(InputError, match=re.escape(said)):
-        read_recipe("wrong.yaml")
+def test_what_no_line_of_a_recipe_alone_has_wrong_names_the_recipe(tmp_path):
+    (tmp_path / "wrong.yaml").write_text("heal: {data: pydoc, top_k: 3}\n")
+    with pytest.raises(InputError, match=r"wrong.yaml: loss: expected distill, which top_k and temperature shape"):
+        read_recipe(str(tmp_path / "wrong.yaml"))

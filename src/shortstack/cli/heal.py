@@ -37,11 +37,8 @@ class HealRun:
     recipe: str | None = option(
         None, help="A preset (`shortstack ls recipes`) or a .yaml file; command-line options override it."
     )
-    teacher: str | None = option(None, help="The unpruned model, for distill, --data self and --self-generate.")
+    teacher: str | None = option(None, help="The unpruned model, for distill and --data self.")
     resume: bool | None = option(None, help="Continue an unfinished run, or restart it; required if one exists.")
-    cache: bool = option(
-        True, help="Cache outputs of frozen layers and of the teacher on disk, or recompute them for every batch."
-    )
     dry_run: bool = option(False, help=CHECKS)
     report_to: str | None = option(
         None, help="Comma-separated loggers: tensorboard (its files go to OUTPUT.logs), trackio, wandb."
@@ -123,7 +120,7 @@ def heal(
             if run.dry_run:
                 from shortstack.healing.preview import preview
 
-                foreseen = preview(checkpoint, output, task, turns, cache=run.cache, resume=run.resume)
+                foreseen = preview(checkpoint, output, task, turns, resume=run.resume)
                 return _show_preview(foreseen, output, session.report)
             with going_on("with --resume the same command goes on from its last saved step"):
                 result = _healed(checkpoint, output, task, turns, run, progress, began)
@@ -159,9 +156,9 @@ def _healed(
     if run.resume and first_process():
         say(Unfinished(output, "turns" if turns else "training").summary())
     if turns:
-        return heal_in_turns(checkpoint, output, turns, task, cache=run.cache, resume=run.resume, progress=progress)
+        return heal_in_turns(checkpoint, output, turns, task, resume=run.resume, progress=progress)
     clock = started_clock(task.schedule, output, resume=run.resume, used=time.monotonic() - began)
-    return heal_checkpoint(checkpoint, output, task, cache=run.cache, resume=run.resume, progress=progress, clock=clock)
+    return heal_checkpoint(checkpoint, output, task, resume=run.resume, progress=progress, clock=clock)
 
 
 def _gone(checkpoint: Checkpoint, result: Healing) -> str:
@@ -191,11 +188,10 @@ def _remark(
 def _show_preview(found: Preview, output: Path, report: Reporting) -> None:
     rows = [
         ("trained parameters", f"{found.trainable_parameters:,}"),
-        ("in", f"{len(found.trained)} modules, {found.trained[0]} to {found.trained[-1]}" if found.trained else "none"),
         ("samples, held out", f"{found.samples:,}, {found.held_out:,}"),
-        ("tokens, of them learnt", f"{found.tokens:,}, {found.learnt_tokens:,}"),
+        ("tokens of an epoch", f"{found.tokens:,}"),
         ("optimizer steps", "as many as --minutes leaves time for" if found.steps is None else f"{found.steps:,}"),
-        ("disk for what is computed once", f"{size(found.cache_bytes)}, {size(found.missing_bytes)} to write"),
+        ("disk for what is computed once, yet to write", size(found.cache_bytes)),
     ]
     if found.turns:
         gone = ", ".join(map(str, found.turns))

@@ -60,17 +60,13 @@ def read_examples(
     if len(wanted) == 1:
         (only,) = read.values()
         return _joined(rng.sample(only, len(only)))[: sum(wanted.values())]
-    chosen = [part for name, amount in wanted.items() for part in _first(_drawn(read[name], amount, rng), amount)]
+    drawn = {name: rng.sample(read[name], min(amount, len(read[name]))) for name, amount in wanted.items()}
+    chosen = [part for name, amount in wanted.items() for part in _first(drawn[name], amount)]
     return _joined(rng.sample(chosen, len(chosen)))
 
 
 def _joined(parts: Iterable[Conversation]) -> list[Example]:
     return [example for part in parts for example in part]
-
-
-def _drawn(parts: Sequence[Conversation], amount: int, rng: random.Random) -> list[Conversation]:
-    """So many of the parts, or all where there are fewer."""
-    return rng.sample(parts, min(amount, len(parts)))
 
 
 def _first(parts: Sequence[Conversation], amount: int) -> Iterator[Conversation]:
@@ -79,14 +75,6 @@ def _first(parts: Sequence[Conversation], amount: int) -> Iterator[Conversation]
         if amount > 0:
             yield part[:amount]
         amount -= len(part)
-
-
-def expected_samples(
-    source: str, tokenizer: PreTrainedTokenizerBase, *, max_length: int = 256, most: float | None = None
-) -> int:
-    """How many samples read_examples() gives, without making those that have no end."""
-    _, wanted = shared_out(source, tokenizer, max_length, 0, most)
-    return sum(wanted.values())
 
 
 def shared_out(

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from shortstack.data.sources import record_format
 from shortstack.errors import DataError
 from shortstack.machine.cache import cache_directory, mark_used
 from shortstack.machine.files import atomic_write
@@ -68,9 +69,5 @@ def _record(row: Any) -> Mapping[str, Any] | None:
         return {"text": row}
     if isinstance(row, Mapping):
         return dict(row)
-    chat = isinstance(row, list) and row and all(map(_is_turn, row))
-    return {"messages": [dict(turn) for turn in row]} if chat else None
-
-
-def _is_turn(turn: Any) -> bool:
-    return isinstance(turn, Mapping) and {"role", "content"} <= turn.keys()
+    chat = {"messages": row}
+    return chat if record_format(chat) else None

@@ -70,14 +70,9 @@ def parse_sources(text: str) -> tuple[Weighted, ...]:
     names = [each.source for each in sources]
     twice = next((name for place, name in enumerate(names) if name in names[:place]), None)
     if twice is not None:
-        raise DataError(f"{twice} twice", expected="each source once", fix=_once(text), where=text)
+        fix = f"give it one weight; {MIX} is {MIXED}"
+        raise DataError(f"{twice} twice", expected="each source once", fix=fix, where=text)
     return tuple(sources)
-
-
-def _once(text: str) -> str:
-    """How each source is named once."""
-    mixed = any(part.partition("=")[0].strip() == MIX for part in text.split(","))
-    return f"write the sources of {MIX}, which are {MIXED}, and give each its weight" if mixed else "give it one weight"
 
 
 def _expanded(named: Weighted) -> tuple[Weighted, ...]:

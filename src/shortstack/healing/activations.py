@@ -76,7 +76,7 @@ def check_room(nbytes: int) -> None:
     """Make room in the cache, and refuse what the disk has none for, before it is computed."""
     if nbytes:
         make_room(nbytes)
-        fix = "free some space, set SHORTSTACK_CACHE to another disk, or turn cache off"
+        fix = "free some space, set SHORTSTACK_CACHE to another disk, or use fewer samples"
         check_disk(cache_directory("activations"), nbytes + MARGIN_BYTES, fix=fix)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from shortstack.data import Example
@@ -24,17 +24,6 @@ WALK_SHARE = 0.25  # of the time, at most, takes one pass of all samples without
 WRITING_SHARE = 0.25  # of the time, at most, writes text
 
 
-@dataclass(frozen=True)
-class Affordable:
-    """So many samples of those that there are, or that were asked for."""
-
-    samples: int
-    whole: int
-
-    def __str__(self) -> str:
-        return f"{self.samples:,} of {self.whole:,} samples are used: there is no time for more"
-
-
 def affordable_samples(
     data: TrainingData,
     tokenizer: PreTrainedTokenizerBase,
@@ -43,8 +32,9 @@ def affordable_samples(
     speed: float,
     least: int,
     own: OwnText | None,
-) -> Affordable:
-    """As many samples as pass the model in a part of the time, at so many tokens a second, but at least so many.
+) -> tuple[int, int]:
+    """How many samples pass the model in a part of the time, at so many tokens a second, but at least so many; and how many
+    there are, or were asked for.
 
     own: writes what a source of the model's own needs, as far as it comes in another part of the time.
     """
@@ -60,7 +50,7 @@ def affordable_samples(
         windows = own_windows(written, data.max_length - len(bos_ids(tokenizer)), amount)
         while samples > least and shares(sources, sizes, samples)[OWN] > len(windows):
             samples -= 1
-    return Affordable(samples, whole)
+    return samples, whole
 
 
 def _length(examples: Sequence[Example], most: int) -> float:

@@ -31,7 +31,6 @@ class TrainingData:
 
     data: sources by name, as source_of() gives them of rows in memory. max_samples counts the held-out ones, too; a
     float is a share of what there is.
-    self_generate: the teacher's own answers are learnt instead of those in the data.
     """
 
     data: str | None = option(None, help=DATA)
@@ -43,7 +42,6 @@ class TrainingData:
         shares=True,
     )
     held_out: int | None = option(None, help="Samples held out from training. Default: 5 %.", minimum=1)
-    self_generate: bool = option(False, help="Learn from the teacher's own answers to the prompts.")
 
     def __post_init__(self) -> None:
         check_options(self)
@@ -58,8 +56,8 @@ class TrainingData:
 
     @property
     def own(self) -> bool:
-        """Whether a teacher writes a part of it, or the answers."""
-        return self.self_generate or bool(self.data and any(each.source == OWN for each in parse_sources(self.data)))
+        """Whether a teacher writes a part of it."""
+        return bool(self.data and any(each.source == OWN for each in parse_sources(self.data)))
 
     @property
     def source(self) -> str:
@@ -81,13 +79,6 @@ class TrainingData:
             DataError: there is no such file, or the name can be none of the hub's; a weight is no number.
         """
         check_sources(self.source)
-
-    @property
-    def _more(self) -> str:
-        """Suggest how to get more samples to train on."""
-        if self.max_samples is not None:
-            return "raise max_samples"
-        return "give more data, or hold out fewer samples" if self.held_out else "give more data"
 
     def held_out_of(self, samples: int) -> int:
         """How many of the samples that were read are held out.
@@ -112,7 +103,7 @@ class TrainingData:
             raise DataError(
                 f"{samples} sample{'s' * (samples != 1)}, of which {held_out} would be held out",
                 expected="a sample to train on beside those that are held out to judge by",
-                fix=self._more,
+                fix="give more data, raise max_samples, or hold out fewer",
                 where=self.source,
             )
         return held_out

@@ -37,7 +37,7 @@ class TrainedHead(HealingMethod):
             )
 
     def trains_head(self, checkpoint: Checkpoint) -> bool:
-        """Whether the head is among what trains. A tied one never is, unless it is untied."""
+        """Whether the head is among what trains; a tied one never is, unless it is untied."""
         tied = checkpoint.anatomy.tied
         if self.untie_head and not tied:
             raise InputError(

@@ -31,12 +31,11 @@ from shortstack.errors import InputError, ShortstackWarning, TrainingError
 from shortstack.healing.amounts import affordable_samples
 from shortstack.healing.batches import Data
 from shortstack.healing.dataset import TrainingData
-from shortstack.healing.frozen import Freezer, Frozen, OnTheFly, train_all
+from shortstack.healing.frozen import Freezer
 from shortstack.healing.learner import Learner
 from shortstack.healing.pacing import kept_pacing
-from shortstack.healing.schedule import Schedule
+from shortstack.healing.schedule import LOSSES, Schedule
 from shortstack.healing.task import HealingTask
-from shortstack.healing.teacher_answers import Answers
 from shortstack.healing.training import Environment, History, train, training_device
 from shortstack.healing.unfinished import Unfinished, newest_state
 from shortstack.machine.cache import cache_limit, library_versions
@@ -51,9 +50,6 @@ from shortstack.machine.typed import typed
 from shortstack.profiling.speed import forward_speed
 
 WRITING_SECONDS, WRITING_BYTES_PER_S = 3.0, 1e8  # kept of a clock for the output: merged, written and synced
-
-
-LOSSES = {"sft": "loss", "distill": "distance from the teacher"}  # what an objective lowers
 
 
 @dataclass(frozen=True, repr=False)
@@ -74,7 +70,6 @@ class Healing(Tabled):
     repeat: Mapping[str, Any] | None = None
 
     def table(self) -> Table:
-        """Return a table of the trained parameters, the time taken and the losses."""
         history, losses = self.history, [loss for _, loss in self.history.losses]
         held_out = [loss for _, loss in history.held_out]
         kind = LOSSES[self.objective]
@@ -165,7 +160,6 @@ def heal(
     out: str | Path,
     task: HealingTask | Rows,
     *,
-    cache: bool = True,
     resume: bool | None = None,
     progress: Progress = in_notebooks,
     clock: Clock | None = None,
@@ -174,9 +168,9 @@ def heal(
 
     task: its data alone, text or instructions, where all else is as usual. Some samples are held out (5 % unless a number
     is given) and never trained on; the weights with the lowest loss on them are written. What is frozen, and what a teacher
-    says, is computed once and kept in the cache (cache=False: anew for every batch). The state of the training is kept
-    beside `out`, and goes when it ends; resume says what to do with one that is there. clock: all of it ends with this one,
-    as with the schedule's minutes, which are counted from now on.
+    says, is computed once and kept in the cache. The state of the training is kept beside `out`, and goes when it ends;
+    resume says what to do with one that is there. clock: all of it ends with this one, as with the schedule's minutes, which
+    are counted from now on.
 
     Raises:
         DataError: the data cannot be read.
@@ -200,7 +194,7 @@ def heal(
         with run.processes.main_process_first():
             folder = unfinished.open(record, resume=resume if run.processes.is_main_process else True)
         try:
-            learner, history = run.train(examples, folder, cache=cache)
+            learner, history = run.train(examples, folder)
         except TrainingError:  # the state leads nowhere
             unfinished.remove()
             raise
@@ -275,21 +269,23 @@ class HealingRun:
             return self
         data, most = self.task.data, kept.get("data", {}).get("max_samples")
         if not kept:
-            most = self._affordable(data)
+            most = self._affordable(data, self.clock)
         return replace(self, task=replace(self.task, data=replace(data, max_samples=most)))
 
-    def _affordable(self, data: TrainingData) -> float | None:
+    def _affordable(self, data: TrainingData, clock: Clock) -> float | None:
         """The number of samples that there is time for; as the data has it where that is all."""
-        assert self.clock  # noqa: S101  in_time() has looked
         teacher, tokenizer = self.task.unpruned, self.checkpoint.tokenizer()
         layers = max(each.anatomy.layers for each in (self.checkpoint, teacher) if each)
         speed = forward_speed(self.checkpoint, dtype=self.dtype, device=self.device, layers=layers)
         least = max(self.task.schedule.batch_size, 2 * (data.held_out or 1))
-        affordable = affordable_samples(data, tokenizer, self.clock, speed=speed, least=least, own=self._own())
-        (affordable,) = broadcast_object_list([affordable])  # processes differ in speed
-        if affordable.samples < affordable.whole and self.processes.is_main_process:
-            warnings.warn(str(affordable), ShortstackWarning, stacklevel=2)
-        return data.max_samples if affordable.samples == affordable.whole else int(affordable.samples)
+        affordable = affordable_samples(data, tokenizer, clock, speed=speed, least=least, own=self._own())
+        ((samples, whole),) = broadcast_object_list([affordable])  # processes differ in speed
+        if samples == whole:
+            return data.max_samples
+        if self.processes.is_main_process:
+            said = f"{samples:,} of {whole:,} samples are used: there is no time for more"
+            warnings.warn(said, ShortstackWarning, stacklevel=2)
+        return int(samples)
 
     def repeating(self, history: History) -> dict[str, Any] | None:
         """The options that repeat a run by the clock without one; None where no step was taken, and for other runs."""
@@ -300,23 +296,19 @@ class HealingRun:
         return {name: value for name, value in repeat.items() if value is not None}
 
     def _own(self, *, dry_run: bool = False) -> OwnText | None:
-        """Return the teacher's generated text; None if there is no teacher."""
         compute = replace(self.task.compute, seed=self.task.schedule.seed)
         return OwnText(self.task.unpruned, compute, self.progress, dry_run=dry_run) if self.task.unpruned else None
 
     def writer(self, out: str | Path) -> CheckpointWriter:
-        """Who writes the result."""
         return CheckpointWriter(out, source=self.checkpoint.directory, nbytes=self.written_bytes)
 
     @property
     def written_bytes(self) -> int:
-        """Of the result's weights."""
         return self.checkpoint.weight_bytes + self.task.method.added_bytes(self.checkpoint)
 
     def examples(self, *, dry_run: bool = False) -> list[Example]:
-        """The samples, the held-out ones first. dry_run: a teacher writes and answers nothing."""
-        data, seed = self.task.data, self.task.schedule.seed
-        teacher, own = self.task.unpruned, self._own(dry_run=dry_run)
+        """The samples, the held-out ones first. dry_run: a teacher writes nothing."""
+        data, teacher, own = self.task.data, self.task.unpruned, self._own(dry_run=dry_run)
         if data.own and teacher and not same_tokens(self.checkpoint.tokenizer(), teacher.tokenizer()):
             raise InputError(
                 f"other tokens in {teacher.source}",
@@ -325,19 +317,14 @@ class HealingRun:
                 option="teacher",
             )
         with self.processes.main_process_first():
-            examples = read_examples(
+            return read_examples(
                 data.source,
                 self.checkpoint.tokenizer(),
                 max_length=data.max_length,
-                seed=seed,
+                seed=self.task.schedule.seed,
                 most=data.max_samples,
                 written=own.texts if own else None,
             )
-        if teacher and data.self_generate and not dry_run:
-            with self.processes.main_process_first():
-                answers = Answers(teacher, data.max_length, seed, self.device, self.dtype)
-                examples = answers.to(examples, progress=self.progress)
-        return examples
 
     def record(self, examples: Sequence[Example]) -> dict[str, Any]:
         """All that the outcome depends on, for the healed checkpoint and for a run that goes on."""
@@ -350,16 +337,18 @@ class HealingRun:
             "method": task.method.to_dict(),
             "objective": asdict(task.objective),
             "teacher": task.unpruned and task.unpruned.identity,
-            "schedule": task.schedule.to_dict(),
+            "schedule": asdict(task.schedule),
             "data": {**asdict(task.data), "sha256": hashlib.sha256(content.encode()).hexdigest()},
             "samples": len(examples),
         }
 
-    def train(self, examples: Sequence[Example], folder: Path, *, cache: bool) -> tuple[Learner, History]:
+    def train(self, examples: Sequence[Example], folder: Path) -> tuple[Learner, History]:
         """Compute what is frozen, or find it on disk; then train."""
         task = self.task
         held_out = task.data.held_out_among(examples)
-        frozen, decoder = self._frozen(examples, cache=cache)
+        with self.processes.main_process_first():
+            frozen = self.freezer.fill(self.freezer.planned(examples, self.first))
+        decoder = self.decoder()
         learner = self.learner(decoder)
         if task.schedule.gradient_checkpointing:
             decoder.model.gradient_checkpointing_enable({"use_reentrant": False})
@@ -373,9 +362,7 @@ class HealingRun:
         return learner, train(learner, data, task.schedule, folder, environment=environment)
 
     def changed(self, learner: Learner, scratch: Path | None) -> dict[str, StoredTensor]:
-        """Return the tensors that training changed, spilled into a folder; scratch is None on helper processes, which
-        keep none.
-        """
+        """The tensors that training changed, spilled into a folder; processes that have none keep none."""
         tensors = self.task.method.tensors(self.checkpoint, learner)
         kept = [spill(tensor, scratch / str(number)) for number, tensor in enumerate(tensors) if scratch]
         return {tensor.name: tensor for tensor in kept}
@@ -402,22 +389,8 @@ class HealingRun:
             learner.take_stored(self.checkpoint)
         return learner
 
-    def _frozen(self, examples: Sequence[Example], *, cache: bool) -> tuple[Frozen | OnTheFly, Decoder]:
-        if not cache:
-            decoder = self._loaded(self.checkpoint)
-            if self.first:
-                decoder.check_bare(train_all(self.checkpoint))
-            teacher = self._loaded(self.freezer.teacher) if self.freezer.teacher else None
-            return OnTheFly(self.freezer, examples, self.first, decoder, teacher), decoder
-        with self.processes.main_process_first():
-            frozen = self.freezer.fill(self.freezer.planned(examples, self.first))
-        return frozen, self.decoder()
-
     def decoder(self) -> Decoder:
         """The model that trains, without weights for the layers that are frozen."""
         if self.first:
             return Decoder.tail(self.checkpoint, self.first, dtype=self.dtype, device=self.device)
-        return self._loaded(self.checkpoint)
-
-    def _loaded(self, checkpoint: Checkpoint) -> Decoder:
-        return Decoder.load(checkpoint, dtype=self.dtype, device=self.device)
+        return Decoder.load(self.checkpoint, dtype=self.dtype, device=self.device)

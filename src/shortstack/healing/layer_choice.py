@@ -49,43 +49,31 @@ class TrainedLayers(HealingMethod):
         from shortstack.checkpoint.record import near_cuts
 
         count = checkpoint.anatomy.layers
+        self.check_fits(count)
         if self.layers is not None:
-            return self._named_layers(count)
-        self._check(count)
+            return tuple(sorted(set(parse_layers(self.layers))))
         if self.near_cut is not None:
             return near_cuts(checkpoint, self.near_cut)
-        return tuple(range(count - self._last_of(count), count))
-
-    def _check(self, count: int) -> None:
-        """Refuse to train more layers than there are."""
-        for name, least in (("last", 0), ("near_cut", 1)):
-            value = getattr(self, name)
-            if value is not None and value > count:
-                expected = f"between {least} and the model's {count} layers"
-                raise InputError(value, expected=expected, fix="train fewer layers", option=name)
+        last = self.default_last if self.last is None else self.last
+        return tuple(range(0 if last is None else max(0, count - last), count))
 
     def check_fits(self, layers: int) -> None:
-        if self.layers is not None:
-            self._named_layers(layers)
-        self._check(layers)
-
-    def first(self, checkpoint: Checkpoint) -> int:
-        return min(self.trained_layers(checkpoint), default=checkpoint.anatomy.layers)
-
-    def _last_of(self, count: int) -> int:
-        last = self.default_last if self.last is None else self.last
-        return count if last is None else min(last, count)
-
-    def _named_layers(self, count: int) -> tuple[int, ...]:
-        named = tuple(sorted(set(parse_layers(self.layers or ""))))
-        if named[-1] >= count:
+        for name in ("last", "near_cut"):
+            value = getattr(self, name)
+            if value is not None and value > layers:
+                expected = f"at most the model's {layers} layers"
+                raise InputError(value, expected=expected, fix="train fewer layers", option=name)
+        named = parse_layers(self.layers) if self.layers is not None else ()
+        if named and max(named) >= layers:
             raise InputError(
-                named[-1],
-                expected=f"layers 0 to {count - 1} of the pruned model",
+                max(named),
+                expected=f"layers 0 to {layers - 1} of the pruned model",
                 fix="name layers as the pruned model numbers them",
                 option="layers",
             )
-        return named
+
+    def first(self, checkpoint: Checkpoint) -> int:
+        return min(self.trained_layers(checkpoint), default=checkpoint.anatomy.layers)
 
 
 @dataclass(frozen=True)

@@ -84,10 +84,9 @@ class Learner(nn.Module):
         hidden: Tensor | None = None,
         teacher_tokens: Tensor | None = None,
         teacher_log_p: Tensor | None = None,
-        teacher_hidden: Tensor | None = None,
         num_items_in_batch: Tensor | int = 1,
     ) -> dict[str, Tensor]:
-        """hidden: [batch, length, width], what enters the first layer; the teacher's are of tokens that count only.
+        """hidden: [batch, length, width], what enters the first layer; the teacher's [tokens, top_k]: where one counts.
 
         With a teacher and out of training, `greedy` is how many of the teacher's likeliest tokens are the learner's, too.
         """
@@ -100,10 +99,6 @@ class Learner(nn.Module):
         if teacher_tokens is not None and teacher_log_p is not None:
             criterion = Distillation(teacher_tokens, teacher_log_p, self.objective.temperature)
         loss = chunked_loss(decoder, states, criterion)
-        if teacher_hidden is not None:
-            theirs = teacher_hidden.float()
-            distance = (states.float() - theirs).square().sum(-1) / theirs.square().sum(-1)
-            loss = loss + self.objective.hidden_weight * distance.sum()
         found = {"loss": loss / num_items_in_batch}
         if teacher_tokens is not None and not self.training:
             found["greedy"] = (greedy_tokens(decoder, states) == teacher_tokens[:, 0]).sum()

@@ -53,14 +53,10 @@ def check_known(method: type[HealingMethod], given: Mapping[str, Any]) -> None:
     own = {each.name for each in fields(method)}
     for name, value in given.items():
         if name not in own:
+            knowing = [each for each, known in METHODS.items() if hasattr(known, name)]
             raise InputError(
                 value,
                 expected=f"an option that the method {method.name} knows",
-                fix=f"leave it out, or name a method that knows it: {', '.join(_knowing(name))}",
+                fix=f"leave it out, or name a method that knows it: {', '.join(knowing)}",
                 option=name,
             )
-
-
-def _knowing(option: str) -> list[str]:
-    """The methods that have an option."""
-    return [name for name, method in METHODS.items() if option in {each.name for each in fields(method)}]

@@ -8,13 +8,12 @@ from typing import Any
 
 from shortstack.architecture.anatomy import meta_model
 from shortstack.checkpoint import Checkpoint
-from shortstack.data import Example
 from shortstack.decoder import Decoder, calibration_tokens
 from shortstack.decoder.wrapping import LOGIT_BYTES
 from shortstack.healing.activations import check_room
-from shortstack.healing.frozen import train_all
+from shortstack.healing.frozen import missing_bytes, train_all
 from shortstack.healing.healer import HealingRun
-from shortstack.healing.learner import Learner, counted
+from shortstack.healing.learner import Learner
 from shortstack.healing.task import HealingTask
 from shortstack.healing.turns import Turns
 from shortstack.healing.unfinished import Unfinished
@@ -34,20 +33,16 @@ LOGIT_COPIES = 2  # a chunk's logits and their gradient
 class Preview:
     """A preview of healing: what would be trained, on how much data.
 
-    tokens, learnt_tokens: of an epoch. cache_bytes: disk for what is computed once, of which missing_bytes are yet to be
-    written. steps: None where the clock decides. turns: how many layers go before each turn; all else is then of one turn on
-    the uncut model, an upper bound.
+    tokens: of an epoch. cache_bytes: of what is computed once and not on disk yet. steps: None where the clock decides.
+    turns: how many layers go before each turn; all else is then of one turn on the uncut model, an upper bound.
     """
 
     trainable_parameters: int
-    trained: tuple[str, ...]
     samples: int
     held_out: int
     tokens: int
-    learnt_tokens: int
     steps: int | None
     cache_bytes: int
-    missing_bytes: int
     turns: tuple[int, ...]
     requirements: Requirements
 
@@ -64,7 +59,6 @@ def preview(
     task: HealingTask,
     turns: Turns | None = None,
     *,
-    cache: bool = True,
     resume: bool | None = None,
 ) -> Preview:
     """The data is read; nothing is trained, no teacher writes, and no weights but those around the layers are loaded."""
@@ -74,36 +68,36 @@ def preview(
     if turns and Choice(turns.metric, 1).needs_text:
         calibration_tokens(checkpoint, turns.calibration, compute=task.compute, dry_run=True)
     examples = run.examples(dry_run=True)
-    _check_unfinished(run, Unfinished(writer.out, "turns" if turns else "training"), examples, resume)
+    unfinished = Unfinished(writer.out, "turns" if turns else "training")
+    if not (
+        resume and (turns or task.data.own)
+    ):  # what those were begun with is not known without a teacher that writes
+        unfinished.check(run.record(examples), resume=resume)
     held_out = task.data.held_out_of(len(examples))
-    frozen = run.freezer.planned(examples, run.first) if cache else None
-    if frozen:
-        check_room(frozen.missing_size)
-    _check_frozen(run)
+    cached = missing_bytes(run.freezer.planned(examples, run.first))
+    check_room(cached)
+    outline = Decoder.outline(run.checkpoint, Compute(device=run.device)) if run.first else None
+    if outline:
+        outline.check_bare(train_all(run.checkpoint))
+        outline.check_direct()
     learner, training = _outlined(run), examples[held_out:]
-    needed = requirements(run, learner, cache=cache)
+    needed = requirements(run, learner)
     if turns:  # what is cut and what is healed in each of them stays until the end
         needed = replace(needed, disk_bytes=2 * len(sizes) * needed.disk_bytes)
     return Preview(
         learner.trainable_parameters,
-        tuple(learner.names),
         len(examples),
         held_out,
         sum(len(example.ids) for example in training),
-        sum(sum(counted(example)) for example in training),
         None if task.schedule.minutes else task.schedule.steps(len(training)),
-        frozen.size if frozen else 0,
-        frozen.missing_size if frozen else 0,
+        cached,
         tuple(sizes),
         needed,
     )
 
 
-def requirements(run: HealingRun, learner: Learner, *, cache: bool = True) -> Requirements:
-    """Of resident weights, the state of what trains, activations of one batch, logits; and of the output.
-
-    Without a cache what is frozen and the teacher are loaded, too.
-    """
+def requirements(run: HealingRun, learner: Learner) -> Requirements:
+    """Of resident weights, the state of what trains, activations of one batch, logits; and of the output."""
     decoder, task, first = learner.decoder, run.task, learner.first
     frozen_layers = {id(weight) for layer in decoder.layers[:first] for weight in layer.parameters()}
     loaded = {id(weight): weight for weight in decoder.model.parameters() if id(weight) not in frozen_layers}
@@ -113,30 +107,7 @@ def requirements(run: HealingRun, learner: Learner, *, cache: bool = True) -> Re
     tokens = task.schedule.per_device_train_batch_size * task.data.max_length
     activations = tokens * decoder.width * (len(decoder.layers) - first) * ACTIVATION_BYTES
     logits = LOGIT_COPIES * LOGIT_BYTES[run.device == "cpu"]
-    beside = 0 if cache else _frozen_bytes(run)
-    return Requirements(resident + state + activations + logits + beside, run.written_bytes, device=run.device)
-
-
-def _frozen_bytes(run: HealingRun) -> int:
-    """Of the weights that compute anew, for every batch, what is frozen and what a teacher says."""
-    teacher = run.freezer.teacher
-    frozen = sum(run.checkpoint.sizes.layer_parameters[: run.first])
-    return (frozen + (teacher.parameters if teacher else 0)) * run.dtype.itemsize
-
-
-def _check_unfinished(run: HealingRun, unfinished: Unfinished, examples: list[Example], resume: bool | None) -> None:
-    """Refuse a run that would not go on. Where a teacher writes, what it was begun with cannot be known without it."""
-    if resume and (run.task.data.own or unfinished.kind == "turns"):
-        return
-    unfinished.check(run.record(examples), resume=resume)
-
-
-def _check_frozen(run: HealingRun) -> None:
-    """Refuse a model whose frozen layers hand on more than hidden states."""
-    decoder = Decoder.outline(run.checkpoint, Compute(device=run.device)) if run.first else None
-    if decoder:
-        decoder.check_bare(train_all(run.checkpoint))
-        decoder.check_direct()
+    return Requirements(resident + state + activations + logits, run.written_bytes, device=run.device)
 
 
 def _outlined(run: HealingRun) -> Learner:

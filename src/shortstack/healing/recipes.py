@@ -54,7 +54,7 @@ def recipe_names() -> list[str]:
 
 
 def recipe_titles() -> dict[str, str]:
-    """The presets of the package and what each is; their options are not looked at, which would take transformers."""
+    """The presets of the package and what each is."""
     return {name: yamlfile.parsed(_text(name), _Read, where=name).title for name in recipe_names()}
 
 
@@ -65,18 +65,14 @@ def read_recipe(name: str) -> Recipe:
         InputError: there is none, it is not YAML, or a key or a value is wrong; with its line, and the nearest right key.
     """
     recipe = yamlfile.parsed(_text(name), _Read, where=name)
+    plan = recipe.plan
     with named_by_line(name, parts=("plan",), whole=True):
-        _check_plan(recipe.plan)
+        made_of(Choice, plan.given)
+        if plan.drop is not None or plan.layers is not None:
+            check_choice(plan.drop, plan.layers, block=plan.block)
     with named_by_line(name, whole=True):
         task_of(recipe.heal.given)
     return recipe
-
-
-def _check_plan(plan: PlanPart) -> None:
-    """Refuse what no plan can be made of; that nothing says how much goes is no fault of a recipe."""
-    made_of(Choice, plan.given)
-    if plan.drop is not None or plan.layers is not None:
-        check_choice(plan.drop, plan.layers, block=plan.block)
 
 
 def with_recipe(typed: Mapping[str, Any], name: str) -> dict[str, Any]:
@@ -86,7 +82,9 @@ def with_recipe(typed: Mapping[str, Any], name: str) -> dict[str, Any]:
         InputError: as read_recipe.
     """
     recipe = read_recipe(name)
-    given = {**recipe.heal.given, **_in_turns(recipe)}
+    given = dict(recipe.heal.given)
+    if given.get("step") is not None:  # turns are chosen as the plan says
+        given |= {name: str(recipe.plan.given[name]) for name in ("drop", "metric") if name in recipe.plan.given}
     ways = [each.name for each in fields(TrainedLayers)]
     if typed.keys() & {*ways}:  # which layers train is one thing, however it is said
         given = {option: value for option, value in given.items() if option not in ways}
@@ -108,24 +106,13 @@ def named_by_line(
     try:
         yield
     except InputError as error:
-        name = error.option
-        line = _line(recipe, name, parts) if recipe and name and name not in typed else None
+        name, lines = error.option, []
+        if recipe and name and name not in typed:
+            lines = [yamlfile.line_of(_text(recipe), part, name) for part in parts]
+        line = next((line for line in lines if line), None)
         if line is None and not (whole and name):
             raise
         raise error.in_file(f"{recipe}, line {line}" if line else str(recipe)) from error
-
-
-def _line(recipe: str, name: str, parts: Sequence[str]) -> int | None:
-    """The line of an option in the recipe, counted from 1; None where it does not stand there."""
-    lines = (yamlfile.line_of(_text(recipe), part, name) for part in parts)
-    return next((line for line in lines if line), None)
-
-
-def _in_turns(recipe: Recipe) -> dict[str, Any]:
-    """The options of turns, which are the plan's, where the recipe heals in turns."""
-    if recipe.heal.given.get("step") is None:
-        return {}
-    return {name: str(recipe.plan.given[name]) for name in ("drop", "metric") if name in recipe.plan.given}
 
 
 def _text(name: str) -> str:

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import math
 import re
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from itertools import pairwise
-from typing import Any
 
 from shortstack.errors import InputError
 from shortstack.machine.numbers import is_share
 from shortstack.machine.options import changed_options, check_installed, check_options, option
 
-LOSSES = ("sft", "distill")
+LOSSES = {"sft": "loss", "distill": "distance from the teacher"}  # what an objective lowers
 DECAYS = (  # transformers' schedules that ask for nothing but the steps
     "linear",
     "cosine",
@@ -46,16 +45,14 @@ class Objective:
     """The training objective.
 
     sft is next-token cross-entropy; distill is KL from a teacher, T^2 KL(p || q) at temperature T. top_k: so many of the
-    teacher's likeliest tokens count by themselves, all others as one. hidden_weight: of the squared distance between what
-    leaves the last layer and what leaves the teacher's, over the teacher's squared norm.
+    teacher's likeliest tokens count by themselves, all others as one.
     """
 
-    loss: str = option("sft", help="sft: the next token; distill: the teacher's distribution.", choices=LOSSES)
+    loss: str = option("sft", help="sft: the next token; distill: the teacher's distribution.", choices=tuple(LOSSES))
     top_k: int = option(
         64, help="Compare the teacher's k likeliest tokens one by one, and all others as one.", minimum=1
     )
     temperature: float = option(1.0, help="Temperature of teacher and student, for distill.", above=0)
-    hidden_weight: float = option(0.0, help="Weight of the loss on the last hidden states, for distill.", minimum=0)
 
     def __post_init__(self) -> None:
         check_options(self)
@@ -63,7 +60,7 @@ class Objective:
         if self.loss == "sft" and shaping:
             raise InputError(
                 f"sft beside {' and '.join(f'{name} {value}' for name, value in shaping.items())}",
-                expected="distill, which top_k, temperature and hidden_weight shape",
+                expected="distill, which top_k and temperature shape",
                 fix="name distill, or leave them out",
                 option="loss",
             )
@@ -170,7 +167,6 @@ class Schedule:
         self._check_length()
 
     def _check_length(self) -> None:
-        """Refuse two lengths of one training, and changes of a plan that are none."""
         if self.minutes is not None and (self.max_steps or self.replanned):
             given = "max_steps" if self.max_steps else "replanned"
             raise InputError(f"{given} beside it", expected="minutes alone", fix="give one of them", option="minutes")
@@ -197,11 +193,7 @@ class Schedule:
         return tuple((int(step), int(steps)) for step, steps in pairs)
 
     def check(self) -> None:
-        """Refuse an optimizer of a library that is not installed.
-
-        Raises:
-            InputError: it is so.
-        """
+        """Refuse an optimizer of a library that is not installed."""
         if self.optim.endswith("8bit"):
             check_installed("bitsandbytes", "quant", option="optim", why=f"which {self.optim} is part of")
 
@@ -224,10 +216,6 @@ class Schedule:
         """Optimizer steps of the whole run, where no clock ends it."""
         return self.max_steps or max(1, math.ceil(self.epoch_steps(samples) * self.num_train_epochs))
 
-    def passes(self, samples: int) -> float:
-        """How often that many samples are passed."""
-        return self.max_steps / self.epoch_steps(samples) if self.max_steps else self.num_train_epochs
-
     def course(self, samples: int) -> Course:
         """The way of the learning rate, where no clock ends it."""
         return Course(self.steps(samples), self._changes)
@@ -239,6 +227,3 @@ class Schedule:
     def followed(self, course: Course) -> Schedule:
         """The schedule that takes this course without a clock."""
         return replace(self, minutes=None, max_steps=course.steps, replanned=str(course) or None)
-
-    def to_dict(self) -> dict[str, Any]:
-        return asdict(self)

@@ -1,13 +1,11 @@
-"""Signals while something trains: they wait until what is done is kept, never for the end of a pass, and are sent again."""
+"""Signals while something trains: they wait until what is done is kept, not for the end of a step, and are sent again."""
 
 from __future__ import annotations
 
 import signal
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-
-from torch import Tensor, nn
 
 SIGNALS = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGHUP", "SIGINT") if hasattr(signal, name))
 
@@ -23,12 +21,12 @@ class _PassLeft(BaseException):
 class Interruption:
     """Lets a signal interrupt training only where the state can be kept.
 
-    keep: writes the state after the last whole step. weights: those that train. alone: whether no other process waits for
-    this one; if one does, all leave after the same step, which is for the caller to see to.
+    keep: writes the state after the last whole step. alone: whether no other process waits for this one; if one does, all
+    leave after the same step, which is for the caller to see to.
     """
 
-    def __init__(self, keep: Callable[[], None], weights: Sequence[nn.Parameter], *, alone: bool) -> None:
-        self.keep, self.weights, self.alone = keep, weights, alone
+    def __init__(self, keep: Callable[[], None], *, alone: bool) -> None:
+        self.keep, self.alone = keep, alone
         self.signal = 0  # the last that was received
         self._in_pass = False
 
@@ -41,7 +39,7 @@ class Interruption:
         handled = [number for number in SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
         earlier = {number: signal.signal(number, self._receive) for number in handled}
         try:
-            with suppress(TrainingLeft), self._hooks():
+            with suppress(TrainingLeft):
                 try:
                     yield
                 except _PassLeft:
@@ -69,18 +67,3 @@ class Interruption:
         if self._in_pass:
             self._in_pass = False
             raise _PassLeft
-
-    @contextmanager
-    def _hooks(self) -> Iterator[None]:
-        """While it lasts, Python runs at every weight of a backward pass: signals would wait for the end of it otherwise."""
-        trained = [weight for weight in self.weights if weight.requires_grad] if self.alone else []
-        hooks = [weight.register_post_accumulate_grad_hook(_nothing) for weight in trained]
-        try:
-            yield
-        finally:
-            for hook in hooks:
-                hook.remove()
-
-
-def _nothing(_weight: Tensor) -> None:
-    """For a hook whose being called is enough."""

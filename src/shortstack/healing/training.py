@@ -16,7 +16,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext, suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -144,8 +144,7 @@ class _Run(TrainerCallback):  # type: ignore[misc]  # transformers is untyped he
         self.save_due = time.monotonic() + KEEP_SECONDS
         module.accepts_loss_kwargs = True  # type: ignore[assignment]  # read by Trainer
         self.loop = _Loop(self, self._arguments())
-        alone = self.loop.args.world_size == 1
-        self.interruption = Interruption(self.keep, [*module.parameters()], alone=alone)
+        self.interruption = Interruption(self.keep, alone=self.loop.args.world_size == 1)
 
     def completes(self) -> bool:
         """Train; False where memory ran out, and a smaller micro-batch may help."""
@@ -262,7 +261,7 @@ class _Run(TrainerCallback):  # type: ignore[misc]  # transformers is untyped he
             sum("left_out" in entry for entry in state.log_history),
             self.stopped,
             self.samples.handed[-1] / seconds if state.global_step else 0.0,
-            self.followed.to_dict(),
+            asdict(self.followed),
         )
 
     def _logged(self, name: str) -> tuple[tuple[int, float], ...]:

@@ -40,18 +40,17 @@ class Unfinished:
 
     def check(self, settings: Mapping[str, Any], *, resume: bool | None) -> bool:
         """Whether there is a run to go on with."""
-        path = self.folder / SETTINGS
         if resume is None and self.folder.exists() and any(each.is_dir() for each in self.folder.iterdir()):
             raise OutputError(
-                f"one {self._how_far}",
+                f"one{self._place}",
                 expected="no unfinished run for this output",
                 fix="turn resume on to go on, or off to start again",
                 where=self.folder,
             )
-        goes_on = bool(resume) and path.exists()
-        if goes_on:
-            self._check_same(json.loads(path.read_text(encoding="utf-8")), settings)
-        return goes_on
+        begun = self.settings() if resume else {}
+        if begun:
+            self._check_same(begun, settings)
+        return bool(begun)
 
     def settings(self) -> dict[str, Any]:
         """Return the settings of the unfinished run; empty if there is none."""
@@ -61,17 +60,14 @@ class Unfinished:
 
     def summary(self) -> str:
         """A line for people: what there is to go on with."""
-        if not (self.folder / SETTINGS).exists():
+        if not self.settings():
             return f"Nothing unfinished at {self.folder}: this run starts from the beginning."
-        if not any(each.is_dir() for each in self.folder.iterdir()):
-            return f"The unfinished run at {self.folder} has kept no state yet: it starts from the beginning."
-        state = newest_state(self.folder)
-        return f"An unfinished run lies at {self.folder}{f', at step {step_of(state)}' if state else ''}."
+        return f"An unfinished run lies at {self.folder}{self._place}."
 
     @property
-    def _how_far(self) -> str:
+    def _place(self) -> str:
         state = newest_state(self.folder)
-        return f"that has come to step {step_of(state)}" if state else "that has kept no state yet"
+        return f", at step {step_of(state)}" if state else ""
 
     def _check_same(self, then: Mapping[str, Any], now: Mapping[str, Any]) -> None:
         before, after = dict(_flat(then)), dict(_flat(json.loads(json.dumps(finite(dict(now))))))

@@ -11,7 +11,7 @@ from shortstack.architecture.positions import check_positions
 from shortstack.checkpoint import Checkpoint, CheckpointWriter
 from shortstack.checkpoint.weights import check_unquantised
 from shortstack.data import Tokens
-from shortstack.data.examples import expected_samples
+from shortstack.data.examples import shared_out
 from shortstack.data.mixture import check_sources
 from shortstack.errors import DataError, ShortstackError, ShortstackWarning
 from shortstack.machine.device import Compute, pick_device
@@ -78,10 +78,10 @@ def _check_data(checkpoint: Checkpoint, route: Route) -> None:
     data, tokenizer = route.healing.data, checkpoint.tokenizer()
     with _of("data"):
         data.check()
-        count = expected_samples(data.source, tokenizer, max_length=data.max_length, most=data.max_samples or 10**8)
+        _, wanted = shared_out(data.source, tokenizer, data.max_length, 0, data.max_samples or 10**8)
     fix = f"give more data, or write a recipe that holds out fewer than the {data.held_out} samples of {route.name}"
     with _of("data", fix if data.held_out else ""):
-        data.held_out_of(count)
+        data.held_out_of(sum(wanted.values()))
 
 
 def _check_texts(checkpoint: Checkpoint, options: ShrinkOptions) -> int | None:
