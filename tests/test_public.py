@@ -55,7 +55,7 @@ REFUSED = {  # words that are wrong for any model, and the option or argument th
             ("--data pydoc --loss mse", "--loss"),
             ("--data pydoc --loss distill", "--teacher"),
             ("--data pydoc --teacher demo", "--teacher"),
-            ("--data pydoc --step 1 --drop 4 --metric repaired-window", "--metric"),
+            ("--data pydoc --step 1 --drop 4 --metric nothing", "--metric"),
             ("--data pydoc --step 1 --drop 120%", "--drop"),
             ("--data pydoc --recipe paper-lora --layers 3 --last 2", "--layers"),
             ("--data missing.jsonl", "missing.jsonl"),

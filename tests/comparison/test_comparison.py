@@ -337,12 +337,6 @@ def test_advice_tells_of_tasks_too():
     assert "(7.389 unpruned), piqa 0.600 (0.700 unpruned)." in advice(rows, 10**6)
 
 
-def test_metrics_of_windows_are_refused(compared, place):
-    checkpoint, _, _ = compared
-    with pytest.raises(InputError, match="scores single layers"):
-        Calibration(tokens(checkpoint, place), metric="repaired-window")
-
-
 def row(name, loss, *, within=True, removed=(), repetition=0.0):
     found = Perplexity(math.exp(loss), 10, loss, 0.1, {}, "float32")
     wrote = Collapse(replace(TYPICAL, repetition=repetition), '"so"')

@@ -14,16 +14,6 @@ from zoo import speaking, tiny
 TEXT, FLOAT32 = CalibrationText("pydoc", samples=8, length=16), Compute(dtype="float32")
 
 
-def test_a_model_is_scored_for_windows_of_the_size_that_goes(tmp_path):
-    checkpoint, choice = Checkpoint.open(speaking(tmp_path / "model")), Choice("repaired-window", "25%")
-    assert choice.how.name == "block"
-    chosen = choose(checkpoint, choice, TEXT, compute=FLOAT32)
-    assert chosen.scores.window == 2
-    values = chosen.scores.blocks["repaired-window"]
-    assert chosen.plan.removed[0] == values.index(min(values))
-    assert chosen.plan.removed == (chosen.plan.removed[0], chosen.plan.removed[0] + 1)
-
-
 def test_scores_that_are_given_are_not_made_again(tmp_path):
     checkpoint = Checkpoint.open(speaking(tmp_path / "model"))
     tokens = TEXT.tokens(checkpoint.tokenizer())
@@ -98,7 +88,6 @@ def test_a_cut_that_is_moved_keeps_what_was_asked_for(choice, allowed, refused, 
         ({"memory": "1GB", "layers": "3"}, "expected memory without layers"),
         ({"params": "0"}, "params: expected a number"),
         ({"memory": "1GB", "strategy": "block"}, "expected memory without strategy"),
-        ({"params": "6K", "metric": "repaired-window"}, "expected one that scores single layers"),
     ],
 )
 def test_goals_that_cannot_be_are_refused(goal, said):
@@ -135,8 +124,6 @@ def test_scores_without_perplexity_choose_by_the_metric_that_they_have():
     assert (plan.removed, plan.strategy) == ((1, 2), "lowest bi")
     with pytest.raises(InputError, match="one of the scored metrics"):
         Choice("kl", fits=fits).plan(scores)
-    with pytest.raises(InputError, match="one that scores single layers, found repaired-window"):
-        Choice(fits=fits).plan(Scores(8, {}, 2, {"repaired-window": (1.0,) * 7}))
 
 
 @pytest.mark.parametrize("source", [8, Scores(8, {"ppl": (1.0,) * 8}, model={"source": "org/m"})])

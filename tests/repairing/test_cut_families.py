@@ -10,18 +10,16 @@ import naive
 import shortstack.decoder.batching
 import shortstack.decoder.decoder
 import shortstack.repairing.fit
-from plans import plan
 from shortstack.checkpoint import Checkpoint
 from shortstack.data import Tokens
 from shortstack.decoder import Decoder
-from shortstack.errors import ArchitectureError, DataError, InputError, PlanError
+from shortstack.errors import ArchitectureError
 from shortstack.machine.device import Compute
 from shortstack.machine.progress import silent
 from shortstack.planning import Choice, choose
 from shortstack.repairing.cut_families import repaired_windows
 from shortstack.repairing.fit import RIDGES, token_weights
 from shortstack.repairing.repairer import RepairWalk
-from shortstack.scoring import Scores, score
 from zoo import pass_over, tiny
 
 IDS = torch.randint(3, 90, (24, 12), generator=torch.Generator().manual_seed(3))
@@ -124,50 +122,11 @@ def test_a_token_counts_by_its_norm_in_the_stream_where_it_is_largest():
     assert token_weights([near, far]).tolist() == pytest.approx([0.5, 0.01])
 
 
-def test_in_company_it_finds_what_it_finds_alone():
-    checkpoint = Checkpoint.open(tiny("llama"))
-    alone = score(checkpoint, TOKENS, metrics=["repaired-window"], window=2)
-    together = score(checkpoint, TOKENS, metrics=["bi", "repaired-window", "ppl"], window=2)
-    assert together.blocks["repaired-window"] == alone.blocks["repaired-window"]
-    assert set(together.scores) == {"bi", "ppl"}
-    assert set(together.blocks) == {"repaired-window", "ppl"}
-
-
-def test_scores_of_windows_alone_round_trip_and_choose_windows_of_their_size_only():
-    scores = Scores(4, {}, 2, {"repaired-window": (3.0, 2.0, 1.0)})
-    assert Scores.from_dict(scores.to_dict(), where="scores.json") == scores
-    assert plan(scores, drop=2, metric="repaired-window").removed == (2, 3)
-    assert plan(scores, drop=2, keep_last=1).removed == (1, 2)
-    with pytest.raises(PlanError, match=r"expected 2 layers.*found 1.*window 1"):
-        plan(scores, drop=1)
-    with pytest.raises(DataError, match="at least one metric"):
-        Scores.from_dict(Scores(4, {}).to_dict(), where="scores.json")
-
-
 @pytest.mark.parametrize(
-    ("options", "error", "said"),
-    [
-        ({}, InputError, "size of the blocks that repaired-window scores"),
-        ({"window": 8}, InputError, "1 to 7"),
-        ({"window": 2, "tokens": None}, InputError, "calibration text for repaired-window"),
-        (
-            {"window": 2, "tokens": Tokens(IDS[:3], "made", False, 0)},
-            DataError,
-            "at least 4 samples.*such as 256",
-        ),
-        ({"window": 2, "model_type": "gemma3n_text"}, ArchitectureError, "share"),
-        ({"window": 2, "model_type": "jetmoe"}, ArchitectureError, "multiplied or mixed again.*choose another metric"),
-    ],
+    ("model_type", "said"),
+    [("gemma3n_text", "share"), ("jetmoe", "multiplied or mixed again.*choose by a metric")],
 )
-def test_where_it_cannot_be_used_it_says_so(options, error, said, tmp_path):
-    made = options.pop("model_type", "llama")
-    checkpoint = Checkpoint.open(architectures.make(made, tmp_path / "model"))
-    with pytest.raises(error, match=said):
-        score(checkpoint, options.pop("tokens", TOKENS), metrics=["repaired-window"], **options)
-
-
-def test_no_steps_are_taken_by_it_and_no_plan_without_scores():
-    with pytest.raises(PlanError, match="scores single layers"):
-        choose(Checkpoint.open(tiny("llama")), Choice(drop=3, step=1, metric="repaired-window"), TOKENS)
-    with pytest.raises(PlanError, match="scores for this metric"):
-        plan(8, drop=2, metric="repaired-window")
+def test_where_it_cannot_be_used_it_says_so(model_type, said, tmp_path):
+    checkpoint = Checkpoint.open(architectures.make(model_type, tmp_path / "model"))
+    with pytest.raises(ArchitectureError, match=said):
+        choose(checkpoint, Choice(drop=2, strategy="repaired-blocks"), TOKENS)

@@ -23,7 +23,7 @@ COUNTED[:7] = True
 KINDS = (Kind("prose", 4, 1.0), Kind("chat", 3, 2.0), Kind("copying", 4, 0.3))
 ROWS = (slice(0, 4), slice(4, 7), slice(7, 11))
 MIXED = Tokens(IDS, "mixed", False, 0, KINDS, COUNTED)
-WALKED = [name for name, metric in METRICS.items() if metric.singles and metric.needs_text]
+WALKED = [name for name, metric in METRICS.items() if metric.needs_text]
 
 
 def mean(values):

@@ -42,7 +42,7 @@ def test_angular_distance_of_the_same_an_orthogonal_and_the_opposite_direction()
 
 def test_all_is_every_metric_of_layers_but_the_authors_variants():
     names = [metric.name for metric in metrics_named(["all"])]
-    assert names == [name for name in METRICS if not name.endswith("-authors") and name != "repaired-window"]
+    assert names == [name for name in METRICS if not name.endswith("-authors")]
     assert [metric.name for metric in metrics_named(["bi", "bi"])] == ["bi"]
 
 

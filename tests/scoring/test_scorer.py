@@ -21,8 +21,7 @@ IDS = torch.randint(3, 90, (6, 10), generator=torch.Generator().manual_seed(3))
 TOKENS = Tokens(IDS, "made", False, 0)
 
 
-SINGLES = [name for name, metric in METRICS.items() if metric.singles]  # of the others test_candidates.py tells
-WALKED = {name for name in SINGLES if METRICS[name].feed != "layers"}
+WALKED = {name for name in METRICS if METRICS[name].feed != "layers"}
 
 
 @pytest.mark.parametrize("model_type", ["llama", "gemma2", "gpt2", "mixtral"])
@@ -38,7 +37,7 @@ def test_every_metric_equals_its_naive_form(model_type):
 
 def test_every_metric_that_is_computed_has_a_naive_form():
     assert set(naive.METRICS) == WALKED
-    assert set(naive.WINDOWS) == {name for name in SINGLES if METRICS[name].windows}
+    assert set(naive.WINDOWS) == {name for name in METRICS if METRICS[name].windows}
 
 
 @pytest.mark.parametrize(
@@ -91,7 +90,7 @@ def test_streaming_changes_nothing(model_type):
 
 def test_each_metric_alone_is_what_it_is_in_company():
     checkpoint = Checkpoint.open(tiny("llama"))
-    together = score(checkpoint, TOKENS, metrics=SINGLES)
+    together = score(checkpoint, TOKENS, metrics=METRICS)
     for name in ("magnitude-l1", "bi", "kl", "taylor", "ppl"):  # one of each feed
         assert score(checkpoint, TOKENS, metrics=[name]).scores[name] == together.scores[name]
 

@@ -128,7 +128,6 @@ def test_what_draws_gives_every_seed_layers_of_its_own(metric):
         ("search", Choice(search=True)),
         ("ppl", Choice("ppl")),
         ("angular block", Choice("angular", block=True)),
-        ("repaired-window", Choice("repaired-window")),
         ("layers 3-5,8", Choice(layers="3-5,8")),
     ],
 )

@@ -70,9 +70,6 @@ class Calibration:
 
     heal: heals a cut into a new folder, as heal_as_recipe() does. healed: a model that is healed already, for a row of its
     own.
-
-    Raises:
-        InputError: the metric does not score single layers.
     """
 
     tokens: Tokens
@@ -80,12 +77,6 @@ class Calibration:
     metric: str = "ppl"
     heal: Heal | None = None
     healed: Model | None = None
-
-    def __post_init__(self) -> None:
-        if not self.choice.by.singles:
-            raise InputError(
-                self.metric, expected="one that scores single layers", fix="take another, such as ppl", option="metric"
-            )
 
     @functools.cached_property
     def healed_checkpoint(self) -> Checkpoint | None:

@@ -11,7 +11,7 @@ from shortstack.data.mixture import MIX
 from shortstack.errors import InputError
 from shortstack.machine.options import check_options, option, options_of
 from shortstack.planning.layer_sets import check_choice, check_pace, parse_drop
-from shortstack.scoring.metrics import check_singles, metric_named
+from shortstack.scoring.metrics import metric_named
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class Turns:
     def __post_init__(self) -> None:
         check_options(self)
         check_choice(self.drop, None)
-        check_singles(metric_named(self.metric))
+        metric_named(self.metric)
         self.calibration  # noqa: B018  refuses what it cannot be
 
     @classmethod

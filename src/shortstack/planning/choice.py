@@ -23,7 +23,7 @@ from shortstack.planning.layer_sets import (
 from shortstack.planning.plans import Plan
 from shortstack.planning.strategies import STRATEGIES, Strategy, layer_values
 from shortstack.scoring import METRICS, Scores
-from shortstack.scoring.metrics import Metric, check_singles, metric_named, removal_order
+from shortstack.scoring.metrics import Metric, metric_named, removal_order
 
 GOALS = ("params", "memory")  # in the order of Sizes.of()
 Fits = Callable[[Sequence[int]], bool]  # whether a model of these kept layers is small enough
@@ -75,8 +75,8 @@ class Choice:
 
     @property
     def how(self) -> Strategy:
-        """The strategy that is named, or that the other options stand for; a metric that scores blocks alone takes one."""
-        given = {"search": self.search, "step": self.step is not None, "block": self.block or not self.by.singles}
+        """The strategy that is named, or that the other options stand for."""
+        given = {"search": self.search, "step": self.step is not None, "block": self.block}
         return STRATEGIES[self.strategy or next((name for name, wanted in given.items() if wanted), "lowest")]
 
     @property
@@ -113,9 +113,7 @@ class Choice:
             name = next(each.name for each in STRATEGIES.values() if each.finalists)
             fix = f"choose by {name}, or leave it out"
             raise InputError(self.strategy or "none", expected=f"the strategy {name}", fix=fix, option="finalists")
-        if self._check_goals():
-            check_singles(self.by)
-        else:
+        if not self._check_goals():
             check_choice(self.drop, self.layers, block=self.block)
 
     def _check_goals(self) -> bool:
@@ -168,8 +166,6 @@ class Choice:
         metric, strategy = self.by, self.how
         if isinstance(source, Scores):
             metric = metric_named(self.metric or source.default_metric)
-            if metric.name in source.blocks and metric.name not in source.scores:
-                strategy = STRATEGIES["block"]
         if self.fits is not None:
             return self._fitting(self.fits, source, metric, seed)
         return strategy.function(source, replace(self.removal(layers, seed), metric=metric))
@@ -177,7 +173,6 @@ class Choice:
     def _fitting(self, fits: Fits, source: Scores | int, metric: Metric, seed: int) -> Plan:
         """The plan of the fewest layers, lowest scores first, without which the others fit."""
         layers = source if isinstance(source, int) else source.layers
-        check_singles(metric)
         ends = staying_ends(layers, 1, self.keep_first, self.keep_last)
         order = [layer for layer in removal_order(layer_values(source, metric, seed)) if layer in ends]
         return Plan(layers, fewest(order, layers, fits), f"lowest {metric.name}")

@@ -15,13 +15,12 @@ from shortstack.machine.device import AUTO, Compute
 from shortstack.machine.progress import Progress, in_notebooks
 from shortstack.machine.typed import typed
 from shortstack.planning.choice import Choice
-from shortstack.planning.layer_sets import fewest, parse_drop
+from shortstack.planning.layer_sets import fewest
 from shortstack.planning.plans import Plan
 from shortstack.scoring.scores import Scores
 
 if TYPE_CHECKING:
     from shortstack.checkpoint import Checkpoint, Model
-    from shortstack.decoder import Decoder
     from shortstack.machine.memory import Requirements
 
 Source = Tokens | CalibrationText | Rows  # what is looked at: see tokens_of()
@@ -153,17 +152,10 @@ def _scored(
     compute: Compute,
     progress: Progress,
 ) -> Scores:
-    """Scores by the metric of the choice: of windows where it scores nothing else."""
     from shortstack.scoring import score
 
     tokens = _tokens(checkpoint, source, compute, progress) if choice.by.needs_text else None
-    window = _scored_window(choice, checkpoint.anatomy.layers)
-    return score(checkpoint, tokens, metrics=[choice.name], window=window, compute=compute, progress=progress)
-
-
-def _scored_window(choice: Choice, layers: int) -> int | None:
-    """The size of the blocks that are scored; None: single layers are."""
-    return None if choice.by.singles else parse_drop(choice.drop or 0, layers)
+    return score(checkpoint, tokens, metrics=[choice.name], compute=compute, progress=progress)
 
 
 def _measured(checkpoint: Checkpoint, choice: Choice, tokens: Tokens, compute: Compute, progress: Progress) -> Plan:
@@ -195,6 +187,7 @@ def check_choice(
     from shortstack.decoder import Decoder, calibration_tokens
     from shortstack.decoder.requirements import requirements
     from shortstack.machine.memory import Requirements
+    from shortstack.scoring.gradients import check_differentiable
 
     sized, layers = sized_choice(checkpoint, choice), checkpoint.anatomy.layers
     if not sized.measures and not sized.needs_text:
@@ -206,21 +199,7 @@ def check_choice(
         decoder.check_direct()
     if sized.measures:
         sized.how.check(decoder, tokens, replace(sized, drop=len(like.removed), fits=None).removal(layers))
-    else:
-        _check_scored(sized, decoder, tokens, layers)
+    elif decoder and sized.by.feed == "gradient":
+        check_differentiable(decoder)
     streams = layers + 1 if sized.measures or sized.by.feed != "hidden" else 1  # of each cut that is compared
     return like, requirements(checkpoint, compute, tokens=tokens.ids.numel(), streams=streams, in_turns=True)
-
-
-def _check_scored(choice: Choice, decoder: Decoder | None, tokens: Tokens, layers: int) -> None:
-    """Refuse what score() would of the choice's metric."""
-    from shortstack.repairing.cut_families import check_windows
-    from shortstack.scoring.gradients import check_differentiable
-    from shortstack.scoring.scorer import check_window, enough_tokens
-
-    check_window(_scored_window(choice, layers), layers, [choice.by])
-    enough_tokens(tokens, [choice.by])
-    if decoder and choice.by.feed == "repair":
-        check_windows(decoder)
-    elif decoder and choice.by.feed == "gradient":
-        check_differentiable(decoder)

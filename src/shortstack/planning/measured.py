@@ -67,12 +67,9 @@ def check_stepwise(decoder: Decoder | None, _tokens: Tokens, removal: Removal) -
     """Refuse a number of layers at a time, or a metric, that stepwise() cannot go by."""
     check_pace(removal.step or 1, removal.amount)
     metric = removal.metric
-    for wrong, expected, fix in (
-        (not metric.singles, "a metric that scores single layers", "name another"),
-        (not metric.needs_text, "a metric that the layers removed before can change", "the order stays the same"),
-    ):
-        if wrong:
-            raise PlanError(metric.name, expected=expected, fix=f"leave it out: {fix}", option="step")
+    if not metric.needs_text:
+        expected, fix = "a metric that the layers removed before can change", "leave it out: the order stays the same"
+        raise PlanError(metric.name, expected=expected, fix=fix, option="step")
     if decoder and metric.feed == "gradient":
         check_differentiable(decoder)
 

@@ -24,11 +24,6 @@ Window = tuple[int, int]  # its first layer, and how many layers it has
 
 
 @torch.no_grad()
-def check_windows(decoder: Decoder) -> None:
-    """Refuse a model without repaired_windows()."""
-    check_refittable(decoder, "choose another metric")
-
-
 def repaired_windows(
     decoder: Decoder, tokens: Tokens, sizes: Iterable[int], *, progress: Progress = silent
 ) -> dict[Window, float]:
@@ -38,7 +33,7 @@ def repaired_windows(
     samples; the divergence is that on the fourth. Windows of several sizes share one walk, and those that begin at one layer
     share what its fits need. Nothing stands before layer 0: that window is not repaired.
     """
-    check_windows(decoder)
+    check_refittable(decoder, "choose by a metric, or search")
     cuts = _Windows(decoder, tokens, sorted(sizes))
     starts = range(len(decoder.layers) - cuts.sizes[0] + 1)
     held_out = sum(some.numel() for some in cuts.judging.ids)
@@ -119,7 +114,7 @@ class _Windows:
         if not start:
             return dict.fromkeys(windows, here[self.fitting :])
         with self.decoder.resident(before):
-            point = at_output(self.decoder, before, find_fold_points(self.decoder, before), "choose another metric")
+            point = at_output(self.decoder, before, find_fold_points(self.decoder, before), "choose by a metric, or search")
             with point.recorded(self.decoder.layers[before]) as inputs:
                 stepped(self.decoder, before, entering[before], self.batches)
         theres = {_named(window): entering[sum(window)] for window in windows}

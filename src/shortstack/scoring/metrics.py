@@ -8,7 +8,6 @@ A metric is one pure function and one entry in METRICS; its *feed* says what it 
     loss       the mean loss of the model without each layer    f(loss)             -> the layer's score
     kl         the mean KL divergence from the whole model      f(kl)               -> the layer's score
     gradient   each weight matrix and the loss's gradient       f(weight, gradient) -> a number, added up over the layer
-    repair     the held-out loss without a block, repaired      f(loss)             -> the block's score
 
 `finish` makes the layer's score of what was averaged or added up. Low means remove first, always. This file imports no
 torch: functions only use the methods of the tensors they are given.
@@ -30,7 +29,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-Feed = Literal["layers", "weights", "hidden", "loss", "kl", "gradient", "repair"]
+Feed = Literal["layers", "weights", "hidden", "loss", "kl", "gradient"]
 AUTHORS = "-authors"  # ends the names of metrics as the authors' code has them, where that is not what the paper says
 
 
@@ -165,7 +164,7 @@ class Metric:
     all_weights: weights and gradient feeds see every tensor named `weight`, not the matrices alone.
     last_scored: whether the last layer has a score; without one it is infinite, so the layer is never removed.
     last_token: whether only the last token of each text counts.
-    windows: whether it can score blocks of several layers. singles: whether it scores single layers.
+    windows: whether it can score blocks of several layers, too.
     draws: whether it draws its scores, so that another seed gives others on the same text.
     """
 
@@ -179,7 +178,6 @@ class Metric:
     last_scored: bool = True
     last_token: bool = False
     windows: bool = False
-    singles: bool = True
     draws: bool = False
 
     @property
@@ -224,8 +222,6 @@ METRICS: Mapping[str, Metric] = {
         Metric("relative-magnitude", "hidden", relative_magnitude, "mean of |f(x)| / |x + f(x)|", "in arXiv 2403.03853"),
         Metric("gradient", "gradient", gradient_squares, "sqrt(sum (dL/dw)^2) over matrices",
                "arXiv 2411.15558, gradient flow", finish=math.sqrt),
-        Metric("repaired-window", "repair", perplexity, "held-out perplexity without a block, refitted before it",
-               "fit after arXiv 2505.02819", windows=True, singles=False),
         Metric("random-authors", "layers", random_kept, "what random.sample does not keep", CODE, draws=True),
         Metric("magnitude-l1-authors", "weights", sum_absolute, "sum |w|, norms too", CODE, all_weights=True),
         Metric("magnitude-l2-authors", "weights", sum_squares, "sum w^2, norms too", CODE, all_weights=True),
@@ -243,23 +239,15 @@ def metric_named(name: str) -> Metric:
 
 
 def metrics_named(names: Any) -> list[Metric]:
-    """The metrics of those names, each once; `all` stands for every one that scores layers, but the authors' variants.
+    """The metrics of those names, each once; `all` stands for every one but the authors' variants.
 
     names: one after the other, or as text with commas between them.
     """
     if not isinstance(names, str) and (isinstance(names, bytes) or not isinstance(names, Iterable)):
         expected = f"names of metrics, of {', '.join(METRICS)}"
         raise InputError(repr(names), expected=expected, fix="name one, or all", option="metric")
-    every = [name for name, metric in METRICS.items() if metric.singles and not metric.authors]
+    every = [name for name, metric in METRICS.items() if not metric.authors]
     chosen = [name.strip() for name in (names.split(",") if isinstance(names, str) else names)]
     if "all" in chosen:
         chosen = [*every, *(name for name in chosen if name != "all")]
     return [metric_named(name) for name in dict.fromkeys(chosen)]
-
-
-def check_singles(metric: Metric) -> None:
-    """Refuse a metric of blocks where single layers are to go one after the other."""
-    if not metric.singles:
-        raise InputError(
-            metric.name, expected="one that scores single layers", fix="take another, such as ppl", option="metric"
-        )

@@ -11,7 +11,6 @@ import torch
 from shortstack.checkpoint import Checkpoint, Model
 from shortstack.checkpoint.weights import TRAINABLE, read_weight
 from shortstack.data import CalibrationText, Rows, Tokens
-from shortstack.data.tokens import check_enough
 from shortstack.decoder import Decoder, tokens_of
 from shortstack.errors import CheckpointError, InputError
 from shortstack.machine.device import AUTO, Compute
@@ -19,7 +18,6 @@ from shortstack.machine.files import to_jsonable
 from shortstack.machine.numbers import checked
 from shortstack.machine.progress import Progress, in_notebooks
 from shortstack.machine.typed import typed
-from shortstack.repairing.cut_families import repaired_windows
 from shortstack.scoring.accumulators import Values
 from shortstack.scoring.measurement import Measurement, MeasurementSpec
 from shortstack.scoring.metrics import METRICS, Metric, metrics_named
@@ -42,10 +40,8 @@ def score(
     window: also score the removal of every block of so many layers, by the metrics that can. Sums are in float64.
 
     Raises:
-        InputError: an unknown metric, one that needs tokens without any, a window no metric can score, or none for one that
-            scores nothing else.
-        DataError: a metric that repairs, and fewer than four samples.
-        ArchitectureError: layers that a metric cannot see into, or cannot repair.
+        InputError: an unknown metric, one that needs tokens without any, or a window no metric can score.
+        ArchitectureError: layers that a metric cannot see into.
         ShortstackError: a score is not a number.
     """
     started, checkpoint = time.perf_counter(), Checkpoint.of(checkpoint)
@@ -64,20 +60,13 @@ def score(
     decoder = run = None
     blocks: Values = {}
     if fed:
-        tokens = enough_tokens(tokens, fed)
+        tokens = given_tokens(tokens, fed)
         decoder = Decoder.open(checkpoint, compute)
-        walked = [metric for metric in fed if metric.feed != "repair"]
-        if walked:
-            run = Measurement(decoder, tokens, MeasurementSpec(walked, window), progress=progress).go()
-            scores, blocks = scores | run.scores(), run.block_scores()
-        repaired = [metric for metric in fed if metric.feed == "repair"]
-        if repaired and window:
-            losses = repaired_windows(decoder, tokens, [window], progress=progress)
-            in_order = [losses[start, window] for start in range(layers - window + 1)]
-            blocks |= {metric.name: [metric.finish(metric.function(loss)) for loss in in_order] for metric in repaired}
+        run = Measurement(decoder, tokens, MeasurementSpec(fed, window), progress=progress).go()
+        scores, blocks = scores | run.scores(), run.block_scores()
     return Scores(
         layers=layers,
-        scores={metric.name: _checked(metric.name, scores[metric.name]) for metric in chosen if metric.singles},
+        scores={metric.name: _checked(metric.name, scores[metric.name]) for metric in chosen},
         window=window,
         blocks={name: _checked(f"{name} of blocks of {window}", values) for name, values in blocks.items()},
         tokens=tokens.record() if tokens and fed else None,
@@ -90,24 +79,17 @@ def score(
 
 
 def check_window(window: int | None, layers: int, metrics: Sequence[Metric]) -> None:
-    """Refuse a size of blocks that the model does not have or no metric scores, and none where one scores nothing else."""
-    alone = next((metric.name for metric in metrics if not metric.singles), None)
+    """Refuse a size of blocks that the model does not have, or that no metric scores."""
     if window is None:
-        if alone:
-            raise InputError(
-                "none",
-                expected=f"the size of the blocks that {alone} scores",
-                fix="name as many layers as you would remove, such as 8",
-                option="window",
-            )
-    elif not 0 < window < layers:
+        return
+    if not 0 < window < layers:
         raise InputError(
             str(window),
             expected=f"1 to {layers - 1} of the model's {layers} layers",
             fix="name the size of the block you would remove",
             option="window",
         )
-    elif not any(metric.windows for metric in metrics):
+    if not any(metric.windows for metric in metrics):
         raise InputError(
             ", ".join(metric.name for metric in metrics),
             expected=f"a metric that scores blocks: {', '.join(name for name in METRICS if METRICS[name].windows)}",
@@ -123,8 +105,8 @@ def _kinds(run: Measurement) -> dict[str, KindScores]:
     }
 
 
-def enough_tokens(tokens: Tokens | None, metrics: Sequence[Metric]) -> Tokens:
-    """The tokens, if there are enough for these metrics."""
+def given_tokens(tokens: Tokens | None, metrics: Sequence[Metric]) -> Tokens:
+    """The tokens, which these metrics need."""
     if tokens is None:
         raise InputError(
             "none",
@@ -132,8 +114,6 @@ def enough_tokens(tokens: Tokens | None, metrics: Sequence[Metric]) -> Tokens:
             fix="name a text, such as pydoc or a file",
             option="tokens",
         )
-    if any(metric.feed == "repair" for metric in metrics):
-        check_enough(tokens, "ask for more samples, such as 256")
     return tokens
 
 

@@ -86,33 +86,31 @@ class Scores(Tabled):
         return cls.from_dict(read_json(Path(path)), where=path)
 
     def table(self) -> Table:
-        """A row for each layer, a column for each metric with the order of removal; of blocks alone those."""
-        of, named = self.tokens or {}, ", ".join(self.scores or self.blocks)
+        """A row for each layer, a column for each metric with the order of removal."""
+        of, named = self.tokens or {}, ", ".join(self.scores)
         on = f" on {of['samples']} x {of['length']} tokens of {of['source']}" if of else ""
         title = f"{self.layers} layers by {named}{on}"
         caption = f"Low = remove first; in brackets the order of removal.{self._base}"
-        if not self.scores:
-            return self._blocks(f": {title}", caption)
         rows = zip(range(self.layers), *map(_ranked, self.scores.values()), strict=True)
         return Table.of(title, ["layer", *self.scores], [*rows], caption=caption)
 
     def tables(self) -> list[Table]:
         """That of layers, what they carry on each kind of text, and that of blocks."""
-        blocks = [self._blocks()] if self.scores and self.blocks else []
+        blocks = [self._blocks()] if self.blocks else []
         return [self.table(), *([table] if (table := self._abilities()) else []), *blocks]
 
     @property
     def _base(self) -> str:
         if self.base_loss is not None and not self.kinds:
             return f" Unpruned perplexity: {shown(perplexity(self.base_loss), 'perplexity')}."
-        return " ppl is times the unpruned perplexity." if "ppl" in (*self.scores, *self.blocks) else ""
+        return " ppl is times the unpruned perplexity." if "ppl" in self.scores else ""
 
-    def _blocks(self, title: str = "", caption: str = "") -> Table:
+    def _blocks(self) -> Table:
         size = self.window or 1
         blocks = [show_layers(range(start, start + size)) for start in range(self.layers - size + 1)]
         rows = zip(blocks, *map(_ranked, self.blocks.values()), strict=True)
         columns = [Column("layers", "text"), *self.blocks]
-        return Table.of(f"blocks of {size} layers{title}", columns, [*rows], caption=caption)
+        return Table.of(f"blocks of {size} layers", columns, [*rows])
 
     def _abilities(self) -> Table | None:
         """Return a table of each layer's cost on each kind of text, and of layers whose impact differs between kinds."""

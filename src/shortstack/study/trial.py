@@ -134,7 +134,7 @@ class Trial:
     @property
     def removes_window(self) -> bool:
         """Whether one contiguous window of layers goes."""
-        return self.choice.block or not self.choice.by.singles
+        return self.choice.block
 
     @property
     def needs_scores(self) -> bool:
