@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, fields, replace
+from dataclasses import MISSING, dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypedDict, get_type_hints
 
@@ -11,7 +11,7 @@ from cyclopts import Parameter
 
 from shortstack.cli import console
 from shortstack.cli.dry_run import CHECKS, show_dry_run
-from shortstack.cli.options import Out, Reporting, Session, flat, going_on, group, shown_default
+from shortstack.cli.options import Out, Reporting, Session, flat, going_on, group
 from shortstack.errors import OutputError
 from shortstack.healing import Objective, Partial, Schedule, TrainingData, Turns
 from shortstack.healing.methods import MethodOptions, check_known
@@ -72,12 +72,17 @@ HEADINGS = {
 }
 
 
+def _shown(default: object) -> str | None:
+    """Return a default as the help shows it; what is off or not there by default needs no words."""
+    return None if default in (None, MISSING) or default is False else str(default)
+
+
 def _options() -> dict[str, Any]:
     options: dict[str, Any] = {}
     for place, (component, title) in enumerate(HEADINGS.items(), 1):
         hints, heading = get_type_hints(component), group(title, place)
         for name, default, known in options_of(component):
-            shown = Parameter(group=heading, help=known.help, show_default=shown_default(default) or False)
+            shown = Parameter(group=heading, help=known.help, show_default=_shown(default) or False)
             options[name] = Annotated[hints[name], shown]
     return options
 

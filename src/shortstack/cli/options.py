@@ -9,7 +9,7 @@ import re
 import shlex
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import MISSING, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -45,11 +45,6 @@ def flat(heading: Group | None = None, *, without: str = "-") -> Parameter:
     """Return how a dataclass stands in a verb: its fields are options, but for some, as a|b."""
     some = Parameter(name="*", parse=re.compile(f"^(?!({without})$)"))
     return Parameter.combine(some, Parameter(group=heading)) if heading else some
-
-
-def shown_default(default: object) -> str | None:
-    """Return a default as the help shows it; what is off or not there by default needs no words."""
-    return None if default in (None, MISSING) or default is False else str(default)
 
 
 CALIBRATION, MACHINE = group("Calibration text", 2), group("Compute", 7)

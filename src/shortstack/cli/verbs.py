@@ -73,10 +73,9 @@ def app(*, short: bool = False) -> App:
     from cyclopts import App, Group, Parameter
 
     from shortstack.cli.help import Help
-    from shortstack.cli.options import shown_default
 
     formatter: Any = Help(short=short)
-    read = Parameter(converter=_read, negative_iterable=(), allow_repeating=True, show_default=shown_default)
+    read = Parameter(converter=_read, negative_iterable=(), allow_repeating=True)
     made = App(
         name="shortstack",
         version=lambda: f"shortstack {version('shortstack')}",

@@ -114,7 +114,9 @@ class _Windows:
         if not start:
             return dict.fromkeys(windows, here[self.fitting :])
         with self.decoder.resident(before):
-            point = at_output(self.decoder, before, find_fold_points(self.decoder, before), "choose by a metric, or search")
+            point = at_output(
+                self.decoder, before, find_fold_points(self.decoder, before), "choose by a metric, or search"
+            )
             with point.recorded(self.decoder.layers[before]) as inputs:
                 stepped(self.decoder, before, entering[before], self.batches)
         theres = {_named(window): entering[sum(window)] for window in windows}

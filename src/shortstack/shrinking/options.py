@@ -37,7 +37,9 @@ class ShrinkOptions:
     probe_items: int = option(
         20, help="Items of each generation probe, before and after; 0 for none.", minimum=0, maximum=100
     )
-    tasks: str | None = option(None, help="Tasks to measure on, before and after.")
+    tasks: str | None = option(
+        None, help=f"Tasks to measure on, before and after; {LIMIT} documents of each, or --limit."
+    )
     limit: int | float | None = option_of(Tasks, "limit")
     data_dir: str | None = option_of(Tasks, "data_dir")
     minutes: float = option(15.0, help="Time for everything.", above=0)
