@@ -157,9 +157,8 @@ def one(store: Store, tmp_path: Path) -> Runs:
     last = measured(2.0 + math.log(3), 10, CUT)
     store.measured(settings(heal=HEALS["lora"]), **steps, **after, evaluate_healed=last)
     runs = found(store, tmp_path)
-    meta = {"title": "shrink demo", "conclusion": "Do not keep it. For these reasons.", "subject": runs.trials[0].id}
     answers = ({"prompt": "<Who?>", "unpruned": "I.", "shortened": "You."},)
-    return replace(runs, meta={**runs.meta, **meta}, answers=answers)
+    return replace(runs, title="shrink demo", conclusion="Do not keep it. For these reasons.", answers=answers)
 
 
 def test_one_setting_is_kept_or_not_with_its_price(one: Runs) -> None:

@@ -67,9 +67,7 @@ def shrunk(tmp_path_factory: pytest.TempPathFactory) -> str:
     measured = {"evaluate_base": stores.evaluation(1.0), "evaluate_pruned": stores.evaluation(0.85)}
     store.measured(stores.settings(), plan=plan, prune=plan, **measured)
     store.close()
-    found = read(folder / "runs")
-    said = {"conclusion": "Keep it. And why.", "subject": found.trials[0].id}
-    report = Report.of(replace(found, meta={**found.meta, **said}))
+    report = Report.of(replace(read(folder / "runs"), conclusion="Keep it. And why."))
     (folder / "report.html").write_text(report.html(), encoding="utf-8")
     return (folder / "report.html").as_uri()
 

@@ -196,7 +196,7 @@ def _show_preview(found: Preview, output: Path, report: Reporting) -> None:
         ("samples, held out", f"{found.samples:,}, {found.held_out:,}"),
         ("tokens of an epoch", f"{found.tokens:,}"),
         ("optimizer steps", "as many as --minutes leaves time for" if found.steps is None else f"{found.steps:,}"),
-        ("disk for what is computed once, yet to write", size(found.cache_bytes)),
+        ("cache on disk, yet to write", size(found.cache_bytes)),
     ]
     if found.turns:
         gone = ", ".join(map(str, found.turns))

@@ -198,13 +198,14 @@ class Scores(Tabled):
             scores = cls(**known)
         except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
             raise _not_scores(where, "the JSON that `shortstack score -o` writes", repr(error)) from error
-        if type(scores.layers) is not int or not (scores.scores or scores.blocks):
+        if type(scores.layers) is not int or not scores.scores:
             raise _not_scores(where, "a layer count and at least one metric", "none")
-        if scores.blocks and not (type(scores.window) is int and 0 < scores.window <= scores.layers):
-            raise _not_scores(where, f"blocks of 1 to {scores.layers} layers", repr(scores.window))
-        size = scores.window or 1
         _check_numbers(where, scores.scores, scores.layers)
-        _check_numbers(where, scores.blocks, scores.layers - size + 1, f" of blocks of {size}")
+        if scores.blocks or scores.window is not None:
+            if type(scores.window) is not int or not 0 < scores.window <= scores.layers:
+                raise _not_scores(where, f"blocks of 1 to {scores.layers} layers", repr(scores.window))
+            size = scores.window
+            _check_numbers(where, scores.blocks, scores.layers - size + 1, f" of blocks of {size}")
         for source, kind in scores.kinds.items():
             _check_numbers(where, kind.scores, scores.layers, f" on {source}")
         return scores

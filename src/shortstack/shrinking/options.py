@@ -38,7 +38,7 @@ class ShrinkOptions:
         20, help="Items of each generation probe, before and after; 0 for none.", minimum=0, maximum=100
     )
     tasks: str | None = option(
-        None, help=f"Tasks to measure on, before and after; {LIMIT} documents of each, or --limit."
+        None, help=f"Tasks to measure on, before and after; {LIMIT} documents of each unless limited."
     )
     limit: int | float | None = option_of(Tasks, "limit")
     data_dir: str | None = option_of(Tasks, "data_dir")
