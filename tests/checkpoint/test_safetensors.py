@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import itertools
 import json
@@ -117,10 +118,47 @@ def test_a_missing_file_and_a_directory_are_refused(tmp_path):
             read_shard(path)
 
 
-def test_what_is_written_is_byte_equal_and_its_digest_is_the_files(tmp_path, monkeypatch):
+def no_kernel_copy(error: int | None):
+    def patch(monkeypatch: pytest.MonkeyPatch) -> None:
+        if error is None:
+            monkeypatch.delattr(os, "copy_file_range", raising=False)
+        else:
+            monkeypatch.setattr(
+                os, "copy_file_range", lambda *_: (_ for _ in ()).throw(OSError(error, "no")), raising=False
+            )
+
+    return patch
+
+
+def kernel_copies_little(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Three bytes at a time, then an error: the rest must follow exactly."""
+    real, calls = os.copy_file_range, itertools.count()
+
+    def copy(source: int, sink: int, count: int, offset: int) -> int:
+        if next(calls) % 3 == 2:
+            raise OSError(errno.EXDEV, "no")
+        return real(source, sink, min(count, 3), offset)
+
+    monkeypatch.setattr(os, "copy_file_range", copy)
+
+
+COPIES = {
+    "kernel": lambda monkeypatch: None,
+    "absent": no_kernel_copy(None),
+    "EXDEV": no_kernel_copy(errno.EXDEV),
+    "part": kernel_copies_little,
+}
+
+
+@pytest.mark.parametrize("how", COPIES)
+def test_what_is_written_is_byte_equal_and_its_digest_is_the_files(how, tmp_path, monkeypatch):
+    if how in {"kernel", "part"} and not hasattr(os, "copy_file_range"):
+        pytest.skip("this system has no copy_file_range")
     kept = [tensor for tensor in read_shard(written(tmp_path, VALID)) if tensor.name != "b.wide"]
     kept.append(StoredTensor("in.memory", "F32", (2,), tensor_bytes(torch.tensor([1.5, -2.0]))))
+    COPIES[how](monkeypatch)
     monkeypatch.setattr("shortstack.checkpoint.pieces.BLOCK_BYTES", 4)
+    monkeypatch.setattr("shortstack.checkpoint.pieces.KERNEL_BLOCK_BYTES", 16)
     write = os.write
     monkeypatch.setattr(os, "write", lambda sink, view: write(sink, view[:3]))  # a system may write less at once
     told: list[int] = []
@@ -138,6 +176,13 @@ def test_what_is_written_is_byte_equal_and_its_digest_is_the_files(tmp_path, mon
         assert found[name].dtype == tensor.dtype
         assert found[name].shape == tensor.shape
         assert tensor_bytes(found[name]) == tensor_bytes(tensor)
+
+
+def test_other_errors_of_the_kernel_are_raised(tmp_path, monkeypatch):
+    kept = read_shard(written(tmp_path, VALID))
+    no_kernel_copy(errno.ENOSPC)(monkeypatch)
+    with pytest.raises(OSError, match="no"):
+        write_shard(tmp_path / "out.safetensors", kept, lambda count: None)
 
 
 def test_a_source_that_shrinks_meanwhile_is_refused_and_no_file_is_overwritten(tmp_path):

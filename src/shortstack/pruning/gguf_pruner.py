@@ -17,7 +17,7 @@ from shortstack.checkpoint.gguf_file import (
     read_gguf,
     write_gguf,
 )
-from shortstack.checkpoint.pieces import BLOCK_BYTES
+from shortstack.checkpoint.pieces import KERNEL_BLOCK_BYTES
 from shortstack.errors import InputError, OutputError
 from shortstack.machine.files import check_disk, check_new
 from shortstack.machine.memory import Requirements
@@ -111,4 +111,4 @@ def check_gguf_output(model: GgufFile, plan: Plan, output: Path) -> None:
 
 def file_requirements(model: GgufFile, plan: Plan) -> Requirements:
     """Of copying a file's bytes: no more memory than a block of them."""
-    return Requirements(BLOCK_BYTES, sum(len(tensor.data) for tensor in kept_tensors(model, plan)))
+    return Requirements(KERNEL_BLOCK_BYTES, sum(len(tensor.data) for tensor in kept_tensors(model, plan)))

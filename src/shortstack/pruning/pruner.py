@@ -12,7 +12,7 @@ from shortstack.architecture.config_fields import DEPTH_BLOCKS, rename_layers
 from shortstack.architecture.layer_names import LayerNames, numbered_paths
 from shortstack.checkpoint import Checkpoint, CheckpointWriter, Model
 from shortstack.checkpoint.file_names import CONFIG, QUANTISER
-from shortstack.checkpoint.pieces import BLOCK_BYTES
+from shortstack.checkpoint.pieces import KERNEL_BLOCK_BYTES
 from shortstack.checkpoint.record import layer_map, provenance
 from shortstack.checkpoint.safetensors import StoredTensor, read_metadata
 from shortstack.checkpoint.writer import WRITERS, layout
@@ -141,7 +141,7 @@ def check_self_contained(checkpoint: Checkpoint) -> None:
 def requirements(checkpoint: Checkpoint, plan: Plan, *, copies: int = 1) -> Requirements:
     """Of copying so many such checkpoints: blocks of the files that are written at once, and the disk."""
     sized = plan.sized(checkpoint.sizes)
-    return Requirements(WRITERS * BLOCK_BYTES, copies * sized.bytes.after if sized.bytes else 0)
+    return Requirements(WRITERS * KERNEL_BLOCK_BYTES, copies * sized.bytes.after if sized.bytes else 0)
 
 
 def check_fits(output: str | Path, checkpoint: Checkpoint, plan: Plan, *, copies: int = 1) -> None:
