@@ -32,7 +32,7 @@ from shortstack.charts.picture import Panel
 from shortstack.machine.formats import show_layers
 
 HERE = Path(__file__).parent
-JUDGED, ITEMS, SKIPPED, LIMIT = 17, 50, 1000, 250
+JUDGED, ITEMS, SKIPPED, LIMIT = 17, 50, 1000, 150
 MEASURES = ("likelihood of a token", "piqa, arc_easy, hellaswag", "lambada", "probes")
 
 

@@ -17,14 +17,14 @@ def found(perplexity, right=(), **how):
 @pytest.mark.parametrize(
     ("last", "keep"),
     [
-        (found(14.999, (46, 24)), True),
-        (found(15.1, (46, 24)), None),
-        (found(14.999, (39, 21)), None),  # 86 % kept, but 78 % with a standard error less
-        (found(29.999, (46, 24)), None),
-        (found(30.1, (46, 24)), False),
-        (found(10, (22, 9)), None),  # 44 %, but 51 % with a standard error more
+        (found(14.999, (49, 25)), True),
+        (found(15.1, (49, 25)), None),
+        (found(14.999, (41, 21)), None),  # 89 % kept, but not surely 80 %
+        (found(29.999, (49, 25)), None),
+        (found(30.1, (49, 25)), False),
+        (found(10, (22, 9)), None),  # 44 %, but not surely below 50 %
         (found(10, (20, 5)), False),
-        (found(10, (46, 24), fluency=LOOPING), False),
+        (found(10, (49, 25), fluency=LOOPING), False),
     ],
 )
 def test_what_lies_within_the_bounds_is_kept_and_what_lies_beyond_is_not(last, keep):
@@ -35,6 +35,24 @@ def test_who_writes_as_the_unpruned_model_has_not_collapsed():
     said = verdict(found(10, (90,), fluency=LOOPING), found(10, (90,), fluency=LOOPING))
     assert said.keep
     assert "collapsed" not in str(said)
+
+
+@pytest.mark.parametrize(
+    ("answers", "said"),
+    [
+        (("Paris.", "Because."), ""),
+        (("Paris.", " "), "It gives no answer to a prompt that the unpruned model answers."),
+        (("I am here.", "I am here."), "It gives one answer to prompts that the unpruned model answers differently."),
+    ],
+)
+def test_a_model_that_does_not_answer_is_not_kept(answers, said):
+    asked = [
+        {"prompt": "?", "unpruned": theirs, "shortened": ours}
+        for theirs, ours in zip(("Paris!", "For joy."), answers, strict=True)
+    ]
+    found_out = verdict(found(10, (90,)), found(10, (90,)), asked)
+    assert found_out.keep is (not said)
+    assert said in str(found_out)
 
 
 def test_the_numbers_are_said_the_worst_text_first():

@@ -167,14 +167,21 @@ def _command(step: Mapping[str, Any], name: str | None) -> str:
     words = ["shortstack", step["verb"], model]
     healing, plan = step.get("healing"), step.get("plan")
     if plan and not healing:
-        layers = show_layers(plan["removed"]).replace(" ", "")
-        words += _options({"layers": layers, "repair": bool((step.get("repair") or {}).get("kept"))})
+        layers, repair = show_layers(plan["removed"]).replace(" ", ""), step.get("repair") or {}
+        words += _options({"layers": layers, **(_refitted(repair["tokens"]) if repair.get("kept") else {})})
     if healing:
         method, data = dict(healing["method"]), dict(healing["data"])
         options = {"method": method.pop("name"), **method, **healing["objective"], **healing["schedule"], **data}
         options["data"] = ",".join(_sources(data["data"], weighted=True))
         words += _options({**options, "teacher": base_model(step) or "MODEL" if healing.get("teacher") else None})
     return " ".join(shlex.join([*words, "-o", name or named.get(step["verb"], "model")]).splitlines())
+
+
+def _refitted(tokens: Mapping[str, Any]) -> dict[str, Any]:
+    """The options of a repair on these windows."""
+    text = ",".join(_sources(tokens["source"], weighted=True))
+    how = {"repair": True, "text": text, "repair_samples": tokens["samples"], "length": tokens["length"]}
+    return {**how, "seed": tokens["seed"] or None}
 
 
 def _options(values: Mapping[str, Any]) -> list[str]:

@@ -98,11 +98,6 @@ def show(message: str) -> None:
     sys.stdout.write(printable(message) + "\n")
 
 
-def show_left_out(left_out: Sequence[str]) -> None:
-    if left_out:
-        show(f"Reduced to fit --minutes: {'; '.join(left_out)}.")
-
-
 def show_answers(said: Mapping[str, str]) -> None:
     """A prompt, and what each model answers, without what would move the cursor or change colours."""
     sys.stdout.write(f"\nPrompt: {printable(said['prompt'])}\n")

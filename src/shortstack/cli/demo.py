@@ -34,7 +34,7 @@ def demo(
     compute: Annotated[Compute, flat(MACHINE, without="device|dtype|stream|device_map")] = Compute(),
     report: Annotated[Reporting, flat(SAID)] = Reporting(),
 ) -> None:
-    """Make a small model that comes along shorter, and measure it.
+    """Shorten a small model that comes with the package, and measure it.
 
     SmolLM2-135M-Instruct loses 4 of its 30 layers, and 8, as `shrink` does it; the minutes are for both.
 
@@ -60,6 +60,7 @@ def show(demo: Demo) -> None:
     for row in demo.rows:
         if row.verdict:
             console.show(f"{row.name}: {row.verdict}")
-    console.show_left_out(demo.left_out)
+    if demo.left_out:
+        console.show(f"Reduced to fit --minutes: {'; '.join(demo.left_out)}.")
     places = " and ".join(f"{demo.output}/{row.name.replace(' ', '-')}" for row in demo.rows if row.verdict)
     console.show(f"\n{places} open with AutoModelForCausalLM.from_pretrained. {demo.seconds:.0f} s.")

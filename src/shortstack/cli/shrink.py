@@ -45,7 +45,10 @@ def shrink(
     if session.report.json:
         return console.show_json(shrunk.to_dict())
     show_shrunk(shrunk)
-    session.report.next_measure(output, model)
+    if shrunk.healing is None and shrunk.left_out:
+        session.report.next_heal(output, model)
+    else:
+        session.report.next_measure(output, model)
     return None
 
 
@@ -69,7 +72,6 @@ def show_shrunk(shrunk: Shrunk) -> None:
     console.show(shrunk.verdict)
     for tried in shrunk.tried:
         console.show(f"Tried: {tried}.")
-    console.show_left_out(shrunk.left_out)
     for said in shrunk.answers:
         console.show_answers(said)
     console.show_result(shrunk)

@@ -31,7 +31,7 @@ VERBS = {
     "compare": "Compare pruned, quantised and narrowed models at equal bytes.",
     "report": "Show what a study found, as one page or as tables.",
     "export": "Take a checkpoint to where models run: llama.cpp, Ollama, the hub.",
-    "demo": "Make a small model that comes along shorter, and measure it.",
+    "demo": "Shorten a small model that comes with the package, and measure it.",
     "ls": "List what can be named on the command line.",
     "cache": "Show what is kept to be used again, or clear it.",
 }
@@ -44,7 +44,7 @@ def listing() -> str:
         "Usage: shortstack VERB [OPTIONS] ...\n\n"
         "Make a decoder-only language model shorter: score its layers, cut some, heal the cut, measure the result.\n\n"
         f"$ shortstack shrink org/model --drop 25% --data notes.txt -o small\n\n{verbs}\n"
-        "`shortstack VERB --help` explains its options, -h names them. --version, --install-completion\n"
+        "`shortstack VERB --help` explains its options, `-h` lists them. --version, --install-completion\n"
     )
 
 

@@ -124,7 +124,8 @@ class Collapse:
             return f"It writes: {self.sample}"
         base = "its base" if self.against_base else "a small model that works"
         least = min(self.shares.values())
-        return f"No loop and no silence: what it writes keeps {least:.0%} or more of each measure of {base}."
+        kept = f"its variety and length are at least {least:.0%} of those of {base}"
+        return f"Its free writing has not collapsed: {kept} (below {LEAST:.0%} would be a collapse)."
 
     def to_dict(self) -> dict[str, Any]:
         return {

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 
 from shortstack.checkpoint import Sizes
 from shortstack.errors import InputError, PlanError
+from shortstack.machine.formats import size
 from shortstack.machine.options import check_options, option
 from shortstack.planning.layer_sets import (
     FINALISTS,
@@ -143,13 +144,14 @@ class Choice:
         stay = [layer for layer in layers if layer not in may_go]
         smallest = [sizes.of(kept)[place] for kept in ([stay] if stay else [[layer] for layer in layers])]
         whole, least = sizes.of(layers)[place], min(smallest)
-        if not least <= most < whole:
-            raise PlanError(
-                f"{most:,}",
-                expected=f"at least {least:,}, the smallest cut, and less than the model's {whole:,}",
-                fix=f"ask for {'more' if most < least else 'less'}",
-                option=name,
-            )
+        shown = size if name == "memory" else "{:,}".format
+        if most >= whole:
+            expected, fix = f"less than the model's {shown(whole)}", "ask for less, or leave it as it is: it fits"
+            raise PlanError(shown(most), expected=expected, fix=fix, option=name)
+        if most < least:
+            example = {"params": "6B", "memory": "4GB"}[name]
+            expected, fix = f"at least {shown(least)}, which the largest cut leaves", f"ask for more, as in {example}"
+            raise PlanError(shown(most), expected=expected, fix=fix, option=name)
         return replace(self, params=None, memory=None, fits=lambda kept: sizes.of(kept)[place] <= most)
 
     def removal(self, layers: int, seed: int = 0) -> Removal:

@@ -95,9 +95,7 @@ class Kept:
         if not rows:
             return None
         title = "What is kept"
-        said = (
-            "Right of tasks and of small writing tasks, and the likelihood of a text's token; bars: one standard error"
-        )
+        said = "Share of tasks and of small writing tasks that are right, and the likelihood of a token of the text; bars: one standard error"
         chance = "; dotted: chance" if any(row.chance is not None for row in rows) else ""
         legend = ((swatch(THEIRS), "unpruned"), (swatch(OURS), "shortened"))
         return Figure("first", title, f"{said}{chance}.", dots(rows, title=title), legend)

@@ -58,5 +58,7 @@ def done(findings: Findings) -> str:
     steps = [step for step in findings.runs.steps.values() if step.state == "done"]
     trials = listed([f"{count} {state}" for state, count in states.items()]) or "none"
     machines = counted(max(1, len({step.host for step in steps if step.host})), "machine")
+    if not any(step.seconds for step in steps):  # a shrink's are not timed one by one
+        return f"Trials: {trials}."
     seconds = shown(float(sum(step.seconds or 0 for step in steps)), "seconds")
     return f"Trials: {trials}. {counted(len(steps), 'step')} took {seconds} of computing on {machines}."

@@ -64,6 +64,7 @@ SLOWER = (
 )
 CONCLUDING = 6.0  # seconds for card and report
 LEAST_HEALING = 20.0  # seconds; with less nothing heals
+NO_HEALING = "no healing"
 NO_TEXT, NO_WRITING = EvaluationText("none"), GenerationChecks(collapse_check=False)
 
 
@@ -162,8 +163,9 @@ def _shrink(
         missing = {out: route for out, route in routes.items() if not (out.exists() and _noted(places[out]).exists())}
         windows = check_shrink(source, missing or routes, options, compute)
         folder.mkdir(exist_ok=True)
-        clock = clock_of(60 * options.minutes, folder / "clock.json", before=time.monotonic() - began)
-        clock_progress = ClockProgress(progress, clock, folder / "clock.json")
+        noted = folder / "clock.json"
+        clock = clock_of(60 * options.minutes, noted, before=time.monotonic() - began)
+        clock_progress = ClockProgress(progress, clock, noted)
         line = Line(
             source, next(iter(routes.values())), options, compute, clock, stages, clock_progress, windows, len(routes)
         )
@@ -174,6 +176,8 @@ def _shrink(
                 rename_new(places[out], out)
         finally:
             clock_progress.keep()
+            if [*folder.iterdir()] == [noted]:  # the minutes are too few: nothing was begun
+                remove(folder)
         result = [loaded(_noted(place), Shrunk) for place in places.values()]
         remove(folder)
         clock_progress.end()
@@ -313,7 +317,7 @@ class Line:
             plan = Plan(self.source.anatomy.layers, removed, f"{route.choice.name}, in turns").sized(self.source.sizes)
         speed = speed or self.speed(made, until)
         measured = self.measured(made, "shortened", until)
-        left_out = ("no repair",) * unrepaired + ("no healing",) * (route.healing is not None and healing is None)
+        left_out = ("no repair",) * unrepaired + (NO_HEALING,) * (route.healing is not None and healing is None)
         repaired = None if route.turns else pruned.record.get("repair") or {}
         return Candidate(made, plan, repaired, healing, measured, speed, (*left_out, *measured.left_out))
 
@@ -388,8 +392,13 @@ class Line:
         """Assemble the result of a cut."""
         unpruned, last = self.unpruned, replace(made.measured.evaluation, model=str(out))
         healing = made.healing and replace(made.healing, output=out)  # both were made in the folder of stages
-        said = verdict(unpruned.measured.evaluation, last)
+        answers = reference.beside(unpruned.measured.answers, made.measured.answers)
+        said = verdict(unpruned.measured.evaluation, last, answers)
+        left_out = *self.amounts.less(self.wanted), *unpruned.measured.left_out, *made.left_out
         others = beside_others(last, made.checkpoint.weight_bytes, made.speed, unpruned.int8)
+        if left_out:
+            advice = " More minutes would heal it." if NO_HEALING in left_out else ""
+            others.append(f"Reduced to fit --minutes: {'; '.join(left_out)}.{advice}")
         return Shrunk(
             out,
             " ".join([str(said), *others]),
@@ -399,10 +408,10 @@ class Line:
             healing,
             unpruned.measured.evaluation,
             last,
-            reference.beside(unpruned.measured.answers, made.measured.answers),
+            answers,
             made.speed,
             unpruned.int8,
-            (*self.amounts.less(self.wanted), *unpruned.measured.left_out, *made.left_out),
+            left_out,
             tried,
             round(self.clock.used, 1),
             route.repeating(self.amounts, made.healing, repaired=bool(made.repair)),
@@ -490,6 +499,8 @@ def _why(route: Route, plan: Plan, text: str) -> str:
     """Why these layers went."""
     if not plan.compared:
         return f"The recipe {route.name} says how."
+    if len(plan.compared) == 1:
+        return f"Layers {show_layers(plan.removed)} have the lowest {plan.compared_by} on held-out windows of {text}."
     return (
         f"Of {len(plan.compared)} cuts that were compared, the one of layers {show_layers(plan.removed)} has the lowest "
         f"{plan.compared_by} on held-out windows of {text}: {min(plan.compared.values()):.4f} nats per token."

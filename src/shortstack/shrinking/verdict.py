@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from shortstack.evaluation import Evaluation
@@ -14,6 +15,7 @@ from shortstack.shrinking.retention import Share, probes_right, ratio, share_tas
 # user can say. docs/shrink.md names them.
 KEPT, LOST = 0.8, 0.5
 NEAR, FAR = 1.5, 3.0
+SURE = 1.645  # standard errors: a normal value is above as many less in 95 % of cases
 WORDS = {True: "Keep it.", False: "Do not keep it.", None: "Try it on your own tasks before you keep it."}
 
 
@@ -28,12 +30,12 @@ class Verdict:
         return " ".join([WORDS[self.keep], *self.reasons])
 
 
-def verdict(base: Evaluation, last: Evaluation) -> Verdict:
-    """From the evaluations of the unpruned model and of the shortened one.
+def verdict(base: Evaluation, last: Evaluation, answers: Sequence[Mapping[str, str]] = ()) -> Verdict:
+    """From the evaluations of the unpruned model and of the shortened one, and from what both answer to prompts.
 
-    It is kept where it has not collapsed, has KEPT of what the unpruned model has right of the probes, also with a standard
-    error less, and at most NEAR times its perplexity on each text; and not where perplexity is beyond FAR, or the probes,
-    also with a standard error more, below LOST. Without probes nothing says to keep it. Tasks are told.
+    It is kept where it has not collapsed, answers, surely has KEPT of what the unpruned model has right of the probes, and
+    at most NEAR times its perplexity on each text; and not where perplexity is beyond FAR, the probes are surely below LOST,
+    or it does not answer. Sure is 95 %, by their standard error. Without probes nothing says to keep it. Tasks are told.
     """
     text, times = max(((text, _times(base, last, text)) for text in last.perplexity), key=lambda each: each[1])
     good, bad = False, times > FAR
@@ -42,8 +44,8 @@ def verdict(base: Evaluation, last: Evaluation) -> Verdict:
     if before and after and before.value:
         kept = ratio(before, after)
         good, bad = (
-            times <= NEAR and kept.value - kept.stderr >= KEPT,
-            bad or kept.value + kept.stderr < LOST,
+            times <= NEAR and kept.value - SURE * kept.stderr >= KEPT,
+            bad or kept.value + SURE * kept.stderr < LOST,
         )
         reasons.append(_right("small writing tasks", before, after))
     before, after = tasks_right(base), tasks_right(last)
@@ -54,7 +56,19 @@ def verdict(base: Evaluation, last: Evaluation) -> Verdict:
         if judged.fallen:
             bad = True
             reasons.append(f"What it writes has collapsed: {judged.sample}.")
+    if silent := [*_unanswered(answers)]:
+        bad, reasons = True, [silent[0], *reasons]
     return Verdict(False if bad else True if good else None, tuple(reasons))
+
+
+def _unanswered(answers: Sequence[Mapping[str, str]]) -> Iterator[str]:
+    """What is wrong with answers, where those of the unpruned model are not: none, or one for all prompts."""
+    both = [(said["unpruned"].strip(), said["shortened"].strip()) for said in answers if len(said) == 3]
+    if any(theirs and not ours for theirs, ours in both):
+        yield "It gives no answer to a prompt that the unpruned model answers."
+    theirs, ours = ({*each} for each in zip(*both, strict=True)) if both else (set(), set())
+    if len(ours) < len(theirs):
+        yield "It gives one answer to prompts that the unpruned model answers differently."
 
 
 def beside_others(last: Evaluation, nbytes: int, speed: Speed, int8: Int8) -> list[str]:
