@@ -95,7 +95,10 @@ class Kept:
         if not rows:
             return None
         title = "What is kept"
-        said = "Share of tasks and of small writing tasks that are right, likelihood of a token; bars: one standard error"chance = "; dotted: chance" if any(row.chance is not None for row in rows) else ""
+        said = (
+            "Share of tasks and of small writing tasks that are right, likelihood of a token; bars: one standard error"
+        )
+        chance = "; dotted: chance" if any(row.chance is not None for row in rows) else ""
         legend = ((swatch(THEIRS), "unpruned"), (swatch(OURS), "shortened"))
         return Figure("first", title, f"{said}{chance}.", dots(rows, title=title), legend)
 
