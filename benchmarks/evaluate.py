@@ -48,7 +48,7 @@ Clocks = dict[str, list[float]]
 
 
 def by_harness(model: Any, loaded: Any, limit: int) -> Outcomes:
-    """What the harness finds with that model, document by document."""
+    """Return what the harness finds with that model, document by document."""
     with load_harness().hushed():
         found = run_harness(model, {"tasks": dict(loaded.tasks), "groups": {}}, limit=limit, bootstrap_iters=0)
     return [float(sample["acc"]) for sample in found["samples"][loaded.name]]

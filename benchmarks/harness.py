@@ -1,4 +1,4 @@
-"""What benchmarks share: their options, a child process measured from outside, medians and spread, the results files."""
+"""Shared by benchmarks: their options, a child process measured from outside, medians and spread, the results files."""
 
 from __future__ import annotations
 

@@ -36,7 +36,7 @@ IGNORED = -100
 
 @dataclass(frozen=True)
 class Setting:
-    """What all contenders share. data: a file of samples, or pydoc; layers: what was cut from the model."""
+    """Inputs that all contenders share. data: a file of samples, or pydoc; layers: what was cut from the model."""
 
     model: str
     layers: str
@@ -315,7 +315,7 @@ def busy_seconds() -> float:
 
 
 def last_line(ran: harness.Ran) -> dict[str, Any]:
-    """What a child reported; other lines are its libraries'."""
+    """Return what a child reported; other lines are its libraries'."""
     lines = [line for line in ran.output.splitlines() if line.startswith('{"')]
     found: dict[str, Any] = json.loads(lines[-1])
     return found

@@ -145,7 +145,7 @@ def write_shard(path: Path, shard: dict[str, tuple[int, ...]], block: bytes) -> 
 
 
 def child_import() -> None:
-    """What any program on torch and transformers costs before it does anything."""
+    """Measure what any program on torch and transformers costs before it does anything."""
     import torch  # noqa: F401
     from transformers import AutoModelForCausalLM  # noqa: F401
 
@@ -301,7 +301,7 @@ class Contest:
 
 
 def inner_seconds(ran: Ran) -> float | None:
-    """What a child printed of its own clock."""
+    """Return what a child printed of its own clock."""
     try:
         return float(json.loads(ran.output)["seconds"])
     except (ValueError, KeyError, TypeError):

@@ -1,4 +1,4 @@
-"""What it costs to ask: `shortstack --help` and `shortstack ls`, beside an interpreter that does nothing.
+"""The time it takes to ask: `shortstack --help` and `shortstack ls`, beside an interpreter that does nothing.
 
 python benchmarks/start.py --rounds 10
 """

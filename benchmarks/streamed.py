@@ -1,4 +1,4 @@
-"""What a streamed walk holds and how fast it reads: four synthetic checkpoints of one width and 8, 16, 32 and 64 layers.
+"""Memory and speed of a streamed walk: four synthetic checkpoints of one width and 8, 16, 32 and 64 layers.
 
 Each is scored by `bi` with `stream=True` on 2 x 64 tokens, in a process of its own; another process reads the same files
 once from start to end. Before either, this machine's page cache lets go of the files.

@@ -50,7 +50,7 @@ Way = Callable[[Decoder, Tensor], Losses]
 
 @dataclass(frozen=True)
 class Contest:
-    """What is measured two ways. aims: the least `other / ours` for each model; or the most `ours / other`."""
+    """A quantity measured two ways. aims: the least `other / ours` for each model; or the most `ours / other`."""
 
     name: str
     ours: Way

@@ -32,7 +32,7 @@ STEPS = {"ppl, 1 at a time": Choice("ppl", DROP, step=1), "search by kl": Choice
 
 
 def texts(c4: str) -> dict[str, str]:
-    """What layers are scored and chosen on, by name."""
+    """Return the texts that layers are scored and chosen on, by name."""
     return {"C4": c4, "C4, self, copying": f"{c4},self,copying", "all": f"{c4},self,copying,recall"}
 
 
@@ -48,7 +48,7 @@ def plans(model: ss.Checkpoint, tokens: ss.Tokens) -> dict[str, ss.Plan]:
 
 
 def ability_map(scores: ss.Scores) -> list[str]:
-    """What each layer's removal costs on each kind, and which layers look cheap on C4 and are not."""
+    """Return what each layer's removal costs on each kind, and which layers look cheap on C4 and are not."""
     names = dict(zip(scores.kinds, KINDS, strict=True))
     lost = {source: kind.lost() or () for source, kind in scores.kinds.items()}
     lines = [f"| layer | {' | '.join(names[source] for source in lost)} |", f"|{'---|' * (len(lost) + 1)}"]

@@ -1,4 +1,4 @@
-"""What predicts, before healing, how many answers a cut keeps after it?
+"""Which measure predicts, before healing, how many answers a cut keeps after it?
 
     python studies/answers.py 4 C4_JSONL [FOLDER]
     python studies/answers.py --smoke        # a tiny model, two cuts

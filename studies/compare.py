@@ -38,7 +38,9 @@ def say(stage: str, done: int, total: int, /, *, note: str = "") -> None:
         print(f"{time.strftime('%H:%M:%S')} {stage} {note}", file=sys.stderr, flush=True)
 
 
-def compared(model: ss.Checkpoint, share: str, judging: ss.Judging, data: str, progress: Progress = say) -> Comparison:
+def compared(
+    model: ss.Checkpoint, share: str, judging: ss.EvaluationSpec, data: str, progress: Progress = say
+) -> Comparison:
     tokenizer = model.tokenizer()
     calibration = ss.Calibration(
         ss.Tokens.read("pydoc", tokenizer, samples=32),
@@ -48,14 +50,14 @@ def compared(model: ss.Checkpoint, share: str, judging: ss.Judging, data: str, p
     return ss.compare(model, calibration, judging, memory=share, progress=progress)
 
 
-def judged_on(model: ss.Checkpoint, folder: str, texts: list[str]) -> ss.Judging:
+def judged_on(model: ss.Checkpoint, folder: str, texts: list[str]) -> ss.EvaluationSpec:
     tokenizer = model.tokenizer()
     read = {
         Path(text).stem: ss.Tokens.read(text, tokenizer, samples=WINDOWS, length=LENGTH, held_out=True)
         for text in ("pydoc", *texts)
     }
     tasks = judge_tasks(ss.Tasks(TASKS, limit=DOCUMENTS, data_dir=folder), model)
-    return ss.Judging(read, [tasks], load=Load(prompt=128, new_tokens=16))
+    return ss.EvaluationSpec(read, [tasks], load=Load(prompt=128, new_tokens=16))
 
 
 def table(found: Comparison) -> list[str]:

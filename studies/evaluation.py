@@ -1,4 +1,4 @@
-"""What do the eight tasks, GSM8K, perplexity and the probes say of SmolLM2, whole, cut, repaired and healed?
+"""How do the eight tasks, GSM8K, perplexity and the probes judge SmolLM2, whole, cut, repaired and healed?
 
     python studies/evaluation.py DATA_DIR WIKI_TEXT NAME=MODEL ...
 

@@ -141,7 +141,7 @@ def last_words(decoder: Decoder, tokenizer: Any, path: str) -> float:
 
 
 class Judge:
-    """What every row is judged on."""
+    """Return the text and tasks that every row is judged on."""
 
     def __init__(self, tokenizer: Any, paths: Sequence[str]) -> None:
         wiki, *tasks, self.lambada = paths

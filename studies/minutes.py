@@ -1,4 +1,4 @@
-"""What does more time bring? What SmolLM2 keeps after `shortstack shrink demo`, by layers removed and minutes.
+"""Does more time help? The share that SmolLM2 keeps after `shortstack shrink demo`, by layers removed and minutes.
 
     python studies/minutes.py 5,15 4,8 WIKI_TEXT DATA_DIR        # minutes, and how many layers go
 

@@ -37,7 +37,7 @@ ROWS = {
 
 
 def outcomes(trials: dict[int, TrialRecord], number: int) -> Outcomes:
-    """What a trial answered last, of the unpruned model for BASE."""
+    """Return what a trial answered last, of the unpruned model for BASE."""
     found = trials[0].step("evaluate_base") if number == BASE else None
     task = (found.result if found else trials[number].result("evaluate_healed", "evaluate_pruned"))["tasks"]["arc_easy"]
     return Outcomes(tuple(task["documents"]), tuple(task["outcomes"]))

@@ -1,4 +1,4 @@
-"""What others' own packages make of SmolLM2 without 8 of its 30 layers, beside the recipe `best`.
+"""Models that others' own packages make of SmolLM2 without 8 of its 30 layers, beside the recipe `best`.
 
     pip install --no-deps --target PEERS optipfair==0.4.2 mergekit==0.1.5 nvidia-modelopt==0.47.0 \\
         immutables omegaconf antlr4-python3-runtime==4.9.3 sentencepiece pulp

@@ -1,4 +1,4 @@
-"""What does closed-form repair give back of SmolLM2's perplexity, on the kind of text it was fitted on and on others?
+"""How much does closed-form repair give back of SmolLM2's perplexity, on the kind of text it was fitted on and on others?
 
     python studies/repair.py FIT [TEXT ...]
 

@@ -28,7 +28,7 @@ class Ended:
 
 
 def invoke(*words: object) -> Ended:
-    """What becomes of `shortstack` and these words."""
+    """Run `shortstack` with these words."""
     code, raised = 0, None
     with redirect_stdout(io.StringIO()) as out, redirect_stderr(io.StringIO()) as err:
         try:
@@ -88,7 +88,7 @@ class Command:
         return (ended.value.code or 0, *self.capfd.readouterr())
 
     def said(self, *arguments: object) -> str:
-        """What a command that must not fail prints."""
+        """Return what a command that must not fail prints."""
         code, out, err = self(*arguments)
         assert code == 0, err
         return out

@@ -55,7 +55,7 @@ def short_pydoc(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch)
 
 @pytest.fixture(scope="module")
 def study_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What the tiny study of studies.py reads."""
+    """The folder that the tiny study of studies.py reads."""
     from studies import make_data
 
     return make_data(tmp_path_factory.mktemp("tiny"))

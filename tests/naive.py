@@ -69,7 +69,7 @@ def divergences(directory: Path, ids: Tensor, sets: Sequence[Sequence[int]]) -> 
 
 @torch.no_grad()
 def hidden_states(directory: Path, ids: Tensor) -> list[Tensor]:
-    """What enters each layer, and what leaves the last: N + 1 tensors."""
+    """The input of each layer, and the output of the last: N + 1 tensors."""
     model = load(directory)
     entering, leaving = [], []
 

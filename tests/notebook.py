@@ -25,7 +25,7 @@ def cells(notebook: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def executed(code: list[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
-    """What each cell shows: what it prints, then the value of its last expression."""
+    """Return what each cell shows: what it prints, then the value of its last expression."""
     names: dict[str, Any] = {"__name__": "__main__"}
     for number, cell in enumerate(code, start=1):
         source = "".join(cell["source"])

@@ -90,7 +90,7 @@ def settings(**known: Any) -> dict[str, Any]:
 
 
 def task(outcomes: Iterable[float], metric: str = "acc") -> dict[str, Any]:
-    """What evaluate says of a task with these outcomes: their mean, and sd / sqrt(n)."""
+    """The result of evaluate for a task with these outcomes: their mean, and sd / sqrt(n)."""
     values = [float(value) for value in outcomes]
     mean, n = sum(values) / len(values), len(values)
     stderr = math.sqrt(sum((value - mean) ** 2 for value in values) / (n - 1) / n) if n > 1 else None
@@ -102,7 +102,7 @@ def task(outcomes: Iterable[float], metric: str = "acc") -> dict[str, Any]:
 
 
 def probe(outcomes: Iterable[float]) -> dict[str, Any]:
-    """What evaluate says of a probe with these outcomes, by item."""
+    """The result of evaluate for a probe with these outcomes, by item."""
     known = task(outcomes)
     return {name: known[name] for name in ("value", "stderr", "n", "documents", "outcomes")} | {"chance": 0.0}
 
@@ -159,7 +159,7 @@ def plan(metric: str, removed: int, seed: int = 0) -> dict[str, Any]:
 
 
 def healed(method: str, loss: float) -> dict[str, Any]:
-    """What healing says of itself, its losses falling as losses do."""
+    """The result of healing, its losses falling as losses do."""
     held_out = [[step, loss + 0.8 * math.exp(-step / 60)] for step in range(0, 241, 40)]
     noise = random.Random(f"{method}{loss}")
     losses = [[step, loss + 0.7 * math.exp(-step / 60) + noise.gauss(0, 0.03)] for step in range(10, 241, 10)]

@@ -1,4 +1,4 @@
-"""What workers are asked to do in tests: a module that imports nothing heavy, since each worker imports it anew."""
+"""Work that workers are asked to do in tests: a module that imports nothing heavy, since each worker imports it anew."""
 
 import os
 import signal

@@ -1,4 +1,4 @@
-"""What CONTRIBUTING says of additions: a toy metric, method, strategy and source, put into a copy of the package in those
+"""Additions as CONTRIBUTING has them: a toy metric, method, strategy and source, put into a copy of the package in those
 places alone, are seen on the command line, in the listings, in the tables of the pages, and in a study.
 """
 
@@ -117,7 +117,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def shortstack(place: Path, *commands: str) -> list[str]:
-    """What each command says with the changed package, all of them, a study's steps too, in one process in that folder."""
+    """Return what each command says with the changed package, all in one process in that folder, a study's steps too."""
     paths = os.pathsep.join((str(place / "src"), str(ROOT / "tests")))
     told = {"PYTHONPATH": paths, "SHORTSTACK_CACHE": str(place / "cache"), "COLUMNS": "200"}
     words = [sys.executable, "-c", COMMANDS, json.dumps(commands)]
@@ -149,7 +149,7 @@ print(json.dumps(said))
 
 @pytest.fixture(scope="module")
 def said(place: Path) -> list[str]:
-    """What the changed package says of them, and of a study and of a recipe that names them."""
+    """Return what the changed package says of them, and of a study and of a recipe that names them."""
     plan = "plan model --json --drop"
     return shortstack(
         place,

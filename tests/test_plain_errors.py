@@ -1,4 +1,4 @@
-"""What an error says, to Python, of a file, on the command line, and from another process."""
+"""An error as it is said to Python, of a file, on the command line, and from another process."""
 
 from __future__ import annotations
 

@@ -199,7 +199,7 @@ def test_items_of_answers_are_a_question_after_solved_ones(family):
 
 
 def smoke(name):
-    """What a benchmark of tiny sizes prints."""
+    """Return what a benchmark of tiny sizes prints."""
     command = [sys.executable, BENCHES / f"{name}.py", "--smoke"]
     done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
     assert done.returncode == 0, done.stderr

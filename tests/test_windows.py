@@ -15,7 +15,7 @@ UNIX = {"fcntl", "grp", "pwd", "resource", "termios"}
 
 
 def imported(node):
-    """What is imported below a node, but for what stands under a question for the platform."""
+    """List the modules imported below a node, but for what stands under a question for the platform."""
     if isinstance(node, ast.If) and "platform" in ast.unparse(node.test):
         return set()
     if isinstance(node, ast.Import | ast.ImportFrom):

@@ -2,7 +2,7 @@ from . import errors as errors
 from .checkpoint import Checkpoint as Checkpoint
 from .comparison import Calibration as Calibration
 from .comparison import Comparison as Comparison
-from .comparison import Judging as Judging
+from .comparison import EvaluationSpec as EvaluationSpec
 from .comparison import compare as compare
 from .data import CalibrationText as CalibrationText
 from .data import Tokens as Tokens
@@ -19,12 +19,12 @@ from .exporting import push_to_hub as push_to_hub
 from .healing import Full as Full
 from .healing import Healing as Healing
 from .healing import HealingTask as HealingTask
+from .healing import IterativeSchedule as IterativeSchedule
 from .healing import Lora as Lora
 from .healing import Objective as Objective
 from .healing import Partial as Partial
 from .healing import Schedule as Schedule
 from .healing import TrainingData as TrainingData
-from .healing import Turns as Turns
 from .healing import heal as heal
 from .healing import heal_in_turns as heal_in_turns
 from .machine import Compute as Compute

@@ -59,7 +59,7 @@ def texts(root: ElementTree.Element) -> set[str]:
 
 
 def titles(root: ElementTree.Element, tag: str, kind: str) -> list[str]:
-    """What pointing at elements of a class says."""
+    """Return what pointing at elements of a class says."""
     found = (each for each in root.iter(SVG + tag) if kind in each.get("class", "").split())
     return [title.text or "" for each in found if (title := each.find(f"{SVG}title")) is not None]
 

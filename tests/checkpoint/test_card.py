@@ -111,7 +111,7 @@ HARM = "x](https://evil.example) <b>|`**@me** www.evil.example $y$\n```\n# Headi
 
 
 def markup(card):
-    """What a reader of Markdown finds in a card beside text, and the text: kinds of inline tokens, blocks of code."""
+    """Return what a reader of Markdown finds in a card beside text, and the text: kinds of inline tokens, blocks of code."""
     tokens = MarkdownIt("commonmark").enable(["table", "strikethrough"]).parse(card)
     inline = [child for token in tokens for child in token.children or ()]
     code = [token.content for token in tokens if token.type in ("fence", "code_block", "html_block")]

@@ -45,7 +45,7 @@ def weights():
 
 
 def seen(path):
-    """What gguf-py reads of a file."""
+    """Read a file by gguf-py."""
     reader = gguf.GGUFReader(path)
     fields = {name: field.contents() for name, field in reader.fields.items() if not name.startswith("GGUF.")}
     tensors = {tensor.name: (int(tensor.tensor_type), tensor.data.tobytes()) for tensor in reader.tensors}

@@ -1,4 +1,4 @@
-"""What a model's name stands for."""
+"""The model that a name stands for."""
 
 import shutil
 

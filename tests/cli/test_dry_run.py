@@ -1,4 +1,4 @@
-"""What --dry-run says of a verb: nothing is written, all is refused that the verb refuses, memory and disk are said."""
+"""--dry-run of a verb: nothing is written, all is refused that the verb refuses, memory and disk are said."""
 
 import json
 import re

@@ -1,4 +1,4 @@
-"""What score shows of several kinds of text."""
+"""score on several kinds of text."""
 
 import math
 

@@ -11,7 +11,7 @@ import torch
 from plans import plan
 from shortstack.checkpoint import Checkpoint
 from shortstack.cli.console import show_result
-from shortstack.comparison import Calibration, Comparison, Judging, compare, heal_as_recipe
+from shortstack.comparison import Calibration, Comparison, EvaluationSpec, compare, heal_as_recipe
 from shortstack.comparison.baselines import BASELINES, parse_memory
 from shortstack.comparison.comparison import ComparisonRow, advice
 from shortstack.data import Tokens
@@ -62,7 +62,7 @@ def compared(place):
     def judge(decoder):
         return {"q": {"metric": "loss", "value": measure(decoder, asked).loss, "stderr": 0.1, "n": 8}}
 
-    judging = Judging({"a": tokens(checkpoint, place, length=24)}, [judge], LOAD, repeats=2)
+    judging = EvaluationSpec({"a": tokens(checkpoint, place, length=24)}, [judge], LOAD, repeats=2)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("shortstack.evaluation.degeneration.NEW_TOKENS", 8)
         found = compare(checkpoint, Calibration(some, some, healed=healed), judging, memory="60%", compute=FLOAT)
@@ -212,7 +212,7 @@ def test_the_cut_by_a_metric_is_healed(place, tmp_path, monkeypatch):
         healings.append(pruned.record["layer_map"])
         return prune(pruned, plan(pruned.anatomy.layers, layers="0"), out)
 
-    judging = Judging({"a": tokens(checkpoint, place, length=24)}, (), LOAD, repeats=1)
+    judging = EvaluationSpec({"a": tokens(checkpoint, place, length=24)}, (), LOAD, repeats=1)
     found = compare(checkpoint, Calibration(some, metric="bi", heal=heal), judging, memory="60%", compute=FLOAT)
     pruned, healed = rows(found)["pruned"], rows(found)["pruned, healed"]
     scores = score(checkpoint, some, metrics=["bi"], compute=FLOAT)
@@ -246,7 +246,7 @@ def test_what_cannot_be_had_is_a_row_with_its_reason(model_type, place, monkeypa
     odd = {"llama": {"intermediate_size": 46}, "gpt2": {"n_positions": 128}}.get(model_type, {})
     checkpoint = Checkpoint.open(speaking(place / model_type, model_type, **odd))
     monkeypatch.setattr("shortstack.decoder.quantisation.importlib.util.find_spec", lambda _: None)
-    judging = Judging({"a": tokens(checkpoint, place, length=24, samples=2)}, (), LOAD, repeats=1)
+    judging = EvaluationSpec({"a": tokens(checkpoint, place, length=24, samples=2)}, (), LOAD, repeats=1)
     some = tokens(checkpoint, place, samples=2)
     found = rows(compare(checkpoint, Calibration(some, metric="reverse"), judging, compute=FLOAT))
     assert found["pruned"].removed == tuple(range(8 - len(found["pruned"].removed), 8))
@@ -269,7 +269,7 @@ def test_where_repair_is_refused_the_row_says_so_and_the_cut_is_healed_without(p
     monkeypatch.setattr("shortstack.comparison.comparison.BASELINES", BASELINES[:2])
     some = tokens(checkpoint, place, samples=4)
     calibration = Calibration(some, some, metric="reverse", heal=lambda pruned, _out: pruned)
-    judging = Judging({"a": tokens(checkpoint, place, length=24, samples=2)}, (), LOAD, repeats=1)
+    judging = EvaluationSpec({"a": tokens(checkpoint, place, length=24, samples=2)}, (), LOAD, repeats=1)
     found = rows(compare(checkpoint, calibration, judging, compute=FLOAT))
     assert found["pruned, repaired"].reason == "repair expects a matrix at the end, found none"
     assert found["pruned, healed"].loss == found["pruned"].loss
@@ -285,7 +285,7 @@ def test_a_healed_model_that_reads_other_tokens_is_refused_before_any_is_loaded(
         mine.save_pretrained(healed)
     else:
         make("llama", healed, vocab_size=100)
-    judging = Judging({"a": tokens(checkpoint, place, length=24, samples=2)}, (), LOAD, repeats=1)
+    judging = EvaluationSpec({"a": tokens(checkpoint, place, length=24, samples=2)}, (), LOAD, repeats=1)
     some = Calibration(tokens(checkpoint, place, samples=2), healed=Checkpoint.open(healed))
     monkeypatch.setattr(Checkpoint, "model", lambda *_, **__: pytest.fail("was read"))
     with pytest.raises(InputError, match="an embedding for each of its 293 tokens") as refused:
@@ -304,7 +304,7 @@ def test_a_model_with_too_few_positions_for_a_row_is_refused_before_it_is_loaded
         (24, Load(prompt=60, new_tokens=4), "prompt"),
         (24, LOAD, "compare"),
     ):
-        judging = Judging({"a": tokens(checkpoint, place, length=length, samples=2)}, (), load, repeats=1)
+        judging = EvaluationSpec({"a": tokens(checkpoint, place, length=length, samples=2)}, (), load, repeats=1)
         with pytest.raises(InputError, match="at most 64 tokens") as refused:
             compare(checkpoint, some, judging)
         assert refused.value.place(refused.value.option) == where

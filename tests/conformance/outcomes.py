@@ -1,4 +1,4 @@
-"""What becomes of an architecture when it is cut: every cut written by byte surgery, reloaded by plain transformers, and
+"""Outcomes of cutting an architecture: every cut written by byte surgery, reloaded by plain transformers, and
 compared with the source whose removed layers return what enters them.
 """
 

@@ -72,7 +72,7 @@ def entries(outcomes: Mapping[str, Outcome], names: tuple[str, ...]) -> list[str
 
 
 def line(name: str, found: Outcome) -> str:
-    """What the page says of a type or variant: EVERYWHERE, or its row."""
+    """Return what the page says of a type or variant: EVERYWHERE, or its row."""
     if found.unbuilt:
         return f"| {name} | not tried | {found.unbuilt} |"
     refused = [cut for cut, how in found.cuts.items() if how != EXACT]
@@ -118,14 +118,14 @@ def written(name: str) -> str:
 
 
 def head(exact: Sequence[int]) -> str:
-    """What stands above the tables; exact: of how many types each cut is."""
+    """Return what stands above the tables; exact: of how many types each cut is."""
     shown = {name.rpartition(" ")[2]: ", ".join(map(str, layers)) for name, layers in CUTS.items()}
     counts = " | ".join(map(str, exact))
     return HEAD.format(version=transformers.__version__, layers=LAYERS, types=len(TYPES), counts=counts, **shown)
 
 
 def listed() -> dict[str, str]:
-    """What the page says now, as line() does, by the names in its lists and tables.
+    """Return what the page says now, as line() does, by the names in its lists and tables.
 
     Raises:
         ValueError: a name is there twice.

@@ -1,4 +1,4 @@
-"""What a model writes itself: from its template, or from BOS; seeded, kept, and as far as it has positions."""
+"""Text that a model writes itself: from its template, or from BOS; seeded, kept, and as far as it has positions."""
 
 import hashlib
 import json

@@ -10,11 +10,11 @@ import shortstack.decoder.own_text
 from shortstack.errors import InputError, ShortstackWarning
 from shortstack.healing import (
     HealingTask,
+    IterativeSchedule,
     Objective,
     Partial,
     Schedule,
     TrainingData,
-    Turns,
     amounts,
     heal,
     heal_in_turns,
@@ -98,7 +98,9 @@ def test_a_killed_run_goes_on_with_its_samples_and_the_time_it_has_left(source, 
 
 def test_turns_have_no_minutes(source, tmp_path):
     with pytest.raises(InputError, match="minutes: expected one healing"):
-        heal_in_turns(source, tmp_path / "out", Turns("2", 1), HealingTask("pydoc", schedule=Schedule(minutes=1)))
+        heal_in_turns(
+            source, tmp_path / "out", IterativeSchedule("2", 1), HealingTask("pydoc", schedule=Schedule(minutes=1))
+        )
     assert not (tmp_path / "out").exists()
 
 

@@ -1,4 +1,4 @@
-"""What is kept of a model is named by all that it depends on: edited files beside the weights name other entries."""
+"""Cached states of a model are named by all that it depends on: edited files beside the weights name other entries."""
 
 from __future__ import annotations
 

@@ -12,11 +12,11 @@ from shortstack.data.sources import parse_samples
 from shortstack.errors import InputError, OutputError
 from shortstack.healing import (
     HealingTask,
+    IterativeSchedule,
     Objective,
     Partial,
     Schedule,
     TrainingData,
-    Turns,
     heal,
     heal_in_turns,
     healer,
@@ -44,7 +44,9 @@ def interrupted(*_arguments, **_options):
 def test_turns_are_prune_and_heal_one_after_the_other(source, tmp_path):
     """A logger's files outlive each turn: tensorboard's own reader finds the held-out losses that the result tells."""
     events = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
-    result = heal_in_turns(source, tmp_path / "out", Turns("3", 2, "reverse"), replace(SHORT, loggers=["tensorboard"]))
+    result = heal_in_turns(
+        source, tmp_path / "out", IterativeSchedule("3", 2, "reverse"), replace(SHORT, loggers=["tensorboard"])
+    )
     by_hand = heal(prune(source, plan(8, layers="6-7"), tmp_path / "p1"), tmp_path / "h1", SHORT)
     second = prune(Checkpoint.open(str(by_hand.output)), plan(6, layers="5"), tmp_path / "p2")
     heal(second, tmp_path / "h2", SHORT)
@@ -68,12 +70,14 @@ def test_each_turn_scores_the_model_as_it_is_then(source, tmp_path, monkeypatch)
     monkeypatch.setattr(
         turning, "choose", lambda model, *args, **options: scored.append(model) or original(model, *args, **options)
     )
-    heal_in_turns(source, tmp_path / "out", Turns("25%", 1, "bi", text="pydoc", samples=4, length=16), SHORT)
+    heal_in_turns(
+        source, tmp_path / "out", IterativeSchedule("25%", 1, "bi", text="pydoc", samples=4, length=16), SHORT
+    )
     assert [model.anatomy.layers for model in scored] == [8, 7]
 
 
 def test_finished_turns_are_not_repeated_and_other_requests_refused(source, tmp_path, monkeypatch):
-    turns, healed, original = Turns("2", 1, "reverse"), [], turning.heal
+    turns, healed, original = IterativeSchedule("2", 1, "reverse"), [], turning.heal
 
     def failing(checkpoint, out, *task, **options):
         healed.append(out.name)
@@ -87,7 +91,7 @@ def test_finished_turns_are_not_repeated_and_other_requests_refused(source, tmp_
     with pytest.raises(OutputError, match="turn resume on to go on"):
         heal_in_turns(source, tmp_path / "out", turns, SHORT)
     with pytest.raises(InputError, match=r"turns\.step 1"):
-        heal_in_turns(source, tmp_path / "out", Turns("2", 2, "reverse"), SHORT, resume=True)
+        heal_in_turns(source, tmp_path / "out", IterativeSchedule("2", 2, "reverse"), SHORT, resume=True)
     heal_in_turns(source, tmp_path / "out", turns, SHORT, resume=True)
     assert healed == ["1-healed", "2-healed", "2-healed"]
     heal_in_turns(source, tmp_path / "whole", turns, SHORT)
@@ -98,7 +102,7 @@ def test_turns_go_on_only_with_all_that_they_began_with(source, tmp_path, monkey
     calibrating = {"text": "pydoc", "samples": 4, "length": 24}
     monkeypatch.setattr(turning, "heal", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        heal_in_turns(source, tmp_path / "out", Turns("2", 1, "bi", **calibrating), SHORT)
+        heal_in_turns(source, tmp_path / "out", IterativeSchedule("2", 1, "bi", **calibrating), SHORT)
     for changed, named in (
         ({"objective": Objective("distill"), "teacher": source}, r"objective\.loss sft"),
         ({"data": TrainingData("pydoc", max_length=24, max_samples=16)}, r"data\.max_length 32"),
@@ -107,7 +111,7 @@ def test_turns_go_on_only_with_all_that_they_began_with(source, tmp_path, monkey
         ({"length": 32}, r"turns\.length 24|text\."),
     ):
         own = {name: changed.pop(name) for name in calibrating.keys() & changed.keys()}
-        turns = Turns("2", 1, "bi", **{**calibrating, **own})
+        turns = IterativeSchedule("2", 1, "bi", **{**calibrating, **own})
         with pytest.raises(InputError, match=named):
             heal_in_turns(source, tmp_path / "out", turns, replace(SHORT, **changed), resume=True)
 
@@ -136,19 +140,19 @@ def test_an_edited_model_does_not_go_on(tmp_path, monkeypatch):
 @pytest.mark.parametrize("wrong", [{"step": 0}, {"metric": "nothing"}, {"samples": "0"}, {"samples": "some"}])
 def test_turns_that_cannot_be_are_refused(wrong):
     with pytest.raises(InputError):
-        Turns(**{"drop": "2", "step": 1, **wrong})
+        IterativeSchedule(**{"drop": "2", "step": 1, **wrong})
 
 
 def test_no_more_layers_go_in_a_turn_than_in_all():
-    assert Turns("25%", 2).sizes(8) == [2]
+    assert IterativeSchedule("25%", 2).sizes(8) == [2]
     with pytest.raises(InputError, match="step: expected 1 to 2 layers at a time, found 3"):
-        Turns("25%", 3).sizes(8)
+        IterativeSchedule("25%", 3).sizes(8)
 
 
 @pytest.mark.parametrize(("said", "windows"), [("all", None), ("7", 7), (7, 7)])
 def test_turns_look_at_so_many_windows_or_at_all(said, windows):
-    turns = Turns.of_options({"step": 1, "drop": "2", "samples": said, "metric": None, "text": "pydoc"})
-    assert turns == Turns("2", 1, samples=said, text="pydoc")
+    turns = IterativeSchedule.of_options({"step": 1, "drop": "2", "samples": said, "metric": None, "text": "pydoc"})
+    assert turns == IterativeSchedule("2", 1, samples=said, text="pydoc")
     assert parse_samples(turns.calibration.samples) == windows
 
 

@@ -23,7 +23,7 @@ WIDE = {"hidden_size": 128, "intermediate_size": 128, "num_attention_heads": 4, 
 
 @pytest.fixture
 def adapters(monkeypatch):
-    """What trained of each matrix when the adapters are merged: {name: {A, B, magnitude}}."""
+    """Return what trained of each matrix when the adapters are merged: {name: {A, B, magnitude}}."""
     found = {}
     original = Lora.tensors
 

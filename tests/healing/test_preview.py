@@ -1,4 +1,4 @@
-"""What a dry run of healing says is what healing then does, and its memory is counted apart."""
+"""A dry run of healing says what healing then does, and its memory is counted apart."""
 
 from dataclasses import replace
 

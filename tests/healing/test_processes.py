@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from forks import exit_code, start
 from shortstack.checkpoint import Checkpoint
 from shortstack.cli import main
-from shortstack.healing import Full, HealingTask, Schedule, TrainingData, Turns, heal, heal_in_turns
+from shortstack.healing import Full, HealingTask, IterativeSchedule, Schedule, TrainingData, heal, heal_in_turns
 
 OPTIONS = {
     "num_train_epochs": 1,
@@ -68,7 +68,7 @@ def test_two_processes_give_the_weights_of_one(folder, tmp_path, monkeypatch):
 
     source = Checkpoint.open(folder)
     assert heal(source, tmp_path / "alone", TASK).history.steps == 2
-    heal_in_turns(source, tmp_path / "alone-turns", Turns(**TURNS), TASK)
+    heal_in_turns(source, tmp_path / "alone-turns", IterativeSchedule(**TURNS), TASK)
     for both, alone in (("sharded", "alone"), ("turns", "alone-turns")):
         weights, expected = (load_file(tmp_path / name / "model.safetensors") for name in (both, alone))
         assert weights.keys() == expected.keys()

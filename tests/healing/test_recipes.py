@@ -7,7 +7,7 @@ import pytest
 from command import invoke
 from shortstack.cli.heal import HealRun
 from shortstack.errors import InputError
-from shortstack.healing import METHODS, Turns
+from shortstack.healing import METHODS, IterativeSchedule
 from shortstack.healing.recipes import HealPart, read_recipe, recipe_names, with_recipe
 from shortstack.healing.task import check_loggers, option_defaults, task_of
 
@@ -53,8 +53,8 @@ def test_the_papers_partial_recipe_takes_its_steps():
 
 
 def test_turns_come_from_the_recipe_with_their_plan():
-    assert Turns.of_options(values("paper-iterative-1-4-8")) == Turns("8", 4, "reverse")
-    assert Turns.of_options(values("paper-lora")) is None
+    assert IterativeSchedule.of_options(values("paper-iterative-1-4-8")) == IterativeSchedule("8", 4, "reverse")
+    assert IterativeSchedule.of_options(values("paper-lora")) is None
 
 
 def test_a_recipe_cannot_name_the_teacher_nor_the_plan_among_heals_options(tmp_path):

@@ -1,4 +1,4 @@
-"""What a healing learns nothing of is written as it was read, bit for bit, whatever the device computes in."""
+"""Weights that a healing does not train are written as it was read, bit for bit, whatever the device computes in."""
 
 import json
 from pathlib import Path

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import shortstack as ss
-from shortstack.comparison import Judging
+from shortstack.comparison import EvaluationSpec
 from shortstack.errors import InputError
 from shortstack.machine.clock import Clock
 from shortstack.machine.typed import ALIASES, OPEN, PLAIN, typed
@@ -34,7 +34,7 @@ def cut(
     model: "Model | None" = None,  # noqa: F821  read as text
     compute: "bool" = True,
 ) -> str:
-    """What is cut."""
+    """The layers that are cut."""
     return f"{plan} {out} {share} {many} {model} {compute}"
 
 
@@ -112,7 +112,7 @@ def test_every_name_that_is_looked_for_is_a_class_there_is():
     annotations = {each.annotation for f in functions for each in inspect.signature(f).parameters.values()}
     named = [ALIASES.get(annotation, annotation).split(" | ") for annotation in annotations]
     checked = {kind for kinds in named if all(map(str.isidentifier, kinds)) and not OPEN & {*kinds} for kind in kinds}
-    others = {"Judging": Judging, "Chosen": Chosen, "Clock": Clock, "Timing": Timing, **vars(builtins)}
+    others = {"EvaluationSpec": EvaluationSpec, "Chosen": Chosen, "Clock": Clock, "Timing": Timing, **vars(builtins)}
     assert len(functions) > 15
     for name in checked - {*PLAIN}:
         assert isinstance(getattr(ss, name, None) or others[name], type), name

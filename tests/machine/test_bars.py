@@ -58,7 +58,7 @@ def test_a_terminal_shows_the_time_left_though_the_total_changes(clock, monkeypa
 
 @pytest.fixture
 def cells(monkeypatch):
-    """What is drawn in a notebook, as text: a list for each cell."""
+    """Return what is drawn in a notebook, as text: a list for each cell."""
     shown = []
 
     def text(live):

@@ -1,4 +1,4 @@
-"""What libraries say of a full disk is an OSError; what they say of anything else stays what it is."""
+"""An error of a library about a full disk is an OSError; what they say of anything else stays what it is."""
 
 import errno
 import os

@@ -1,4 +1,4 @@
-"""What is said of outputs and disks before anything is written."""
+"""Errors about outputs and disks before anything is written."""
 
 import shutil
 

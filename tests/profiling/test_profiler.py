@@ -1,4 +1,4 @@
-"""What profile() says of a checkpoint, against the checkpoint itself; speeds by a clock of our own; ratios and intervals."""
+"""profile() of a checkpoint, against the checkpoint itself; speeds by a clock of our own; ratios and intervals."""
 
 import itertools
 import json

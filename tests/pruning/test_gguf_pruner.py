@@ -52,7 +52,7 @@ def test_llama_cpp_computes_the_same_as_where_the_layers_add_nothing(name, remov
 
 @pytest.mark.parametrize(("name", "removed"), [("gemma2", "3"), ("smollm3", "1"), ("deepseek", "0")])
 def test_the_runtime_would_compute_something_else_of_what_is_refused_or_not_set(name, removed, tmp_path):
-    """What the rules are for: with the block count alone, llama.cpp takes layers for what they are not."""
+    """The reason for the rules: with the block count alone, llama.cpp takes layers for what they are not."""
     pytest.importorskip("xllamacpp")
     silent = parse_layers(removed)
     whole = MAKERS[name](tmp_path / "whole.gguf", silent=silent)

@@ -1,4 +1,4 @@
-"""What prune refuses and leaves nothing of, beyond what the errors' own tests cover; and what it copies before it knows."""
+"""Cuts that prune refuses without a trace, beyond what the errors' own tests cover; and what it copies before it knows."""
 
 import json
 

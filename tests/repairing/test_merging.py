@@ -92,7 +92,7 @@ def fitted(given, missing, there):
 
 @torch.no_grad()
 def both(given, columns, strongest, after):
-    """What fitted() finds with the strongest neurons in place, and with the layer's own."""
+    """Return what fitted() finds with the strongest neurons in place, and with the layer's own."""
     here, there = after[BEFORE], after[REMOVED[-1]]
     taken, gone = strongest[strongest >= 48], torch.tensor(sorted(set(range(48)) - set(strongest.tolist())))
     merged = here + given[:, taken] @ columns[:, taken].T - given[:, gone] @ columns[:, gone].T

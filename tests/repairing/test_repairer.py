@@ -143,7 +143,7 @@ def test_the_ridge_of_scales_is_what_least_squares_finds(kind):
 
 @torch.no_grad()
 def hidden_states(directory, removed, ids):
-    """What leaves each layer, the removed ones passed over, and what enters each layer's down_proj."""
+    """Return the output of each layer, the removed ones passed over, and what enters each layer's down_proj."""
     model = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32).eval()
     pass_over(model, "model.layers", removed)
     inner, after = [], []
@@ -192,7 +192,7 @@ SCALED = {  # where no matrix is added as it is: what is fitted, and the stored 
 
 @torch.no_grad()
 def multiplied(model, kind, ids):
-    """What the change of layer 5 multiplies, and what leaves layers 5 and 7, [tokens, width] each, in float64."""
+    """Return what the change of layer 5 multiplies, and what leaves layers 5 and 7, [tokens, width] each, in float64."""
     heard, after = [], {}
     layer = model.model.layers[5]
     if kind == "scalar":

@@ -65,7 +65,7 @@ def report(tmp_path: Path) -> Report:
 
 
 def expected(label: str) -> dict[str, float]:
-    """What stands in the columns of a row: the value of each task, the mean of the two that are shares, the perplexity."""
+    """Return the columns of a row: the value of each task, the mean of the two that are shares, the perplexity."""
     known = MEASURED[label]
     values = {name: each["value"] for name, each in known["tasks"].items()}
     average = (values["piqa"] + values["group"]) / 2

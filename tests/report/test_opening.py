@@ -1,4 +1,4 @@
-"""What a report says first, against numbers worked out here: keep it or not, and which setting."""
+"""The opening of a report, against numbers worked out here: keep it or not, and which setting."""
 
 from __future__ import annotations
 

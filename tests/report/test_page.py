@@ -102,7 +102,7 @@ def outside(url: str) -> bool:
 
 
 def column(page: Page, table: str, number: int, *, block: int = 0) -> list[str]:
-    """What a column shows in the rows of a block, the unpruned model's left out."""
+    """Return what a column shows in the rows of a block, the unpruned model's left out."""
     rows = f"document.querySelectorAll('#table-{table} tbody')[{block}].querySelectorAll('tr.row')"
     return page.evaluate(f"[...{rows}].map(row => row.cells[{number}].innerText)")
 

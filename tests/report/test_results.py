@@ -1,4 +1,4 @@
-"""What the report reads of evaluations: kinds and directions of measures, and pairs of what was asked alike."""
+"""Evaluations as the report reads them: kinds and directions of measures, and pairs of what was asked alike."""
 
 from __future__ import annotations
 

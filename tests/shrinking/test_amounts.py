@@ -1,4 +1,4 @@
-"""What fits into the minutes, by one rate and the table."""
+"""The amounts that fit into the minutes, by one rate and the table."""
 
 import pytest
 from hypothesis import given

@@ -316,7 +316,7 @@ def lost_by_layers(monkeypatch, first=4):
 
 
 class Labelled:
-    """What was measured, with the number of layers of what it was measured of."""
+    """Return what was measured, with the number of layers of what it was measured of."""
 
     @staticmethod
     def of(measured, layers):

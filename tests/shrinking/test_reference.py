@@ -1,4 +1,4 @@
-"""What a shortened model is held against."""
+"""References for a shortened model."""
 
 import torch
 

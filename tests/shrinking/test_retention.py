@@ -1,4 +1,4 @@
-"""What a shortened model keeps, and which cut to try next, against models of which the answer is known."""
+"""The share a shortened model keeps, and which cut to try next, against models of which the answer is known."""
 
 import math
 

@@ -257,7 +257,7 @@ RESULTS = ("*.safetensors", "config.json", "scores.json", "evaluation.json")
 
 
 def results_of(place: Path, verb: Verb, said: str) -> dict[str, Any]:
-    """What the verb gives: digests, of a study those of its artefacts by their keys, or what it said."""
+    """Return what the verb gives: digests, of a study those of its artefacts by their keys, or what it said."""
     if not verb.output:
         found, _ = json.JSONDecoder().raw_decode(said[said.index("{") :])
         return {"said": _lasting(found)}
@@ -277,7 +277,7 @@ PREPARED = {"m", "cache", "data", "lines.jsonl", "text.txt", "study.yaml", "reci
 
 
 def check_after(server: Server, whole: Whole, place: Path | None = None) -> str:
-    """What is wrong after a fault, in words; "" where nothing is half-written and a second run ends as a whole one."""
+    """Say what is wrong after a fault, in words; "" where nothing is half-written and a second run ends as a whole one."""
     verb, place = whole.verb, place or whole.place
     if digest_of(place, ["m"]) != whole.source:
         return "the source has changed"
@@ -302,7 +302,7 @@ def check_after(server: Server, whole: Whole, place: Path | None = None) -> str:
 
 
 def check_said(whole: Whole, ran: Ran) -> str:
-    """What is wrong with how a verb ended that met a fault; "" where it said so once, or gave its whole result."""
+    """Say what is wrong with how a verb ended that met a fault; "" where it said so once, or gave its whole result."""
     if ran.code == 0:  # what was not written is no part of the result: a state to go on from, a mark of use
         same = results_of(whole.place, whole.verb, ran.said) == whole.expected
         return "" if same else "it ends well with another result"

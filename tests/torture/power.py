@@ -1,4 +1,4 @@
-"""What a power cut leaves: a log of writes replayed up to any call, without the bytes and the names that were not synced."""
+"""A disk after a power cut: writes replayed up to any call, without the bytes and the names that were not synced."""
 
 from __future__ import annotations
 
@@ -222,7 +222,7 @@ class Disk:
         return normal.relative_to(self.place).parts if normal.is_relative_to(self.place) else ()
 
     def _names(self, parts: Sequence[str]) -> dict[str, Node]:
-        """What the folder of a path lists."""
+        """List the folder of a path."""
         node: Node = self.root
         for part in parts[:-1]:
             assert isinstance(node, Folder)

@@ -95,7 +95,7 @@ def test_a_power_cut_leaves_what_is_whole(
 
 
 def _broken_stores(place: Path) -> str:
-    """What SQLite says of copies of the stores, if not that they are well."""
+    """Return what SQLite says of copies of the stores, if not that they are well."""
     for database in place.rglob("*.sqlite"):
         with TemporaryDirectory() as folder:
             for path in database.parent.glob(f"{database.name}*"):

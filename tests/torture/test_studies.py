@@ -91,7 +91,7 @@ def killed(rng: random.Random) -> Iterator[None]:
 
 
 def check_whole(runs: Path) -> int:
-    """What is marked as done is whole; the number of steps that are."""
+    """Check that each step marked as done is whole; return the number of steps that are."""
     with Store.open(Folder(runs), read_only=True) as store:
         results = store.results()
         assert store.connection.execute("PRAGMA integrity_check").fetchone()[0] == "ok"

@@ -22,7 +22,7 @@ from shortstack.scoring.metrics import metric_named
 
 if TYPE_CHECKING:
     from shortstack.checkpoint import Checkpoint
-    from shortstack.comparison import Calibration, Judging
+    from shortstack.comparison import Calibration, EvaluationSpec
     from shortstack.machine.device import Compute
     from shortstack.machine.progress import Progress
 
@@ -69,16 +69,16 @@ def compare(
     if output:
         check_new(output)
 
-    from shortstack.comparison import Judging, judge_tasks
+    from shortstack.comparison import EvaluationSpec, judge_tasks
     from shortstack.comparison import compare as compare_models
     from shortstack.comparison.baselines import parse_memory
     from shortstack.profiling.speed import Load
 
-    def judging(checkpoint: Checkpoint) -> Judging:
+    def judging(checkpoint: Checkpoint) -> EvaluationSpec:
         tokenizer = checkpoint.tokenizer()
         windows = replace(texts, samples=tasks.limit).read(tokenizer, session.compute.seed, at_least=1)
         judges = [judge_tasks(replace(tasks, seed=session.compute.seed), checkpoint)] if tasks.tasks else []
-        return Judging(windows, judges, Load(prompt=timing.prompt, new_tokens=timing.new_tokens), timing.repeats)
+        return EvaluationSpec(windows, judges, Load(prompt=timing.prompt, new_tokens=timing.new_tokens), timing.repeats)
 
     with session.report.bars() as progress:
         checkpoint = session.source.open(model, progress)
@@ -127,7 +127,9 @@ def _calibration(
     return Calibration(tokens, repair, asked.metric, heal, healed)
 
 
-def _preview(checkpoint: Checkpoint, calibration: Calibration, judging: Judging, memory: str, session: Session) -> None:
+def _preview(
+    checkpoint: Checkpoint, calibration: Calibration, judging: EvaluationSpec, memory: str, session: Session
+) -> None:
     """Show what would be compared, and the disk and memory for it, but for the memory of choosing, repairing and healing."""
     from shortstack.comparison.comparison import check_comparison, requirements
 

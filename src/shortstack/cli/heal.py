@@ -13,7 +13,7 @@ from shortstack.cli import console
 from shortstack.cli.dry_run import CHECKS, show_dry_run
 from shortstack.cli.options import Out, Reporting, Session, flat, going_on, group
 from shortstack.errors import OutputError
-from shortstack.healing import Objective, Partial, Schedule, TrainingData, Turns
+from shortstack.healing import IterativeSchedule, Objective, Partial, Schedule, TrainingData
 from shortstack.healing.methods import MethodOptions, check_known
 from shortstack.healing.task import task_of
 from shortstack.machine.files import check_new, check_picture
@@ -68,7 +68,7 @@ HEADINGS = {
     TrainingData: "Data",
     Objective: "Objective",
     Schedule: "Schedule",
-    Turns: "Pruning and healing in turns",
+    IterativeSchedule: "Pruning and healing in turns",
 }
 
 
@@ -113,7 +113,7 @@ def heal(
     began = time.monotonic()
     with named_by_line(run.recipe, typed):
         values = with_recipe(typed, run.recipe) if run.recipe else typed
-        turns = Turns.of_options(values)
+        turns = IterativeSchedule.of_options(values)
         task = task_of(values, compute=session.compute, loggers=run.loggers)
         check_known(type(task.method), {name: typed[name] for name in METHOD_OPTIONS if name in typed})
         task.check(run.teacher)
@@ -147,7 +147,7 @@ def _healed(
     checkpoint: Checkpoint,
     output: Path,
     task: HealingTask,
-    turns: Turns | None,
+    turns: IterativeSchedule | None,
     run: HealRun,
     progress: Progress,
     began: float,
@@ -176,7 +176,7 @@ def _gone(checkpoint: Checkpoint, result: Healing) -> str:
 
 
 def _remark(
-    checkpoint: Checkpoint, recipe: str | None, task: HealingTask, turns: Turns | None, report: Reporting
+    checkpoint: Checkpoint, recipe: str | None, task: HealingTask, turns: IterativeSchedule | None, report: Reporting
 ) -> None:
     """Say what somebody may expect of a recipe that will not be done."""
     if not recipe:

@@ -42,7 +42,7 @@ Judge = Callable[[Decoder], Mapping[str, Mapping[str, Any]]]  # what a model get
 
 
 @dataclass(frozen=True)
-class Judging:
+class EvaluationSpec:
     """The evaluation of every row: texts by name, judges of tasks, the load to time under, and the number of timed turns."""
 
     texts: Mapping[str, Tokens]
@@ -175,7 +175,7 @@ class Comparison(Tabled):
 def compare(
     checkpoint: Model,
     calibration: Calibration,
-    judging: Judging,
+    judging: EvaluationSpec,
     *,
     memory: str = "50%",
     compute: Compute = AUTO,
@@ -212,7 +212,7 @@ def compare(
     )
 
 
-def check_comparison(checkpoint: Checkpoint, calibration: Calibration, judging: Judging, memory: str) -> int:
+def check_comparison(checkpoint: Checkpoint, calibration: Calibration, judging: EvaluationSpec, memory: str) -> int:
     """The bytes that weights may take, once it is clear that all rows can be judged."""
     budget = parse_memory(memory, checkpoint.weight_bytes, least=checkpoint.sizes.other_bytes)
     _check_lengths(checkpoint, judging)
@@ -238,7 +238,7 @@ def requirements(checkpoint: Checkpoint, calibration: Calibration, budget: int, 
     return replace(writing, memory_bytes=alone.memory_bytes + writing.memory_bytes, disk_bytes=disk)
 
 
-def _check_lengths(checkpoint: Checkpoint, judging: Judging) -> None:
+def _check_lengths(checkpoint: Checkpoint, judging: EvaluationSpec) -> None:
     for tokens in judging.texts.values():
         check_positions(checkpoint, tokens.ids.shape[1], "length")
     check_load(checkpoint, judging.load)
@@ -263,7 +263,7 @@ def _check_tokens(checkpoint: Checkpoint, healed: Checkpoint) -> None:
 
 
 @torch.no_grad()
-def _row(baseline: Baseline, context: BaselineContext, judging: Judging) -> ComparisonRow:
+def _row(baseline: Baseline, context: BaselineContext, judging: EvaluationSpec) -> ComparisonRow:
     if baseline.make is None:
         return ComparisonRow(baseline.name, baseline.note, baseline.reason)
     decoder, nbytes = baseline.make()
@@ -295,7 +295,9 @@ def _beside_unpruned(rows: Sequence[ComparisonRow]) -> list[ComparisonRow]:
     ]
 
 
-def _timed(decoder: Decoder, base: Decoder, judging: Judging, progress: Progress) -> tuple[Speeds, SpeedRatios | None]:
+def _timed(
+    decoder: Decoder, base: Decoder, judging: EvaluationSpec, progress: Progress
+) -> tuple[Speeds, SpeedRatios | None]:
     """The decoder's speed, in turns with the unpruned model's unless it is that."""
     models = [decoder.model] if decoder is base else [decoder.model, base.model]
     speed, *unpruned = speeds(models, judging.load, repeats=judging.repeats, progress=progress)

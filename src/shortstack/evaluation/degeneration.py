@@ -112,7 +112,7 @@ class Collapse:
 
     @property
     def warning(self) -> str | None:
-        """What has fallen and what it writes, or None where all is well."""
+        """Name what has fallen and quote what it writes, or None where all is well."""
         if not self.fallen:
             return None
         return f"the model has collapsed ({', '.join(self.fallen)}). It writes: {self.sample}"

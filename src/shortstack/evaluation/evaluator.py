@@ -113,7 +113,7 @@ class Evaluation(Tabled):
         return averages
 
     def _unit(self, name: str) -> str:
-        """What a task's difference is of, where it is not of the values in its row."""
+        """Say what a task's difference is of, where it is not of the values in its row."""
         task = self.tasks[name]
         if task.metric in PERPLEXITIES:
             unit = f"log-likelihood in nats per {PERPLEXITIES[task.metric]}, higher is better"

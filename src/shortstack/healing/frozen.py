@@ -154,7 +154,7 @@ class _Walk:
         return padded([self.frozen.examples[number] for number in numbers])["input_ids"].to(decoder.device)
 
     def _rows(self, decoder: Decoder, numbers: Sequence[int], hidden: Tensor) -> Iterator[Tensor]:
-        """What is kept of each sample, of states [samples, length, width]."""
+        """Return what is kept of each sample, of states [samples, length, width]."""
         if self.file is self.frozen.states:
             yield from (row[: self.frozen.lengths[number]] for number, row in zip(numbers, hidden, strict=True))
             return

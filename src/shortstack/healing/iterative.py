@@ -13,8 +13,8 @@ from shortstack.data import Rows, Tokens
 from shortstack.decoder import calibration_tokens
 from shortstack.errors import InputError
 from shortstack.healing.healer import Healing, HealingRun, heal
+from shortstack.healing.iterative_schedule import IterativeSchedule
 from shortstack.healing.task import HealingTask
-from shortstack.healing.turns import Turns
 from shortstack.healing.unfinished import Unfinished
 from shortstack.machine.clock import Clock
 from shortstack.machine.device import Compute
@@ -29,7 +29,7 @@ from shortstack.pruning import prune
 def heal_in_turns(
     checkpoint: Model,
     out: str | Path,
-    turns: Turns,
+    turns: IterativeSchedule,
     task: HealingTask | Rows,
     *,
     resume: bool | None = None,
@@ -96,14 +96,16 @@ def _opened(folder: Path, source: Checkpoint) -> Checkpoint:
     return Checkpoint.open(folder, trust_remote_code=source.trust_remote_code)
 
 
-def _calibrating(checkpoint: Checkpoint, turns: Turns, compute: Compute, progress: Progress) -> Tokens | None:
+def _calibrating(
+    checkpoint: Checkpoint, turns: IterativeSchedule, compute: Compute, progress: Progress
+) -> Tokens | None:
     """The windows of all turns, if the metric looks at any: what a model writes itself is the unpruned one's."""
     if not Choice(turns.metric, 1).needs_text:
         return None
     return calibration_tokens(checkpoint, turns.calibration, compute=compute, progress=progress)
 
 
-def _record(run: HealingRun, turns: Turns, tokens: Tokens | None, compute: Compute) -> dict[str, Any]:
+def _record(run: HealingRun, turns: IterativeSchedule, tokens: Tokens | None, compute: Compute) -> dict[str, Any]:
     """All that the outcome depends on: what one healing does, and how layers are chosen."""
     choosing = {"seed": compute.seed, "dtype": compute.dtype}
     text = tokens.record() if tokens else None

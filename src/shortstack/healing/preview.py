@@ -13,9 +13,9 @@ from shortstack.decoder.wrapping import LOGIT_BYTES
 from shortstack.healing.activations import check_room
 from shortstack.healing.frozen import missing_bytes, train_all
 from shortstack.healing.healer import HealingRun
+from shortstack.healing.iterative_schedule import IterativeSchedule
 from shortstack.healing.learner import Learner
 from shortstack.healing.task import HealingTask
-from shortstack.healing.turns import Turns
 from shortstack.healing.unfinished import Unfinished
 from shortstack.machine.device import Compute
 from shortstack.machine.files import to_jsonable
@@ -57,7 +57,7 @@ def preview(
     checkpoint: Checkpoint,
     out: Path,
     task: HealingTask,
-    turns: Turns | None = None,
+    turns: IterativeSchedule | None = None,
     *,
     resume: bool | None = None,
 ) -> Preview:

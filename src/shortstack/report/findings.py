@@ -49,7 +49,7 @@ class Findings:
 
     @cached_property
     def names(self) -> dict[str, str]:
-        """What was measured (task:NAME, perplexity:NAME, probe:NAME), with the name that a reader knows it by."""
+        """Names of what was measured (task:NAME, perplexity:NAME, probe:NAME), with the name that a reader knows it by."""
         found = dict.fromkeys(name for each in (*self.results, *self.bases.values()) for name in each.measures)
         shorter = short_paths(name.partition(":")[2] for name in found)
         return {name: shorter[name.partition(":")[2]] or name for name in found}

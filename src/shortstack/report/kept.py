@@ -65,7 +65,7 @@ class Kept:
             yield f"{right} of its {WRITING} are right instead of {instead}"
 
     def _prices(self) -> Iterator[str]:
-        """What is gained, and what the tasks lose for it."""
+        """Say what is gained, and what the tasks lose for it."""
         before, after = self._sizes
         if before and after:
             less = shown(1 - after / before, "percent")

@@ -43,7 +43,7 @@ class Page:
 
     @property
     def verdict(self) -> str:
-        """What else the runs' conclusion says."""
+        """The rest of the runs' conclusion."""
         return self.runs.conclusion.partition(".")[2].strip()
 
     def link(self, steps: Sequence[str]) -> str:

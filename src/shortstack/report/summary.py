@@ -15,7 +15,7 @@ from shortstack.report.kept import Kept
 
 @dataclass(frozen=True)
 class Opening:
-    """What stands first; empty where nothing is there to compare."""
+    """The first screen; empty where nothing is there to compare."""
 
     lead: str = ""
     figure: Figure | None = None

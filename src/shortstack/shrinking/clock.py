@@ -77,7 +77,7 @@ LEVELS = (
 
 @dataclass(frozen=True)
 class Amounts:
-    """What is looked at: windows of each text to choose on, their length in tokens, finalists of repaired-blocks, windows
+    """Amounts: windows of each text to choose on, their length in tokens, finalists of repaired-blocks, windows
     to repair on; and of what is measured windows of each text (None: all), items of each probe, documents of each task.
     """
 
@@ -91,7 +91,7 @@ class Amounts:
     documents: float = 200
 
     def less(self, wanted: Amounts) -> list[str]:
-        """What there is less of than was wanted, in words."""
+        """List the amounts below what was wanted, in words."""
         pairs = {each.name: (getattr(self, each.name), getattr(wanted, each.name)) for each in fields(self)}
         return [f"{WHAT[name]}: {now} instead of {then}" for name, (now, then) in pairs.items() if now != then]
 

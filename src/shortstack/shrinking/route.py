@@ -8,7 +8,7 @@ from typing import Any
 import yaml
 
 from shortstack.errors import InputError
-from shortstack.healing import Healing, HealingTask, Turns
+from shortstack.healing import Healing, HealingTask, IterativeSchedule
 from shortstack.healing.recipes import ON_TEXT, PLANNED, Recipe, read_recipe
 from shortstack.healing.task import task_of
 from shortstack.planning import Choice
@@ -28,7 +28,7 @@ class Route:
     choice: Choice
     repair: bool
     healing: HealingTask | None
-    turns: Turns | None
+    turns: IterativeSchedule | None
     recipe: Recipe
 
     @classmethod
@@ -40,7 +40,9 @@ class Route:
         step = recipe.heal.given.get("step")
         turns = None
         if step:
-            turns = Turns(str(choice.drop), step, choice.name, options.text, options.samples, options.length)
+            turns = IterativeSchedule(
+                str(choice.drop), step, choice.name, options.text, options.samples, options.length
+            )
         return cls(options.recipe, choice, recipe.plan.repair, healing, turns, recipe)
 
     def amounts(self, fitting: Amounts) -> Amounts:

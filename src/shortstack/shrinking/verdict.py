@@ -62,7 +62,7 @@ def verdict(base: Evaluation, last: Evaluation, answers: Sequence[Mapping[str, s
 
 
 def _unanswered(answers: Sequence[Mapping[str, str]]) -> Iterator[str]:
-    """What is wrong with answers, where those of the unpruned model are not: none, or one for all prompts."""
+    """Say what is wrong with answers, where those of the unpruned model are not: none, or one for all prompts."""
     both = [(said["unpruned"].strip(), said["shortened"].strip()) for said in answers if len(said) == 3]
     if any(theirs and not ours for theirs, ours in both):
         yield "It gives no answer to a prompt that the unpruned model answers."

@@ -207,7 +207,7 @@ class TurnsStep(_HealingStep):
     def run(self, job: Job, progress: Progress) -> dict[str, Any]:
         checkpoint, task = job.open("model", progress), self.task(job, progress)
         given = {name: value for name, value in self.arguments["turns"].items() if value is not None}
-        turns = healing.Turns(**given)
+        turns = healing.IterativeSchedule(**given)
         result = healing.heal_in_turns(checkpoint, job.output, turns, task, resume=True, progress=progress)
         healed = Checkpoint.open(job.output)
         removed = tuple(sorted(skipped_layers(healed, checkpoint)))

@@ -15,7 +15,7 @@ from shortstack.scoring.metrics import metric_named
 
 
 @dataclass(frozen=True)
-class Turns:
+class IterativeSchedule:
     """Pruning and healing in turns.
 
     drop: in all. metric, text, samples, length: how layers are chosen each time. seed: of the choice; None: the schedule's.
@@ -38,7 +38,7 @@ class Turns:
         self.calibration  # noqa: B018  refuses what it cannot be
 
     @classmethod
-    def of_options(cls, values: Mapping[str, Any]) -> Turns | None:
+    def of_options(cls, values: Mapping[str, Any]) -> IterativeSchedule | None:
         """From option values by name, of which None are not given; None where there are to be no turns.
 
         Raises:
@@ -63,7 +63,7 @@ class Turns:
     def sizes(self, layers: int) -> list[int]:
         """How many layers go in each turn.
 
-        >>> Turns("8", 3).sizes(32)
+        >>> IterativeSchedule("8", 3).sizes(32)
         [3, 3, 2]
 
         Raises:
