@@ -132,9 +132,9 @@ def meta_model(
     except (StrictDataclassError, *UNBUILDABLE) as error:
         if is_out_of_memory(error):
             raise
-        expected, found = "a config transformers accepts", f"{type(error).__name__}: {one_line(error)}"
+        expected, reason = "a config transformers accepts", f"{type(error).__name__}: {one_line(error)}"
         raise CheckpointError(
-            found, expected=expected, fix="correct the field", where=directory / "config.json"
+            reason, expected=expected, fix="correct the field", where=directory / "config.json"
         ) from error
     _check_decoder_only(directory, config, raw)
     try:
@@ -179,16 +179,16 @@ def _check_known(directory: Path, raw: Mapping[str, Any], trust_remote_code: boo
 
     if raw["model_type"] in CONFIG_MAPPING_NAMES or (raw.get("auto_map") and trust_remote_code):
         return
-    found = f"model_type {raw['model_type']!r}"
+    model_type = f"model_type {raw['model_type']!r}"
     if raw.get("auto_map"):
         raise CheckpointError(
-            f"{found}, which needs the checkpoint's own Python code",
+            f"{model_type}, which needs the checkpoint's own Python code",
             expected="an architecture transformers ships",
             fix="read that code, then allow it: trust_remote_code",
             where=directory,
         )
     raise ArchitectureError(
-        found,
+        model_type,
         expected=f"an architecture transformers {transformers.__version__} ships",
         fix="update transformers if it is newer",
         where=directory,
@@ -202,9 +202,9 @@ def _check_decoder_only(directory: Path, config: PretrainedConfig, raw: Mapping[
         MODEL_FOR_MASKED_LM_MAPPING_NAMES,
     )
 
-    def refuse(found: str) -> None:
+    def refuse(kind: str) -> None:
         raise ArchitectureError(
-            found,
+            kind,
             expected="a decoder-only language model, layer upon layer",
             fix="choose a causal language model",
             where=directory,
@@ -333,7 +333,7 @@ def shortened(
     text.update(cut_fields(Cut(anatomy.layers, tuple(kept), resolved)))
     text.update(dict.fromkeys(anatomy.count_keys, len(kept)))
     new_index = {old: new for new, old in enumerate(kept)}
-    for part in {id(each): each for each in (config, text)}.values():
+    for part in {id(section): section for section in (config, text)}.values():
         for name in filter(QUANTISERS.search, part):
             part[name] = rename_layers(part[name], {anatomy.layers_path, stored_path}, new_index)  # named by either
     return dict(config)

@@ -85,7 +85,7 @@ def depth_scale(name: str, value: Any, cut: Cut) -> Mapping[str, Any]:
     wanted, root = value / math.sqrt(cut.layers), math.sqrt(len(cut.kept))
     guess = wanted * root
     near = (guess, math.nextafter(guess, 0), math.nextafter(guess, math.inf))
-    return {name: next((found for found in near if found / root == wanted), guess)}
+    return {name: next((candidate for candidate in near if candidate / root == wanted), guess)}
 
 
 def moe_range(name: str, value: Any, cut: Cut) -> Mapping[str, Any]:
@@ -207,8 +207,8 @@ def _is_by_layer(value: Any) -> bool:
     return isinstance(value, Mapping) and bool(value) and all(re.fullmatch(r"\d+", str(key)) for key in value)
 
 
-def _refusal(found: str, *, expected: str, fix: str, where: str) -> ArchitectureError:
-    return ArchitectureError(found, expected=expected, fix=fix, where=f"config.json, {where}")
+def _refusal(actual: str, *, expected: str, fix: str, where: str) -> ArchitectureError:
+    return ArchitectureError(actual, expected=expected, fix=fix, where=f"config.json, {where}")
 
 
 def _check_stays(needed: int, user: int, cut: Cut, *, name: str, what: str, fix: str) -> None:

@@ -58,7 +58,7 @@ def by_field(name: str, usual: int | None = None) -> Rule:
 
 def depth_is(depth: int) -> Rule:
     """Return a rule that holds if the model has exactly this many layers, which changes what all of them do."""
-    return lambda _layer, found, _fields: found == depth
+    return lambda _layer, layers, _fields: layers == depth
 
 
 def where(name: str, rule: Rule) -> Rule:

@@ -89,7 +89,7 @@ def card_metadata(record: Mapping[str, Any], licence: Mapping[str, str]) -> str:
     from huggingface_hub import ModelCardData
 
     mixtures = [step["healing"]["data"]["data"] for step in _steps(record) if step.get("healing")]
-    sets = sorted({part for each in mixtures for part in _sources(each) if HUB_ID.fullmatch(part)})
+    sets = sorted({part for mixture in mixtures for part in _sources(mixture) if HUB_ID.fullmatch(part)})
     data = ModelCardData(
         base_model=base_model(record),
         library_name="transformers",
@@ -205,29 +205,37 @@ def _sources(data: str, *, weighted: bool = False) -> list[str]:
 
 def _rows(measured: Mapping[str, Mapping[str, Any]]) -> list[tuple[str, list[str]]]:
     cells: dict[str, dict[str, str]] = {}
-    for model, found in measured.items():
-        for name, cell in _cells(found):
+    for model, evaluation in measured.items():
+        for name, cell in _cells(evaluation):
             cells.setdefault(name, {})[model] = cell
     return [(name, [by_model.get(model, "") for model in measured]) for name, by_model in cells.items()]
 
 
-def _cells(found: Mapping[str, Any]) -> list[tuple[str, str]]:
+def _cells(evaluation: Mapping[str, Any]) -> list[tuple[str, str]]:
     """Of an evaluation: perplexities, tasks and probes with their standard errors and how many items they had."""
-    cells = [(f"perplexity on {text}", _perplexity(each)) for text, each in (found.get("perplexity") or {}).items()]
-    cells += [(f"{name}, {each['metric']}", _with_error(each)) for name, each in (found.get("tasks") or {}).items()]
-    return cells + [(f"writing: {name}", _with_error(each)) for name, each in (found.get("probes") or {}).items()]
+    cells = [
+        (f"perplexity on {text}", _perplexity(result)) for text, result in (evaluation.get("perplexity") or {}).items()
+    ]
+    cells += [
+        (f"{name}, {result['metric']}", _with_error(result)) for name, result in (evaluation.get("tasks") or {}).items()
+    ]
+    return cells + [
+        (f"writing: {name}", _with_error(result)) for name, result in (evaluation.get("probes") or {}).items()
+    ]
 
 
-def _perplexity(each: Mapping[str, Any]) -> str:
+def _perplexity(result: Mapping[str, Any]) -> str:
     """The error of a perplexity is its own times that of the loss."""
-    value, stderr = each["value"], each.get("loss_stderr")
+    value, stderr = result["value"], result.get("loss_stderr")
     if value is None:
         return "infinite"
     error = "" if stderr is None else f" ± {number(value * stderr)}"
-    return f"{number(value)}{error} ({each['tokens']:,} tokens)" if each.get("tokens") else f"{number(value)}{error}"
+    return (
+        f"{number(value)}{error} ({result['tokens']:,} tokens)" if result.get("tokens") else f"{number(value)}{error}"
+    )
 
 
-def _with_error(each: Mapping[str, Any]) -> str:
-    value, stderr = each["value"], each.get("stderr")
+def _with_error(result: Mapping[str, Any]) -> str:
+    value, stderr = result["value"], result.get("stderr")
     error = "" if stderr is None else f" ± {stderr:.3f}"
-    return f"{value:.3f}{error} (n = {each['n']})"
+    return f"{value:.3f}{error} (n = {result['n']})"

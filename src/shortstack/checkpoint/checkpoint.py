@@ -311,9 +311,9 @@ class Checkpoint:
             raise self._no_tokenizer(one_line(error)) from error
         return tokenizer
 
-    def _no_tokenizer(self, found: str) -> CheckpointError:
+    def _no_tokenizer(self, reason: str) -> CheckpointError:
         expected, fix = "a tokenizer (tokenizer.json)", "copy the tokenizer's files beside the weights"
-        return CheckpointError(found, expected=expected, fix=fix, where=self.directory)
+        return CheckpointError(reason, expected=expected, fix=fix, where=self.directory)
 
     def side_files(self) -> list[Path]:
         """Files an output must carry along: tokenizer, generation config, chat template, licence; code only when trusted."""

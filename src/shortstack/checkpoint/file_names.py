@@ -88,7 +88,7 @@ def equal_elsewhere(names: Iterable[str]) -> tuple[str, str] | None:
 def leads_out(path: Path, directory: Path) -> bool:
     """Whether a file in a folder is a link to one elsewhere. A snapshot in the hub's cache links to the blobs beside it."""
     home = directory.resolve()
-    snapshot = next((each for each in (home, *home.parents) if each.match("models--*/snapshots/*")), None)
+    snapshot = next((folder for folder in (home, *home.parents) if folder.match("models--*/snapshots/*")), None)
     places = (home, snapshot.parents[1] / "blobs") if snapshot else (home,)
     return not any(map(path.resolve().is_relative_to, places))
 
@@ -101,12 +101,12 @@ def check_own_files(directory: Path) -> None:
         if path.is_dir() and path.name != TEMPLATES:  # nothing is read of other folders
             continue
         if leads_out(path, directory):
-            found, fix = f"a link to {path.resolve()}", "copy the file itself there, or remove the link"
+            kind, fix = f"a link to {path.resolve()}", "copy the file itself there, or remove the link"
         elif path.exists() and not path.is_file() and path.name != TEMPLATES:
-            found, fix = "a pipe, a socket or a device", "remove it"
+            kind, fix = "a pipe, a socket or a device", "remove it"
         else:
             continue
-        raise CheckpointError(found, expected="a file of the checkpoint's own folder", fix=fix, where=path)
+        raise CheckpointError(kind, expected="a file of the checkpoint's own folder", fix=fix, where=path)
     if pair := equal_elsewhere(path.name for path in sorted(directory.iterdir())):
         raise CheckpointError(
             f"{pair[0]!r} and {pair[1]!r}", expected=DISTINCT, fix="rename or remove one", where=directory

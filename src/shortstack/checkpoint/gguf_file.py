@@ -282,8 +282,8 @@ class _Part:
         for name, shape, kind, start in declared:
             needed, there = stored_bytes(shape, kind), following[start] - start
             if needed is not None and there < needed:
-                found = f"room for {there:,}, in a file that ends after {end:,} bytes"
-                raise _broken(self.path, f"the {needed:,} bytes of {name!r}", found)
+                room = f"room for {there:,}, in a file that ends after {end:,} bytes"
+                raise _broken(self.path, f"the {needed:,} bytes of {name!r}", room)
         return tuple(
             GgufTensor(name, shape, kind, Span(self.path, first + start, first + following[start]))
             for name, shape, kind, start in declared
@@ -347,5 +347,5 @@ def _text(value: str) -> bytes:
     return struct.pack("<Q", len(stored)) + stored
 
 
-def _broken(path: Path, expected: str, found: str) -> CheckpointError:
-    return CheckpointError(found, expected=expected, fix="download or save this file again", where=path)
+def _broken(path: Path, expected: str, actual: str) -> CheckpointError:
+    return CheckpointError(actual, expected=expected, fix="download or save this file again", where=path)

@@ -90,8 +90,8 @@ def _weight_map(index: Path) -> dict[str, str]:
     return weight_map
 
 
-def _wrong_index(index: Path, expected: str, found: str) -> CheckpointError:
-    return CheckpointError(found, expected=expected, fix="download the checkpoint again", where=index)
+def _wrong_index(index: Path, expected: str, actual: str) -> CheckpointError:
+    return CheckpointError(actual, expected=expected, fix="download the checkpoint again", where=index)
 
 
 def _no_weights(directory: Path) -> CheckpointError:

@@ -56,9 +56,9 @@ def _check(model: Any) -> None:
     away = next((name for name, weight in model.named_parameters() if weight.is_meta), None)
     quantised = getattr(model, "hf_quantizer", None) is not None
     if quantised or hasattr(model, "peft_config") or away:
-        found = "quantised weights" if quantised else f"{away} elsewhere" if away else "adapters"
+        kind = "quantised weights" if quantised else f"{away} elsewhere" if away else "adapters"
         fix = "name its directory; merge_and_unload() adapters first"
-        raise InputError(found, expected="plain weights in memory", fix=fix, where="the model")
+        raise InputError(kind, expected="plain weights in memory", fix=fix, where="the model")
 
 
 def _digest(model: PreTrainedModel) -> str:

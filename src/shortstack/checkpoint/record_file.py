@@ -20,12 +20,12 @@ def read_record(directory: Path) -> Mapping[str, Any]:
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
         json.dumps(record, ensure_ascii=False).encode()  # it goes into the records of what is made from this
-        found = "" if _is_record(record) else "another form"
+        problem = "" if _is_record(record) else "another form"
     except (ValueError, RecursionError) as error:
-        record, found = {}, str(error)
-    if found:
+        record, problem = {}, str(error)
+    if problem:
         fix = "write the checkpoint again, or remove that file"
-        raise CheckpointError(found, expected="the record shortstack writes", fix=fix, where=path)
+        raise CheckpointError(problem, expected="the record shortstack writes", fix=fix, where=path)
     _check_names(path, record["files"])
     return dict(record)
 
@@ -64,7 +64,7 @@ def _is_step(record: Mapping[str, Any]) -> bool:
     """A verb, the source's name, the versions; for a cut the original number of each layer and which ones went."""
     names = ("source", "versions", "layer_map", "plan", "repair", "healing")
     parts = {name: {} if record.get(name) is None else record[name] for name in names}
-    if not all(isinstance(each, dict) for each in parts.values()):
+    if not all(isinstance(part, dict) for part in parts.values()):
         return False
     verb, plan, healing = record.get("verb"), parts["plan"], parts["healing"]
     return (

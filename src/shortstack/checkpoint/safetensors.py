@@ -129,8 +129,8 @@ def _read_header(path: Path) -> tuple[dict[str, Any], int]:
     return header, 8 + length
 
 
-def _broken(path: Path, expected: str, found: str) -> CheckpointError:
-    return CheckpointError(found, expected=expected, fix="download or save this file again", where=path)
+def _broken(path: Path, expected: str, actual: str) -> CheckpointError:
+    return CheckpointError(actual, expected=expected, fix="download or save this file again", where=path)
 
 
 def write_shard(path: Path, tensors: Sequence[StoredTensor], on_bytes: Callable[[int], None]) -> WrittenFile:

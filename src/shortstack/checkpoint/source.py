@@ -87,9 +87,9 @@ def _from_hub(name: str, revision: str | None, *, fix: str, download: bool) -> P
     ) as error:  # ValueError: a bad name, or an answer not JSON
         cause = error.__cause__
         unanswered = isinstance(cause, connection_error())
-        found = f"no connection to the hub: {one_line(cause)}" if cause and unanswered else one_line(error)
+        reason = f"no connection to the hub: {one_line(cause)}" if cause and unanswered else one_line(error)
         raise CheckpointError(
-            found if download else NOT_HERE,
+            reason if download else NOT_HERE,
             expected="a directory of that name, or a model on the hub",
             fix=fix,
             where=name,

@@ -206,24 +206,24 @@ def _stored(checkpoint: Checkpoint, name: str) -> StoredTensor | None:
     """The stored tensor of a weight, by the name that save_pretrained gives it: the model's own prefix may lack."""
     prefix = f"{checkpoint.blueprint.base_model_prefix}."
     candidates = (name, name.removeprefix(prefix), f"{prefix}{name}")
-    return next((checkpoint.tensors[each] for each in candidates if each in checkpoint.tensors), None)
+    return next((checkpoint.tensors[candidate] for candidate in candidates if candidate in checkpoint.tensors), None)
 
 
 def _known(checkpoint: Checkpoint, name: str) -> StoredTensor:
     """The stored tensor of a weight, as _stored(); of a head without one the embedding's, by the head's name."""
-    found = _stored(checkpoint, name)
-    if found is None and name in _reverted(checkpoint, _blank(checkpoint, [f"{checkpoint.anatomy.head}.weight"])):
+    tensor = _stored(checkpoint, name)
+    if tensor is None and name in _reverted(checkpoint, _blank(checkpoint, [f"{checkpoint.anatomy.head}.weight"])):
         (embedding,) = _reverted(checkpoint, _blank(checkpoint, [f"{checkpoint.anatomy.embedding}.weight"]))
         tied = _stored(checkpoint, embedding)
-        found = replace(tied, name=name) if tied else None
-    if found is None:
+        tensor = replace(tied, name=name) if tied else None
+    if tensor is None:
         raise CheckpointError(
             "none of that name",
             expected=f"a stored tensor for {name}",
             fix="report this checkpoint",
             where=checkpoint.directory,
         )
-    return found
+    return tensor
 
 
 def _blank(checkpoint: Checkpoint, names: Iterable[str]) -> dict[str, Tensor]:

@@ -41,7 +41,7 @@ class _Writing:
         self.lock, self.stop = threading.Lock(), threading.Event()
         self.idle, self.running = threading.Condition(), 0
         self.pool = ThreadPoolExecutor(WRITERS)
-        self.futures = [self.pool.submit(self._write, *each) for each in zip(self.paths, shards, strict=True)]
+        self.futures = [self.pool.submit(self._write, *pair) for pair in zip(self.paths, shards, strict=True)]
 
     def result(self) -> dict[str, WrittenFile]:
         """The files by name, when all are written."""

@@ -82,17 +82,17 @@ def shared_out(
 ) -> tuple[dict[str, list[Conversation]], dict[str, int]]:
     """The samples of the sources that have an end, and how many each source gives."""
     sources = parse_sources(source)
-    whole = sum(each.weight for each in sources)
+    whole = sum(weighted.weight for weighted in sources)
     read = {
-        each.source: _read(
-            each.source,
+        weighted.source: _read(
+            weighted.source,
             tokenizer,
             max_length,
             seed,
-            None if most is None or is_share(most) else math.ceil(most * each.weight / whole),
+            None if most is None or is_share(most) else math.ceil(most * weighted.weight / whole),
         )
-        for each in sources
-        if not each.endless
+        for weighted in sources
+        if not weighted.endless
     }
     return read, shares(sources, {name: sum(map(len, parts)) for name, parts in read.items()}, most)
 
@@ -116,10 +116,10 @@ def shares(sources: Sequence[Weighted], sizes: Mapping[str, int], most: float | 
             fix="allow more, or name fewer sources",
             option="max_samples",
         )
-    whole = sum(each.weight for each in sources)
-    bounds = [sizes[each.source] / each.weight for each in sources if each.source in sizes]
+    whole = sum(weighted.weight for weighted in sources)
+    bounds = [sizes[weighted.source] / weighted.weight for weighted in sources if weighted.source in sizes]
     unit = min([*bounds, *([most / whole] if most else [])], default=ENDLESS_SAMPLES / whole)
-    amounts = {each.source: max(1, round(unit * each.weight)) for each in sources}
+    amounts = {weighted.source: max(1, round(unit * weighted.weight)) for weighted in sources}
     while most is not None and sum(amounts.values()) > most:
         amounts[max(amounts, key=amounts.__getitem__)] -= 1
     return amounts
@@ -138,15 +138,15 @@ def _read(
             if parts := _useful(_examples(record, tokenizer, max_length), chat=record_format(record) == "chat"):
                 yield parts
 
-    found = [part for parts in islice(useful(), most) for part in parts]
-    if not found:
+    samples = [part for parts in islice(useful(), most) for part in parts]
+    if not samples:
         raise DataError(
             f"none among {records} records: what is left of each is one token, or a prompt alone",
             expected="samples with something to learn",
             fix="raise max_length, or check the data",
             where=source,
         )
-    return found
+    return samples
 
 
 def _useful(examples: Sequence[Example], *, chat: bool) -> list[Conversation]:
@@ -176,8 +176,8 @@ def _made(
     rng = random.Random(f"{seed} {source} to learn")  # other texts than those that calibrate
     filled = [filled_window(source, tokenizer, room, rng) for _ in range(amount)]
     return [
-        Example((*bos, *(token for token, _ in each)), (*(False for _ in bos), *(counts for _, counts in each)))
-        for each in filled
+        Example((*bos, *(token for token, _ in window)), (*(False for _ in bos), *(counts for _, counts in window)))
+        for window in filled
     ]
 
 

@@ -56,11 +56,11 @@ def _line(row: Any, number: int) -> str:
     try:
         if record is not None:
             return json.dumps(record, ensure_ascii=False)
-        found, fix = f"{row!r}"[:80], "give rows of one of these kinds"
+        actual, fix = f"{row!r}"[:80], "give rows of one of these kinds"
     except TypeError as error:  # an image, a date
-        found, fix = str(error), "leave that column out"
+        actual, fix = str(error), "leave that column out"
     expected = "a text, a chat (a list of messages with role and content), or a record"
-    raise DataError(found, expected=expected, fix=fix, where=f"the data, row {number}")
+    raise DataError(actual, expected=expected, fix=fix, where=f"the data, row {number}")
 
 
 def _record(row: Any) -> Mapping[str, Any] | None:

@@ -182,7 +182,7 @@ def _place(rng: random.Random, size: int) -> tuple[str, str]:
 
 def _brackets(rng: random.Random, size: int) -> tuple[str, str]:
     opened = rng.choices(tuple(PAIRS), k=size)
-    return "".join(opened), "".join(PAIRS[each] for each in reversed(opened))
+    return "".join(opened), "".join(PAIRS[bracket] for bracket in reversed(opened))
 
 
 def _tags(rng: random.Random, size: int) -> tuple[str, str]:

@@ -66,8 +66,8 @@ def parse_sources(text: str) -> tuple[Weighted, ...]:
     """
     if text in SOURCES or Path(text).is_file():  # a file's name may have commas
         return (Weighted(text),)
-    sources = [each for part in text.split(",") for each in _expanded(_weighted(part.strip(), text))]
-    names = [each.source for each in sources]
+    sources = [weighted for part in text.split(",") for weighted in _expanded(_weighted(part.strip(), text))]
+    names = [weighted.source for weighted in sources]
     twice = next((name for place, name in enumerate(names) if name in names[:place]), None)
     if twice is not None:
         fix = f"give it one weight; {MIX} is {MIXED}"
@@ -79,7 +79,7 @@ def _expanded(named: Weighted) -> tuple[Weighted, ...]:
     """Expand `mix` into its sources, their weights multiplied by its own."""
     if named.source != MIX:
         return (named,)
-    return tuple(Weighted(each.source, named.weight * each.weight) for each in parse_sources(MIXED))
+    return tuple(Weighted(weighted.source, named.weight * weighted.weight) for weighted in parse_sources(MIXED))
 
 
 def _weighted(part: str, text: str) -> Weighted:
@@ -101,9 +101,9 @@ def _weighted(part: str, text: str) -> Weighted:
 def check_sources(text: str) -> tuple[Weighted, ...]:
     """The sources that are named, each of them one that can be read; the hub is not asked."""
     sources = parse_sources(text)
-    for each in sources:
-        if not each.endless:
-            check_source(each.source)
+    for weighted in sources:
+        if not weighted.endless:
+            check_source(weighted.source)
     return sources
 
 
@@ -111,9 +111,9 @@ def text_digest(name: str) -> str:
     """Digest of a text, of several, or of a folder of files."""
     folder = Path(name)
     if folder.is_dir() and name not in SOURCES:
-        files = (each for each in sorted(folder.rglob("*")) if each.is_file())
-        return digest({str(each.relative_to(folder)): file_digest(each) for each in files})
+        files = (path for path in sorted(folder.rglob("*")) if path.is_file())
+        return digest({str(path.relative_to(folder)): file_digest(path) for path in files})
     parts = check_sources(name)
     if len(parts) > 1 or parts[0].source != name:
-        return digest({each.source: [each.weight, each.digest] for each in parts})
+        return digest({weighted.source: [weighted.weight, weighted.digest] for weighted in parts})
     return parts[0].digest

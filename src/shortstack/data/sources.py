@@ -153,8 +153,8 @@ def read_lines(path: Path) -> Iterator[tuple[str, Any]]:
         try:
             yield where, json.loads(line)
         except (ValueError, RecursionError) as error:
-            found = f"{line[:60]!r} ({error})"
-            raise DataError(found, expected="a JSON object", fix="correct or delete that line", where=where) from error
+            quote = f"{line[:60]!r} ({error})"
+            raise DataError(quote, expected="a JSON object", fix="correct or delete that line", where=where) from error
 
 
 def _checked(record: Any, where: str) -> dict[str, Any]:
@@ -226,9 +226,9 @@ def hub_records(source: str, seed: int) -> Iterator[dict[str, Any]]:
             for number, row in enumerate(rows, start=1):
                 yield _checked(row, f"{source}, row {number}")
         except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
-            found = one_line(error) if reachable else "no hub within reach, and no copy of it here"
+            reason = one_line(error) if reachable else "no hub within reach, and no copy of it here"
             expected, fix = "a dataset on the hub", "check the name, or give a local file"
-            raise DataError(found, expected=expected, fix=fix, where=source) from error
+            raise DataError(reason, expected=expected, fix=fix, where=source) from error
 
 
 def _check_hub_name(source: str, known: str = TEXT) -> tuple[str, str]:

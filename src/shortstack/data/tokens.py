@@ -203,8 +203,8 @@ class CalibrationText:
     def __post_init__(self) -> None:
         check_options(self)
         sources = parse_sources(self.text)
-        if parse_samples(self.samples) is None and any(each.endless for each in sources):
-            raise endless("samples", next(each.source for each in sources if each.endless))
+        if parse_samples(self.samples) is None and any(weighted.endless for weighted in sources):
+            raise endless("samples", next(weighted.source for weighted in sources if weighted.endless))
 
     def check(self) -> None:
         """Refuse texts that cannot be read, before a model is opened; the hub is not asked.
@@ -234,7 +234,7 @@ class CalibrationText:
         samples, sources = parse_samples(self.samples), parse_sources(self.text)
         parts = [
             Tokens.read(
-                each.source,
+                weighted.source,
                 tokenizer,
                 samples=samples,
                 length=self.length,
@@ -242,9 +242,11 @@ class CalibrationText:
                 at_least=at_least,
                 written=written,
             )
-            for each in sources
+            for weighted in sources
         ]
-        return parts[0] if len(parts) == 1 else Tokens.joined(parts, [each.weight for each in sources], self.text)
+        return (
+            parts[0] if len(parts) == 1 else Tokens.joined(parts, [weighted.weight for weighted in sources], self.text)
+        )
 
 
 def bos_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:

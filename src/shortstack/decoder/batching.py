@@ -73,7 +73,7 @@ class Batches:
     def predicted(self, kind: int) -> int:
         """How many tokens of a kind count when they are predicted."""
         batches = zip(self.kind_of, self.ids, self.counted, strict=True)
-        own = [(ids, counted) for each, ids, counted in batches if each == kind]
+        own = [(ids, counted) for batch_kind, ids, counted in batches if batch_kind == kind]
         return sum(ids[:, 1:].numel() if counted is None else int(counted[:, 1:].sum()) for ids, counted in own)
 
     def mean(self, values: Sequence[float]) -> float:

@@ -115,7 +115,7 @@ def _sees_lengths(model: PreTrainedModel) -> bool:
     """
     config = model.config.get_text_config(decoder=True)
     ropes = getattr(config, "rope_parameters", None) or {}
-    kinds = {each.get("rope_type") for each in (ropes, *ropes.values()) if isinstance(each, dict)}
+    kinds = {rope.get("rope_type") for rope in (ropes, *ropes.values()) if isinstance(rope, dict)}
     return bool(kinds & {"dynamic", "longrope"}) or getattr(config, "index_topk", None) is not None
 
 

@@ -82,14 +82,14 @@ def greedy_endings(
 
     A greedy answer is an ending exactly where these are its tokens, so that one forward pass tells and nothing is written.
     """
-    found: dict[int, list[int]] = {}
+    endings: dict[int, list[int]] = {}
     progress = paced(progress, sum(len(request.ids) for request in requests))
     for places, states in _passed(decoder, requests):
         tokens = greedy_tokens(decoder, states).cpu()
         for place, ending in zip(places, tokens.split([len(requests[place].ending) for place in places]), strict=True):
-            found[place] = ending.tolist()
-        progress(stage, len(found), len(requests))
-    return [found[place] for place in range(len(requests))]
+            endings[place] = ending.tolist()
+        progress(stage, len(endings), len(requests))
+    return [endings[place] for place in range(len(requests))]
 
 
 def _passed(
@@ -122,9 +122,9 @@ def answers(
     progress = paced(progress, sum(len(request.ids) for request in requests))
     for places, states in _walked(decoder, requests, sets):
         here = [requests[place] for place in places]
-        for skipped, each in states.items():
-            for place, found in zip(places, _likelihoods(decoder, here, each, greedy=False), strict=True):
-                values[skipped][place] = found.value
+        for skipped, hidden in states.items():
+            for place, likelihood in zip(places, _likelihoods(decoder, here, hidden, greedy=False), strict=True):
+                values[skipped][place] = likelihood.value
         done += len(places)
         progress("answering", done, len(requests))
     return {skipped: _accuracy(questions, values[skipped]) for skipped in sets}
@@ -247,8 +247,8 @@ def _after_contexts(
             use_cache=True,
             **{kept_in: _copied(cache, rows)},
         )
-        each = zip(rows, hidden, tails, strict=True)
-        yield places, torch.cat([state for row, part, tail in each for state in (last[row, None], part[: len(tail)])])
+        parts = zip(rows, hidden, tails, strict=True)
+        yield places, torch.cat([state for row, part, tail in parts for state in (last[row, None], part[: len(tail)])])
 
 
 def _copied(cache: Cache, rows: Tensor) -> Cache:

@@ -168,7 +168,7 @@ def greedy_tokens(decoder: Decoder, states: Tensor) -> Tensor:
 def likeliest(logits: Tensor, count: int, temperature: float) -> tuple[Tensor, Tensor]:
     """Ids and log probabilities at a temperature, [tokens, count], of the likeliest tokens given logits."""
     top = [((some.float() / temperature).log_softmax(-1)).topk(count, dim=-1) for (some,) in split_pieces(logits)]
-    return torch.cat([each.indices for each in top]), torch.cat([each.values for each in top])
+    return torch.cat([piece.indices for piece in top]), torch.cat([piece.values for piece in top])
 
 
 def chunked_loss(decoder: Decoder, states: Tensor, criterion: Criterion) -> Tensor:

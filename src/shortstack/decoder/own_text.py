@@ -91,7 +91,7 @@ def text_in_time(
     A text without `self` is as it was, and so is one that the model cannot write.
     """
     own = OwnText(checkpoint, compute, progress, deadline)
-    if all(each.source != OWN for each in parse_sources(text.text)) or (text.text == MIX and own.hindered()):
+    if all(weighted.source != OWN for weighted in parse_sources(text.text)) or (text.text == MIX and own.hindered()):
         return text
     room = text.length - len(bos_ids(checkpoint.tokenizer()))
     return replace(text, samples=max(1, len(own_windows(own.texts, room, int(text.samples)))))

@@ -67,22 +67,24 @@ def _quantised(number: int, layer: nn.Module, scheme: Scheme) -> Held:
 
 def saved_bytes(checkpoint: Checkpoint, quantised: Iterable[Held]) -> int:
     """Bytes that the quantised matrices save of the checkpoint that they were loaded from."""
-    return sum(_stored_bytes(checkpoint, held) - held.bytes for held in quantised)
+    return sum(_stored_bytes(checkpoint, matrices) - matrices.bytes for matrices in quantised)
 
 
-def _stored_bytes(checkpoint: Checkpoint, held: Held) -> int:
-    ends = tuple(f".{name}.weight" for name in held.names)
+def _stored_bytes(checkpoint: Checkpoint, matrices: Held) -> int:
+    ends = tuple(f".{name}.weight" for name in matrices.names)
     layer_of = checkpoint.layer_names.layer_of
     stored = [
-        tensor for name, tensor in checkpoint.tensors.items() if name.endswith(ends) and layer_of(name) == held.layer
+        tensor
+        for name, tensor in checkpoint.tensors.items()
+        if name.endswith(ends) and layer_of(name) == matrices.layer
     ]
     weights = sum(math.prod(tensor.shape) for tensor in stored)
-    if weights != held.weights:
+    if weights != matrices.weights:
         raise ArchitectureError(
             f"{weights:,}",
-            expected=f"{held.weights:,} weights in matrices that are stored by the names they are loaded by",
+            expected=f"{matrices.weights:,} weights in matrices that are stored by the names they are loaded by",
             fix="compare it without quantised models: its matrices are stored in another form",
-            where=f"{checkpoint.directory}, layer {held.layer}",
+            where=f"{checkpoint.directory}, layer {matrices.layer}",
         )
     return sum(tensor.size for tensor in stored)
 

@@ -37,8 +37,8 @@ def writing_requirements(checkpoint: Checkpoint, compute: Compute) -> Requiremen
     needed, text = requirements(checkpoint, compute), checkpoint.config.get(checkpoint.anatomy.text_key or "", {})
     heads, sharing = ((text or checkpoint.config).get(f"num_{kind}_heads") or 1 for kind in ("attention", "key_value"))
     itemsize = arithmetic(compute.dtype, checkpoint, needed.device).itemsize
-    each = 2 * checkpoint.anatomy.layers * checkpoint.width * itemsize * min(sharing, heads) // heads
-    written = ROWS * (each * WRITTEN_TOKENS + 4 * 4 * checkpoint.vocabulary)
+    token_bytes = 2 * checkpoint.anatomy.layers * checkpoint.width * itemsize * min(sharing, heads) // heads
+    written = ROWS * (token_bytes * WRITTEN_TOKENS + 4 * 4 * checkpoint.vocabulary)
     return replace(needed, memory_bytes=needed.memory_bytes + written)
 
 

@@ -58,7 +58,7 @@ def content_key(kind: str, **parts: object) -> str:
     shortstack's own, unless `code` stands for it.
     """
     known = {"kind": kind, "libraries": library_versions(), "code": version("shortstack")}
-    return digest({**known, **{name: to_jsonable(each) for name, each in parts.items()}})
+    return digest({**known, **{name: to_jsonable(part) for name, part in parts.items()}})
 
 
 @functools.cache
@@ -89,8 +89,8 @@ def cache_entries() -> Iterator[CacheEntry]:
         folder = _root() / kind
         for path in sorted(folder.iterdir()) if folder.is_dir() else ():
             with suppress(FileNotFoundError):  # another process has just removed it
-                files = [each for each in path.rglob("*") if each.is_file()] if path.is_dir() else [path]
-                nbytes = sum(each.stat().st_size for each in files)
+                files = [file for file in path.rglob("*") if file.is_file()] if path.is_dir() else [path]
+                nbytes = sum(file.stat().st_size for file in files)
                 yield CacheEntry(kind, path, nbytes, path.stat().st_mtime)
 
 
@@ -125,7 +125,7 @@ def make_room(nbytes: int) -> list[CacheEntry]:
     over = sum(entry.bytes for entry in entries) + nbytes - cache_limit()
     unused = time.time() - IN_USE_SECONDS
     gone: list[CacheEntry] = []
-    for entry in (each for each in entries if each.used < unused):
+    for entry in (candidate for candidate in entries if candidate.used < unused):
         if over > 0 or ".partial-" in entry.path.name:
             remove(entry.path)
             gone.append(entry)

@@ -43,8 +43,8 @@ class Compute:
         check_choice_of("device", self.device.partition(":")[0], DEVICES)
         beside = "device" if self.device != "auto" else "stream" if self.stream else None
         if self.device_map and beside:
-            found, expected = f"{beside} beside it", "accelerate to say where layers are"
-            raise InputError(found, expected=expected, fix="give one", option="device_map")
+            conflict, expected = f"{beside} beside it", "accelerate to say where layers are"
+            raise InputError(conflict, expected=expected, fix="give one", option="device_map")
 
 
 AUTO = Compute()

@@ -49,7 +49,7 @@ def to_jsonable(value: Any) -> Any:
     {'output': 'a/b', 'layers': [1, 2]}
     """
     if is_dataclass(value) and not isinstance(value, type):
-        return {each.name: to_jsonable(getattr(value, each.name)) for each in fields(value)}
+        return {field.name: to_jsonable(getattr(value, field.name)) for field in fields(value)}
     if isinstance(value, Mapping):
         return {key: to_jsonable(item) for key, item in value.items()}
     if isinstance(value, list | tuple | set | frozenset):
@@ -87,8 +87,8 @@ def disk_full(error: OSError) -> DiskFullError | None:
     """Convert the system's error of a full disk into a DiskFullError; None for any other error."""
     if error.errno not in FULL:
         return None
-    found, fix = error.strerror or "none", "free some space, or write elsewhere"
-    return DiskFullError(found, expected="room to write", fix=fix, where=error.filename or "the disk")
+    reason, fix = error.strerror or "none", "free some space, or write elsewhere"
+    return DiskFullError(reason, expected="room to write", fix=fix, where=error.filename or "the disk")
 
 
 RUST_ERROR = re.compile(r"\(os error (\d+)\)")  # safetensors and tokenizers
@@ -117,8 +117,8 @@ def _system_error(said: str, place: Path) -> int | None:
     >>> _system_error("I/O error: No space left on device (os error 28)", Path("out"))
     28
     """
-    if found := RUST_ERROR.search(said):
-        return int(found[1])
+    if match := RUST_ERROR.search(said):
+        return int(match[1])
     if not TORCH_WRITER.search(said):
         return None
     # torch says that writing failed and seldom why.
@@ -229,8 +229,8 @@ def rename_new(made: Path, output: Path) -> None:
     except OSError as error:
         if error.errno not in TAKEN:
             raise
-        found, expected = error.strerror or str(error), "an output that does not exist yet"
-        raise OutputError(found, expected=expected, fix="name another", where=output) from error
+        reason, expected = error.strerror or str(error), "an output that does not exist yet"
+        raise OutputError(reason, expected=expected, fix="name another", where=output) from error
     sync(output.absolute().parent)  # first, so that it never has neither name
     if made.absolute().parent != output.absolute().parent:
         sync(made.absolute().parent)
@@ -269,14 +269,14 @@ def check_new(output: Path, *, make_folders: bool = False) -> None:
     folder = output.absolute().parent
     nearest = existing_folder(folder)
     if os.path.lexists(output) or output.resolve().exists():
-        expected, found, fix = "an output that does not exist yet", "it exists", "name another, or move it away"
+        expected, actual, fix = "an output that does not exist yet", "it exists", "name another, or move it away"
     elif not make_folders and not folder.is_dir():
-        expected, found, fix = "a directory to write in", f"none at {folder}", "make it"
+        expected, actual, fix = "a directory to write in", f"none at {folder}", "make it"
     elif not _writable(nearest):
-        expected, found, fix = "a directory that can be written", f"{nearest}, which cannot", "name another"
+        expected, actual, fix = "a directory that can be written", f"{nearest}, which cannot", "name another"
     else:
         return
-    raise OutputError(found, expected=expected, fix=fix, where=output)
+    raise OutputError(actual, expected=expected, fix=fix, where=output)
 
 
 def check_picture(path: Path) -> None:

@@ -28,7 +28,7 @@ def shown(value: Any, kind: str = "") -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, tuple):
-        return " to ".join(shown(each, kind) for each in value)
+        return " to ".join(shown(end, kind) for end in value)
     if not is_number(value):
         return str(value)
     if math.isnan(value):
@@ -230,4 +230,4 @@ def printable(text: str) -> str:
     >>> printable("a\\x1b[31mb\\nc")
     'a[31mb\\nc'
     """
-    return "".join(each for each in text if each == "\n" or not unicodedata.category(each).startswith("C"))
+    return "".join(char for char in text if char == "\n" or not unicodedata.category(char).startswith("C"))

@@ -88,9 +88,9 @@ def option_of(component: Any, name: str) -> Any:
 
 def options_of(component: Any) -> Iterator[tuple[str, Any, Option]]:
     """Name, default and what else is known of every option of a dataclass or of an instance of one."""
-    for each in fields(component):
-        if "option" in each.metadata:
-            yield each.name, each.default, each.metadata["option"]
+    for declared in fields(component):
+        if "option" in declared.metadata:
+            yield declared.name, declared.default, declared.metadata["option"]
 
 
 def defaults_of(*components: Any) -> dict[str, Any]:
@@ -105,7 +105,7 @@ def made_of(component: Any, values: Mapping[str, Any]) -> Any:
 
 def check_options(component: Any) -> None:
     """Refuse a value of another type than its field's, out of its range, or none of its choices."""
-    types = {each.name: str(each.type) for each in fields(component)}
+    types = {declared.name: str(declared.type) for declared in fields(component)}
     for name, default, known in options_of(component):
         value = getattr(component, name)
         if not known.choices:

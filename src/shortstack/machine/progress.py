@@ -76,13 +76,13 @@ def paced(
     """
     begun = clock()
 
-    def told(stage: str, done: int, total: int, /, *, note: str = "") -> None:
+    def with_speed(stage: str, done: int, total: int, /, *, note: str = "") -> None:
         spent = clock() - begun
         read = tokens * (done / max(total, 1) - share)
         speed = f"{read / spent:,.0f} tokens/s" if spent > 0 and read > 0 else ""
         progress(stage, done, total, note=", ".join(filter(None, (note, speed))))
 
-    return told
+    return with_speed
 
 
 def say(message: str) -> None:
@@ -113,11 +113,11 @@ def bars(*, quiet: bool = False, verbose: bool = False) -> Iterator[Progress]:
         _hush_libraries()
     with _shown(quiet=quiet) as shown:
 
-        def told(stage: str, done: int, total: int, /, *, note: str = "") -> None:
+        def stoppable(stage: str, done: int, total: int, /, *, note: str = "") -> None:
             check_stopped()
             shown(stage, done, total, note=note)
 
-        yield told
+        yield stoppable
 
 
 @contextmanager

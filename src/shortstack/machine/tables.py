@@ -118,7 +118,7 @@ class Table:
         notes: Sequence[str] = (),
     ) -> Table:
         """A table of one block, of values or cells. A column without any value is left out; columns: or their names."""
-        heads = [each if isinstance(each, Column) else Column(str(each)) for each in columns]
+        heads = [column if isinstance(column, Column) else Column(str(column)) for column in columns]
         made = [[_cell(value, head) for value, head in zip(row, heads, strict=True)] for row in rows]
         kept = [place for place in range(len(heads)) if not made or any(row[place].value is not None for row in made)]
         block = Block("", tuple(Row(tuple(row[place] for place in kept)) for row in made))
@@ -170,7 +170,7 @@ class Table:
         writer = csv.writer(out, lineterminator="\n")
         writer.writerow(["block", *heads])
         for title, row in zip(titles, rows, strict=True):
-            writer.writerow([title, *(shown(each) if isinstance(each, tuple) else each for each in row)])
+            writer.writerow([title, *(shown(value) if isinstance(value, tuple) else value for value in row)])
         return out.getvalue()
 
     def html(self) -> str:
@@ -185,7 +185,7 @@ class Table:
             f"<tr>{''.join(f'<td{s}>{html.escape(c.said)}</td>' for c, s in zip(row.cells, styles, strict=True))}</tr>"
             for row in self.rows
         )
-        notes = "".join(f"<p>{html.escape(each)}</p>" for each in (self.caption, *self.notes) if each)
+        notes = "".join(f"<p>{html.escape(note)}</p>" for note in (self.caption, *self.notes) if note)
         caption = f"<caption>{html.escape(self.title)}</caption>"
         return f"<table>{caption}<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>{notes}"
 
@@ -211,7 +211,7 @@ def _is_numeric(value: Any) -> bool:
 
 def _flat(pairs: Sequence[Sequence[Any]], spreads: Sequence[bool]) -> list[Any]:
     """Both of each pair where the column has standard errors, else the first."""
-    return [each for pair, spread in zip(pairs, spreads, strict=True) for each in pair[: 1 + spread]]
+    return [value for pair, spread in zip(pairs, spreads, strict=True) for value in pair[: 1 + spread]]
 
 
 def markdown_text(text: str) -> str:

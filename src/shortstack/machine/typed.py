@@ -49,8 +49,8 @@ def check_type(name: str, value: Any, annotation: str) -> None:
     kinds = ALIASES.get(annotation, annotation).split(" | ")
     checkable = all(kind.isidentifier() for kind in kinds) and not OPEN & {*kinds}
     if checkable and not any(_is(value, kind) for kind in kinds):
-        found = f"{value!r:.60} ({type(value).__name__})"
-        raise InputError(found, expected=" or ".join(kinds), fix="give one", option=name)
+        actual = f"{value!r:.60} ({type(value).__name__})"
+        raise InputError(actual, expected=" or ".join(kinds), fix="give one", option=name)
 
 
 def _is(value: Any, kind: str) -> bool:

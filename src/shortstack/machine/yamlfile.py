@@ -81,8 +81,8 @@ def text_of(path: str | Path) -> str:
     try:
         return Path(path).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        found = (error.strerror or str(error)).lower() if isinstance(error, OSError) else str(error)
-        raise InputError(found, expected="a YAML file", fix="check the path", where=path) from error
+        reason = (error.strerror or str(error)).lower() if isinstance(error, OSError) else str(error)
+        raise InputError(reason, expected="a YAML file", fix="check the path", where=path) from error
 
 
 Read = TypeVar("Read", bound=Part)
@@ -93,8 +93,8 @@ def parsed(text: str, model: type[Read], *, where: str) -> Read:
     with syntax_of(where):
         data = yaml.safe_load(text)
     if not isinstance(data, dict):
-        known, found = ", ".join(keys(model)), "nothing" if data is None else f"a {type(data).__name__}"
-        raise InputError(found, expected=f"keys {known}", fix="correct the file", where=where)
+        known, kind = ", ".join(keys(model)), "nothing" if data is None else f"a {type(data).__name__}"
+        raise InputError(kind, expected=f"keys {known}", fix="correct the file", where=where)
     try:
         return model.model_validate(data)
     except ValidationError as error:
@@ -116,8 +116,8 @@ def syntax_of(where: str) -> Iterator[None]:
         yield
     except yaml.MarkedYAMLError as error:
         line = f", line {error.problem_mark.line + 1}" if error.problem_mark else ""
-        found = error.problem or str(error)
-        raise InputError(found, expected="YAML", fix="correct that line", where=f"{where}{line}") from error
+        problem = error.problem or str(error)
+        raise InputError(problem, expected="YAML", fix="correct that line", where=f"{where}{line}") from error
     except (yaml.YAMLError, RecursionError) as error:  # the latter of what is nested too deeply
         raise InputError(error, expected="YAML", fix="correct the file", where=where) from error
 
@@ -130,8 +130,8 @@ def line_of(text: str, *path: str) -> int | None:
 
 def line_saying(text: str, value: str) -> int | None:
     """The line of the first value with this text, counted from 1; None where the file has none."""
-    tokens = (each for each in yaml.scan(text) if isinstance(each, yaml.ScalarToken))
-    return next((each.start_mark.line + 1 for each in tokens if each.value == value), None)
+    tokens = (token for token in yaml.scan(text) if isinstance(token, yaml.ScalarToken))
+    return next((token.start_mark.line + 1 for token in tokens if token.value == value), None)
 
 
 def keys(model: type[BaseModel]) -> list[str]:
@@ -141,7 +141,7 @@ def keys(model: type[BaseModel]) -> list[str]:
 
 def _explained(where: str, text: str, model: type[Part], error: ValidationError) -> InputError:
     """The error to show. A value may be of several kinds, each with errors: those of the kind that fits it best count."""
-    first = max(error.errors(), key=lambda each: (each["type"] == "extra_forbidden", len(each["loc"])))
+    first = max(error.errors(), key=lambda detail: (detail["type"] == "extra_forbidden", len(detail["loc"])))
     path, line = _found(text, first["loc"])
     name = ".".join(path)
     where = f"{where}, line {line}"
@@ -165,13 +165,13 @@ def _known(model: type[BaseModel], path: Sequence[int | str]) -> list[str]:
     """The keys of the mappings that may stand at a place."""
     models = [model]
     for part in path:
-        named = [each for each in models if each.__name__ == part]
-        fields = [field for each in models for key, field in each.model_fields.items() if part in (key, field.alias)]
+        named = [kind for kind in models if kind.__name__ == part]
+        fields = [field for kind in models for key, field in kind.model_fields.items() if part in (key, field.alias)]
         if fields:
-            models = [each for field in fields for each in _models(field.annotation)]
+            models = [kind for field in fields for kind in _models(field.annotation)]
         elif named:
             models = named
-    return list(dict.fromkeys(key for each in models for key in keys(each)))
+    return list(dict.fromkeys(key for kind in models for key in keys(kind)))
 
 
 def _models(annotation: Any) -> Iterator[type[BaseModel]]:
