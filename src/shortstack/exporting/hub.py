@@ -113,12 +113,12 @@ def _committed(repository: str, files: list[CommitOperationAdd], *, private: boo
         ) from error
 
 
-def _check_new(repository: str, found: ModelInfo, *, private: bool) -> None:
+def _check_new(repository: str, model_info: ModelInfo, *, private: bool) -> None:
     """Refuse a public repository where a private one was meant, and one with files, which would lie beside these."""
-    if private and not found.private:
+    if private and not model_info.private:
         fix = "make it private on the hub, or name another"
         raise InputError(f"{repository}, which is public", expected="a private repository", fix=fix, option="private")
-    there = sorted({each.rfilename for each in found.siblings or ()} - {".gitattributes"})
+    there = sorted({sibling.rfilename for sibling in model_info.siblings or ()} - {".gitattributes"})
     if there:
         raise OutputError(
             f"one with {len(there)} files, {there[0]} among them",

@@ -57,7 +57,7 @@ class TrainingData:
     @property
     def own(self) -> bool:
         """Whether a teacher writes a part of it."""
-        return bool(self.data and any(each.source == OWN for each in parse_sources(self.data)))
+        return bool(self.data and any(part.source == OWN for part in parse_sources(self.data)))
 
     @property
     def source(self) -> str:

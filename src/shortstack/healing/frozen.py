@@ -96,7 +96,7 @@ class Freezer:
             learnt = [counted(example) for example in examples]
             of = [self.top_k, self.objective.temperature]
             key = content_key("teacher", model=self.teacher.identity, learnt=learnt, of=of, **known)
-            teacher = activations_under(key, [sum(each) for each in learnt], 2 * self.top_k, "float32")
+            teacher = activations_under(key, [sum(mask) for mask in learnt], 2 * self.top_k, "float32")
             frozen = replace(frozen, teacher=teacher)
         return frozen
 

@@ -275,7 +275,7 @@ class HealingRun:
     def _affordable(self, data: TrainingData, clock: Clock) -> float | None:
         """The number of samples that there is time for; as the data has it where that is all."""
         teacher, tokenizer = self.task.unpruned, self.checkpoint.tokenizer()
-        layers = max(each.anatomy.layers for each in (self.checkpoint, teacher) if each)
+        layers = max(model.anatomy.layers for model in (self.checkpoint, teacher) if model)
         speed = forward_speed(self.checkpoint, dtype=self.dtype, device=self.device, layers=layers)
         least = max(self.task.schedule.batch_size, 2 * (data.held_out or 1))
         affordable = affordable_samples(data, tokenizer, clock, speed=speed, least=least, own=self._own())

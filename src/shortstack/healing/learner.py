@@ -99,10 +99,10 @@ class Learner(nn.Module):
         if teacher_tokens is not None and teacher_log_p is not None:
             criterion = Distillation(teacher_tokens, teacher_log_p, self.objective.temperature)
         loss = chunked_loss(decoder, states, criterion)
-        found = {"loss": loss / num_items_in_batch}
+        outputs = {"loss": loss / num_items_in_batch}
         if teacher_tokens is not None and not self.training:
-            found["greedy"] = (greedy_tokens(decoder, states) == teacher_tokens[:, 0]).sum()
-        return found
+            outputs["greedy"] = (greedy_tokens(decoder, states) == teacher_tokens[:, 0]).sum()
+        return outputs
 
     @property
     def trainable_parameters(self) -> int:

@@ -25,12 +25,14 @@ def method_named(name: str) -> type[HealingMethod]:
 
 def _method_options() -> Any:
     """A dataclass of the name of a method and of every option that one of them has, for front ends."""
-    explained = "; ".join(f"{each.name}: {each.trains}" for each in METHODS.values())
+    explained = "; ".join(f"{method.name}: {method.trains}" for method in METHODS.values())
     known: dict[str, Any] = {"method": (str, option(Partial.name, help=explained))}
     for method in METHODS.values():
         hints = get_type_hints(method)
-        for each in fields(method):
-            known.setdefault(each.name, (hints[each.name], field(default=each.default, metadata=each.metadata)))
+        for own_field in fields(method):
+            known.setdefault(
+                own_field.name, (hints[own_field.name], field(default=own_field.default, metadata=own_field.metadata))
+            )
     listed = [(name, kind, made) for name, (kind, made) in known.items()]
     return make_dataclass("MethodOptions", listed, frozen=True, namespace={"__doc__": "Which part trains, and how."})
 
@@ -41,19 +43,21 @@ MethodOptions = _method_options()
 def made_method(values: Mapping[str, Any]) -> HealingMethod:
     """The method that option values name, partial where they name none, with its options."""
     method = method_named(values.get("method", Partial.name))
-    known = {each.name: each.default for each in fields(MethodOptions) if each.name != "method"}
+    known = {
+        known_field.name: known_field.default for known_field in fields(MethodOptions) if known_field.name != "method"
+    }
     given = {name: values[name] for name in known if name in values}
     check_known(method, {name: value for name, value in given.items() if value != known[name]})
-    own = {each.name for each in fields(method)}
+    own = {own_field.name for own_field in fields(method)}
     return method(**{name: value for name, value in given.items() if name in own})
 
 
 def check_known(method: type[HealingMethod], given: Mapping[str, Any]) -> None:
     """Refuse options of other methods."""
-    own = {each.name for each in fields(method)}
+    own = {own_field.name for own_field in fields(method)}
     for name, value in given.items():
         if name not in own:
-            knowing = [each for each, known in METHODS.items() if hasattr(known, name)]
+            knowing = [method_name for method_name, known in METHODS.items() if hasattr(known, name)]
             raise InputError(
                 value,
                 expected=f"an option that the method {method.name} knows",

@@ -48,9 +48,9 @@ class Preview:
 
     def to_dict(self) -> dict[str, Any]:
         """Without what the machine needs."""
-        found: dict[str, Any] = to_jsonable(self)
-        del found["requirements"]
-        return found
+        values: dict[str, Any] = to_jsonable(self)
+        del values["requirements"]
+        return values
 
 
 def preview(

@@ -85,7 +85,7 @@ def with_recipe(typed: Mapping[str, Any], name: str) -> dict[str, Any]:
     given = dict(recipe.heal.given)
     if given.get("step") is not None:  # turns are chosen as the plan says
         given |= {name: str(recipe.plan.given[name]) for name in ("drop", "metric") if name in recipe.plan.given}
-    ways = [each.name for each in fields(TrainedLayers)]
+    ways = [field.name for field in fields(TrainedLayers)]
     if typed.keys() & {*ways}:  # which layers train is one thing, however it is said
         given = {option: value for option, value in given.items() if option not in ways}
     return {**given, **typed}

@@ -108,7 +108,7 @@ class Course:
     def evaluated(self, step: int, every: float) -> bool:
         """Whether the held-out loss is taken after that many steps: every so many, or every share of the way."""
         if is_share(every):
-            before, now = (int(self.share(each) / every + 1e-9) for each in (step - 1, step))
+            before, now = (int(self.share(count) / every + 1e-9) for count in (step - 1, step))
             return now > before or step == self.steps
         return step % int(every) == 0 or step == self.steps
 

@@ -200,9 +200,9 @@ class _Run(TrainerCallback):  # type: ignore[misc]  # transformers is untyped he
         """The highest among the processes: they take the same steps."""
         if self.loop.args.world_size == 1:
             return value
-        found = torch.tensor(value, dtype=torch.float64, device=self.loop.args.device)
-        torch.distributed.all_reduce(found, torch.distributed.ReduceOp.MAX)
-        return float(found)
+        highest = torch.tensor(value, dtype=torch.float64, device=self.loop.args.device)
+        torch.distributed.all_reduce(highest, torch.distributed.ReduceOp.MAX)
+        return float(highest)
 
     def keep(self) -> None:
         """Write the state after the last whole step."""
@@ -220,7 +220,7 @@ class _Run(TrainerCallback):  # type: ignore[misc]  # transformers is untyped he
 
     def keep_if_best(self, loss: float) -> None:
         """Keep the weights if the held-out loss is the lowest; stop where it is no number, or patience is at its end."""
-        losses = [each for _, each in self.held_out()]  # this one is the last of them
+        losses = [held_out_loss for _, held_out_loss in self.held_out()]  # this one is the last of them
         since = len(losses) - 1 - losses.index(min(losses)) if losses else 0
         if not math.isfinite(loss):
             self.break_off(f"a held-out loss of {loss}")
@@ -473,7 +473,7 @@ def _whole_weights() -> StateDictOptions:
 
 
 def _finite_gradient(module: nn.Module) -> bool:
-    norm = torch.nn.utils.get_total_norm([each.grad for each in module.parameters() if each.grad is not None])
+    norm = torch.nn.utils.get_total_norm([param.grad for param in module.parameters() if param.grad is not None])
     return bool(torch.isfinite(norm.full_tensor() if hasattr(norm, "full_tensor") else norm))
 
 

@@ -40,7 +40,7 @@ class Unfinished:
 
     def check(self, settings: Mapping[str, Any], *, resume: bool | None) -> bool:
         """Whether there is a run to go on with."""
-        if resume is None and self.folder.exists() and any(each.is_dir() for each in self.folder.iterdir()):
+        if resume is None and self.folder.exists() and any(path.is_dir() for path in self.folder.iterdir()):
             raise OutputError(
                 f"one{self._place}",
                 expected="no unfinished run for this output",
@@ -55,8 +55,8 @@ class Unfinished:
     def settings(self) -> dict[str, Any]:
         """Return the settings of the unfinished run; empty if there is none."""
         path = self.folder / SETTINGS
-        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-        return found
+        settings: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+        return settings
 
     def summary(self) -> str:
         """A line for people: what there is to go on with."""

@@ -111,7 +111,7 @@ class Choice:
             if beside:
                 raise _excluding(name, beside[0])
         if self.finalists != FINALISTS and not self.how.finalists:
-            name = next(each.name for each in STRATEGIES.values() if each.finalists)
+            name = next(strategy.name for strategy in STRATEGIES.values() if strategy.finalists)
             fix = f"choose by {name}, or leave it out"
             raise InputError(self.strategy or "none", expected=f"the strategy {name}", fix=fix, option="finalists")
         if not self._check_goals():

@@ -100,12 +100,12 @@ def choose(
     else:
         scores = source if isinstance(source, Scores) else _scored(checkpoint, choice, source, compute, progress)
         wanted = choice.plan(scores, compute.seed)
-    found, allowed = None, functools.partial(choice.allows, layers)
+    exact, allowed = None, functools.partial(choice.allows, layers)
     if choice.layers is None:
-        found = aligned(checkpoint, wanted, allowed=allowed, progress=progress)
-    if found is None:
+        exact = aligned(checkpoint, wanted, allowed=allowed, progress=progress)
+    if exact is None:
         pruned_config(checkpoint, wanted)  # says why the cut is not exact
-    return Chosen(found or wanted, wanted, scores)
+    return Chosen(exact or wanted, wanted, scores)
 
 
 def _unopened(source: Scores | int, choice: Choice, seed: int) -> Plan:
@@ -164,14 +164,14 @@ def _measured(checkpoint: Checkpoint, choice: Choice, tokens: Tokens, compute: C
 
     layers, decoder = checkpoint.anatomy.layers, Decoder.open(checkpoint, compute)
 
-    def found(choice: Choice) -> Plan:
+    def measured_plan(choice: Choice) -> Plan:
         return choice.how.function(decoder, tokens, choice.removal(layers, compute.seed), progress=progress)
 
     if choice.fits is None:
-        return found(choice)
+        return measured_plan(choice)
     heavy_first = sorted(range(layers), key=lambda layer: checkpoint.sizes.layer_bytes[layer], reverse=True)
     for amount in range(len(fewest(heavy_first, layers, choice.fits)), layers):
-        plan = found(replace(choice, drop=amount, fits=None))
+        plan = measured_plan(replace(choice, drop=amount, fits=None))
         if choice.fits(plan.kept):
             return plan
     raise PlanError("none", expected="a cut that leaves what fits", fix="allow more bytes", where="plan")

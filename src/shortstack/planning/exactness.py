@@ -54,14 +54,14 @@ def aligned(
     TRIES of each kind are built.
     """
     for plans in _near(plan, allowed):
-        expressible = ((found, config) for found in plans if (config := _expressed(checkpoint, found)))
-        for tries, (found, config) in enumerate(itertools.islice(expressible, TRIES), start=1):
+        expressible = ((cut, config) for cut in plans if (config := _expressed(checkpoint, cut)))
+        for tries, (cut, config) in enumerate(itertools.islice(expressible, TRIES), start=1):
             try:
-                _checked(checkpoint, found, config)
+                _checked(checkpoint, cut, config)
             except ArchitectureError:
                 progress("looking for an exact cut", tries, TRIES)
             else:
-                return found
+                return cut
     return None
 
 
@@ -69,7 +69,7 @@ def nearest(
     plan: Plan, exact: Callable[[Plan], bool], *, allowed: Callable[[Set[int]], bool] = lambda _removed: True
 ) -> Plan | None:
     """The nearest cut that a rule finds exact, as aligned() orders them; None when none is."""
-    return next((found for plans in _near(plan, allowed) for found in plans if exact(found)), None)
+    return next((cut for plans in _near(plan, allowed) for cut in plans if exact(cut)), None)
 
 
 def _near(plan: Plan, allowed: Callable[[Set[int]], bool]) -> Iterator[Iterator[Plan]]:
@@ -126,10 +126,10 @@ def pruned_config(checkpoint: Checkpoint, plan: Plan) -> dict[str, Any]:
     try:
         return _checked(checkpoint, plan, _config(checkpoint, plan))
     except ArchitectureError as error:
-        found = aligned(checkpoint, plan)
-        if found is None:
+        nearest_cut = aligned(checkpoint, plan)
+        if nearest_cut is None:
             raise
-        layers = show_layers(found.removed).replace(" ", "")
+        layers = show_layers(nearest_cut.removed).replace(" ", "")
         raise error.but(fix=f"{error.fix}; the nearest exact cut: layers {layers}") from error
 
 

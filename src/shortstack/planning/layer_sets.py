@@ -50,15 +50,15 @@ def cheapest_sets(costs: Mapping[Block, float], amount: int, most: int) -> list[
     [(0.4, (0, 2)), (0.7, (0, 1))]
     """
     end = max(first + size for first, size in costs)
-    found: dict[Block, list[tuple[float, tuple[int, ...]]]] = {(place, 0): [(0.0, ())] for place in range(end + 2)}
+    cheapest: dict[Block, list[tuple[float, tuple[int, ...]]]] = {(place, 0): [(0.0, ())] for place in range(end + 2)}
     for first in reversed(range(end)):
         for left in range(1, amount + 1):
-            sets = list(found.get((first + 1, left), ()))
+            sets = list(cheapest.get((first + 1, left), ()))
             for size in (size for size in range(1, left + 1) if (first, size) in costs):
-                block, behind = tuple(range(first, first + size)), found.get((first + size + 1, left - size), ())
+                block, behind = tuple(range(first, first + size)), cheapest.get((first + size + 1, left - size), ())
                 sets += [(costs[first, size] + cost, (*block, *layers)) for cost, layers in behind]
-            found[first, left] = heapq.nsmallest(most, sets)
-    return found[0, amount]
+            cheapest[first, left] = heapq.nsmallest(most, sets)
+    return cheapest[0, amount]
 
 
 def unlike(sets: Iterable[tuple[int, ...]], most: int) -> list[tuple[int, ...]]:
@@ -186,7 +186,7 @@ def parse_layers(text: str) -> tuple[int, ...]:
     >>> parse_layers("22-24,3")
     (22, 23, 24, 3)
     """
-    found: list[int] = []
+    layers: list[int] = []
     for part in text.split(","):
         match = re.fullmatch(r"\s*(\d{1,5})(?:\s*-\s*(\d{1,5}))?\s*", part)  # a range is spelled out: keep it small
         if not match or (match[2] and int(match[2]) < int(match[1])):
@@ -196,8 +196,8 @@ def parse_layers(text: str) -> tuple[int, ...]:
                 fix="write single layers and ranges, with commas between",
                 option="layers",
             )
-        found.extend(range(int(match[1]), int(match[2] or match[1]) + 1))
-    return tuple(found)
+        layers.extend(range(int(match[1]), int(match[2] or match[1]) + 1))
+    return tuple(layers)
 
 
 def lowest(values: Sequence[float], allowed: Sequence[int], amount: int) -> tuple[int, ...]:
@@ -223,9 +223,9 @@ def lowest_window(values: Sequence[float], allowed: range, amount: int) -> tuple
 def check_removal(removed: Sequence[int], layers: int, *, option: str = "", where: object = "") -> None:
     """Raise PlanError unless these are distinct layers of the model, at least one and not all."""
 
-    def refuse(expected: str, found: str) -> None:
+    def refuse(expected: str, actual: str) -> None:
         raise PlanError(
-            found,
+            actual,
             expected=expected,
             fix=f"name between 1 and {layers - 1} distinct layers from 0 to {layers - 1}",
             option=option,

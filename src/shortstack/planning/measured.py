@@ -135,8 +135,8 @@ def search(
     tail, judged = frozenset(allowed[-amount:]), dict[SkippedLayers, float]()
     finalists = [*_best(known, budget.survivors), *named.values(), tail]
     _measure(decoder, held_out, finalists, judged, progress, "held out")
-    (best,) = _best({found: judged[found] for found in finalists}, 1)
-    compared = {"search": judged[best], **{name: judged[found] for name, found in named.items()}, "tail": judged[tail]}
+    (best,) = _best({cut: judged[cut] for cut in finalists}, 1)
+    compared = {"search": judged[best], **{name: judged[cut] for name, cut in named.items()}, "tail": judged[tail]}
     return replace(
         Plan(len(decoder.layers), tuple(sorted(best)), "search by kl"),
         compared=compared,
@@ -165,17 +165,17 @@ def _offspring(
     rng: random.Random,
 ) -> list[SkippedLayers]:
     """New sets: one layer of a parent exchanged for another that is likely, sometimes two."""
-    found = dict[SkippedLayers, None]()
+    children = dict[SkippedLayers, None]()
     for _ in range(20 * amount):  # the neighbourhood may hold no more
         parent = rng.choice(parents)
         others = [layer for layer in likely if layer not in parent]
         many = min(1 + (rng.random() < 0.3), len(others), len(parent))
         child = parent - {*rng.sample(sorted(parent), many)} | {*rng.sample(others, many)}
         if child not in known:
-            found[child] = None
-        if len(found) == amount:
+            children[child] = None
+        if len(children) == amount:
             break
-    return list(found)
+    return list(children)
 
 
 def _measure(
@@ -189,8 +189,8 @@ def _measure(
     """Add the KL divergence of each set to what is known, all from one walk."""
     spec = MeasurementSpec([KL], singles=False, sets=[*dict.fromkeys(sets)])
     run = Measurement(decoder, tokens, spec, progress=progress, stage=stage).go()
-    for found in spec.sets:
-        known[found] = checked(run.distance(found), f"kl without layers {show_layers(sorted(found))}")
+    for cut in spec.sets:
+        known[cut] = checked(run.distance(cut), f"kl without layers {show_layers(sorted(cut))}")
 
 
 @torch.no_grad()
@@ -237,4 +237,4 @@ def _candidates(decoder: Decoder, tokens: Tokens, removal: Removal, progress: Pr
 
 
 def _best(known: Mapping[SkippedLayers, float], amount: int) -> list[SkippedLayers]:
-    return sorted(known, key=lambda found: (known[found], sorted(found)))[:amount]
+    return sorted(known, key=lambda cut: (known[cut], sorted(cut)))[:amount]

@@ -45,16 +45,16 @@ def read_mergekit(path: str | Path) -> tuple[int, ...]:
     ranges = _ranges(read, path)
     crossing = next((pair for pair in pairwise(ranges) if pair[1][0] < pair[0][1]), None)
     if crossing:
-        found = f"{list(crossing[0])} before {list(crossing[1])}"
-        raise DataError(found, expected="each layer once, in their order", fix=FIX, where=path)
+        actual = f"{list(crossing[0])} before {list(crossing[1])}"
+        raise DataError(actual, expected="each layer once, in their order", fix=FIX, where=path)
     return tuple(layer for start, end in ranges for layer in range(start, end))
 
 
 def plan_of_kept(kept: Sequence[int], layers: int, *, where: object) -> Plan:
     """The plan that keeps these of a model's layers."""
     if max(kept) >= layers or len(kept) == layers:
-        expected, found = f"some of the model's {layers} layers", f"layers up to {max(kept)}, {len(kept)} in all"
-        raise PlanError(found, expected=expected, fix="name the model that the slices are of", where=where)
+        expected, actual = f"some of the model's {layers} layers", f"layers up to {max(kept)}, {len(kept)} in all"
+        raise PlanError(actual, expected=expected, fix="name the model that the slices are of", where=where)
     return Plan(layers, tuple(layer for layer in range(layers) if layer not in set(kept)), "slices of mergekit")
 
 
@@ -63,9 +63,9 @@ def _ranges(read: Any, path: object) -> list[tuple[int, int]]:
     if not isinstance(read, Mapping) or not isinstance(read.get("slices"), list) or not read["slices"]:
         raise DataError(str(read or "nothing")[:80], expected="slices, as mergekit has them", fix=FIX, where=path)
     if read.get("merge_method", METHOD) != METHOD:
-        found = f"merge_method {read['merge_method']}"
-        raise DataError(found, expected=f"merge_method {METHOD}", fix=FIX, where=path)
-    sources = [_source(each, path) for each in read["slices"]]
+        actual = f"merge_method {read['merge_method']}"
+        raise DataError(actual, expected=f"merge_method {METHOD}", fix=FIX, where=path)
+    sources = [_source(part, path) for part in read["slices"]]
     models = sorted({model for model, _ in sources})
     if len(models) > 1:
         raise DataError(", ".join(models), expected="slices of one model", fix=FIX, where=path)

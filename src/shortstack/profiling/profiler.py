@@ -123,20 +123,20 @@ class Profile(Tabled):
     def table(self) -> Table:
         """Return a table of counts, median speeds and peak memory, and their ratios to the other model's."""
         models = [self.counts, *([self.against.counts] if self.against else [])]
-        counted = [each.cells() for each in models]
+        counted = [counts.cells() for counts in models]
         labels = dict.fromkeys(label for cells in counted for label in cells)
         rows = [(label, *(cells.get(label) for cells in counted), *_ratio(label, counted)) for label in labels]
         for place, speed in enumerate(self.speed):
             speeds = [speed, *([self.against.speed[place]] if self.against else [])]
             for phase in ("prefill", "decode"):
-                cells = [_spread(getattr(each, f"{phase}_runs")) for each in speeds]
+                cells = [_spread(getattr(model_speed, f"{phase}_runs")) for model_speed in speeds]
                 cells += [getattr(self.against.ratios[place], phase).cell] if self.against else []
                 rows.append((f"{phase}, tokens/s, batch {speed.batch}", *cells))
         if self.peak_bytes:
             rows.append(("peak memory", Cell(self.peak_bytes, "bytes"), *[None] * (2 if self.against else 0)))
         title = f"{self.counts.model}: {self.counts.parameters.total:,} parameters"
-        names = [each.model.rstrip("/").rpartition("/")[2] for each in models]
-        names = names if len({*names}) == len(names) else [each.model for each in models]
+        names = [counts.model.rstrip("/").rpartition("/")[2] for counts in models]
+        names = names if len({*names}) == len(names) else [counts.model for counts in models]
         columns = (Column("counted", "text"), *names, *(["ratio"] if self.against else []))
         return Table.of(title, columns, rows, notes=[*self._notes()])
 

@@ -119,7 +119,7 @@ def speeds(
             if turn:
                 runs[place].append(run)
         progress(f"timing, batch {load.batch}", turn + 1, repeats + 1)
-    return [Speeds.of(load.batch, each) for each in runs]
+    return [Speeds.of(load.batch, model_runs) for model_runs in runs]
 
 
 @torch.no_grad()

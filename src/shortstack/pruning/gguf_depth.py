@@ -96,8 +96,8 @@ class GgufDepth:
         """Refuse a file that lacks a layer's tensors."""
         missing = sorted(set(range(self.layers)) - {tensor.block for tensor in model.tensors})
         if missing:
-            expected, found = f"tensors of layers 0 to {self.layers - 1}", f"none of layer {missing[0]}"
-            raise CheckpointError(found, expected=expected, fix="download all of it again", where=self.where)
+            expected, actual = f"tensors of layers 0 to {self.layers - 1}", f"none of layer {missing[0]}"
+            raise CheckpointError(actual, expected=expected, fix="download all of it again", where=self.where)
 
     def _kinds(self, fields: Fields, depth: int) -> list[tuple[Any, ...]]:
         """Return for each layer the properties that depend on its number."""
@@ -142,11 +142,11 @@ class GgufDepth:
 
     def _refused(self, kept: Sequence[int]) -> ArchitectureError:
         removed = tuple(layer for layer in range(self.layers) if layer not in kept)
-        found = nearest(Plan(self.layers, removed, "layers"), self.is_exact)
-        layers = show_layers(found.removed).replace(" ", "") if found else ""
+        nearest_cut = nearest(Plan(self.layers, removed, "layers"), self.is_exact)
+        layers = show_layers(nearest_cut.removed).replace(" ", "") if nearest_cut else ""
         return ArchitectureError(
             f"others, without layers {show_layers(removed)}",
             expected=f"kept layers that llama.cpp takes for what they are: of {self.architecture} it tells that by number",
-            fix=f"cut whole periods{'; the nearest exact cut: layers ' + layers if found else ''}",
+            fix=f"cut whole periods{'; the nearest exact cut: layers ' + layers if nearest_cut else ''}",
             where=self.where,
         )

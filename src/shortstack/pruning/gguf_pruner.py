@@ -70,7 +70,7 @@ def _counted(tensors: list[GgufTensor], progress: Progress) -> Callable[[int], N
 def pruned_metadata(depth: GgufDepth, plan: Plan) -> dict[str, Entry]:
     """Return the metadata of the pruned model, without that on its source."""
     entries = depth.without(plan.kept)
-    return {name: each for name, each in entries.items() if name != STALE and not name.startswith((SPLIT, OURS))}
+    return {name: entry for name, entry in entries.items() if name != STALE and not name.startswith((SPLIT, OURS))}
 
 
 def kept_tensors(model: GgufFile, plan: Plan) -> list[GgufTensor]:

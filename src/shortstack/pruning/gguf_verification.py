@@ -47,8 +47,8 @@ def _plan(model: GgufFile, source: GgufFile) -> Plan:
     depth.check_known()
     if layers is None or layers.value != depth.layers or not {*kept} < {*range(depth.layers)}:
         expected = f"a file made from a model of {depth.layers} layers"
-        found = f"one made from {layers.value if layers else 'an unknown number'}"
-        raise CheckpointError(found, expected=expected, fix="name the model it was made from", where=model.parts[0])
+        actual = f"one made from {layers.value if layers else 'an unknown number'}"
+        raise CheckpointError(actual, expected=expected, fix="name the model it was made from", where=model.parts[0])
     return Plan(depth.layers, tuple(layer for layer in range(depth.layers) if layer not in kept), "layers")
 
 
@@ -62,7 +62,7 @@ def _whole(model: GgufFile) -> dict[str, Any]:
 
 def _metadata(model: GgufFile, source: GgufFile, plan: Plan) -> dict[str, Any]:
     wanted = pruned_metadata(GgufDepth(source.architecture, source.entries, source.parts[0]), plan)
-    metadata = {name: each for name, each in model.entries.items() if not name.startswith((SPLIT, OURS))}
+    metadata = {name: entry for name, entry in model.entries.items() if not name.startswith((SPLIT, OURS))}
     wrong = sorted(name for name in wanted.keys() | metadata.keys() if not _same(name, wanted, metadata))
     return {
         "ok": not wrong,
@@ -75,14 +75,14 @@ def _same(name: str, one: Mapping[str, Entry], other: Mapping[str, Entry]) -> bo
 
 
 def _bytes(model: GgufFile, wanted: Sequence[GgufTensor], progress: Progress) -> dict[str, Any]:
-    found = {tensor.name: tensor for tensor in model.tensors}
+    tensors = {tensor.name: tensor for tensor in model.tensors}
     padding = max(model.alignment, ALIGNMENT)  # which parts behind the first have, as they say no other
-    stray = sorted({tensor.name for tensor in wanted} ^ found.keys())
+    stray = sorted({tensor.name for tensor in wanted} ^ tensors.keys())
     if stray:
-        return {"ok": False, "detail": f"{stray[0]} is {'unexpected' if stray[0] in found else 'missing'}"}
+        return {"ok": False, "detail": f"{stray[0]} is {'unexpected' if stray[0] in tensors else 'missing'}"}
     total, done = sum(len(tensor.data) for tensor in wanted), 0
     for tensor in wanted:
-        other = found[tensor.name]
+        other = tensors[tensor.name]
         alike = (tensor.shape, tensor.kind) == (other.shape, other.kind)
         if not alike or not same_bytes(tensor.data, other.data, padding=padding):
             return {"ok": False, "detail": f"{tensor.name} is another than the source's"}

@@ -33,8 +33,8 @@ class PruneCallback(TrainerCallback):  # type: ignore[misc]  # it has no types
         plan = plan.plan if isinstance(plan, Chosen) else plan
         leaving = plan.removed[::-1]
         if not 0 < len(set(at)) <= len(leaving):
-            expected, found = f"1 to {len(leaving)} steps at which layers leave", f"{list(at)}"
-            raise PlanError(found, expected=expected, fix="name fewer steps, or more layers", where="at")
+            expected, actual = f"1 to {len(leaving)} steps at which layers leave", f"{list(at)}"
+            raise PlanError(actual, expected=expected, fix="name fewer steps, or more layers", where="at")
         self.layers, self.left = plan.layers, list(range(plan.layers))
         self.parts = dict(zip(sorted(set(at)), _parts(leaving, len(set(at))), strict=True))
 
@@ -86,17 +86,17 @@ def _parts(layers: Sequence[int], count: int) -> list[list[int]]:
     >>> _parts([7, 6, 5, 4, 3], 2)
     [[7, 6, 5], [4, 3]]
     """
-    size, more = divmod(len(layers), count)
-    ends = [size * part + min(part, more) for part in range(count + 1)]
+    size, larger = divmod(len(layers), count)
+    ends = [size * part + min(part, larger) for part in range(count + 1)]
     return [list(layers[start:end]) for start, end in pairwise(ends)]
 
 
 def _check_depth(model: Any, layers: int, step: int) -> None:
     """Refuse a model that a state was loaded into without having its layers."""
-    found = model.config.get_text_config().num_hidden_layers
-    if found != layers:
+    depth = model.config.get_text_config().num_hidden_layers
+    if depth != layers:
         raise PlanError(
-            found,
+            depth,
             expected=f"{layers} layers, as the one that was saved after step {step} has",
             fix="start with that one: from_pretrained() of the folder that training goes on from",
             where="the model",
@@ -106,5 +106,5 @@ def _check_depth(model: Any, layers: int, step: int) -> None:
 def _check_whole(args: TrainingArguments) -> None:
     """Refuse several processes, which have agreed on the parameters that they share."""
     if args.world_size > 1:
-        found, fix = f"{args.world_size}", "train in one process, or prune first and then train in many"
-        raise InputError(found, expected="one process", fix=fix, where="the trainer")
+        actual, fix = f"{args.world_size}", "train in one process, or prune first and then train in many"
+        raise InputError(actual, expected="one process", fix=fix, where="the trainer")

@@ -73,8 +73,8 @@ def _bare(model: nn.Module) -> PreTrainedModel:
             if getattr(adapter, field, None)
         ]
         if numbered:
-            expected, found = "an adapter of all layers alike", f"{name}, whose {numbered[0]} names some by number"
-            raise InputError(found, expected=expected, fix="merge_and_unload() it first", where="the model")
+            expected, actual = "an adapter of all layers alike", f"{name}, whose {numbered[0]} names some by number"
+            raise InputError(actual, expected=expected, fix="merge_and_unload() it first", where="the model")
     return bare
 
 
@@ -92,9 +92,9 @@ def _check(live: PreTrainedModel, before: PreTrainedModel, anatomy: Anatomy) -> 
         fix = "give what AutoModelForCausalLM.from_pretrained returns"
         raise InputError(type(live).__name__, expected=expected, fix=fix, where="the model")
     if len(live.get_submodule(anatomy.layers_path)) != anatomy.layers:
-        found = f"{len(live.get_submodule(anatomy.layers_path))} layers"
+        actual = f"{len(live.get_submodule(anatomy.layers_path))} layers"
         expected, fix = f"{anatomy.layers} layers, as its config says", "load it again"
-        raise InputError(found, expected=expected, fix=fix, where="the model")
+        raise InputError(actual, expected=expected, fix=fix, where="the model")
     by_depth = [
         name for name, _ in live.named_parameters() if any(f".{block}." in f".{name}" for block in DEPTH_BLOCKS)
     ]
@@ -147,7 +147,7 @@ def _tell_configs(live: PretrainedConfig, raw: Mapping[str, Any], config: Mappin
 def _renumber_devices(model: nn.Module, live: PreTrainedModel, path: str, kept: Sequence[int]) -> None:
     """Where accelerate put what, by the new numbers."""
     numbered = re.compile(rf"^((?:.*\.)?{re.escape(path)}\.)(\d+)(?=\.|$)")
-    for owner in {id(each): each for each in (model, live)}.values():
+    for owner in {id(module): module for module in (model, live)}.values():
         places = vars(owner).get("hf_device_map")
         if places:
             matches = ((name, place, numbered.match(name)) for name, place in places.items())

@@ -194,7 +194,7 @@ def kept_tensors(
 def _renumbered(checkpoint: Checkpoint, plan: Plan) -> dict[str, Any]:
     """The files of a quantiser's settings, by name, with the modules that they name under their new numbers."""
     renamed: dict[str, Any] = {}
-    for path in (each for each in checkpoint.side_files() if QUANTISER.search(each.name)):
+    for path in (side_file for side_file in checkpoint.side_files() if QUANTISER.search(side_file.name)):
         paths = {checkpoint.anatomy.layers_path, checkpoint.layer_names.path}
         try:
             renamed[path.name] = rename_layers(read_json(path), paths, {old: n for n, old in enumerate(plan.kept)})

@@ -94,7 +94,7 @@ def verify(
         return Verification(checks)
     models = [checkpoint, *([against] if against else [])]
     if stream is None:
-        stream = any(must_stream(each, torch.float32, device) for each in models)
+        stream = any(must_stream(model, torch.float32, device) for model in models)
     if not stream and (why := _not_loaded(checkpoint)):
         detail = f"{len(checkpoint.tensors)} tensors; not loaded here: {why}"
         compared = {"bytes": _bytes(checkpoint, against)} if against else {}
@@ -175,11 +175,11 @@ def _kept(against: Checkpoint, plan: Plan) -> list[StoredTensor]:
 def _differing(checkpoint: Checkpoint, expected: Iterable[StoredTensor]) -> Iterator[str]:
     """The names of expected tensors that the checkpoint lacks, or has otherwise."""
     for tensor in expected:
-        found = checkpoint.tensors.get(tensor.name)
+        stored = checkpoint.tensors.get(tensor.name)
         if (
-            found is None
-            or (found.dtype, found.shape) != (tensor.dtype, tensor.shape)
-            or found.digest() != tensor.digest()
+            stored is None
+            or (stored.dtype, stored.shape) != (tensor.dtype, tensor.shape)
+            or stored.digest() != tensor.digest()
         ):
             yield tensor.name
 

@@ -40,10 +40,10 @@ def repaired_windows(
     turns = decoder.memory_batches(starts, tokens=held_out, streams=len(cuts.sizes))
     done, total = itertools.count(1), len(turns) * len(decoder.layers)
     progress = paced(progress, tokens.ids.numel())
-    found: dict[Window, float] = {}
+    divergences: dict[Window, float] = {}
     for some in turns:
-        found |= cuts.measured(some, lambda: progress("repairing", next(done), total))
-    return found
+        divergences |= cuts.measured(some, lambda: progress("repairing", next(done), total))
+    return divergences
 
 
 class _Windows:

@@ -40,7 +40,7 @@ def mean_loss(decoder: Decoder, batches: Batches, streams: Sequence[Tensor], whe
     losses: list[list[Tensor]] = [[] for _ in batches.kinds]
     for ids, counted, kind, hidden in zip(batches.ids, batches.counted, batches.kind_of, streams, strict=True):
         losses[kind].append(next_token_losses(decoder, ids, hidden, counted))
-    return checked(batches.mean([float(in_float64(torch.cat(each)).mean()) for each in losses]), where)
+    return checked(batches.mean([float(in_float64(torch.cat(kind_losses)).mean()) for kind_losses in losses]), where)
 
 
 def mean_divergences(
@@ -56,7 +56,7 @@ def mean_divergences(
         batches.ids, batches.counted, batches.kind_of, whole, streams, strict=True
     ):
         kls[kind] += [kl for _, kl in divergences(decoder, ids, one, some, counted)]
-    of_kinds = torch.stack([in_float64(torch.cat(each, dim=1)).mean(1) for each in kls]).T.tolist()
+    of_kinds = torch.stack([in_float64(torch.cat(kind_kls, dim=1)).mean(1) for kind_kls in kls]).T.tolist()
     return {
         name: checked(batches.mean(values), f"KL divergence {name}")
         for name, values in zip(others, of_kinds, strict=True)
@@ -87,8 +87,8 @@ class Correction:
         if change is None:
             return list(streams)
         return [
-            (hidden.float() + self.point.product(each, change).view(hidden.shape)).to(hidden.dtype)
-            for hidden, each in zip(streams, inputs, strict=True)
+            (hidden.float() + self.point.product(batch, change).view(hidden.shape)).to(hidden.dtype)
+            for hidden, batch in zip(streams, inputs, strict=True)
         ]
 
 
@@ -122,10 +122,10 @@ def fit_corrections(
     A token counts by 1 / |there| of the stream where it is largest.
     """
     fitted, judged = point.regression(), point.regression()
-    for number, (each, hidden) in enumerate(zip(inputs, here, strict=True)):
+    for number, (batch, hidden) in enumerate(zip(inputs, here, strict=True)):
         wanted = [there[number].float() for there in theres.values()]
         missing = [one - hidden.float() for one in wanted]
-        (fitted if number < fitting else judged).add(each, missing, token_weights(wanted))
+        (fitted if number < fitting else judged).add(batch, missing, token_weights(wanted))
     corrections = {}
     for where, fit, missing in zip(theres, fitted.fitted(judged, RIDGES), judged.residuals.tolist(), strict=True):
         change = fit.change.float().to(here[0].device) if checked(fit.error, where) < 1 else None

@@ -97,13 +97,13 @@ class MergedMlp:
     """
 
     def __init__(
-        self, layer: nn.Module, found: MergeableMlp, entering: Sequence[Tensor], inputs: Sequence[Tensor], fitting: int
+        self, layer: nn.Module, mlp: MergeableMlp, entering: Sequence[Tensor], inputs: Sequence[Tensor], fitting: int
     ) -> None:
         """entering: what enters the MLP, and inputs: what its neurons give, of each batch; from `fitting` on held out."""
-        self.found, self.entering, self.fitting = found, entering, fitting
-        self.own_inputs, self.inputs = inputs, [each.clone() for each in inputs]
-        self.columns, self.own_columns = (found.columns(layer).clone() for _ in range(2))
-        self.gains = found.gains(layer)
+        self.found, self.entering, self.fitting = mlp, entering, fitting
+        self.own_inputs, self.inputs = inputs, [batch.clone() for batch in inputs]
+        self.columns, self.own_columns = (mlp.columns(layer).clone() for _ in range(2))
+        self.gains = mlp.gains(layer)
         self.scores: Tensor | None = None
         self.numbers = torch.arange(inputs[0].shape[-1])  # in the layer of their origin
         self.origin = torch.full_like(self.numbers, -1)  # the removed layer; -1 of a neuron of its own
@@ -120,10 +120,10 @@ class MergedMlp:
         if self.scores is None:
             self.scores = self._scores(self.inputs, self.columns, token_weights)
         theirs, ratio = self.found.columns(layer), _ratio(self.found.gains(layer), self.gains)
-        entering = [(each.float() * ratio).to(each.dtype) for each in self.entering]
+        entering = [(hidden.float() * ratio).to(hidden.dtype) for hidden in self.entering]
         with recorded_inputs(layer, [self.found.mlp.leaving]) as recorded:
-            for each in entering:
-                layer.get_submodule(self.found.mlp.module)(each)
+            for hidden in entering:
+                layer.get_submodule(self.found.mlp.module)(hidden)
         inputs = recorded[self.found.mlp.leaving]
         scores = self._scores(inputs, theirs, token_weights)
         places, chosen = exchanged(self.scores, scores)

@@ -259,7 +259,7 @@ class RepairWalk:
 
     def losses(self) -> tuple[float, float, float]:
         """The loss of the whole model, of the shortened one, and of that repaired, on what judges."""
-        whole, plain, short = (self._loss(each, judged=self.judging is not None) for each in self._held_out)
+        whole, plain, short = (self._loss(streams, judged=self.judging is not None) for streams in self._held_out)
         return whole, plain, short
 
     def divergence(self) -> float:
@@ -365,7 +365,7 @@ class RepairWalk:
         self, layer: int, point: FoldPoint, inputs: Sequence[Tensor], here: Sequence[Tensor], there: Sequence[Tensor]
     ) -> Correction:
         where = f"{self.decoder.anatomy.layer(layer)}.{point.name}"
-        inputs, here, there = (each[: self.seen] for each in (inputs, here, there))
+        inputs, here, there = (batches[: self.seen] for batches in (inputs, here, there))
         return fit_correction(point, inputs, here=here, there=there, fitting=self.fitting, where=where)
 
     def _keep(

@@ -65,13 +65,13 @@ class Regression(ABC):
         """Each residual's change by the ridge of which `judged`, the sums over held-out tokens, leave the lowest error."""
         few, judges = self._sketched(), judged._sketched()
         best = torch.stack([judges._explained(few.solve(ridge)) for ridge in ridges]).argmax(0).tolist()
-        found: dict[int, Fitted] = {}
+        fits: dict[int, Fitted] = {}
         for place in set(best):
             some = [number for number, chosen in enumerate(best) if chosen == place]
             changes = self._only(some).solve(ridges[place])
             errors = judged._only(some).errors(changes)
-            found |= {number: Fitted(ridges[place], *each) for number, *each in zip(some, changes, errors, strict=True)}
-        return [found[number] for number in range(len(best))]
+            fits |= {number: Fitted(ridges[place], *fit) for number, *fit in zip(some, changes, errors, strict=True)}
+        return [fits[number] for number in range(len(best))]
 
     def _only(self, residuals: Sequence[int]) -> Self:
         """The same of some of the residuals."""
@@ -133,7 +133,7 @@ class MatrixRegression(Regression):
 
     def _take(self, x: Tensor, several: Tensor, weights: Tensor) -> None:
         self._known = None
-        if self._kept is not None and len(x) + sum(len(each) for each, *_ in self._kept) < x.shape[1]:
+        if self._kept is not None and len(x) + sum(len(rows) for rows, *_ in self._kept) < x.shape[1]:
             self._kept.append((x, several, weights))
             return
         for one in self._kept or ():

@@ -72,12 +72,12 @@ class HiddenMeans:
 def _add(
     means: Mapping[Metric, Sequence[Mean]], place: int, around: tuple[Tensor, Tensor], counted: Tensor | None
 ) -> None:
-    for metric, each in means.items():
+    for metric, metric_means in means.items():
         values = metric.function(*around)  # [batch, length, ...]
         if metric.last_token:
-            each[place].add(values[:, -1])
+            metric_means[place].add(values[:, -1])
         else:
-            each[place].add(values.flatten(0, 1) if counted is None else values[counted])
+            metric_means[place].add(values.flatten(0, 1) if counted is None else values[counted])
 
 
 class OutputMeans:
@@ -137,9 +137,9 @@ class GradientSums:
 
     def add(self, layer: int, gradients: Sequence[WeightGradient]) -> None:
         for metric in self.metrics:
-            seen = [each for each in gradients if metric.sees(each.name, each.weight.dim())]
+            seen = [parameter for parameter in gradients if metric.sees(parameter.name, parameter.weight.dim())]
             self.scores[metric.name][layer] = metric.finish(
-                sum(metric.function(each.weight, each.gradient) for each in seen)
+                sum(metric.function(parameter.weight, parameter.gradient) for parameter in seen)
             )
 
     def of_layers(self, staying: Sequence[int]) -> Values:

@@ -158,7 +158,7 @@ class Measurement:
     def _predicted(self, kind: int) -> float:
         """Return the divisor of a kind's summed loss, so that all kinds together give the mean by their weights."""
         kinds = self.batches.kinds
-        return self.batches.predicted(kind) * sum(each.weight for each in kinds) / kinds[kind].weight
+        return self.batches.predicted(kind) * sum(text.weight for text in kinds) / kinds[kind].weight
 
     def _back(self) -> None:
         batches, tick = self.batches.ids, lambda: self._tick(BACKWARD)
@@ -223,8 +223,8 @@ class Measurement:
         base = self.base_loss or 0.0
         return {
             metric.name: [
-                metric.finish(metric.function(self.loss(each) - base if metric.feed == "loss" else self.distance(each)))
-                for each in sets
+                metric.finish(metric.function(self.loss(cut) - base if metric.feed == "loss" else self.distance(cut)))
+                for cut in sets
             ]
             for metric in self.outputs[0].metrics
             if sets
@@ -245,7 +245,7 @@ def walk_on(run: Measurement, further: SkippedLayers) -> Measurement:
     if run.trail is None or run.needs_gradient:
         return following
     first = min(further)
-    renamed = [[_renamed(groups, further, following) for groups in each] for each in run.trail[: first + 1]]
+    renamed = [[_renamed(groups, further, following) for groups in batches] for batches in run.trail[: first + 1]]
     following.trail = renamed[:first]
     following.walks = [
         WalkState(ids, groups, first, number)
@@ -263,7 +263,7 @@ def _renamed(groups: Sequence[Group], further: SkippedLayers, run: Measurement) 
     observed, renamed = run.sets[0], []
     for sets, state in groups:
         outputs = run.outputs[0]
-        with_more = {each if outputs.compares and each == UNPRUNED else each | further: None for each in sets}
-        kept = sorted((each for each in with_more if each in outputs.losses), key=lambda each: each != observed)
+        with_more = {cut if outputs.compares and cut == UNPRUNED else cut | further: None for cut in sets}
+        kept = sorted((cut for cut in with_more if cut in outputs.losses), key=lambda cut: cut != observed)
         renamed += [(tuple(kept), state)] if kept else []
     return sorted(renamed, key=lambda group: group[0][0] != observed)

@@ -38,7 +38,7 @@ def score_picture(
     marked = (
         [f"the {drop} that go first are marked" if drop > 1 else "the one that goes first is marked"] if values else []
     )
-    return Picture(title, panels, [each for each in ["; ".join([*_read(tokens), *marked])] if each])
+    return Picture(title, panels, [note for note in ["; ".join([*_read(tokens), *marked])] if note])
 
 
 def _read(tokens: Tokens) -> list[str]:
@@ -98,9 +98,9 @@ def _depths(depths: Sequence[Depths], name: str, label: str) -> Panel:
 
 def _points(depths: Sequence[Depths], key: str) -> list[Point]:
     whole = depths[0]["layers"] or 0
-    found = []
+    points = []
     for depth in depths:
         gone, value = whole - (depth["layers"] or 0), depth.get(key)
         if value is not None:
-            found.append(Point(gone, value, f"{gone:g} removed, cut: {number(value)}", depth.get(f"{key}_stderr")))
-    return found
+            points.append(Point(gone, value, f"{gone:g} removed, cut: {number(value)}", depth.get(f"{key}_stderr")))
+    return points

@@ -223,5 +223,5 @@ def _check_numbers(where: object, scores: Mapping[str, Sequence[float]], amount:
             raise _not_scores(where, f"{amount} numbers for {name}{what}", f"{list(values)}")
 
 
-def _not_scores(where: object, expected: str, found: str) -> DataError:
-    return DataError(found, expected=expected, fix="score the model again", where=where)
+def _not_scores(where: object, expected: str, actual: str) -> DataError:
+    return DataError(actual, expected=expected, fix="score the model again", where=where)
