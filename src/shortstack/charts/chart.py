@@ -63,7 +63,7 @@ class Axis:
         """How far along the axis a value lies, from 0 to 1; an infinite one at its end."""
         if math.isinf(value):
             return float(value > 0)
-        low, high, at = (math.log(each) if self.log else each for each in (self.low, self.high, value))
+        low, high, at = (math.log(number) if self.log else number for number in (self.low, self.high, value))
         return min(1.0, max(0.0, (at - low) / ((high - low) or 1.0)))
 
 

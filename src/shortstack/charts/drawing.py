@@ -70,8 +70,8 @@ SHAPES = ("circle", "square", "triangle", "diamond", "cross", "ring")
 
 def macro(name: str) -> Callable[..., Markup]:
     """A macro of charts.svg.j2."""
-    found: Callable[..., Markup] = getattr(_template().module, name)
-    return found
+    template_macro: Callable[..., Markup] = getattr(_template().module, name)
+    return template_macro
 
 
 def swatch(colour: int | None) -> Markup:

@@ -29,14 +29,14 @@ class Panel:
     @property
     def legend_places(self) -> list[tuple[int | None, str, float, float]]:
         """Colour, name and place of each entry, in lines as wide as the picture."""
-        found, x, y = [], 0.0, float(LINE)
+        places, x, y = [], 0.0, float(LINE)
         for colour, name in self.legend:
             width = 26 + LETTER * len(name)
             if x and x + width > WIDTH:
                 x, y = 0.0, y + LINE
-            found.append((colour, name, x, y))
+            places.append((colour, name, x, y))
             x += width
-        return found
+        return places
 
     @property
     def head(self) -> float:

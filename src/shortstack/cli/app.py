@@ -90,12 +90,12 @@ def _ended_by_signals() -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def _show_warning(before: Any, message: Warning | str, category: type[Warning], *where: Any, **more: Any) -> None:
+def _show_warning(before: Any, message: Warning | str, category: type[Warning], *where: Any, **keywords: Any) -> None:
     """Print a warning of the package as a line, without the code location that Python adds; others as before."""
     if issubclass(category, ShortstackWarning):
         say(f"Warning: {message}")
     else:
-        before(message, category, *where, **more)
+        before(message, category, *where, **keywords)
 
 
 def _stopped(number: int, _frame: object) -> NoReturn:
@@ -106,9 +106,9 @@ def _stopped(number: int, _frame: object) -> NoReturn:
 
 
 def _no_memory(error: BaseException) -> ShortstackError:
-    found = one_line(error) or type(error).__name__
+    message = one_line(error) or type(error).__name__
     fix = "free memory, take a larger machine, or less text at once; --dry-run of a verb says what it needs"
-    return ShortstackError(found, expected="room for what is computed", fix=fix, where="memory")
+    return ShortstackError(message, expected="room for what is computed", fix=fix, where="memory")
 
 
 def _of_the_system(error: OSError) -> ShortstackError:

@@ -30,7 +30,7 @@ def cache(
         for entry in entries:
             remove(entry.path)
     if as_json:
-        listed = [{"kind": each.kind, "bytes": each.bytes, "used": each.used} for each in entries]
+        listed = [{"kind": entry.kind, "bytes": entry.bytes, "used": entry.used} for entry in entries]
         return console.show_json(
             {"directory": str(cache_directory()), "limit_bytes": limit, "cleared": clear, "entries": listed}
         )

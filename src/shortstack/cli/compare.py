@@ -104,7 +104,7 @@ def compare(
 
 def _calibration(
     checkpoint: Checkpoint,
-    asked: CompareOptions,
+    options: CompareOptions,
     *,
     text: CalibrationText,
     healed: Checkpoint | None,
@@ -119,12 +119,12 @@ def _calibration(
 
     how: dict[str, Any] = {"compute": compute, "progress": progress, "dry_run": dry_run}
     tokens, repair, heal = calibration_tokens(checkpoint, text, **how), None, None
-    if asked.repair:
-        windows = text.of_all(asked.repair_samples)
+    if options.repair:
+        windows = text.of_all(options.repair_samples)
         repair = calibration_tokens(checkpoint, windows, at_least=JUDGING, **how)
-    if asked.heal:
-        heal = heal_as_recipe(asked.heal, checkpoint, device=compute.device, progress=progress)
-    return Calibration(tokens, repair, asked.metric, heal, healed)
+    if options.heal:
+        heal = heal_as_recipe(options.heal, checkpoint, device=compute.device, progress=progress)
+    return Calibration(tokens, repair, options.metric, heal, healed)
 
 
 def _preview(

@@ -58,15 +58,17 @@ def drawn(table: Table, places: Sequence[int] | None = None) -> RichTable:
     from rich.table import Table as RichTable
     from rich.text import Text
 
-    found = RichTable(header_style="bold")
+    rich_table = RichTable(header_style="bold")
     texts = {place: _texts(table, place) for place in places or range(len(table.columns))}
     for place in texts:
         head, words = table.columns[place], table.words[place]
         side: JustifyMethod = "left" if words else "right"
-        found.add_column(Text(printable(head.heading)), justify=side, overflow="fold", no_wrap=not place or not words)
+        rich_table.add_column(
+            Text(printable(head.heading)), justify=side, overflow="fold", no_wrap=not place or not words
+        )
     for row in zip(*texts.values(), strict=True):
-        found.add_row(*map(Text, row))
-    return found
+        rich_table.add_row(*map(Text, row))
+    return rich_table
 
 
 def _width(table: Table, place: int) -> int:
@@ -87,8 +89,8 @@ def fitting(widths: Mapping[Any, int], room: int) -> list[list[Any]]:
     [['a', 'b'], ['c']]
     """
     rows: list[list[Any]] = [[]]
-    for name, each in widths.items():
-        if rows[-1] and sum(widths[other] for other in rows[-1]) + each > room:
+    for name, width in widths.items():
+        if rows[-1] and sum(widths[other] for other in rows[-1]) + width > room:
             rows.append([])
         rows[-1].append(name)
     return rows

@@ -34,8 +34,8 @@ def show_dry_run(
     there = _there(needed, output)
     short = lacking(needed, output)
     if report.json:
-        found = {**asdict(needed), "memory_bytes": _with_libraries(needed), **there}
-        return console.show_json({**(data or {}), **found, "lacking": short})
+        requirements = {**asdict(needed), "memory_bytes": _with_libraries(needed), **there}
+        return console.show_json({**(data or {}), **requirements, "lacking": short})
     on = f" on {needed.device}" if needed.device.startswith("cuda") else ""
     memory = f"{size(_with_libraries(needed))}, of {size(there['memory_available_bytes'])}"
     table = [*rows, (f"memory{on}, about", memory)]
@@ -44,8 +44,8 @@ def show_dry_run(
     console.show_table(Table.of("dry run: nothing is computed or written", ("", "would be"), table))
     if needed.streamed:
         console.show("Layers are read one by one.")
-    for each in short:
-        console.show(f"It does not fit here: {each}.")
+    for shortage in short:
+        console.show(f"It does not fit here: {shortage}.")
     if not short:
         report.say("the same command without --dry-run")
     return None

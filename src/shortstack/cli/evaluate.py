@@ -61,7 +61,7 @@ def evaluate(
             session.report.warn(_other_tokens(checkpoint, origin))
             base = prepared(origin, replace(generation, collapse_check=ready.collapse))
         if dry_run:
-            return _preview([each for each in (ready, base) if each], session)
+            return _preview([prepared_model for prepared_model in (ready, base) if prepared_model], session)
         result = ready.measured(progress)
     try:
         if base:
@@ -108,7 +108,7 @@ def _preview(models: Sequence[Prepared], session: Session) -> None:
     for ready in models:
         needed = needed.then(ready.requirements())
     rows = [("measured", ", ".join(ready.checkpoint.source for ready in models))]
-    rows += [(f"windows of {name}", f"{len(found.ids):,}") for name, found in ready.texts.items()]
+    rows += [(f"windows of {name}", f"{len(tokens.ids):,}") for name, tokens in ready.texts.items()]
     rows += [("tasks", ", ".join(loaded.name for loaded in ready.run.loaded))] if ready.run else []
     rows += [("probes", f"{len(ready.items):,} items")] if ready.items else []
     rows += [("free text", "written, to see whether it collapses")] if ready.collapse else []

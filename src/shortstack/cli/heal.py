@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from shortstack.healing.preview import Preview
     from shortstack.machine.progress import Progress
 
-METHOD_OPTIONS = [each.name for each in fields(MethodOptions) if each.name != "method"]
+METHOD_OPTIONS = [field.name for field in fields(MethodOptions) if field.name != "method"]
 
 
 @dataclass(frozen=True)
@@ -190,15 +190,15 @@ def _remark(
         report.warn("the head is the embedding matrix and stays frozen; --untie-head trains a head of its own")
 
 
-def _show_preview(found: Preview, output: Path, report: Reporting) -> None:
+def _show_preview(preview: Preview, output: Path, report: Reporting) -> None:
     rows = [
-        ("trained parameters", f"{found.trainable_parameters:,}"),
-        ("samples, held out", f"{found.samples:,}, {found.held_out:,}"),
-        ("tokens of an epoch", f"{found.tokens:,}"),
-        ("optimizer steps", "as many as --minutes leaves time for" if found.steps is None else f"{found.steps:,}"),
-        ("cache on disk, yet to write", size(found.cache_bytes)),
+        ("trained parameters", f"{preview.trainable_parameters:,}"),
+        ("samples, held out", f"{preview.samples:,}, {preview.held_out:,}"),
+        ("tokens of an epoch", f"{preview.tokens:,}"),
+        ("optimizer steps", "as many as --minutes leaves time for" if preview.steps is None else f"{preview.steps:,}"),
+        ("cache on disk, yet to write", size(preview.cache_bytes)),
     ]
-    if found.turns:
-        gone = ", ".join(map(str, found.turns))
-        rows.append(("turns, each at most that", f"{len(found.turns)}; before them go {gone} layers"))
-    show_dry_run(rows, found.requirements, report, output=output, data=found.to_dict())
+    if preview.turns:
+        gone = ", ".join(map(str, preview.turns))
+        rows.append(("turns, each at most that", f"{len(preview.turns)}; before them go {gone} layers"))
+    show_dry_run(rows, preview.requirements, report, output=output, data=preview.to_dict())

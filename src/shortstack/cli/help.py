@@ -26,7 +26,7 @@ class Help:
 
     def render_description(self, _console: Any, _options: Any, description: Any) -> None:
         paragraphs = description.primary_renderable.plain.strip().split("\n\n")
-        _write("\n\n".join("\n".join(_filled(" ".join(each.split()))) for each in paragraphs).splitlines())
+        _write("\n\n".join("\n".join(_filled(" ".join(paragraph.split()))) for paragraph in paragraphs).splitlines())
 
     def __call__(self, _console: Any, _options: Any, panel: HelpPanel) -> None:
         if self.short and panel.entries:

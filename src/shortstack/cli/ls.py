@@ -31,9 +31,11 @@ def ls(
     from shortstack.healing.recipes import recipe_titles
 
     listings = {
-        "metrics": [asdict(each) for each in METRICS.values()],
-        "strategies": [asdict(each) for each in STRATEGIES.values()],
-        "methods": [{"name": each.name, "trains": each.trains, "paper": each.paper} for each in METHODS.values()],
+        "metrics": [asdict(metric) for metric in METRICS.values()],
+        "strategies": [asdict(strategy) for strategy in STRATEGIES.values()],
+        "methods": [
+            {"name": method.name, "trains": method.trains, "paper": method.paper} for method in METHODS.values()
+        ],
         "recipes": [{"name": name, "title": title} for name, title in recipe_titles().items()],
         "tasks": [{"suite": suite, **asdict(TASKS[name])} for suite, names in SUITES.items() for name in names],
     }

@@ -92,7 +92,7 @@ def typed(*groups: object) -> list[str]:
     >>> typed(Compute(stream=True, seed=3)), typed(Source("v1"), Compute())
     (['--seed', '3', '--stream'], ['--revision', 'v1'])
     """
-    return [word for each in groups for word in option_words(changed_options(each))]
+    return [word for option_group in groups for word in option_words(changed_options(option_group))]
 
 
 def check_unused(where: str, *groups: object) -> None:

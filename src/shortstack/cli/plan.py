@@ -53,9 +53,9 @@ def plan(
             check_unused("--layers", text, session.compute)
         with session.report.bars() as progress:
             checkpoint = session.source.open(model, progress)
-            found = choose(checkpoint, choice, text, compute=session.compute, progress=progress)
-        say_moved(found)
-        chosen = found.plan.sized(checkpoint.sizes)
+            selection = choose(checkpoint, choice, text, compute=session.compute, progress=progress)
+        say_moved(selection)
+        chosen = selection.plan.sized(checkpoint.sizes)
     if session.report.json:
         console.show_json(chosen.to_dict())
     else:

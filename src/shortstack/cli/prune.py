@@ -64,21 +64,21 @@ class _Cut:
 
     def check(self) -> None:
         """Say what is wrong before any model is opened: no way to choose layers, or two, or options that do nothing."""
-        asked, compute = self.asked, self.session.compute
-        asked.check("prune")
-        if asked.plan:
+        options, compute = self.asked, self.session.compute
+        options.check("prune")
+        if options.plan:
             check_unused("--plan", self.choice)
         else:
             self.choice.check()
-        if asked.repair and compute.device_map:
+        if options.repair and compute.device_map:
             expected, fix = "weights in one place, to be refitted", "leave it out: a large model is read layer by layer"
             raise InputError("repair beside it", expected=expected, fix=fix, option="device_map")
-        if asked.repair and self.output.suffix == ".gguf":
+        if options.repair and self.output.suffix == ".gguf":
             expected, fix = "a cut alone where GGUF is written", "write a directory: it is dequantised"
             raise InputError("refitted weights", expected=expected, fix=fix, option="repair")
-        if asked.plan or self.choice.layers is not None:
-            where = "--plan" if asked.plan else "--layers"
-            check_unused(where, *(() if asked.repair else (self.text, compute)))
+        if options.plan or self.choice.layers is not None:
+            where = "--plan" if options.plan else "--layers"
+            check_unused(where, *(() if options.repair else (self.text, compute)))
             check_unused(where, CalibrationText(samples=self.text.samples))
 
     @property
@@ -122,9 +122,9 @@ class _Cut:
             return Chosen(planned, planned)
         like = self.choice.sized(checkpoint.sizes).like(checkpoint.anatomy.layers)
         check_fits(self.output, checkpoint, like, copies=self.copies)
-        found = choose(checkpoint, self.choice, self.text, compute=self.session.compute, progress=progress)
-        say_moved(found)
-        return found
+        chosen = choose(checkpoint, self.choice, self.text, compute=self.session.compute, progress=progress)
+        say_moved(chosen)
+        return chosen
 
     def written(self, checkpoint: Checkpoint, chosen: Chosen, progress: Progress) -> Repair | None:
         from shortstack.pruning import prune

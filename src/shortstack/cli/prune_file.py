@@ -65,17 +65,17 @@ class FileCut:
         if self.planned:
             return Chosen(self.planned, self.planned)
         checkpoint = session.source.open(self.model, progress)
-        found = choose(checkpoint, self.choice, text, compute=session.compute, progress=progress)
+        chosen = choose(checkpoint, self.choice, text, compute=session.compute, progress=progress)
         layers = self.depth.layers
-        plan = nearest(found.plan, self.depth.is_exact, allowed=lambda removed: self.choice.allows(layers, removed))
+        plan = nearest(chosen.plan, self.depth.is_exact, allowed=lambda removed: self.choice.allows(layers, removed))
         if plan is None:
             raise PlanError(
-                f"none near layers {show_layers(found.plan.removed)}",
+                f"none near layers {show_layers(chosen.plan.removed)}",
                 expected="a cut near the wanted one that is exact in GGUF",
                 fix="name layers of whole periods, such as 8-11",
                 where=self.model,
             )
-        return found._replace(plan=plan)
+        return chosen._replace(plan=plan)
 
 
 def prune_file(cut: FileCut, text: CalibrationText, session: Session) -> None:

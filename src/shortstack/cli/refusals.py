@@ -27,12 +27,12 @@ def refused(error: CycloptsError) -> InputError:
     match error:
         case UnknownOptionError():
             name = str(error.token.keyword or error.token.value)
-            near = nearest(name, (each for argument in error.argument_collection for each in argument.names))
+            near = nearest(name, (option for argument in error.argument_collection for option in argument.names))
             fix = f"did you mean {near}?" if near else explained
             return InputError("none of that name", expected=f"an option of {verb}", fix=fix, where=name)
         case UnusedCliTokensError():
-            found = " ".join(error.unused_tokens or ())
-            return InputError(found, expected="no more arguments", fix=explained, where=verb)
+            unused = " ".join(error.unused_tokens or ())
+            return InputError(unused, expected="no more arguments", fix=explained, where=verb)
         case MissingArgumentError():
             name = error.keyword or _name(error)
             return InputError("none", expected="a value", fix=f"give one; {explained}", where=name)
@@ -43,16 +43,16 @@ def refused(error: CycloptsError) -> InputError:
 
 def _unread(error: CoercionError) -> InputError:
     """Return the error for a value that is none of its option's type."""
-    name, found = _name(error), error.token.value if error.token else ""
-    choices = [each for each in get_args(error.target_type) if isinstance(each, str)]
+    name, value = _name(error), error.token.value if error.token else ""
+    choices = [choice for choice in get_args(error.target_type) if isinstance(choice, str)]
     if choices:
         try:
-            check_choice_of(name.removeprefix("--").replace("-", "_"), found, choices)
+            check_choice_of(name.removeprefix("--").replace("-", "_"), value, choices)
         except InputError as refusal:
             return refusal
     kinds: Iterable[Any] = get_args(error.target_type) or (error.target_type,)
     words = " or ".join(KINDS[kind] for kind in kinds if kind in KINDS) or "a value that it takes"
-    return InputError(repr(found), expected=str(error.msg or words), fix="write one", where=name)
+    return InputError(repr(value), expected=str(error.msg or words), fix="write one", where=name)
 
 
 def _name(error: CycloptsError) -> str:
@@ -67,8 +67,8 @@ def nearest(name: str, known: Iterable[str]) -> str | None:
     ('--learning-rate', '--num-train-epochs')
     """
     words = name.removeprefix("--").replace("_", "-").split("-")
-    options = {each: each[2:].split("-") for each in known if each.startswith("--")}
-    initials = [each for each, parts in options.items() if "".join(part[0] for part in parts) == "".join(words)]
-    whole = [each for each, parts in options.items() if {*words} <= {*parts}]
+    options = {option: option[2:].split("-") for option in known if option.startswith("--")}
+    initials = [option for option, parts in options.items() if "".join(part[0] for part in parts) == "".join(words)]
+    whole = [option for option, parts in options.items() if {*words} <= {*parts}]
     near = [*sorted(initials, key=len, reverse=True), *whole, *difflib.get_close_matches(name, options, 1, 0.7)]
     return near[0] if near else None

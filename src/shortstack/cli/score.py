@@ -57,7 +57,7 @@ def score(
 
     with session.report.bars() as progress:
         checkpoint = session.source.open(model, progress)
-        needs_text = any(each.needs_text for each in metrics_named(asked.metric))
+        needs_text = any(metric.needs_text for metric in metrics_named(asked.metric))
         tokens = (
             calibration_tokens(checkpoint, text, compute=session.compute, progress=progress) if needs_text else None
         )

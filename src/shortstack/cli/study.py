@@ -64,7 +64,7 @@ def _count(file: str, output: Path | None, run: RunOptions, report: Reporting) -
     if report.json:
         return console.show_json({**counts.to_dict(), "lacking": lacking(needed, output)})
     console.show_result(counts)
-    for each in lacking(needed, output):
-        console.show(f"It does not fit here with --keep all: {each}.")
+    for shortage in lacking(needed, output):
+        console.show(f"It does not fit here with --keep all: {shortage}.")
     report.next_step("study", file, "-o", output or "runs")
     return None

@@ -68,8 +68,8 @@ def frame(study: StudyProgress) -> Group:
     states = ", ".join(f"{count} {state}" for state, count in study.trials.items() if count)
     lines = [f"steps: {study.done:,} of at most {study.expected:,} done", f"trials: {states or 'none'}"]
     lines += [
-        f"running {each.kind} for {duration(each.seconds)}{f': {each.told}' if each.told else ''}"
-        for each in study.running
+        f"running {step.kind} for {duration(step.seconds)}{f': {step.told}' if step.told else ''}"
+        for step in study.running
     ]
     lines += [f"failed: {failure}" for failure in study.failures]
     ended = "finished" if study.finished else f"to go, at most: {duration(study.eta)}"

@@ -134,7 +134,7 @@ class BaselineContext:
     @functools.cached_property
     def int8_savings(self) -> list[int]:
         """Stored bytes that int8 saves in each layer."""
-        return [saved_bytes(self.checkpoint, [held]) for held in quantise(self.load(self.checkpoint), INT8)]
+        return [saved_bytes(self.checkpoint, [layer]) for layer in quantise(self.load(self.checkpoint), INT8)]
 
     def load(self, checkpoint: Checkpoint) -> Decoder:
         """The model of a checkpoint in memory, computing as the unpruned one does."""

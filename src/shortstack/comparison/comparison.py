@@ -87,7 +87,7 @@ class ComparisonRow:
         speeds = (
             (self.ratio.decode.value, self.ratio.prefill.value) if self.ratio else (1.0 if self.speed else None,) * 2
         )
-        task_cells = {name: Cell(found["value"], stderr=found["stderr"]) for name, found in self.tasks.items()}
+        task_cells = {name: Cell(result["value"], stderr=result["stderr"]) for name, result in self.tasks.items()}
         return (
             self.name,
             self.bytes,
@@ -309,7 +309,7 @@ def judge_tasks(tasks: Tasks, checkpoint: Checkpoint) -> Judge:
     loaded, tokenizer = tasks.load_for(checkpoint), checkpoint.tokenizer()
 
     def judge(decoder: Decoder) -> dict[str, dict[str, Any]]:
-        results = {each.name: answer_task(each, decoder, tokenizer, tasks) for each in loaded}
+        results = {task.name: answer_task(task, decoder, tokenizer, tasks) for task in loaded}
         return {
             name: {"metric": result.metric, "value": result.value, "stderr": result.stderr, "n": result.n}
             for name, result in results.items()
@@ -340,12 +340,12 @@ def _marked(row: ComparisonRow) -> str:
 
 def _quality(row: ComparisonRow, rows: Sequence[ComparisonRow]) -> str:
     unpruned = next(row for row in rows if row.name == "unpruned")
-    each = [
+    measures = [
         f"perplexity {number(measured.value)} on {text} ({number(unpruned.perplexity[text].value)} unpruned)"
         for text, measured in row.perplexity.items()
     ]
-    each += [
+    measures += [
         f"{task} {result['value']:.3f} ({unpruned.tasks[task]['value']:.3f} unpruned)"
         for task, result in row.tasks.items()
     ]
-    return ", ".join(each)
+    return ", ".join(measures)

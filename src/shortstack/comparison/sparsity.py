@@ -31,7 +31,7 @@ def input_norms(decoder: Decoder, ids: Tensor, *, progress: Progress = silent) -
         with recorded_inputs(layer, list(linear_layers(layer))) as inputs:
             next(walk)
         for name, batches in inputs.items():
-            squares = sum(in_float64(each.flatten(0, -2)).square().sum(0) for each in batches)
+            squares = sum(in_float64(batch.flatten(0, -2)).square().sum(0) for batch in batches)
             norms[f"{decoder.anatomy.layer(number)}.{name}"] = torch.as_tensor(squares).sqrt()
         progress("measuring inputs", number + 1, len(decoder.layers))
     return norms

@@ -79,8 +79,8 @@ def neuron_bytes(checkpoint: Checkpoint, mlps: Sequence[Mlp]) -> int:
 
 def fitting_neurons(checkpoint: Checkpoint, mlps: Sequence[Mlp], budget: int) -> int:
     """How many neurons of each layer fit into so many bytes of weights; 0 where not even MULTIPLE do."""
-    each = neuron_bytes(checkpoint, mlps)
-    room = mlps[0].neurons - max(0, -(-(checkpoint.weight_bytes - budget) // each))
+    neuron_size = neuron_bytes(checkpoint, mlps)
+    room = mlps[0].neurons - max(0, -(-(checkpoint.weight_bytes - budget) // neuron_size))
     return max(0, room if room == mlps[0].neurons else room // MULTIPLE * MULTIPLE)
 
 
@@ -92,7 +92,7 @@ def chosen_width(
     norms: what input_norms() found (after Minitron, arXiv 2407.14679, 2.2).
     """
     given = [norms[f"{decoder.anatomy.layer(number)}.{mlp.leaving}"] for number, mlp in enumerate(mlps)]
-    orders = (each.argsort(descending=True, stable=True)[:keep] for each in given)
+    orders = (neuron_norms.argsort(descending=True, stable=True)[:keep] for neuron_norms in given)
     kept = tuple(tuple(sorted(order.tolist())) for order in orders)
     return Width(kept, mlps[0].neurons, size_field(checkpoint, mlps, keep))
 

@@ -32,7 +32,7 @@ def measured_columns(findings: Findings, names: list[str]) -> list[ResultColumn]
     results = (*findings.results, *findings.bases.values())
     columns: list[ResultColumn] = []
     for name in names:
-        measure = next(each.measures[name] for each in results if name in each.measures)
+        measure = next(result.measures[name] for result in results if name in result.measures)
         columns.append(_measured_column(findings, name, measure))
         if name == findings.headline and findings.bases:
             columns += _compared_columns(name, measure)
@@ -45,16 +45,16 @@ def _compared_columns(name: str, measure: Measure) -> list[ResultColumn]:
     def column(label: str, title: str, cell: Callable[[Difference], JudgedCell], unit: str = "") -> ResultColumn:
         return ResultColumn(label, unit=unit, title=title, measure=name, compares=cell)
 
-    def change(found: Difference) -> tuple[JudgedCell, JudgedCell]:
-        return Change.of(found, measure.kind).cells
+    def change(difference: Difference) -> tuple[JudgedCell, JudgedCell]:
+        return Change.of(difference, measure.kind).cells
 
     above = "from the unpruned model: of a perplexity a factor, else above 0 is better"
     chance = "that it is chance, corrected for all comparisons of the block with the unpruned model"
     unit = {"share": "points", "perplexity": "times"}.get(measure.kind, "")
     return [
-        column("change", above, lambda found: replace(change(found)[0], note=""), unit),
-        column("95% interval", above, lambda found: change(found)[1]),
-        column("p, Holm", chance, lambda found: JudgedCell(found.p, "p")),
+        column("change", above, lambda difference: replace(change(difference)[0], note=""), unit),
+        column("95% interval", above, lambda difference: change(difference)[1]),
+        column("p, Holm", chance, lambda difference: JudgedCell(difference.p, "p")),
     ]
 
 
@@ -159,8 +159,8 @@ def judged_rows(
 ) -> list[ResultRow]:
     """The rows of a block, the unpruned model's first, each number judged against it and against the best."""
     names = [column.measure for column in columns if column.measure]
-    judged = judge([each.measures for each in results], base.measures if base else {}, names)
-    rows = [_result_row(label(each), each, columns, row) for each, row in zip(results, judged, strict=True)]
+    judged = judge([result.measures for result in results], base.measures if base else {}, names)
+    rows = [_result_row(label(result), result, columns, row) for result, row in zip(results, judged, strict=True)]
     return [*([base_row(UNPRUNED, base, columns)] if base else []), *rows]
 
 

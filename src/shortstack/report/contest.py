@@ -62,27 +62,29 @@ class Contest:
     def of(cls, findings: Findings, model: str) -> Contest | None:
         """None where nothing was measured that can be compared."""
         base = findings.score(findings.bases[model])
-        ranked = [(each, score) for each, score in findings.ranked(findings.by_model.get(model, [])) if each.removed]
+        ranked = [
+            (result, score) for result, score in findings.ranked(findings.by_model.get(model, [])) if result.removed
+        ]
         if not base or not ranked:
             return None
-        entries = [Entry(each, score, difference(score, base)) for each, score in ranked]
-        amounts = sorted({each.removed for each in entries})
-        fine = {each.removed for each in entries if not each.worse}
-        held = [*takewhile(lambda amount: amount in fine, amounts)]
-        return cls(findings, model, base, entries, held, amounts[len(held) :])
+        entries = [Entry(result, score, difference(score, base)) for result, score in ranked]
+        amounts = sorted({entry.removed for entry in entries})
+        fine = {entry.removed for entry in entries if not entry.worse}
+        not_worse = [*takewhile(lambda amount: amount in fine, amounts)]
+        return cls(findings, model, base, entries, not_worse, amounts[len(not_worse) :])
 
     @property
     def rivals(self) -> list[Entry]:
         """The settings of the largest cut at which one is not shown to be worse, as at all smaller ones; else all."""
-        return [each for each in self.entries if not self.held or each.removed == self.held[-1]]
+        return [entry for entry in self.entries if not self.held or entry.removed == self.held[-1]]
 
     @property
     def shown(self) -> list[Entry]:
         """The best of the rivals, then the best of each other number of layers."""
-        best = {each.removed: each for each in reversed(self.entries)}
+        best = {entry.removed: entry for entry in reversed(self.entries)}
         others = [best[amount] for amount in sorted(best)]
         first = self.rivals[:RIVALS]
-        return [*first, *(each for each in others if each not in first)][:ROWS]
+        return [*first, *(entry for entry in others if entry not in first)][:ROWS]
 
     @property
     def lead(self) -> str:
@@ -96,7 +98,7 @@ class Contest:
     @cached_property
     def names(self) -> dict[int, str]:
         """The settings by their first trial, without what is in brackets where that leaves them apart."""
-        full = {each.number: self.findings.name(each.result, {"model", "drop"}) for each in self.entries}
+        full = {entry.number: self.findings.name(entry.result, {"model", "drop"}) for entry in self.entries}
         short = {number: re.sub(r" \([^()]*\)", "", name) for number, name in full.items()}
         apart = len({*short.values()}) == len({*full.values()})
         return short if apart else full
@@ -147,14 +149,14 @@ def best_table(contests: Sequence[Contest]) -> Table:
         Column("change", unit=Change.of(contests[0].entries[0].change, base.kind).unit),
         Column("95% interval"),
     )
-    blocks = [Block(brief(each.model) if len(contests) > 1 else "", tuple(_rows(each))) for each in contests]
+    blocks = [Block(brief(contest.model) if len(contests) > 1 else "", tuple(_rows(contest))) for contest in contests]
     caption = "The best settings of the cut above, then the best of every other. ± is one standard error."
     return Table("Which setting", columns, blocks, caption, key="best")
 
 
 def _rows(contest: Contest) -> list[ResultRow]:
     unpruned = JudgedCell("unpruned", "text"), JudgedCell.of(contest.base), EMPTY, EMPTY
-    return [ResultRow(unpruned, base=True), *(_row(contest, each) for each in contest.shown)]
+    return [ResultRow(unpruned, base=True), *(_row(contest, entry) for entry in contest.shown)]
 
 
 def _row(contest: Contest, entry: Entry) -> ResultRow:
@@ -169,7 +171,7 @@ def differences(contests: Sequence[Contest]) -> Figure:
     changes = [Change.of(entry.change, entry.score.kind) for _, entry in shown_entries]
     factor = contests[0].base.kind == "perplexity"
     level = 1.0 if factor else 0.0
-    ends = [end for each in changes for end in (each.value, *(each.interval or ()))]
+    ends = [end for change in changes for end in (change.value, *(change.interval or ()))]
     points = contests[0].base.kind == "share"
     scale = axis("", [level, *ends], lambda value: f"{100 * value if points else value:.3g}", log=factor)
     rows = [

@@ -91,9 +91,9 @@ def _trained(plan: Mapping[str, Any], healed: StepRecord | None) -> Sequence[int
 def _depth(findings: Findings, model: str, column: str) -> Figure | None:
     """One line for each setting, over the number of layers that it removes."""
     members: dict[str, list[Result]] = {}
-    for each in findings.by_model.get(model, []):
-        if column in each.measures and each.removed is not None:
-            members.setdefault(findings.name(each, {"model", "drop"}), []).append(each)
+    for result in findings.by_model.get(model, []):
+        if column in result.measures and result.removed is not None:
+            members.setdefault(findings.name(result, {"model", "drop"}), []).append(result)
     lines = _coloured([_depth_line(label, some, column) for label, some in members.items()])
     points = [point for line in lines for point in line.points]
     if len({point.x for point in points}) < 2:
@@ -112,8 +112,8 @@ def _depth(findings: Findings, model: str, column: str) -> Figure | None:
 def _depth_line(label: str, some: Sequence[Result], column: str) -> Series:
     """The points of results that differ in the layers removed."""
     points = []
-    for each in sorted(some, key=lambda each: each.removed or 0):
-        measure, removed = each.measures[column], each.removed or 0
+    for result in sorted(some, key=lambda result: result.removed or 0):
+        measure, removed = result.measures[column], result.removed or 0
         title = f"{label}, {counted(removed, 'layer')} removed: {score_text(measure)}"
         points.append(Point(removed, measure.value, title, measure.stderr))
     return Series(label, points)

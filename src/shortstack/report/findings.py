@@ -50,15 +50,15 @@ class Findings:
     @cached_property
     def names(self) -> dict[str, str]:
         """Names of what was measured (task:NAME, perplexity:NAME, probe:NAME), with the name that a reader knows it by."""
-        found = dict.fromkeys(name for each in (*self.results, *self.bases.values()) for name in each.measures)
-        shorter = short_paths(name.partition(":")[2] for name in found)
-        return {name: shorter[name.partition(":")[2]] or name for name in found}
+        names = dict.fromkeys(name for result in (*self.results, *self.bases.values()) for name in result.measures)
+        shorter = short_paths(name.partition(":")[2] for name in names)
+        return {name: shorter[name.partition(":")[2]] or name for name in names}
 
     @cached_property
     def levels(self) -> dict[str, list[str]]:
         """The factors with more than one level, and their levels in the order in which they come."""
         levels: dict[str, dict[str, None]] = {}
-        for name, level in (pair for each in self.results for pair in each.factors.items()):
+        for name, level in (pair for result in self.results for pair in result.factors.items()):
             levels.setdefault(name, {})[level] = None
         return {name: list(some) for name, some in levels.items() if len(some) > 1}
 
@@ -66,7 +66,7 @@ class Findings:
     def usual(self) -> dict[str, str]:
         """The calibration and the healing data of most results, which labels leave out."""
         counts = {
-            name: Counter(each.factors[name] for each in self.results if each.factors[name] != PLAIN[name])
+            name: Counter(result.factors[name] for result in self.results if result.factors[name] != PLAIN[name])
             for name in ("calibration", "data")
         }
         return {name: count.most_common(1)[0][0] for name, count in counts.items() if count}
@@ -74,8 +74,8 @@ class Findings:
     @cached_property
     def by_model(self) -> dict[str, list[Result]]:
         """The results of each model."""
-        models = dict.fromkeys(each.model for each in self.results)
-        return {model: [each for each in self.results if each.model == model] for model in models}
+        models = dict.fromkeys(result.model for result in self.results)
+        return {model: [result for result in self.results if result.model == model] for model in models}
 
     @property
     def subject(self) -> Result | None:
@@ -83,7 +83,7 @@ class Findings:
         if len(self.results) == 1:
             return self.results[0]
         trial = self.runs.subject
-        return next((each for each in self.results[::-1] if trial and trial.number in each.numbers), None)
+        return next((result for result in self.results[::-1] if trial and trial.number in result.numbers), None)
 
     @property
     def headline(self) -> str:
@@ -107,7 +107,7 @@ class Findings:
     def stored_bytes(self, result: Result) -> float | None:
         """Bytes of the weights: measured, else as planned."""
         if result.role == BASE:
-            plans = [plan for each in self.by_model.get(result.model, []) for plan in each.plans]
+            plans = [plan for setting in self.by_model.get(result.model, []) for plan in setting.plans]
             return next((plan["bytes"]["before"] for plan in plans if plan.get("bytes")), None)
         profile = result.step("profile")
         if profile and profile.result.get("weight_bytes"):
@@ -116,7 +116,7 @@ class Findings:
 
     def ranked(self, some: Iterable[Result]) -> list[tuple[Result, Measure]]:
         """The results that have a score, with it, best first."""
-        scored = [(each, score) for each in some if (score := self.score(each)) and not math.isnan(score.better)]
+        scored = [(result, score) for result in some if (score := self.score(result)) and not math.isnan(score.better)]
         return sorted(scored, key=lambda pair: -pair[1].better)
 
     def name(self, result: Result, without: Collection[str] = ()) -> str:
@@ -146,26 +146,26 @@ def matched_groups(findings: Findings, factor: str) -> list[MatchedGroup]:
     A result without calibration (the tail, random layers) stands in every group that agrees with it otherwise. Groups of
     healing methods and of healing data hold healed results, with the one that was not healed beside them.
     """
-    some = [each for each in findings.results if factor not in HEALING or each.role == HEALED]
-    found = _alike(some, {factor})
+    some = [result for result in findings.results if factor not in HEALING or result.role == HEALED]
+    groups = _alike(some, {factor})
     if factor == "metric":
-        found = [group for members in _alike(some, {factor, "calibration"}) for group in _by_text(members)]
-    return [_group(findings, factor, each) for each in found if len({one.factors[factor] for one in each}) > 1]
+        groups = [group for members in _alike(some, {factor, "calibration"}) for group in _by_text(members)]
+    return [_group(findings, factor, group) for group in groups if len({one.factors[factor] for one in group}) > 1]
 
 
 def _alike(some: Iterable[Result], without: Collection[str]) -> list[list[Result]]:
     """The results in lists that agree in all other factors."""
     gathered: dict[tuple[tuple[str, str], ...], list[Result]] = {}
-    for each in some:
-        gathered.setdefault(_others(each, without), []).append(each)
+    for result in some:
+        gathered.setdefault(_others(result, without), []).append(result)
     return [*gathered.values()]
 
 
 def _by_text(members: Sequence[Result]) -> list[list[Result]]:
     """A list for each text of calibration, with those that none is behind; all of them where there is no text."""
     plain = PLAIN["calibration"]
-    texts = dict.fromkeys(text for each in members if (text := each.factors["calibration"]) != plain) or (plain,)
-    return [[each for each in members if each.factors["calibration"] in (text, plain)] for text in texts]
+    texts = dict.fromkeys(text for result in members if (text := result.factors["calibration"]) != plain) or (plain,)
+    return [[result for result in members if result.factors["calibration"] in (text, plain)] for text in texts]
 
 
 def _others(result: Result, without: Collection[str]) -> tuple[tuple[str, str], ...]:
@@ -173,8 +173,8 @@ def _others(result: Result, without: Collection[str]) -> tuple[tuple[str, str], 
 
 
 def _group(findings: Findings, factor: str, members: Sequence[Result]) -> MatchedGroup:
-    members = sorted(members, key=lambda each: findings.levels[factor].index(each.factors[factor]))
-    first = next((each for each in members if each.factors["calibration"] != PLAIN["calibration"]), members[-1])
+    members = sorted(members, key=lambda result: findings.levels[factor].index(result.factors[factor]))
+    first = next((result for result in members if result.factors["calibration"] != PLAIN["calibration"]), members[-1])
     unhealed = _unhealed(findings, members) if factor in HEALING else None
     return MatchedGroup(findings.label(first, {factor}), members, findings.bases.get(first.model), unhealed)
 
@@ -182,6 +182,6 @@ def _group(findings: Findings, factor: str, members: Sequence[Result]) -> Matche
 def _unhealed(findings: Findings, members: Sequence[Result]) -> Result | None:
     """The trial without healing if there is one, else what was measured of a healed one before its healing."""
     rest = _others(members[0], HEALING)
-    plain = (each for each in findings.results if each.role == PRUNED and _others(each, HEALING) == rest)
-    derived = (result for each in members if (result := before_healing(each, findings.tasks)))
+    plain = (pruned for pruned in findings.results if pruned.role == PRUNED and _others(pruned, HEALING) == rest)
+    derived = (result for member in members if (result := before_healing(member, findings.tasks)))
     return next(plain, None) or next(derived, None)

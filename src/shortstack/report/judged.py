@@ -24,14 +24,14 @@ class Change:
     unit: str
 
     @classmethod
-    def of(cls, found: Difference, kind: str) -> Change:
+    def of(cls, difference: Difference, kind: str) -> Change:
         """The difference of two measures of a kind."""
         if kind == "perplexity":
-            ends = found.interval and (perplexity(-found.interval[1]), perplexity(-found.interval[0]))
-            factor = perplexity(-found.value)
+            ends = difference.interval and (perplexity(-difference.interval[1]), perplexity(-difference.interval[0]))
+            factor = perplexity(-difference.value)
             return cls(factor, ends, "ratio" if factor < 100 else "number", "times")
         form, unit = ("points", "points") if kind == "share" else ("difference", "")
-        return cls(found.value, found.interval, form, unit)
+        return cls(difference.value, difference.interval, form, unit)
 
     @property
     def text(self) -> str:
@@ -91,13 +91,15 @@ class JudgedCell(Cell):
     @property
     def why(self) -> str:
         """How it compares, in words."""
-        found = [("the unpruned model", self.judgement.base), ("the best", self.judgement.best)]
-        return "; ".join(f"beside {name}: {_tested(each, self.kind)}" for name, each in found if each)
+        comparisons = [("the unpruned model", self.judgement.base), ("the best", self.judgement.best)]
+        return "; ".join(
+            f"beside {name}: {_tested(difference, self.kind)}" for name, difference in comparisons if difference
+        )
 
 
-def _tested(found: Difference, kind: str) -> str:
-    p = "" if found.p is None else f"p {'< 0.001' if found.p < 0.001 else f'= {found.p:.3f}'}, "
-    return f"{Change.of(found, kind).text} ({p}{found.how})"
+def _tested(difference: Difference, kind: str) -> str:
+    p = "" if difference.p is None else f"p {'< 0.001' if difference.p < 0.001 else f'= {difference.p:.3f}'}, "
+    return f"{Change.of(difference, kind).text} ({p}{difference.how})"
 
 
 EMPTY = JudgedCell(None, "text")

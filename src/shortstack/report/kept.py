@@ -54,7 +54,7 @@ class Kept:
         if step and (step.result.get("collapse") or {}).get("collapsed"):
             yield "what it writes has collapsed"
         lost = {name: ours.loss - theirs.loss for name, (theirs, ours) in self.pairs.items()}
-        texts = [(more, name) for name, more in lost.items() if not math.isnan(more)]  # shares have no loss
+        texts = [(loss, name) for name, loss in lost.items() if not math.isnan(loss)]  # shares have no loss
         if texts:
             most, name = max(texts)
             times = Change.of(Difference(-most, None, None, ""), "perplexity").text
@@ -105,14 +105,17 @@ class Kept:
     def _row(self, name: str, theirs: Measure, ours: Measure) -> Dots | None:
         both = [(THEIRS, theirs), (OURS, ours)]
         if ours.kind == "perplexity":
-            shares = [(colour, math.exp(-each.loss), each.loss_stderr) for colour, each in both]
+            shares = [(colour, math.exp(-measure.loss), measure.loss_stderr) for colour, measure in both]
             errors = [(colour, share, error and share * error) for colour, share, error in shares]
             title = f"likelihood of {self.findings.title(name).removeprefix('perplexity on ')}"
         elif ours.kind == "share":
-            errors, title = [(colour, each.value, each.stderr) for colour, each in both], self.findings.title(name)
+            errors, title = (
+                [(colour, measure.value, measure.stderr) for colour, measure in both],
+                self.findings.title(name),
+            )
         else:
             return None
-        return Dots(title, [Dot.of(*each) for each in errors if math.isfinite(each[1])], ours.chance or None)
+        return Dots(title, [Dot.of(*dot) for dot in errors if math.isfinite(dot[1])], ours.chance or None)
 
     def table(self) -> Table:
         """A row for each measure, for the weights and for the speed."""

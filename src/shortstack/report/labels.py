@@ -36,11 +36,11 @@ def factors(all_settings: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
       'repair': 'no repair', 'heal': 'last3', 'data': 'pydoc'}]
     """
     text = json.dumps(all_settings)
-    for name, short in short_paths(json.loads(each) for each in QUOTED.findall(text)).items():
+    for name, short in short_paths(json.loads(quoted) for quoted in QUOTED.findall(text)).items():
         text = text.replace(json.dumps(name), json.dumps(short))
     shortened = json.loads(text)
-    healings = _healing_names([heal for each in shortened if isinstance(heal := each.get("heal"), Mapping)])
-    repairs = {json.dumps(each["repair"], sort_keys=True) for each in shortened if each.get("repair")}
+    healings = _healing_names([heal for settings in shortened if isinstance(heal := settings.get("heal"), Mapping)])
+    repairs = {json.dumps(settings["repair"], sort_keys=True) for settings in shortened if settings.get("repair")}
     return [_factors(settings, healings, one_repair=len(repairs) == 1) for settings in shortened]
 
 

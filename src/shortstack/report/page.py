@@ -39,7 +39,7 @@ class Page:
     def figures(self) -> dict[str, list[Figure]]:
         """The figures by the title of their section."""
         drawn = figures(self.findings)
-        return {title: [each for each in drawn if each.section == key] for key, title in TITLES.items()}
+        return {title: [figure for figure in drawn if figure.section == key] for key, title in TITLES.items()}
 
     @property
     def verdict(self) -> str:

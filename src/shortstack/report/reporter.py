@@ -48,14 +48,14 @@ class Report:
 
     def markdown(self) -> str:
         runs = self.findings.runs
-        said = [" / ".join(f"{name}: {text}" for name, text in each.items()) for each in runs.answers]
+        said = [" / ".join(f"{name}: {text}" for name, text in answer.items()) for answer in runs.answers]
         parts = [f"# {markdown_text(runs.title)}"]
         parts += map(markdown_text, (self.opening.lead, scope(self.findings), *said))
         for table in self.tables:
             legend = table.legend("**bold**", "*italic*")
             parts += [f"## {table.title}", markdown_text(table.caption), table.markdown(), legend]
         if runs.failures:
-            parts += ["## What failed", "\n".join(markdown_text(_failure(*each)) for each in runs.failures)]
+            parts += ["## What failed", "\n".join(markdown_text(_failure(*failure)) for failure in runs.failures)]
         return "\n\n".join(filter(None, parts)) + "\n"
 
     def latex(self) -> str:

@@ -159,7 +159,9 @@ def unpruned(trials: Described, tasks: Sequence[str]) -> dict[str, Result]:
 def share_tasks(measured: Iterable[Result]) -> list[str]:
     """The columns that an average is over: tasks whose value is a share of documents."""
     columns = [pair for result in measured for pair in result.measures.items()]
-    return list(dict.fromkeys(name for name, each in columns if name.startswith("task:") and each.kind == "share"))
+    return list(
+        dict.fromkeys(name for name, measure in columns if name.startswith("task:") and measure.kind == "share")
+    )
 
 
 def _averaged(result: Result, tasks: Sequence[str]) -> Result:
@@ -211,16 +213,16 @@ def _result(factors: Mapping[str, str], trials: Sequence[TrialRecord], role: str
 def _seeds_mean(seeds: Sequence[Measure]) -> Measure:
     """The mean over seeds; its variance is that of the documents and that of the seeds' mean."""
     first = seeds[0]
-    if len({each.steps for each in seeds}) == 1:
+    if len({measure.steps for measure in seeds}) == 1:
         return first
-    values, losses = [each.value for each in seeds], [each.loss for each in seeds]
+    values, losses = [measure.value for measure in seeds], [measure.loss for measure in seeds]
     return replace(
         first,
         value=float(np.mean(values)),
-        stderr=_seeds_stderr([each.stderr for each in seeds], values),
-        steps=tuple(dict.fromkeys(step for each in seeds for step in each.steps)),
+        stderr=_seeds_stderr([measure.stderr for measure in seeds], values),
+        steps=tuple(dict.fromkeys(step for measure in seeds for step in measure.steps)),
         loss=float(np.mean(losses)),
-        loss_stderr=_seeds_stderr([each.loss_stderr for each in seeds], losses),
+        loss_stderr=_seeds_stderr([measure.loss_stderr for measure in seeds], losses),
         outcomes=_mean_outcomes(seeds),
         by_seed=tuple(losses if first.kind == "perplexity" else values),
     )
@@ -234,10 +236,10 @@ def _seeds_stderr(errors: Sequence[float | None], values: Sequence[float]) -> fl
 
 
 def _mean_outcomes(seeds: Sequence[Measure]) -> dict[str, float] | None:
-    outcomes = [each.outcomes for each in seeds if each.outcomes]
-    if len(outcomes) < len(seeds) or any(each.keys() != outcomes[0].keys() for each in outcomes):
+    outcomes = [measure.outcomes for measure in seeds if measure.outcomes]
+    if len(outcomes) < len(seeds) or any(by_document.keys() != outcomes[0].keys() for by_document in outcomes):
         return None
-    return {document: float(np.mean([each[document] for each in outcomes])) for document in outcomes[0]}
+    return {document: float(np.mean([by_document[document] for by_document in outcomes])) for document in outcomes[0]}
 
 
 def measures(step: StepRecord) -> dict[str, Measure]:
@@ -287,7 +289,7 @@ def _perplexity(data: Mapping[str, Any], step: StepRecord) -> Measure:
         loss = math.log(value)
     stderr = value * spread if spread is not None and math.isfinite(value) else None
     read, losses = (data.get("windows") or {}).get("sha256"), data.get("window_losses") or []
-    windows = {f"{read} {place}": -_number(each) for place, each in enumerate(losses)}
+    windows = {f"{read} {place}": -_number(window_loss) for place, window_loss in enumerate(losses)}
     outcomes = windows if windows and all(map(math.isfinite, windows.values())) else None
     return Measure("perplexity", value, stderr, (step.key,), False, data.get("tokens"), loss, spread, outcomes)
 

@@ -85,14 +85,14 @@ def _on_documents(ours: Measure, theirs: Measure) -> Difference:
     return _tested(value, math.hypot(spread, other_spread), math.inf, UNPAIRED)
 
 
-def _with_seeds(found: Difference, ours: Measure, theirs: Measure) -> Difference:
+def _with_seeds(unseeded: Difference, ours: Measure, theirs: Measure) -> Difference:
     """The difference where what a seed changes is chance, too: Welch's test, since few seeds say little of their spread."""
-    several = [each for each in (ours, theirs) if each.seed_variance]
-    if not several or found.stderr is None:
-        return found
-    variances = [(found.stderr**2, found.freedom)]
-    variances += [(each.seed_variance, len(each.by_seed) - 1.0) for each in several]
-    return _tested(found.value, *_sum_of(variances), f"{found.how}, with the spread of seeds")
+    several = [measure for measure in (ours, theirs) if measure.seed_variance]
+    if not several or unseeded.stderr is None:
+        return unseeded
+    variances = [(unseeded.stderr**2, unseeded.freedom)]
+    variances += [(measure.seed_variance, len(measure.by_seed) - 1.0) for measure in several]
+    return _tested(unseeded.value, *_sum_of(variances), f"{unseeded.how}, with the spread of seeds")
 
 
 def _sum_of(variances: Sequence[tuple[float, float]]) -> tuple[float, float]:
@@ -178,12 +178,12 @@ def judge(
     cells: dict[tuple[int, str], Judgement] = {}
     for column in columns:
         measured = [row.get(column) for row in rows]
-        ranks = places([each.better if each else math.nan for each in measured])
-        best = next((each for each, place in zip(measured, ranks, strict=True) if place == 1), None)
-        for row, (each, place) in enumerate(zip(measured, ranks, strict=True)):
-            if each:
-                from_base = difference(each, base[column]) if column in base else None
-                from_best = difference(each, best) if best and place != 1 else None
+        ranks = places([measure.better if measure else math.nan for measure in measured])
+        best = next((measure for measure, place in zip(measured, ranks, strict=True) if place == 1), None)
+        for row, (measure, place) in enumerate(zip(measured, ranks, strict=True)):
+            if measure:
+                from_base = difference(measure, base[column]) if column in base else None
+                from_best = difference(measure, best) if best and place != 1 else None
                 cells[row, column] = Judgement(place, from_base, from_best)
     from_bases = corrected([judgement.base for judgement in cells.values()])
     from_bests = corrected([judgement.best for judgement in cells.values()])

@@ -28,23 +28,23 @@ def opening(findings: Findings) -> Opening:
     if subject and subject.model in findings.bases:
         kept = Kept.of(findings, subject)
         return Opening(kept.lead, kept.figure(), kept.table())
-    contests = [each for model in findings.bases if (each := Contest.of(findings, model))] if not subject else []
+    contests = [contest for model in findings.bases if (contest := Contest.of(findings, model))] if not subject else []
     if not contests:
         return Opening()
-    return Opening(" ".join(each.lead for each in contests), differences(contests), best_table(contests))
+    return Opening(" ".join(contest.lead for contest in contests), differences(contests), best_table(contests))
 
 
 def scope(findings: Findings) -> str:
     """Say what was studied and measured, and what labels leave out."""
     if not findings.factors:
         return "The store holds no trial yet."
-    models = dict.fromkeys(each["model"] for each in findings.factors)
+    models = dict.fromkeys(trial["model"] for trial in findings.factors)
     varied = [f"{name} ({len(levels)})" for name, levels in findings.levels.items()]
     differ = f" that differ in {listed(varied)}" if varied else ""
     kinds = [counted(len(some), kind) for kind in ("task", "perplexity", "probe") if (some := findings.measured(kind))]
     measured = f", measured on {listed(kinds)}" if kinds else ""
-    settings, names = counted(len(findings.results), "setting"), listed([brief(each) for each in models])
-    seeds = max((each.seeds for each in findings.results), default=1)
+    settings, names = counted(len(findings.results), "setting"), listed([brief(model) for model in models])
+    seeds = max((result.seeds for result in findings.results), default=1)
     drawn = f", with {seeds} seeds" if seeds > 1 else ""
     verbs = {"calibration": "calibrated on", "data": "healed on"}
     usual = [f"{verbs[name]} {brief(level)}" for name, level in findings.usual.items() if name in findings.levels]

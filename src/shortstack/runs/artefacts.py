@@ -64,7 +64,7 @@ class Remote:
         files, place = self._files(), self._path(key)
         if files.exists(place):
             files.rm(place, recursive=True)
-        for path in sorted(each for each in folder.rglob("*") if each.is_file()):
+        for path in sorted(file for file in folder.rglob("*") if file.is_file()):
             target = f"{place}/{path.relative_to(folder).as_posix()}"
             files.makedirs(target.rpartition("/")[0], exist_ok=True)
             files.put_file(str(path), target)

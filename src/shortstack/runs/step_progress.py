@@ -30,14 +30,14 @@ class StepProgress:
         return f"{said}, {self.note}" if self.note else said
 
 
-def keeping(path: Path, told: Progress) -> Progress:
+def keeping(path: Path, progress: Progress) -> Progress:
     """A progress that is told on, and kept in a file that always holds one whole of it."""
     path.unlink(missing_ok=True)  # of a step that was killed
     written = -math.inf
 
     def keep(stage: str, done: int, total: int, /, *, note: str = "") -> None:
         nonlocal written
-        told(stage, done, total, note=note)
+        progress(stage, done, total, note=note)
         if time.monotonic() - written >= PACE:
             written = time.monotonic()
             with atomic_write(path, durable=False) as partial:

@@ -173,8 +173,8 @@ class Store:
 
     def trials(self) -> list[dict[str, Any]]:
         """The trials in order, with the data of their settings."""
-        found = self.connection.execute(TRIALS + "ORDER BY number, id")
-        rows = self._unbroken(found, "id", TRIAL_SEALED)
+        cursor = self.connection.execute(TRIALS + "ORDER BY number, id")
+        rows = self._unbroken(cursor, "id", TRIAL_SEALED)
         return [{**dict(row), "settings": _object(row, "settings")} for row in rows]
 
     def trial_steps(self) -> dict[str, dict[str, str]]:
