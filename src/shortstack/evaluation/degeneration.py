@@ -58,7 +58,7 @@ class Fluency:
         counts = Counter(token for text in texts for token in text)
         total = counts.total()
         return cls(
-            repetition=1 - _share(sum(len(set(each)) for each in grams), sum(map(len, grams))),
+            repetition=1 - _share(sum(len(set(text_grams)) for text_grams in grams), sum(map(len, grams))),
             distinct_1=_share(len(counts), total),
             distinct_2=_share(len(set(pairs)), len(pairs)),
             entropy=-sum(count / total * math.log(count / total) for count in counts.values()),

@@ -40,12 +40,14 @@ if TYPE_CHECKING:
 TEXT, GENERATION = EvaluationText(), GenerationChecks()
 
 
-def _paired(found: Paired | None) -> tuple[Any, ...]:
-    if found is None:
+def _paired(paired: Paired | None) -> tuple[Any, ...]:
+    if paired is None:
         return (None,) * 5
-    kept, above = (None if each is None else each / 100 for each in (found.retention, found.retention_above_chance))
-    known = "base at chance" if found.base_at_chance else above
-    return Cell(found.difference, stderr=found.stderr), tuple(found.interval), found.p_holm, kept, known
+    kept, above = (
+        None if percent is None else percent / 100 for percent in (paired.retention, paired.retention_above_chance)
+    )
+    known = "base at chance" if paired.base_at_chance else above
+    return Cell(paired.difference, stderr=paired.stderr), tuple(paired.interval), paired.p_holm, kept, known
 
 
 @dataclass(frozen=True, repr=False)
@@ -66,10 +68,10 @@ class Evaluation(Tabled):
 
     def table(self) -> Table:
         """A row for each text (its perplexity and its loss), task and probe, beside what the base has where it is known."""
-        texts = ((name, shown(each.value, "perplexity")) for name, each in self.perplexity.items())
+        texts = ((name, shown(text.value, "perplexity")) for name, text in self.perplexity.items())
         title = ", ".join(f"{value} perplexity on {name}" for name, value in texts)
         counts = f"tasks: {len(self.tasks)}, probes: {len(self.probes)}"
-        dtypes = {each.dtype for each in self.perplexity.values()} | {each.dtype for each in self.tasks.values()}
+        dtypes = {text.dtype for text in self.perplexity.values()} | {task.dtype for task in self.tasks.values()}
         caption = f"± one standard error. Computed in {', '.join(sorted(dtypes))}." if dtypes else ""
         paired = (
             Column("difference", "difference"),
@@ -145,20 +147,20 @@ class Evaluation(Tabled):
         return math.fsum(shares) / len(shares) if shares else None
 
     def to_dict(self) -> dict[str, Any]:
-        def each(results: Mapping[str, Any]) -> dict[str, Any]:
+        def to_dicts(results: Mapping[str, Any]) -> dict[str, Any]:
             return {name: result.to_dict() for name, result in results.items()}
 
         return {
             "model": self.model,
-            "perplexity": each(self.perplexity),
-            "probes": each(self.probes),
+            "perplexity": to_dicts(self.perplexity),
+            "probes": to_dicts(self.probes),
             "collapse": self.collapse.to_dict() if self.collapse else None,
-            "tasks": each(self.tasks),
+            "tasks": to_dicts(self.tasks),
             "average": self.average,
             "averages": self.averages,
             "base": self.base.to_dict() if self.base else None,
-            "against": each(self.against),
-            "probes_against": each(self.probes_against),
+            "against": to_dicts(self.against),
+            "probes_against": to_dicts(self.probes_against),
         }
 
 
@@ -218,7 +220,7 @@ class Prepared:
         needed = model_requirements(self.checkpoint, self.compute)
         if not needed.streamed:
             return needed
-        tokens = max((found.ids.numel() for found in self.texts.values()), default=0)
+        tokens = max((text.ids.numel() for text in self.texts.values()), default=0)
         task_tokens = STREAM_BYTES if self.run else tokens  # it is not counted how much tasks ask
         return model_requirements(self.checkpoint, self.compute, tokens=max(tokens, task_tokens), in_turns=True)
 
@@ -316,11 +318,11 @@ def compared(evaluation: Evaluation, base: Evaluation, *, seed: int = 0) -> Eval
     """
     if evaluation.tasks.keys() != base.tasks.keys():
         raise mismatch("the tasks", {*evaluation.tasks}, {*base.tasks})
-    together = {name for each in (evaluation, base) for name, task in each.tasks.items() if not task.by_document}
+    together = {name for side in (evaluation, base) for name, task in side.tasks.items() if not task.by_document}
     tasks, base_tasks = (
-        {name: task.paired for name, task in each.tasks.items() if name not in together} for each in (evaluation, base)
+        {name: task.paired for name, task in side.tasks.items() if name not in together} for side in (evaluation, base)
     )
-    items, base_items = ({name: probe.outcomes for name, probe in each.probes.items()} for each in (evaluation, base))
+    items, base_items = ({name: probe.outcomes for name, probe in side.probes.items()} for side in (evaluation, base))
     chances = {name: task.chance for name, task in evaluation.tasks.items() if task.chance is not None}
     probe_chances = {name: probe.chance for name, probe in evaluation.probes.items()}
     collapse = evaluation.collapse

@@ -87,15 +87,15 @@ class LoadedTask:
             with hushed():
                 drawn_from = len(task.fewshot_docs() or ()) if shots and takes else 0
             if drawn_from < shots:
-                found = f"{name}, which {f'has {drawn_from} documents for them' if takes else 'takes none'}"
+                problem = f"{name}, which {f'has {drawn_from} documents for them' if takes else 'takes none'}"
                 expected = f"tasks with {shots} examples for their prompts"
-                raise InputError(found, expected=expected, fix="ask for fewer, or other tasks", option="num_fewshot")
+                raise InputError(problem, expected=expected, fix="ask for fewer, or other tasks", option="num_fewshot")
 
     @property
     def macro(self) -> bool:
         """Whether each task of a group counts the same, however many documents it has."""
         listed = (self.group.aggregate_metric_list or []) if self.group else []
-        return any(each.metric == self.metric and not each.weight_by_size for each in listed)
+        return any(aggregate.metric == self.metric and not aggregate.weight_by_size for aggregate in listed)
 
     @property
     def generates(self) -> bool:
@@ -212,8 +212,8 @@ class HarnessModel(HFLM):  # type: ignore[misc]  # lm-eval is untyped here
         return super().loglikelihood_rolling(requests, disable_tqdm=True)
 
     def generate_until(self, requests: Sequence[Any]) -> Any:
-        for each in requests:
-            self._check_answer(each.task_name, each.args[1])
+        for instance in requests:
+            self._check_answer(instance.task_name, instance.args[1])
         return super().generate_until(requests, disable_tqdm=True)
 
     def _check_answer(self, task: str, settings: Mapping[str, Any]) -> None:
@@ -330,7 +330,7 @@ def questions(
             loaded.name, expected="a multiple-choice task", fix="name one, such as piqa or arc_easy", option="task"
         )
     with hushed():
-        return [each for task in loaded.tasks.values() for each in _questions(task, tokenizer, limit)]
+        return [question for task in loaded.tasks.values() for question in _questions(task, tokenizer, limit)]
 
 
 def _questions(task: Any, tokenizer: PreTrainedTokenizerBase, limit: float | None) -> Iterator[TokenizedQuestion]:

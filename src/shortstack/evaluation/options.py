@@ -196,6 +196,6 @@ class Tasks:
     def only(self) -> LoadedTask:
         """The one task that is named, as load() gives it."""
         if len(self.names) > 1:
-            found = ", ".join(self.names)
-            raise InputError(found, expected="one task", fix="name one at a time", option="task")
+            names = ", ".join(self.names)
+            raise InputError(names, expected="one task", fix="name one at a time", option="task")
         return self.load()[0]

@@ -242,8 +242,8 @@ def _by_document(task: str, outcomes: Outcomes) -> dict[str, float]:
     values = dict(zip(outcomes.documents, outcomes.values, strict=True))
     wrong = [document for document, value in values.items() if not math.isfinite(value)]
     if wrong or len(values) < len(outcomes.documents):
-        found = f"{values[wrong[0]]} of {wrong[0]}" if wrong else "a document that comes twice"
-        raise DataError(found, expected="one finite outcome of each document", fix="evaluate again", where=task)
+        problem = f"{values[wrong[0]]} of {wrong[0]}" if wrong else "a document that comes twice"
+        raise DataError(problem, expected="one finite outcome of each document", fix="evaluate again", where=task)
     return values
 
 

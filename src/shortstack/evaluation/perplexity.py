@@ -74,7 +74,7 @@ def _losses(decoder: Decoder, tokens: Tokens, route: SkippedLayers, progress: Pr
     together = (
         decoder.memory_batches(batches, tokens=ids[0].numel(), streams=1)
         if decoder.weights
-        else [[each] for each in batches]
+        else [[batch] for batch in batches]
     )
     done, depth = 0, len(decoder.layers)
     for turn in together:

@@ -132,7 +132,7 @@ def _exact_answers(
         *answer, last = likeliest
         return (*answer,) == request.ending[:-1] and (last in ends or _ends_line(tokenizer, answer, last))
 
-    return [right(*each) for each in zip(requests, greedy, strict=True)]
+    return [right(*answered) for answered in zip(requests, greedy, strict=True)]
 
 
 def _request(tokenizer: PreTrainedTokenizerBase, item: Item) -> Request:

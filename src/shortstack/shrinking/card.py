@@ -35,7 +35,7 @@ def dress(shrunk: Shrunk, checkpoint: Checkpoint, settings: Mapping[str, Any]) -
 
 
 def _card_content(shrunk: Shrunk, checkpoint: Checkpoint) -> CardContent:
-    measured = {NAMES[role]: found for role, found in shrunk.steps().items() if role in NAMES}
+    measured = {NAMES[role]: result for role, result in shrunk.steps().items() if role in NAMES}
     return CardContent(
         verdict=shrunk.verdict,
         facts=_sizes(shrunk, checkpoint, [*measured]),

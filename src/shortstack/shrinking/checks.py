@@ -66,9 +66,9 @@ def _check_calibration(checkpoint: Checkpoint, options: ShrinkOptions) -> None:
     """Refuse texts that cannot be read, or have fewer windows than are asked for."""
     check_positions(checkpoint, options.length, "text", fix="take a model of more positions")
     with _of("text"):
-        for each in check_sources(options.text):
-            if not each.endless:
-                Tokens.read(each.source, checkpoint.tokenizer(), samples=options.samples, length=options.length)
+        for weighted in check_sources(options.text):
+            if not weighted.endless:
+                Tokens.read(weighted.source, checkpoint.tokenizer(), samples=options.samples, length=options.length)
 
 
 def _check_data(checkpoint: Checkpoint, route: Route) -> None:

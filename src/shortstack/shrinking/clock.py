@@ -92,7 +92,7 @@ class Amounts:
 
     def less(self, wanted: Amounts) -> list[str]:
         """List the amounts below what was wanted, in words."""
-        pairs = {each.name: (getattr(self, each.name), getattr(wanted, each.name)) for each in fields(self)}
+        pairs = {field.name: (getattr(self, field.name), getattr(wanted, field.name)) for field in fields(self)}
         return [f"{WHAT[name]}: {now} instead of {then}" for name, (now, then) in pairs.items() if now != then]
 
 
@@ -129,8 +129,8 @@ def check_minutes(clock: Clock, rate: float, layers: int) -> None:
 class ClockProgress:
     """One line: the seconds used of all, and what is being done."""
 
-    def __init__(self, told: Progress, clock: Clock, file: Path) -> None:
-        self.told, self.clock, self.file, self.noted = told, clock, file, 0.0
+    def __init__(self, progress: Progress, clock: Clock, file: Path) -> None:
+        self.told, self.clock, self.file, self.noted = progress, clock, file, 0.0
 
     def __call__(self, stage: str, done: int, total: int, /, *, note: str = "") -> None:
         used = self.clock.used

@@ -86,7 +86,7 @@ def _unpruned(made: Shrunk) -> DemoRow:
     plan, (text,) = made.plan, made.base.perplexity.values()
     assert plan.parameters  # noqa: S101  it is sized
     assert plan.bytes  # noqa: S101
-    said = tuple(each["unpruned"] for each in made.answers if "unpruned" in each)
+    said = tuple(row["unpruned"] for row in made.answers if "unpruned" in row)
     sizes = plan.parameters.before, plan.bytes.before
     return DemoRow("unpruned", plan.layers, *sizes, text.value, probes_right(made.base), 1.0, said)
 
@@ -95,7 +95,7 @@ def _row(made: Shrunk) -> DemoRow:
     plan, (text,) = made.plan, made.last.perplexity.values()
     assert plan.parameters  # noqa: S101  it is sized
     assert plan.bytes  # noqa: S101
-    said, name = tuple(each["shortened"] for each in made.answers if "shortened" in each), f"minus {len(plan.removed)}"
+    said, name = tuple(row["shortened"] for row in made.answers if "shortened" in row), f"minus {len(plan.removed)}"
     writes = made.speed.decode.value if made.speed.decode else 1.0
     sizes = plan.parameters.after, plan.bytes.after
     right = probes_right(made.last)

@@ -327,14 +327,14 @@ class Line:
         if choice.how.finalists:
             choice = replace(choice, finalists=self.amounts.finalists)
 
-        def found() -> Plan:
+        def choose_layers() -> Plan:
             self.progress("choosing layers", 0, 1)
             looked_at = text if choice.measures or choice.needs_text else None
             chosen = choose(self.source, choice, looked_at, compute=self.compute, progress=self.progress)
             return chosen.plan.sized(self.source.sizes)
 
         known = {"choice": repr(choice), "text": asdict(text), "digest": text_digest(text.text)}
-        return self.stages.result("plan", Plan, found, **known)
+        return self.stages.result("plan", Plan, choose_layers, **known)
 
     def calibration_text(self, amounts: Amounts) -> CalibrationText:
         """The text that layers are chosen on."""
@@ -438,12 +438,12 @@ class Line:
         tried: dict[int, tuple[Tried, Candidate]] = {}
         for amount, until in self._amounts_tried(share, tried):
             made = self.made(self.route.dropping(str(amount)), until)
-            measure, found = least(kept(self.unpruned.measured.evaluation, made.measured.evaluation))
-            tried[amount] = Tried(amount, measure, found), made
+            measure, kept_share = least(kept(self.unpruned.measured.evaluation, made.measured.evaluation))
+            tried[amount] = Tried(amount, measure, kept_share), made
         best = largest(_least_kept(tried), share)
         if best is None:
             raise self._nothing_keeps(tried)
-        return tried[best][1], tuple(each for each, _ in tried.values())
+        return tried[best][1], tuple(trial for trial, _ in tried.values())
 
     def _amounts_tried(self, share: float, tried: Mapping[int, Any]) -> Iterator[tuple[int, Clock]]:
         """How many layers go in each trial, and the time it has."""
@@ -492,7 +492,7 @@ class Costs:
 
 
 def _least_kept(tried: Mapping[int, tuple[Tried, Any]]) -> dict[int, float]:
-    return {amount: each.share.value for amount, (each, _) in tried.items()}
+    return {amount: trial.share.value for amount, (trial, _) in tried.items()}
 
 
 def _why(route: Route, plan: Plan, text: str) -> str:

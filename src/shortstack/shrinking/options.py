@@ -63,8 +63,8 @@ class ShrinkOptions:
         """Refuse two goals, and a share that is none."""
         named = [name for name in GOALS if getattr(self, name) is not None]
         if len(named) > 1:
-            found = f"{named[0]} beside it"
-            raise InputError(found, expected="one goal", fix="give one of them", option=named[-1])
+            conflict = f"{named[0]} beside it"
+            raise InputError(conflict, expected="one goal", fix="give one of them", option=named[-1])
         share = self.min_quality
         if share is not None and (not re.fullmatch(r"\d{1,2}(\.\d+)?%", share) or not float(share[:-1])):
             expected = "a share between 0% and 100%"

@@ -88,5 +88,5 @@ def loaded(checkpoint: Checkpoint, compute: Compute) -> Decoder:
 def beside(unpruned: Sequence[str], shortened: Sequence[str]) -> list[dict[str, str]]:
     """Each prompt with what the models say to it; models without answers are left out."""
     by_model = {name: said for name, said in (("unpruned", unpruned), ("shortened", shortened)) if said}
-    each = zip(PROMPTS, *by_model.values(), strict=True) if by_model else ()
-    return [dict(zip(("prompt", *by_model), said, strict=True)) for said in each]
+    rows = zip(PROMPTS, *by_model.values(), strict=True) if by_model else ()
+    return [dict(zip(("prompt", *by_model), said, strict=True)) for said in rows]

@@ -87,12 +87,12 @@ class Shrunk(Tabled):
 
     def steps(self) -> dict[str, dict[str, Any]]:
         """The result of each step by its role, as a study's trials have them."""
-        found = {"evaluate_base": self.base.to_dict(), "plan": self.plan.to_dict()}
+        results = {"evaluate_base": self.base.to_dict(), "plan": self.plan.to_dict()}
         if self.healing is None or self.repair is not None:
-            found["prune"] = {**self.plan.to_dict(), "repair": self.repair}
+            results["prune"] = {**self.plan.to_dict(), "repair": self.repair}
         if self.healing is None:
-            return {**found, "evaluate_pruned": self.last.to_dict()}
-        return {**found, "heal": self.healing.to_dict(), "evaluate_healed": self.last.to_dict()}
+            return {**results, "evaluate_pruned": self.last.to_dict()}
+        return {**results, "heal": self.healing.to_dict(), "evaluate_healed": self.last.to_dict()}
 
     def to_dict(self) -> dict[str, Any]:
         names = (

@@ -77,36 +77,36 @@ def ratio(before: Share, after: Share) -> Share:
 
 def least(shares: Mapping[str, Share]) -> tuple[str, Share]:
     """The measure of which least is kept."""
-    return min(shares.items(), key=lambda each: each[1].value)
+    return min(shares.items(), key=lambda item: item[1].value)
 
 
 def _likelihood(base: Perplexity, last: Perplexity) -> Share:
     share = math.exp(base.loss - last.loss)
-    known = [each.loss_stderr for each in (base, last) if not math.isnan(each.loss_stderr)]  # none of a single window
+    known = [text.loss_stderr for text in (base, last) if not math.isnan(text.loss_stderr)]  # none of a single window
     return Share(share, share * math.hypot(*known))
 
 
-def probes_right(found: Evaluation) -> Share | None:
+def probes_right(evaluation: Evaluation) -> Share | None:
     """The mean accuracy over the probes; None where there are none."""
-    probes: Sequence[Probed] = list(found.probes.values())
-    return _mean([Share(each.accuracy.value, each.accuracy.stderr) for each in probes])
+    probes: Sequence[Probed] = list(evaluation.probes.values())
+    return _mean([Share(probe.accuracy.value, probe.accuracy.stderr) for probe in probes])
 
 
-def share_tasks(found: Evaluation) -> dict[str, TaskResult]:
+def share_tasks(evaluation: Evaluation) -> dict[str, TaskResult]:
     """The tasks whose metric is a share of documents."""
-    return {name: task for name, task in found.tasks.items() if task.is_share}
+    return {name: task for name, task in evaluation.tasks.items() if task.is_share}
 
 
-def tasks_right(found: Evaluation) -> Share | None:
+def tasks_right(evaluation: Evaluation) -> Share | None:
     """The mean over the tasks whose metric is a share; None where there are none."""
-    return _mean([Share(task.value, task.stderr) for task in share_tasks(found).values()])
+    return _mean([Share(task.value, task.stderr) for task in share_tasks(evaluation).values()])
 
 
 def _mean(shares: Sequence[Share]) -> Share | None:
     if not shares:
         return None
-    error = math.sqrt(sum(each.stderr**2 for each in shares)) / len(shares)
-    return Share(sum(each.value for each in shares) / len(shares), error)
+    error = math.sqrt(sum(share.stderr**2 for share in shares)) / len(shares)
+    return Share(sum(share.value for share in shares) / len(shares), error)
 
 
 def first_amount(costs: Sequence[float], keep: float) -> int:

@@ -77,14 +77,14 @@ def _choice(recipe: Recipe, options: ShrinkOptions, drop: str | None) -> Choice:
     plan: dict[str, Any] = {name: value for name, value in recipe.plan.given.items() if name in PLANNED}
     goals = {name: getattr(options, name) for name in GOALS if getattr(options, name) is not None}
     if drop is not None and goals:
-        found, expected = f"{drop} beside it", "one goal for each output"
-        raise InputError(found, expected=expected, fix="leave it out", option=next(iter(goals)))
+        conflict, expected = f"{drop} beside it", "one goal for each output"
+        raise InputError(conflict, expected=expected, fix="leave it out", option=next(iter(goals)))
     if drop is not None:
         goals = {"drop": drop}
     if plan.get("layers") and goals:
         goal = next(iter(goals))
-        found, expected = f"{options.recipe}, which names them", f"a recipe that chooses layers, beside {goal}"
-        raise InputError(found, expected=expected, fix=f"leave {goal} out, or take another", option="recipe")
+        conflict, expected = f"{options.recipe}, which names them", f"a recipe that chooses layers, beside {goal}"
+        raise InputError(conflict, expected=expected, fix=f"leave {goal} out, or take another", option="recipe")
     goals.pop("min_quality", None)  # trials say how much goes
     if goals:
         plan.pop("drop", None)

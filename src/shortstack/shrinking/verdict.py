@@ -37,7 +37,7 @@ def verdict(base: Evaluation, last: Evaluation, answers: Sequence[Mapping[str, s
     at most NEAR times its perplexity on each text; and not where perplexity is beyond FAR, the probes are surely below LOST,
     or it does not answer. Sure is 95 %, by their standard error. Without probes nothing says to keep it. Tasks are told.
     """
-    text, times = max(((text, _times(base, last, text)) for text in last.perplexity), key=lambda each: each[1])
+    text, times = max(((text, _times(base, last, text)) for text in last.perplexity), key=lambda pair: pair[1])
     good, bad = False, times > FAR
     reasons = [f"Perplexity on {text} is {times:.2f} times the unpruned model's."]
     before, after = probes_right(base), probes_right(last)
@@ -66,7 +66,7 @@ def _unanswered(answers: Sequence[Mapping[str, str]]) -> Iterator[str]:
     both = [(said["unpruned"].strip(), said["shortened"].strip()) for said in answers if len(said) == 3]
     if any(theirs and not ours for theirs, ours in both):
         yield "It gives no answer to a prompt that the unpruned model answers."
-    theirs, ours = ({*each} for each in zip(*both, strict=True)) if both else (set(), set())
+    theirs, ours = ({*model_answers} for model_answers in zip(*both, strict=True)) if both else (set(), set())
     if len(ours) < len(theirs):
         yield "It gives one answer to prompts that the unpruned model answers differently."
 
@@ -81,7 +81,7 @@ def beside_others(last: Evaluation, nbytes: int, speed: Speed, int8: Int8) -> li
         )
     if int8.bytes is None or not int8.perplexity:
         return [*said, f"The unpruned model was not measured in int8: {int8.reason}."]
-    ours = {text: found.value for text, found in last.perplexity.items() if text in int8.perplexity}
+    ours = {text: perplexity.value for text, perplexity in last.perplexity.items() if text in int8.perplexity}
     texts = " and ".join(
         f"{number(int8.perplexity[text])} on {text}, where this one has {number(value)}" for text, value in ours.items()
     )

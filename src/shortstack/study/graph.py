@@ -151,8 +151,8 @@ class Paths:
 
     def at_most(self) -> dict[str, str]:
         """The kind of each step that there will be at most, by its key."""
-        found = (self._found(trial)[1] for trial in self._graph.study.trials)
-        return {step.key: step.kind for steps in found for step in steps.values()}
+        trial_steps = (self._found(trial)[1] for trial in self._graph.study.trials)
+        return {step.key: step.kind for steps in trial_steps for step in steps.values()}
 
     def arrived(self, key: str) -> None:
         """A step has a result: further steps of its trials can be known."""

@@ -124,13 +124,13 @@ class Study(Part):
         """Every trial once, in order."""
         named = self._named_healings()
         left_out = [
-            {name: [read_setting(name, value, named) for value in values] for name, values in each.axes().items()}
-            for each in self.except_
+            {name: [read_setting(name, value, named) for value in values] for name, values in excluded.axes().items()}
+            for excluded in self.except_
         ]
         trials: dict[str, Trial] = {}
         for settings in self._settings():
             trial = Trial.of({name: read_setting(name, value, named) for name, value in settings.items()})
-            if not any(all(getattr(trial, name) in values for name, values in each.items()) for each in left_out):
+            if not any(all(getattr(trial, name) in values for name, values in axes.items()) for axes in left_out):
                 trial.check()
                 trials.setdefault(trial.id, trial)
         return tuple(trials.values())

@@ -41,8 +41,8 @@ class EvaluationOptions(part_of("EvaluationOptions", *EVALUATED, bounded=True)):
     @property
     def arguments(self) -> dict[str, Any]:
         """As arguments of a step."""
-        found: dict[str, Any] = self.model_dump(mode="json", exclude={"pruned", "profile"})
-        return found
+        arguments: dict[str, Any] = self.model_dump(mode="json", exclude={"pruned", "profile"})
+        return arguments
 
     @property
     def sources(self) -> list[str]:

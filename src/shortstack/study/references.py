@@ -30,8 +30,8 @@ def with_revision(name: str) -> tuple[str, str | None]:
 
 def check_text(source: str) -> None:
     """Refuse a text that a step could not read: several with commas, files with all their records; the hub is not asked."""
-    for each in mixture.check_sources(str(expanded(source))):
-        each.read()
+    for weighted in mixture.check_sources(str(expanded(source))):
+        weighted.read()
 
 
 def text_digest(source: str) -> str:

@@ -58,8 +58,8 @@ class StudyOutcome(Tabled):
             ("steps run now", f"{self.steps:,}"),
             ("steps done before", f"{self.skipped:,}"),
         ]
-        failed = [f"Failed: {each['kind']}, {each['error'].strip().splitlines()[-1]}" for each in self.failures]
-        logs = [f"  log {each['log']}" for each in self.failures]
+        failed = [f"Failed: {step['kind']}, {step['error'].strip().splitlines()[-1]}" for step in self.failures]
+        logs = [f"  log {step['log']}" for step in self.failures]
         notes = [line for pair in zip(failed, logs, strict=True) for line in pair]
         return Table.of(str(self.output), ("study", ""), rows, notes=notes)
 
@@ -184,7 +184,7 @@ class _StudyRun:
         """Give workers the steps that can run: first those that run alone, once nothing else does; then by the trials."""
         for step in sorted(self._ready(), key=lambda step: not step.alone):
             together = [step, *self.running.values()]
-            if len(together) > (1 if any(each.alone for each in together) else self.launch.width):
+            if len(together) > (1 if any(member.alone for member in together) else self.launch.width):
                 return
             self._start(step)
 
@@ -202,7 +202,7 @@ class _StudyRun:
 
     def _to_make_again(self, step: Step, steps: Mapping[str, Step]) -> Step | None:
         """The step whose weights this one reads, where they were removed before another trial was found to need them."""
-        makers = {each.key: each for each in steps.values() if each.writes_weights}
+        makers = {maker.key: maker for maker in steps.values() if maker.writes_weights}
         read = [makers[place] for place in step.reads.values() if place in makers]
         return next((maker for maker in read if not self._has_weights(maker.key)), None)
 
@@ -313,7 +313,7 @@ class _StudyRun:
         """How many steps are done of how many there are at most, and what those that run said last."""
         total, done = len(self.at_most), sum(key in self.results for key in self.at_most)
         said = [(step.kind, read_progress(self.folder.progress(step.key))) for step in self.running.values()]
-        note = ", ".join(f"{kind}: {told}" if told else kind for kind, told in said)
+        note = ", ".join(f"{kind}: {progress}" if progress else kind for kind, progress in said)
         self.progress("study", done, total, note=note)
 
     def _remove_weights(self, needed: set[str]) -> None:
@@ -338,7 +338,7 @@ class _StudyRun:
         unmeasured = set()
         for trial, steps in self.done.values():
             evaluated = steps.get("evaluate_healed") or steps["evaluate_pruned"]
-            losses = [each["loss"] for each in (self.results[evaluated.key].get("perplexity") or {}).values()]
+            losses = [text["loss"] for text in (self.results[evaluated.key].get("perplexity") or {}).values()]
             last = (steps.get("heal") or steps["prune"]).key
             lowest, _ = best.get((trial.model, trial.drop), (math.inf, ""))
             if not losses:

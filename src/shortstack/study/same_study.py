@@ -22,7 +22,7 @@ def check_same(folder: Folder, study: Study, store: Store) -> None:
         return
     before = parsed(folder.study.read_text(encoding="utf-8"), Study, where=str(folder.study))
     for part in ("evaluation", "compute"):
-        then, now = (getattr(each, part).model_dump() for each in (before, study))
+        then, now = (getattr(version, part).model_dump() for version in (before, study))
         for name in then:
             if then[name] != now[name]:
                 raise _another(folder, f"{part}.{name}: {json.dumps(then[name])}", json.dumps(now[name]))
@@ -37,8 +37,8 @@ def check_outside(folder: Folder) -> None:
     place = folder.root.resolve()
     for above in (place, *place.parents):
         if (above / CONFIG).exists() and any(above.glob("*.safetensors")):
-            found, expected = f"it is in {above}", "a folder outside a model's"
-            raise InputError(found, expected=expected, fix="name another output", where=folder.root)
+            location, expected = f"it is in {above}", "a folder outside a model's"
+            raise InputError(location, expected=expected, fix="name another output", where=folder.root)
 
 
 def check_place(folder: Folder, store: Store) -> None:
@@ -52,6 +52,6 @@ def check_place(folder: Folder, store: Store) -> None:
         Remote(folder.url).check()
 
 
-def _another(folder: Folder, expected: str, found: str) -> InputError:
+def _another(folder: Folder, expected: str, now: str) -> InputError:
     fix = "name another output; trials can be added, not changed"
-    return InputError(found, expected=f"{expected}, as in {folder.study}", fix=fix, where=folder.root)
+    return InputError(now, expected=f"{expected}, as in {folder.study}", fix=fix, where=folder.root)

@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from shortstack.study.trial import Trial
 
 Places = Mapping[str, str]  # what a step reads -> its path or the model's name
-SHARED = {name for each in (Tasks, TrainingData) for name, _, known in options_of(each) if known.shares}
+SHARED = {name for options in (Tasks, TrainingData) for name, _, known in options_of(options) if known.shares}
 
 
 @dataclass(frozen=True)

@@ -51,7 +51,7 @@ def local(workers: int = 1) -> Iterator[Launch]:
     if workers < 1:
         raise InputError(workers, expected="at least 1", fix="ask for one", option="workers")
     spawn = multiprocessing.get_context("spawn")
-    followed, held = spawn.Pipe(duplex=False)
+    followed, sender = spawn.Pipe(duplex=False)
     new = functools.partial(ProcessPoolExecutor, 1, spawn, initializer=_follow, initargs=(followed, _share(workers)))
     idle: LifoQueue[ProcessPoolExecutor] = LifoQueue()
     for _ in range(workers):
@@ -71,13 +71,13 @@ def local(workers: int = 1) -> Iterator[Launch]:
     try:
         yield Launch(workers, lambda function, argument, _needed: lanes.submit(call, function, argument))
     except BaseException:
-        held.close()  # ends what runs
+        sender.close()  # ends what runs
         raise
     finally:
         lanes.shutdown(cancel_futures=True)
         for _ in range(workers):
             idle.get().shutdown()
-        held.close()
+        sender.close()
 
 
 def _share(workers: int) -> int | None:
