@@ -127,7 +127,7 @@ def picture(rows: Sequence[Mapping[str, Any]], base: Mapping[str, float]) -> Pic
         title = f"minus {drop} layers"
         legend = [(line.colour, line.name) for line in lines]
         panels.append(Panel(title, Chart(title, minutes, shares, lines).svg(), HEIGHT, legend))
-    return Picture("What SmolLM2-135M-Instruct keeps, by the minutes that shrink has", panels)
+    return Picture("What SmolLM2 keeps, by minutes of shrink", panels)
 
 
 def main() -> None:
