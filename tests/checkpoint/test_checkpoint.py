@@ -152,11 +152,12 @@ def strike(call: str, number: int, what: signal.Signals) -> None:
         return real(*arguments)
 
     setattr(os, call, hooked)
-    pieces.BLOCK_BYTES = 1000
+    pieces.BLOCK_BYTES = pieces.KERNEL_BLOCK_BYTES = 1000
 
 
+COPY = "copy_file_range" if hasattr(os, "copy_file_range") else "write"
 MOMENTS = {
-    "in a later shard": ("write", 60),
+    "in a later shard": (COPY, 30),
     "before the record": ("fsync", len(SIDE) + 4),
     "before the rename": ("rename", 1),
 }

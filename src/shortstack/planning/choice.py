@@ -150,7 +150,10 @@ class Choice:
             raise PlanError(shown(most), expected=expected, fix=fix, option=name)
         if most < least:
             example = {"params": "6B", "memory": "4GB"}[name]
-            expected, fix = f"at least {shown(least)}, which the largest cut leaves", f"ask for more, as in {example}"
+            expected, fix = (
+                f"at least {shown(least)}, which the largest cut leaves",
+                f"ask for more, with its unit, as in {example}",
+            )
             raise PlanError(shown(most), expected=expected, fix=fix, option=name)
         return replace(self, params=None, memory=None, fits=lambda kept: sizes.of(kept)[place] <= most)
 

@@ -221,6 +221,8 @@ class Line:
         most = replace(most, judged=self.windows, probe_items=options.probe_items)
         if not self.route.choice.how.finalists:
             most = replace(most, finalists=0)
+        if not self.route.repair:
+            most = replace(most, repair=0)
         return self.route.amounts(replace(most, documents=(options.limit or Amounts.documents) if options.tasks else 0))
 
     @cached_property
@@ -398,7 +400,7 @@ class Line:
         others = beside_others(last, made.checkpoint.weight_bytes, made.speed, unpruned.int8)
         if left_out:
             advice = " More minutes would heal it." if NO_HEALING in left_out else ""
-            others.append(f"Reduced to fit --minutes: {'; '.join(left_out)}.{advice}")
+            others.append(f"Reduced to fit the minutes: {'; '.join(left_out)}.{advice}")
         return Shrunk(
             out,
             " ".join([str(said), *others]),
