@@ -32,7 +32,7 @@ from shortstack.charts.picture import Panel
 from shortstack.machine.formats import show_layers
 
 HERE = Path(__file__).parent
-JUDGED, ITEMS, SKIPPED, LIMIT = 17, 50, 1000, 150
+JUDGED, WINDOWS, ITEMS, SKIPPED, LIMIT = 17, 40, 50, 1000, 150
 MEASURES = ("likelihood of a token", "piqa, arc_easy, hellaswag", "lambada", "probes")
 
 
@@ -41,7 +41,7 @@ def judged(model: ss.Checkpoint, text: str, data: str | None, items: int) -> dic
     asked = ss.Tasks(TASKS, limit=LIMIT, data_dir=data) if data else None
     found = ss.evaluate(
         model,
-        text=ss.EvaluationText(text, samples=40),
+        text=ss.EvaluationText(text, samples=WINDOWS),
         tasks=asked,
         generation=ss.GenerationChecks(probes=True, probe_items=items),
         compute=ss.Compute(seed=JUDGED),

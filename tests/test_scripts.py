@@ -188,6 +188,23 @@ def test_the_page_of_minutes_shows_the_share_kept_by_layers_and_minutes(best, tm
     assert "lambada, 5 minutes: 20%" in said
 
 
+def test_a_run_of_minutes_is_judged_on_what_it_did_not_see(best, tmp_path, monkeypatch):
+    pytest.importorskip("peft")
+    minutes, source = script("minutes"), make_data(tmp_path) / "model"
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("plan: {metric: ppl}\nheal: {method: lora, max_steps: 3, max_length: 32}\n", encoding="utf-8")
+    text = str(tmp_path / "text.txt")
+    small = {"recipe": str(recipe), "data": str(tmp_path / "lines.jsonl"), "text": text, "perplexity": text}
+    options = ss.ShrinkOptions(drop="2", samples=4, length=16, probe_items=0, **small)
+    monkeypatch.setattr(minutes, "ITEMS", 2)
+    monkeypatch.setattr(minutes, "WINDOWS", 2)
+    monkeypatch.setenv("SHORTSTACK_CACHE", os.environ.get("SHORTSTACK_CACHE", ""))  # which the run changes
+    row = minutes.run(str(source), options, text, None)
+    assert (row["drop"], row["minutes"], row["steps"]) == (2, options.minutes, 3)
+    assert row["judged"]["loss"] > 0
+    assert sum(name.startswith("probe ") for name in row["judged"]) == 12
+
+
 @pytest.mark.parametrize("family", ["swap", "initials", "countdown", "email", "middle"])
 def test_items_of_answers_are_a_question_after_solved_ones(family):
     answers = script("answers")

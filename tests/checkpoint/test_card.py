@@ -14,8 +14,12 @@ from plans import plan
 from shortstack.checkpoint import Checkpoint
 from shortstack.checkpoint.card import CardContent, licence_of, model_card
 from shortstack.cli import main
+from shortstack.data import CalibrationText
 from shortstack.healing import HealingTask, Partial, Schedule, TrainingData, heal
+from shortstack.machine.device import Compute
 from shortstack.pruning import prune, verify
+from shortstack.repairing import repair
+from shortstack.repairing.repairer import RepairWalk
 from zoo import speaking
 
 pytestmark = pytest.mark.usefixtures("own_cache")
@@ -29,13 +33,16 @@ def made(tmp_path_factory):
     tmp_path = tmp_path_factory.mktemp("made")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("SHORTSTACK_CACHE", str(tmp_path / "cache"))
+        patch.setattr(RepairWalk, "helps", lambda _walk: True)  # of random weights, too
         return cut_and_healed(tmp_path)
 
 
 def cut_and_healed(tmp_path):
     source = Checkpoint.open(speaking(tmp_path / "MODEL"))
     (source.directory / "README.md").write_text(CARD, encoding="utf-8")
-    pruned = prune(source, plan(8, layers="3-4"), tmp_path / "pruned")
+    text, compute = CalibrationText("pydoc", samples=12, length=16), Compute(seed=3)
+    repaired = repair(source, frozenset({3, 4}), text, compute=compute)
+    pruned = prune(source, plan(8, layers="3-4"), tmp_path / "pruned", repair=repaired)
     (tmp_path / "chats.jsonl").write_text("".join(json.dumps({"text": f"line {n} " * 9}) + "\n" for n in range(40)))
     data = TrainingData(f"pydoc,{tmp_path / 'chats.jsonl'}=0.5", max_length=32, max_samples=16)
     task = HealingTask(
@@ -62,7 +69,7 @@ def test_every_output_has_one_with_the_licence_of_the_source_and_no_path(made):
         by = f"shortstack {version('shortstack')}"
         assert f"# {name}\n\nThis model was made shorter by {by}, from a local checkpoint.\n" in card
         assert verify(Checkpoint.open(made / name)).ok
-    assert "2 of 8 layers were removed (numbered from 0: 3-4)." in card
+    assert "2 of 8 layers were removed (numbered from 0: 3-4); kept layers were refitted in closed form." in card
     assert "by partial on 16 samples of pydoc, chats.jsonl, to give the text." in card
 
 
@@ -74,8 +81,10 @@ def test_its_commands_make_the_same_weights(made, monkeypatch):
     (again / "MODEL").symlink_to(made / "MODEL")
     (again / "chats.jsonl").symlink_to(made / "chats.jsonl")
     monkeypatch.chdir(again)
+    monkeypatch.setattr(RepairWalk, "helps", lambda _walk: True)
     commands = [shlex.split(line[2:]) for line in card.splitlines() if line.startswith("$ ")]
     assert [words[:2] for words in commands] == [["shortstack", "prune"], ["shortstack", "heal"]]
+    assert "--repair" in commands[0]
     for words in commands:
         monkeypatch.setattr(sys, "argv", words)
         with pytest.raises(SystemExit) as ended:

@@ -105,6 +105,16 @@ def test_a_hub_that_answers_badly(failure, command, monkeypatch):
     assert str(error) in prune_refused(command, "org/model")
 
 
+def test_a_hub_that_cannot_be_reached(command, monkeypatch):
+    from huggingface_hub import errors
+
+    def unreachable(*_args: object, **_options: object) -> None:
+        raise errors.LocalEntryNotFoundError("no snapshot here") from errors.HfHubHTTPError.__bases__[0]("no such host")
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", unreachable)
+    assert "no connection to the hub: no such host" in prune_refused(command, "org/model")
+
+
 CONFIGS = {
     "empty": ("", "Expecting value"),
     "not JSON": ("{", "Expecting property name"),

@@ -89,6 +89,25 @@ def test_windows_are_repaired_where_only_scales_can_be(model_type):
     assert any(changed)
 
 
+def test_kinds_count_by_their_weights_and_only_the_tokens_that_count():
+    """Against the logits of both models: of the second kind every third token counts, and the kind one half."""
+    checkpoint, counted = Checkpoint.open(tiny("llama")), torch.zeros(12, 12, dtype=torch.bool)
+    counted[:, ::3] = True
+    prose, drills = Tokens(IDS[:12], "a", False, 0), Tokens(IDS[12:], "b", False, 0, counted=counted)
+    decoder = Decoder.load(checkpoint, dtype=torch.float32)
+    found = repaired_windows(decoder, Tokens.joined([prose, drills], [1.0, 0.5], "a,b=0.5"), [2])[0, 2]
+    model, cut = naive.load(checkpoint.directory), naive.load(checkpoint.directory)
+    pass_over(cut, naive.stack(cut)[0], (0, 1))  # nothing stands before layer 0, so nothing is refitted
+    means = []
+    for ids, mask in ((IDS[3:12:4], torch.ones(3, 12, dtype=torch.bool)), (IDS[15::4], counted[3::4])):
+        with torch.no_grad():
+            log_p, log_q = (
+                each(input_ids=ids, use_cache=False).logits[:, :-1].log_softmax(-1) for each in (model, cut)
+            )
+        means.append(float((log_p.exp() * (log_p - log_q)).sum(-1)[mask[:, 1:]].mean()))
+    assert found == pytest.approx((means[0] + 0.5 * means[1]) / 1.5, rel=1e-4)
+
+
 @pytest.mark.parametrize("together", [1, 3])  # windows in a turn: each ends it at another
 @pytest.mark.parametrize("sizes", [[3, 2], [2, 5], [1, 4, 6]])
 def test_turns_and_batches_change_nothing(sizes, together, monkeypatch):

@@ -375,6 +375,8 @@ def test_with_little_time_nothing_heals_and_that_is_said(tiny, monkeypatch):
     made = shrunk(tiny)
     assert made.healing is None
     assert "no healing" in made.left_out
+    assert "More minutes would heal it." in made.verdict
+    assert not any("repair" in said for said in made.left_out), "the recipe has none"
     assert made.steps()["evaluate_pruned"]["perplexity"]
     assert Checkpoint.open(tiny / "out").record["verb"] == "prune"
 
@@ -392,6 +394,15 @@ def test_where_it_is_late_nothing_is_repaired_or_written_and_that_is_said_and_re
     assert yaml.safe_load(made.recipe)["plan"]["repair"] is False
     again = shrink(str(tiny / "model"), tiny / "again", options_of(tiny, recipe=str(tiny / "out" / "recipe.yaml")))
     assert Checkpoint.open(again.output).weights_sha256 == Checkpoint.open(made.output).weights_sha256
+
+
+def test_a_model_that_says_nothing_is_not_kept(tiny, monkeypatch):
+    monkeypatch.setattr(
+        line.reference,
+        "answers",
+        lambda checkpoint, *_: ("a", "b", "c") if checkpoint.directory.name == "model" else ("a", "", "c"),
+    )
+    assert shrunk(tiny).verdict.startswith("Do not keep it. It gives no answer to a prompt")
 
 
 def test_answers_for_which_no_time_was_left_are_nowhere(tiny, monkeypatch):

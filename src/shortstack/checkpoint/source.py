@@ -86,10 +86,9 @@ def _from_hub(name: str, revision: str | None, *, fix: str, download: bool) -> P
         ValueError,
     ) as error:  # ValueError: a bad name, or an answer not JSON
         cause = error.__cause__
-        unanswered = isinstance(cause, connection_error())
-        reason = f"no connection to the hub: {one_line(cause)}" if cause and unanswered else one_line(error)
+        lost = f"no connection to the hub: {one_line(cause)}" if isinstance(cause, connection_error()) else ""
         raise CheckpointError(
-            reason if download else NOT_HERE,
+            lost or one_line(error) if download else NOT_HERE,
             expected="a directory of that name, or a model on the hub",
             fix=fix,
             where=name,

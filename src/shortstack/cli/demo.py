@@ -60,7 +60,5 @@ def show(demo: Demo) -> None:
     for row in demo.rows:
         if row.verdict:
             console.show(f"{row.name}: {row.verdict}")
-    if demo.left_out:
-        console.show(f"Reduced to fit the minutes: {'; '.join(demo.left_out)}.")
     places = " and ".join(f"{demo.output}/{row.name.replace(' ', '-')}" for row in demo.rows if row.verdict)
     console.show(f"\n{places} open with AutoModelForCausalLM.from_pretrained. {demo.seconds:.0f} s.")
