@@ -54,7 +54,7 @@ def shrink(
 
 def _preview(model: str, output: Path, options: ShrinkOptions, session: Session) -> None:
     from shortstack.shrinking.clock import WHAT
-    from shortstack.shrinking.line import foresee
+    from shortstack.shrinking.preview import foresee
 
     with session.report.bars() as progress:
         source = session.source.open(model, progress)

@@ -1,6 +1,7 @@
 from . import clock as clock
 from . import demo as demo
 from . import line as line
+from . import preview as preview
 from . import result as result
 from .line import shrink as shrink
 from .line import shrink_each as shrink_each

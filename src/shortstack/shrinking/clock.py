@@ -16,6 +16,7 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import NamedTuple
 
+from shortstack.data import CalibrationText
 from shortstack.data.mixture import MIX, READ, parse_sources
 from shortstack.errors import InputError
 from shortstack.evaluation import EvaluationText
@@ -32,9 +33,7 @@ WRITING = 0.15  # of the minutes, for text that the model writes itself to choos
 MEASURING = 0.03  # of the minutes, for each of texts, probes and tasks of one model
 WINDOW = 128  # tokens of a calibration window
 PROBE_TOKENS = 1_500  # forward, that an item of each probe takes about as long as; JSON is written token by token
-WRITTEN_TOKENS = (
-    12_000  # forward, that writing the fewest texts takes about as long as: they are written token by token
-)
+WRITTEN_TOKENS = 12_000  # forward, in whose time the fewest texts are written, which is token by token
 DOCUMENT_TOKENS = 300  # of a task's document with all its answers
 LAYERS = 30  # of the model that LEVELS was measured on
 WHAT = {
@@ -89,6 +88,11 @@ class Amounts:
     judged: int | None = 64
     probe_items: int = 20
     documents: float = 200
+
+    @property
+    def calibration_text(self) -> CalibrationText:
+        """The text that layers are chosen on."""
+        return CalibrationText(self.text, self.windows, self.length)
 
     def less(self, wanted: Amounts) -> list[str]:
         """List the amounts below what was wanted, in words."""

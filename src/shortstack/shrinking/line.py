@@ -8,7 +8,6 @@ What a stage found lies in `<out>.partial` until the end (stages.py), so that a 
 from __future__ import annotations
 
 import math
-import shlex
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
@@ -19,52 +18,43 @@ from typing import Any
 
 from shortstack.checkpoint import Checkpoint, Model
 from shortstack.checkpoint.record import skipped_layers
-from shortstack.data import CalibrationText, Tokens
+from shortstack.data import Tokens
 from shortstack.data.mixture import parse_sources, text_digest
 from shortstack.data.tokens import JUDGING
 from shortstack.decoder import calibration_tokens, text_in_time
-from shortstack.decoder.requirements import writing_requirements
 from shortstack.decoder.wrapping import arithmetic
 from shortstack.errors import ShortstackError
 from shortstack.evaluation import EvaluationText, GenerationChecks, Tasks, evaluate
 from shortstack.healing import Healing, HealingTask, heal, heal_in_turns
-from shortstack.healing.preview import preview
 from shortstack.machine.clock import Clock
 from shortstack.machine.device import AUTO, Compute, pick_device
 from shortstack.machine.files import check_new, remove, rename_new, scratch_beside
-from shortstack.machine.formats import option_words, show_layers
 from shortstack.machine.locks import OutputLock
-from shortstack.machine.memory import Requirements
-from shortstack.machine.options import changed_options
-from shortstack.machine.progress import Progress, in_notebooks, silent
+from shortstack.machine.progress import Progress, in_notebooks
 from shortstack.machine.typed import typed
 from shortstack.planning import Plan, choose
 from shortstack.profiling.speed import forward_speed
 from shortstack.pruning import prune
 from shortstack.repairing import repair
-from shortstack.repairing.repairer import check_repair
 from shortstack.scoring import score
 from shortstack.shrinking import reference
-from shortstack.shrinking.card import RECIPE, dress
-from shortstack.shrinking.checks import check_shrink, disk_bytes, in_words_of_shrink
+from shortstack.shrinking.card import dress
+from shortstack.shrinking.checks import check_shrink, in_words_of_shrink
 from shortstack.shrinking.clock import LEVELS, WRITING, Amounts, ClockProgress, amounts_for, check_minutes, clock_of
+from shortstack.shrinking.conclusion import concluded, settings
 from shortstack.shrinking.options import ShrinkOptions
-from shortstack.shrinking.result import Candidate, Measured, Shrunk, Unpruned
+from shortstack.shrinking.result import NO_HEALING, Candidate, Measured, Shrunk, Unpruned
 from shortstack.shrinking.retention import TRIALS, Tried, first_amount, kept, largest, least, next_amount
 from shortstack.shrinking.route import Route
 from shortstack.shrinking.stages import Stages, loaded, save
-from shortstack.shrinking.verdict import beside_others, verdict
 
 COMPARED_BY = 0.7  # of the time of a cut: after that it is not timed
 MEASURED_BY = 0.35  # of the minutes: after that the unpruned model is not measured on more
 PROBED_BY = 0.6  # of the minutes: after that it is not probed either
 REPAIRED_BY = 0.7  # of the time of a cut: after that it is not repaired
-SLOWER = (
-    1.6  # times as long as the unpruned model, what is made may take to be measured: other work may begin meanwhile
-)
+SLOWER = 1.6  # times as long as the unpruned model, a cut may take to be measured: other work may begin meanwhile
 CONCLUDING = 6.0  # seconds for card and report
 LEAST_HEALING = 20.0  # seconds; with less nothing heals
-NO_HEALING = "no healing"
 NO_TEXT, NO_WRITING = EvaluationText("none"), GenerationChecks(collapse_check=False)
 
 
@@ -112,32 +102,6 @@ def shrink_each(
     options, began = options or ShrinkOptions(), time.monotonic()
     routes = {Path(out): Route.of(options, drop) for drop, out in outs.items()}
     return _shrink(Checkpoint.of(model), routes, options, compute, progress, began)
-
-
-@dataclass(frozen=True)
-class Foreseen:
-    """A forecast of shrink(): the amounts that fit in the time, those that are reduced, and the resources needed."""
-
-    amounts: Amounts
-    left_out: tuple[str, ...]
-    requirements: Requirements
-
-
-def foresee(model: Model, out: Path, options: ShrinkOptions, *, compute: Compute = AUTO) -> Foreseen:
-    """Make every check of shrink(), and measure the speed of this machine; nothing is chosen or written."""
-    source, route = Checkpoint.of(model), Route.of(options)
-    with in_words_of_shrink():
-        windows = check_shrink(source, {out: route}, options, compute)
-        stages = Stages(out, {})
-        line = Line(source, route, options, compute, Clock(60 * options.minutes), stages, silent, windows)
-        amounts = line.fitting()
-        needed = writing_requirements(source, compute)
-        if route.repair:
-            needed = needed.then(check_repair(source, line.calibration_text(amounts).of_all(amounts.repair), compute))
-        if route.healing:
-            needed = needed.then(preview(source, out, line.task(route.healing), route.turns).requirements)
-    disk = disk_bytes(source, options, 1)
-    return Foreseen(amounts, tuple(amounts.less(line.wanted)), replace(needed, disk_bytes=disk))
 
 
 def _shrink(
@@ -204,13 +168,13 @@ class Line:
     def finish(self, place: Path, out: Path, route: Route, *, share: float) -> None:
         """Make a cut at `place`, in that share of the time that is left once the unpruned model is measured."""
         _ = self.unpruned  # measured once for all cuts
-        if self.options.share:
-            made, tried = self.keeping(self.options.share)
-        else:
-            made, tried = self.made(route, self.clock.next(share)), ()
-        shrunk = self.concluded(out, route, made, tried)
+        made = self.keeping(self.options.share) if self.options.share else self.made(route, self.clock.next(share))
+        reduced = *self.amounts.less(self.wanted), *self.unpruned.measured.left_out, *made.left_out
+        made, seconds = replace(made, left_out=reduced), round(self.clock.used, 1)
+        shrunk = concluded(out, route, self.unpruned, made, amounts=self.amounts, options=self.options, seconds=seconds)
         save(_noted(place), shrunk)
-        dress(shrunk, made.checkpoint, self.settings(route, made))
+        how = settings(route, self.source.source, made, amounts=self.amounts, seed=self.compute.seed)
+        dress(shrunk, made.checkpoint, how)
         rename_new(made.checkpoint.directory, place)
 
     @property
@@ -244,7 +208,7 @@ class Line:
 
     def _written(self, amounts: Amounts) -> Amounts:
         """As many windows as the model can write itself in time, where it is to write some."""
-        text = self.calibration_text(amounts)
+        text = amounts.calibration_text
         both = max(amounts.windows, int(text.of_all(amounts.repair).samples) if self.route.repair else 0)
         how: dict[str, Any] = {"compute": self.compute, "progress": self.progress}
         most = int(text_in_time(self.source, replace(text, samples=both), self.clock.until(WRITING), **how).samples)
@@ -325,7 +289,7 @@ class Line:
 
     def chosen(self, route: Route) -> Plan:
         """The layers that go."""
-        choice, text = route.choice, self.calibration_text(self.amounts)
+        choice, text = route.choice, self.amounts.calibration_text
         if choice.how.finalists:
             choice = replace(choice, finalists=self.amounts.finalists)
 
@@ -338,13 +302,9 @@ class Line:
         known = {"choice": repr(choice), "text": asdict(text), "digest": text_digest(text.text)}
         return self.stages.result("plan", Plan, choose_layers, **known)
 
-    def calibration_text(self, amounts: Amounts) -> CalibrationText:
-        """The text that layers are chosen on."""
-        return CalibrationText(amounts.text, amounts.windows, amounts.length)
-
     def pruned(self, route: Route, plan: Plan) -> Checkpoint:
         """The cut, kept layers refitted where the recipe says so."""
-        text = self.calibration_text(self.amounts).of_all(self.amounts.repair) if route.repair else None
+        text = self.amounts.calibration_text.of_all(self.amounts.repair) if route.repair else None
         how: dict[str, Any] = {"compute": self.compute, "progress": self.progress}
 
         def make(place: Path) -> None:
@@ -390,52 +350,7 @@ class Line:
 
         return self.stages.result("speed", reference.Speed, timed, of=cut.identity)
 
-    def concluded(self, out: Path, route: Route, made: Candidate, tried: tuple[Tried, ...]) -> Shrunk:
-        """Assemble the result of a cut."""
-        unpruned, last = self.unpruned, replace(made.measured.evaluation, model=str(out))
-        healing = made.healing and replace(made.healing, output=out)  # both were made in the folder of stages
-        answers = reference.beside(unpruned.measured.answers, made.measured.answers)
-        said = verdict(unpruned.measured.evaluation, last, answers)
-        left_out = *self.amounts.less(self.wanted), *unpruned.measured.left_out, *made.left_out
-        others = beside_others(last, made.checkpoint.weight_bytes, made.speed, unpruned.int8)
-        if left_out:
-            advice = " More minutes would heal it." if NO_HEALING in left_out else ""
-            others.append(f"Reduced to fit the minutes: {'; '.join(left_out)}.{advice}")
-        return Shrunk(
-            out,
-            " ".join([str(said), *others]),
-            _why(route, made.plan, self.amounts.text),
-            made.plan,
-            made.repair,
-            healing,
-            unpruned.measured.evaluation,
-            last,
-            answers,
-            made.speed,
-            unpruned.int8,
-            left_out,
-            tried,
-            round(self.clock.used, 1),
-            route.repeating(self.amounts, made.healing, repaired=bool(made.repair)),
-            _command(self.source.source, self.options, out),
-        )
-
-    def settings(self, route: Route, made: Candidate) -> dict[str, Any]:
-        """How it was made, as a trial's settings."""
-        heal = made.checkpoint.record["healing"] if made.healing else None
-        text = asdict(self.calibration_text(self.amounts))
-        return {
-            "model": self.source.source,
-            "metric": route.choice.strategy or route.choice.name,
-            "drop": str(len(made.plan.removed)),
-            "calibration": text,
-            "strategy": f"step {route.turns.step}" if route.turns else "one-shot",
-            "repair": {**text, "samples": self.amounts.repair} if made.repair else None,
-            "heal": heal and {"name": route.name, "method": heal["method"]["name"], **heal["data"]},
-            "seed": self.compute.seed,
-        }
-
-    def keeping(self, share: float) -> tuple[Candidate, tuple[Tried, ...]]:
+    def keeping(self, share: float) -> Candidate:
         """The largest of at most TRIALS cuts that keeps a share of every measure; as many as there is time for."""
         tried: dict[int, tuple[Tried, Candidate]] = {}
         for amount, until in self._amounts_tried(share, tried):
@@ -445,7 +360,7 @@ class Line:
         best = largest(_least_kept(tried), share)
         if best is None:
             raise self._nothing_keeps(tried)
-        return tried[best][1], tuple(trial for trial, _ in tried.values())
+        return replace(tried[best][1], tried=tuple(trial for trial, _ in tried.values()))
 
     def _amounts_tried(self, share: float, tried: Mapping[int, Any]) -> Iterator[tuple[int, Clock]]:
         """How many layers go in each trial, and the time it has."""
@@ -462,7 +377,7 @@ class Line:
 
         def costs() -> Costs:
             self.progress("scoring layers", 0, 1)
-            few = replace(self.calibration_text(self.amounts), samples=LEVELS[-1].windows)
+            few = replace(self.amounts.calibration_text, samples=LEVELS[-1].windows)
             tokens = calibration_tokens(self.source, few, compute=self.compute, progress=self.progress)
             scores = score(self.source, tokens, metrics=["ppl"], compute=self.compute, progress=self.progress)
             base = 0.0 if scores.kinds else scores.base_loss or 0.0  # of several kinds it is the ratio already
@@ -495,21 +410,3 @@ class Costs:
 
 def _least_kept(tried: Mapping[int, tuple[Tried, Any]]) -> dict[int, float]:
     return {amount: trial.share.value for amount, (trial, _) in tried.items()}
-
-
-def _why(route: Route, plan: Plan, text: str) -> str:
-    """Why these layers went."""
-    if not plan.compared:
-        return f"The recipe {route.name} says how."
-    if len(plan.compared) == 1:
-        return f"Layers {show_layers(plan.removed)} have the lowest {plan.compared_by} on held-out windows of {text}."
-    return (
-        f"Of {len(plan.compared)} cuts that were compared, the one of layers {show_layers(plan.removed)} has the lowest "
-        f"{plan.compared_by} on held-out windows of {text}: {min(plan.compared.values()):.4f} nats per token."
-    )
-
-
-def _command(model: str, options: ShrinkOptions, out: Path) -> str:
-    """The command that repeats a shrink with its own recipe."""
-    again = {**changed_options(replace(options, minutes=ShrinkOptions.minutes)), "recipe": str(out / RECIPE)}
-    return shlex.join(["shortstack", "shrink", model, *option_words(again), "-o", f"{out}-again"])

@@ -16,6 +16,8 @@ from shortstack.planning import Plan
 from shortstack.shrinking.reference import Int8, Speed
 from shortstack.shrinking.retention import Tried
 
+NO_HEALING = "no healing"  # as it is said to be left out
+
 
 @dataclass(frozen=True)
 class Measured:
@@ -39,7 +41,7 @@ class Unpruned:
 @dataclass(frozen=True)
 class Candidate:
     """A cut, and what was made of it. pruned, repair: None where cuts and healing took turns; healing: None where it was not
-    healed. left_out: what there was less of than was wanted, in words.
+    healed. left_out: what there was less of than was wanted, in words; tried: cuts made before, where a share is to be kept.
     """
 
     checkpoint: Checkpoint
@@ -49,6 +51,7 @@ class Candidate:
     measured: Measured
     speed: Speed
     left_out: tuple[str, ...]
+    tried: tuple[Tried, ...] = ()
 
 
 @dataclass(frozen=True, repr=False)

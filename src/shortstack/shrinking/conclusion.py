@@ -1,0 +1,90 @@
+"""The last stage of shrink(): the verdict on a cut, why its layers went, and how to make it again."""
+
+from __future__ import annotations
+
+import shlex
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+from shortstack.machine.formats import option_words, show_layers
+from shortstack.machine.options import changed_options
+from shortstack.planning import Plan
+from shortstack.shrinking import reference
+from shortstack.shrinking.card import RECIPE
+from shortstack.shrinking.clock import Amounts
+from shortstack.shrinking.options import ShrinkOptions
+from shortstack.shrinking.result import NO_HEALING, Candidate, Shrunk, Unpruned
+from shortstack.shrinking.route import Route
+from shortstack.shrinking.verdict import beside_others, verdict
+
+
+def concluded(
+    out: Path,
+    route: Route,
+    unpruned: Unpruned,
+    made: Candidate,
+    *,
+    amounts: Amounts,
+    options: ShrinkOptions,
+    seconds: float,
+) -> Shrunk:
+    """Judge a cut and assemble the result."""
+    last = replace(made.measured.evaluation, model=str(out))
+    answers = reference.beside(unpruned.measured.answers, made.measured.answers)
+    judged = verdict(unpruned.measured.evaluation, last, answers)
+    others = beside_others(last, made.checkpoint.weight_bytes, made.speed, unpruned.int8)
+    if made.left_out:
+        advice = " More minutes would heal it." if NO_HEALING in made.left_out else ""
+        others.append(f"Reduced to fit the minutes: {'; '.join(made.left_out)}.{advice}")
+    return Shrunk(
+        output=out,
+        verdict=" ".join([str(judged), *others]),
+        why=_why(route, made.plan, amounts.text),
+        plan=made.plan,
+        repair=made.repair,
+        healing=made.healing and replace(made.healing, output=out),  # it was made in the folder of stages
+        base=unpruned.measured.evaluation,
+        last=last,
+        answers=answers,
+        speed=made.speed,
+        int8=unpruned.int8,
+        left_out=made.left_out,
+        tried=made.tried,
+        seconds=seconds,
+        recipe=route.repeating(amounts, made.healing, repaired=bool(made.repair)),
+        command=_command(unpruned.checkpoint.source, options, out),
+    )
+
+
+def settings(route: Route, source: str, made: Candidate, *, amounts: Amounts, seed: int) -> dict[str, Any]:
+    """Return how a cut was made, as a trial's settings."""
+    heal = made.checkpoint.record["healing"] if made.healing else None
+    text = asdict(amounts.calibration_text)
+    return {
+        "model": source,
+        "metric": route.choice.strategy or route.choice.name,
+        "drop": str(len(made.plan.removed)),
+        "calibration": text,
+        "strategy": f"step {route.turns.step}" if route.turns else "one-shot",
+        "repair": {**text, "samples": amounts.repair} if made.repair else None,
+        "heal": heal and {"name": route.name, "method": heal["method"]["name"], **heal["data"]},
+        "seed": seed,
+    }
+
+
+def _why(route: Route, plan: Plan, text: str) -> str:
+    if not plan.compared:
+        return f"The recipe {route.name} says how."
+    if len(plan.compared) == 1:
+        return f"Layers {show_layers(plan.removed)} have the lowest {plan.compared_by} on held-out windows of {text}."
+    return (
+        f"Of {len(plan.compared)} cuts that were compared, the one of layers {show_layers(plan.removed)} has the lowest "
+        f"{plan.compared_by} on held-out windows of {text}: {min(plan.compared.values()):.4f} nats per token."
+    )
+
+
+def _command(model: str, options: ShrinkOptions, out: Path) -> str:
+    """Return the command that repeats a shrink with its own recipe."""
+    again = {**changed_options(replace(options, minutes=ShrinkOptions.minutes)), "recipe": str(out / RECIPE)}
+    return shlex.join(["shortstack", "shrink", model, *option_words(again), "-o", f"{out}-again"])

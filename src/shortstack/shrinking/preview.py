@@ -1,0 +1,47 @@
+"""The output of `shrink --dry-run`: the amounts that fit the minutes, and the memory and disk they need."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from shortstack.checkpoint import Checkpoint, Model
+from shortstack.decoder.requirements import writing_requirements
+from shortstack.healing.preview import preview
+from shortstack.machine.clock import Clock
+from shortstack.machine.device import AUTO, Compute
+from shortstack.machine.memory import Requirements
+from shortstack.machine.progress import silent
+from shortstack.repairing.repairer import check_repair
+from shortstack.shrinking.checks import check_shrink, disk_bytes, in_words_of_shrink
+from shortstack.shrinking.clock import Amounts
+from shortstack.shrinking.line import Line
+from shortstack.shrinking.options import ShrinkOptions
+from shortstack.shrinking.route import Route
+from shortstack.shrinking.stages import Stages
+
+
+@dataclass(frozen=True)
+class Foreseen:
+    """A forecast of shrink(): the amounts that fit in the time, those that are reduced, and the resources needed."""
+
+    amounts: Amounts
+    left_out: tuple[str, ...]
+    requirements: Requirements
+
+
+def foresee(model: Model, out: Path, options: ShrinkOptions, *, compute: Compute = AUTO) -> Foreseen:
+    """Make every check of shrink(), and measure the speed of this machine; nothing is chosen or written."""
+    source, route = Checkpoint.of(model), Route.of(options)
+    with in_words_of_shrink():
+        windows = check_shrink(source, {out: route}, options, compute)
+        stages = Stages(out, {})
+        line = Line(source, route, options, compute, Clock(60 * options.minutes), stages, silent, windows)
+        amounts = line.fitting()
+        needed = writing_requirements(source, compute)
+        if route.repair:
+            needed = needed.then(check_repair(source, amounts.calibration_text.of_all(amounts.repair), compute))
+        if route.healing:
+            needed = needed.then(preview(source, out, line.task(route.healing), route.turns).requirements)
+    disk = disk_bytes(source, options, 1)
+    return Foreseen(amounts, tuple(amounts.less(line.wanted)), replace(needed, disk_bytes=disk))
