@@ -8,14 +8,14 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import numpy
+import torch
+from torch import Tensor
 
 from shortstack.machine.cache import MARGIN_BYTES, cache_directory, make_room, mark_used
 from shortstack.machine.files import atomic_write, check_disk
-
-if TYPE_CHECKING:
-    import numpy
-    from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -25,18 +25,13 @@ class Activations:
     path: Path
     lengths: tuple[int, ...]
     width: int
-    dtype: str
-
-    def __len__(self) -> int:
-        return len(self.lengths)
+    dtype: torch.dtype
 
     def __getitem__(self, sample: int) -> Tensor:
-        """[length, width] of one sample, copied out of the file."""
-        import torch
-
+        """Copy one sample's states, [length, width], out of the file."""
         start = self._starts[sample]
-        rows = self._map[start : start + self.lengths[sample]].copy()
-        return torch.from_numpy(rows).view(getattr(torch, self.dtype)).reshape(-1, self.width)
+        rows = torch.from_numpy(self._map[start : start + self.lengths[sample]].copy())
+        return rows.view(self.dtype)
 
     @property
     def kept(self) -> bool:
@@ -49,26 +44,24 @@ class Activations:
     @property
     def size(self) -> int:
         """Bytes on disk."""
-        return sum(self.lengths) * self.width * _item_size(self.dtype)
+        return sum(self.lengths) * self._row_bytes
 
     @functools.cached_property
     def _map(self) -> numpy.ndarray[Any, Any]:
-        import numpy
-
-        kind = numpy.int16 if _item_size(self.dtype) == 2 else numpy.int32
-        return numpy.memmap(self.path, dtype=kind, mode="r", shape=(sum(self.lengths), self.width))
+        shape = sum(self.lengths), self._row_bytes
+        return numpy.memmap(self.path, dtype=numpy.uint8, mode="r", shape=shape)
 
     @functools.cached_property
     def _starts(self) -> Sequence[int]:
         return list(itertools.accumulate((0, *self.lengths)))
 
+    @property
+    def _row_bytes(self) -> int:
+        return self.width * self.dtype.itemsize
 
-def _item_size(dtype: str) -> int:
-    return 4 if dtype == "float32" else 2
 
-
-def activations_under(key: str, lengths: Sequence[int], width: int, dtype: str) -> Activations:
-    """The states under `key`, whether they are kept yet or not."""
+def activations_under(key: str, lengths: Sequence[int], width: int, dtype: torch.dtype) -> Activations:
+    """Name the states under `key`, whether they are kept yet or not."""
     return Activations(cache_directory("activations") / f"{key}.states", tuple(lengths), width, dtype)
 
 
@@ -82,15 +75,11 @@ def check_room(nbytes: int) -> None:
 
 @contextmanager
 def keeping(activations: Activations) -> Iterator[Callable[[int, Tensor], None]]:
-    """put(sample, states) for every sample, in any order; the file is there when all that went well, else not at all."""
-    import torch
-
-    kind = torch.int32 if _item_size(activations.dtype) == 4 else torch.int16
-    row = activations.width * _item_size(activations.dtype)
+    """Take put(sample, states) for every sample, in any order; the file is there when all went well, else not at all."""
     with atomic_write(activations.path) as partial, partial.open("wb") as file:
 
         def put(sample: int, states: Tensor) -> None:
-            file.seek(activations._starts[sample] * row)
-            file.write(states.to(getattr(torch, activations.dtype)).contiguous().cpu().view(kind).numpy().tobytes())
+            file.seek(activations._starts[sample] * activations._row_bytes)
+            file.write(states.to(activations.dtype).contiguous().cpu().view(torch.uint8).numpy().tobytes())
 
         yield put

@@ -33,10 +33,10 @@ def affordable_samples(
     least: int,
     own: OwnText | None,
 ) -> tuple[int, int]:
-    """How many samples pass the model in a part of the time, at so many tokens a second, but at least so many; and how many
-    there are, or were asked for.
+    """Count the samples that pass the model in a part of the time, and all that there are or were asked for.
 
-    own: writes what a source of the model's own needs, as far as it comes in another part of the time.
+    speed: in tokens a second. least: so many are always taken. own: writes what a source of the model's own needs, as far as
+    it comes in another part of the time.
     """
     read, wanted = shared_out(data.source, tokenizer, data.max_length, 0, data.max_samples)
     samples_of = {name: [example for part in parts for example in part] for name, parts in read.items()}
@@ -54,5 +54,5 @@ def affordable_samples(
 
 
 def _length(examples: Sequence[Example], most: int) -> float:
-    """Tokens of an average sample; the most where they are written as they are read."""
+    """Count the tokens of an average sample; the most where samples are written as they are read."""
     return sum(len(example.ids) for example in examples) / len(examples) if examples else most

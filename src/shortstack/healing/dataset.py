@@ -21,7 +21,7 @@ DATA = (
 
 
 def held_out_count(samples: int, held_out: int | None = None) -> int:
-    """How many of so many samples are held out: the number that is given, else a share."""
+    """Count the held-out ones of so many samples: the number that is given, else a share."""
     return held_out or max(1, round(samples * HELD_OUT_SHARE))
 
 
@@ -61,39 +61,22 @@ class TrainingData:
 
     @property
     def source(self) -> str:
-        """Where the samples come from.
-
-        Raises:
-            InputError: nothing was named.
-        """
+        """Where the samples come from; refused where nothing was named."""
         if not self.data:
             fix = "name some, such as pydoc"
             raise InputError("none", expected="text or instructions to learn from", fix=fix, option="data")
         return self.data
 
     def check(self) -> None:
-        """Refuse data that is not named or not there, before minutes of work; the hub is not asked.
-
-        Raises:
-            InputError: none is named.
-            DataError: there is no such file, or the name can be none of the hub's; a weight is no number.
-        """
+        """Refuse data that is not named or not there, before minutes of work; the hub is not asked."""
         check_sources(self.source)
 
     def held_out_of(self, samples: int) -> int:
-        """How many of the samples that were read are held out.
-
-        Raises:
-            DataError: none would be left to train on.
-        """
+        """Count the held-out ones of the samples that were read, and refuse where none is left to train on."""
         return self._leaving_some(held_out_count(samples, self.held_out), samples)
 
     def held_out_among(self, examples: Sequence[Example]) -> int:
-        """How many of the examples, from the first on, are held out: a few more where the line would cut a conversation.
-
-        Raises:
-            DataError: none would be left to train on.
-        """
+        """Count the held-out examples, from the first on: a few more where the line would cut a conversation."""
         line, samples = self.held_out_of(len(examples)), len(examples)
         whole = next((place for place in range(line, samples) if not examples[place].follows), samples)
         return self._leaving_some(whole, samples)

@@ -37,7 +37,7 @@ class TrainedHead(HealingMethod):
             )
 
     def trains_head(self, checkpoint: Checkpoint) -> bool:
-        """Whether the head is among what trains; a tied one never is, unless it is untied."""
+        """Say whether the head is among what trains; a tied one never is, unless it is untied."""
         tied = checkpoint.anatomy.tied
         if self.untie_head and not tied:
             raise InputError(
@@ -70,13 +70,13 @@ class TrainedHead(HealingMethod):
             head.weight = nn.Parameter(head.weight.detach().clone())
 
     def added_bytes(self, checkpoint: Checkpoint) -> int:
-        """An untied head is a second embedding."""
+        """Count the bytes of an untied head, which is a second embedding."""
         if not self.untie_head:
             return 0
         return round(checkpoint.vocabulary * checkpoint.width * checkpoint.weight_bytes / checkpoint.parameters)
 
     def config(self, checkpoint: Checkpoint) -> dict[str, Any]:
-        """tie_word_embeddings, in a multimodal config at both levels.
+        """Untie the embeddings, in a multimodal config at both levels.
 
         Where that stores the text's fields beside its own they are nested: some types read this one at no other place.
         """

@@ -39,11 +39,7 @@ class IterativeSchedule:
 
     @classmethod
     def of_options(cls, values: Mapping[str, Any]) -> IterativeSchedule | None:
-        """From option values by name, of which None are not given; None where there are to be no turns.
-
-        Raises:
-            InputError: one of step and drop without the other, or others without them.
-        """
+        """Take option values by name, of which None are not given; return None where there are to be no turns."""
         given = {name: values[name] for name, _, _ in options_of(cls) if values.get(name) is not None}
         if not given:
             return None
@@ -61,13 +57,10 @@ class IterativeSchedule:
         return CalibrationText(self.text, self.samples, self.length)
 
     def sizes(self, layers: int) -> list[int]:
-        """How many layers go in each turn.
+        """Return how many layers go in each turn.
 
         >>> IterativeSchedule("8", 3).sizes(32)
         [3, 3, 2]
-
-        Raises:
-            PlanError: no such number of layers can go, or so many at a time.
         """
         total = parse_drop(self.drop, layers)
         check_pace(self.step, total)

@@ -45,7 +45,6 @@ class TrainedLayers(HealingMethod):
             parse_layers(self.layers)
 
     def trained_layers(self, checkpoint: Checkpoint) -> tuple[int, ...]:
-        """The layers that train, in order."""
         from shortstack.checkpoint.record import near_cuts
 
         count = checkpoint.anatomy.layers
@@ -103,11 +102,10 @@ class Full(HealingMethod):
     trains: ClassVar[str] = "every weight"
 
     def first(self, _checkpoint: Checkpoint) -> int:
-        """Nothing is frozen."""
         return 0
 
     def prepare(self, _checkpoint: Checkpoint, decoder: Decoder) -> Mapping[str, nn.Module]:
-        """The module that holds the layers, and the head where it lies outside."""
+        """Return the module that holds the layers, and the head where it lies outside."""
         stack = decoder.anatomy.layers_path.rpartition(".")[0]
         inside = decoder.anatomy.tied or decoder.anatomy.head.startswith(f"{stack}.")
         names = [stack, *([] if inside else [decoder.anatomy.head])]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -12,6 +11,7 @@ from typing import Any
 
 from shortstack.healing.schedule import EVALUATIONS, Course
 from shortstack.machine.clock import Clock
+from shortstack.machine.files import read_json
 
 FIRST_LOOK = 3  # steps after which the plan is looked at first; the first of them warms up and counts for nothing
 FIRST_PLAN = 30  # steps, at least, before that look: a guess that is too small would waste the rate's way
@@ -27,15 +27,16 @@ CLOCK = "clock.json"  # in the folder of a state
 def kept_pacing(state: Path | None) -> dict[str, Any]:
     """Read the output of Pacing.kept() from a training state; if there is none, no seconds are used."""
     path = state and state / CLOCK
-    return json.loads(path.read_text(encoding="utf-8")) if path and path.exists() else {"used": 0.0}
+    return read_json(path) if path and path.exists() else {"used": 0.0}
 
 
 @dataclass
 class Pacing:
-    """Follows a training by its clock, and changes its course: (clock, tokens of a step, what processes agree on).
+    """Follows a training by its clock, and changes its course.
 
-    clock: when it is over training must have ended, and its last held-out loss. agreed: the seconds that all processes
-    go by. course: the plan; None before there is one. eval_share: of the course, between two held-out losses.
+    clock: when it is over training must have ended, and its last held-out loss. step_tokens: of an average step. agreed: the
+    seconds that all processes go by. course: the plan; None before there is one. eval_share: of the course, between two
+    held-out losses.
     """
 
     clock: Clock
@@ -51,7 +52,7 @@ class Pacing:
     _steps: int = 0  # of this run
 
     def going_on(self, kept: Mapping[str, Any]) -> Pacing:
-        """With the course of the run that was kept, if there was one."""
+        """Take over the course of the run that was kept, if there was one."""
         if course := kept.get("course"):
             self.course = Course(course["steps"], tuple((step, steps) for step, steps in course["replanned"]))
             self.eval_share = kept["eval_share"]
@@ -67,7 +68,7 @@ class Pacing:
 
     @contextmanager
     def evaluating(self) -> Iterator[None]:
-        """While it lasts, a held-out loss is taken, which is no part of a step."""
+        """Time a held-out loss, which is no part of a step."""
         began = self._used
         yield
         self._evaluation = self._used - began
@@ -89,7 +90,7 @@ class Pacing:
         return True
 
     def stepped(self, step: int, tokens: int) -> bool:
-        """A step has ended: change the course if it leads elsewhere. False where it ends here.
+        """Change the course after a step, if it leads elsewhere; return False where it ends here.
 
         tokens: that passed the model since begin().
         """
@@ -120,14 +121,14 @@ class Pacing:
             self.course = self._planned.changed(step, step + fitting)
 
     def _fitting(self, used: float, share: float) -> int:
-        """Steps for which there is time, beside the held-out losses that are to come after a share of the course."""
+        """Count the steps for which there is time, beside the held-out losses to come after a share of the course."""
         evaluations = math.ceil((1 - share) / self.eval_share - 1e-9)
         planned = self._began + SLACK * (self.clock.seconds - self._began)
         left = planned - used - evaluations * self._evaluation
         return math.floor(max(0.0, left) / max(self._step_seconds, 1e-9))
 
     def _room(self, used: float) -> bool:
-        """Whether there is time for a step and the last held-out loss."""
+        """Say whether there is time for a step and the last held-out loss."""
         measured = self._steps >= FIRST_LOOK
         step = self._step_seconds if measured else (used - self._began) / self._steps
         return self.clock.seconds - used >= step + self._evaluation

@@ -48,22 +48,18 @@ _Read = create_model("Recipe", __base__=Recipe, heal=(HealPart, HealPart()))
 
 
 def recipe_names() -> list[str]:
-    """The presets of the package."""
+    """List the presets of the package."""
     folder = resources.files("shortstack.healing") / FOLDER
     return sorted(path.name.removesuffix(".yaml") for path in folder.iterdir() if path.name.endswith(".yaml"))
 
 
 def recipe_titles() -> dict[str, str]:
-    """The presets of the package and what each is."""
+    """Say what each preset of the package is."""
     return {name: yamlfile.parsed(_text(name), _Read, where=name).title for name in recipe_names()}
 
 
 def read_recipe(name: str) -> Recipe:
-    """A preset by its name, or a YAML file.
-
-    Raises:
-        InputError: there is none, it is not YAML, or a key or a value is wrong; with its line, and the nearest right key.
-    """
+    """Read a preset by its name, or a YAML file; what is wrong with it is refused with its line."""
     recipe = yamlfile.parsed(_text(name), _Read, where=name)
     plan = recipe.plan
     with named_by_line(name, parts=("plan",), whole=True):
@@ -76,11 +72,7 @@ def read_recipe(name: str) -> Recipe:
 
 
 def with_recipe(typed: Mapping[str, Any], name: str) -> dict[str, Any]:
-    """Option values of heal by name: those of the recipe, and in their place what was typed.
-
-    Raises:
-        InputError: as read_recipe.
-    """
+    """Return the option values of heal by name: those of the recipe, and in their place what was typed."""
     recipe = read_recipe(name)
     given = dict(recipe.heal.given)
     if given.get("step") is not None:  # turns are chosen as the plan says
@@ -99,7 +91,7 @@ def named_by_line(
     parts: Sequence[str] = ("heal", "plan"),
     whole: bool = False,
 ) -> Iterator[None]:
-    """While it lasts, an error about an option names the recipe's line where that option was not typed but stands there.
+    """Let an error about an option name the recipe's line, where that option was not typed but stands there.
 
     parts: of the recipe, where the option may stand. whole: whatever is wrong is of the recipe, named without a line then.
     """

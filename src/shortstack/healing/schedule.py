@@ -92,7 +92,7 @@ class Course:
         return self.replanned[0][1] if self.replanned else self.steps
 
     def position(self, step: int) -> float:
-        """The step of the first plan at which the rate would be as it is after this step."""
+        """Return the step of the first plan at which the rate would be as it is after this step."""
         begun, position, whole = 0, 0.0, self.first_steps
         for until, steps in self.replanned:
             if step <= until:
@@ -102,18 +102,18 @@ class Course:
         return position + (step - begun) * (whole - position) / (self.steps - begun)
 
     def share(self, step: int) -> float:
-        """The share of its way that the rate has come."""
+        """Return the share of its way that the rate has come."""
         return self.position(step) / self.first_steps
 
     def evaluated(self, step: int, every: float) -> bool:
-        """Whether the held-out loss is taken after that many steps: every so many, or every share of the way."""
+        """Say whether the held-out loss is taken after that many steps: every so many, or every share of the way."""
         if is_share(every):
             before, now = (int(self.share(count) / every + 1e-9) for count in (step - 1, step))
             return now > before or step == self.steps
         return step % int(every) == 0 or step == self.steps
 
     def changed(self, step: int, steps: int) -> Course:
-        """To end after other steps, or where steps is this step, to be left here."""
+        """End after other steps; where steps is this step, end here."""
         return Course(steps, (*self.replanned, (step, self.steps)))
 
     def __str__(self) -> str:
@@ -203,27 +203,39 @@ class Schedule:
         return self.per_device_train_batch_size * self.gradient_accumulation_steps
 
     def smaller(self) -> Schedule:
-        """The same steps with at most half as many samples at once."""
+        """Take the same steps with at most half as many samples at once."""
         batch, most = self.batch_size, self.per_device_train_batch_size // 2
         size = max(size for size in range(1, most + 1) if batch % size == 0)
         return replace(self, per_device_train_batch_size=size, gradient_accumulation_steps=batch // size)
 
+    def passes(self, processes: int) -> int:
+        """Return how many forward passes of each process make one step."""
+        passes, rest = divmod(self.gradient_accumulation_steps, processes)
+        if rest:
+            raise InputError(
+                self.gradient_accumulation_steps,
+                expected=f"a multiple of {processes} processes",
+                fix=f"ask for {processes * max(1, passes)}",
+                option="gradient_accumulation_steps",
+            )
+        return passes
+
     def epoch_steps(self, samples: int) -> int:
-        """Optimizer steps of one epoch of that many samples."""
+        """Count the optimizer steps of one epoch of that many samples."""
         return max(1, math.ceil(samples / self.batch_size))
 
     def steps(self, samples: int) -> int:
-        """Optimizer steps of the whole run, where no clock ends it."""
+        """Count the optimizer steps of the whole run, where no clock ends it."""
         return self.max_steps or max(1, math.ceil(self.epoch_steps(samples) * self.num_train_epochs))
 
     def course(self, samples: int) -> Course:
-        """The way of the learning rate, where no clock ends it."""
+        """Lay out the way of the learning rate, where no clock ends it."""
         return Course(self.steps(samples), self._changes)
 
     def warmup(self, steps: int) -> int:
-        """Steps until the peak rate, of so many."""
+        """Count the steps until the peak rate, of so many."""
         return min(self.warmup_steps, steps // 10)
 
     def followed(self, course: Course) -> Schedule:
-        """The schedule that takes this course without a clock."""
+        """Return the schedule that takes this course without a clock."""
         return replace(self, minutes=None, max_steps=course.steps, replanned=str(course) or None)

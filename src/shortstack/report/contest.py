@@ -60,7 +60,7 @@ class Contest:
 
     @classmethod
     def of(cls, findings: Findings, model: str) -> Contest | None:
-        """None where nothing was measured that can be compared."""
+        """Rank a model's settings; None where nothing was measured that can be compared."""
         base = findings.score(findings.bases[model])
         ranked = [
             (result, score) for result, score in findings.ranked(findings.by_model.get(model, [])) if result.removed
@@ -107,7 +107,7 @@ class Contest:
         return self.names[entry.number]
 
     def row_name(self, entry: Entry) -> str:
-        """The setting, with how many layers are gone."""
+        """Name the setting, with how many layers are gone."""
         return f"{counted(entry.removed, 'layer')}: {self.name(entry)}"
 
     def _next(self, best: Entry, others: Sequence[Entry]) -> str:
@@ -141,7 +141,7 @@ def _chance(change: Difference) -> str:
 
 
 def best_table(contests: Sequence[Contest]) -> Table:
-    """The settings that are shown, each with its difference from the unpruned model."""
+    """Make a table of the settings that are shown, each with its difference from the unpruned model."""
     findings, base = contests[0].findings, contests[0].base
     columns = (
         Column("setting", "text"),
@@ -166,7 +166,7 @@ def _row(contest: Contest, entry: Entry) -> ResultRow:
 
 
 def differences(contests: Sequence[Contest]) -> Figure:
-    """The same settings, by their difference from the unpruned model."""
+    """Draw the same settings by their difference from the unpruned model."""
     shown_entries = [(contest, entry) for contest in contests for entry in contest.shown]
     changes = [Change.of(entry.change, entry.score.kind) for _, entry in shown_entries]
     factor = contests[0].base.kind == "perplexity"

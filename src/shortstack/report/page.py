@@ -47,7 +47,7 @@ class Page:
         return self.runs.conclusion.partition(".")[2].strip()
 
     def link(self, steps: Sequence[str]) -> str:
-        """The place on the page of the first of these steps."""
+        """Return the place on the page of the first of these steps."""
         return next((self.ids[key] for key in steps if key in self.ids), "")
 
 
@@ -56,7 +56,7 @@ def _time(seconds: float | None) -> str:
 
 
 def render(page: Page, *, version: str) -> str:
-    """The whole page. Every name in it is escaped, and nothing but its own script may run in it."""
+    """Render the whole page. Every name in it is escaped, and nothing but its own script may run in it."""
     folder = files("shortstack.report")
     script, style = ((folder / name).read_text(encoding="utf-8") for name in ("page.js", "page.css"))
     environment = templates("shortstack.report")

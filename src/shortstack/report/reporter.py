@@ -32,7 +32,7 @@ class Report:
 
     @classmethod
     def of(cls, runs: str | Path | Runs) -> Report:
-        """The tables of a study's folder, or of what was read from one.
+        """Make the tables of a study's folder, or of what was read from one.
 
         Raises:
             InputError: there is no store in the folder.
@@ -43,7 +43,7 @@ class Report:
         return cls(findings, first, [*([first.table] if first.table else []), *all_tables(findings)])
 
     def html(self) -> str:
-        """One page that needs no network and no other file."""
+        """Render one page that needs no network and no other file."""
         return render(Page(self.findings, self.opening, self.tables), version=version("shortstack"))
 
     def markdown(self) -> str:
@@ -59,11 +59,11 @@ class Report:
         return "\n\n".join(filter(None, parts)) + "\n"
 
     def latex(self) -> str:
-        """The tables for a paper that loads the packages array, booktabs, fix-cm, longtable and pdflscape."""
+        """Write the tables for a paper that loads the packages array, booktabs, fix-cm, longtable and pdflscape."""
         return latex(self.tables) + "\n"
 
     def csv(self) -> dict[str, str]:
-        """A CSV file for each table, by name."""
+        """Write a CSV file for each table, by name."""
         return {f"{table.key}.csv": table.csv() for table in self.tables}
 
 

@@ -23,7 +23,7 @@ class Opening:
 
 
 def opening(findings: Findings) -> Opening:
-    """Of one setting what is kept, of several which is best."""
+    """Open with what is kept of one setting, or with which of several is best."""
     subject = findings.subject
     if subject and subject.model in findings.bases:
         kept = Kept.of(findings, subject)
@@ -53,7 +53,7 @@ def scope(findings: Findings) -> str:
 
 
 def done(findings: Findings) -> str:
-    """How many trials there are by state, and what they took."""
+    """Count the trials by state, and say what they took."""
     states = Counter(trial.state for trial in findings.runs.trials)
     steps = [step for step in findings.runs.steps.values() if step.state == "done"]
     trials = listed([f"{count} {state}" for state, count in states.items()]) or "none"
