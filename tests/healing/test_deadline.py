@@ -7,17 +7,15 @@ import signal
 import pytest
 
 import shortstack.decoder.own_text
-from shortstack.errors import InputError, ShortstackWarning
+from shortstack.errors import ShortstackWarning
 from shortstack.healing import (
     HealingTask,
-    IterativeSchedule,
     Objective,
     Partial,
     Schedule,
     TrainingData,
     amounts,
     heal,
-    heal_in_turns,
     healer,
 )
 from shortstack.healing.healer import started_clock
@@ -94,14 +92,6 @@ def test_a_killed_run_goes_on_with_its_samples_and_the_time_it_has_left(source, 
     options = dict(result.repeat)
     healed(source, tmp_path / "again", samples=options.pop("max_samples"), schedule=options)
     assert weights(tmp_path / "again") == weights(out)
-
-
-def test_turns_have_no_minutes(source, tmp_path):
-    with pytest.raises(InputError, match="minutes: expected one healing"):
-        heal_in_turns(
-            source, tmp_path / "out", IterativeSchedule("2", 1), HealingTask("pydoc", schedule=Schedule(minutes=1))
-        )
-    assert not (tmp_path / "out").exists()
 
 
 def test_minutes_are_counted_from_the_start(tmp_path):

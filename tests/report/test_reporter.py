@@ -63,15 +63,12 @@ def two_metrics(store: Store) -> None:
 
 
 def table(report: Report, key: str) -> Table:
-    return next(each for each in report.tables if each.key == key)
+    return next(table for table in report.tables if table.key == key)
 
 
-def row(found: Table, label: str) -> ResultRow:
-    return next(each for each in found.rows if each.label == label)
-
-
-def cell(found: Table, label: str, column: str) -> JudgedCell:
-    return row(found, label).cells[[each.label for each in found.columns].index(column)]
+def cell(found: Table, label: str, heading: str) -> JudgedCell:
+    row: ResultRow = next(row for row in found.rows if row.label == label)
+    return row.cells[[column.label for column in found.columns].index(heading)]
 
 
 # Rows by hand
@@ -191,13 +188,6 @@ def test_healing_stands_beside_what_it_healed(store: Store, tmp_path: Path) -> N
     assert cell(found, "lora", "time").value == 100
 
 
-def test_a_trial_says_what_it_learnt_from_by_the_end_of_its_path(store: Store, tmp_path: Path) -> None:
-    store.measured(settings(data="$DATA/c4.jsonl"), evaluate_pruned=evaluated(CUT))
-    store.measured(settings(data="$DATA/other.txt"), evaluate_pruned=evaluated(CUT))
-    page = made(store, tmp_path).html()
-    assert [name in page for name in ("<dd>c4.jsonl</dd>", "<dd>other.txt</dd>", "<dd>$DATA")] == [True, True, False]
-
-
 def test_what_is_not_calibrated_stands_in_each_calibrations_block(store: Store, tmp_path: Path) -> None:
     read_on = [{"text": "pydoc", "samples": samples, "length": 128, "seed": None} for samples in (5, 50)]
     for metric, text in [("bi", each) for each in read_on] + [("ppl", each) for each in read_on] + [("random", None)]:
@@ -257,7 +247,7 @@ def test_healings_are_called_by_their_names_where_those_tell_them_apart() -> Non
 # Stores that are odd
 
 
-@pytest.mark.parametrize("trials", [1, 60])
+@pytest.mark.parametrize("trials", [1, 20])
 def test_one_trial_and_many(tmp_path: Path, trials: int) -> None:
     report = Report.of(stores.write(tmp_path, trials=trials, documents=20, nasty=False))
     assert sum(len(each.trials) for each in report.findings.results) == trials
