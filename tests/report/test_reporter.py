@@ -333,14 +333,6 @@ def test_every_figure_is_drawn_and_every_point_says_its_numbers(grid: Report) ->
         assert "nan" not in figure.svg
 
 
-def test_points_lie_where_their_numbers_are(store: Store, tmp_path: Path) -> None:
-    """Layers removed 3, 8 and 15 on an axis from 0 to 15: the middle point is 5/12 of the way from the first to the last."""
-    for drop, removed in (("10%", 3), ("25%", 8), ("50%", 15)):
-        store.measured(settings(drop=drop), plan=plan("reverse", removed), evaluate_pruned=evaluated(CUT))
-    x = [float(each) for each in re.findall(r'<circle cx="([\d.]+)"', figures(findings(store, tmp_path))[0].svg)]
-    assert (x[1] - x[0]) / (x[2] - x[0]) == pytest.approx(5 / 12, abs=0.001)
-
-
 # Other forms, and the verb
 
 
@@ -399,16 +391,3 @@ def test_the_verb_writes_a_page_and_says_what_was_found(
     with pytest.raises(SystemExit) as stopped:
         cli.main()
     assert stopped.value.code == 2
-
-
-def test_a_report_needs_no_torch(tmp_path: Path) -> None:
-    runs = stores.write(tmp_path / "runs", trials=1, documents=20, nasty=False)
-    code = (
-        "import sys\nfrom shortstack.cli import main\n"
-        "try:\n    main()\nfinally:\n    assert not {'torch', 'transformers'} & set(sys.modules)"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", code, "report", str(runs)], capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr
-    assert (runs / "report.html").exists()
