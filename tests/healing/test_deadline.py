@@ -14,11 +14,11 @@ from shortstack.healing import (
     Partial,
     Schedule,
     TrainingData,
-    amounts,
     heal,
     healer,
 )
 from shortstack.healing.healer import started_clock
+from shortstack.healing.pacing import affordable_samples
 from shortstack.machine.clock import Clock
 
 pytestmark = pytest.mark.usefixtures("own_cache")
@@ -119,4 +119,4 @@ def test_samples_that_the_teacher_writes_are_as_many_as_come_in_time(source, tmp
 def test_samples_are_limited_by_one_pass_of_them(speed, least, samples, source):
     data, clock = TrainingData("copying", max_length=32, max_samples=200), Clock(80, now=lambda: 0.0)
     how = {"speed": speed, "least": least, "own": None}
-    assert amounts.affordable_samples(data, source.tokenizer(), clock, **how) == (samples, 200)
+    assert affordable_samples(data, source.tokenizer(), clock, **how) == (samples, 200)

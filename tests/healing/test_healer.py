@@ -15,8 +15,7 @@ from shortstack.decoder import Decoder
 from shortstack.decoder.own_text import Writer
 from shortstack.errors import ArchitectureError, CheckpointError, InputError, TrainingError
 from shortstack.healing import Full, HealingTask, Objective, Partial, Schedule, TrainingData, heal
-from shortstack.healing.activations import Activations
-from shortstack.healing.frozen import Freezer
+from shortstack.healing.frozen import Activations, Freezer
 from shortstack.healing.learner import padded
 from shortstack.machine.device import Compute
 from shortstack.pruning import prune

@@ -12,8 +12,8 @@ import pytest
 from scipy import stats
 
 from shortstack.report import Report
+from shortstack.report.page import done, scope
 from shortstack.report.significance import difference
-from shortstack.report.summary import done, scope
 from shortstack.runs.records import Runs, read
 from stores import HEALS, Store, evaluation, healed, perplexity, plan, probe, settings, task
 

@@ -5,10 +5,15 @@ Both are kept on disk packed and without padding, under a digest of all that the
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from pathlib import Path
+from typing import Any
 
+import numpy
 import torch
 from torch import Tensor, nn
 
@@ -19,12 +24,79 @@ from shortstack.decoder.batching import by_length
 from shortstack.decoder.decoder import UNPRUNED
 from shortstack.decoder.losses import likeliest
 from shortstack.errors import CheckpointError
-from shortstack.healing.activations import Activations, activations_under, check_room, keeping
 from shortstack.healing.learner import counted, padded
 from shortstack.healing.schedule import Objective
-from shortstack.machine.cache import content_key
+from shortstack.machine.cache import MARGIN_BYTES, cache_directory, content_key, make_room, mark_used
 from shortstack.machine.device import Compute, dtype_named
+from shortstack.machine.files import atomic_write, check_disk
 from shortstack.machine.progress import Progress, paced, silent
+
+
+@dataclass(frozen=True)
+class Activations:
+    """The hidden states of many samples. states[i] is [length of sample i, width], in the dtype they were computed in."""
+
+    path: Path
+    lengths: tuple[int, ...]
+    width: int
+    dtype: torch.dtype
+
+    def __getitem__(self, sample: int) -> Tensor:
+        """Copy one sample's states, [length, width], out of the file."""
+        start = self._starts[sample]
+        rows = torch.from_numpy(self._map[start : start + self.lengths[sample]].copy())
+        return rows.view(self.dtype)
+
+    @property
+    def kept(self) -> bool:
+        """Whether they are on disk; if so, they are used."""
+        there = self.path.exists() and self.path.stat().st_size == self.size
+        if there:
+            mark_used(self.path)
+        return there
+
+    @property
+    def size(self) -> int:
+        """Bytes on disk."""
+        return sum(self.lengths) * self._row_bytes
+
+    @cached_property
+    def _map(self) -> numpy.ndarray[Any, Any]:
+        shape = sum(self.lengths), self._row_bytes
+        return numpy.memmap(self.path, dtype=numpy.uint8, mode="r", shape=shape)
+
+    @cached_property
+    def _starts(self) -> Sequence[int]:
+        return list(itertools.accumulate((0, *self.lengths)))
+
+    @property
+    def _row_bytes(self) -> int:
+        return self.width * self.dtype.itemsize
+
+
+def activations_under(key: str, lengths: Sequence[int], width: int, dtype: torch.dtype) -> Activations:
+    """Name the states under `key`, whether they are kept yet or not."""
+    return Activations(cache_directory("activations") / f"{key}.states", tuple(lengths), width, dtype)
+
+
+def check_room(nbytes: int) -> None:
+    """Make room in the cache, and refuse what the disk has none for, before it is computed."""
+    if nbytes:
+        make_room(nbytes)
+        fix = "free some space, set SHORTSTACK_CACHE to another disk, or use fewer samples"
+        check_disk(cache_directory("activations"), nbytes + MARGIN_BYTES, fix=fix)
+
+
+@contextmanager
+def keeping(activations: Activations) -> Iterator[Callable[[int, Tensor], None]]:
+    """Take put(sample, states) for every sample, in any order; the file is there when all went well, else not at all."""
+    with atomic_write(activations.path) as partial, partial.open("wb") as file:
+
+        def put(sample: int, states: Tensor) -> None:
+            file.seek(activations._starts[sample] * activations._row_bytes)
+            file.write(states.to(activations.dtype).contiguous().cpu().view(torch.uint8).numpy().tobytes())
+
+        yield put
 
 
 @dataclass(frozen=True)

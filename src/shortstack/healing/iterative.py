@@ -13,7 +13,7 @@ from shortstack.data import Rows, Tokens
 from shortstack.decoder import calibration_tokens
 from shortstack.errors import InputError
 from shortstack.healing.healer import Healing, HealingRun, heal
-from shortstack.healing.iterative_schedule import IterativeSchedule
+from shortstack.healing.schedule import IterativeSchedule
 from shortstack.healing.task import HealingTask
 from shortstack.healing.unfinished import Unfinished
 from shortstack.machine.clock import Clock

@@ -7,8 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from shortstack.errors import InputError
-from shortstack.healing.head import TrainedHead
-from shortstack.healing.layer_choice import TrainedLayers
+from shortstack.healing.layer_choice import TrainedHead, TrainedLayers
 from shortstack.machine.options import option
 
 if TYPE_CHECKING:

@@ -1,18 +1,31 @@
-"""Training by a clock: how many steps fit into its time, planned anew where the machine becomes faster or slower."""
+"""Healing by a clock: how many samples and steps there is time for, planned anew as the machine becomes faster or slower."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from shortstack.data import Example
+from shortstack.data.examples import shared_out, shares
+from shortstack.data.mixture import parse_sources
+from shortstack.data.sources import OWN
+from shortstack.data.tokens import bos_ids, own_windows
+from shortstack.healing.dataset import TrainingData
 from shortstack.healing.schedule import EVALUATIONS, Course
 from shortstack.machine.clock import Clock
 from shortstack.machine.files import read_json
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from shortstack.decoder import OwnText
+
+WALK_SHARE = 0.25  # of the time, at most, takes one pass of all samples without gradients: what is frozen, a teacher
+WRITING_SHARE = 0.25  # of the time, at most, writes text
 FIRST_LOOK = 3  # steps after which the plan is looked at first; the first of them warms up and counts for nothing
 FIRST_PLAN = 30  # steps, at least, before that look: a guess that is too small would waste the rate's way
 LOOKS = 20  # as often, at most, is the plan looked at
@@ -145,3 +158,37 @@ class Pacing:
     def _planned(self) -> Course:
         assert self.course  # noqa: S101  begin() made it
         return self.course
+
+
+def affordable_samples(
+    data: TrainingData,
+    tokenizer: PreTrainedTokenizerBase,
+    clock: Clock,
+    *,
+    speed: float,
+    least: int,
+    own: OwnText | None,
+) -> tuple[int, int]:
+    """Count the samples that pass the model in a part of the time, and all that there are or were asked for.
+
+    speed: in tokens a second. least: so many are always taken. own: writes what a source of the model's own needs, as far as
+    it comes in another part of the time.
+    """
+    read, wanted = shared_out(data.source, tokenizer, data.max_length, 0, data.max_samples)
+    samples_of = {name: [example for part in parts for example in part] for name, parts in read.items()}
+    sources, sizes = parse_sources(data.source), {name: len(examples) for name, examples in samples_of.items()}
+    whole, least = sum(wanted.values()), max(least, len(sources))
+    tokens = sum(amount * _length(samples_of.get(name, ()), data.max_length) for name, amount in wanted.items())
+    samples = min(whole, max(least, math.floor(whole * WALK_SHARE * clock.left * speed / tokens)))
+    if OWN in wanted and own:
+        written = replace(own, deadline=clock.next(WRITING_SHARE)).texts
+        amount = shares(sources, sizes, samples)[OWN]
+        windows = own_windows(written, data.max_length - len(bos_ids(tokenizer)), amount)
+        while samples > least and shares(sources, sizes, samples)[OWN] > len(windows):
+            samples -= 1
+    return samples, whole
+
+
+def _length(examples: Sequence[Example], most: int) -> float:
+    """Count the tokens of an average sample; the most where samples are written as they are read."""
+    return sum(len(example.ids) for example in examples) / len(examples) if examples else most

@@ -10,11 +10,10 @@ from shortstack.architecture.anatomy import meta_model
 from shortstack.checkpoint import Checkpoint
 from shortstack.decoder import Decoder, calibration_tokens
 from shortstack.decoder.wrapping import LOGIT_BYTES
-from shortstack.healing.activations import check_room
-from shortstack.healing.frozen import missing_bytes, train_all
+from shortstack.healing.frozen import check_room, missing_bytes, train_all
 from shortstack.healing.healer import HealingRun
-from shortstack.healing.iterative_schedule import IterativeSchedule
 from shortstack.healing.learner import Learner
+from shortstack.healing.schedule import IterativeSchedule
 from shortstack.healing.task import HealingTask
 from shortstack.healing.unfinished import Unfinished
 from shortstack.machine.device import Compute

@@ -15,8 +15,7 @@ from shortstack.machine.latex import latex
 from shortstack.machine.tables import Table, markdown_text
 from shortstack.machine.typed import typed
 from shortstack.report.findings import Findings
-from shortstack.report.page import FIRST_LINE, Page, render
-from shortstack.report.summary import Opening, opening, scope
+from shortstack.report.page import FIRST_LINE, Opening, Page, opening, render, scope
 from shortstack.report.tables import all_tables
 from shortstack.runs import Runs
 from shortstack.runs.records import StepRecord, TrialRecord, last_line, read
