@@ -8,7 +8,6 @@ import pytest
 from command import invoke
 from plans import plan
 from shortstack.checkpoint import Checkpoint
-from shortstack.data.sources import parse_samples
 from shortstack.errors import InputError, OutputError
 from shortstack.healing import (
     HealingTask,
@@ -146,13 +145,6 @@ def test_no_more_layers_go_in_a_turn_than_in_all():
     assert IterativeSchedule("25%", 2).sizes(8) == [2]
     with pytest.raises(InputError, match="step: expected 1 to 2 layers at a time, found 3"):
         IterativeSchedule("25%", 3).sizes(8)
-
-
-@pytest.mark.parametrize(("said", "windows"), [("all", None), ("7", 7), (7, 7)])
-def test_turns_look_at_so_many_windows_or_at_all(said, windows):
-    turns = IterativeSchedule.of_options({"step": 1, "drop": "2", "samples": said, "metric": None, "text": "pydoc"})
-    assert turns == IterativeSchedule("2", 1, samples=said, text="pydoc")
-    assert parse_samples(turns.calibration.samples) == windows
 
 
 def test_the_command_says_how_many_turns_there_are_and_which_layers_went_in_all(folder, tmp_path):

@@ -271,8 +271,8 @@ def _result(loaded: LoadedTask, model: HarnessModel, answered: Mapping[str, Any]
     column = columns[metric]
     better = bool(loaded._first.higher_is_better()[metric])
     by_task = {name: _by_filter(answered["samples"][name], column) for name in loaded.tasks}
-    samples = [(name, sample) for name, some in by_task.items() for sample in some]
-    parts = [[_outcome(metric, sample[metric], better) for sample in some] for some in by_task.values()]
+    samples = [(name, sample) for name, answers in by_task.items() for sample in answers]
+    parts = [[_outcome(metric, sample[metric], better) for sample in answers] for answers in by_task.values()]
     outcomes = [outcome for part in parts for outcome in part]
     return TaskResult(
         metric=metric,
@@ -350,7 +350,6 @@ def _right(task: Any, choices: Sequence[Any]) -> int:
 
 
 def _config(task: Any) -> Any:
-    """Return a task's config without where its files lie."""
     fields = {name: value for name, value in task.dump_config().items() if name not in PLACES}
     fields["metadata"] = {
         name: value for name, value in (fields.get("metadata") or {}).items() if name != "config_source"

@@ -43,7 +43,6 @@ def _stock_files(task: StandardTask, stock: Path) -> list[Path]:
 
 
 def _part(task: StandardTask, path: Path) -> str:
-    """Return the name of the part that a task file is of; empty where a task has none."""
     before, placeholder, after = task.stock.rpartition("/")[2].partition("{part}")
     return path.name.removeprefix(before).removesuffix(after) if placeholder else ""
 

@@ -58,7 +58,6 @@ class TaskRun:
             self._results[loaded.name] = result
 
     def _digests(self, checkpoint: Checkpoint, compute: Compute) -> dict[str, str]:
-        """Digest for each task all that its result depends on."""
         tasks, device = self.tasks, pick_device(compute.device)
         beside: dict[str, object] = {
             "model": checkpoint.identity,

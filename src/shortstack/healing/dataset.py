@@ -10,7 +10,6 @@ from shortstack.data.in_context import IN_CONTEXT
 from shortstack.data.mixture import SEVERAL, check_sources, parse_sources
 from shortstack.data.sources import OWN, SOURCES
 from shortstack.errors import DataError, InputError
-from shortstack.machine.numbers import is_share
 from shortstack.machine.options import check_options, option
 
 HELD_OUT_SHARE = 0.05
@@ -18,11 +17,6 @@ DATA = (
     f"Text or instructions: {', '.join([*SOURCES, *IN_CONTEXT])}, .txt, .jsonl or .json (text, alpaca, dolly, "
     f"chat or prompt), or a hub dataset. {SEVERAL}"
 )
-
-
-def held_out_count(samples: int, held_out: int | None = None) -> int:
-    """Count the held-out ones of so many samples: the number that is given, else a share."""
-    return held_out or max(1, round(samples * HELD_OUT_SHARE))
 
 
 @dataclass(frozen=True)
@@ -45,14 +39,6 @@ class TrainingData:
 
     def __post_init__(self) -> None:
         check_options(self)
-        most = None if self.max_samples is None or is_share(self.max_samples) else int(self.max_samples)
-        if most is not None and (self.held_out or 0) >= most:
-            raise InputError(
-                self.held_out,
-                expected=f"fewer than the {most} samples of max_samples, or none is left to train on",
-                fix=f"hold out {held_out_count(most)}, or raise max_samples",
-                option="held_out",
-            )
 
     @property
     def own(self) -> bool:
@@ -73,7 +59,7 @@ class TrainingData:
 
     def held_out_of(self, samples: int) -> int:
         """Count the held-out ones of the samples that were read, and refuse where none is left to train on."""
-        return self._leaving_some(held_out_count(samples, self.held_out), samples)
+        return self._leaving_some(self.held_out or max(1, round(samples * HELD_OUT_SHARE)), samples)
 
     def held_out_among(self, examples: Sequence[Example]) -> int:
         """Count the held-out examples, from the first on: a few more where the line would cut a conversation."""

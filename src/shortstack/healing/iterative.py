@@ -106,7 +106,6 @@ def _calibrating(
 
 
 def _record(run: HealingRun, turns: IterativeSchedule, tokens: Tokens | None, compute: Compute) -> dict[str, Any]:
-    """Record all that the outcome depends on: what one healing does, and how layers are chosen."""
     choosing = {"seed": compute.seed, "dtype": compute.dtype}
     text = tokens.record() if tokens else None
     return {**run.record(run.examples()), "turns": asdict(turns), "text": text, "choosing": choosing}

@@ -128,7 +128,6 @@ class Pacing:
         return TIME_OVER if last == self._planned.steps else None
 
     def _replan(self, step: int, used: float) -> None:
-        """Plan anew, if the course ends much too early or too late."""
         left, fitting = self._planned.steps - step, self._fitting(used, self._planned.share(step))
         if left > 0 and fitting > 0 and abs(fitting - left) > OFF * left:
             self.course = self._planned.changed(step, step + fitting)
@@ -141,7 +140,6 @@ class Pacing:
         return math.floor(max(0.0, left) / max(self._step_seconds, 1e-9))
 
     def _room(self, used: float) -> bool:
-        """Say whether there is time for a step and the last held-out loss."""
         measured = self._steps >= FIRST_LOOK
         step = self._step_seconds if measured else (used - self._began) / self._steps
         return self.clock.seconds - used >= step + self._evaluation

@@ -77,7 +77,6 @@ def _measured_column(findings: Findings, name: str, measure: Measure) -> ResultC
 def _healing_column(
     label: str, kind: str, value: Callable[[StepRecord], Any], title: str, unit: str = ""
 ) -> ResultColumn:
-    """Make a column of what healing gave."""
 
     def cell(result: Result) -> JudgedCell:
         step = result.step("heal") if result.role == HEALED else None
@@ -100,7 +99,6 @@ def _removed(result: Result) -> JudgedCell:
 
 
 def _time_column(label: str, title: str, *roles: str) -> ResultColumn:
-    """Make a column of the time that steps of a shortened model took, a mean over seeds."""
 
     def cell(result: Result) -> JudgedCell:
         taken = [role for role in roles if role != "heal" or result.role == HEALED]
@@ -111,7 +109,6 @@ def _time_column(label: str, title: str, *roles: str) -> ResultColumn:
 
 
 def _free_text(result: Result) -> JudgedCell:
-    """Return the cell of the collapse check; empty if it was not made."""
     step = result.evaluation
     collapse = (step.result.get("collapse") or {}) if step else {}
     signs = listed([str(name).replace("_", " ") for name in collapse.get("fallen") or ()])

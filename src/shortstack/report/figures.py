@@ -75,14 +75,11 @@ def _stack(result: Result) -> Figure | None:
 
 
 def _trained(plan: Mapping[str, Any], healed: StepRecord | None) -> Sequence[int]:
-    """Return the layers of the unpruned model that healing trained; where it did not name them, the last so many."""
+    """Return the layers of the unpruned model that healing trained."""
     if healed is None:
         return ()
     kept = sorted({*range(plan["layers"])} - {*plan["removed"]})
-    named, last = healed.result.get("trained_layers"), healed.arguments.get("last")
-    if named is not None:
-        return [kept[layer] for layer in named]
-    return kept[-last:] if last else ()
+    return [kept[layer] for layer in healed.result.get("trained_layers") or ()]
 
 
 # Quality against layers removed

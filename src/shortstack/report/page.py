@@ -53,7 +53,8 @@ def scope(findings: Findings) -> str:
     models = dict.fromkeys(trial["model"] for trial in findings.factors)
     varied = [f"{name} ({len(levels)})" for name, levels in findings.levels.items()]
     differ = f" that differ in {listed(varied)}" if varied else ""
-    kinds = [counted(len(some), kind) for kind in ("task", "perplexity", "probe") if (some := findings.measured(kind))]
+    columns = {kind: findings.measured(kind) for kind in ("task", "perplexity", "probe")}
+    kinds = [counted(len(names), kind) for kind, names in columns.items() if names]
     measured = f", measured on {listed(kinds)}" if kinds else ""
     settings, names = counted(len(findings.results), "setting"), listed([brief(model) for model in models])
     seeds = max((result.seeds for result in findings.results), default=1)

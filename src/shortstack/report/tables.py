@@ -84,7 +84,6 @@ def probes(findings: Findings) -> Table | None:
 def _by_model(
     findings: Findings, columns: Sequence[ResultColumn], without: Collection[str] = ("model",)
 ) -> tuple[Block, ...]:
-    """Make a block for each model, its settings beside the unpruned one."""
     blocks = []
     for model, results in findings.by_model.items():
         rows = judged_rows(results, findings.bases.get(model), columns, lambda result: findings.name(result, without))
