@@ -138,7 +138,7 @@ def test_documents_are_paired_by_id_in_any_order():
 @pytest.mark.parametrize(
     ("ours", "base", "said"),
     [
-        (Outcomes(("a", "b"), (1, 0)), Outcomes(("a", "c"), (1, 0)), r"1 \(b\) of the model's alone, 1 \(c\) of the"),
+        (Outcomes(("a", "b"), (1, 0)), Outcomes(("a", "c"), (1, 0)), r"1 \(b\) only in the model's, 1 \(c\) only in the"),
         (Outcomes(("a", "a"), (1, 0)), Outcomes(("a", "b"), (1, 0)), "comes twice"),
         (Outcomes(("a", "b"), (1, math.nan)), Outcomes(("a", "b"), (1, 0)), "nan of b"),
         (Outcomes(("a",), (1,)), Outcomes(("a",), (1,)), "two documents"),
@@ -147,5 +147,5 @@ def test_documents_are_paired_by_id_in_any_order():
 def test_what_cannot_be_paired_is_an_error(ours, base, said):
     with pytest.raises(DataError, match=said):
         compare("task", ours, base)
-    with pytest.raises(DataError, match=r"1 \(a\) of the model's alone"):
+    with pytest.raises(DataError, match=r"1 \(a\) only in the model's"):
         compare_tasks({"a": ours, "b": ours}, {"b": base})

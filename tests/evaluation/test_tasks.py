@@ -411,7 +411,7 @@ def test_a_number_of_all_documents_together_is_shown_and_not_compared(monkeypatc
     assert found.against["piqa"].p_holm == found.against["piqa"].p, "it is the only one that is tested"
     show_result(found)
     shown = capsys.readouterr().out
-    assert "cola: not compared; mcc is one number of all documents, and not one of each." in shown
+    assert "cola: not compared, since mcc is one number for all documents, not one for each." in shown
     assert len(re.findall(r" 0\.4000 ", shown)) == 2
     with pytest.raises(DataError):
         compared(found, replace(base, tasks={"piqa": base.tasks["piqa"], "other": whole}))

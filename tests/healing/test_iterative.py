@@ -137,7 +137,7 @@ def test_turns_that_cannot_be_are_refused(wrong):
 
 
 def test_turns_have_no_minutes(source, tmp_path):
-    with pytest.raises(InputError, match="minutes: expected one healing"):
+    with pytest.raises(InputError, match="minutes: expected a single healing"):
         heal_in_turns(source, tmp_path, IterativeSchedule("2", 1), replace(SHORT, schedule=Schedule(minutes=1)))
 
 

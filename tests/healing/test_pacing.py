@@ -88,7 +88,7 @@ def test_the_rest_is_planned_anew_and_the_record_repeats_the_run_bit_for_bit(pac
 def test_a_step_is_taken_only_where_there_is_time_for_it(seconds, steps, used, tmp_path):
     module = Timed()
     weight, history = trained(tmp_path / "clock", module, seconds=seconds)
-    assert (history.steps, history.stopped) == (steps, "its time was over")
+    assert (history.steps, history.stopped) == (steps, "the time was up")
     assert module.at == used
     assert len(history.held_out) == 1 + steps
     assert weight == (repeated(tmp_path / "again", history)[0] if steps else 0.0)

@@ -136,5 +136,5 @@ def test_halves_of_options_are_refused(words, said, folder, tmp_path):
 
 def test_what_no_line_of_a_recipe_alone_has_wrong_names_the_recipe(tmp_path):
     (tmp_path / "wrong.yaml").write_text("heal: {data: pydoc, top_k: 3}\n")
-    with pytest.raises(InputError, match=r"wrong.yaml: loss: expected distill, which top_k and temperature shape"):
+    with pytest.raises(InputError, match=r"wrong.yaml: loss: expected distill, which alone has top_k and temperature"):
         read_recipe(str(tmp_path / "wrong.yaml"))

@@ -123,8 +123,8 @@ class Evaluation(Tabled):
         return "" if task.higher_is_better else turned
 
     def _not_compared(self, name: str) -> str:
-        number = f"{self.tasks[name].metric} is one number of all documents, and not one of each"
-        return f"{name}: not compared; {number}." if self.base else ""
+        number = f"{self.tasks[name].metric} is one number for all documents, not one for each"
+        return f"{name}: not compared, since {number}." if self.base else ""
 
     @property
     def average(self) -> float | None:

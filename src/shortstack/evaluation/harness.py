@@ -154,7 +154,7 @@ def _loaded(manager: Any, name: str, data: Path | None) -> list[LoadedTask]:
     try:
         there = manager.load([name])
     except (OSError, ValueError, StopIteration, DatasetsError) as error:  # not there, not to be read, or empty
-        elsewhere = "its documents, and code that it asks the hub for, here or on the hub"
+        elsewhere = "its documents (and its code, if it has any) on this machine or on the hub"
         expected = f"files in {data}" if data and name in TASKS else elsewhere
         raise DataError(
             _reason(error), expected=expected, fix=_remedy(name, data), where=f"the data of {name}"

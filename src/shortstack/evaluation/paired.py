@@ -249,7 +249,7 @@ def mismatch(what: str, ours: set[str], theirs: set[str]) -> DataError:
         return f"{len(names)} ({', '.join(sorted(names)[:3])})" if names else "none"
 
     return DataError(
-        f"{alone(ours - theirs)} of the model's alone, {alone(theirs - ours)} of the base's alone",
+        f"{alone(ours - theirs)} only in the model's, {alone(theirs - ours)} only in the base's",
         expected="the same for the model and its base",
         fix="evaluate both with the same tasks, limit and data",
         where=what,

@@ -71,7 +71,7 @@ class TrainingData:
         if samples <= held_out:
             raise DataError(
                 f"{samples} sample{'s' * (samples != 1)}, of which {held_out} would be held out",
-                expected="a sample to train on beside those that are held out to judge by",
+                expected="at least one sample to train on besides the held-out ones",
                 fix="give more data, raise max_samples, or hold out fewer",
                 where=self.source,
             )

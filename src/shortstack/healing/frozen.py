@@ -207,12 +207,12 @@ class Freezer:
     def _states(self, _decoder: Decoder, examples: Sequence[Example], hidden: Tensor) -> list[Tensor]:
         return [row[: len(example.ids)] for example, row in zip(examples, hidden, strict=True)]
 
-    def _predictions(self, decoder: Decoder, examples: Sequence[Example], hidden: Tensor) -> Sequence[Tensor]:
+    def _predictions(self, decoder: Decoder, examples: Sequence[Example], hidden: Tensor) -> list[Tensor]:
         """Return the likeliest tokens, packed, after each token that counts, given states [samples, length, width]."""
         learnt = [torch.tensor(counted(example)[1:]) for example in examples]
         states = [row[: len(mask)][mask.to(row.device)] for row, mask in zip(hidden, learnt, strict=True)]
         top = top_tokens(decoder, torch.cat(states), self.top_k, self.objective.temperature)
-        return _packed(*top).split([len(rows) for rows in states])
+        return list(_packed(*top).split([len(rows) for rows in states]))
 
 
 def missing_bytes(frozen: Frozen) -> int:

@@ -105,7 +105,7 @@ class Healing(Tabled):
             yield f"{history.skipped} steps were skipped: non-finite gradient."
         if self.repeat:
             options = " ".join(f"--{name.replace('_', '-')} {value}" for name, value in self.repeat.items())
-            yield f"Without a clock the same comes of {options}"
+            yield f"To repeat it without a clock: {options}"
 
     def plot(self) -> Picture:
         """Draw training and held-out loss over optimizer steps."""

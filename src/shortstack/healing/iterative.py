@@ -49,8 +49,8 @@ def heal_in_turns(
     task = HealingTask.of(task)
     if task.schedule.minutes is not None:
         raise InputError(
-            "several in turns",
-            expected="one healing, whose time it is",
+            "healing in turns",
+            expected="a single healing, which has all of the time",
             fix="give max_steps, which counts for each turn",
             option="minutes",
         )

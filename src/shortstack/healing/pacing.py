@@ -33,7 +33,7 @@ OFF = 0.05  # of the steps that are left: a plan that is wrong by more is made a
 SLACK = 0.97  # of the time is planned: steps differ in length
 TRAINING_PASSES = 3  # a step takes as long as so many passes without gradients
 HELD_OUT_SHARE = 0.1  # of the time, at most, goes into held-out losses
-TIME_OVER = "its time was over"
+TIME_OVER = "the time was up"
 CLOCK = "clock.json"  # in the folder of a state
 
 

@@ -66,7 +66,7 @@ class Objective:
         if self.loss == "sft" and shaping:
             raise InputError(
                 f"sft beside {' and '.join(f'{name} {value}' for name, value in shaping.items())}",
-                expected="distill, which top_k and temperature shape",
+                expected="distill, which alone has top_k and temperature",
                 fix="name distill, or leave them out",
                 option="loss",
             )
@@ -179,8 +179,8 @@ class Schedule:
         if self.replanned is not None and not self._changes_hold():
             raise InputError(
                 f"{self.replanned!r} beside {self.max_steps} max_steps",
-                expected="STEP:STEPS with commas between, in order and up to max_steps, which it stands beside",
-                fix="write what the run by the clock said",
+                expected="STEP:STEPS, comma-separated and in order, beside max_steps and not above it",
+                fix="copy it from the end of the run by the clock",
                 option="replanned",
             )
 

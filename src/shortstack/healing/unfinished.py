@@ -75,7 +75,7 @@ class Unfinished:
                 raise InputError(
                     after.get(name),
                     expected=f"{name} {before.get(name)}, as when {self.folder} was begun",
-                    fix="ask for the same, or turn resume off to start again",
+                    fix="use the same options, or turn resume off to start again",
                     option="resume",
                 )
 

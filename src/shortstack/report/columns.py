@@ -48,8 +48,8 @@ def _compared_columns(name: str, measure: Measure) -> list[ResultColumn]:
     def change(difference: Difference) -> tuple[JudgedCell, JudgedCell]:
         return Change.of(difference, measure.kind).cells
 
-    above = "from the unpruned model: of a perplexity a factor, else above 0 is better"
-    chance = "that it is chance, corrected for all comparisons of the block with the unpruned model"
+    above = "difference from the unpruned model: a factor for a perplexity, else above 0 is better"
+    chance = "probability that it is chance, corrected for all comparisons of the block with the unpruned model"
     unit = {"share": "points", "perplexity": "times"}.get(measure.kind, "")
     return [
         column("change", above, lambda difference: replace(change(difference)[0], note=""), unit),
@@ -129,7 +129,7 @@ HELD_OUT = _healing_column(
 )
 HEAL_TIME = _time_column("time", "time that healing took", "heal")
 HEAL_MEMORY = _healing_column(
-    "memory", "bytes", lambda step: step.result.get("peak_rss_bytes"), "most memory the process held while it healed"
+    "memory", "bytes", lambda step: step.result.get("peak_rss_bytes"), "peak memory of the process that healed"
 )
 MAKE_TIME = _time_column("time to make", "without evaluation", "score", "plan", "prune", "heal")
 FREE_TEXT = ResultColumn("free text", "text", title="collapsed: loops, few words or silence", cell=_free_text)

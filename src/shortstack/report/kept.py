@@ -127,7 +127,7 @@ class Kept:
             ends = JudgedCell((speed["low"], speed["high"]), "ratio", note=covered)
             times = JudgedCell(speed["value"], "ratio", note="times"), ends
             rows.append(ResultRow((JudgedCell("speed of writing", "text"), EMPTY, EMPTY, *times)))
-        caption = "Of a perplexity the change is a factor, of all else above 0 is better. ± is one standard error."
+        caption = "The change of a perplexity is a factor; of all else, above 0 is better. ± is one standard error."
         interval = Column("95% interval")
         return Table("What is kept", (*columns, interval), (Block("", tuple(rows)),), caption, key="kept")
 

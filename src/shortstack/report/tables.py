@@ -115,7 +115,7 @@ def sizes(findings: Findings) -> Table | None:
         sized = [(size, step, _sizes(step, batches)) for size, step in steps.items()]
         rows = [row_of(size, values, columns, step, base=size == UNPRUNED) for size, step, values in sized]
         blocks.append(Block(_model_title(findings, model), tuple(rows)))
-    caption = "Speeds are medians, of one machine."
+    caption = "Speeds are medians on one machine."
     heading = Column("layers removed", "text")
     return Table("What it saves", (heading, *columns), tuple(blocks), caption, key="sizes")
 
