@@ -138,7 +138,11 @@ def test_documents_are_paired_by_id_in_any_order():
 @pytest.mark.parametrize(
     ("ours", "base", "said"),
     [
-        (Outcomes(("a", "b"), (1, 0)), Outcomes(("a", "c"), (1, 0)), r"1 \(b\) only in the model's, 1 \(c\) only in the"),
+        (
+            Outcomes(("a", "b"), (1, 0)),
+            Outcomes(("a", "c"), (1, 0)),
+            r"1 \(b\) only in the model's, 1 \(c\) only in the",
+        ),
         (Outcomes(("a", "a"), (1, 0)), Outcomes(("a", "b"), (1, 0)), "comes twice"),
         (Outcomes(("a", "b"), (1, math.nan)), Outcomes(("a", "b"), (1, 0)), "nan of b"),
         (Outcomes(("a",), (1,)), Outcomes(("a",), (1,)), "two documents"),

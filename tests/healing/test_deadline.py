@@ -79,12 +79,8 @@ def test_a_killed_run_goes_on_with_its_samples_and_the_time_it_has_left(source, 
         if stage == "healing" and done == 20:
             os.kill(os.getpid(), signal.SIGINT)
 
-    earlier = signal.signal(signal.SIGINT, signal.default_int_handler)
-    try:
-        with pytest.warns(ShortstackWarning), pytest.raises(KeyboardInterrupt):
-            heal(source, out, task, progress=interrupt)
-    finally:
-        signal.signal(signal.SIGINT, earlier)
+    with pytest.warns(ShortstackWarning), pytest.raises(KeyboardInterrupt):
+        heal(source, out, task, progress=interrupt)
     used, hands.at = hands.at, 10_000.0
     monkeypatch.setattr(healer, "forward_speed", None)  # amounts are those of the run that goes on
     result = heal(source, out, task, resume=True)

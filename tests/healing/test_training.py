@@ -16,14 +16,6 @@ from shortstack.healing.schedule import DECAYS, OPTIMIZERS
 from shortstack.healing.training import Environment, train
 
 
-@pytest.fixture(autouse=True)
-def interruptible():
-    """SIGINT raises KeyboardInterrupt, also where the tests were started in the background, which ignores it."""
-    earlier = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, earlier)
-
-
 @pytest.fixture
 def keeping_each_step(monkeypatch):
     monkeypatch.setattr(training, "KEEP_SECONDS", 0.0)
@@ -125,30 +117,22 @@ def by_hand(schedule, training, skipping=()):
     return weight.item()
 
 
-def test_training_finds_the_minimum_and_reports_the_way_there(tmp_path):
+@pytest.mark.parametrize("micro", [8, 4, 1])
+def test_the_steps_are_adamws_on_whole_batches_however_they_are_divided(micro, tmp_path):
     seen = []
-    schedule = replace(SCHEDULE, num_train_epochs=20, learning_rate=0.1)
     weight, history = trained(
-        tmp_path, schedule, progress=lambda _stage, done, total, note: seen.append((done, total, note))
+        tmp_path,
+        replace(SCHEDULE, per_device_train_batch_size=micro, gradient_accumulation_steps=8 // micro),
+        progress=lambda _stage, done, total, note: seen.append((done, total, note)),
     )
-    assert weight == pytest.approx(3, abs=0.05)
-    assert history.steps == schedule.steps(64) == 160
-    assert seen[-1][:2] == (160, 160)
+    assert history.best == history.steps == 16
+    assert weight == pytest.approx(by_hand(SCHEDULE, SAMPLES), abs=1e-6)
+    assert seen[-1][:2] == (16, 16)
     assert seen[-1][2].endswith(" tokens/s")
     assert history.tokens_per_s > 0
     tokens = [pair for sample in SAMPLES[:8] for pair in sample]
     assert history.held_out[0] == (0, pytest.approx(sum(y * y for _, y in tokens) / len(tokens)))
-    assert history.held_out[-1][1] < 0.1
     assert history.losses[0][1] > history.losses[-1][1]
-
-
-@pytest.mark.parametrize("micro", [8, 4, 1])
-def test_the_steps_are_adamws_on_whole_batches_however_they_are_divided(micro, tmp_path):
-    weight, history = trained(
-        tmp_path, replace(SCHEDULE, per_device_train_batch_size=micro, gradient_accumulation_steps=8 // micro)
-    )
-    assert history.best == history.steps == 16
-    assert weight == pytest.approx(by_hand(SCHEDULE, SAMPLES), abs=1e-6)
 
 
 def test_batches_hold_samples_of_alike_length_and_an_epoch_every_sample_once():
@@ -280,18 +264,14 @@ def test_without_any_good_weights_there_is_an_error(tmp_path):
 def test_the_weights_of_the_lowest_held_out_loss_win(tmp_path):
     wanting_one = [[(1.0, 1.0)]] * 4  # training goes on to 3
     schedule = replace(SCHEDULE, num_train_epochs=4, learning_rate=0.2, eval_steps=1, lr_scheduler_type="constant")
-    weight, history = trained(tmp_path, schedule, data(held_out=wanting_one))
+    weight, history = trained(tmp_path / "one", schedule, data(held_out=wanting_one))
     steps, losses = zip(*history.held_out, strict=True)
     assert steps == tuple(range(33))
     assert history.best == steps[losses.index(min(losses))]
     assert 0 < history.best < 16
     assert (weight - 1) ** 2 == pytest.approx(min(losses))
-
-
-def test_weights_that_nothing_was_better_than_are_as_they_were(tmp_path):
-    """Held-out samples want 0, from where it starts."""
-    schedule = replace(SCHEDULE, num_train_epochs=4, learning_rate=0.2, eval_steps=1, early_stopping_patience=3)
-    weight, history = trained(tmp_path, schedule, data(held_out=[[(1.0, 0.0)]] * 4))
+    wanting_none = data(held_out=[[(1.0, 0.0)]] * 4)  # 0, from where it starts
+    weight, history = trained(tmp_path / "none", replace(schedule, early_stopping_patience=3), wanting_none)
     assert (weight, history.best, history.steps) == (0.0, 0, 3)
 
 

@@ -116,13 +116,13 @@ class LoadedTask:
                 "version": self.version,
                 "aggregation": _plain(self.group.to_dict() if self.group else None),
                 "configs": {name: _config(task) for name, task in self.tasks.items()},
-                "documents": {name: _digests(_asked(task, limit)) for name, task in self.tasks.items()},
+                "documents": {name: _digests(_first_documents(task, limit)) for name, task in self.tasks.items()},
                 "examples": examples,
             }
         )
 
 
-def _asked(task: Any, limit: float | None) -> Iterator[Any]:
+def _first_documents(task: Any, limit: float | None) -> Iterator[Any]:
     return islice(task.eval_docs, part_of(limit, len(task.eval_docs)))
 
 

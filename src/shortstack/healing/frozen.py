@@ -211,22 +211,17 @@ class Freezer:
         """Return the likeliest tokens, packed, after each token that counts, given states [samples, length, width]."""
         learnt = [torch.tensor(counted(example)[1:]) for example in examples]
         states = [row[: len(mask)][mask.to(row.device)] for row, mask in zip(hidden, learnt, strict=True)]
-        top = top_tokens(decoder, torch.cat(states), self.top_k, self.objective.temperature)
-        return list(_packed(*top).split([len(rows) for rows in states]))
+        together = torch.cat(states)
+        chunks = together.split(decoder.chunk_rows(together))
+        top = [likeliest(decoder.token_logits(chunk), self.top_k, self.objective.temperature) for chunk in chunks]
+        packed = torch.cat([_packed(tokens, log_p) for tokens, log_p in top])
+        return list(packed.split([len(rows) for rows in states]))
 
 
 def missing_bytes(frozen: Frozen) -> int:
     """Count the bytes of what is not on disk yet."""
     files = [file for file in (frozen.states, frozen.teacher) if file]
     return sum(file.size for file in files if not file.kept)
-
-
-def top_tokens(decoder: Decoder, states: Tensor, top_k: int, temperature: float) -> tuple[Tensor, Tensor]:
-    """Find the likeliest next tokens and their log probabilities, [tokens, top_k], of states [tokens, width]."""
-    chunks = states.split(decoder.chunk_rows(states))
-    parts = [likeliest(decoder.token_logits(chunk), top_k, temperature) for chunk in chunks]
-    tokens, log_p = zip(*parts, strict=True)
-    return torch.cat(tokens), torch.cat(log_p)
 
 
 def train_all(checkpoint: Checkpoint) -> str:

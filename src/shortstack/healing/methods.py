@@ -17,11 +17,6 @@ METHODS: Mapping[str, type[HealingMethod]] = {
 }
 
 
-def method_named(name: str) -> type[HealingMethod]:
-    check_choice_of("method", name, METHODS, fix="`shortstack ls methods` explains each")
-    return METHODS[name]
-
-
 def _method_options() -> Any:
     """Make a dataclass of the method's name and of every option that a method has, for front ends."""
     explained = "; ".join(f"{method.name}: {method.trains}" for method in METHODS.values())
@@ -41,7 +36,9 @@ MethodOptions = _method_options()
 
 def made_method(values: Mapping[str, Any]) -> HealingMethod:
     """Make the method that option values name, partial where they name none, with its options."""
-    method = method_named(values.get("method", Partial.name))
+    name = values.get("method", Partial.name)
+    check_choice_of("method", name, METHODS, fix="`shortstack ls methods` explains each")
+    method = METHODS[name]
     defaults = defaults_of(MethodOptions)
     given = {name: values[name] for name in defaults if name in values and name != "method"}
     check_known(method, {name: value for name, value in given.items() if value != defaults[name]})

@@ -9,8 +9,6 @@ from dataclasses import fields
 from importlib import resources
 from typing import Any
 
-from pydantic import create_model
-
 from shortstack.data import CalibrationText
 from shortstack.errors import InputError
 from shortstack.healing.layer_choice import TrainedLayers
@@ -21,8 +19,6 @@ from shortstack.planning import Choice
 from shortstack.planning.layer_sets import check_choice
 
 FOLDER = "presets"
-
-
 PLANNED = ("metric", "drop", "layers", "block", "search", "strategy", "keep_first", "keep_last")
 ON_TEXT = ("text", "samples", "length")
 IN_PLAN = (*PLANNED, "finalists", *ON_TEXT)
@@ -35,16 +31,16 @@ class PlanPart(yamlfile.part_of("PlanPart", Choice, CalibrationText, only=IN_PLA
     repair_samples: int | None = None
 
 
+class HealPart(yamlfile.part_of("HealPart", *COMPONENTS, step=(int | None, None))):  # type: ignore[misc]
+    """The options of heal that a recipe can set; not the teacher, which is a model of one's own."""
+
+
 class Recipe(yamlfile.Part):
     """How layers are chosen, and how the pruned model heals."""
 
     title: str = ""
     plan: PlanPart = PlanPart()
-    heal: yamlfile.Part = yamlfile.Part()
-
-
-HealPart = yamlfile.part_of("HealPart", *COMPONENTS, step=(int | None, None))  # not the teacher: a model of one's own
-_Read = create_model("Recipe", __base__=Recipe, heal=(HealPart, HealPart()))
+    heal: HealPart = HealPart()
 
 
 def recipe_names() -> list[str]:
@@ -55,12 +51,12 @@ def recipe_names() -> list[str]:
 
 def recipe_titles() -> dict[str, str]:
     """Say what each preset of the package is."""
-    return {name: yamlfile.parsed(_text(name), _Read, where=name).title for name in recipe_names()}
+    return {name: yamlfile.parsed(_text(name), Recipe, where=name).title for name in recipe_names()}
 
 
 def read_recipe(name: str) -> Recipe:
     """Read a preset by its name, or a YAML file; what is wrong with it is refused with its line."""
-    recipe = yamlfile.parsed(_text(name), _Read, where=name)
+    recipe = yamlfile.parsed(_text(name), Recipe, where=name)
     plan = recipe.plan
     with named_by_line(name, parts=("plan",), whole=True):
         made_of(Choice, plan.given)

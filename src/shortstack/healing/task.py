@@ -62,13 +62,11 @@ class HealingTask:
 
     def check(self, teacher: str | None = None) -> None:
         """Refuse what cannot work whatever the model that heals. teacher: its name, where it is yet to be opened."""
-        if self.data.data:
-            self.data.check()  # first: what names no text learns from no teacher either
+        self.data.check()
         self._check_teacher(self.unpruned.source if self.unpruned else teacher)
         self.method.check()
         self.schedule.check()
         check_loggers(self.loggers)
-        self.data.check()
 
     def _check_teacher(self, teacher: str | None) -> None:
         users = "the loss distill and the data self"

@@ -338,7 +338,7 @@ class _Run(TrainerCallback):  # type: ignore[misc]  # transformers is untyped he
         return arguments
 
     def _must_evaluate(self) -> bool:
-        """Whether the held-out loss at the start, or after the step where the state was kept, is still to be taken."""
+        """Say whether the held-out loss at the start, or after the step where the state was kept, is yet to be taken."""
         if self.state is None:
             return True
         step = self.first_step

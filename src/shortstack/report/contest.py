@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
 from itertools import takewhile
 
 from shortstack.charts.chart import axis
@@ -33,10 +31,6 @@ class Entry:
     @property
     def removed(self) -> int:
         return self.result.removed or 0
-
-    @property
-    def number(self) -> int:
-        return self.result.numbers[0]
 
     @property
     def worse(self) -> bool:
@@ -95,16 +89,8 @@ class Contest:
         first = f"With {counted(best.removed, 'layer')}{of} gone, {name} is best, {where} {score_text(best.score)}"
         return f"{first}{self._next(best, others)}. {self._worth(best)}"
 
-    @cached_property
-    def names(self) -> dict[int, str]:
-        """The settings by their first trial, without what is in brackets where that leaves them apart."""
-        full = {entry.number: self.findings.name(entry.result, {"model", "drop"}) for entry in self.entries}
-        short = {number: re.sub(r" \([^()]*\)", "", name) for number, name in full.items()}
-        apart = len({*short.values()}) == len({*full.values()})
-        return short if apart else full
-
     def name(self, entry: Entry) -> str:
-        return self.names[entry.number]
+        return self.findings.name(entry.result, {"model", "drop"})
 
     def row_name(self, entry: Entry) -> str:
         """Name the setting, with how many layers are gone."""

@@ -44,13 +44,6 @@ def figures(findings: Findings) -> list[Figure]:
     return [figure for figure in every if figure]
 
 
-def _by_depth(chart: Chart, caption: str, legend: Legend) -> Figure:
-    """Caption a chart over layers removed; where a point is infinite, say how that is drawn."""
-    infinite = any(point.infinite for line in chart.lines for point in line.points)
-    said = f"{caption} A triangle at the upper edge: infinite." if infinite else caption
-    return Figure("depth", chart.title, said, chart.svg(), legend)
-
-
 # One setting: its layers
 
 
@@ -103,7 +96,8 @@ def _depth(findings: Findings, model: str, column: str) -> Figure | None:
     of = f", {brief(model)}" if len(findings.bases) > 1 else ""
     title = f"{y.label} against layers removed{of}"
     chart = Chart(title, x, y, lines, levels)
-    return _by_depth(chart, "Bars are one standard error.", _legend(lines))
+    infinite = " A triangle at the upper edge: infinite." if any(point.infinite for point in points) else ""
+    return Figure("depth", title, f"Bars are one standard error.{infinite}", chart.svg(), _legend(lines))
 
 
 def _depth_line(label: str, results: Sequence[Result], column: str) -> Series:

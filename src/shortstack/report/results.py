@@ -198,7 +198,7 @@ def _mean_by_seed(parts: Sequence[Measure]) -> tuple[float, ...]:
 
 
 def _role(factors: Mapping[str, str]) -> str:
-    """The evaluation that a setting is about: a trial that is yet to heal, or failed to, has nothing to show."""
+    """Choose the evaluation that a setting is about: a trial that is yet to heal, or failed to, has nothing to show."""
     return PRUNED if factors["heal"] == PLAIN["heal"] else HEALED
 
 
