@@ -129,7 +129,8 @@ def test_an_answer_is_right_only_where_its_line_ends_behind_it(behind, right):
 def test_a_real_model_answers_in_one_pass_what_it_writes_token_by_token():
     checkpoint = Checkpoint.open("demo")
     decoder, tokenizer = Decoder.load(checkpoint, dtype=torch.float32), checkpoint.tokenizer()
-    items = [item for item in probes(n=2) if item.probe in ("counting", "brackets", "arithmetic-1", "json")]
+    items = [item for item in probes(n=2) if item.probe in ("counting", "brackets")]
+    items += [item for item in probes(n=1) if item.probe == "json"]
     written = {}
     for item in items:
         ids = tokenizer(item.prompt, return_tensors="pt").input_ids
@@ -143,7 +144,7 @@ def test_a_real_model_answers_in_one_pass_what_it_writes_token_by_token():
         own = [item for item in items if item.probe == name]
         assert list(probed.accuracy.correct) == written[name]
         assert probed.outcomes == Outcomes(tuple(item.document for item in own), tuple(map(float, written[name])))
-        assert probed.chance == pytest.approx(sum(item.chance for item in own) / 2)
+        assert probed.chance == pytest.approx(sum(item.chance for item in own) / len(own))
 
 
 def test_prompts_start_with_bos_where_text_does(tmp_path):
