@@ -1,7 +1,6 @@
 """Pictures: what is drawn is what was measured, names are escaped, files are whole or absent and always the same."""
 
 import math
-import random
 import re
 from dataclasses import replace
 from itertools import combinations
@@ -11,7 +10,7 @@ from xml.etree import ElementTree
 import pytest
 
 import shortstack as ss
-from shortstack.charts.chart import Chart, Point, Series, axis, front
+from shortstack.charts.chart import Chart, Point, Series, axis
 from shortstack.charts.picture import MARGIN, Panel, Picture
 from shortstack.charts.rows import Bars, Dot, Dots, dots, dots_height
 from shortstack.errors import InputError, OutputError
@@ -228,14 +227,6 @@ def test_legends_wrap_where_they_are_wide():
     assert (x, left) == (0.0, 0.0)
     assert below > y
     assert panel.head > below
-
-
-def test_a_front_is_what_no_other_point_beats():
-    rng = random.Random(1)
-    points = [Point(rng.random(), rng.random(), str(n)) for n in range(60)]
-    points.append(replace(points[0], title="equal to the first"))
-    beaten = {a.title for a in points for b in points if b.x <= a.x and b.y >= a.y and (b.x < a.x or b.y > a.y)}
-    assert {each.title for each in front(points, less_x=True, less_y=False)} == {p.title for p in points} - beaten
 
 
 @pytest.mark.parametrize(

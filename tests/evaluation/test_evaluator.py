@@ -16,8 +16,8 @@ from shortstack.decoder import Decoder
 from shortstack.decoder.wrapping import arithmetic
 from shortstack.errors import DataError, InputError
 from shortstack.evaluation import EvaluationText, GenerationChecks, evaluate
-from shortstack.evaluation.degeneration import TYPICAL, Fluency, check_collapse
-from shortstack.evaluation.probes import PROBES, probe_tokens, probes, run_probes
+from shortstack.evaluation.degeneration import check_collapse
+from shortstack.evaluation.probes import probes, run_probes
 from shortstack.machine.device import Compute
 from shortstack.pruning import prune
 from zoo import speaking, tiny
@@ -106,7 +106,7 @@ def test_a_share_of_the_windows_is_drawn_by_seed_from_all(checkpoint, tmp_path):
         EvaluationText("copying", samples=0.5).read(tokenizer, 0)
 
 
-def test_auto_arithmetic_is_bf16_only_where_checkpoint_and_device_have_it(monkeypatch):
+def test_auto_arithmetic_is_bf16_only_where_checkpoint_and_device_have_it():
     checkpoint = Checkpoint.open(tiny("llama"))  # stored in float32
     assert arithmetic("auto", checkpoint, "cpu") is torch.float32
     assert arithmetic("bfloat16", checkpoint, "cpu") is torch.bfloat16
@@ -162,16 +162,6 @@ def test_more_tokens_than_positions_are_refused_before_the_model_is_loaded(asked
     assert refused.value.option == option
 
 
-def test_just_as_many_positions_as_probes_take_are_enough(tmp_path):
-    items = probes(n=2)
-    room = probe_tokens(Checkpoint.open(speaking(tmp_path / "any")).tokenizer(), items)
-    checkpoint = Checkpoint.open(speaking(tmp_path / "gpt2", "gpt2", n_positions=room))
-    assert checkpoint.positions == room
-    generation, compute = GenerationChecks(probes=True, probe_items=2), Compute(dtype="float32")
-    found = evaluate(checkpoint, text=NO_TEXT, generation=generation, compute=compute)
-    assert len(found.probes) == len(PROBES)
-
-
 def shown(monkeypatch, capsys, *words):
     monkeypatch.setattr("sys.argv", ["shortstack", "evaluate", *map(str, words)])
     monkeypatch.setattr("signal.signal", lambda *_: None)
@@ -209,26 +199,6 @@ def test_a_collapse_is_in_the_table_and_at_the_end(pruned, text, monkeypatch, ca
     said = shown(monkeypatch, capsys, *words, "--json")
     assert json.loads(said.out)["collapse"]["fallen"] == ["repetition", "distinct_1", "distinct_2", "entropy"]
     assert "Warning: the model has collapsed" in said.err
-    said = shown(monkeypatch, capsys, *words, "--no-collapse-check")
-    assert "It writes" not in said.out + said.err
-    assert "No loop" not in said.out
-
-
-def test_where_all_is_well_one_line_says_so(pruned, text, monkeypatch, capsys):
-    def vary(_model, prompts, rooms, **_):
-        return [list(range(3 + 40 * number, 3 + 40 * number + room)) for number, room in enumerate(rooms)]
-
-    monkeypatch.setattr("shortstack.evaluation.degeneration.generate", vary)
-    said = shown(monkeypatch, capsys, pruned.directory, "--perplexity", text, "--length", 24, "--samples", 2)
-    least = min(Fluency.of(vary(None, [], [64] * 8)).shares(TYPICAL).values())
-    assert f"has not collapsed: its variety and length are at least {least:.0%}" in " ".join(said.out.split())
-    assert "Warning" not in said.err
-
-
-def test_items_of_probes_that_are_not_asked_are_an_error():
-    with pytest.raises(InputError, match=r"probe_items: .* To fix it: add probes"):
-        GenerationChecks(probe_items=10)
-    assert GenerationChecks(probes=True, probe_items=10).probe_items == 10
 
 
 def test_nothing_to_measure_says_what_there_is(checkpoint):
@@ -236,6 +206,8 @@ def test_nothing_to_measure_says_what_there_is(checkpoint):
         evaluate(checkpoint, text=NO_TEXT)
     with pytest.raises(InputError, match="an empty name"):
         EvaluationText("pydoc,")
+    with pytest.raises(InputError, match=r"probe_items: .* To fix it: add probes"):
+        GenerationChecks(probe_items=10)
     found = evaluate(checkpoint, text=NO_TEXT, generation=GenerationChecks(collapse_check=True))
     assert found.collapse == check_collapse(checkpoint.model(dtype=torch.float32), checkpoint.tokenizer())
 

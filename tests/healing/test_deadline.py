@@ -7,20 +7,18 @@ import signal
 import pytest
 
 import shortstack.decoder.own_text
-from shortstack.errors import InputError, ShortstackWarning
+from shortstack.errors import ShortstackWarning
 from shortstack.healing import (
     HealingTask,
-    IterativeSchedule,
     Objective,
     Partial,
     Schedule,
     TrainingData,
-    amounts,
     heal,
-    heal_in_turns,
     healer,
 )
 from shortstack.healing.healer import started_clock
+from shortstack.healing.pacing import affordable_samples
 from shortstack.machine.clock import Clock
 
 pytestmark = pytest.mark.usefixtures("own_cache")
@@ -81,12 +79,8 @@ def test_a_killed_run_goes_on_with_its_samples_and_the_time_it_has_left(source, 
         if stage == "healing" and done == 20:
             os.kill(os.getpid(), signal.SIGINT)
 
-    earlier = signal.signal(signal.SIGINT, signal.default_int_handler)
-    try:
-        with pytest.warns(ShortstackWarning), pytest.raises(KeyboardInterrupt):
-            heal(source, out, task, progress=interrupt)
-    finally:
-        signal.signal(signal.SIGINT, earlier)
+    with pytest.warns(ShortstackWarning), pytest.raises(KeyboardInterrupt):
+        heal(source, out, task, progress=interrupt)
     used, hands.at = hands.at, 10_000.0
     monkeypatch.setattr(healer, "forward_speed", None)  # amounts are those of the run that goes on
     result = heal(source, out, task, resume=True)
@@ -94,14 +88,6 @@ def test_a_killed_run_goes_on_with_its_samples_and_the_time_it_has_left(source, 
     options = dict(result.repeat)
     healed(source, tmp_path / "again", samples=options.pop("max_samples"), schedule=options)
     assert weights(tmp_path / "again") == weights(out)
-
-
-def test_turns_have_no_minutes(source, tmp_path):
-    with pytest.raises(InputError, match="minutes: expected one healing"):
-        heal_in_turns(
-            source, tmp_path / "out", IterativeSchedule("2", 1), HealingTask("pydoc", schedule=Schedule(minutes=1))
-        )
-    assert not (tmp_path / "out").exists()
 
 
 def test_minutes_are_counted_from_the_start(tmp_path):
@@ -129,4 +115,4 @@ def test_samples_that_the_teacher_writes_are_as_many_as_come_in_time(source, tmp
 def test_samples_are_limited_by_one_pass_of_them(speed, least, samples, source):
     data, clock = TrainingData("copying", max_length=32, max_samples=200), Clock(80, now=lambda: 0.0)
     how = {"speed": speed, "least": least, "own": None}
-    assert amounts.affordable_samples(data, source.tokenizer(), clock, **how) == (samples, 200)
+    assert affordable_samples(data, source.tokenizer(), clock, **how) == (samples, 200)

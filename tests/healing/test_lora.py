@@ -40,6 +40,10 @@ def adapters(monkeypatch):
     return found
 
 
+def weights(directory):
+    return AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32).state_dict()
+
+
 def merged(before, parts, method):
     """The weight by the paper's formula, in float64; before: [out, in]."""
     scale = method.lora_alpha / (math.sqrt(method.lora_r) if isinstance(method, RsLora) else method.lora_r)
@@ -56,10 +60,7 @@ def test_the_written_weights_are_those_of_the_formula(method, adapters, tmp_path
         pytest.importorskip("bitsandbytes")
     source = Checkpoint.open(speaking(tmp_path / "source", **WIDE))
     result = heal(source, tmp_path / "healed", replace(SHORT, method=method))
-    before, after = (
-        AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).state_dict()
-        for path in (source.directory, tmp_path / "healed")
-    )
+    before, after = weights(source.directory), weights(tmp_path / "healed")
     assert len(adapters) == 8 * 7
     for name, parts in adapters.items():
         assert parts["lora_B"].abs().max() > 0, f"{name} did not train"
@@ -101,10 +102,7 @@ def test_a_quantised_matrix_gives_the_gradient_of_its_dequantised_self_also_afte
 def test_adapters_of_transposed_matrices_are_merged_as_they_lie(adapters, tmp_path):
     source = Checkpoint.open(speaking(tmp_path / "source", "gpt2"))
     heal(source, tmp_path / "healed", replace(SHORT, method=Lora(target_modules="c_attn")))
-    before, after = (
-        AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).state_dict()
-        for path in (source.directory, tmp_path / "healed")
-    )
+    before, after = weights(source.directory), weights(tmp_path / "healed")
     assert len(adapters) == 8
     for name, parts in adapters.items():
         expected = merged(before[f"{name}.weight"].T, parts, Lora()).T
@@ -116,10 +114,7 @@ def test_named_layers_targets_and_the_head_train_and_nothing_else(tmp_path):
     method = Lora(layers="5-6", target_modules="q_proj,down_proj", head=True)
     assert method.first(source) == 5
     heal(source, tmp_path / "healed", replace(SHORT, method=method))
-    before, after = (
-        AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).state_dict()
-        for path in (source.directory, tmp_path / "healed")
-    )
+    before, after = weights(source.directory), weights(tmp_path / "healed")
     changed = {name for name in before if not torch.equal(before[name], after[name])}
     expected = {f"model.layers.{n}.{part}.weight" for n in (5, 6) for part in ("self_attn.q_proj", "mlp.down_proj")}
     assert changed == {*expected, "lm_head.weight"}
@@ -130,7 +125,6 @@ def test_named_layers_targets_and_the_head_train_and_nothing_else(tmp_path):
     [
         (Lora(target_modules="q_proj,w_proj"), "w_proj"),
         (Lora(head=True), "untie_head"),
-        (Lora(last=9), "8 layers"),
     ],
 )
 def test_what_cannot_be_adapted_is_refused(method, complaint, tmp_path):
@@ -155,7 +149,8 @@ def test_matrices_that_no_4_bit_layer_takes_are_refused(tmp_path):
 
 
 def test_adapters_begin_by_the_seed_so_that_the_same_inputs_give_the_same_weights(source, tmp_path):
-    data, once = TrainingData("pydoc", max_length=32, max_samples=8), Schedule(max_steps=1, learning_rate=1e-2)
+    data = TrainingData("pydoc", max_length=32, max_samples=8)
+    once = Schedule(max_steps=1, learning_rate=1e-2, per_device_train_batch_size=4)
     for number, seed in enumerate((0, 0, 1)):
         torch.manual_seed(number)  # whatever was drawn before
         heal(source, tmp_path / str(number), HealingTask(data, Lora(), schedule=replace(once, seed=seed)))

@@ -1,7 +1,5 @@
 """Training by a clock: it ends in time, follows the machine's pace, and its record repeats it bit for bit."""
 
-import os
-import signal
 from itertools import pairwise
 
 import pytest
@@ -11,10 +9,8 @@ from transformers import get_scheduler
 
 from shortstack.errors import InputError
 from shortstack.healing import Schedule
-from shortstack.healing.pacing import kept_pacing
 from shortstack.healing.schedule import Course
 from shortstack.healing.training import Environment, train
-from shortstack.healing.unfinished import newest_state
 from shortstack.machine.clock import Clock
 
 SCHEDULE = Schedule(
@@ -40,8 +36,8 @@ class Timed(Line):
 EVEN = [[(float(number % 5 + 1), 3.0 * (number % 5 + 1))] for number in range(64)]  # a token each
 
 
-def trained(folder, module, schedule=SCHEDULE, seconds=None, used=0.0, **place):
-    clock = Clock(seconds, used=used, now=module.now) if seconds else None
+def trained(folder, module, schedule=SCHEDULE, seconds=None, **place):
+    clock = Clock(seconds, now=module.now) if seconds else None
     history = train(module, data(EVEN, EVEN[:6]), schedule, folder, environment=Environment(clock=clock, **place))
     return module.weight.item(), history
 
@@ -88,41 +84,14 @@ def test_the_rest_is_planned_anew_and_the_record_repeats_the_run_bit_for_bit(pac
     assert (repeat.steps, repeat.best) == (history.steps, history.best)
 
 
-def test_where_there_is_time_for_one_step_it_is_taken(tmp_path):
+@pytest.mark.parametrize(("seconds", "steps", "used"), [(15, 1, 2 + 8 + 2), (9, 0, 2)])
+def test_a_step_is_taken_only_where_there_is_time_for_it(seconds, steps, used, tmp_path):
     module = Timed()
-    weight, history = trained(tmp_path / "clock", module, seconds=15)
-    assert (history.steps, history.stopped) == (1, "its time was over")
-    assert module.at == 2 + 8 + 2
-    assert repeated(tmp_path / "again", history)[0] == weight
-
-
-def test_without_time_for_one_step_none_is_taken(tmp_path):
-    module = Timed()
-    weight, history = trained(tmp_path, module, seconds=9)
-    assert (weight, history.steps, history.stopped) == (0.0, 0, "its time was over")
-    assert module.at == 2
-    assert len(history.held_out) == 1
-
-
-def test_a_killed_run_goes_on_with_the_time_it_has_left(tmp_path):
-    module = Timed()
-
-    def interrupt(_stage, done, _total, note):
-        if done == 40:
-            os.kill(os.getpid(), signal.SIGINT)
-
-    earlier = signal.signal(signal.SIGINT, signal.default_int_handler)
-    try:
-        with pytest.raises(KeyboardInterrupt):
-            trained(tmp_path / "left", module, seconds=800, progress=interrupt)
-    finally:
-        signal.signal(signal.SIGINT, earlier)
-    used = kept_pacing(newest_state(tmp_path / "left"))["used"]
-    assert used == pytest.approx(module.at)
-    slower = Timed(lambda _at: 2.0)
-    weight, history = trained(tmp_path / "left", slower, seconds=800, used=used)
-    assert 0.85 * 800 < used + slower.at <= 800
-    assert repeated(tmp_path / "again", history)[0] == weight
+    weight, history = trained(tmp_path / "clock", module, seconds=seconds)
+    assert (history.steps, history.stopped) == (steps, "the time was up")
+    assert module.at == used
+    assert len(history.held_out) == 1 + steps
+    assert weight == (repeated(tmp_path / "again", history)[0] if steps else 0.0)
 
 
 def test_held_out_losses_that_take_long_are_fewer(tmp_path):
@@ -174,13 +143,10 @@ def test_a_plan_that_was_not_changed_is_transformers_own_schedule(tmp_path):
     "wrong",
     [
         {"minutes": 5.0, "max_steps": 10},
-        {"minutes": 5.0, "replanned": "3:5"},
-        {"minutes": 0.0},
         {"replanned": "3:5"},
         {"replanned": "3:5", "max_steps": 2},
         {"replanned": "5:3", "max_steps": 9},
         {"replanned": "3:5,3:6", "max_steps": 9},
-        {"replanned": "0:5", "max_steps": 9},
         {"replanned": "3:0.5", "max_steps": 9},
         {"replanned": "", "max_steps": 9},
     ],

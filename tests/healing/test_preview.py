@@ -9,7 +9,7 @@ from shortstack.checkpoint import Checkpoint
 from shortstack.data import read_examples
 from shortstack.decoder.wrapping import LOGIT_BYTES
 from shortstack.errors import OutputError
-from shortstack.healing import Full, HealingTask, Lora, Objective, Partial, Schedule, TrainingData, heal
+from shortstack.healing import HealingTask, Lora, Objective, Partial, Schedule, TrainingData, heal
 from shortstack.healing.healer import HealingRun
 from shortstack.healing.preview import ACTIVATION_BYTES, LOGIT_COPIES, STATE_BYTES, preview
 from shortstack.pruning import prune
@@ -21,7 +21,7 @@ TASK = HealingTask(
 )
 
 
-@pytest.mark.parametrize("method", [Partial(last=2), Full(), Lora()], ids=lambda method: method.name)
+@pytest.mark.parametrize("method", [Partial(last=2), Lora()], ids=lambda method: method.name)
 def test_a_dry_run_says_what_a_run_then_does(method, source, tmp_path):
     if isinstance(method, Lora):
         pytest.importorskip("peft")

@@ -10,7 +10,6 @@ from shortstack.cli.console import show_result
 from shortstack.data import read_examples
 from shortstack.decoder import Decoder
 from shortstack.decoder.losses import Distillation, likeliest
-from shortstack.errors import InputError
 from shortstack.healing import Full, HealingTask, Objective, Partial, Schedule, TrainingData, heal
 from shortstack.pruning import prune
 from zoo import tiny
@@ -21,7 +20,7 @@ OBJECTIVE = Objective("distill", top_k=7, temperature=1.5)
 
 def grouped_divergence(teacher, logits, top, temperature):
     """T^2 KL(p || q), the tokens but the teacher's likeliest taken as one; [tokens, vocabulary] each, in float64."""
-    p, q = ((each.double() / temperature).softmax(-1) for each in (teacher, logits))
+    p, q = ((values.double() / temperature).softmax(-1) for values in (teacher, logits))
     chosen = p.topk(top).indices
     rest = torch.ones_like(p).scatter(-1, chosen, 0)
     p_all = torch.cat([p.gather(-1, chosen), (p * rest).sum(-1, keepdim=True)], -1)
@@ -49,7 +48,7 @@ def plain_loss(checkpoint, teacher):
     total, count = 0.0, 0
     for example in EXAMPLES:
         ids, learnt = torch.tensor([example.ids]), torch.tensor(example.learn[1:])
-        logits, wanted = (each(input_ids=ids).logits[0, :-1][learnt] for each in (model, whole))
+        logits, wanted = (one(input_ids=ids).logits[0, :-1][learnt] for one in (model, whole))
         total += float(grouped_divergence(wanted, logits, OBJECTIVE.top_k, OBJECTIVE.temperature))
         count += int(learnt.sum())
     return total / count
@@ -78,7 +77,7 @@ def test_learning_from_a_teacher_brings_the_model_closer_to_it(source, tmp_path,
     said = " ".join(capsys.readouterr().out.split())
     assert "held-out distance from the teacher" in said
     examples = read_examples("pydoc", source.tokenizer(), max_length=32, most=64)[:3]  # one in twenty is held out
-    before, after = (greedy_share(each, source, examples) for each in (pruned, Checkpoint.open(tmp_path / "healed")))
+    before, after = (greedy_share(model, source, examples) for model in (pruned, Checkpoint.open(tmp_path / "healed")))
     assert result.greedy_kept == pytest.approx((before, after), abs=0.04)  # where there is bf16 a few tokens tie
     before, after = result.greedy_kept
     assert before < after
@@ -88,12 +87,10 @@ def test_learning_from_a_teacher_brings_the_model_closer_to_it(source, tmp_path,
 @torch.no_grad()
 def greedy_share(model, teacher, examples):
     """How many of the teacher's likeliest next tokens are the model's, by plain transformers, each sample alone."""
-    ours, theirs = (each.model(dtype=torch.float32) for each in (model, teacher))
+    both = [checkpoint.model(dtype=torch.float32) for checkpoint in (model, teacher)]
     same = []
     for example in examples:
-        found, wanted = (
-            each(input_ids=torch.tensor([example.ids])).logits[0, :-1].argmax(-1) for each in (ours, theirs)
-        )
+        found, wanted = (one(input_ids=torch.tensor([example.ids])).logits[0, :-1].argmax(-1) for one in both)
         same += (found == wanted)[torch.tensor(example.learn[1:])].tolist()
     return sum(same) / len(same)
 
@@ -102,21 +99,8 @@ def test_a_teacher_may_be_named_or_loaded(source, tmp_path):
     pruned = prune(source, plan(8, layers="3-4"), tmp_path / "pruned")
     task = {"objective": Objective("distill"), "schedule": Schedule(max_steps=1)}
     losses = []
-    for number, teacher in enumerate((source, str(source.directory), source.model(dtype=torch.float32))):
+    for number, teacher in enumerate((str(source.directory), source.model(dtype=torch.float32))):
         data = TrainingData("pydoc", max_length=32, max_samples=8)
         result = heal(pruned, tmp_path / str(number), HealingTask(data, teacher=teacher, **task))
         losses.append(result.history.held_out[0][1])
-    assert losses[0] == losses[1] > 0
-    assert losses[0] == pytest.approx(losses[2], rel=1e-6)
-
-
-@pytest.mark.parametrize(
-    ("objective", "taught", "complaint"),
-    [
-        (Objective("distill"), False, "teacher: expected the unpruned model, .* name that model"),
-        (Objective(), True, "leave it out"),
-    ],
-)
-def test_a_teacher_is_there_where_it_is_needed_and_only_there(objective, taught, complaint, source, tmp_path):
-    with pytest.raises(InputError, match=complaint):
-        heal(source, tmp_path / "out", HealingTask("pydoc", objective=objective, teacher=source if taught else None))
+    assert losses[0] == pytest.approx(losses[1], rel=1e-6)

@@ -7,13 +7,9 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from plans import plan
 from shortstack.checkpoint import Checkpoint
 from shortstack.checkpoint.weights import read_weight
-from shortstack.data import CalibrationText
 from shortstack.healing import METHODS, HealingTask, Lora, Partial, Schedule, TrainingData, heal
-from shortstack.pruning import prune
-from shortstack.repairing import repair
 from zoo import speaking
 
 pytest.importorskip("peft")
@@ -63,7 +59,7 @@ def check_untouched(source: Checkpoint, healed: Path) -> None:
 @pytest.mark.parametrize(
     ("method", "dtype"),
     [*((method(), torch.float16) for method in METHODS.values()), (Lora(head=True), torch.float32)],
-    ids=lambda each: getattr(each, "name", str(each)),
+    ids=lambda method: getattr(method, "name", str(method)),
 )
 @pytest.mark.usefixtures("bfloat16_device")
 def test_every_method_writes_what_it_read_where_nothing_is_learnt(method, dtype, data, tmp_path):
@@ -103,7 +99,7 @@ def test_an_untied_head_begins_as_the_embedding(stored_head, data, tmp_path):
     heal(source, tmp_path / "healed", HealingTask(data, Partial(last=1, untie_head=True), schedule=NOTHING))
     before, after = stored(source), stored(Checkpoint.open(tmp_path / "healed"))
     head = after.pop("lm_head.weight")
-    assert after == {name: each for name, each in before.items() if name != "lm_head.weight"}
+    assert after == {name: tensor for name, tensor in before.items() if name != "lm_head.weight"}
     assert head == before[EMBEDDING]
 
 
@@ -113,15 +109,3 @@ def mixed(source: Checkpoint) -> None:
 
     path = source.directory / "model.safetensors"
     save_file({name: each.float() if each.ndim == 1 else each for name, each in load_file(path).items()}, path)
-
-
-@pytest.mark.usefixtures("bfloat16_device")
-def test_nothing_changes_in_what_was_cut_and_repaired(data, tmp_path, monkeypatch):
-    monkeypatch.setattr("shortstack.repairing.repairer.RepairWalk.helps", lambda _walk: True)  # of random weights, too
-    source = stored_in(torch.float16, tmp_path / "source", **SMALL)
-    chosen, text = plan(4, layers="2"), CalibrationText("pydoc", samples=8, length=16)
-    repaired = repair(source, frozenset(chosen.removed), text)
-    assert repaired.tensors
-    pruned = prune(source, chosen, tmp_path / "pruned", repair=repaired)
-    heal(pruned, tmp_path / "healed", HealingTask(data, METHODS["dora"](), schedule=NOTHING))
-    check_untouched(pruned, tmp_path / "healed")

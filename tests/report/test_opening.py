@@ -12,8 +12,8 @@ import pytest
 from scipy import stats
 
 from shortstack.report import Report
+from shortstack.report.page import done, scope
 from shortstack.report.significance import difference
-from shortstack.report.summary import done, scope
 from shortstack.runs.records import Runs, read
 from stores import HEALS, Store, evaluation, healed, perplexity, plan, probe, settings, task
 
@@ -100,7 +100,7 @@ def test_what_has_collapsed_is_not_worth_keeping(quality: float, words: str, sto
 
 def test_of_one_window_it_is_said_that_nothing_is_known(store: Store, tmp_path: Path) -> None:
     for metric, loss in (("bi", 9.0), ("ppl", 14.0)):
-        cut, base = ({"perplexity": {"t": perplexity(each, None)}} for each in (loss, 2.5))
+        cut, base = ({"perplexity": {"t": perplexity(value, None)}} for value in (loss, 2.5))
         store.measured(settings(metric=metric), evaluate_base=base, plan=plan(metric, 8), evaluate_pruned=cut)
     report = Report.of(found(store, tmp_path))
     assert "has no standard error to tell them apart" in report.opening.lead
@@ -110,10 +110,9 @@ def test_of_one_window_it_is_said_that_nothing_is_known(store: Store, tmp_path: 
         assert (change.value, interval.value) == (pytest.approx(math.exp(6.5)), None), "a factor of the perplexity"
 
 
-@pytest.mark.parametrize("seed", [0, 4])
-def test_of_many_equal_settings_none_is_told_apart(seed: int, store: Store, tmp_path: Path) -> None:
+def test_of_many_equal_settings_none_is_told_apart(store: Store, tmp_path: Path) -> None:
     """The best and the worst of many differ by chance; the best is compared with the next."""
-    rng = random.Random(seed)
+    rng = random.Random(0)
     for metric in ("bi", "ppl", "kl", "taylor", "random", "reverse", "angular"):
         cut = {"tasks": {"piqa": task([float(rng.random() < 0.5) for _ in range(40)])}}
         store.measured(settings(metric=metric), evaluate_base=evaluation(1.0), plan=plan("bi", 8), evaluate_pruned=cut)
@@ -178,14 +177,14 @@ def test_its_table_has_each_measure_with_the_interval_of_its_change(one: Runs) -
     assert list(rows) == [*measures, "weights", "speed of writing"]
     lost = [cut - right for cut, right in zip(CUT, RIGHT, strict=True)]
     low, high = stats.t.interval(0.95, len(lost) - 1, loc=-0.45, scale=stats.sem(lost))
-    assert [each.value for each in rows["arc (%)"][1:]] == [0.75, 0.3, pytest.approx(-0.45), pytest.approx((low, high))]
+    assert [cell.value for cell in rows["arc (%)"][1:]] == [0.75, 0.3, pytest.approx(-0.45), pytest.approx((low, high))]
     reach = stats.norm.ppf(0.975) * math.hypot(0.02, 0.02)
     change, interval = rows["perplexity on c.txt"][3:]
     assert change.value == pytest.approx(3)
     assert interval.value == pytest.approx((3 * math.exp(-reach), 3 * math.exp(reach)))
-    assert [each.value for each in rows["small writing tasks (%)"][1:4]] == [0.5, 0.25, -0.25]
-    assert [each.value for each in rows["weights"][1:4]] == [1000, 750, -0.25]
-    assert [each.value for each in rows["speed of writing"][3:]] == [1.5, (1.25, 1.75)]
+    assert [cell.value for cell in rows["small writing tasks (%)"][1:4]] == [0.5, 0.25, -0.25]
+    assert [cell.value for cell in rows["weights"][1:4]] == [1000, 750, -0.25]
+    assert [cell.value for cell in rows["speed of writing"][3:]] == [1.5, (1.25, 1.75)]
 
 
 def test_its_picture_has_both_models_and_its_layers_are_drawn(one: Runs) -> None:

@@ -63,15 +63,12 @@ def two_metrics(store: Store) -> None:
 
 
 def table(report: Report, key: str) -> Table:
-    return next(each for each in report.tables if each.key == key)
+    return next(table for table in report.tables if table.key == key)
 
 
-def row(found: Table, label: str) -> ResultRow:
-    return next(each for each in found.rows if each.label == label)
-
-
-def cell(found: Table, label: str, column: str) -> JudgedCell:
-    return row(found, label).cells[[each.label for each in found.columns].index(column)]
+def cell(found: Table, label: str, heading: str) -> JudgedCell:
+    row: ResultRow = next(row for row in found.rows if row.label == label)
+    return row.cells[[column.label for column in found.columns].index(heading)]
 
 
 # Rows by hand
@@ -191,13 +188,6 @@ def test_healing_stands_beside_what_it_healed(store: Store, tmp_path: Path) -> N
     assert cell(found, "lora", "time").value == 100
 
 
-def test_a_trial_says_what_it_learnt_from_by_the_end_of_its_path(store: Store, tmp_path: Path) -> None:
-    store.measured(settings(data="$DATA/c4.jsonl"), evaluate_pruned=evaluated(CUT))
-    store.measured(settings(data="$DATA/other.txt"), evaluate_pruned=evaluated(CUT))
-    page = made(store, tmp_path).html()
-    assert [name in page for name in ("<dd>c4.jsonl</dd>", "<dd>other.txt</dd>", "<dd>$DATA")] == [True, True, False]
-
-
 def test_what_is_not_calibrated_stands_in_each_calibrations_block(store: Store, tmp_path: Path) -> None:
     read_on = [{"text": "pydoc", "samples": samples, "length": 128, "seed": None} for samples in (5, 50)]
     for metric, text in [("bi", each) for each in read_on] + [("ppl", each) for each in read_on] + [("random", None)]:
@@ -257,7 +247,7 @@ def test_healings_are_called_by_their_names_where_those_tell_them_apart() -> Non
 # Stores that are odd
 
 
-@pytest.mark.parametrize("trials", [1, 60])
+@pytest.mark.parametrize("trials", [1, 20])
 def test_one_trial_and_many(tmp_path: Path, trials: int) -> None:
     report = Report.of(stores.write(tmp_path, trials=trials, documents=20, nasty=False))
     assert sum(len(each.trials) for each in report.findings.results) == trials
@@ -343,14 +333,6 @@ def test_every_figure_is_drawn_and_every_point_says_its_numbers(grid: Report) ->
         assert "nan" not in figure.svg
 
 
-def test_points_lie_where_their_numbers_are(store: Store, tmp_path: Path) -> None:
-    """Layers removed 3, 8 and 15 on an axis from 0 to 15: the middle point is 5/12 of the way from the first to the last."""
-    for drop, removed in (("10%", 3), ("25%", 8), ("50%", 15)):
-        store.measured(settings(drop=drop), plan=plan("reverse", removed), evaluate_pruned=evaluated(CUT))
-    x = [float(each) for each in re.findall(r'<circle cx="([\d.]+)"', figures(findings(store, tmp_path))[0].svg)]
-    assert (x[1] - x[0]) / (x[2] - x[0]) == pytest.approx(5 / 12, abs=0.001)
-
-
 # Other forms, and the verb
 
 
@@ -409,16 +391,3 @@ def test_the_verb_writes_a_page_and_says_what_was_found(
     with pytest.raises(SystemExit) as stopped:
         cli.main()
     assert stopped.value.code == 2
-
-
-def test_a_report_needs_no_torch(tmp_path: Path) -> None:
-    runs = stores.write(tmp_path / "runs", trials=1, documents=20, nasty=False)
-    code = (
-        "import sys\nfrom shortstack.cli import main\n"
-        "try:\n    main()\nfinally:\n    assert not {'torch', 'transformers'} & set(sys.modules)"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", code, "report", str(runs)], capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr
-    assert (runs / "report.html").exists()

@@ -10,13 +10,13 @@ import pytest
 from shortstack.report.results import Measure, Result, _averaged, _seeds_mean
 from shortstack.report.significance import difference
 
-DOCUMENTS, SEEDS, ROUNDS = 200, 3, 200
+DOCUMENTS, SEEDS, ROUNDS = 200, 3, 100
 
 
-def measured(rng: np.random.Generator, ease: np.ndarray, spread: float, name: str, *, seeds: int = SEEDS) -> Measure:
+def measured(rng: np.random.Generator, ease: np.ndarray, spread: float, name: str) -> Measure:
     """A setting of several seeds: each has an effect of its own on the chance to get a document right."""
     made = []
-    for seed in range(seeds):
+    for seed in range(SEEDS):
         chance = np.clip(ease + spread * rng.standard_normal(), 0, 1)
         right = (rng.random(DOCUMENTS) < chance).astype(float)
         outcomes = {f"d{place:03}": value for place, value in enumerate(right.tolist())}
@@ -38,10 +38,10 @@ def test_without_a_true_difference_one_in_twenty_is_called_one(spread: float) ->
 
 def test_a_true_difference_is_still_seen() -> None:
     rng, seen = np.random.default_rng(0), 0
-    for _ in range(100):
+    for _ in range(40):
         ease = rng.uniform(0.3, 0.6, DOCUMENTS)
         seen += difference(measured(rng, ease + 0.2, 0.01, "a"), measured(rng, ease, 0.01, "b")).significant
-    assert seen >= 95
+    assert seen >= 38
 
 
 def test_p_is_that_of_welch_where_documents_are_no_chance() -> None:
@@ -83,9 +83,7 @@ def test_equal_shifts_of_few_documents_are_not_called_certain() -> None:
     ours = graded("a", 0.05, 0.05), graded("x", *[1.0] * 51, *[0.0] * 49)
     theirs = graded("b", 0.95, 0.95), graded("y", *[1.0] * 50, *[0.0] * 50)
     averages = [
-        Measure("share", sum(each.value for each in parts) / 2, steps=parts[0].steps, parts=parts)
+        Measure("share", sum(part.value for part in parts) / 2, steps=parts[0].steps, parts=parts)
         for parts in (ours, theirs)
     ]
     assert difference(*averages).p is None
-    alone = [Measure("share", 1.0, 0.0, ("a",)), Measure("share", 0.75, 0.1, ("b",))]
-    assert difference(*alone).p is None

@@ -8,7 +8,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 
 from markupsafe import Markup
 
@@ -36,7 +35,6 @@ class Series:
     name: str
     points: Sequence[Point]
     colour: int | None = None
-    joined: bool = True
 
     @property
     def coloured(self) -> bool:
@@ -60,7 +58,7 @@ class Axis:
     log: bool = False
 
     def fraction(self, value: float) -> float:
-        """How far along the axis a value lies, from 0 to 1; an infinite one at its end."""
+        """Return how far along the axis a value lies, from 0 to 1; an infinite one lies at its end."""
         if math.isinf(value):
             return float(value > 0)
         low, high, at = (math.log(number) if self.log else number for number in (self.low, self.high, value))
@@ -68,7 +66,7 @@ class Axis:
 
 
 def in_thousands(value: float) -> str:
-    """A perplexity along an axis.
+    """Write a perplexity along an axis.
 
     >>> [in_thousands(value) for value in (12.5, 100.0, 2e4, 5e6, 1e9, 1e30)]
     ['12.5', '100', '20k', '5M', '1B', '1e+30']
@@ -82,7 +80,7 @@ def in_thousands(value: float) -> str:
 def axis(
     label: str, values: Iterable[float], text: Callable[[float], str], *, log: bool = False, whole: bool = False
 ) -> Axis:
-    """An axis with round numbers around the finite values.
+    """Make an axis with round numbers around the finite values.
 
     >>> axis("x", [0.12, 0.49], str).ticks
     [0.1, 0.2, 0.3, 0.4, 0.5]
@@ -101,14 +99,14 @@ def axis(
 
 
 def _step(rough: float, *, whole: bool) -> float:
-    """The round number next above a rough step."""
+    """Round a step up to 1, 2, 2.5 or 5 times a power of ten."""
     size = 10.0 ** math.floor(math.log10(rough))
     step = next(factor * size for factor in (1, 2, 2.5, 5, 10) if factor * size >= rough * 0.999)
     return max(1.0, round(step)) if whole else step
 
 
 def _log_ticks(low: float, high: float) -> list[float]:
-    """1, 2, 5 of every decade between low and high where few, else whole decades."""
+    """Return 1, 2, 5 of every decade between low and high where few, else whole decades."""
     decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
     factors = (1, 1.5, 2, 3, 5, 7) if high / low < 6 else (1, 2, 5) if high / low < 300 else (1,)
     ticks = [factor * 10.0**decade for decade in decades for factor in factors]
@@ -120,10 +118,7 @@ def _log_ticks(low: float, high: float) -> list[float]:
 
 @dataclass(frozen=True)
 class Chart:
-    """Lines over two axes.
-
-    levels: names and values of lines drawn across; marks: of lines drawn upright; front: points that a staircase joins.
-    """
+    """Lines over two axes. levels: names and values of lines drawn across; marks: of lines drawn upright."""
 
     title: str
     x: Axis
@@ -131,52 +126,23 @@ class Chart:
     lines: Sequence[Series]
     levels: Sequence[tuple[str, float]] = ()
     marks: Sequence[tuple[str, float]] = ()
-    front: Sequence[Point] = ()
 
     def svg(self) -> Markup:
-        """The chart as SVG, coloured lines above grey ones."""
+        """Draw it, coloured lines above grey ones."""
         return macro("line_chart")(self)
 
     def across(self, x: float) -> float:
-        """Where a value of the horizontal axis lies."""
         return LEFT + (END - LEFT) * self.x.fraction(x)
 
     def height(self, y: float) -> float:
-        """Where a value of the vertical axis lies."""
         return FLOOR + (TOP - FLOOR) * self.y.fraction(y)
 
     def place(self, x: float, y: float) -> tuple[float, float]:
         return self.across(x), self.height(y)
 
-    @property
-    def staircase(self) -> str:
-        """Steps through the points of the front: what is on their wrong side is beaten by one of them."""
-        places = sorted(self.place(point.x, point.y) for point in self.front)
-        path = f"M{places[0][0]:.1f} {places[0][1]:.1f}"
-        for (_, before), (at, height) in pairwise(places):
-            path += f"H{at:.1f}V{height:.1f}" if height < before else f"V{height:.1f}H{at:.1f}"
-        return path
-
     def whisker(self, point: Point) -> tuple[float, float] | None:
-        """The ends of one standard error up and down, where that is more than the marker hides."""
+        """Return the ends of one standard error up and down, where that is more than the marker hides."""
         if not point.error or not math.isfinite(point.y):
             return None
         low, high = self.height(max(point.y - point.error, self.y.low)), self.height(point.y + point.error)
         return (low, high) if low - high > 8 else None
-
-
-def front(points: Sequence[Point], *, less_x: bool, less_y: bool) -> list[Point]:
-    """The points that no other is at least as good as in both and better in one, from the smallest x.
-
-    >>> [point.x for point in front([Point(1, 5, ""), Point(2, 4, ""), Point(3, 9, "")], less_x=True, less_y=False)]
-    [1, 3]
-    """
-
-    def key(point: Point) -> tuple[float, float]:
-        return (point.x if less_x else -point.x), (point.y if less_y else -point.y)
-
-    kept: list[Point] = []
-    for point in sorted(points, key=key):
-        if not kept or key(point)[1] < key(kept[-1])[1] or key(point) == key(kept[-1]):
-            kept.append(point)
-    return sorted(kept, key=lambda point: point.x)

@@ -10,7 +10,7 @@ from markupsafe import Markup
 
 
 def templates(package: str) -> Environment:
-    """The templates beside a package's files; everything that is put into one is escaped, and nothing may be missing."""
+    """Load the templates beside a package's files; what is put into one is escaped, and nothing may be missing."""
     return Environment(
         loader=PackageLoader(package, "."),
         autoescape=True,
@@ -40,13 +40,13 @@ COLOURED = 6  # lines beyond these are grey: nobody tells more colours apart
 
 
 def page_style() -> Markup:
-    """The style of charts in a page that is light or dark, whose variables the colours become."""
+    """Style the charts of a page that is light or dark; the colours become its variables."""
     variables = "".join(f"--{name}: light-dark({light}, {dark});" for name, (light, dark) in COLOURS.items())
     return Markup(f":root {{ {variables} }}\n") + _style({name: f"var(--{name})" for name in COLOURS})  # noqa: S704  our own
 
 
 def plain_style() -> Markup:
-    """The same for a picture that stands alone: light, and without variables, which not every reader of SVG knows."""
+    """Style a picture that stands alone: light, and without variables, which not every reader of SVG knows."""
     return _style({name: light for name, (light, _) in COLOURS.items()})
 
 
@@ -69,13 +69,12 @@ SHAPES = ("circle", "square", "triangle", "diamond", "cross", "ring")
 
 
 def macro(name: str) -> Callable[..., Markup]:
-    """A macro of charts.svg.j2."""
     template_macro: Callable[..., Markup] = getattr(_template().module, name)
     return template_macro
 
 
 def swatch(colour: int | None) -> Markup:
-    """The marker of a line, for a legend."""
+    """Draw the marker of a line, for a legend."""
     return macro("swatch")(colour)
 
 

@@ -77,18 +77,13 @@ class Picture:
             top += panel.head + panel.height + GAP
 
     def svg(self) -> str:
-        """The picture as SVG, in light colours; names in it are escaped."""
+        """Draw it in light colours; names in it are escaped."""
         environment = templates("shortstack.charts")
         light = {name: colour for name, (colour, _) in COLOURS.items()}
         own = Markup(environment.get_template("picture.css.j2").render(c=light))  # noqa: S704  our own
-        about = {
-            "picture": self,
-            "style": plain_style() + own,
-            "sheet": light["sheet"],
-            "margin": MARGIN,
-            "width": WIDTH,
-        }
-        return environment.get_template("picture.svg.j2").render(about) + "\n"
+        style, sheet = plain_style() + own, light["sheet"]
+        template = environment.get_template("picture.svg.j2")
+        return template.render(picture=self, style=style, sheet=sheet, margin=MARGIN, width=WIDTH) + "\n"
 
     def _repr_svg_(self) -> str:
         return self.svg()
@@ -101,10 +96,6 @@ class Picture:
 
 
 def short(name: object, length: int = LONGEST) -> str:
-    """The end of a long name, which tells most.
-
-    >>> short("a/long/path", 8)
-    '.../path'
-    """
+    """Shorten a long name to its end, which tells most."""
     text = str(name)
     return text if len(text) <= length else f"...{text[3 - length :]}"

@@ -24,7 +24,7 @@ def heat_map(
     marked: int,
     axis: str = "layer",
 ) -> Markup:
-    """Rows of cells, darker the earlier in its row's order (0 first); a dot in those whose place is below `marked`.
+    """Draw rows of cells, darker the earlier in its row's order (0 first); a dot in those whose place is below `marked`.
 
     rows: the place of each column, by the row's name; those of a row may be fewer than another's.
     """
@@ -32,7 +32,6 @@ def heat_map(
 
 
 def map_height(rows: int) -> int:
-    """How high a heat map of so many rows is."""
     return ROW * rows + 24
 
 
@@ -63,22 +62,20 @@ class Bars:
 
 
 def bars(rows: Sequence[Bars], *, title: str, text: Say, number: Callable[[float], str]) -> Markup:
-    """Rows of bars, each from its lowest value to its highest, which are written below its name."""
+    """Draw rows of bars, each from its lowest value to its highest, which are written below its name."""
     return macro("bars")(rows, title, text, number, bars_height(len(rows)))
 
 
 def bars_height(rows: int) -> int:
-    """How high so many rows of bars are."""
     return BARS * rows + 24
 
 
 def square_height(names: int) -> int:
-    """How high a square of so many names is."""
     return ROW * names + 4
 
 
 def square(names: Sequence[str], values: Sequence[Sequence[float]], *, title: str) -> Markup:
-    """A row and a column for each name, with a number from -1 to 1 in each cell; what is no number is a line."""
+    """Draw a row and a column for each name, with a number from -1 to 1 in each cell; what is no number is a dash."""
     return macro("square")(names, values, title, square_height(len(names)))
 
 
@@ -94,7 +91,7 @@ class Dot:
 
     @classmethod
     def of(cls, colour: int, value: float, error: float | None) -> Dot:
-        """A share with its standard error, where that is known."""
+        """Make the dot of a share with its standard error, where that is known."""
         said = f"{value:.3f} ± {error:.3f}" if error else f"{value:.3f}"
         return cls(colour, value, value - (error or 0.0), value + (error or 0.0), said)
 
@@ -112,12 +109,11 @@ SHARES = Axis("", 0.0, 1.0, (0.0, 0.25, 0.5, 0.75, 1.0), "{:g}".format)
 
 
 def dots(rows: Sequence[Dots], *, title: str, scale: Axis = SHARES) -> Markup:
-    """A line for each name, with a dot for each of its values."""
+    """Draw a line for each name, with a dot for each of its values."""
     return macro("dots")(rows, title, scale, dots_height(len(rows)))
 
 
 def dots_height(rows: int) -> int:
-    """How high so many lines of dots are."""
     return DOTS * rows + 24
 
 
@@ -130,7 +126,7 @@ class Layer:
 
 
 def stack(layers: Sequence[Layer], *, title: str) -> Markup:
-    """Layers side by side, the first at the left; removed ones are empty."""
+    """Draw layers side by side, the first at the left; removed ones are empty."""
     return macro("stack")(layers, title)
 
 

@@ -52,7 +52,7 @@ class Fluency:
 
     @classmethod
     def of(cls, texts: Sequence[Sequence[int]]) -> Fluency:
-        """Measures of texts; where nothing was written nothing is distinct, and all is repetition."""
+        """Measure texts; where nothing was written nothing is distinct, and all is repetition."""
         grams = [_grams(text, GRAM) for text in texts]
         pairs = [pair for text in texts for pair in _grams(text, 2)]
         counts = Counter(token for text in texts for token in text)
@@ -66,7 +66,7 @@ class Fluency:
         )
 
     def shares(self, base: Fluency) -> dict[str, float]:
-        """Each measure as a share of the base's, such that lower is worse; of what the base has nothing of, all is kept.
+        """Return each measure as a share of the base's, lower being worse; of what the base has nothing of, all is kept.
 
         Of repetition it is the share of new 4-grams, of entropy that of exp(entropy): so many tokens, used equally
         often, have it.
@@ -97,7 +97,7 @@ class Collapse:
     against_base: bool = False
 
     def against(self, base: Collapse) -> Collapse:
-        """The same, judged by what the model it was made from writes."""
+        """Judge it by what the model it was made from writes."""
         return replace(self, base=base.fluency, against_base=True)
 
     @property
@@ -119,7 +119,7 @@ class Collapse:
 
     @property
     def summary(self) -> str:
-        """Whether all is well, in words."""
+        """In words, whether all is well."""
         if self.fallen:
             return f"It writes: {self.sample}"
         base = "its base" if self.against_base else "a small model that works"
@@ -150,7 +150,7 @@ def check_collapse(
 
 
 def collapse_tokens(tokenizer: PreTrainedTokenizerBase) -> int:
-    """Tokens of the longest beginning with what is written after it."""
+    """Count the tokens of the longest beginning with what is written after it."""
     return longest(*_prompts(tokenizer))
 
 
@@ -160,7 +160,7 @@ def _prompts(tokenizer: PreTrainedTokenizerBase) -> tuple[list[list[int]], list[
 
 
 def _sample(texts: Sequence[Sequence[int]], tokenizer: PreTrainedTokenizerBase) -> str:
-    """The text with the fewest different tokens and its prompt, as a JSON string: no control character gets through."""
+    """Quote the text with the fewest different tokens as a JSON string: no control character gets through."""
     worst = min(range(len(texts)), key=lambda number: len(set(texts[number])))
     text = PROMPTS[worst] + tokenizer.decode(texts[worst], skip_special_tokens=True)
     return json.dumps(text[:SHOWN] + "..." * (len(text) > SHOWN))

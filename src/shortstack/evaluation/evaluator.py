@@ -67,7 +67,7 @@ class Evaluation(Tabled):
     probes_against: Mapping[str, Paired] = field(default_factory=dict)
 
     def table(self) -> Table:
-        """A row for each text (its perplexity and its loss), task and probe, beside what the base has where it is known."""
+        """Make a row for each text (its perplexity and its loss), task and probe, beside what the base has."""
         texts = ((name, shown(text.value, "perplexity")) for name, text in self.perplexity.items())
         title = ", ".join(f"{value} perplexity on {name}" for name, value in texts)
         counts = f"tasks: {len(self.tasks)}, probes: {len(self.probes)}"
@@ -109,10 +109,9 @@ class Evaluation(Tabled):
     @property
     def named_averages(self) -> dict[str, float]:
         """The average of each suite that was asked whole; where there is none, of all tasks."""
-        averages = {f"Average, {suite}": value for suite, value in self.averages.items()}
-        if not averages and self.average is not None and len(self.tasks) > 1:
-            averages = {"Average": self.average}
-        return averages
+        if self.averages or self.average is None or len(self.tasks) < 2:
+            return {f"Average, {suite}": value for suite, value in self.averages.items()}
+        return {"Average": self.average}
 
     def _unit(self, name: str) -> str:
         """Say what a task's difference is of, where it is not of the values in its row."""
@@ -124,8 +123,8 @@ class Evaluation(Tabled):
         return "" if task.higher_is_better else turned
 
     def _not_compared(self, name: str) -> str:
-        number = f"{self.tasks[name].metric} is one number of all documents, and not one of each"
-        return f"{name}: not compared; {number}." if self.base else ""
+        number = f"{self.tasks[name].metric} is one number for all documents, not one for each"
+        return f"{name}: not compared, since {number}." if self.base else ""
 
     @property
     def average(self) -> float | None:
@@ -137,7 +136,7 @@ class Evaluation(Tabled):
 
     @property
     def averages(self) -> dict[str, float]:
-        """The same of each suite that was asked whole and has several such tasks: of `paper` its eight and no other."""
+        """That of each suite that was asked whole and has several such tasks: of `paper` its eight and no other."""
         whole = {name: suite for name, suite in SUITES.items() if self.tasks.keys() >= set(suite)}
         several = {name: suite for name, suite in whole.items() if sum(self.tasks[task].is_share for task in suite) > 1}
         return {name: average for name, suite in several.items() if (average := self._average(suite)) is not None}
@@ -174,7 +173,7 @@ def evaluate(
     compute: Compute = AUTO,
     progress: Progress = in_notebooks,
 ) -> Evaluation:
-    """Perplexity on each text, the tasks, the generation probes, and whether what the model writes has collapsed.
+    """Measure perplexity on each text, tasks, generation probes, and whether what the model writes has collapsed.
 
     text: also sources by name, or rows in memory: texts, chats or records, as a list or a datasets.Dataset.
     Windows of text and items of probes are drawn by the seed of `compute`. A task's result is kept in the cache under the
@@ -212,7 +211,7 @@ class Prepared:
         return bool(self.run and not (self.texts or self.items or self.collapse or self.run.missing))
 
     def requirements(self) -> Requirements:
-        """Of the model, and of the texts where it is read layer by layer, or of what it writes at once."""
+        """Add up the model, and the texts where it is read layer by layer, or what it writes at once."""
         if self.answered:
             return Requirements(device=pick_device(self.compute.device))
         if self.writes:
@@ -272,9 +271,9 @@ def prepare(
 
 
 def _looks_for_collapse(checkpoint: Checkpoint, generation: GenerationChecks, compute: Compute) -> bool:
-    """Whether what the model writes freely is looked at: where nobody says so, of what shortstack cut or healed.
+    """Decide whether what the model writes freely is looked at: unless somebody says so, of what shortstack cut or healed.
 
-    Of such a model that does not fit in memory it is not, unless somebody says so: the rest needs it layer by layer alone.
+    Of such a model that does not fit in memory it is not: the rest needs it layer by layer alone.
     """
     collapse_check, device = generation.collapse_check, pick_device(compute.device)
     if collapse_check is not None or checkpoint.record.get("verb") not in {"prune", "heal"}:
@@ -287,7 +286,6 @@ def _looks_for_collapse(checkpoint: Checkpoint, generation: GenerationChecks, co
 
 
 def _check_room_to_write(checkpoint: Checkpoint, compute: Compute) -> None:
-    """Refuse a model that is to write and does not fit in memory."""
     device = pick_device(compute.device)
     fix = (
         "free memory, or leave out what it writes: with collapse_check turned off, no probes and no task that writes "
@@ -309,7 +307,7 @@ def _check_lengths(
 
 
 def compared(evaluation: Evaluation, base: Evaluation, *, seed: int = 0) -> Evaluation:
-    """The evaluation beside that of the model it was made from: tasks paired document by document, probes item by item.
+    """Set it beside that of the model it was made from: tasks paired document by document, probes item by item.
 
     A task whose metric is one number of all documents together (mcc, f1) is not paired.
 

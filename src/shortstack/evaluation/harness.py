@@ -107,7 +107,7 @@ class LoadedTask:
         return next(iter(self.tasks.values()))
 
     def digest(self, limit: float | None) -> str:
-        """The digest of all that is asked: each task's config, its documents, and those that examples are drawn from."""
+        """Digest all that is asked: each task's config, its documents, and those that examples are drawn from."""
         with hushed():
             examples = {name: _digests(task.fewshot_docs()) for name, task in self.tasks.items() if self.shots}
         return digest(
@@ -116,22 +116,22 @@ class LoadedTask:
                 "version": self.version,
                 "aggregation": _plain(self.group.to_dict() if self.group else None),
                 "configs": {name: _config(task) for name, task in self.tasks.items()},
-                "documents": {name: _digests(_asked(task, limit)) for name, task in self.tasks.items()},
+                "documents": {name: _digests(_first_documents(task, limit)) for name, task in self.tasks.items()},
                 "examples": examples,
             }
         )
 
 
-def _asked(task: Any, limit: float | None) -> Iterator[Any]:
+def _first_documents(task: Any, limit: float | None) -> Iterator[Any]:
     return islice(task.eval_docs, part_of(limit, len(task.eval_docs)))
 
 
 def load(
     names: Sequence[str], *, data: Path | None = None, include: Path | None = None, shots: int | None = None
 ) -> list[LoadedTask]:
-    """The named tasks with their documents. data: a folder that standard tasks read from; include: the user's task files.
+    """Load the named tasks with their documents.
 
-    shots: examples in each prompt, where a task does not say that it takes none.
+    data: a folder that standard tasks read from. include: the user's task files. shots: examples in each prompt.
     """
     standard = [name for name in names if name in TASKS]
     local = data is not None and set(standard) == set(names)
@@ -150,11 +150,11 @@ def load(
 
 
 def _loaded(manager: Any, name: str, data: Path | None) -> list[LoadedTask]:
-    """The task or group; of a tag, or of a group that has no value of its own, each task."""
+    """Load the task or group; of a tag, or of a group that has no value of its own, each task."""
     try:
         there = manager.load([name])
     except (OSError, ValueError, StopIteration, DatasetsError) as error:  # not there, not to be read, or empty
-        elsewhere = "its documents, and code that it asks the hub for, here or on the hub"
+        elsewhere = "its documents (and its code, if it has any) on this machine or on the hub"
         expected = f"files in {data}" if data and name in TASKS else elsewhere
         raise DataError(
             _reason(error), expected=expected, fix=_remedy(name, data), where=f"the data of {name}"
@@ -174,7 +174,7 @@ def _remedy(name: str, data: Path | None) -> str:
 
 
 def _reason(error: BaseException) -> str:
-    """Why documents cannot be had, in the words of datasets or in ours where those are of no use."""
+    """Say why documents cannot be had, in the words of datasets or in ours where those are of no use."""
     if isinstance(error, ConnectionError):
         return "no hub within reach, and no copy on this machine"
     if isinstance(error, StopIteration):
@@ -233,7 +233,7 @@ class HarnessModel(HFLM):  # type: ignore[misc]  # lm-eval is untyped here
         disable_tqdm: bool = True,
         override_bs: int | None = None,
     ) -> list[tuple[float, bool]]:
-        """(log-likelihood, whether greedy) of each (text, context, continuation), too long ones cut on the left."""
+        """Return (log-likelihood, whether greedy) of each (text, context, continuation), too long ones cut on the left."""
         cut = [self._request(context, continuation) for _, context, continuation in requests]
         answers = likelihoods(self.decoder, cut, batch=self.batch, progress=self.progress)
         return [(answer.value, answer.greedy) for answer in answers]
@@ -271,8 +271,8 @@ def _result(loaded: LoadedTask, model: HarnessModel, answered: Mapping[str, Any]
     column = columns[metric]
     better = bool(loaded._first.higher_is_better()[metric])
     by_task = {name: _by_filter(answered["samples"][name], column) for name in loaded.tasks}
-    samples = [(name, sample) for name, some in by_task.items() for sample in some]
-    parts = [[_outcome(metric, sample[metric], better) for sample in some] for some in by_task.values()]
+    samples = [(name, sample) for name, answers in by_task.items() for sample in answers]
+    parts = [[_outcome(metric, sample[metric], better) for sample in answers] for answers in by_task.values()]
     outcomes = [outcome for part in parts for outcome in part]
     return TaskResult(
         metric=metric,
@@ -294,7 +294,7 @@ def _result(loaded: LoadedTask, model: HarnessModel, answered: Mapping[str, Any]
 
 
 def _standard_error(parts: Sequence[Sequence[float]]) -> float:
-    """Of the mean of the parts' means; NaN where a part has fewer than two outcomes.
+    """Return that of the mean of the parts' means; NaN where a part has fewer than two outcomes.
 
     >>> round(_standard_error([[0, 1, 1, 0]]), 4), round(_standard_error([[0, 1, 1, 0], [1, 1]]), 4)
     (0.2887, 0.1718)
@@ -305,7 +305,7 @@ def _standard_error(parts: Sequence[Sequence[float]]) -> float:
 
 
 def _by_filter(samples: Sequence[Mapping[str, Any]], column: str) -> list[Mapping[str, Any]]:
-    """The samples of one way to read an answer, in the order of the documents; column: `metric,filter`."""
+    """Pick the samples of one way to read an answer, in the order of the documents; column: `metric,filter`."""
     wanted = column.partition(",")[2]
     return sorted(
         (sample for sample in samples if sample["filter"] == wanted), key=lambda sample: int(sample["doc_id"])
@@ -313,7 +313,7 @@ def _by_filter(samples: Sequence[Mapping[str, Any]], column: str) -> list[Mappin
 
 
 def _outcome(metric: str, value: Any, better: bool) -> float:
-    """A document's number, higher being better; of a perplexity the log-likelihood per unit. NaN where it has none alone."""
+    """Read a document's number, higher being better; of a perplexity the log-likelihood per unit. NaN: it has none."""
     if metric in PERPLEXITIES:
         return float(value[0]) / float(value[1]) if isinstance(value, tuple | list) else float(value)
     if not isinstance(value, Real | np.bool_):
@@ -324,7 +324,7 @@ def _outcome(metric: str, value: Any, better: bool) -> float:
 def questions(
     loaded: LoadedTask, tokenizer: PreTrainedTokenizerBase, limit: float | None = None
 ) -> list[TokenizedQuestion]:
-    """A multiple-choice task's documents as questions, for the walk that answers them for many cuts at once."""
+    """Turn a multiple-choice task's documents into questions, for the walk that answers them for many cuts at once."""
     if loaded.metric != "acc" or any(task.OUTPUT_TYPE != "multiple_choice" for task in loaded.tasks.values()):
         raise InputError(
             loaded.name, expected="a multiple-choice task", fix="name one, such as piqa or arc_easy", option="task"
@@ -341,7 +341,7 @@ def _questions(task: Any, tokenizer: PreTrainedTokenizerBase, limit: float | Non
 
 
 def _right(task: Any, choices: Sequence[Any]) -> int:
-    """The choice that the task calls right when the model finds it likeliest; -1 where it calls none so."""
+    """Find the choice that the task calls right when the model finds it likeliest; -1 where there is none."""
     for place in range(len(choices)):
         likelihoods = [(float(other == place), False) for other in range(len(choices))]
         if task.process_results(choices[0].doc, likelihoods)["acc"]:
@@ -350,7 +350,6 @@ def _right(task: Any, choices: Sequence[Any]) -> int:
 
 
 def _config(task: Any) -> Any:
-    """A task's config without where its files lie."""
     fields = {name: value for name, value in task.dump_config().items() if name not in PLACES}
     fields["metadata"] = {
         name: value for name, value in (fields.get("metadata") or {}).items() if name != "config_source"
@@ -359,7 +358,7 @@ def _config(task: Any) -> Any:
 
 
 def _plain(data: Any) -> Any:
-    """The same as JSON; objects as they are called in every process: a function's repr says where in memory it lies."""
+    """Turn data into JSON; a function's repr loses where in memory it lies, which differs between processes."""
     return json.loads(json.dumps(data, default=lambda value: re.sub(r" at 0x[0-9a-f]+", "", repr(value))))
 
 
@@ -369,7 +368,7 @@ def _digests(documents: Iterable[Any] | None) -> str:
 
 @contextmanager
 def hushed() -> Iterator[None]:
-    """The harness's bars and advice would interleave with ours; errors are raised all the same."""
+    """Silence the harness's bars and advice, which would interleave with ours."""
     logger, tqdm = logging.getLogger("lm_eval"), lm_eval.api.task.tqdm
     before, bars = logger.level, datasets.utils.logging.is_progress_bar_enabled()
     logger.setLevel(logging.ERROR)

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 
 def load_harness() -> ModuleType:
-    """The module that runs lm-evaluation-harness."""
+    """Import the module that runs lm-evaluation-harness."""
     check_installed("lm_eval", "eval", option="tasks", why="for tasks")
     return import_module("shortstack.evaluation.harness")
 
@@ -58,7 +58,7 @@ class EvaluationText:
 
     @classmethod
     def of(cls, text: EvaluationText | Rows) -> EvaluationText:
-        """The text as it is, or of sources by name, or of rows in memory."""
+        """Take a text as it is, sources by name, or rows in memory."""
         if isinstance(text, EvaluationText):
             return text
         return cls(text if isinstance(text, str) else [source_of(text)])
@@ -84,11 +84,7 @@ class EvaluationText:
         return tuple(name.strip() for name in names)
 
     def read(self, tokenizer: PreTrainedTokenizerBase, seed: int, *, at_least: int | None = None) -> dict[str, Tokens]:
-        """The windows of each text, by its name. at_least: as for Tokens.read().
-
-        Raises:
-            DataError: a text cannot be read or is shorter than one window.
-        """
+        """Read the windows of each text, by its name. at_least: as for Tokens.read()."""
         how: dict[str, Any] = {"length": self.length, "seed": seed, "at_least": at_least, "held_out": True}
         if is_share(self.samples):
             every = {source: Tokens.read(source, tokenizer, samples=None, **how) for source in self.sources}
@@ -178,23 +174,18 @@ class Tasks:
             )
 
     def load(self) -> list[LoadedTask]:
-        """The tasks with their documents.
-
-        Raises:
-            InputError: a name is unknown, or lm-eval is not installed.
-            DataError: the documents of one cannot be had.
-        """
+        """Load the tasks with their documents."""
         data, include = (Path(folder) if folder else None for folder in (self.data_dir, self.include))
         return list(load_harness().load(self.names, data=data, include=include, shots=self.num_fewshot))
 
     def load_for(self, checkpoint: Checkpoint) -> list[LoadedTask]:
-        """The tasks as load() gives them, where the checkpoint has positions for `max_length`."""
+        """Load the tasks, where the checkpoint has positions for `max_length`."""
         if self.max_length:
             check_positions(checkpoint, self.max_length, "max_length", fix="leave it out")
         return self.load()
 
     def only(self) -> LoadedTask:
-        """The one task that is named, as load() gives it."""
+        """Load the one task that is named."""
         if len(self.names) > 1:
             names = ", ".join(self.names)
             raise InputError(names, expected="one task", fix="name one at a time", option="task")

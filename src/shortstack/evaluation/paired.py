@@ -70,7 +70,7 @@ def compare_tasks(
     chances: Mapping[str, float] | None = None,
     seed: int = 0,
 ) -> dict[str, Paired]:
-    """The comparison on each task that both have, their p-values corrected together.
+    """Compare both on each task, and correct the p-values together.
 
     chances: of a task, what guessing gets; a task that is not named has no such level.
     """
@@ -85,15 +85,12 @@ def compare_tasks(
 
 
 def compare(task: str, model: Outcomes, base: Outcomes, *, chance: float | None = None, seed: int = 0) -> Paired:
-    """One task, documents paired by their ids; p_holm is p, as of one task alone.
+    """Compare both on one task, documents paired by their ids; p_holm is p, as of one task alone.
 
     >>> ids = tuple("abcdefgh")
     >>> pair = compare("t", Outcomes(ids, (0, 0, 0, 0, 0, 0, 1, 1)), Outcomes(ids, (1,) * 8), chance=0.0)
     >>> pair.difference, pair.p, pair.retention
     (-0.75, 0.03125, 25.0)
-
-    Raises:
-        DataError: other documents, the same one twice, fewer than two, or an outcome that is no number.
     """
     ours, theirs = _paired(task, model, base)
     differences = ours - theirs
@@ -119,7 +116,7 @@ def compare(task: str, model: Outcomes, base: Outcomes, *, chance: float | None 
 
 
 def mcnemar(gained: int, lost: int) -> float:
-    """Exact two-sided p of `gained` against `lost` among the documents on which two models differ.
+    """Return the exact two-sided p of `gained` against `lost` among the documents on which two models differ.
 
     min(1, 2 P[B <= min(gained, lost)]) with B binomial of gained + lost fair coins (McNemar 1947, exact form).
     """
@@ -129,7 +126,7 @@ def mcnemar(gained: int, lost: int) -> float:
 
 
 def holm(ps: Mapping[str, float]) -> dict[str, float]:
-    """p-values corrected for their number: at 5 %, the chance of one or more false alarms among all is at most 5 %.
+    """Correct p-values for their number: at 5 %, the chance of one or more false alarms among all is at most 5 %.
 
     The k-th smallest of m is multiplied by m - k + 1, and none is below one before it (Holm 1979).
     """
@@ -141,7 +138,7 @@ def holm(ps: Mapping[str, float]) -> dict[str, float]:
 
 
 def bootstrap(differences: Values, seed: int) -> tuple[float, float]:
-    """The middle 95 % of the means of as many documents, drawn with replacement (Efron 1979, percentile)."""
+    """Return the middle 95 % of the means of as many documents, drawn with replacement (Efron 1979, percentile)."""
     from scipy import stats
 
     means = stats.bootstrap(
@@ -157,7 +154,7 @@ def bootstrap(differences: Values, seed: int) -> tuple[float, float]:
 
 
 def sign_flips(differences: Values, seed: int) -> float:
-    """Two-sided p: how often differences of random sign have a mean as far from 0 (Fisher's randomisation test).
+    """Return how often differences of random sign have a mean as far from 0 (two-sided p, Fisher's randomisation test).
 
     Every choice of signs is counted where there are no more than are drawn. McNemar's test is this one for right and wrong
     answers, with every choice counted.
@@ -182,7 +179,7 @@ def _batch(differences: Values) -> int:
 
 
 def mean_stderr(values: Values) -> float:
-    """The standard error of the mean, sd / sqrt(n); where all are right or all wrong as share_stderr() has it."""
+    """Return the standard error of the mean, sd / sqrt(n); where all are right or all wrong that of share_stderr()."""
     if alike(values) and values[0] in (0, 1):
         return share_stderr(int(values.sum()), len(values))
     return _stderr(values)
@@ -193,19 +190,19 @@ def _stderr(values: Values) -> float:
 
 
 def paired_stderr(ours: Values, theirs: Values) -> float:
-    """The standard error of the mean of differences, sd / sqrt(n); of right and wrong answers never 0."""
+    """Return the standard error of the mean of differences, sd / sqrt(n); of right and wrong answers never 0."""
     if binary(ours, theirs) and alike(ours - theirs):
         return _adjusted(ours - theirs)[1]
     return _stderr(ours - theirs)
 
 
 def binary(ours: Values, theirs: Values) -> bool:
-    """Whether both are right and wrong answers."""
+    """Say whether both are right and wrong answers."""
     return bool(np.isin([ours, theirs], (0, 1)).all())
 
 
 def alike(differences: Values) -> bool:
-    """Whether all are the same, so that they say nothing of how far they would spread."""
+    """Say whether all are the same, so that they tell nothing of how far they would spread."""
     return bool((differences == differences[0]).all())
 
 
@@ -221,7 +218,7 @@ def _interval(ours: Values, theirs: Values, seed: int) -> tuple[float, float]:
 
 
 def _adjusted(differences: Values) -> tuple[float, float]:
-    """The mean and its standard error, 1/2 added to each cell of the table of rights and wrongs (Agresti and Min 2005)."""
+    """Return the mean and its standard error, 1/2 added to each cell of rights and wrongs (Agresti and Min 2005)."""
     n = len(differences) + 2
     gained, lost = float((differences > 0).sum()) + 0.5, float((differences < 0).sum()) + 0.5
     mean = (gained - lost) / n
@@ -229,7 +226,7 @@ def _adjusted(differences: Values) -> tuple[float, float]:
 
 
 def _paired(task: str, model: Outcomes, base: Outcomes) -> tuple[Values, Values]:
-    """The values of both, [documents], in the order of the model's documents."""
+    """Return the values of both, [documents], in the order of the model's documents."""
     ours, theirs = (_by_document(task, outcomes) for outcomes in (model, base))
     if ours.keys() != theirs.keys():
         raise mismatch(f"the documents of {task}", set(ours), set(theirs))
@@ -252,7 +249,7 @@ def mismatch(what: str, ours: set[str], theirs: set[str]) -> DataError:
         return f"{len(names)} ({', '.join(sorted(names)[:3])})" if names else "none"
 
     return DataError(
-        f"{alone(ours - theirs)} of the model's alone, {alone(theirs - ours)} of the base's alone",
+        f"{alone(ours - theirs)} only in the model's, {alone(theirs - ours)} only in the base's",
         expected="the same for the model and its base",
         fix="evaluate both with the same tasks, limit and data",
         where=what,

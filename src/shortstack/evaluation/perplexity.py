@@ -53,7 +53,7 @@ class Perplexity:
 def measure(
     decoder: Decoder, tokens: Tokens, *, route: SkippedLayers = UNPRUNED, progress: Progress = silent
 ) -> Perplexity:
-    """Perplexity of a loaded model run without the layers of `route`; each window's first token is not predicted.
+    """Measure the perplexity of a loaded model without the layers of `route`; a window's first token is not predicted.
 
     Of a text of which only some tokens count it is that of these.
     """
@@ -66,7 +66,7 @@ def measure(
 
 
 def _losses(decoder: Decoder, tokens: Tokens, route: SkippedLayers, progress: Progress) -> Iterator[Tensor]:
-    """The losses of each window's tokens that count; where weights are streamed, many batches pass each layer together."""
+    """Yield the losses of each window's tokens that count; of streamed weights many batches pass a layer together."""
     size = max(1, 1024 // tokens.ids.shape[1])
     ids = [batch.to(decoder.device) for batch in tokens.ids.split(size)]
     counted = [None] * len(ids) if tokens.counted is None else tokens.counted.to(decoder.device).split(size)

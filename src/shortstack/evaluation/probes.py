@@ -55,7 +55,7 @@ class Item:
         return hashlib.sha256(self.prompt.encode()).hexdigest()[:16]
 
     def room(self, tokenizer: PreTrainedTokenizerBase) -> int:
-        """Tokens that may be written: those of the answer, and some more."""
+        """Count the tokens that may be written: those of the answer, and some more."""
         return len(encode(tokenizer, f" {self.answer}")) + SPARE
 
 
@@ -93,7 +93,7 @@ class Probed:
 
 
 def probes(seed: int = 0, n: int = MOST) -> tuple[Item, ...]:
-    """n different items of each probe, at most MOST; the first of them are those of a smaller n.
+    """Make n different items of each probe, at most MOST; the first of them are those of a smaller n.
 
     >>> print(probes(seed=0, n=1)[1].prompt[-33:])
     Numbers: 179, 180, 181, 182
@@ -136,7 +136,7 @@ def _exact_answers(
 
 
 def _request(tokenizer: PreTrainedTokenizerBase, item: Item) -> Request:
-    """A prompt and its answer as token ids; the last one only asks what comes behind the answer."""
+    """Encode a prompt and its answer; the last token only asks what comes behind the answer."""
     prompt = _prompt(tokenizer, item)
     return Request((*prompt, *encode(tokenizer, f" {item.answer}"), 0), len(prompt))
 
@@ -146,7 +146,7 @@ def _prompt(tokenizer: PreTrainedTokenizerBase, item: Item) -> list[int]:
 
 
 def _ends_line(tokenizer: PreTrainedTokenizerBase, answer: Sequence[int], token: int) -> bool:
-    """Whether nothing but space is left of the line when this token follows the answer."""
+    """Say whether nothing but space is left of the line when this token follows the answer."""
     before, after = tokenizer.decode(answer), tokenizer.decode([*answer, token])
     rest, newline, _ = after.removeprefix(before).partition("\n")
     return bool(newline) and not rest.strip()
@@ -162,17 +162,17 @@ def _written_answers(
 
 
 def probe_tokens(tokenizer: PreTrainedTokenizerBase, items: Sequence[Item]) -> int:
-    """Tokens of the longest prompt with its answer."""
+    """Count the tokens of the longest prompt with its answer."""
     return longest(*_prompts(tokenizer, items))
 
 
 def _prompts(tokenizer: PreTrainedTokenizerBase, items: Sequence[Item]) -> tuple[list[list[int]], list[int]]:
-    """The prompts as token ids, and how many tokens may be written after each."""
+    """Encode the prompts, and count the tokens that may be written after each."""
     return [_prompt(tokenizer, item) for item in items], [item.room(tokenizer) for item in items]
 
 
 def has_keys(line: str, answer: str) -> bool:
-    """Whether a line is a JSON object with the answer's keys."""
+    """Say whether a line is a JSON object with the answer's keys."""
     try:
         record = json.loads(line)
     except (ValueError, RecursionError):
@@ -226,7 +226,7 @@ def _brackets(rng: random.Random) -> Item:
 
 
 def _arithmetic(digits: int) -> Callable[[random.Random], Item]:
-    """Sums, and differences that are not negative, of numbers of so many digits."""
+    """Ask for sums, and differences that are not negative, of numbers of so many digits."""
     least, most = 10 ** (digits - 1) if digits > 1 else 0, 10**digits - 1
 
     def question(rng: random.Random) -> Item:

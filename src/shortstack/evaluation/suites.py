@@ -48,11 +48,6 @@ class StandardTask:
 
 
 def _files(layout: str, splits: str) -> dict[str, str]:
-    """The file of each split.
-
-    >>> _files("piqa/{split}", "train validation")
-    {'train': 'piqa/train', 'validation': 'piqa/validation'}
-    """
     return {split: layout.replace("{split}", split) for split in splits.split()}
 
 
@@ -100,7 +95,7 @@ SUITES: Mapping[str, tuple[str, ...]] = {
 
 
 def named(tasks: str | Sequence[str]) -> tuple[str, ...]:
-    """Task names with suites unfolded, each name once, in order.
+    """Unfold suites into the names of tasks, each once, in order.
 
     >>> named("language,piqa")
     ('wikitext', 'lambada_openai', 'piqa')
@@ -114,7 +109,7 @@ def named(tasks: str | Sequence[str]) -> tuple[str, ...]:
 
 
 def unknown(name: str, known: Sequence[str]) -> InputError:
-    """The error for a name that no task has, with the nearest that there are."""
+    """Make the error for a name that no task has, with the nearest that there is."""
     near = get_close_matches(name, [*TASKS, *SUITES, *known], n=1, cutoff=0.5)
     return InputError(
         repr(name),

@@ -1,4 +1,4 @@
-"""StandardTask files for standard tasks: the harness's own, included, with nothing but the source of the data swapped.
+"""Task files for standard tasks: the harness's own, included, with nothing but the source of the data swapped.
 
 A folder that holds only these is read at once, where reading all that the harness ships takes seconds.
 """
@@ -21,7 +21,7 @@ SPLITS = {"training_split": "train", "validation_split": "validation", "test_spl
 
 
 def write_overlays(names: Sequence[str], data: Path | None, stock: Path, folder: Path) -> None:
-    """StandardTask files for the named standard tasks, into `folder`.
+    """Write task files for the named standard tasks into `folder`.
 
     data: the folder of their documents, None for the hub. stock: the folder of the harness's own task files.
     """
@@ -37,19 +37,18 @@ def write_overlays(names: Sequence[str], data: Path | None, stock: Path, folder:
 
 
 def _stock_files(task: StandardTask, stock: Path) -> list[Path]:
-    """The task's own file, or those of its parts; files that start with an underscore hold what others include."""
+    """Find the task's own file, or those of its parts; files that start with an underscore hold what others include."""
     folder, _, pattern = task.stock.rpartition("/")
     return sorted((stock / folder).glob(pattern.replace("{part}", "[!_]*")))
 
 
 def _part(task: StandardTask, path: Path) -> str:
-    """The name of the part that a task file is of; empty where a task has none."""
     before, placeholder, after = task.stock.rpartition("/")[2].partition("{part}")
     return path.name.removeprefix(before).removesuffix(after) if placeholder else ""
 
 
 def _source(task: StandardTask, part: str, data: Path) -> dict[str, Any]:
-    """The fields that swap the data; a split without a file is set to null, for a task that names it would fail."""
+    """Return the fields that swap the data; a split without a file is set to null, or a task that names it would fail."""
     stems = {split: stem.format(part=part) for split, stem in task.files.items()}
     present = {split: file for split, stem in stems.items() if (file := _file(data, stem))}
     for split in sorted({task.evaluated, *task.needs} - present.keys()):
@@ -105,7 +104,7 @@ def _parquet_columns(path: Path) -> set[str]:
 
 
 def _file(data: Path, stem: str) -> Path | None:
-    """The absolute path of the file of that name, in a format that is read; JSONL first."""
+    """Find the file of that name, in a format that is read; JSONL first."""
     candidates = (data.resolve() / f"{stem}{suffix}" for suffix in FORMATS)
     return next((file for file in candidates if file.is_file()), None)
 

@@ -71,7 +71,7 @@ class TaskResult:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> TaskResult:
-        """The result of to_dict(), read from JSON; null is NaN."""
+        """Read the result of to_dict() from JSON; null is NaN."""
 
         def number(value: float | None) -> float:
             return math.nan if value is None else value
@@ -82,7 +82,7 @@ class TaskResult:
 
 
 def weighted(documents: Sequence[str], outcomes: Sequence[float], *, macro: bool) -> tuple[float, ...]:
-    """The outcomes, each by the weight of its task, so that their plain mean is the average that the value is.
+    """Weigh each outcome by its task, so that their plain mean is the average that the value is.
 
     documents: of a group each is called TASK/DOCUMENT.
 
@@ -99,7 +99,7 @@ def weighted(documents: Sequence[str], outcomes: Sequence[float], *, macro: bool
 
 
 def kept(key: str) -> TaskResult | None:
-    """The result under that digest, if there is one."""
+    """Read the result under that digest, if there is one."""
     path = _path(key)
     if not path.exists():
         return None
@@ -111,7 +111,7 @@ def kept(key: str) -> TaskResult | None:
 
 
 def keep(result: TaskResult) -> None:
-    """Write a result under its digest, whole or not at all."""
+    """Keep a result under its digest."""
     save_json(_path(result.digest), result.to_dict())
 
 

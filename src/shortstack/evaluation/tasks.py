@@ -30,7 +30,8 @@ class TaskRun:
     def __init__(self, checkpoint: Checkpoint, tasks: Tasks, compute: Compute) -> None:
         """Read the documents, and what is kept."""
         self.tasks, self.loaded = tasks, tasks.load_for(checkpoint)
-        self._keys = {} if _has_code(tasks.include) else self._digests(checkpoint, compute)
+        has_code = tasks.include is not None and any(Path(tasks.include).rglob("*.py"))
+        self._keys = {} if has_code else self._digests(checkpoint, compute)
         self._results = {name: result for name, key in self._keys.items() if (result := kept(key))}
 
     @property
@@ -58,7 +59,6 @@ class TaskRun:
             self._results[loaded.name] = result
 
     def _digests(self, checkpoint: Checkpoint, compute: Compute) -> dict[str, str]:
-        """For each task the digest of all that its result depends on."""
         tasks, device = self.tasks, pick_device(compute.device)
         beside: dict[str, object] = {
             "model": checkpoint.identity,
@@ -68,10 +68,6 @@ class TaskRun:
             "holds": [field.name for field in fields(TaskResult)],
         }
         return {loaded.name: content_key("task", task=loaded.digest(tasks.limit), **beside) for loaded in self.loaded}
-
-
-def _has_code(include: str | Path | None) -> bool:
-    return include is not None and any(Path(include).rglob("*.py"))
 
 
 def answer_task(

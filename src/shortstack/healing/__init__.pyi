@@ -9,7 +9,6 @@ from .dataset import TrainingData as TrainingData
 from .healer import Healing as Healing
 from .healer import heal as heal
 from .iterative import heal_in_turns as heal_in_turns
-from .iterative_schedule import IterativeSchedule as IterativeSchedule
 from .layer_choice import Full as Full
 from .layer_choice import Partial as Partial
 from .lora import DoRA as DoRA
@@ -17,6 +16,7 @@ from .lora import Lora as Lora
 from .lora import QLora as QLora
 from .lora import RsLora as RsLora
 from .methods import METHODS as METHODS
+from .schedule import IterativeSchedule as IterativeSchedule
 from .schedule import Objective as Objective
 from .schedule import Schedule as Schedule
 from .task import HealingTask as HealingTask

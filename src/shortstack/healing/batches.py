@@ -19,8 +19,8 @@ GROUPED = 50  # batches, at most, whose samples are sorted by length together; a
 class Data:
     """Samples of any kind to train on and held out; the lengths of the former, in tokens.
 
-    collate(samples) gives the module's arguments.
-    Among them is `labels` [batch, length], which holds IGNORED where a token does not count in the loss.
+    collate(samples) gives the module's arguments, among them `labels` [batch, length] with IGNORED where a token does not
+    count in the loss.
     """
 
     training: Sequence[Any]
@@ -50,12 +50,12 @@ class Ordered(Dataset[Any]):
         return self.samples[sample]
 
     def tokens(self, samples: int) -> int:
-        """Tokens of the first so many samples that were handed out: those fetched ahead have not passed the model yet."""
+        """Count the tokens of the first so many samples handed out: those fetched ahead have not passed the model yet."""
         return self.handed[min(samples, len(self.handed) - 1)]
 
 
 def grouped(lengths: Sequence[int], batch: int, *, seed: int) -> list[int]:
-    """All samples once, by their numbers: batches in random order, each of samples of alike length; a short one is last."""
+    """Order all samples, by number: batches in random order, each of samples of alike length; a short one is last."""
     rng = random.Random(seed)
     shuffled = rng.sample(range(len(lengths)), len(lengths))
     size = batch * max(1, min(GROUPED, len(shuffled) // (4 * batch)))
@@ -63,4 +63,4 @@ def grouped(lengths: Sequence[int], batch: int, *, seed: int) -> list[int]:
     order = [sample for pool in pools for sample in sorted(pool, key=lambda sample: lengths[sample])]
     batches = [order[start : start + batch] for start in range(0, len(order), batch)]
     last = [batches.pop()] if len(batches[-1]) < batch else []  # the short one stays last, or all others would shift
-    return [sample for some in rng.sample(batches, len(batches)) + last for sample in some]
+    return [sample for group in rng.sample(batches, len(batches)) + last for sample in group]

@@ -10,7 +10,6 @@ from shortstack.data.in_context import IN_CONTEXT
 from shortstack.data.mixture import SEVERAL, check_sources, parse_sources
 from shortstack.data.sources import OWN, SOURCES
 from shortstack.errors import DataError, InputError
-from shortstack.machine.numbers import is_share
 from shortstack.machine.options import check_options, option
 
 HELD_OUT_SHARE = 0.05
@@ -18,11 +17,6 @@ DATA = (
     f"Text or instructions: {', '.join([*SOURCES, *IN_CONTEXT])}, .txt, .jsonl or .json (text, alpaca, dolly, "
     f"chat or prompt), or a hub dataset. {SEVERAL}"
 )
-
-
-def held_out_count(samples: int, held_out: int | None = None) -> int:
-    """How many of so many samples are held out: the number that is given, else a share."""
-    return held_out or max(1, round(samples * HELD_OUT_SHARE))
 
 
 @dataclass(frozen=True)
@@ -45,14 +39,6 @@ class TrainingData:
 
     def __post_init__(self) -> None:
         check_options(self)
-        most = None if self.max_samples is None or is_share(self.max_samples) else int(self.max_samples)
-        if most is not None and (self.held_out or 0) >= most:
-            raise InputError(
-                self.held_out,
-                expected=f"fewer than the {most} samples of max_samples, or none is left to train on",
-                fix=f"hold out {held_out_count(most)}, or raise max_samples",
-                option="held_out",
-            )
 
     @property
     def own(self) -> bool:
@@ -61,39 +47,22 @@ class TrainingData:
 
     @property
     def source(self) -> str:
-        """Where the samples come from.
-
-        Raises:
-            InputError: nothing was named.
-        """
+        """Where the samples come from; refused where nothing was named."""
         if not self.data:
             fix = "name some, such as pydoc"
             raise InputError("none", expected="text or instructions to learn from", fix=fix, option="data")
         return self.data
 
     def check(self) -> None:
-        """Refuse data that is not named or not there, before minutes of work; the hub is not asked.
-
-        Raises:
-            InputError: none is named.
-            DataError: there is no such file, or the name can be none of the hub's; a weight is no number.
-        """
+        """Refuse data that is not named or not there, before minutes of work; the hub is not asked."""
         check_sources(self.source)
 
     def held_out_of(self, samples: int) -> int:
-        """How many of the samples that were read are held out.
-
-        Raises:
-            DataError: none would be left to train on.
-        """
-        return self._leaving_some(held_out_count(samples, self.held_out), samples)
+        """Count the held-out ones of the samples that were read, and refuse where none is left to train on."""
+        return self._leaving_some(self.held_out or max(1, round(samples * HELD_OUT_SHARE)), samples)
 
     def held_out_among(self, examples: Sequence[Example]) -> int:
-        """How many of the examples, from the first on, are held out: a few more where the line would cut a conversation.
-
-        Raises:
-            DataError: none would be left to train on.
-        """
+        """Count the held-out examples, from the first on: a few more where the line would cut a conversation."""
         line, samples = self.held_out_of(len(examples)), len(examples)
         whole = next((place for place in range(line, samples) if not examples[place].follows), samples)
         return self._leaving_some(whole, samples)
@@ -102,7 +71,7 @@ class TrainingData:
         if samples <= held_out:
             raise DataError(
                 f"{samples} sample{'s' * (samples != 1)}, of which {held_out} would be held out",
-                expected="a sample to train on beside those that are held out to judge by",
+                expected="at least one sample to train on besides the held-out ones",
                 fix="give more data, raise max_samples, or hold out fewer",
                 where=self.source,
             )

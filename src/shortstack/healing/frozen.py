@@ -5,10 +5,15 @@ Both are kept on disk packed and without padding, under a digest of all that the
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import itertools
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from pathlib import Path
+from typing import Any
 
+import numpy
 import torch
 from torch import Tensor, nn
 
@@ -19,12 +24,79 @@ from shortstack.decoder.batching import by_length
 from shortstack.decoder.decoder import UNPRUNED
 from shortstack.decoder.losses import likeliest
 from shortstack.errors import CheckpointError
-from shortstack.healing.activations import Activations, activations_under, check_room, keeping
 from shortstack.healing.learner import counted, padded
 from shortstack.healing.schedule import Objective
-from shortstack.machine.cache import content_key
+from shortstack.machine.cache import MARGIN_BYTES, cache_directory, content_key, make_room, mark_used
 from shortstack.machine.device import Compute, dtype_named
+from shortstack.machine.files import atomic_write, check_disk
 from shortstack.machine.progress import Progress, paced, silent
+
+
+@dataclass(frozen=True)
+class Activations:
+    """The hidden states of many samples. states[i] is [length of sample i, width], in the dtype they were computed in."""
+
+    path: Path
+    lengths: tuple[int, ...]
+    width: int
+    dtype: torch.dtype
+
+    def __getitem__(self, sample: int) -> Tensor:
+        """Copy one sample's states, [length, width], out of the file."""
+        start = self._starts[sample]
+        rows = torch.from_numpy(self._map[start : start + self.lengths[sample]].copy())
+        return rows.view(self.dtype)
+
+    @property
+    def kept(self) -> bool:
+        """Whether they are on disk; if so, they are used."""
+        there = self.path.exists() and self.path.stat().st_size == self.size
+        if there:
+            mark_used(self.path)
+        return there
+
+    @property
+    def size(self) -> int:
+        """Bytes on disk."""
+        return sum(self.lengths) * self._row_bytes
+
+    @cached_property
+    def _map(self) -> numpy.ndarray[Any, Any]:
+        shape = sum(self.lengths), self._row_bytes
+        return numpy.memmap(self.path, dtype=numpy.uint8, mode="r", shape=shape)
+
+    @cached_property
+    def _starts(self) -> Sequence[int]:
+        return list(itertools.accumulate((0, *self.lengths)))
+
+    @property
+    def _row_bytes(self) -> int:
+        return self.width * self.dtype.itemsize
+
+
+def activations_under(key: str, lengths: Sequence[int], width: int, dtype: torch.dtype) -> Activations:
+    """Name the states under `key`, whether they are kept yet or not."""
+    return Activations(cache_directory("activations") / f"{key}.states", tuple(lengths), width, dtype)
+
+
+def check_room(nbytes: int) -> None:
+    """Make room in the cache, and refuse what the disk has none for, before it is computed."""
+    if nbytes:
+        make_room(nbytes)
+        fix = "free some space, set SHORTSTACK_CACHE to another disk, or use fewer samples"
+        check_disk(cache_directory("activations"), nbytes + MARGIN_BYTES, fix=fix)
+
+
+@contextmanager
+def keeping(activations: Activations) -> Iterator[Callable[[int, Tensor], None]]:
+    """Take put(sample, states) for every sample, in any order; the file is there when all went well, else not at all."""
+    with atomic_write(activations.path) as partial, partial.open("wb") as file:
+
+        def put(sample: int, states: Tensor) -> None:
+            file.seek(activations._starts[sample] * activations._row_bytes)
+            file.write(states.to(activations.dtype).contiguous().cpu().view(torch.uint8).numpy().tobytes())
+
+        yield put
 
 
 @dataclass(frozen=True)
@@ -44,13 +116,12 @@ class Frozen:
     def lengths(self) -> list[int]:
         return [len(example.ids) for example in self.examples]
 
-    @property
-    def files(self) -> list[Activations]:
-        """The files that are on disk, or will be."""
-        return [file for file in (self.states, self.teacher) if file]
+    def ids(self, samples: Sequence[int]) -> Tensor:
+        """Return the token ids of some samples, padded."""
+        return padded([self.examples[sample] for sample in samples])["input_ids"]
 
     def collate(self, samples: Sequence[int]) -> dict[str, Tensor]:
-        """The arguments of a Learner for some samples, padded."""
+        """Make a Learner's arguments of some samples, padded."""
         batch = padded([self.examples[sample] for sample in samples])
         if self.states:
             states = [self.states[sample] for sample in samples]
@@ -62,7 +133,7 @@ class Frozen:
 
 
 def _packed(tokens: Tensor, log_p: Tensor) -> Tensor:
-    """Ids and log probabilities [tokens, k] as one array of float32; the ids are bits in it."""
+    """Pack ids and log probabilities [tokens, k] into one array of float32; the ids are bits in it."""
     return torch.cat([tokens.int().view(torch.float32), log_p.float()], dim=-1)
 
 
@@ -89,14 +160,14 @@ class Freezer:
         frozen = Frozen(examples, first)
         if first:
             key = content_key("states", model=self.checkpoint.identity, at=first, **known)
-            states = activations_under(key, frozen.lengths, self.checkpoint.width, dtype)
+            states = activations_under(key, frozen.lengths, self.checkpoint.width, self.dtype)
             frozen = replace(frozen, states=states)
         if self.teacher:
             _check_vocabulary(self.checkpoint, self.teacher)
             learnt = [counted(example) for example in examples]
             of = [self.top_k, self.objective.temperature]
             key = content_key("teacher", model=self.teacher.identity, learnt=learnt, of=of, **known)
-            teacher = activations_under(key, [sum(mask) for mask in learnt], 2 * self.top_k, "float32")
+            teacher = activations_under(key, [sum(mask) for mask in learnt], 2 * self.top_k, torch.float32)
             frozen = replace(frozen, teacher=teacher)
         return frozen
 
@@ -110,67 +181,47 @@ class Freezer:
         """Compute what is not on disk yet."""
         check_room(missing_bytes(frozen))
         if frozen.states and not frozen.states.kept:
-            _Walk(self, frozen, "walking the frozen layers", self.checkpoint, frozen.states, frozen.first).run()
+            self._walk(frozen, frozen.states, "walking the frozen layers", self.checkpoint, frozen.first)
         if self.teacher and frozen.teacher and not frozen.teacher.kept:
-            layers = self.teacher.anatomy.layers
-            _Walk(self, frozen, "asking the teacher", self.teacher, frozen.teacher, layers).run()
+            self._walk(frozen, frozen.teacher, "asking the teacher", self.teacher, self.teacher.anatomy.layers)
         return frozen
+
+    def _walk(self, frozen: Frozen, file: Activations, stage: str, model: Checkpoint, layers: int) -> None:
+        """Pass all samples through so many layers of a model; what is kept of them goes into the file."""
+        decoder = Decoder.open(model, Compute(dtype=dtype_named(str(self.dtype)), device=self.device))
+        decoder.check_bare(train_all(self.checkpoint))
+        batches = [(numbers, frozen.ids(numbers).to(decoder.device)) for numbers in by_length(frozen.lengths)]
+        turns = decoder.memory_batches(batches, tokens=max(ids.numel() for _, ids in batches), streams=1)
+        progress, note = paced(self.progress, sum(frozen.lengths)), f"{file.size / 1e6:,.0f} MB to disk"
+        rows_of = self._states if file is frozen.states else self._predictions
+        with keeping(file) as put:
+            for number, turn in enumerate(turns):
+                walks = [decoder.enter(ids) for _, ids in turn]
+                for layer in decoder.through(walks, range(layers)):
+                    progress(stage, number * layers + layer + 1, len(turns) * layers, note=note)
+                for (numbers, _), walk in zip(turn, walks, strict=True):
+                    examples = [frozen.examples[sample] for sample in numbers]
+                    for sample, rows in zip(numbers, rows_of(decoder, examples, walk.hidden[UNPRUNED]), strict=True):
+                        put(sample, rows)
+
+    def _states(self, _decoder: Decoder, examples: Sequence[Example], hidden: Tensor) -> list[Tensor]:
+        return [row[: len(example.ids)] for example, row in zip(examples, hidden, strict=True)]
+
+    def _predictions(self, decoder: Decoder, examples: Sequence[Example], hidden: Tensor) -> list[Tensor]:
+        """Return the likeliest tokens, packed, after each token that counts, given states [samples, length, width]."""
+        learnt = [torch.tensor(counted(example)[1:]) for example in examples]
+        states = [row[: len(mask)][mask.to(row.device)] for row, mask in zip(hidden, learnt, strict=True)]
+        together = torch.cat(states)
+        chunks = together.split(decoder.chunk_rows(together))
+        top = [likeliest(decoder.token_logits(chunk), self.top_k, self.objective.temperature) for chunk in chunks]
+        packed = torch.cat([_packed(tokens, log_p) for tokens, log_p in top])
+        return list(packed.split([len(rows) for rows in states]))
 
 
 def missing_bytes(frozen: Frozen) -> int:
-    """Bytes of what is not on disk yet."""
-    return sum(file.size for file in frozen.files if not file.kept)
-
-
-@dataclass(frozen=True)
-class _Walk:
-    """All samples through so many layers of a model; what is kept of them goes into the file."""
-
-    freezer: Freezer
-    frozen: Frozen
-    stage: str
-    checkpoint: Checkpoint
-    file: Activations
-    layers: int
-
-    def run(self) -> None:
-        compute = Compute(dtype=dtype_named(str(self.freezer.dtype)), device=self.freezer.device)
-        decoder = Decoder.open(self.checkpoint, compute)
-        decoder.check_bare(train_all(self.freezer.checkpoint))
-        batches = [(numbers, self._ids(numbers, decoder)) for numbers in by_length(self.frozen.lengths)]
-        progress = paced(self.freezer.progress, sum(self.frozen.lengths))
-        turns = decoder.memory_batches(batches, tokens=max(ids.numel() for _, ids in batches), streams=1)
-        note = f"{self.file.size / 1e6:,.0f} MB to disk"
-        with keeping(self.file) as put:
-            for number, turn in enumerate(turns):
-                walks = [decoder.enter(ids) for _, ids in turn]
-                for layer in decoder.through(walks, range(self.layers)):
-                    progress(self.stage, number * self.layers + layer + 1, len(turns) * self.layers, note=note)
-                for (numbers, _), walk in zip(turn, walks, strict=True):
-                    for sample, rows in zip(numbers, self._rows(decoder, numbers, walk.hidden[UNPRUNED]), strict=True):
-                        put(sample, rows)
-
-    def _ids(self, numbers: Sequence[int], decoder: Decoder) -> Tensor:
-        return padded([self.frozen.examples[number] for number in numbers])["input_ids"].to(decoder.device)
-
-    def _rows(self, decoder: Decoder, numbers: Sequence[int], hidden: Tensor) -> Iterator[Tensor]:
-        """Return what is kept of each sample, of states [samples, length, width]."""
-        if self.file is self.frozen.states:
-            yield from (row[: self.frozen.lengths[number]] for number, row in zip(numbers, hidden, strict=True))
-            return
-        learnt = [torch.tensor(counted(self.frozen.examples[number])[1:]) for number in numbers]
-        states = [row[: len(some)][some.to(row.device)] for row, some in zip(hidden, learnt, strict=True)]
-        top = top_tokens(decoder, torch.cat(states), self.freezer.top_k, self.freezer.objective.temperature)
-        yield from _packed(*top).split([len(some) for some in states])
-
-
-def top_tokens(decoder: Decoder, states: Tensor, top_k: int, temperature: float) -> tuple[Tensor, Tensor]:
-    """The likeliest next tokens and their log probabilities, [tokens, top_k], given states [tokens, width]."""
-    parts = [
-        likeliest(decoder.token_logits(some), top_k, temperature) for some in states.split(decoder.chunk_rows(states))
-    ]
-    tokens, log_p = zip(*parts, strict=True)
-    return torch.cat(tokens), torch.cat(log_p)
+    """Count the bytes of what is not on disk yet."""
+    files = [file for file in (frozen.states, frozen.teacher) if file]
+    return sum(file.size for file in files if not file.kept)
 
 
 def train_all(checkpoint: Checkpoint) -> str:

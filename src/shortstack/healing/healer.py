@@ -28,12 +28,11 @@ from shortstack.data import Example, Rows, read_examples
 from shortstack.data.tokens import same_tokens
 from shortstack.decoder import Decoder, OwnText
 from shortstack.errors import InputError, ShortstackWarning, TrainingError
-from shortstack.healing.amounts import affordable_samples
 from shortstack.healing.batches import Data
 from shortstack.healing.dataset import TrainingData
 from shortstack.healing.frozen import Freezer
 from shortstack.healing.learner import Learner
-from shortstack.healing.pacing import kept_pacing
+from shortstack.healing.pacing import affordable_samples, kept_pacing
 from shortstack.healing.schedule import LOSSES, Schedule
 from shortstack.healing.task import HealingTask
 from shortstack.healing.training import Environment, History, train, training_device
@@ -106,10 +105,10 @@ class Healing(Tabled):
             yield f"{history.skipped} steps were skipped: non-finite gradient."
         if self.repeat:
             options = " ".join(f"--{name.replace('_', '-')} {value}" for name, value in self.repeat.items())
-            yield f"Without a clock the same comes of {options}"
+            yield f"To repeat it without a clock: {options}"
 
     def plot(self) -> Picture:
-        """Training and held-out loss over optimizer steps, as a picture."""
+        """Draw training and held-out loss over optimizer steps."""
         return loss_picture(self.history, str(self.output))
 
     def to_dict(self) -> dict[str, Any]:
@@ -141,7 +140,7 @@ class Healing(Tabled):
 
 
 def loss_picture(history: History, title: str) -> Picture:
-    """Training and held-out loss over optimizer steps, in nats per token; the step whose weights were kept is marked."""
+    """Draw the losses over optimizer steps, in nats per token, and mark the step whose weights were kept."""
     lines = [
         Series(name, [Point(step, loss, f"step {step}, {name}: {loss:.4f}") for step, loss in losses], colour)
         for name, losses, colour in (("training", history.losses, 5), ("held out", history.held_out, 0))
@@ -215,7 +214,7 @@ def heal(
 def started_clock(
     schedule: Schedule, out: str | Path, *, resume: bool | None = None, used: float = 0.0
 ) -> Clock | None:
-    """A clock of the schedule's minutes, if it has any: what a run that goes on has used is used, and seconds before now."""
+    """Start a clock of the schedule's minutes, if it has any, less what a run that goes on has used, and `used` seconds."""
     if schedule.minutes is None:
         return None
     kept = kept_pacing(newest_state(Unfinished(Path(out)).folder)) if resume else {"used": 0.0}
@@ -237,7 +236,7 @@ class HealingRun:
 
     @cached_property
     def processes(self) -> PartialState:
-        """The processes that `accelerate launch` started, or this one."""
+        """Those that `accelerate launch` started, or this one."""
         return PartialState(cpu=self.device == "cpu")
 
     @property
@@ -264,7 +263,7 @@ class HealingRun:
         self.task.method.first(self.checkpoint)
 
     def in_time(self, kept: Mapping[str, Any]) -> HealingRun:
-        """The run with as many samples as its clock has time for, or as many as the kept one that goes on has used."""
+        """Return the run with as many samples as its clock has time for; one that goes on keeps those it began with."""
         if self.clock is None:
             return self
         data, most = self.task.data, kept.get("data", {}).get("max_samples")
@@ -273,7 +272,7 @@ class HealingRun:
         return replace(self, task=replace(self.task, data=replace(data, max_samples=most)))
 
     def _affordable(self, data: TrainingData, clock: Clock) -> float | None:
-        """The number of samples that there is time for; as the data has it where that is all."""
+        """Return max_samples for what there is time for; as the data has it where that is all."""
         teacher, tokenizer = self.task.unpruned, self.checkpoint.tokenizer()
         layers = max(model.anatomy.layers for model in (self.checkpoint, teacher) if model)
         speed = forward_speed(self.checkpoint, dtype=self.dtype, device=self.device, layers=layers)
@@ -288,7 +287,7 @@ class HealingRun:
         return int(samples)
 
     def repeating(self, history: History) -> dict[str, Any] | None:
-        """The options that repeat a run by the clock without one; None where no step was taken, and for other runs."""
+        """Return the options that repeat a run by the clock without one; None of other runs, or where no step was taken."""
         if self.clock is None or not history.steps:
             return None
         length = {name: history.settings[name] for name in ("max_steps", "replanned", "eval_steps")}
@@ -307,7 +306,7 @@ class HealingRun:
         return self.checkpoint.weight_bytes + self.task.method.added_bytes(self.checkpoint)
 
     def examples(self, *, dry_run: bool = False) -> list[Example]:
-        """The samples, the held-out ones first. dry_run: a teacher writes nothing."""
+        """Read the samples, the held-out ones first. dry_run: a teacher writes nothing."""
         data, teacher, own = self.task.data, self.task.unpruned, self._own(dry_run=dry_run)
         if data.own and teacher and not same_tokens(self.checkpoint.tokenizer(), teacher.tokenizer()):
             raise InputError(
@@ -327,7 +326,7 @@ class HealingRun:
             )
 
     def record(self, examples: Sequence[Example]) -> dict[str, Any]:
-        """All that the outcome depends on, for the healed checkpoint and for a run that goes on."""
+        """Record all that the outcome depends on, for the healed checkpoint and for a run that goes on."""
         task = self.task
         content = repr([(example.ids, example.learn) for example in examples])
         return {
@@ -362,13 +361,13 @@ class HealingRun:
         return learner, train(learner, data, task.schedule, folder, environment=environment)
 
     def changed(self, learner: Learner, scratch: Path | None) -> dict[str, StoredTensor]:
-        """The tensors that training changed, spilled into a folder; processes that have none keep none."""
+        """Spill the tensors that training changed into a folder; processes that have none keep none."""
         tensors = self.task.method.tensors(self.checkpoint, learner)
         kept = [spill(tensor, scratch / str(number)) for number, tensor in enumerate(tensors) if scratch]
         return {tensor.name: tensor for tensor in kept}
 
     def write(self, writer: CheckpointWriter, tensors: Mapping[str, StoredTensor], record: Mapping[str, Any]) -> None:
-        """The checkpoint with the tensors that changed in place of what they were, in the same shards."""
+        """Write the checkpoint with the tensors that changed in place of what they were, in the same shards."""
         source = self.checkpoint
         written = {**source.tensors, **tensors}
         origin = {name: tensor.file.name for name, tensor in source.tensors.items()}
@@ -381,7 +380,7 @@ class HealingRun:
             writer.commit({**record, "plan": None, "layer_map": kept})
 
     def learner(self, decoder: Decoder) -> Learner:
-        """The module that trains, made of the decoder."""
+        """Make the module that trains of the decoder."""
         task = self.task
         torch.manual_seed(task.schedule.seed)  # adapters begin at random
         learner = Learner(decoder, self.first, task.method.prepare(self.checkpoint, decoder), task.objective)
@@ -390,7 +389,7 @@ class HealingRun:
         return learner
 
     def decoder(self) -> Decoder:
-        """The model that trains, without weights for the layers that are frozen."""
+        """Load the model that trains, without weights for the layers that are frozen."""
         if self.first:
             return Decoder.tail(self.checkpoint, self.first, dtype=self.dtype, device=self.device)
         return Decoder.load(self.checkpoint, dtype=self.dtype, device=self.device)

@@ -13,7 +13,7 @@ from shortstack.data import Rows, Tokens
 from shortstack.decoder import calibration_tokens
 from shortstack.errors import InputError
 from shortstack.healing.healer import Healing, HealingRun, heal
-from shortstack.healing.iterative_schedule import IterativeSchedule
+from shortstack.healing.schedule import IterativeSchedule
 from shortstack.healing.task import HealingTask
 from shortstack.healing.unfinished import Unfinished
 from shortstack.machine.clock import Clock
@@ -36,7 +36,7 @@ def heal_in_turns(
     progress: Progress = in_notebooks,
     clock: Clock | None = None,
 ) -> Healing:
-    """heal() after each cut; what is between lies in `<out>.turns` until the end.
+    """Cut and heal() in turns; what is between lies in `<out>.turns` until the end.
 
     A turn that is finished is not repeated, and with resume one that was killed goes on where it was. Of several processes
     the first chooses and cuts, and all heal. clock: all of it ends with this one, in whose time the turns have equal parts.
@@ -49,8 +49,8 @@ def heal_in_turns(
     task = HealingTask.of(task)
     if task.schedule.minutes is not None:
         raise InputError(
-            "several in turns",
-            expected="one healing, whose time it is",
+            "healing in turns",
+            expected="a single healing, which has all of the time",
             fix="give max_steps, which counts for each turn",
             option="minutes",
         )
@@ -92,21 +92,20 @@ def heal_in_turns(
 
 
 def _opened(folder: Path, source: Checkpoint) -> Checkpoint:
-    """Open a checkpoint that was made from another, trusting remote code if the source is trusted."""
+    """Open what was made from the source, trusting remote code if that is trusted."""
     return Checkpoint.open(folder, trust_remote_code=source.trust_remote_code)
 
 
 def _calibrating(
     checkpoint: Checkpoint, turns: IterativeSchedule, compute: Compute, progress: Progress
 ) -> Tokens | None:
-    """The windows of all turns, if the metric looks at any: what a model writes itself is the unpruned one's."""
+    """Read the windows of all turns, if the metric looks at any: what a model writes itself is the unpruned one's."""
     if not Choice(turns.metric, 1).needs_text:
         return None
     return calibration_tokens(checkpoint, turns.calibration, compute=compute, progress=progress)
 
 
 def _record(run: HealingRun, turns: IterativeSchedule, tokens: Tokens | None, compute: Compute) -> dict[str, Any]:
-    """All that the outcome depends on: what one healing does, and how layers are chosen."""
     choosing = {"seed": compute.seed, "dtype": compute.dtype}
     text = tokens.record() if tokens else None
     return {**run.record(run.examples()), "turns": asdict(turns), "text": text, "choosing": choosing}

@@ -1,13 +1,13 @@
-"""Which layers of a pruned model train, as options; and the methods that train whole weights, of some layers or of all."""
+"""Which layers train and whether the head does, as options; and the methods that train whole weights."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
+from shortstack.architecture.anatomy import text_attribute
 from shortstack.errors import InputError
-from shortstack.healing.head import TrainedHead
 from shortstack.healing.method import HealingMethod
 from shortstack.machine.options import option
 from shortstack.planning.layer_sets import parse_layers
@@ -45,7 +45,6 @@ class TrainedLayers(HealingMethod):
             parse_layers(self.layers)
 
     def trained_layers(self, checkpoint: Checkpoint) -> tuple[int, ...]:
-        """The layers that train, in order."""
         from shortstack.checkpoint.record import near_cuts
 
         count = checkpoint.anatomy.layers
@@ -76,6 +75,80 @@ class TrainedLayers(HealingMethod):
         return min(self.trained_layers(checkpoint), default=checkpoint.anatomy.layers)
 
 
+@dataclass(frozen=True, kw_only=True)
+class TrainedHead(HealingMethod):
+    """Whether the head trains. default_head: what the method does with a head of its own where nothing is said."""
+
+    default_head: ClassVar[bool] = False
+
+    head: bool | None = option(None, help="Train lm_head, or freeze it. Default: partial trains it, unless it is tied.")
+    untie_head: bool = option(
+        False, help="Untie lm_head from the embedding and train it; the model grows by that matrix."
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.untie_head and self.head is False:
+            raise InputError(
+                "head turned off",
+                expected="a head that trains, since it gets a matrix of its own",
+                fix="leave out one of them",
+                option="untie_head",
+            )
+
+    def trains_head(self, checkpoint: Checkpoint) -> bool:
+        """Say whether the head is among what trains; a tied one never is, unless it is untied."""
+        tied = checkpoint.anatomy.tied
+        if self.untie_head and not tied:
+            raise InputError(
+                "a head of its own",
+                expected="a head tied to the embedding",
+                fix="leave the option out",
+                option="untie_head",
+            )
+        if self.head and tied and not self.untie_head:
+            raise InputError(
+                "one tied to the embedding",
+                expected="a head of its own to train",
+                fix="add untie_head, or leave the head frozen",
+                option="head",
+            )
+        if self.head is not None:
+            return self.head
+        return self.untie_head or (self.default_head and not tied)
+
+    def first(self, checkpoint: Checkpoint) -> int:
+        self.trains_head(checkpoint)
+        return super().first(checkpoint)
+
+    def untie(self, decoder: Decoder) -> None:
+        """Give the head a matrix of its own, if it is to have one."""
+        from torch import nn
+
+        head = decoder.model.get_submodule(decoder.anatomy.head)
+        if self.untie_head:
+            head.weight = nn.Parameter(head.weight.detach().clone())
+
+    def added_bytes(self, checkpoint: Checkpoint) -> int:
+        """Count the bytes of an untied head, which is a second embedding."""
+        if not self.untie_head:
+            return 0
+        return round(checkpoint.vocabulary * checkpoint.width * checkpoint.weight_bytes / checkpoint.parameters)
+
+    def config(self, checkpoint: Checkpoint) -> dict[str, Any]:
+        """Untie the embeddings, in a multimodal config at both levels.
+
+        Where that stores the text's fields beside its own they are nested: some types read this one at no other place.
+        """
+        if not self.untie_head:
+            return {}
+        untied, model = {"tie_word_embeddings": False}, checkpoint.blueprint.config
+        key = checkpoint.anatomy.text_key
+        text = checkpoint.config.get(key) or {} if key else model.get_text_config(decoder=True).to_dict()
+        key = key or text_attribute(model)
+        return {**untied, key: {**text, **untied}} if key else untied
+
+
 @dataclass(frozen=True)
 class Partial(TrainedHead, TrainedLayers):
     """Layers (the last three by default, none with last=0), the final norm, and the head unless it is tied."""
@@ -103,11 +176,10 @@ class Full(HealingMethod):
     trains: ClassVar[str] = "every weight"
 
     def first(self, _checkpoint: Checkpoint) -> int:
-        """Nothing is frozen."""
         return 0
 
     def prepare(self, _checkpoint: Checkpoint, decoder: Decoder) -> Mapping[str, nn.Module]:
-        """The module that holds the layers, and the head where it lies outside."""
+        """Return the module that holds the layers, and the head where it lies outside."""
         stack = decoder.anatomy.layers_path.rpartition(".")[0]
         inside = decoder.anatomy.tied or decoder.anatomy.head.startswith(f"{stack}.")
         names = [stack, *([] if inside else [decoder.anatomy.head])]

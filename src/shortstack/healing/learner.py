@@ -18,9 +18,9 @@ from shortstack.healing.schedule import Objective
 
 
 def padded(examples: Sequence[Example]) -> dict[str, Tensor]:
-    """Input_ids and labels, [batch, longest], padded at the right: that is a causal model's future, so there is no mask.
+    """Make input_ids and labels, [batch, longest], padded at the right: a causal model's future, so there is no mask.
 
-    What fills a sample up is its own first token, for which no library takes it for padding that wants a mask.
+    A sample is filled up with its own first token, which no library takes for padding that wants a mask.
     """
     labels = [
         [token if learn else IGNORED for token, learn in zip(example.ids, counted(example), strict=True)]
@@ -31,7 +31,7 @@ def padded(examples: Sequence[Example]) -> dict[str, Tensor]:
 
 
 def counted(example: Example) -> tuple[bool, ...]:
-    """Which tokens count in the loss; the first is predicted by none."""
+    """Say which tokens count in the loss; the first is predicted by none."""
     return (False, *example.learn[1:])
 
 
@@ -71,7 +71,7 @@ class Learner(nn.Module):
                 yield f"{name}.{rest}", parameter
 
     def train(self, mode: bool = True) -> Learner:
-        """Dropout, where a model has any, is on in what runs at every step."""
+        """Turn dropout, where a model has any, on in what runs at every step."""
         super().train(mode)
         for layer in self.decoder.layers[self.first :]:
             layer.train(mode)
@@ -86,9 +86,9 @@ class Learner(nn.Module):
         teacher_log_p: Tensor | None = None,
         num_items_in_batch: Tensor | int = 1,
     ) -> dict[str, Tensor]:
-        """hidden: [batch, length, width], what enters the first layer; the teacher's [tokens, top_k]: where one counts.
+        """Return the loss of a batch; in evaluation also how many of the teacher's likeliest tokens are the learner's.
 
-        With a teacher and out of training, `greedy` is how many of the teacher's likeliest tokens are the learner's, too.
+        hidden: what enters the first layer, [batch, length, width]. The teacher's are [tokens, top_k], of tokens that count.
         """
         decoder, wanted = self.decoder, labels[:, 1:] != IGNORED
         if hidden is not None and not torch.is_autocast_enabled(hidden.device.type):
@@ -109,12 +109,12 @@ class Learner(nn.Module):
         return sum(parameter.numel() for parameter in self.parameters() if parameter.requires_grad)
 
     def trained_tensors(self) -> dict[str, Tensor]:
-        """Trained weights by their name in the whole model's state dict."""
+        """Return the trained weights by their names in the whole model's state dict."""
         return {name: whole(parameter).cpu() for name, parameter in self._named()}
 
 
 def whole(parameter: Tensor) -> Tensor:
-    """A parameter that may be sharded over processes, as one tensor; every process has to ask."""
+    """Gather a parameter that may be sharded over processes into one tensor; every process has to ask."""
     weight: Any = parameter.detach()
-    alone: Tensor = weight.full_tensor() if hasattr(weight, "full_tensor") else weight
-    return alone
+    gathered: Tensor = weight.full_tensor() if hasattr(weight, "full_tensor") else weight
+    return gathered

@@ -7,8 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from shortstack.errors import InputError
-from shortstack.healing.head import TrainedHead
-from shortstack.healing.layer_choice import TrainedLayers
+from shortstack.healing.layer_choice import TrainedHead, TrainedLayers
 from shortstack.machine.options import option
 
 if TYPE_CHECKING:
@@ -52,7 +51,7 @@ class Lora(TrainedHead, TrainedLayers):
             raise InputError("0", expected=expected, fix="leave it out for all layers", option="last")
 
     def prepare(self, checkpoint: Checkpoint, decoder: Decoder) -> Mapping[str, nn.Module]:
-        """Put adapters in; what of them trains, by its name."""
+        """Put adapters in; return what of them trains, by name."""
         import peft
 
         self.untie(decoder)
@@ -78,10 +77,9 @@ class Lora(TrainedHead, TrainedLayers):
         return trained
 
     def _quantise(self, decoder: Decoder, matrices: Sequence[str]) -> None:
-        """Nothing here; QLoRA turns the matrices into 4 bits."""
+        """Do nothing; QLoRA turns the matrices into 4 bits."""
 
     def _matrices(self, checkpoint: Checkpoint, decoder: Decoder) -> Iterator[str]:
-        """The names of the matrices that get adapters."""
         from torch import nn
 
         wanted = {name.strip() for name in self.target_modules.split(",")} if self.target_modules else None
@@ -102,7 +100,7 @@ class Lora(TrainedHead, TrainedLayers):
         yield from (name for name, kind in there.items() if wanted is None or kind in wanted)
 
     def tensors(self, checkpoint: Checkpoint, learner: Learner) -> Iterator[StoredTensor]:
-        """The stored weights with the adapters added in fp32, and the head where it trained."""
+        """Add the adapters to the stored weights in fp32; yield those, and the head where it trained."""
         from shortstack.checkpoint.weights import Edit, edited_tensors, stored_tensors
 
         for name, change in self._changes(checkpoint, learner.decoder):
@@ -137,7 +135,7 @@ class DoRA(Lora):
     variant: ClassVar[Mapping[str, bool]] = {"use_dora": True}
 
     def prepare(self, checkpoint: Checkpoint, decoder: Decoder) -> Mapping[str, nn.Module]:
-        """As LoRA's; lengths begin as those of the stored rows: what a decoder computes in may have rounded them."""
+        """Prepare as LoRA does, with the lengths of the stored rows: what a decoder computes in may have rounded them."""
         trained = super().prepare(checkpoint, decoder)
         for _, layer, _ in _exact(checkpoint, decoder):
             layer.lora_magnitude_vector[ADAPTER].update_layer(
@@ -198,7 +196,7 @@ def _adapted(decoder: Decoder) -> Iterator[tuple[str, LoraLayer]]:
 
 
 def _exact(checkpoint: Checkpoint, decoder: Decoder) -> Iterator[tuple[str, LoraLayer, nn.Parameter]]:
-    """The adapted matrices by name, their weights as they are stored, in float32, until the next is asked for."""
+    """Iterate over the adapted matrices; each has its stored weight in float32 until the next is asked for."""
     from shortstack.checkpoint.weights import exact_weights
 
     layers = {f"{name}.weight": (name, layer) for name, layer in _adapted(decoder)}

@@ -47,31 +47,31 @@ class HealingMethod:
             check_installed(library, extra, option="method", why=why)
 
     def first(self, checkpoint: Checkpoint) -> int:
-        """The first layer that is not frozen; the number of layers where all are."""
+        """Return the first layer that is not frozen; the number of layers where all are."""
         raise NotImplementedError
 
     def trained_layers(self, checkpoint: Checkpoint) -> tuple[int, ...]:
-        """The layers that train, in order, by the numbers that they have in this model."""
+        """Return the layers that train, in order, by the numbers that they have in this model."""
         return tuple(range(checkpoint.anatomy.layers))
 
     def check_fits(self, layers: int) -> None:
         """Refuse to train more layers than so many, as far as no checkpoint is needed to see it."""
 
     def prepare(self, checkpoint: Checkpoint, decoder: Decoder) -> Mapping[str, nn.Module]:
-        """The modules that train, by their names in the model, which is changed where the method needs that."""
+        """Return the modules that train, by their names in the model, which is changed where the method needs that."""
         raise NotImplementedError
 
     def tensors(self, checkpoint: Checkpoint, learner: Learner) -> Iterator[StoredTensor]:
-        """The tensors that changed, as the checkpoint stores them; a few are in memory at a time."""
+        """Yield the tensors that changed, as the checkpoint stores them; a few are in memory at a time."""
         from shortstack.checkpoint.weights import stored_tensors
 
         for name, weight in learner.trained_tensors().items():
             yield from stored_tensors(checkpoint, {name: weight}).values()
 
     def added_bytes(self, _checkpoint: Checkpoint) -> int:
-        """Bytes that the healed checkpoint has more than the one that heals."""
+        """Count the bytes that the healed checkpoint has more than the one that heals."""
         return 0
 
     def config(self, _checkpoint: Checkpoint) -> dict[str, Any]:
-        """The config fields that change."""
+        """Return the config fields that change."""
         return {}

@@ -10,21 +10,15 @@ from shortstack.errors import InputError
 from shortstack.healing.layer_choice import Full, Partial
 from shortstack.healing.lora import DoRA, Lora, QLora, RsLora
 from shortstack.healing.method import HealingMethod
-from shortstack.machine.options import check_choice_of, option
+from shortstack.machine.options import check_choice_of, defaults_of, made_of, option
 
 METHODS: Mapping[str, type[HealingMethod]] = {
     method.name: method for method in (Partial, Lora, RsLora, DoRA, QLora, Full)
 }
 
 
-def method_named(name: str) -> type[HealingMethod]:
-    """The method of that name."""
-    check_choice_of("method", name, METHODS, fix="`shortstack ls methods` explains each")
-    return METHODS[name]
-
-
 def _method_options() -> Any:
-    """A dataclass of the name of a method and of every option that one of them has, for front ends."""
+    """Make a dataclass of the method's name and of every option that a method has, for front ends."""
     explained = "; ".join(f"{method.name}: {method.trains}" for method in METHODS.values())
     known: dict[str, Any] = {"method": (str, option(Partial.name, help=explained))}
     for method in METHODS.values():
@@ -41,15 +35,14 @@ MethodOptions = _method_options()
 
 
 def made_method(values: Mapping[str, Any]) -> HealingMethod:
-    """The method that option values name, partial where they name none, with its options."""
-    method = method_named(values.get("method", Partial.name))
-    known = {
-        known_field.name: known_field.default for known_field in fields(MethodOptions) if known_field.name != "method"
-    }
-    given = {name: values[name] for name in known if name in values}
-    check_known(method, {name: value for name, value in given.items() if value != known[name]})
-    own = {own_field.name for own_field in fields(method)}
-    return method(**{name: value for name, value in given.items() if name in own})
+    """Make the method that option values name, partial where they name none, with its options."""
+    name = values.get("method", Partial.name)
+    check_choice_of("method", name, METHODS, fix="`shortstack ls methods` explains each")
+    method = METHODS[name]
+    defaults = defaults_of(MethodOptions)
+    given = {name: values[name] for name in defaults if name in values and name != "method"}
+    check_known(method, {name: value for name, value in given.items() if value != defaults[name]})
+    return made_of(method, given)  # type: ignore[no-any-return]
 
 
 def check_known(method: type[HealingMethod], given: Mapping[str, Any]) -> None:

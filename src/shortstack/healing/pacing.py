@@ -1,18 +1,31 @@
-"""Training by a clock: how many steps fit into its time, planned anew where the machine becomes faster or slower."""
+"""Healing by a clock: how many samples and steps there is time for, planned anew as the machine becomes faster or slower."""
 
 from __future__ import annotations
 
-import json
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from shortstack.data import Example
+from shortstack.data.examples import shared_out, shares
+from shortstack.data.mixture import parse_sources
+from shortstack.data.sources import OWN
+from shortstack.data.tokens import bos_ids, own_windows
+from shortstack.healing.dataset import TrainingData
 from shortstack.healing.schedule import EVALUATIONS, Course
 from shortstack.machine.clock import Clock
+from shortstack.machine.files import read_json
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from shortstack.decoder import OwnText
+
+WALK_SHARE = 0.25  # of the time, at most, takes one pass of all samples without gradients: what is frozen, a teacher
+WRITING_SHARE = 0.25  # of the time, at most, writes text
 FIRST_LOOK = 3  # steps after which the plan is looked at first; the first of them warms up and counts for nothing
 FIRST_PLAN = 30  # steps, at least, before that look: a guess that is too small would waste the rate's way
 LOOKS = 20  # as often, at most, is the plan looked at
@@ -20,22 +33,23 @@ OFF = 0.05  # of the steps that are left: a plan that is wrong by more is made a
 SLACK = 0.97  # of the time is planned: steps differ in length
 TRAINING_PASSES = 3  # a step takes as long as so many passes without gradients
 HELD_OUT_SHARE = 0.1  # of the time, at most, goes into held-out losses
-TIME_OVER = "its time was over"
+TIME_OVER = "the time was up"
 CLOCK = "clock.json"  # in the folder of a state
 
 
 def kept_pacing(state: Path | None) -> dict[str, Any]:
     """Read the output of Pacing.kept() from a training state; if there is none, no seconds are used."""
     path = state and state / CLOCK
-    return json.loads(path.read_text(encoding="utf-8")) if path and path.exists() else {"used": 0.0}
+    return read_json(path) if path and path.exists() else {"used": 0.0}
 
 
 @dataclass
 class Pacing:
-    """Follows a training by its clock, and changes its course: (clock, tokens of a step, what processes agree on).
+    """Follows a training by its clock, and changes its course.
 
-    clock: when it is over training must have ended, and its last held-out loss. agreed: the seconds that all processes
-    go by. course: the plan; None before there is one. eval_share: of the course, between two held-out losses.
+    clock: when it is over training must have ended, and its last held-out loss. step_tokens: of an average step. agreed: the
+    seconds that all processes go by. course: the plan; None before there is one. eval_share: of the course, between two
+    held-out losses.
     """
 
     clock: Clock
@@ -51,7 +65,7 @@ class Pacing:
     _steps: int = 0  # of this run
 
     def going_on(self, kept: Mapping[str, Any]) -> Pacing:
-        """With the course of the run that was kept, if there was one."""
+        """Take over the course of the run that was kept, if there was one."""
         if course := kept.get("course"):
             self.course = Course(course["steps"], tuple((step, steps) for step, steps in course["replanned"]))
             self.eval_share = kept["eval_share"]
@@ -67,7 +81,7 @@ class Pacing:
 
     @contextmanager
     def evaluating(self) -> Iterator[None]:
-        """While it lasts, a held-out loss is taken, which is no part of a step."""
+        """Time a held-out loss, which is no part of a step."""
         began = self._used
         yield
         self._evaluation = self._used - began
@@ -89,7 +103,7 @@ class Pacing:
         return True
 
     def stepped(self, step: int, tokens: int) -> bool:
-        """A step has ended: change the course if it leads elsewhere. False where it ends here.
+        """Change the course after a step, if it leads elsewhere; return False where it ends here.
 
         tokens: that passed the model since begin().
         """
@@ -114,20 +128,18 @@ class Pacing:
         return TIME_OVER if last == self._planned.steps else None
 
     def _replan(self, step: int, used: float) -> None:
-        """Plan anew, if the course ends much too early or too late."""
         left, fitting = self._planned.steps - step, self._fitting(used, self._planned.share(step))
         if left > 0 and fitting > 0 and abs(fitting - left) > OFF * left:
             self.course = self._planned.changed(step, step + fitting)
 
     def _fitting(self, used: float, share: float) -> int:
-        """Steps for which there is time, beside the held-out losses that are to come after a share of the course."""
+        """Count the steps for which there is time, beside the held-out losses to come after a share of the course."""
         evaluations = math.ceil((1 - share) / self.eval_share - 1e-9)
         planned = self._began + SLACK * (self.clock.seconds - self._began)
         left = planned - used - evaluations * self._evaluation
         return math.floor(max(0.0, left) / max(self._step_seconds, 1e-9))
 
     def _room(self, used: float) -> bool:
-        """Whether there is time for a step and the last held-out loss."""
         measured = self._steps >= FIRST_LOOK
         step = self._step_seconds if measured else (used - self._began) / self._steps
         return self.clock.seconds - used >= step + self._evaluation
@@ -144,3 +156,37 @@ class Pacing:
     def _planned(self) -> Course:
         assert self.course  # noqa: S101  begin() made it
         return self.course
+
+
+def affordable_samples(
+    data: TrainingData,
+    tokenizer: PreTrainedTokenizerBase,
+    clock: Clock,
+    *,
+    speed: float,
+    least: int,
+    own: OwnText | None,
+) -> tuple[int, int]:
+    """Count the samples that pass the model in a part of the time, and all that there are or were asked for.
+
+    speed: in tokens a second. least: so many are always taken. own: writes what a source of the model's own needs, as far as
+    it comes in another part of the time.
+    """
+    read, wanted = shared_out(data.source, tokenizer, data.max_length, 0, data.max_samples)
+    samples_of = {name: [example for part in parts for example in part] for name, parts in read.items()}
+    sources, sizes = parse_sources(data.source), {name: len(examples) for name, examples in samples_of.items()}
+    whole, least = sum(wanted.values()), max(least, len(sources))
+    tokens = sum(amount * _length(samples_of.get(name, ()), data.max_length) for name, amount in wanted.items())
+    samples = min(whole, max(least, math.floor(whole * WALK_SHARE * clock.left * speed / tokens)))
+    if OWN in wanted and own:
+        written = replace(own, deadline=clock.next(WRITING_SHARE)).texts
+        amount = shares(sources, sizes, samples)[OWN]
+        windows = own_windows(written, data.max_length - len(bos_ids(tokenizer)), amount)
+        while samples > least and shares(sources, sizes, samples)[OWN] > len(windows):
+            samples -= 1
+    return samples, whole
+
+
+def _length(examples: Sequence[Example], most: int) -> float:
+    """Count the tokens of an average sample; the most where samples are written as they are read."""
+    return sum(len(example.ids) for example in examples) / len(examples) if examples else most

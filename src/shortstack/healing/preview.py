@@ -10,11 +10,10 @@ from shortstack.architecture.anatomy import meta_model
 from shortstack.checkpoint import Checkpoint
 from shortstack.decoder import Decoder, calibration_tokens
 from shortstack.decoder.wrapping import LOGIT_BYTES
-from shortstack.healing.activations import check_room
-from shortstack.healing.frozen import missing_bytes, train_all
+from shortstack.healing.frozen import check_room, missing_bytes, train_all
 from shortstack.healing.healer import HealingRun
-from shortstack.healing.iterative_schedule import IterativeSchedule
 from shortstack.healing.learner import Learner
+from shortstack.healing.schedule import IterativeSchedule
 from shortstack.healing.task import HealingTask
 from shortstack.healing.unfinished import Unfinished
 from shortstack.machine.device import Compute
@@ -47,7 +46,7 @@ class Preview:
     requirements: Requirements
 
     def to_dict(self) -> dict[str, Any]:
-        """Without what the machine needs."""
+        """Return all but what the machine needs."""
         values: dict[str, Any] = to_jsonable(self)
         del values["requirements"]
         return values
@@ -61,7 +60,7 @@ def preview(
     *,
     resume: bool | None = None,
 ) -> Preview:
-    """The data is read; nothing is trained, no teacher writes, and no weights but those around the layers are loaded."""
+    """Read the data; train nothing, let no teacher write, and load no weights but those around the layers."""
     run = HealingRun(checkpoint, task)
     run.check()
     writer, sizes = run.writer(out), turns.sizes(checkpoint.anatomy.layers) if turns else []
@@ -69,9 +68,7 @@ def preview(
         calibration_tokens(checkpoint, turns.calibration, compute=task.compute, dry_run=True)
     examples = run.examples(dry_run=True)
     unfinished = Unfinished(writer.out, "turns" if turns else "training")
-    if not (
-        resume and (turns or task.data.own)
-    ):  # what those were begun with is not known without a teacher that writes
+    if not (resume and (turns or task.data.own)):  # a teacher that writes would have to say what those were begun with
         unfinished.check(run.record(examples), resume=resume)
     held_out = task.data.held_out_of(len(examples))
     cached = missing_bytes(run.freezer.planned(examples, run.first))
@@ -97,7 +94,7 @@ def preview(
 
 
 def requirements(run: HealingRun, learner: Learner) -> Requirements:
-    """Of resident weights, the state of what trains, activations of one batch, logits; and of the output."""
+    """Add up resident weights, the state of what trains, activations of one batch, logits, and the output."""
     decoder, task, first = learner.decoder, run.task, learner.first
     frozen_layers = {id(weight) for layer in decoder.layers[:first] for weight in layer.parameters()}
     loaded = {id(weight): weight for weight in decoder.model.parameters() if id(weight) not in frozen_layers}

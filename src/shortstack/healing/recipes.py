@@ -9,8 +9,6 @@ from dataclasses import fields
 from importlib import resources
 from typing import Any
 
-from pydantic import create_model
-
 from shortstack.data import CalibrationText
 from shortstack.errors import InputError
 from shortstack.healing.layer_choice import TrainedLayers
@@ -21,8 +19,6 @@ from shortstack.planning import Choice
 from shortstack.planning.layer_sets import check_choice
 
 FOLDER = "presets"
-
-
 PLANNED = ("metric", "drop", "layers", "block", "search", "strategy", "keep_first", "keep_last")
 ON_TEXT = ("text", "samples", "length")
 IN_PLAN = (*PLANNED, "finalists", *ON_TEXT)
@@ -35,36 +31,32 @@ class PlanPart(yamlfile.part_of("PlanPart", Choice, CalibrationText, only=IN_PLA
     repair_samples: int | None = None
 
 
+class HealPart(yamlfile.part_of("HealPart", *COMPONENTS, step=(int | None, None))):  # type: ignore[misc]
+    """The options of heal that a recipe can set; not the teacher, which is a model of one's own."""
+
+
 class Recipe(yamlfile.Part):
     """How layers are chosen, and how the pruned model heals."""
 
     title: str = ""
     plan: PlanPart = PlanPart()
-    heal: yamlfile.Part = yamlfile.Part()
-
-
-HealPart = yamlfile.part_of("HealPart", *COMPONENTS, step=(int | None, None))  # not the teacher: a model of one's own
-_Read = create_model("Recipe", __base__=Recipe, heal=(HealPart, HealPart()))
+    heal: HealPart = HealPart()
 
 
 def recipe_names() -> list[str]:
-    """The presets of the package."""
+    """List the presets of the package."""
     folder = resources.files("shortstack.healing") / FOLDER
     return sorted(path.name.removesuffix(".yaml") for path in folder.iterdir() if path.name.endswith(".yaml"))
 
 
 def recipe_titles() -> dict[str, str]:
-    """The presets of the package and what each is."""
-    return {name: yamlfile.parsed(_text(name), _Read, where=name).title for name in recipe_names()}
+    """Say what each preset of the package is."""
+    return {name: yamlfile.parsed(_text(name), Recipe, where=name).title for name in recipe_names()}
 
 
 def read_recipe(name: str) -> Recipe:
-    """A preset by its name, or a YAML file.
-
-    Raises:
-        InputError: there is none, it is not YAML, or a key or a value is wrong; with its line, and the nearest right key.
-    """
-    recipe = yamlfile.parsed(_text(name), _Read, where=name)
+    """Read a preset by its name, or a YAML file; what is wrong with it is refused with its line."""
+    recipe = yamlfile.parsed(_text(name), Recipe, where=name)
     plan = recipe.plan
     with named_by_line(name, parts=("plan",), whole=True):
         made_of(Choice, plan.given)
@@ -76,11 +68,7 @@ def read_recipe(name: str) -> Recipe:
 
 
 def with_recipe(typed: Mapping[str, Any], name: str) -> dict[str, Any]:
-    """Option values of heal by name: those of the recipe, and in their place what was typed.
-
-    Raises:
-        InputError: as read_recipe.
-    """
+    """Return the option values of heal by name: those of the recipe, and in their place what was typed."""
     recipe = read_recipe(name)
     given = dict(recipe.heal.given)
     if given.get("step") is not None:  # turns are chosen as the plan says
@@ -99,7 +87,7 @@ def named_by_line(
     parts: Sequence[str] = ("heal", "plan"),
     whole: bool = False,
 ) -> Iterator[None]:
-    """While it lasts, an error about an option names the recipe's line where that option was not typed but stands there.
+    """Let an error about an option name the recipe's line, where that option was not typed but stands there.
 
     parts: of the recipe, where the option may stand. whole: whatever is wrong is of the recipe, named without a line then.
     """

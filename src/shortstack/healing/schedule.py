@@ -1,15 +1,21 @@
-"""The loss that training minimises; how long and how fast to train, and when the held-out loss is taken."""
+"""The loss that training minimises; how long and how fast to train; and how pruning and healing take turns."""
 
 from __future__ import annotations
 
 import math
 import re
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import MISSING, dataclass, replace
 from itertools import pairwise
+from typing import Any
 
+from shortstack.data import CalibrationText
+from shortstack.data.mixture import MIX
 from shortstack.errors import InputError
 from shortstack.machine.numbers import is_share
-from shortstack.machine.options import changed_options, check_installed, check_options, option
+from shortstack.machine.options import changed_options, check_installed, check_options, option, options_of
+from shortstack.planning.layer_sets import check_choice, check_pace, parse_drop
+from shortstack.scoring.metrics import metric_named
 
 LOSSES = {"sft": "loss", "distill": "distance from the teacher"}  # what an objective lowers
 DECAYS = (  # transformers' schedules that ask for nothing but the steps
@@ -60,7 +66,7 @@ class Objective:
         if self.loss == "sft" and shaping:
             raise InputError(
                 f"sft beside {' and '.join(f'{name} {value}' for name, value in shaping.items())}",
-                expected="distill, which top_k and temperature shape",
+                expected="distill, which alone has top_k and temperature",
                 fix="name distill, or leave them out",
                 option="loss",
             )
@@ -92,7 +98,7 @@ class Course:
         return self.replanned[0][1] if self.replanned else self.steps
 
     def position(self, step: int) -> float:
-        """The step of the first plan at which the rate would be as it is after this step."""
+        """Return the step of the first plan at which the rate would be as it is after this step."""
         begun, position, whole = 0, 0.0, self.first_steps
         for until, steps in self.replanned:
             if step <= until:
@@ -102,18 +108,18 @@ class Course:
         return position + (step - begun) * (whole - position) / (self.steps - begun)
 
     def share(self, step: int) -> float:
-        """The share of its way that the rate has come."""
+        """Return the share of its way that the rate has come."""
         return self.position(step) / self.first_steps
 
     def evaluated(self, step: int, every: float) -> bool:
-        """Whether the held-out loss is taken after that many steps: every so many, or every share of the way."""
+        """Say whether the held-out loss is taken after that many steps: every so many, or every share of the way."""
         if is_share(every):
             before, now = (int(self.share(count) / every + 1e-9) for count in (step - 1, step))
             return now > before or step == self.steps
         return step % int(every) == 0 or step == self.steps
 
     def changed(self, step: int, steps: int) -> Course:
-        """To end after other steps, or where steps is this step, to be left here."""
+        """End after other steps; where steps is this step, end here."""
         return Course(steps, (*self.replanned, (step, self.steps)))
 
     def __str__(self) -> str:
@@ -173,8 +179,8 @@ class Schedule:
         if self.replanned is not None and not self._changes_hold():
             raise InputError(
                 f"{self.replanned!r} beside {self.max_steps} max_steps",
-                expected="STEP:STEPS with commas between, in order and up to max_steps, which it stands beside",
-                fix="write what the run by the clock said",
+                expected="STEP:STEPS, comma-separated and in order, beside max_steps and not above it",
+                fix="copy it from the end of the run by the clock",
                 option="replanned",
             )
 
@@ -203,27 +209,92 @@ class Schedule:
         return self.per_device_train_batch_size * self.gradient_accumulation_steps
 
     def smaller(self) -> Schedule:
-        """The same steps with at most half as many samples at once."""
+        """Take the same steps with at most half as many samples at once."""
         batch, most = self.batch_size, self.per_device_train_batch_size // 2
         size = max(size for size in range(1, most + 1) if batch % size == 0)
         return replace(self, per_device_train_batch_size=size, gradient_accumulation_steps=batch // size)
 
+    def passes(self, processes: int) -> int:
+        """Return how many forward passes of each process make one step."""
+        passes, rest = divmod(self.gradient_accumulation_steps, processes)
+        if rest:
+            raise InputError(
+                self.gradient_accumulation_steps,
+                expected=f"a multiple of {processes} processes",
+                fix=f"ask for {processes * max(1, passes)}",
+                option="gradient_accumulation_steps",
+            )
+        return passes
+
     def epoch_steps(self, samples: int) -> int:
-        """Optimizer steps of one epoch of that many samples."""
+        """Count the optimizer steps of one epoch of that many samples."""
         return max(1, math.ceil(samples / self.batch_size))
 
     def steps(self, samples: int) -> int:
-        """Optimizer steps of the whole run, where no clock ends it."""
+        """Count the optimizer steps of the whole run, where no clock ends it."""
         return self.max_steps or max(1, math.ceil(self.epoch_steps(samples) * self.num_train_epochs))
 
     def course(self, samples: int) -> Course:
-        """The way of the learning rate, where no clock ends it."""
+        """Lay out the way of the learning rate, where no clock ends it."""
         return Course(self.steps(samples), self._changes)
 
     def warmup(self, steps: int) -> int:
-        """Steps until the peak rate, of so many."""
+        """Count the steps until the peak rate, of so many."""
         return min(self.warmup_steps, steps // 10)
 
     def followed(self, course: Course) -> Schedule:
-        """The schedule that takes this course without a clock."""
+        """Return the schedule that takes this course without a clock."""
         return replace(self, minutes=None, max_steps=course.steps, replanned=str(course) or None)
+
+
+@dataclass(frozen=True)
+class IterativeSchedule:
+    """Pruning and healing in turns (Lu et al., 4.3); the paper's schedule 1:1:8 is drop 8, step 1.
+
+    drop: in all. metric, text, samples, length: how layers are chosen each time. seed: of the choice; None: the schedule's.
+    """
+
+    drop: str = option(MISSING, help="With step: how much to remove in all, 25% or a count.")
+    step: int = option(
+        MISSING, help="Prune this many layers and heal, in turns, starting from the unpruned model.", minimum=1
+    )
+    metric: str = option("ppl", help="With step: how layers are chosen. Default: ppl.")
+    text: str = option(MIX, help=f"With step: calibration text. Default: {MIX}.")
+    samples: int | str = option(10, help="With step: calibration windows per text, or all. Default: 10.")
+    length: int = option(128, help="With step: tokens per calibration window. Default: 128.", minimum=4)
+    seed: int | None = None
+
+    def __post_init__(self) -> None:
+        check_options(self)
+        check_choice(self.drop, None)
+        metric_named(self.metric)
+        self.calibration  # noqa: B018  refuses what it cannot be
+
+    @classmethod
+    def of_options(cls, values: Mapping[str, Any]) -> IterativeSchedule | None:
+        """Take option values by name, of which None are not given; return None where there are to be no turns."""
+        given = {name: values[name] for name, _, _ in options_of(cls) if values.get(name) is not None}
+        if not given:
+            return None
+        if not {"step", "drop"} <= given.keys():
+            raise InputError(
+                "one without the other",
+                expected="step and drop together, and metric, text, samples and length only beside them",
+                fix="give both, such as drop 25% and step 1, or prune first",
+                option="step",
+            )
+        return cls(**given)
+
+    @property
+    def calibration(self) -> CalibrationText:
+        return CalibrationText(self.text, self.samples, self.length)
+
+    def sizes(self, layers: int) -> list[int]:
+        """Return how many layers go in each turn.
+
+        >>> IterativeSchedule("8", 3).sizes(32)
+        [3, 3, 2]
+        """
+        total = parse_drop(self.drop, layers)
+        check_pace(self.step, total)
+        return [min(self.step, total - gone) for gone in range(0, total, self.step)]

@@ -11,11 +11,11 @@ SIGNALS = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGHUP", "SIGINT"
 
 
 class TrainingLeft(Exception):
-    """Raised to leave training when the state is kept."""
+    """Leaves training when the state is kept."""
 
 
 class _PassLeft(BaseException):
-    """Raised by a signal while a batch passes the model, to leave it before the state is kept; no library catches it."""
+    """Leaves the model while a batch passes it, before the state is kept; no library catches it."""
 
 
 class Interruption:
@@ -32,7 +32,7 @@ class Interruption:
 
     @contextmanager
     def deferring(self) -> Iterator[None]:
-        """While it lasts, signals wait until the state is kept; then they are sent again."""
+        """Let signals wait until the state is kept, and send them again then."""
         if threading.current_thread() is not threading.main_thread():
             yield
             return
@@ -52,7 +52,7 @@ class Interruption:
 
     @contextmanager
     def passing(self) -> Iterator[None]:
-        """While a batch passes the model: a signal leaves it at once, since the state is that after the last whole step."""
+        """Let a signal leave a batch that passes the model at once: the state is that after the last whole step."""
         if self.signal and self.alone:
             self.keep()
             raise TrainingLeft

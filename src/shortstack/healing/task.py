@@ -45,16 +45,12 @@ class HealingTask:
 
     @classmethod
     def of(cls, task: HealingTask | Rows) -> HealingTask:
-        """A task however it is given: also its data alone, where all else is as usual."""
+        """Take a task however it is given: also its data alone, where all else is as usual."""
         return task if isinstance(task, HealingTask) else cls(TrainingData(source_of(task)))
 
     @cached_property
     def unpruned(self) -> Checkpoint | None:
-        """The teacher, opened.
-
-        Raises:
-            CheckpointError, InputError: as Checkpoint.of().
-        """
+        """The teacher, opened."""
         from shortstack.checkpoint import Checkpoint
 
         return None if self.teacher is None else Checkpoint.of(self.teacher)
@@ -65,19 +61,12 @@ class HealingTask:
         return self.objective.teaches or self.data.own
 
     def check(self, teacher: str | None = None) -> None:
-        """Refuse what cannot work whatever the model that heals. teacher: its name, where it is yet to be opened.
-
-        Raises:
-            InputError: no data, a teacher without need, a need without one, or a library that is not installed.
-            DataError: the data is not there.
-        """
-        if self.data.data:
-            self.data.check()  # first: what names no text learns from no teacher either
+        """Refuse what cannot work whatever the model that heals. teacher: its name, where it is yet to be opened."""
+        self.data.check()
         self._check_teacher(self.unpruned.source if self.unpruned else teacher)
         self.method.check()
         self.schedule.check()
         check_loggers(self.loggers)
-        self.data.check()
 
     def _check_teacher(self, teacher: str | None) -> None:
         users = "the loss distill and the data self"
@@ -106,7 +95,7 @@ COMPONENTS: tuple[Any, ...] = (TrainingData, MethodOptions, Objective, Schedule)
 
 
 def option_defaults() -> dict[str, Any]:
-    """Every option of heal with its default."""
+    """Return every option of heal with its default."""
     return defaults_of(*COMPONENTS)
 
 
@@ -117,7 +106,7 @@ def task_of(
     compute: Compute = AUTO,
     loggers: Sequence[str] = (),
 ) -> HealingTask:
-    """The task of option values by name, with the default where none is named; others than options are passed over."""
+    """Make the task of option values by name, with the default where none is named; pass others over."""
     return HealingTask(
         made_of(TrainingData, values),
         made_method(values),

@@ -8,7 +8,6 @@ clock it takes as many steps as there is time for.
 from __future__ import annotations
 
 import functools
-import json
 import math
 import os
 import shutil
@@ -37,10 +36,10 @@ from shortstack.healing.batches import IGNORED, Data, Ordered
 from shortstack.healing.pacing import CLOCK, TIME_OVER, Pacing, kept_pacing
 from shortstack.healing.schedule import Course, Schedule
 from shortstack.healing.signals import Interruption, TrainingLeft
-from shortstack.healing.unfinished import COMPLETE, newest_state, step_of
+from shortstack.healing.unfinished import log_of, mark_whole, newest_state, step_of
 from shortstack.machine.clock import Clock
 from shortstack.machine.device import pick_device
-from shortstack.machine.files import atomic_write, disk_errors, save_json, sync, sync_tree
+from shortstack.machine.files import atomic_write, disk_errors, save_json
 from shortstack.machine.progress import Progress, silent
 
 KEEP_SECONDS = 60.0  # between two times that the state is written
@@ -108,7 +107,7 @@ def train(
 
 
 def training_device(name: str = "auto") -> str:
-    """pick_device(), or where several processes train together this one's own GPU."""
+    """Pick the device as pick_device() does; where several processes train together, take this one's own GPU."""
     device = pick_device(name)
     if device.partition(":")[2].strip("0"):
         number = device.partition(":")[2]
@@ -134,10 +133,10 @@ class _Run(TrainerCallback):  # type: ignore[misc]  # transformers is untyped he
         self.state = newest_state(folder)
         self.pacing = self._pacing(environment.clock)
         self.kept = step_of(self.state) if self.state else None  # the step of the last state that is whole
-        self.random = torch.get_rng_state(), _cuda_random()  # when the last step ended
+        self.first_step = self.kept or 0  # steps that were taken before this run
+        self.random = _random_state()  # when the last step ended
         self.stepping = False
         self.skipped_in_a_row = 0
-        self.first_step = 0  # steps that were taken before this run
         self.stopped: str | None = None
         self.broken = False  # whether it stopped because of a number that is none
         self.evaluating, self.began = 0.0, time.perf_counter()
@@ -193,11 +192,11 @@ class _Run(TrainerCallback):  # type: ignore[misc]  # transformers is untyped he
         return self.schedule.eval_steps or share or self.schedule.epoch_steps(len(self.data.training))
 
     def rate(self, step: int) -> float:
-        """The learning rate after so many steps, as a share of its peak."""
+        """Return the learning rate after so many steps, as a share of its peak."""
         return rate_of(self.schedule, self.course.first_steps)(self.course.position(step))
 
     def highest(self, value: float) -> float:
-        """The highest among the processes: they take the same steps."""
+        """Return the highest among the processes, so that all take the same steps."""
         if self.loop.args.world_size == 1:
             return value
         highest = torch.tensor(value, dtype=torch.float64, device=self.loop.args.device)
@@ -207,15 +206,12 @@ class _Run(TrainerCallback):  # type: ignore[misc]  # transformers is untyped he
     def keep(self) -> None:
         """Write the state after the last whole step."""
         torch.set_rng_state(self.random[0])
-        if self.random[1]:
-            torch.cuda.set_rng_state_all(self.random[1])
+        torch.cuda.set_rng_state_all(self.random[1])
         self.loop._save_checkpoint(self.loop.model_wrapped, trial=None)
 
     def held_out(self) -> list[tuple[int, float]]:
-        """(step, held-out loss) where that is a number; before the run begins, those of the state that it goes on from."""
-        log = self.loop.state.log_history
-        if not log and self.state:
-            log = json.loads((self.state / "trainer_state.json").read_text())["log_history"]
+        """Return (step, held-out loss) where that is a number; before the run begins, those of the state it goes on from."""
+        log = self.loop.state.log_history or log_of(self.state)
         return [(entry["step"], entry["eval_loss"]) for entry in log if math.isfinite(entry.get("eval_loss", math.nan))]
 
     def keep_if_best(self, loss: float) -> None:
@@ -267,11 +263,8 @@ class _Run(TrainerCallback):  # type: ignore[misc]  # transformers is untyped he
     def _logged(self, name: str) -> tuple[tuple[int, float], ...]:
         return tuple((entry["step"], entry[name]) for entry in self.loop.state.log_history if name in entry)
 
-    def on_train_begin(self, _args: Any, state: Any, *_rest: Any, **_options: Any) -> None:
-        self.first_step = state.global_step
-
     def on_step_begin(self, _args: Any, state: Any, *_rest: Any, **_options: Any) -> None:
-        self.random = torch.get_rng_state(), _cuda_random()
+        self.random = _random_state()
         if state.global_step == self.first_step and self.by_plans:
             if self.pacing and not self.pacing.begin(self.loop.held_out_tokens):
                 self.stopped = TIME_OVER
@@ -297,7 +290,7 @@ class _Run(TrainerCallback):  # type: ignore[misc]  # transformers is untyped he
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_rest: Any) -> None:
         step = state.global_step
-        self.random = torch.get_rng_state(), _cuda_random()
+        self.random = _random_state()
         passed = self.samples.tokens((step - self.first_step) * self.schedule.batch_size // args.world_size)
         speed = f"{passed / (time.perf_counter() - self.began - self.evaluating) * args.world_size:,.0f} tokens/s"
         if self.pacing:
@@ -341,29 +334,15 @@ class _Run(TrainerCallback):  # type: ignore[misc]  # transformers is untyped he
             disable_tqdm=True,
         )
         arguments._n_gpu = min(1, arguments.n_gpu)  # several GPUs are several processes, never threads of one
-        arguments.gradient_accumulation_steps = self._passes(arguments.world_size)
+        arguments.gradient_accumulation_steps = schedule.passes(arguments.world_size)
         return arguments
 
-    def _passes(self, processes: int) -> int:
-        """Micro-batches of each process that make one step."""
-        wanted = self.schedule.gradient_accumulation_steps
-        passes, rest = divmod(wanted, processes)
-        if rest:
-            raise InputError(
-                wanted,
-                expected=f"a multiple of {processes} processes",
-                fix=f"ask for {processes * max(1, passes)}",
-                option="gradient_accumulation_steps",
-            )
-        return passes
-
     def _must_evaluate(self) -> bool:
-        """Whether the held-out loss at the start, or after the step where the state was kept, is still to be taken."""
+        """Say whether the held-out loss at the start, or after the step where the state was kept, is yet to be taken."""
         if self.state is None:
             return True
-        step = step_of(self.state)
-        log = json.loads((self.state / "trainer_state.json").read_text())["log_history"]
-        known = any(entry["step"] == step and "eval_loss" in entry for entry in log)
+        step = self.first_step
+        known = any(entry["step"] == step and "eval_loss" in entry for entry in log_of(self.state))
         return not known and self.course.evaluated(step, self.every)
 
 
@@ -414,14 +393,12 @@ class _Loop(Trainer):  # type: ignore[misc]
 
     @torch.no_grad()
     def _held_out(self) -> dict[str, float]:
-        """Means over tokens. Every process takes all of them: they are few, and so no sample counts twice."""
+        """Average over tokens. Every process takes all of them: they are few, and so no sample counts twice."""
         self.model_wrapped.eval()
-        samples, count, self.held_out_tokens = self.run.data.held_out, 0, 0
+        data, size, count, self.held_out_tokens = self.run.data, self.args.per_device_train_batch_size, 0, 0
         sums: Counter[str] = Counter()
-        for start in range(0, len(samples), self.run.schedule.per_device_train_batch_size):
-            batch = self._prepare_inputs(
-                self.run.data.collate(list(samples[start : start + self.run.schedule.per_device_train_batch_size]))
-            )
+        for start in range(0, len(data.held_out), size):
+            batch = self._prepare_inputs(data.collate(list(data.held_out[start : start + size])))
             with self.run.interruption.passing():
                 outputs = self.model_wrapped(**batch, num_items_in_batch=1)
             sums.update({f"eval_{name}": float(value) for name, value in outputs.items()})
@@ -445,13 +422,7 @@ class _Loop(Trainer):  # type: ignore[misc]
             (state / "training_args.bin").unlink(missing_ok=True)  # a pickle that nobody reads
             if self.run.pacing:
                 save_json(state / CLOCK, self.run.pacing.kept())
-            sync_tree(state)
-            (state / COMPLETE).touch()
-            sync_tree(state)
-            sync(self.run.folder)
-            for other in self.run.folder.glob("checkpoint-*"):
-                if other != state:
-                    shutil.rmtree(other)
+            mark_whole(state)
         self.run.kept = step
         taken = time.monotonic() - started
         self.run.save_due = time.monotonic() + max(KEEP_SECONDS, taken / SHARE)
@@ -459,7 +430,7 @@ class _Loop(Trainer):  # type: ignore[misc]
 
 @functools.lru_cache(maxsize=8)
 def rate_of(schedule: Schedule, steps: int) -> Callable[[float], float]:
-    """The learning rate at a step of so many, as a share of its peak: transformers' own."""
+    """Return transformers' own learning rate at a step of so many, as a share of its peak."""
     optimizer = torch.optim.SGD([torch.zeros(1)], lr=schedule.learning_rate)
     scheduler: Any = get_scheduler(schedule.lr_scheduler_type, optimizer, schedule.warmup(steps), steps)
     rate: Callable[[float], float] = scheduler.lr_lambdas[0]
@@ -467,7 +438,7 @@ def rate_of(schedule: Schedule, steps: int) -> Callable[[float], float]:
 
 
 def _whole_weights() -> StateDictOptions:
-    """Weights of a module as one process has them, however they are sharded."""
+    """Ask for the weights of a module as one process has them, however they are sharded."""
     sharded = torch.distributed.is_available() and torch.distributed.is_initialized()
     return StateDictOptions(full_state_dict=sharded, cpu_offload=sharded, strict=False)
 
@@ -477,5 +448,5 @@ def _finite_gradient(module: nn.Module) -> bool:
     return bool(torch.isfinite(norm.full_tensor() if hasattr(norm, "full_tensor") else norm))
 
 
-def _cuda_random() -> list[Tensor]:
-    return torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
+def _random_state() -> tuple[Tensor, list[Tensor]]:
+    return torch.get_rng_state(), torch.cuda.get_rng_state_all()

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from shortstack.errors import InputError, OutputError
-from shortstack.machine.files import finite, save_json
+from shortstack.machine.files import finite, read_json, save_json, sync, sync_tree
 
 SETTINGS = "run.json"
 COMPLETE = "complete"  # in the folder of a state, the last file that is written
@@ -18,7 +18,7 @@ COMPLETE = "complete"  # in the folder of a state, the last file that is written
 
 @dataclass(frozen=True)
 class Unfinished:
-    """`<out>.training`, or another kind: the states of a run, and in run.json its settings."""
+    """The folder `<out>.training`, or of another kind: the states of a run, and in run.json its settings."""
 
     out: Path
     kind: str = "training"
@@ -28,7 +28,7 @@ class Unfinished:
         return self.out.with_name(f"{self.out.name}.{self.kind}")
 
     def open(self, settings: Mapping[str, Any], *, resume: bool | None) -> Path:
-        """The folder, for a new run or to go on; resume: None refuses where a run is unfinished, False removes it.
+        """Make the folder for a new run, or find it to go on; resume: None refuses an unfinished run, False removes it.
 
         A run that has come to nothing yet, or was refused after it began, is in nobody's way.
         """
@@ -39,7 +39,7 @@ class Unfinished:
         return self.folder
 
     def check(self, settings: Mapping[str, Any], *, resume: bool | None) -> bool:
-        """Whether there is a run to go on with."""
+        """Say whether there is a run to go on with."""
         if resume is None and self.folder.exists() and any(path.is_dir() for path in self.folder.iterdir()):
             raise OutputError(
                 f"one{self._place}",
@@ -53,13 +53,12 @@ class Unfinished:
         return bool(begun)
 
     def settings(self) -> dict[str, Any]:
-        """Return the settings of the unfinished run; empty if there is none."""
+        """Read the settings of the unfinished run; empty if there is none."""
         path = self.folder / SETTINGS
-        settings: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-        return settings
+        return read_json(path) if path.exists() else {}
 
     def summary(self) -> str:
-        """A line for people: what there is to go on with."""
+        """Say what there is to go on with."""
         if not self.settings():
             return f"Nothing unfinished at {self.folder}: this run starts from the beginning."
         return f"An unfinished run lies at {self.folder}{self._place}."
@@ -76,7 +75,7 @@ class Unfinished:
                 raise InputError(
                     after.get(name),
                     expected=f"{name} {before.get(name)}, as when {self.folder} was begun",
-                    fix="ask for the same, or turn resume off to start again",
+                    fix="use the same options, or turn resume off to start again",
                     option="resume",
                 )
 
@@ -85,19 +84,35 @@ class Unfinished:
         shutil.rmtree(self.folder, ignore_errors=True)
 
 
+def mark_whole(state: Path) -> None:
+    """Mark a state as whole when all of it is on the disk; only then do earlier ones go."""
+    sync_tree(state)
+    (state / COMPLETE).touch()
+    sync_tree(state)
+    sync(state.parent)
+    for other in state.parent.glob("checkpoint-*"):
+        if other != state:
+            shutil.rmtree(other)
+
+
 def newest_state(folder: Path) -> Path | None:
-    """The folder of the last state that was written whole."""
+    """Find the folder of the last state that was written whole."""
     states = [path.parent for path in folder.glob(f"checkpoint-*/{COMPLETE}")]
     return max(states, key=step_of, default=None)
 
 
 def step_of(state: Path) -> int:
-    """The step after which a state was kept."""
+    """Read from a state's name after which step it was kept."""
     return int(state.name.rpartition("-")[2])
 
 
+def log_of(state: Path | None) -> list[dict[str, Any]]:
+    """Read what Trainer logged until a state was kept."""
+    return list(read_json(state / "trainer_state.json")["log_history"]) if state else []
+
+
 def _unclear(name: str) -> tuple[bool, str]:
-    """Sort key that puts a setting's name before digests of its content."""
+    """Sort a setting's name before digests of its content."""
     return name.endswith(("sha256", ".weights", ".config", ".beside")), name
 
 

@@ -1,4 +1,3 @@
 from . import reporter as reporter
-from . import summary as summary
 from .reporter import Report as Report
 from .reporter import write_report as write_report

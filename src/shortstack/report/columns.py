@@ -16,19 +16,19 @@ from shortstack.runs.records import StepRecord
 
 
 def all_columns(findings: Findings) -> list[ResultColumn]:
-    """The average, every task, every text."""
+    """Make columns of the average, every task and every text."""
     average = [AVERAGE] if AVERAGE in findings.names else []
     return measured_columns(findings, [*average, *findings.measured("task"), *findings.measured("perplexity")])
 
 
 def short_columns(findings: Findings) -> list[ResultColumn]:
-    """The average, or the tasks where there is none, and every text."""
+    """Make columns of the average, or the tasks where there is none, and of every text."""
     first = [AVERAGE] if AVERAGE in findings.names else findings.measured("task")
     return measured_columns(findings, [*first, *findings.measured("perplexity")])
 
 
 def measured_columns(findings: Findings, names: list[str]) -> list[ResultColumn]:
-    """Columns of measures, by their names; behind that of the headline, how far it is from the unpruned model's."""
+    """Make columns of measures, by name; behind that of the headline, how far it is from the unpruned model's."""
     results = (*findings.results, *findings.bases.values())
     columns: list[ResultColumn] = []
     for name in names:
@@ -40,7 +40,7 @@ def measured_columns(findings: Findings, names: list[str]) -> list[ResultColumn]
 
 
 def _compared_columns(name: str, measure: Measure) -> list[ResultColumn]:
-    """How far a measure is from the unpruned model's, with its interval and p."""
+    """Make columns of how far a measure is from the unpruned model's, with its interval and p."""
 
     def column(label: str, title: str, cell: Callable[[Difference], JudgedCell], unit: str = "") -> ResultColumn:
         return ResultColumn(label, unit=unit, title=title, measure=name, compares=cell)
@@ -48,8 +48,8 @@ def _compared_columns(name: str, measure: Measure) -> list[ResultColumn]:
     def change(difference: Difference) -> tuple[JudgedCell, JudgedCell]:
         return Change.of(difference, measure.kind).cells
 
-    above = "from the unpruned model: of a perplexity a factor, else above 0 is better"
-    chance = "that it is chance, corrected for all comparisons of the block with the unpruned model"
+    above = "difference from the unpruned model: a factor for a perplexity, else above 0 is better"
+    chance = "probability that it is chance, corrected for all comparisons of the block with the unpruned model"
     unit = {"share": "points", "perplexity": "times"}.get(measure.kind, "")
     return [
         column("change", above, lambda difference: replace(change(difference)[0], note=""), unit),
@@ -77,7 +77,6 @@ def _measured_column(findings: Findings, name: str, measure: Measure) -> ResultC
 def _healing_column(
     label: str, kind: str, value: Callable[[StepRecord], Any], title: str, unit: str = ""
 ) -> ResultColumn:
-    """A column of rows that are about results, with what a healed one's healing gave."""
 
     def cell(result: Result) -> JudgedCell:
         step = result.step("heal") if result.role == HEALED else None
@@ -87,7 +86,7 @@ def _healing_column(
 
 
 def step_cell(value: Any, kind: str, step: StepRecord | None) -> JudgedCell:
-    """A cell that leads to the step it is from."""
+    """Make a cell that leads to the step it is from."""
     return JudgedCell(value, kind, steps=(step.key,) if step and value is not None else ())
 
 
@@ -100,7 +99,6 @@ def _removed(result: Result) -> JudgedCell:
 
 
 def _time_column(label: str, title: str, *roles: str) -> ResultColumn:
-    """The mean over seeds of the time that steps of a shortened model took."""
 
     def cell(result: Result) -> JudgedCell:
         taken = [role for role in roles if role != "heal" or result.role == HEALED]
@@ -111,7 +109,6 @@ def _time_column(label: str, title: str, *roles: str) -> ResultColumn:
 
 
 def _free_text(result: Result) -> JudgedCell:
-    """Return the cell of the collapse check; empty if it was not made."""
     step = result.evaluation
     collapse = (step.result.get("collapse") or {}) if step else {}
     signs = listed([str(name).replace("_", " ") for name in collapse.get("fallen") or ()])
@@ -132,7 +129,7 @@ HELD_OUT = _healing_column(
 )
 HEAL_TIME = _time_column("time", "time that healing took", "heal")
 HEAL_MEMORY = _healing_column(
-    "memory", "bytes", lambda step: step.result.get("peak_rss_bytes"), "most memory the process held while it healed"
+    "memory", "bytes", lambda step: step.result.get("peak_rss_bytes"), "peak memory of the process that healed"
 )
 MAKE_TIME = _time_column("time to make", "without evaluation", "score", "plan", "prune", "heal")
 FREE_TEXT = ResultColumn("free text", "text", title="collapsed: loops, few words or silence", cell=_free_text)
@@ -146,7 +143,7 @@ UNPRUNED = "unpruned"
 def row_of(
     label: str, values: Iterable[Any], columns: Sequence[Column], step: StepRecord | None = None, *, base: bool = False
 ) -> ResultRow:
-    """A row of what is not judged, of values or cells; step: that they are from."""
+    """Make a row of what is not judged, of values or cells; step: that they are from."""
     cells = [
         value if isinstance(value, JudgedCell) else step_cell(value, column.kind, step)
         for value, column in zip(values, columns, strict=True)
@@ -157,7 +154,7 @@ def row_of(
 def judged_rows(
     results: Sequence[Result], base: Result | None, columns: Sequence[ResultColumn], label: Callable[[Result], str]
 ) -> list[ResultRow]:
-    """The rows of a block, the unpruned model's first, each number judged against it and against the best."""
+    """Make the rows of a block, the unpruned model's first; each number is judged against it and against the best."""
     names = [column.measure for column in columns if column.measure]
     judged = judge([result.measures for result in results], base.measures if base else {}, names)
     rows = [_result_row(label(result), result, columns, row) for result, row in zip(results, judged, strict=True)]
@@ -165,14 +162,12 @@ def judged_rows(
 
 
 def base_row(label: str, base: Result, columns: Sequence[ResultColumn]) -> ResultRow:
-    """A row that others are compared with."""
     return row_of(label, (column.cell(base) for column in columns), columns, base=True)
 
 
 def _result_row(
     label: str, result: Result, columns: Sequence[ResultColumn], judged: Mapping[str, Judgement]
 ) -> ResultRow:
-    """The row of a result, its label saying how many seeds it is the mean of, if more than one."""
     cells = [_cell(column, result, judged.get(column.measure, Judgement())) for column in columns]
     seeds = f" ({result.seeds} seeds)" if result.seeds > 1 else ""
     return ResultRow((JudgedCell(label + seeds, "text"), *cells), trials=result.numbers)

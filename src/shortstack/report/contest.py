@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
 from itertools import takewhile
 
 from shortstack.charts.chart import axis
@@ -35,10 +33,6 @@ class Entry:
         return self.result.removed or 0
 
     @property
-    def number(self) -> int:
-        return self.result.numbers[0]
-
-    @property
     def worse(self) -> bool:
         return self.change.worse or self.change.value == -math.inf
 
@@ -60,7 +54,7 @@ class Contest:
 
     @classmethod
     def of(cls, findings: Findings, model: str) -> Contest | None:
-        """None where nothing was measured that can be compared."""
+        """Rank a model's settings; None where nothing was measured that can be compared."""
         base = findings.score(findings.bases[model])
         ranked = [
             (result, score) for result, score in findings.ranked(findings.by_model.get(model, [])) if result.removed
@@ -95,19 +89,11 @@ class Contest:
         first = f"With {counted(best.removed, 'layer')}{of} gone, {name} is best, {where} {score_text(best.score)}"
         return f"{first}{self._next(best, others)}. {self._worth(best)}"
 
-    @cached_property
-    def names(self) -> dict[int, str]:
-        """The settings by their first trial, without what is in brackets where that leaves them apart."""
-        full = {entry.number: self.findings.name(entry.result, {"model", "drop"}) for entry in self.entries}
-        short = {number: re.sub(r" \([^()]*\)", "", name) for number, name in full.items()}
-        apart = len({*short.values()}) == len({*full.values()})
-        return short if apart else full
-
     def name(self, entry: Entry) -> str:
-        return self.names[entry.number]
+        return self.findings.name(entry.result, {"model", "drop"})
 
     def row_name(self, entry: Entry) -> str:
-        """The setting, with how many layers are gone."""
+        """Name the setting, with how many layers are gone."""
         return f"{counted(entry.removed, 'layer')}: {self.name(entry)}"
 
     def _next(self, best: Entry, others: Sequence[Entry]) -> str:
@@ -141,7 +127,7 @@ def _chance(change: Difference) -> str:
 
 
 def best_table(contests: Sequence[Contest]) -> Table:
-    """The settings that are shown, each with its difference from the unpruned model."""
+    """Make a table of the settings that are shown, each with its difference from the unpruned model."""
     findings, base = contests[0].findings, contests[0].base
     columns = (
         Column("setting", "text"),
@@ -166,7 +152,7 @@ def _row(contest: Contest, entry: Entry) -> ResultRow:
 
 
 def differences(contests: Sequence[Contest]) -> Figure:
-    """The same settings, by their difference from the unpruned model."""
+    """Draw the same settings by their difference from the unpruned model."""
     shown_entries = [(contest, entry) for contest in contests for entry in contest.shown]
     changes = [Change.of(entry.change, entry.score.kind) for _, entry in shown_entries]
     factor = contests[0].base.kind == "perplexity"

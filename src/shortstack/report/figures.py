@@ -33,7 +33,7 @@ class Figure:
 
 
 def figures(findings: Findings) -> list[Figure]:
-    """Every figure that the runs have something for."""
+    """Draw every figure that the runs have something for."""
     models = findings.bases or findings.by_model
     texts = findings.measured("perplexity")[:1]
     shares = [findings.headline] if findings.headline not in ("", *findings.measured("perplexity")) else []
@@ -44,18 +44,11 @@ def figures(findings: Findings) -> list[Figure]:
     return [figure for figure in every if figure]
 
 
-def _by_depth(chart: Chart, caption: str, legend: Legend) -> Figure:
-    """A chart over layers removed; where a point is infinite, its caption says how that is drawn."""
-    infinite = any(point.infinite for line in chart.lines for point in line.points)
-    said = f"{caption} A triangle at the upper edge: infinite." if infinite else caption
-    return Figure("depth", chart.title, said, chart.svg(), legend)
-
-
 # One setting: its layers
 
 
 def _stack(result: Result) -> Figure | None:
-    """Every layer of the unpruned model: gone, refitted, or as it was."""
+    """Draw every layer of the unpruned model: gone, refitted, or as it was."""
     plan, prune = next(iter(result.plans), {}), result.step("prune")
     if "removed" not in plan:
         return None
@@ -75,26 +68,23 @@ def _stack(result: Result) -> Figure | None:
 
 
 def _trained(plan: Mapping[str, Any], healed: StepRecord | None) -> Sequence[int]:
-    """The layers of the unpruned model that healing trained; where it did not name them, the last so many."""
+    """Return the layers of the unpruned model that healing trained."""
     if healed is None:
         return ()
     kept = sorted({*range(plan["layers"])} - {*plan["removed"]})
-    named, last = healed.result.get("trained_layers"), healed.arguments.get("last")
-    if named is not None:
-        return [kept[layer] for layer in named]
-    return kept[-last:] if last else ()
+    return [kept[layer] for layer in healed.result.get("trained_layers") or ()]
 
 
 # Quality against layers removed
 
 
 def _depth(findings: Findings, model: str, column: str) -> Figure | None:
-    """One line for each setting, over the number of layers that it removes."""
+    """Draw a line for each setting, over the number of layers that it removes."""
     members: dict[str, list[Result]] = {}
     for result in findings.by_model.get(model, []):
         if column in result.measures and result.removed is not None:
             members.setdefault(findings.name(result, {"model", "drop"}), []).append(result)
-    lines = _coloured([_depth_line(label, some, column) for label, some in members.items()])
+    lines = _coloured([_depth_line(label, group, column) for label, group in members.items()])
     points = [point for line in lines for point in line.points]
     if len({point.x for point in points}) < 2:
         return None
@@ -106,13 +96,13 @@ def _depth(findings: Findings, model: str, column: str) -> Figure | None:
     of = f", {brief(model)}" if len(findings.bases) > 1 else ""
     title = f"{y.label} against layers removed{of}"
     chart = Chart(title, x, y, lines, levels)
-    return _by_depth(chart, "Bars are one standard error.", _legend(lines))
+    infinite = " A triangle at the upper edge: infinite." if any(point.infinite for point in points) else ""
+    return Figure("depth", title, f"Bars are one standard error.{infinite}", chart.svg(), _legend(lines))
 
 
-def _depth_line(label: str, some: Sequence[Result], column: str) -> Series:
-    """The points of results that differ in the layers removed."""
+def _depth_line(label: str, results: Sequence[Result], column: str) -> Series:
     points = []
-    for result in sorted(some, key=lambda result: result.removed or 0):
+    for result in sorted(results, key=lambda result: result.removed or 0):
         measure, removed = result.measures[column], result.removed or 0
         title = f"{label}, {counted(removed, 'layer')} removed: {score_text(measure)}"
         points.append(Point(removed, measure.value, title, measure.stderr))
@@ -120,13 +110,12 @@ def _depth_line(label: str, some: Sequence[Result], column: str) -> Series:
 
 
 def score_text(measure: Measure) -> str:
-    """A score with its standard error and its unit."""
+    """Write a score with its standard error and its unit."""
     spread = uncertainty(measure.value, measure.stderr, measure.kind)
     return shown(measure.value, measure.kind) + (f" ± {spread}" if spread else "") + "%" * (measure.kind == "share")
 
 
 def _quality_axis(findings: Findings, column: str, values: Sequence[float]) -> Axis:
-    """The axis of a column's values: logarithmic for perplexities, else in percent."""
     name = findings.title(column)
     if column.startswith("perplexity:"):
         return axis(name, values, in_thousands, log=True)
@@ -134,7 +123,7 @@ def _quality_axis(findings: Findings, column: str, values: Sequence[float]) -> A
 
 
 def _coloured(lines: Sequence[Series]) -> list[Series]:
-    """The longest lines, of those the first, in colours; the others grey."""
+    """Colour the longest lines, of those the first; the others are grey."""
     ranked = sorted(lines, key=lambda line: -len(line.drawn))
     return [replace(line, colour=place if place < COLOURED else None) for place, line in enumerate(ranked)]
 

@@ -60,7 +60,7 @@ class Findings:
         levels: dict[str, dict[str, None]] = {}
         for name, level in (pair for result in self.results for pair in result.factors.items()):
             levels.setdefault(name, {})[level] = None
-        return {name: list(some) for name, some in levels.items() if len(some) > 1}
+        return {name: list(known) for name, known in levels.items() if len(known) > 1}
 
     @cached_property
     def usual(self) -> dict[str, str]:
@@ -92,20 +92,20 @@ class Findings:
         return next(iter([*average, *self.tasks, *self.measured("perplexity")]), "")
 
     def measured(self, kind: str) -> list[str]:
-        """The columns of a kind: task, perplexity, probe."""
+        """List the columns of a kind: task, perplexity, probe."""
         return [name for name in self.names if name.startswith(f"{kind}:")]
 
     def title(self, column: str) -> str:
-        """The name of a column where nothing says what kind it is."""
+        """Name a column where nothing else says what kind it is."""
         name = brief(self.names.get(column, column))
         return f"perplexity on {name}" if column.startswith("perplexity:") else name
 
     def score(self, result: Result) -> Measure | None:
-        """A result's measure in the headline column."""
+        """Return a result's measure in the headline column."""
         return result.measures.get(self.headline)
 
     def stored_bytes(self, result: Result) -> float | None:
-        """Bytes of the weights: measured, else as planned."""
+        """Count the bytes of the weights: measured, else as planned."""
         if result.role == BASE:
             plans = [plan for setting in self.by_model.get(result.model, []) for plan in setting.plans]
             return next((plan["bytes"]["before"] for plan in plans if plan.get("bytes")), None)
@@ -114,13 +114,15 @@ class Findings:
             return float(profile.result["weight_bytes"])
         return next((plan["bytes"]["after"] for plan in result.plans if plan.get("bytes")), None)
 
-    def ranked(self, some: Iterable[Result]) -> list[tuple[Result, Measure]]:
-        """The results that have a score, with it, best first."""
-        scored = [(result, score) for result in some if (score := self.score(result)) and not math.isnan(score.better)]
+    def ranked(self, results: Iterable[Result]) -> list[tuple[Result, Measure]]:
+        """Return the results that have a score, with it, best first."""
+        scored = [
+            (result, score) for result in results if (score := self.score(result)) and not math.isnan(score.better)
+        ]
         return sorted(scored, key=lambda pair: -pair[1].better)
 
     def name(self, result: Result, without: Collection[str] = ()) -> str:
-        """The label, or a word where nothing needs telling apart."""
+        """Return the label, or a word where nothing needs telling apart."""
         return self.label(result, without) or "pruned"
 
     def label(self, result: Result, without: Collection[str] = ()) -> str:
@@ -141,28 +143,28 @@ class MatchedGroup:
 
 
 def matched_groups(findings: Findings, factor: str) -> list[MatchedGroup]:
-    """The results in groups that differ in `factor` alone, where at least two levels of it were measured.
+    """Group the results that differ in `factor` alone, where at least two levels of it were measured.
 
     A result without calibration (the tail, random layers) stands in every group that agrees with it otherwise. Groups of
     healing methods and of healing data hold healed results, with the one that was not healed beside them.
     """
-    some = [result for result in findings.results if factor not in HEALING or result.role == HEALED]
-    groups = _alike(some, {factor})
+    results = [result for result in findings.results if factor not in HEALING or result.role == HEALED]
+    groups = _alike(results, {factor})
     if factor == "metric":
-        groups = [group for members in _alike(some, {factor, "calibration"}) for group in _by_text(members)]
+        groups = [group for members in _alike(results, {factor, "calibration"}) for group in _by_text(members)]
     return [_group(findings, factor, group) for group in groups if len({one.factors[factor] for one in group}) > 1]
 
 
-def _alike(some: Iterable[Result], without: Collection[str]) -> list[list[Result]]:
-    """The results in lists that agree in all other factors."""
+def _alike(results: Iterable[Result], without: Collection[str]) -> list[list[Result]]:
+    """Group the results that agree in all other factors."""
     gathered: dict[tuple[tuple[str, str], ...], list[Result]] = {}
-    for result in some:
+    for result in results:
         gathered.setdefault(_others(result, without), []).append(result)
     return [*gathered.values()]
 
 
 def _by_text(members: Sequence[Result]) -> list[list[Result]]:
-    """A list for each text of calibration, with those that none is behind; all of them where there is no text."""
+    """Group by the text of calibration, with those that have none in each group; all of them where there is no text."""
     plain = PLAIN["calibration"]
     texts = dict.fromkeys(text for result in members if (text := result.factors["calibration"]) != plain) or (plain,)
     return [[result for result in members if result.factors["calibration"] in (text, plain)] for text in texts]
@@ -180,7 +182,7 @@ def _group(findings: Findings, factor: str, members: Sequence[Result]) -> Matche
 
 
 def _unhealed(findings: Findings, members: Sequence[Result]) -> Result | None:
-    """The trial without healing if there is one, else what was measured of a healed one before its healing."""
+    """Find the trial without healing, else what was measured of a healed one before its healing."""
     rest = _others(members[0], HEALING)
     plain = (pruned for pruned in findings.results if pruned.role == PRUNED and _others(pruned, HEALING) == rest)
     derived = (result for member in members if (result := before_healing(member, findings.tasks)))

@@ -25,7 +25,7 @@ class Change:
 
     @classmethod
     def of(cls, difference: Difference, kind: str) -> Change:
-        """The difference of two measures of a kind."""
+        """Take the difference of two measures of a kind."""
         if kind == "perplexity":
             ends = difference.interval and (perplexity(-difference.interval[1]), perplexity(-difference.interval[0]))
             factor = perplexity(-difference.value)
@@ -43,15 +43,14 @@ class Change:
         return f"95% interval {shown(self.interval, self.kind)}" if self.interval else ""
 
     def said(self, where: str = "", *, than: str = "") -> str:
-        """As a verb: is 5.0 points worse than the unpruned model, has 1.2 times its perplexity."""
+        """Say it as a verb: is 5.0 points worse than the unpruned model, has 1.2 times its perplexity."""
         within = f" ({self.within})" if self.within else ""
         if self.unit == "times":
             return f"has {self.text} the perplexity{f' of {than}' if than else ''}{within}"
         size = shown(abs(self.value), self.kind).lstrip("+")
-        better = f"{size} {self.unit}".rstrip() + (
-            " better" if self.value > 0 else " worse" if self.value < 0 else " apart"
-        )
-        return f"is {better}{f' on {where}' if where else ''}{f' than {than}' if than else ''}{within}"
+        how = "better" if self.value > 0 else "worse" if self.value < 0 else "apart"
+        better = f"{size} {self.unit}".rstrip()
+        return f"is {better} {how}{f' on {where}' if where else ''}{f' than {than}' if than else ''}{within}"
 
     @property
     def cells(self) -> tuple[JudgedCell, JudgedCell]:
@@ -68,7 +67,7 @@ class JudgedCell(Cell):
 
     @classmethod
     def of(cls, measure: Measure | None) -> JudgedCell:
-        """The cell of what was measured; an empty one where nothing was."""
+        """Make the cell of what was measured; an empty one where nothing was."""
         return cls(measure.value, measure.kind, measure.stderr, steps=measure.steps) if measure else EMPTY
 
     @property

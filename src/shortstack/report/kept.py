@@ -49,7 +49,7 @@ class Kept:
         return " ".join(f"{said[0].upper()}{said[1:]}." for said in (why, prices and f"{gone} {prices}") if said)
 
     def _losses(self) -> Iterator[str]:
-        """The text of which most is lost, and what it writes."""
+        """Say of which text most is lost, and what it writes."""
         step = self.result.evaluation
         if step and (step.result.get("collapse") or {}).get("collapsed"):
             yield "what it writes has collapsed"
@@ -90,14 +90,12 @@ class Kept:
         return step.result.get("decode") if step else None
 
     def figure(self) -> Figure | None:
-        """Shares right, and the likelihood of a text's token, of both models."""
+        """Draw shares right, and the likelihood of a text's token, of both models."""
         rows = [row for name, (theirs, ours) in self.pairs.items() if (row := self._row(name, theirs, ours))]
         if not rows:
             return None
         title = "What is kept"
-        said = (
-            "Share of tasks and of small writing tasks that are right, likelihood of a token; bars: one standard error"
-        )
+        said = "Share of tasks and small writing tasks that are right, likelihood of a token; bars: one standard error"
         chance = "; dotted: chance" if any(row.chance is not None for row in rows) else ""
         legend = ((swatch(THEIRS), "unpruned"), (swatch(OURS), "shortened"))
         return Figure("first", title, f"{said}{chance}.", dots(rows, title=title), legend)
@@ -109,16 +107,14 @@ class Kept:
             errors = [(colour, share, error and share * error) for colour, share, error in shares]
             title = f"likelihood of {self.findings.title(name).removeprefix('perplexity on ')}"
         elif ours.kind == "share":
-            errors, title = (
-                [(colour, measure.value, measure.stderr) for colour, measure in both],
-                self.findings.title(name),
-            )
+            errors = [(colour, measure.value, measure.stderr) for colour, measure in both]
+            title = self.findings.title(name)
         else:
             return None
         return Dots(title, [Dot.of(*dot) for dot in errors if math.isfinite(dot[1])], ours.chance or None)
 
     def table(self) -> Table:
-        """A row for each measure, for the weights and for the speed."""
+        """Make a row for each measure, for the weights and for the speed."""
         columns = (Column("measure", "text"), Column("unpruned"), Column("shortened"), Column("change"))
         rows = [self._measured(name, theirs, ours) for name, (theirs, ours) in self.pairs.items()]
         before, after = self._sizes
@@ -131,7 +127,7 @@ class Kept:
             ends = JudgedCell((speed["low"], speed["high"]), "ratio", note=covered)
             times = JudgedCell(speed["value"], "ratio", note="times"), ends
             rows.append(ResultRow((JudgedCell("speed of writing", "text"), EMPTY, EMPTY, *times)))
-        caption = "Of a perplexity the change is a factor, of all else above 0 is better. ± is one standard error."
+        caption = "The change of a perplexity is a factor; of all else, above 0 is better. ± is one standard error."
         interval = Column("95% interval")
         return Table("What is kept", (*columns, interval), (Block("", tuple(rows)),), caption, key="kept")
 

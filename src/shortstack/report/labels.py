@@ -27,7 +27,7 @@ QUOTED = re.compile(r'"(?:[^"\\]|\\.)*"')
 
 
 def factors(all_settings: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
-    """Each trial's factors in words, without the seed; what healing learns from is a factor of its own.
+    """Put each trial's factors in words, without the seed; what healing learns from is a factor of its own.
 
     >>> heal = {"name": "last3", "method": "partial", "last": 3, "data": "pydoc"}
     >>> factors([{"model": "demo", "drop": "25%", "metric": "bi", "heal": heal, "seed": 1}])
@@ -57,13 +57,13 @@ def _factors(settings: Mapping[str, Any], healings: Mapping[str, str], *, one_re
 
 
 def _healing_names(heals: Sequence[Mapping[str, Any]]) -> dict[str, str]:
-    """A word for each way to heal, whatever it learns from: its name in the study, where it has one to itself.
+    """Find a word for each way to heal, whatever it learns from: its name in the study, where it has one to itself.
 
     Otherwise its method, with those options that not all ways have alike.
     """
     kinds = {_kind(heal): _options(heal) for heal in heals}
     names = {kind: {heal.get("name") or "" for heal in heals if _kind(heal) == kind} for kind in kinds}
-    uses = Counter(name for some in names.values() for name in some)
+    uses = Counter(name for of_kind in names.values() for name in of_kind)
     every = {key for options in kinds.values() for key in options}
     differ = {key for key in every if len({json.dumps(options.get(key)) for options in kinds.values()}) > 1}
     labels = {}
@@ -83,7 +83,7 @@ def _kind(heal: Mapping[str, Any]) -> str:
 
 
 def words(value: Any, none: str = "none") -> str:
-    """A setting in words.
+    """Put a setting in words.
 
     >>> words({"text": "pydoc", "samples": 10, "length": 128}), words({"method": "lora", "r": 8}), words([1, 4, 8])
     ('pydoc 10 x 128', 'lora (r 8)', '1:4:8')
@@ -109,7 +109,7 @@ def _option(name: str, value: Any) -> str:
 
 
 def short_paths(names: Iterable[str]) -> dict[str, str]:
-    """Names in short: as many last parts of a path as tell it from the others; any other name as it is.
+    """Shorten paths to as many last parts as tell them from the others; any other name stays as it is.
 
     >>> short_paths(["/a/b/text.txt", "/a/c/text.txt", "/a/model", "org/name"])
     {'/a/b/text.txt': 'b/text.txt', '/a/c/text.txt': 'c/text.txt', '/a/model': 'model', 'org/name': 'org/name'}
@@ -124,7 +124,7 @@ def short_paths(names: Iterable[str]) -> dict[str, str]:
 
 
 def said(levels: Mapping[str, str], name: str) -> str:
-    """A factor's level as a label says it; empty where another factor says it.
+    """Put a factor's level as a label says it; empty where another factor says it.
 
     >>> said({"drop": "8"}, "drop"), said({"drop": "25%"}, "drop"), said({"drop": "named layers", "layers": "2"}, "drop")
     ('8 layers', '25% of layers', '')

@@ -15,8 +15,7 @@ from shortstack.machine.latex import latex
 from shortstack.machine.tables import Table, markdown_text
 from shortstack.machine.typed import typed
 from shortstack.report.findings import Findings
-from shortstack.report.page import FIRST_LINE, Page, render
-from shortstack.report.summary import Opening, opening, scope
+from shortstack.report.page import FIRST_LINE, Opening, Page, opening, render, scope
 from shortstack.report.tables import all_tables
 from shortstack.runs import Runs
 from shortstack.runs.records import StepRecord, TrialRecord, last_line, read
@@ -32,7 +31,7 @@ class Report:
 
     @classmethod
     def of(cls, runs: str | Path | Runs) -> Report:
-        """The tables of a study's folder, or of what was read from one.
+        """Make the tables of a study's folder, or of what was read from one.
 
         Raises:
             InputError: there is no store in the folder.
@@ -43,7 +42,7 @@ class Report:
         return cls(findings, first, [*([first.table] if first.table else []), *all_tables(findings)])
 
     def html(self) -> str:
-        """One page that needs no network and no other file."""
+        """Render one page that needs no network and no other file."""
         return render(Page(self.findings, self.opening, self.tables), version=version("shortstack"))
 
     def markdown(self) -> str:
@@ -59,11 +58,11 @@ class Report:
         return "\n\n".join(filter(None, parts)) + "\n"
 
     def latex(self) -> str:
-        """The tables for a paper that loads the packages array, booktabs, fix-cm, longtable and pdflscape."""
+        """Write the tables for a paper that loads the packages array, booktabs, fix-cm, longtable and pdflscape."""
         return latex(self.tables) + "\n"
 
     def csv(self) -> dict[str, str]:
-        """A CSV file for each table, by name."""
+        """Write a CSV file for each table, by name."""
         return {f"{table.key}.csv": table.csv() for table in self.tables}
 
 

@@ -108,7 +108,7 @@ class Result:
         return [trial.result("heal").get("plan") or trial.result("plan", "prune") for trial in self.trials]
 
     def step(self, *roles: str) -> StepRecord | None:
-        """The step of these roles in the first trial that has one done."""
+        """Find the step of these roles in the first trial that has one done."""
         return next((step for trial in self.trials if (step := trial.step(*roles))), None)
 
     @property
@@ -117,9 +117,9 @@ class Result:
         return self.step(self.role)
 
     def seconds(self, *roles: str) -> float | None:
-        """Mean over the seeds of the time that the steps of these roles took."""
+        """Average over the seeds the time that the steps of these roles took."""
         steps = [[step for role in roles if (step := trial.step(role))] for trial in self.trials]
-        times = [sum(step.seconds or 0.0 for step in some) for some in steps if some]
+        times = [sum(step.seconds or 0.0 for step in taken) for taken in steps if taken]
         return sum(times) / len(times) if times else None
 
 
@@ -138,7 +138,7 @@ def results(trials: Described) -> list[Result]:
 
 
 def before_healing(result: Result, tasks: Sequence[str]) -> Result | None:
-    """The same setting as it was pruned, not healed."""
+    """Return the same setting as it was pruned, not healed."""
     trials = [trial for trial in result.trials if trial.step(PRUNED)]
     if not trials or result.role != HEALED:
         return None
@@ -147,7 +147,7 @@ def before_healing(result: Result, tasks: Sequence[str]) -> Result | None:
 
 
 def unpruned(trials: Described, tasks: Sequence[str]) -> dict[str, Result]:
-    """The unpruned model's result, by model."""
+    """Return the unpruned model's result, by model."""
     bases: dict[str, Result] = {}
     for trial, factors in trials:
         model = factors["model"]
@@ -157,7 +157,7 @@ def unpruned(trials: Described, tasks: Sequence[str]) -> dict[str, Result]:
 
 
 def share_tasks(measured: Iterable[Result]) -> list[str]:
-    """The columns that an average is over: tasks whose value is a share of documents."""
+    """List the columns that an average is over: tasks whose value is a share of documents."""
     columns = [pair for result in measured for pair in result.measures.items()]
     return list(
         dict.fromkeys(name for name, measure in columns if name.startswith("task:") and measure.kind == "share")
@@ -165,7 +165,7 @@ def share_tasks(measured: Iterable[Result]) -> list[str]:
 
 
 def _averaged(result: Result, tasks: Sequence[str]) -> Result:
-    """The result with the plain mean of the tasks, where every one of them was measured."""
+    """Add the plain mean of the tasks, where every one of them was measured."""
     parts = tuple(result.measures[name] for name in tasks if name in result.measures)
     if len(parts) < 2 or len(parts) < len(tasks):
         return result
@@ -173,7 +173,7 @@ def _averaged(result: Result, tasks: Sequence[str]) -> Result:
 
 
 def mean(parts: Sequence[Measure]) -> Measure:
-    """The plain mean of shares. They are independent of each other, but a seed is the same in all of them."""
+    """Take the plain mean of shares. They are independent of each other, but a seed is the same in all of them."""
     value = sum(part.value for part in parts) / len(parts)
     steps = tuple(dict.fromkeys(step for part in parts for step in part.steps))
     seeds, chance = _mean_by_seed(parts), _mean_chance(parts)
@@ -192,13 +192,13 @@ def _mean_chance(parts: Sequence[Measure]) -> float | None:
 
 
 def _mean_by_seed(parts: Sequence[Measure]) -> tuple[float, ...]:
-    """The average of each seed; none where the parts are not of the same seeds."""
+    """Average each seed; none where the parts are not of the same seeds."""
     counts = {len(part.by_seed) for part in parts}
     return tuple(map(float, np.mean([part.by_seed for part in parts], axis=0))) if len(counts) == 1 else ()
 
 
 def _role(factors: Mapping[str, str]) -> str:
-    """The evaluation that a setting is about: a trial that is yet to heal, or failed to, has nothing to show."""
+    """Choose the evaluation that a setting is about: a trial that is yet to heal, or failed to, has nothing to show."""
     return PRUNED if factors["heal"] == PLAIN["heal"] else HEALED
 
 
@@ -211,7 +211,7 @@ def _result(factors: Mapping[str, str], trials: Sequence[TrialRecord], role: str
 
 
 def _seeds_mean(seeds: Sequence[Measure]) -> Measure:
-    """The mean over seeds; its variance is that of the documents and that of the seeds' mean."""
+    """Average over seeds; the variance is that of the documents and that of the seeds' mean."""
     first = seeds[0]
     if len({measure.steps for measure in seeds}) == 1:
         return first
@@ -243,7 +243,7 @@ def _mean_outcomes(seeds: Sequence[Measure]) -> dict[str, float] | None:
 
 
 def measures(step: StepRecord) -> dict[str, Measure]:
-    """Every number of an evaluation, by column: `task:NAME`, `perplexity:NAME`, `probe:NAME`."""
+    """Read every number of an evaluation, by column: `task:NAME`, `perplexity:NAME`, `probe:NAME`."""
     kinds = {"task": ("tasks", _task), "perplexity": ("perplexity", _perplexity), "probe": ("probes", _probe)}
     return {
         f"{kind}:{name}": read(data, step)
@@ -266,7 +266,7 @@ def _task(data: Mapping[str, Any], step: StepRecord) -> Measure:
 
 
 def _outcomes(data: Mapping[str, Any], step: StepRecord) -> dict[str, float] | None:
-    """The outcome on each document or item; None where they were not kept, or one is no number.
+    """Read the outcome on each document or item; None where they were not kept, or one is no number.
 
     Their mean is the value: where each task of a group counts the same, they are weighted so.
     """
@@ -281,7 +281,7 @@ def _outcomes(data: Mapping[str, Any], step: StepRecord) -> dict[str, float] | N
 
 
 def _perplexity(data: Mapping[str, Any], step: StepRecord) -> Measure:
-    """Infinities are null in JSON: a perplexity that is null beside a finite loss was too large for a float."""
+    """Read a perplexity. Infinities are null in JSON: beside a finite loss it was too large for a float."""
     value, loss, spread = _number(data.get("value")), _number(data.get("loss")), _stderr(data.get("loss_stderr"))
     if math.isnan(value) and not math.isnan(loss):
         value = math.inf
@@ -304,5 +304,5 @@ def _number(value: Any) -> float:
 
 
 def _stderr(value: Any) -> float | None:
-    """A standard error; None where there is none, which JSON has as null and Python as NaN."""
+    """Read a standard error; None where there is none, which JSON has as null and Python as NaN."""
     return None if value is None or not math.isfinite(value) else float(value)

@@ -62,14 +62,14 @@ class Judgement:
 
 
 def difference(ours: Measure, theirs: Measure) -> Difference:
-    """How much better `ours` is: above 0 where it is better, of a perplexity too."""
+    """Return how much better `ours` is: above 0 where it is better, of a perplexity too."""
     if ours.steps == theirs.steps:
         return Difference(0.0, 0.0, 1.0, SAME)
     return _with_seeds(_on_documents(ours, theirs), ours, theirs)
 
 
 def _on_documents(ours: Measure, theirs: Measure) -> Difference:
-    """The difference, where the choice of documents alone is chance."""
+    """Take the difference, where the choice of documents alone is chance."""
     if ours.parts and len(ours.parts) == len(theirs.parts):
         return _between_averages([_on_documents(a, b) for a, b in zip(ours.parts, theirs.parts, strict=True)])
     if ours.steps == theirs.steps:
@@ -86,7 +86,7 @@ def _on_documents(ours: Measure, theirs: Measure) -> Difference:
 
 
 def _with_seeds(unseeded: Difference, ours: Measure, theirs: Measure) -> Difference:
-    """The difference where what a seed changes is chance, too: Welch's test, since few seeds say little of their spread."""
+    """Count what a seed changes as chance, too: Welch's test, since few seeds say little of their spread."""
     several = [measure for measure in (ours, theirs) if measure.seed_variance]
     if not several or unseeded.stderr is None:
         return unseeded
@@ -96,7 +96,7 @@ def _with_seeds(unseeded: Difference, ours: Measure, theirs: Measure) -> Differe
 
 
 def _sum_of(variances: Sequence[tuple[float, float]]) -> tuple[float, float]:
-    """The standard error of a sum of independent numbers, and its degrees of freedom (Satterthwaite).
+    """Return the standard error of a sum of independent numbers, and its degrees of freedom (Satterthwaite).
 
     variances: of each the variance, and the degrees of freedom that it was estimated with.
     """
@@ -120,7 +120,7 @@ mcnemar = cache(paired.mcnemar)  # large counts take a while, and rows that shar
 
 
 def _between_averages(parts: Sequence[Difference]) -> Difference:
-    """The difference of two averages: tasks are independent of each other, so that variances add up."""
+    """Take the difference of two averages: tasks are independent of each other, so that variances add up."""
     value = sum(part.value for part in parts) / len(parts)
     if any(part.stderr is None or (part.value and not part.stderr) for part in parts):  # equal shifts tell no spread
         return Difference(value, None, None, UNKNOWN)
@@ -129,7 +129,7 @@ def _between_averages(parts: Sequence[Difference]) -> Difference:
 
 
 def _tested(value: float, stderr: float, freedom: float, how: str) -> Difference:
-    """A difference with its two-sided p under Student's law; unknown where nothing is known of how far it would spread."""
+    """Test a difference under Student's law, two-sided; p is unknown where nothing is known of how far it would spread."""
     if not math.isfinite(value):
         return Difference(value, stderr, None, how)
     if stderr == 0:
@@ -138,7 +138,7 @@ def _tested(value: float, stderr: float, freedom: float, how: str) -> Difference
 
 
 def _students_reach(freedom: float) -> float:
-    """How many standard errors 95 % of differences are away at most."""
+    """Return how many standard errors 95 % of differences are away at most."""
     if math.isinf(freedom):
         return NormalDist().inv_cdf(1 - LEVEL / 2)
     from scipy.stats import t
@@ -147,7 +147,7 @@ def _students_reach(freedom: float) -> float:
 
 
 def _students_p(ratio: float, freedom: float) -> float:
-    """Two-sided, under Student's law, of which the normal one is that of no end of degrees of freedom."""
+    """Return the two-sided p under Student's law; with no end of degrees of freedom that is the normal one."""
     if math.isinf(freedom):
         return math.erfc(abs(ratio) / math.sqrt(2))
     from scipy.stats import t
@@ -156,7 +156,7 @@ def _students_p(ratio: float, freedom: float) -> float:
 
 
 def places(values: Sequence[float]) -> list[int]:
-    """1 for the best of values (equal ones share it), 2 for the next where there are three or more, else 0.
+    """Rank values: 1 is the best (equal ones share it), 2 the next where there are three or more, 0 any other.
 
     >>> places([0.5, 0.7, 0.7, 0.1]), places([1.0, 2.0]), places([3.0])
     ([2, 1, 1, 0], [0, 1], [0])
@@ -171,7 +171,7 @@ def places(values: Sequence[float]) -> list[int]:
 def judge(
     rows: Sequence[Mapping[str, Measure]], base: Mapping[str, Measure], columns: Sequence[str]
 ) -> list[dict[str, Judgement]]:
-    """Each number of a block against the unpruned model and against the block's best row, column by column.
+    """Judge each number of a block against the unpruned model and the block's best row, column by column.
 
     The p-values of the comparisons with the unpruned model are corrected together, and so are those with the best.
     """
@@ -194,6 +194,6 @@ def judge(
 
 
 def corrected(changes: Sequence[Difference | None]) -> list[Difference | None]:
-    """The same differences with Holm's p-values; unknown ones stay unknown and do not count."""
+    """Correct the p-values as Holm does; unknown ones stay unknown and do not count."""
     ps = paired.holm({str(place): change.p for place, change in enumerate(changes) if change and change.p is not None})
     return [change and replace(change, p=ps.get(str(place))) for place, change in enumerate(changes)]

@@ -64,7 +64,7 @@ else:
     Kind = Literal[KINDS]
 
 
-class HealEntry(HealPart):  # type: ignore[misc]  # made of options
+class HealEntry(HealPart):
     """A way to heal: a name for it, a recipe to start from, and options of heal."""
 
     name: str | None = None
