@@ -8,7 +8,7 @@ import re
 from pathlib import Path
 
 from shortstack.checkpoint.file_names import DEMO_HUB_ID, DOWNLOADED, is_demo
-from shortstack.checkpoint.index import conversion
+from shortstack.checkpoint.index import CONVERSION
 from shortstack.errors import CheckpointError, InputError, one_line
 from shortstack.machine.hub import connection_error
 from shortstack.machine.progress import Progress
@@ -97,8 +97,7 @@ def _from_hub(name: str, revision: str | None, *, fix: str, download: bool) -> P
         raise CheckpointError(
             "none",
             expected="safetensors weights on the hub (pickled files can run code, and are not downloaded)",
-            fix=f"if it has pickled weights and you trust them, convert "
-            f"them: {conversion(name, name.rpartition('/')[2])}",
+            fix=CONVERSION,
             where=name,
         )
     return snapshot
