@@ -14,7 +14,6 @@ import pytest
 from scipy import stats as scipy
 
 from shortstack.machine.formats import shown
-from shortstack.machine.latex import latex_text
 from shortstack.report import Report
 from stores import Store, perplexity, plan, probe, settings, task
 
@@ -92,7 +91,7 @@ def test_shares_are_in_percent_and_other_numbers_as_they_are_in_every_form(repor
         "pile": "number",
         "one": "perplexity",
     }
-    page, markdown, latex = html.unescape(report.html()), report.markdown(), report.latex()
+    page, markdown = html.unescape(report.html()), report.markdown()
     table = next(each for each in report.tables if each.key == "metrics")
     for label in MEASURED:
         section = markdown.split(f"## {table.title}\n")[1]
@@ -103,7 +102,6 @@ def test_shares_are_in_percent_and_other_numbers_as_they_are_in_every_form(repor
                 text = shown(expected(label)[column.label], kinds[column.label])
                 assert cell.text == text
                 assert text in line
-                assert latex_text(text) in latex
                 assert f">{text}" in page
     assert "140.0" not in markdown, "bits per byte of 1.4 are no percentage"
 
