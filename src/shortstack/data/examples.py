@@ -10,8 +10,8 @@ from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from shortstack.data.mixture import Weighted, Written, parse_sources
-from shortstack.data.sources import OWN, prompt_and_response, read_records, record_format, shuffled_records
-from shortstack.data.tokens import bos_ids, check_text, encode, filled_window, own_windows
+from shortstack.data.sources import prompt_and_response, read_records, record_format, shuffled_records
+from shortstack.data.tokens import bos_ids, check_text, encode, made_windows
 from shortstack.errors import DataError
 from shortstack.machine.numbers import is_share, part_of
 
@@ -166,19 +166,9 @@ def _made(
     written: Written | None,
 ) -> list[Example]:
     """So many samples of a source that is written as it is read."""
-    bos = bos_ids(tokenizer)
-    room = max_length - len(bos)
-    if source == OWN:
-        return [
-            Example((*bos, *window), (True,) * (len(bos) + len(window)))
-            for window in own_windows(written, room, amount)
-        ]
     rng = random.Random(f"{seed} {source} to learn")  # other texts than those that calibrate
-    filled = [filled_window(source, tokenizer, room, rng) for _ in range(amount)]
-    return [
-        Example((*bos, *(token for token, _ in window)), (*(False for _ in bos), *(counts for _, counts in window)))
-        for window in filled
-    ]
+    windows = made_windows(source, tokenizer, max_length, amount, rng, written)
+    return [Example(tuple(ids), tuple(learn)) for ids, learn in zip(*(part.tolist() for part in windows), strict=True)]
 
 
 def _examples(record: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase, max_length: int) -> list[Example]:
