@@ -660,8 +660,9 @@ def test_a_plan_and_scores_are_told_apart(command, worded, tmp_path):
     asked = ("--metric", "bi", "--text", "t.txt", "--samples", "2", "--length", "16")
     assert command("score", worded, *asked, "-o", "scores.json", "-q")[0] == 0
     assert command("plan", "scores.json", "--metric", "bi", "--drop", "1", "-o", "plan.json", "-q")[0] == 0
-    assert "shortstack plan scores.json -o plan.json" in prune_refused(command, worded, "--plan", "scores.json")
-    assert "found     a plan" in command.refused("plan", "plan.json", "--metric", "bi", "--drop", "1")
+    assert "the JSON that `shortstack plan -o` writes" in prune_refused(command, worded, "--plan", "scores.json")
+    said = command.refused("plan", "plan.json", "--metric", "bi", "--drop", "1")
+    assert "the JSON that `shortstack score -o` writes" in said
 
 
 @pytest.mark.skipif(not Path("/proc/self").exists(), reason="there is no /proc")

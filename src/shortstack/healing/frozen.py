@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -23,7 +24,7 @@ from shortstack.healing.activations import Activations, activations_under, check
 from shortstack.healing.learner import counted, padded
 from shortstack.healing.schedule import Objective
 from shortstack.machine.cache import content_key
-from shortstack.machine.device import Compute, dtype_named
+from shortstack.machine.device import Compute, Dtype
 from shortstack.machine.progress import Progress, paced, silent
 
 
@@ -134,7 +135,8 @@ class _Walk:
     layers: int
 
     def run(self) -> None:
-        compute = Compute(dtype=dtype_named(str(self.freezer.dtype)), device=self.freezer.device)
+        dtype = cast("Dtype", str(self.freezer.dtype).removeprefix("torch."))
+        compute = Compute(dtype=dtype, device=self.freezer.device)
         decoder = Decoder.open(self.checkpoint, compute)
         decoder.check_bare(train_all(self.freezer.checkpoint))
         batches = [(numbers, self._ids(numbers, decoder)) for numbers in by_length(self.frozen.lengths)]
