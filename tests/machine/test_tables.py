@@ -131,9 +131,3 @@ def test_scores_and_plans_are_loaded_as_they_were_saved(results, tmp_path):
     assert ss.Plan.load(tmp_path / "plan.json") == results["Plan"]
     with pytest.raises(ss.errors.DataError, match=r"plan\.json"):
         ss.Scores.load(tmp_path / "plan.json")
-
-
-def test_the_version_is_that_of_the_package():
-    from importlib.metadata import version
-
-    assert ss.__version__ == version("shortstack")
