@@ -67,7 +67,7 @@ def test_the_observer_sees_what_forward_hooks_see_the_last_layer_before_the_fina
         assert torch.equal(after, hook_out)
 
 
-@pytest.mark.parametrize("name", ["zaya", "hy_v4", "gemma3n_text", "gemma4_text", "mllama", "openai-gpt", "bamba"])
+@pytest.mark.parametrize("name", ["zaya", "hy_v4", "gemma3n_text", "mllama", "openai-gpt", "bamba"])
 def test_routes_keep_apart_what_layers_share_beside_hidden_states(name, tmp_path):
     """Router states, selections of tokens, and dictionaries of keys and values, against one forward for each skipped."""
     checkpoint = Checkpoint.open(architectures.make(name, tmp_path / "source"))

@@ -86,11 +86,10 @@ def written_in(rows):
         yield
 
 
-@pytest.mark.parametrize("model_type", ["llama", "mixtral"])
 @torch.no_grad()
-def test_what_is_drawn_depends_on_the_seed_and_the_prompts_number_alone(model_type, monkeypatch):
-    """Not on free memory, and not on the prompts beside it."""
-    model = Checkpoint.open(tiny(model_type)).model(dtype=torch.float32)
+def test_what_is_drawn_depends_on_the_seed_and_the_prompts_number_alone(monkeypatch):
+    """Not on free memory, and not on the prompts beside it, which share experts."""
+    model = Checkpoint.open(tiny("mixtral")).model(dtype=torch.float32)
     model.generation_config.eos_token_id = None
     drawn = []
     for most in (2, 8, 64):
@@ -169,7 +168,6 @@ def test_with_a_seed_tokens_are_drawn_from_the_models_distribution():
     share = torch.bincount(drawn, minlength=len(p)) / 4000
     assert (share - p).abs().max() < 4 * 0.5 / 4000**0.5
     assert p.max() < 0.5, "a case in which greedy would be seen"
-    assert generate(model, PROMPTS, [8] * 4, seed=3) == generate(model, PROMPTS, [8] * 4, seed=3)
     assert generate(model, PROMPTS, [8] * 4, seed=3) != generate(model, PROMPTS, [8] * 4, seed=4)
 
 
