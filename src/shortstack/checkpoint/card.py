@@ -180,7 +180,6 @@ def _command(step: Mapping[str, Any], name: str | None) -> str:
 
 
 def _refitted(tokens: Mapping[str, Any]) -> dict[str, Any]:
-    """The options of a repair on these windows."""
     text = ",".join(_sources(tokens["source"], weighted=True))
     how = {"repair": True, "text": text, "repair_samples": tokens["samples"], "length": tokens["length"]}
     return {**how, "seed": tokens["seed"] or None}

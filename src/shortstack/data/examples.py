@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import islice
+from itertools import chain, islice
 from typing import TYPE_CHECKING, Any
 
 from shortstack.data.mixture import Weighted, Written, parse_sources
@@ -59,14 +59,10 @@ def read_examples(
             read[name] = [[made] for made in _made(name, amount, tokenizer, max_length, seed, written)]
     if len(wanted) == 1:
         (only,) = read.values()
-        return _joined(rng.sample(only, len(only)))[: sum(wanted.values())]
+        return [*chain.from_iterable(rng.sample(only, len(only)))][: sum(wanted.values())]
     drawn = {name: rng.sample(read[name], min(amount, len(read[name]))) for name, amount in wanted.items()}
     chosen = [part for name, amount in wanted.items() for part in _first(drawn[name], amount)]
-    return _joined(rng.sample(chosen, len(chosen)))
-
-
-def _joined(parts: Iterable[Conversation]) -> list[Example]:
-    return [example for part in parts for example in part]
+    return [*chain.from_iterable(rng.sample(chosen, len(chosen)))]
 
 
 def _first(parts: Sequence[Conversation], amount: int) -> Iterator[Conversation]:

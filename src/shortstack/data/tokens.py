@@ -90,7 +90,7 @@ class Tokens:
                 where=source,
             )
         if samples is None and Weighted(source).endless:
-            raise endless("samples", source)
+            raise _endless(source)
         if Weighted(source).endless:
             rng = random.Random(f"{seed} held out {source}" if held_out else f"{seed} {source}")
             ids, counted = made_windows(source, tokenizer, length, samples or 1, rng, written)
@@ -188,7 +188,7 @@ class CalibrationText:
         check_options(self)
         sources = parse_sources(self.text)
         if parse_samples(self.samples) is None and any(weighted.endless for weighted in sources):
-            raise endless("samples", next(weighted.source for weighted in sources if weighted.endless))
+            raise _endless(next(weighted.source for weighted in sources if weighted.endless))
 
     def check(self) -> None:
         """Refuse texts that cannot be read, before a model is opened; the hub is not asked.
@@ -263,10 +263,10 @@ def check_text(text: str) -> None:
         ) from error
 
 
-def endless(option: str, source: str) -> DataError:
+def _endless(source: str) -> DataError:
     """That all of a text is asked for which is written as it is read."""
     fix = "say how many samples, or name other texts"
-    return DataError(f"{source}, which has no end", expected="a number of windows", fix=fix, option=option)
+    return DataError(f"{source}, which has no end", expected="a number of windows", fix=fix, option="samples")
 
 
 def own_windows(written: Written | None, room: int, amount: int) -> list[list[int]]:
