@@ -1,13 +1,11 @@
 """Batched generation against one prompt at a time, a whole forward pass for each token, and its distribution."""
 
-from contextlib import contextmanager
 from functools import partial
-from unittest import mock
 
 import architectures
 import pytest
 import torch
-from transformers import BartConfig, BartForCausalLM, GenerationConfig
+from transformers import GenerationConfig
 
 import shortstack.decoder.generation
 from shortstack.checkpoint import Checkpoint
@@ -57,33 +55,6 @@ def test_a_batch_of_other_lengths_than_those_tried_writes_what_each_gets_alone(m
 
 MANY = [tuple(range(3 + number, 5 + number + number % 7)) for number in range(24)]
 LIMITS = [1 + (7 * number) % 11 for number in range(24)]
-
-
-@pytest.mark.parametrize(
-    ("prompts", "batches"),
-    [([(5, 9), (7, 3), (8, 4)], [3]), ([(5, 9), (7,), (8, 4)], [1, 2])],
-    ids=["equal", "unequal"],
-)
-@torch.no_grad()
-def test_prompts_of_one_length_are_a_batch_where_padding_is_wrong(prompts, batches):
-    sizes = {"d_model": 16, "decoder_layers": 2, "decoder_attention_heads": 2, "decoder_ffn_dim": 32, "vocab_size": 96}
-    model, rows = BartForCausalLM(BartConfig(**sizes, eos_token_id=2)).eval(), []
-    with written_in(rows):
-        generate(model, prompts, [4] * 3)
-    assert [count for count, tokens in rows if tokens == 4] == batches
-
-
-@contextmanager
-def written_in(rows):
-    """While it lasts, rows has how many prompts are written at once, and how far."""
-    write = shortstack.decoder.generation._write
-
-    def recorded(model, prompts, limits, **how):
-        rows.append((len(prompts), max(limits)))
-        return write(model, prompts, limits, **how)
-
-    with mock.patch.object(shortstack.decoder.generation, "_write", recorded):
-        yield
 
 
 @torch.no_grad()

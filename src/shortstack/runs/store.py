@@ -199,12 +199,13 @@ def _json(data: Any) -> str:
 
 
 def _check_there(folder: Folder) -> None:
+    root = folder.root
     if not folder.database.is_file():
         raise DataError(
-            f"no {folder.database.name} in it" if folder.root.is_dir() else "no such folder",
+            f"no {folder.database.name} in it" if root.is_dir() else "a file" if root.exists() else "no such folder",
             expected="the folder of a study",
             fix="name the folder that `shortstack study FILE.yaml -o RUNS` writes",
-            where=folder.root,
+            where=root,
         )
 
 
