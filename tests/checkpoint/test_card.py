@@ -161,8 +161,8 @@ def test_results_stand_with_their_errors_and_counts():
     content = CardContent(measured={"unpruned": {**found, "probes": {}}, "healed": found})
     card = model_card("out", record("demo"), content)
     assert "| perplexity on pydoc | 21.09 | 21.09 |" in card
-    assert "| piqa, acc | 0.610 ± 0.022 (n = 500) | 0.610 ± 0.022 (n = 500) |" in card
-    assert "| writing: copying |  | 0.500 ± 0.100 (n = 24) |" in card
+    assert "| piqa, acc | 0.6100 ± 0.0220 (n = 500) | 0.6100 ± 0.0220 (n = 500) |" in card
+    assert "| writing: copying |  | 0.5000 ± 0.1000 (n = 24) |" in card
 
 
 @pytest.mark.parametrize(

@@ -74,22 +74,14 @@ def test_what_is_written_again_is_the_same_to_gguf_py(tmp_path):
     assert seen(tmp_path / "c.gguf")[1] == seen(path)[1]
 
 
-VALUES = st.one_of(
-    st.tuples(st.just(UINT32), st.integers(0, 2**32 - 1)),
-    st.tuples(st.just(INT32), st.integers(-(2**31), 2**31 - 1)),
-    st.tuples(st.just(FLOAT32), st.floats(width=32, allow_nan=False)),
-    st.tuples(st.just(BOOL), st.booleans()),
-    st.tuples(st.just(STRING), st.text(st.characters(codec="utf-8"))),
+@pytest.mark.parametrize(
+    ("kind", "value"),
+    [(UINT32, 2**32 - 1), (INT32, -(2**31)), (FLOAT32, 0.5), (BOOL, True), (STRING, ""), (STRING, "größer\0\u2581")],
 )
-
-
-@settings(max_examples=50)
-@given(st.lists(VALUES, min_size=1, max_size=6))
-def test_values_of_every_kind_come_back(values):
-    for kind, value in values:
-        entry = Entry.text(value) if kind == STRING else Entry.number(value, kind)
-        assert entry.value == value
-        assert Entry.array([value, value], kind).value == [value, value]
+def test_values_of_every_kind_come_back(kind, value):
+    entry = Entry.text(value) if kind == STRING else Entry.number(value, kind)
+    assert entry.value == value
+    assert Entry.array([value, value], kind).value == [value, value]
 
 
 def test_a_model_in_parts_is_one_and_a_missing_part_is_named(tmp_path):

@@ -71,6 +71,11 @@ def rename_the_file(folder: Path) -> None:
     torch.save(AutoModelForCausalLM.from_pretrained(tiny("llama")).state_dict(), folder / "pytorch_model.bin")
 
 
+def pickle_the_weights(folder: Path) -> None:
+    torch.save(load_file(folder / SINGLE), folder / "pytorch_model.bin")
+    (folder / SINGLE).unlink()
+
+
 def put_an_adapter_beside(folder: Path) -> None:
     (folder / "adapter_config.json").write_text("{}")
 
@@ -91,8 +96,9 @@ def store_a_tensor_twice(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "found"),
     [
-        (store_a_tensor_twice, "each tensor in one shard, found 1 in several"),
+        (store_a_tensor_twice, "each tensor in the one shard that the index names, found an unlisted"),
         (put_shards_beside, "left from an earlier save"),
+        (pickle_the_weights, r"pytorch_model.bin: .*found pickled weights.*save_pretrained\(\) writes safetensors"),
         (rename_the_file, r"no index, and llama.safetensors.*name it model.safetensors"),
         (put_an_adapter_beside, "an adapter beside them"),
         (name_the_weights, "found '../model.safetensors'"),

@@ -1,5 +1,6 @@
 """Opening reads headers only, whatever the size."""
 
+import itertools
 import json
 import sys
 from pathlib import Path
@@ -22,23 +23,15 @@ def sparse_giant(directory: Path) -> Path:
         "hidden_size": 16384,
     }
     (directory / "config.json").write_text(json.dumps(config))
-    weight_map = {}
-    for layer in range(LAYERS):
-        file, header, position = f"model-{layer + 1:05d}-of-{LAYERS:05d}.safetensors", {}, 0
-        for name, shape in LAYER.items():
-            size = 2 * shape[0] * shape[1]
-            header[f"model.layers.{layer}.{name}.weight"] = {
-                "dtype": "BF16",
-                "shape": shape,
-                "data_offsets": [position, position + size],
-            }
-            position += size
-        text = json.dumps(header).encode()
-        with (directory / file).open("wb") as out:
-            out.write(len(text).to_bytes(8, "little") + text)
-            out.truncate(8 + len(text) + position)
-        weight_map |= dict.fromkeys(header, file)
-    (directory / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
+    header, position = {}, 0
+    for layer, (name, shape) in itertools.product(range(LAYERS), LAYER.items()):
+        end = position + 2 * shape[0] * shape[1]
+        tensor = {"dtype": "BF16", "shape": shape, "data_offsets": [position, end]}
+        header[f"model.layers.{layer}.{name}.weight"], position = tensor, end
+    text = json.dumps(header).encode()
+    with (directory / "model.safetensors").open("wb") as out:
+        out.write(len(text).to_bytes(8, "little") + text)
+        out.truncate(8 + len(text) + position)
     return directory
 
 

@@ -114,7 +114,7 @@ def test_a_broken_file_is_refused_by_name(name, tmp_path):
 
 def test_a_missing_file_and_a_directory_are_refused(tmp_path):
     for path in (tmp_path, tmp_path / "none.safetensors"):
-        with pytest.raises(CheckpointError, match=r"readable safetensors file|expected a file"):
+        with pytest.raises(CheckpointError, match="readable safetensors file"):
             read_shard(path)
 
 

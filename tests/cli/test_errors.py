@@ -17,7 +17,6 @@ from unittest import mock
 
 import architectures
 import pytest
-import torch
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
@@ -201,7 +200,7 @@ def remap(name: str) -> Callable[[dict], object]:
 
 INDICES = {
     "missing tensor": (lambda index: index["weight_map"].update(none=index["weight_map"]["lm_head.weight"]), "none in"),
-    "missing entry": (lambda index: index["weight_map"].pop("lm_head.weight"), "lm_head.weight only in a shard"),
+    "missing entry": (lambda index: index["weight_map"].pop("lm_head.weight"), "an unlisted lm_head.weight in model-"),
     "no map": (lambda index: index.pop("weight_map"), "weight_map"),
     "list for a name": (remap(["x"]), "unhashable"),
     "number for a name": (remap(5), "not supported"),
@@ -279,21 +278,6 @@ def test_layers_that_a_quantised_form_hides(command, model):
     save_file(fused, model / SINGLE)
     edit(model / "config.json", lambda config: config.update(quantization_config={"quant_method": "gptq", "bits": 4}))
     assert "no tensor with a layer number" in prune_refused(command, model)
-
-
-def test_pickled_weights_are_refused_with_a_command_that_converts_them(command, tmp_path, monkeypatch):
-    model = Path(shutil.copytree(tiny("llama"), tmp_path / 'it\'s "mine"'))
-    tensors = load_file(model / SINGLE)
-    torch.save(tensors, model / "pytorch_model.bin")
-    (model / SINGLE).unlink()
-    convert = re.search(r"convert it: (python -c .*); then", prune_refused(command, model))
-    _python, _c, code, *arguments = shlex.split(convert[1])
-    monkeypatch.setattr(sys, "argv", ["-c", *arguments])
-    exec(code, {})  # noqa: S102  our own
-    converted = load_file(Path(f"{model}-safetensors") / SINGLE)
-    assert converted.keys() == tensors.keys()
-    assert all(torch.equal(converted[name], tensor) for name, tensor in tensors.items())
-    assert command("prune", f"{model}-safetensors", *PLAIN, "-o", tmp_path / "out")[0] == 0
 
 
 def test_a_file_that_is_not_gguf(command, tmp_path):
@@ -676,8 +660,9 @@ def test_a_plan_and_scores_are_told_apart(command, worded, tmp_path):
     asked = ("--metric", "bi", "--text", "t.txt", "--samples", "2", "--length", "16")
     assert command("score", worded, *asked, "-o", "scores.json", "-q")[0] == 0
     assert command("plan", "scores.json", "--metric", "bi", "--drop", "1", "-o", "plan.json", "-q")[0] == 0
-    assert "shortstack plan scores.json -o plan.json" in prune_refused(command, worded, "--plan", "scores.json")
-    assert "found     a plan" in command.refused("plan", "plan.json", "--metric", "bi", "--drop", "1")
+    assert "the JSON that `shortstack plan -o` writes" in prune_refused(command, worded, "--plan", "scores.json")
+    said = command.refused("plan", "plan.json", "--metric", "bi", "--drop", "1")
+    assert "the JSON that `shortstack score -o` writes" in said
 
 
 @pytest.mark.skipif(not Path("/proc/self").exists(), reason="there is no /proc")

@@ -9,7 +9,7 @@ from shortstack.data import CalibrationText, Tokens, read_examples
 from shortstack.data.examples import shares
 from shortstack.data.in_context import IN_CONTEXT
 from shortstack.data.mixture import MIX, MIXED, READ, parse_sources
-from shortstack.data.tokens import check_enough, encode, split
+from shortstack.data.tokens import check_enough, split
 from shortstack.errors import DataError
 from shortstack.healing import TrainingData
 from zoo import tokenizer
@@ -157,22 +157,18 @@ def test_a_share_is_of_what_would_be_read_without_it(tmp_path):
         assert read_examples(data, PLAIN, max_length=64, most=1.0) == whole
 
 
-@pytest.mark.parametrize("most", [3, 7, 100])
-def test_shares_are_never_more_than_most(most):
+def test_shares_are_never_more_than_most():
     sources = parse_sources("a,b=2,self=0.3")
-    found = shares(sources, {"a": 50, "b": 60}, most)
-    assert sum(found.values()) <= most
-    assert min(found.values()) >= 1
-    assert found["a"] <= 50
-    assert found["b"] <= 60
+    for most in (3, 7, 100):
+        found = shares(sources, {"a": 50, "b": 60}, most)
+        assert sum(found.values()) <= most
+        assert min(found.values()) >= 1
     with pytest.raises(DataError, match="at least one sample of each of 3 sources"):
         shares(sources, {"a": 50, "b": 60}, 2)
 
 
-@pytest.mark.parametrize(
-    ("source", "length"),
-    [("copying", 24), ("copying", 512), ("recall", 96), ("recall", 512), ("drills", 96), ("drills", 512)],
-)
+@pytest.mark.parametrize("length", [96, 512])
+@pytest.mark.parametrize("source", ["copying", "recall", "drills"])
 def test_windows_of_any_length_are_full_and_something_counts_in_each(source, length):
     tokens = Tokens.read(source, PLAIN, samples=6, length=length)
     assert tokens.ids.shape == (6, length)
@@ -183,4 +179,3 @@ def test_what_is_learnt_is_not_what_calibrates():
     examples = read_examples("copying", PLAIN, max_length=200, most=8)
     windows = Tokens.read("copying", PLAIN, samples=8, length=200)
     assert not {example.ids for example in examples} & set(map(tuple, windows.ids.tolist()))
-    assert encode(PLAIN, "\n\n")

@@ -112,6 +112,8 @@ def test_null_counts_as_absent(record, learnt_text, tmp_path):
         ),
         ({"messages": [{"role": 5, "content": "a"}]}, "messages: {.*5"),
         ({"instruction": "Say.", "output": None}, r"keys instruction, output \(null\)"),
+        ({"question": "?"}, "keys question"),
+        ([1], r"\[1\]"),
     ],
 )
 def test_a_field_of_a_wrong_type_is_named_with_its_line(record, found, tmp_path):
@@ -266,8 +268,11 @@ def test_a_template_whose_prompt_changes_once_it_is_answered_is_refused(tmp_path
         read_examples(path, last_only)
 
 
-def test_text_that_no_encoding_can_hold_and_a_byte_order_mark(tmp_path):
+def test_lines_that_are_no_json_or_no_text_and_a_byte_order_mark(tmp_path):
     path = tmp_path / "a.jsonl"
+    path.write_text("{broken", encoding="utf-8")
+    with pytest.raises(DataError, match=r"line 1.*found '{broken'"):
+        read_examples(str(path), PLAIN)
     path.write_text('{"text": "\\ud800 abc"}\n', encoding="utf-8")
     with pytest.raises(DataError, match="lone surrogate at character 0"):
         read_examples(str(path), PLAIN)
@@ -282,13 +287,3 @@ def test_text_that_no_encoding_can_hold_and_a_byte_order_mark(tmp_path):
 def test_windows_without_room_or_number_are_refused(wrong):
     with pytest.raises(DataError, match="at least one window"):
         Tokens.read("pydoc", WITH_BOS, **wrong)
-
-
-@pytest.mark.parametrize(
-    ("line", "complaint"),
-    [("{broken", "line 2"), ('{"question": "?"}', "line 2.*question"), ("[1]", "line 2")],
-)
-def test_a_wrong_line_is_named(tmp_path, line, complaint):
-    (tmp_path / "a.jsonl").write_text('{"text": "fine"}\n' + line + "\n")
-    with pytest.raises(DataError, match=complaint):
-        read_examples(str(tmp_path / "a.jsonl"), PLAIN)

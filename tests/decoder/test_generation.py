@@ -1,13 +1,11 @@
 """Batched generation against one prompt at a time, a whole forward pass for each token, and its distribution."""
 
-from contextlib import contextmanager
 from functools import partial
-from unittest import mock
 
 import architectures
 import pytest
 import torch
-from transformers import BartConfig, BartForCausalLM, GenerationConfig
+from transformers import GenerationConfig
 
 import shortstack.decoder.generation
 from shortstack.checkpoint import Checkpoint
@@ -59,38 +57,10 @@ MANY = [tuple(range(3 + number, 5 + number + number % 7)) for number in range(24
 LIMITS = [1 + (7 * number) % 11 for number in range(24)]
 
 
-@pytest.mark.parametrize(
-    ("prompts", "batches"),
-    [([(5, 9), (7, 3), (8, 4)], [3]), ([(5, 9), (7,), (8, 4)], [1, 2])],
-    ids=["equal", "unequal"],
-)
 @torch.no_grad()
-def test_prompts_of_one_length_are_a_batch_where_padding_is_wrong(prompts, batches):
-    sizes = {"d_model": 16, "decoder_layers": 2, "decoder_attention_heads": 2, "decoder_ffn_dim": 32, "vocab_size": 96}
-    model, rows = BartForCausalLM(BartConfig(**sizes, eos_token_id=2)).eval(), []
-    with written_in(rows):
-        generate(model, prompts, [4] * 3)
-    assert [count for count, tokens in rows if tokens == 4] == batches
-
-
-@contextmanager
-def written_in(rows):
-    """While it lasts, rows has how many prompts are written at once, and how far."""
-    write = shortstack.decoder.generation._write
-
-    def recorded(model, prompts, limits, **how):
-        rows.append((len(prompts), max(limits)))
-        return write(model, prompts, limits, **how)
-
-    with mock.patch.object(shortstack.decoder.generation, "_write", recorded):
-        yield
-
-
-@pytest.mark.parametrize("model_type", ["llama", "mixtral"])
-@torch.no_grad()
-def test_what_is_drawn_depends_on_the_seed_and_the_prompts_number_alone(model_type, monkeypatch):
-    """Not on free memory, and not on the prompts beside it."""
-    model = Checkpoint.open(tiny(model_type)).model(dtype=torch.float32)
+def test_what_is_drawn_depends_on_the_seed_and_the_prompts_number_alone(monkeypatch):
+    """Not on free memory, and not on the prompts beside it, which share experts."""
+    model = Checkpoint.open(tiny("mixtral")).model(dtype=torch.float32)
     model.generation_config.eos_token_id = None
     drawn = []
     for most in (2, 8, 64):
@@ -169,7 +139,6 @@ def test_with_a_seed_tokens_are_drawn_from_the_models_distribution():
     share = torch.bincount(drawn, minlength=len(p)) / 4000
     assert (share - p).abs().max() < 4 * 0.5 / 4000**0.5
     assert p.max() < 0.5, "a case in which greedy would be seen"
-    assert generate(model, PROMPTS, [8] * 4, seed=3) == generate(model, PROMPTS, [8] * 4, seed=3)
     assert generate(model, PROMPTS, [8] * 4, seed=3) != generate(model, PROMPTS, [8] * 4, seed=4)
 
 

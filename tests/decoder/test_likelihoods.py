@@ -95,17 +95,6 @@ def test_a_shared_context_passes_the_layers_once(monkeypatch):
         assert passed == expected
 
 
-def test_the_head_sees_only_states_that_score_a_token(monkeypatch):
-    decoder, seen = Decoder.load(Checkpoint.open(tiny("llama")), dtype=torch.float32), []
-    original = Decoder.token_logits
-    monkeypatch.setattr(
-        Decoder, "token_logits", lambda self, states: seen.append(len(states)) or original(self, states)
-    )
-    asked = requests()
-    likelihoods(decoder, asked)
-    assert sum(seen) == sum(len(request.ids) - request.start for request in asked)
-
-
 @pytest.mark.parametrize("model_type", ["mamba", "jamba", "bloom", "moshi"])
 def test_what_cannot_continue_a_copied_context_shares_nothing(model_type, tmp_path):
     """States without a row for each token, no positions to give, or positions numbered another way."""

@@ -23,8 +23,13 @@ pytestmark = pytest.mark.usefixtures("own_cache")
 @pytest.fixture(autouse=True)
 def few_and_short(monkeypatch):
     monkeypatch.setattr(shortstack.decoder.own_text, "BATCHES", (3, 4))
-    for name, length in (("QUESTION_TOKENS", 12), ("ANSWER_TOKENS", 20), ("TEXT_TOKENS", 24)):
+    for name, length in (("QUESTION_TOKENS", 6), ("ANSWER_TOKENS", 10), ("TEXT_TOKENS", 12)):
         monkeypatch.setattr(shortstack.decoder.own_text, name, length)
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    return Checkpoint.open(speaking(tmp_path_factory.mktemp("speaking") / "model"))
 
 
 def drawn(what, seed=0):
@@ -32,18 +37,17 @@ def drawn(what, seed=0):
     return int(hashlib.sha256(f"{seed} {what}".encode()).hexdigest()[:8], 16)
 
 
-def test_a_chat_is_a_question_after_the_template_and_an_answer_after_that(tmp_path):
-    checkpoint = Checkpoint.open(speaking(tmp_path / "model"))
+def test_a_chat_is_a_question_after_the_template_and_an_answer_after_that(checkpoint):
     tokenizer, model = checkpoint.tokenizer(), checkpoint.model(dtype=torch.float32)
     opening = tokenizer("<s>user: ", add_special_tokens=False).input_ids
-    questions = generate(model, [opening] * 3, [12] * 3, seed=drawn("0 questions", 5))
+    questions = generate(model, [opening] * 3, [6] * 3, seed=drawn("0 questions", 5))
     texts = OwnText(checkpoint, Compute(seed=5)).texts(2)
     assert len(texts) == 3
     for text, question in zip(texts, questions, strict=True):
         words = tokenizer.decode(question, skip_special_tokens=True).strip()
         prompt = tokenizer(f"<s>user: {words}</s><s>assistant: ", add_special_tokens=False).input_ids
         assert text[: len(prompt)] == prompt
-        assert 1 < len(text) - len(prompt) <= 20
+        assert 1 < len(text) - len(prompt) <= 10
 
 
 @pytest.mark.parametrize("doubled", [True, False])
@@ -68,12 +72,12 @@ def test_a_chat_is_written_after_one_bos_and_kept_without(tmp_path, doubled, mon
 
 def test_a_base_model_writes_from_bos(tmp_path):
     checkpoint = Checkpoint.open(speaking(tmp_path / "model", chat=False, bos=True))
-    expected = generate(checkpoint.model(dtype=torch.float32), [[1]] * 3, [24] * 3, seed=drawn("0 texts"))
+    expected = generate(checkpoint.model(dtype=torch.float32), [[1]] * 3, [12] * 3, seed=drawn("0 texts"))
     assert OwnText(checkpoint).texts(3) == [text for text in expected if len(text) > 1]
 
 
-def test_texts_are_kept_and_more_of_them_begin_with_the_same(tmp_path, monkeypatch):
-    checkpoint, seeds = Checkpoint.open(speaking(tmp_path / "model")), []
+def test_texts_are_kept_and_more_of_them_begin_with_the_same(checkpoint, tmp_path, monkeypatch):
+    seeds = []
 
     def recorded(*given, seed, **how):
         seeds.append(seed)
@@ -94,16 +98,13 @@ def test_texts_are_kept_and_more_of_them_begin_with_the_same(tmp_path, monkeypat
     assert OwnText(checkpoint).texts(7) == more
 
 
-def test_texts_of_a_model_that_is_shared_out_are_others(tmp_path):
+def test_texts_of_a_model_that_is_shared_out_are_others(checkpoint):
     """Its layers lie elsewhere in memory, where products may round otherwise."""
-    checkpoint = Checkpoint.open(speaking(tmp_path / "model"))
     keys = {Writer(checkpoint, Compute(device_map=placed)).key for placed in (None, "auto", "sequential")}
     assert len(keys) == 3
 
 
-def test_the_state_after_a_kill_is_what_was_written_whole(tmp_path, monkeypatch):
-    checkpoint = Checkpoint.open(speaking(tmp_path / "model"))
-
+def test_the_state_after_a_kill_is_what_was_written_whole(checkpoint, tmp_path, monkeypatch):
     def killed(*_, **__):
         raise KeyboardInterrupt
 
@@ -133,8 +134,7 @@ def test_a_model_that_writes_nothing_is_said_to(tmp_path):
         OwnText(checkpoint).texts(2)
 
 
-def test_windows_of_mix_are_of_four_kinds_and_a_streamed_model_reads_the_rest(tmp_path, monkeypatch):
-    checkpoint = Checkpoint.open(speaking(tmp_path / "model"))
+def test_windows_of_mix_are_of_four_kinds_and_a_streamed_model_reads_the_rest(checkpoint, monkeypatch):
     text = CalibrationText(samples=2, length=64)
     sources = [kind.source for kind in calibration_tokens(checkpoint, text).kinds]
     assert sources == ["pydoc", "self", "copying", "drills"]
@@ -145,8 +145,7 @@ def test_windows_of_mix_are_of_four_kinds_and_a_streamed_model_reads_the_rest(tm
         assert [kind.source for kind in tokens.kinds] == ["pydoc", "copying", "drills"]
 
 
-def test_where_nothing_opens_a_text_mix_reads_the_rest_and_self_is_refused(tmp_path, monkeypatch):
-    checkpoint = Checkpoint.open(speaking(tmp_path / "model"))
+def test_where_nothing_opens_a_text_mix_reads_the_rest_and_self_is_refused(checkpoint, monkeypatch):
     tokenizer = checkpoint.tokenizer()
     tokenizer.chat_template = "no place for words"
     monkeypatch.setattr(Checkpoint, "tokenizer", lambda _self: tokenizer)
@@ -157,31 +156,28 @@ def test_where_nothing_opens_a_text_mix_reads_the_rest_and_self_is_refused(tmp_p
         calibration_tokens(checkpoint, CalibrationText("self", samples=2, length=64))
 
 
-def test_windows_longer_than_a_text_are_of_several(tmp_path):
-    checkpoint = Checkpoint.open(speaking(tmp_path / "model"))
+def test_windows_longer_than_a_text_are_of_several(checkpoint):
     tokens = calibration_tokens(checkpoint, CalibrationText("self", samples=2, length=60))
     stream = [token for text in OwnText(checkpoint).texts(7) for token in text]
     assert tokens.ids.flatten().tolist() == stream[:120]
 
 
-def test_a_missing_file_is_said_before_anything_is_written(tmp_path, monkeypatch):
-    checkpoint = Checkpoint.open(speaking(tmp_path / "model"))
+def test_a_missing_file_is_said_before_anything_is_written(checkpoint, tmp_path, monkeypatch):
     monkeypatch.setattr(shortstack.decoder.own_text, "generate", None)
     with pytest.raises(DataError, match=r"missing\.txt"):
         calibration_tokens(checkpoint, CalibrationText(f"self,{tmp_path / 'missing.txt'}", samples=2, length=24))
 
 
-def test_own_text_of_a_model_that_does_not_fit_is_refused(tmp_path, monkeypatch):
+def test_own_text_of_a_model_that_does_not_fit_is_refused(checkpoint, monkeypatch):
     import shortstack.machine.memory
 
-    checkpoint = Checkpoint.open(speaking(tmp_path / "model"))
     monkeypatch.setattr(shortstack.machine.memory, "available_memory", lambda _: 1000)
     with pytest.raises(InputError, match="room for its weights"):
         calibration_tokens(checkpoint, CalibrationText("self", samples=2, length=16))
 
 
-def test_a_deadline_leaves_texts_unwritten_and_the_number_gives_the_same_again(tmp_path, monkeypatch):
-    checkpoint, at = Checkpoint.open(speaking(tmp_path / "model")), [0.0]
+def test_a_deadline_leaves_texts_unwritten_and_the_number_gives_the_same_again(checkpoint, monkeypatch):
+    at = [0.0]
 
     def timed(*args, **options):
         at[0] += 10
@@ -200,9 +196,8 @@ def test_a_deadline_leaves_texts_unwritten_and_the_number_gives_the_same_again(t
     assert OwnText(checkpoint).texts(7) == some
 
 
-def test_a_calibration_text_in_time_has_the_samples_that_were_written(tmp_path, monkeypatch):
+def test_a_calibration_text_in_time_has_the_samples_that_were_written(checkpoint, monkeypatch):
     """One batch is written after any deadline."""
-    checkpoint = Checkpoint.open(speaking(tmp_path / "model"))
     text = CalibrationText("self,copying", samples=50, length=16)
     limited = text_in_time(checkpoint, text, Clock(1, used=2))
     written = sum(map(len, OwnText(checkpoint).texts(3)))

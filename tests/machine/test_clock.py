@@ -5,36 +5,17 @@ import math
 from shortstack.machine.clock import Clock
 
 
-class Hands:
-    """A clock's hands that a test moves."""
-
-    def __init__(self) -> None:
-        self.at = 1000.0
-
-    def __call__(self) -> float:
-        return self.at
-
-
-def test_counts_what_was_used_before() -> None:
-    hands = Hands()
-    clock = Clock(100, used=20, now=hands)
-    hands.at += 30
-    assert (clock.used, clock.left, clock.share, clock.over) == (50, 50, 0.5, False)
-    hands.at += 70
-    assert (clock.used, clock.left, clock.share, clock.over) == (120, 0, 1, True)
-
-
 def test_deadlines_are_of_the_same_time() -> None:
-    hands = Hands()
-    clock = Clock(100, now=hands)
-    hands.at += 20
-    assert (clock.until(0.5).left, clock.reserving(10).left, clock.next(0.25).left) == (30, 70, 20)
-    assert clock.reserving(10).until(0.5).left == 25
+    at = [1000.0]
+    clock = Clock(120, used=20, now=lambda: at[0])
+    at[0] += 20
+    assert (clock.until(0.5).left, clock.reserving(20).left, clock.next(0.25).left) == (20, 60, 20)
+    assert clock.reserving(20).until(0.5).left == 10
     part = clock.next(0.25)
-    hands.at += 10
-    assert (part.share, part.reserving(5).left, Clock(0.0, now=hands).share) == (0.5, 5, 1)
-    hands.at += 20
-    assert clock.until(0.5).over
+    at[0] += 10
+    assert (part.share, part.reserving(5).left, Clock(0.0).share) == (0.5, 5, 1)
+    at[0] += 80
+    assert (clock.used, clock.left, clock.share, clock.over, clock.until(0.9).over) == (130, 0, 1, True, True)
 
 
 def test_without_an_end() -> None:

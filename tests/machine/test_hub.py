@@ -35,19 +35,14 @@ def test_out_of_reach_libraries_are_offline_while_it_lasts():
     assert offline() == (False, False)
 
 
-@pytest.mark.usefixtures("online")
-def test_within_reach_nothing_changes(monkeypatch):
+def test_within_reach_nothing_changes_and_who_is_offline_is_not_asked(monkeypatch, request):
     asked = []
     monkeypatch.setattr(get_session(), "head", lambda url, **_: asked.append(url))
     with hub_or_copies() as reachable:
-        assert (reachable, offline()) == (True, (False, False))
-    assert asked == [constants.ENDPOINT]
-
-
-def test_who_is_offline_is_not_asked_whether_the_hub_is_there(monkeypatch):
-    monkeypatch.setattr(get_session(), "head", lambda *_, **__: pytest.fail("a request"))
+        assert (reachable, offline(), asked) == (False, (True, True), [])
+    request.getfixturevalue("online")
     with hub_or_copies() as reachable:
-        assert (reachable, offline()) == (False, (True, True))
+        assert (reachable, offline(), asked) == (True, (False, False), [constants.ENDPOINT])
 
 
 @pytest.mark.usefixtures("online")

@@ -13,7 +13,6 @@ import torch
 import shortstack as ss
 from shortstack.cli.console import show_result
 from shortstack.machine.formats import MISSING, show_layers
-from shortstack.machine.latex import latex
 from shortstack.machine.tables import Table, markdown_text
 from zoo import tiny
 
@@ -79,7 +78,6 @@ def test_every_form_of_a_table_has_its_rows_and_numbers(results, capsys, monkeyp
             assert all(each.startswith(markdown_text(text)) for each, text in zip(row, words, strict=True))
         _, *values = csv.reader(io.StringIO(table.csv()))
         assert [row[1] for row in values] == [str(row.cells[0].value) for row in table.rows]
-        assert latex([table]).count("\\\\\n") == len(texts)
         show_result(result)
         lines = capsys.readouterr().out.splitlines()
         assert all(any(text in line for line in lines) for row in texts for text in row[:2])
@@ -133,9 +131,3 @@ def test_scores_and_plans_are_loaded_as_they_were_saved(results, tmp_path):
     assert ss.Plan.load(tmp_path / "plan.json") == results["Plan"]
     with pytest.raises(ss.errors.DataError, match=r"plan\.json"):
         ss.Scores.load(tmp_path / "plan.json")
-
-
-def test_the_version_is_that_of_the_package():
-    from importlib.metadata import version
-
-    assert ss.__version__ == version("shortstack")

@@ -13,7 +13,6 @@ from typing import Any
 import pytest
 
 from shortstack.machine.formats import shown
-from shortstack.machine.latex import latex_text
 from shortstack.report import Report
 from stores import Store, perplexity, plan, probe, settings, task
 
@@ -74,7 +73,7 @@ def expected(label: str) -> dict[str, float]:
 def test_shares_are_in_percent_and_other_numbers_as_they_are_in_every_form(report: Report) -> None:
     kinds = dict.fromkeys(("average", "piqa", "group"), "share") | dict.fromkeys(("cola", "pile"), "number")
     kinds["one"] = "perplexity"
-    page, markdown, latex = html.unescape(report.html()), report.markdown(), report.latex()
+    page, markdown = html.unescape(report.html()), report.markdown()
     table = next(table for table in report.tables if table.key == "metrics")
     lines = list(csv.DictReader(io.StringIO(report.csv()["metrics.csv"])))
     for label in MEASURED:
@@ -88,7 +87,6 @@ def test_shares_are_in_percent_and_other_numbers_as_they_are_in_every_form(repor
                 text = shown(value, kinds[column.label])
                 assert cell.text == text
                 assert text in line
-                assert latex_text(text) in latex
                 assert f">{text}" in page
                 assert float(in_full[column.label]) == pytest.approx(value)
     assert "140.0" not in markdown, "bits per byte of 1.4 are no percentage"

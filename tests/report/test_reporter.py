@@ -9,10 +9,8 @@ import json
 import math
 import random
 import re
-import shutil
 import sqlite3
 import statistics
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -22,7 +20,6 @@ import pytest
 import stores
 from shortstack import cli
 from shortstack.errors import DataError, InputError, OutputError
-from shortstack.machine.latex import PACKAGES
 from shortstack.machine.tables import Table
 from shortstack.report import Report, write_report
 from shortstack.report.figures import figures
@@ -336,29 +333,16 @@ def test_every_figure_is_drawn_and_every_point_says_its_numbers(grid: Report) ->
 # Other forms, and the verb
 
 
-def test_markdown_latex_and_csv_have_every_row(grid: Report) -> None:
-    markdown, latex, files = grid.markdown(), grid.latex(), grid.csv()
+def test_markdown_and_csv_have_every_row(grid: Report) -> None:
+    markdown, files = grid.markdown(), grid.csv()
     for each in grid.tables:
         parsed = list(csv.reader(io.StringIO(files[f"{each.key}.csv"])))
         assert len(parsed) == 1 + len(each.rows)
         assert {len(line) for line in parsed} == {len(parsed[0])}
-        rows = latex.split(rf"\label{{tab:{each.key}}}")[1].split(r"\endfoot")[1].split(r"\end{longtable}")[0]
-        assert len(re.findall(r"\\\\$", rows, re.MULTILINE)) == len(each.rows)
         section = markdown.split(f"## {each.title}\n")[1].split("\n## ")[0]
         lines = [line for line in section.splitlines() if line.startswith("|")]
         assert len(lines) == 2 + len(each.rows) + sum(bool(block.title) for block in each.blocks)
         assert {len(re.split(r"(?<!\\)\|", line)) for line in lines} == {len(each.columns) + 2}
-
-
-@pytest.mark.skipif(not shutil.which("pdflatex"), reason="pdflatex is not installed")
-def test_latex_compiles_and_no_table_is_wider_or_longer_than_the_page(grid: Report, tmp_path: Path) -> None:
-    packages = "".join(rf"\usepackage{{{name}}}" for name in PACKAGES)
-    source = rf"\documentclass{{article}}{packages}\begin{{document}}{grid.latex()}\end{{document}}"
-    (tmp_path / "t.tex").write_text(source)
-    command = ["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "t.tex"]
-    subprocess.run(command, cwd=tmp_path, check=True, capture_output=True)
-    log = (tmp_path / "t.log").read_text(encoding="utf-8", errors="replace")
-    assert re.findall(r"Overfull .*|.*too large.*", log) == []
 
 
 def test_a_report_is_replaced_and_nothing_else_is(tmp_path: Path) -> None:
@@ -387,7 +371,7 @@ def test_the_verb_writes_a_page_and_says_what_was_found(
     assert said["trials"] == {"done": len(read(runs).trials), "running": 0, "failed": 0, "waiting": 0}
     assert said["lead"] == Report.of(runs).opening.lead
     assert [each["key"] for each in said["tables"]] == [each.key for each in Report.of(runs).tables]
-    monkeypatch.setattr(sys, "argv", ["shortstack", "report", str(runs), "--latex", "--markdown"])
+    monkeypatch.setattr(sys, "argv", ["shortstack", "report", str(runs), "--markdown", "--json"])
     with pytest.raises(SystemExit) as stopped:
         cli.main()
     assert stopped.value.code == 2

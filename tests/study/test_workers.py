@@ -93,24 +93,19 @@ def test_a_step_on_a_cluster_gets_a_gpu_where_there_are_some(cluster):
         assert launch.submit(os.getenv, "CUDA_VISIBLE_DEVICES", Resources(gpus=0)).result() != "0"
 
 
-@pytest.mark.parametrize(
-    ("text", "at_url"),
-    [(SHORT, False), pytest.param(STUDY, True, marks=pytest.mark.slow)],
-    ids=["short", "long at a URL"],
-)
+@pytest.mark.parametrize("text", [SHORT, pytest.param(STUDY, marks=pytest.mark.slow)], ids=["short", "long"])
 def test_a_study_on_two_nodes_of_which_one_is_lost_ends_as_it_does_here(
-    cluster, tmp_path, monkeypatch, own_cache, text, at_url
+    cluster, tmp_path, monkeypatch, own_cache, text
 ):
     monkeypatch.setenv("TINY", str(make_data(tmp_path)))
     study, lost, second = write_study(tmp_path, text), [], cluster.add_node(**NODE)
-    there = f"file://{tmp_path}/bucket" if at_url else None
 
     def lose(_stage, done, _total, /, *, note=""):
         if not lost and (text == SHORT or done >= 3) and "," in note:  # two steps run, so one of them there
             lost.append(done)
             cluster.remove_node(second, allow_graceful=False)
 
-    outcome = run_study(study, tmp_path / "ray", launcher=partial(ray, cluster.address), artefacts=there, progress=lose)
+    outcome = run_study(study, tmp_path / "ray", launcher=partial(ray, cluster.address), progress=lose)
     assert lost
     assert (outcome.done, outcome.failed) == (outcome.trials, 0), outcome.failures
     run_study(study, tmp_path / "runs", launcher=inline)

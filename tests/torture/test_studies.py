@@ -34,8 +34,8 @@ drop: [1, 2]
 evaluation: {{perplexity: ["{place}/text.txt"], length: 16, samples: 2, collapse_check: false}}
 """
 CALLS = (  # by which the driver takes a result in
-    "shortstack.runs.artefacts:shutil.rmtree",
-    "shortstack.runs.artefacts:rename_new",
+    "shortstack.runs.folder:shutil.rmtree",
+    "shortstack.runs.folder:rename_new",
     "shortstack.runs.store:Store.end",
     "shortstack.study.runner:_StudyRun._update",
 )

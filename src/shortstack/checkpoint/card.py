@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import shlex
 from collections.abc import Mapping, Sequence
@@ -13,6 +14,7 @@ import yaml
 
 from shortstack.checkpoint.file_names import CARD, DEMO_HUB_ID, is_demo
 from shortstack.machine.formats import number, option_words, show_layers
+from shortstack.machine.tables import Cell
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 LICENCE = ("license", "license_name", "license_link")
@@ -178,7 +180,6 @@ def _command(step: Mapping[str, Any], name: str | None) -> str:
 
 
 def _refitted(tokens: Mapping[str, Any]) -> dict[str, Any]:
-    """The options of a repair on these windows."""
     text = ",".join(_sources(tokens["source"], weighted=True))
     how = {"repair": True, "text": text, "repair_samples": tokens["samples"], "length": tokens["length"]}
     return {**how, "seed": tokens["seed"] or None}
@@ -213,29 +214,20 @@ def _rows(measured: Mapping[str, Mapping[str, Any]]) -> list[tuple[str, list[str
 
 def _cells(evaluation: Mapping[str, Any]) -> list[tuple[str, str]]:
     """Of an evaluation: perplexities, tasks and probes with their standard errors and how many items they had."""
-    cells = [
-        (f"perplexity on {text}", _perplexity(result)) for text, result in (evaluation.get("perplexity") or {}).items()
-    ]
-    cells += [
-        (f"{name}, {result['metric']}", _with_error(result)) for name, result in (evaluation.get("tasks") or {}).items()
-    ]
-    return cells + [
-        (f"writing: {name}", _with_error(result)) for name, result in (evaluation.get("probes") or {}).items()
+    texts, tasks, probes = (evaluation.get(part) or {} for part in ("perplexity", "tasks", "probes"))
+    return [
+        *((f"perplexity on {name}", _perplexity(result)) for name, result in texts.items()),
+        *((f"{name}, {result['metric']}", _score(result)) for name, result in tasks.items()),
+        *((f"writing: {name}", _score(result)) for name, result in probes.items()),
     ]
 
 
 def _perplexity(result: Mapping[str, Any]) -> str:
     """The error of a perplexity is its own times that of the loss."""
-    value, stderr = result["value"], result.get("loss_stderr")
-    if value is None:
-        return "infinite"
-    error = "" if stderr is None else f" ± {number(value * stderr)}"
-    return (
-        f"{number(value)}{error} ({result['tokens']:,} tokens)" if result.get("tokens") else f"{number(value)}{error}"
-    )
+    value = math.inf if result["value"] is None else result["value"]
+    note = f"({result['tokens']:,} tokens)" if result.get("tokens") else ""
+    return Cell(value, "perplexity", value * (result.get("loss_stderr") or math.nan), note).said
 
 
-def _with_error(result: Mapping[str, Any]) -> str:
-    value, stderr = result["value"], result.get("stderr")
-    error = "" if stderr is None else f" ± {stderr:.3f}"
-    return f"{value:.3f}{error} (n = {result['n']})"
+def _score(result: Mapping[str, Any]) -> str:
+    return Cell(result["value"], "score", result.get("stderr"), f"(n = {result['n']})").said

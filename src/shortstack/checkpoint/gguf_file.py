@@ -167,11 +167,14 @@ def _parts_of(path: Path) -> tuple[Path, ...]:
 
 def _read_part(path: Path) -> GgufFile:
     try:
-        if not path.stat().st_size:
-            raise _broken(path, "a GGUF file", "an empty file")
         with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
             return _Part(path, mapped).read()
-    except (OSError, ValueError) as error:
+    except _Truncated:
+        size = path.stat().st_size
+        raise _broken(path, "a whole GGUF file", f"one that ends after {size:,} bytes") from None
+    except KeyError as error:
+        raise _broken(path, "metadata of a kind that GGUF has", f"kind {error.args[0]}") from error
+    except (OSError, ValueError) as error:  # the latter of an empty file
         raise _broken(path, "a readable GGUF file", str(error)) from error
 
 
@@ -229,14 +232,6 @@ class _Part:
         self.path, self.data, self.cursor = path, data, _Cursor(data)
 
     def read(self) -> GgufFile:
-        try:
-            return self._read()
-        except _Truncated:
-            raise _broken(self.path, "a whole GGUF file", f"one that ends after {len(self.data):,} bytes") from None
-        except KeyError as error:
-            raise _broken(self.path, "metadata of a kind that GGUF has", f"kind {error.args[0]}") from error
-
-    def _read(self) -> GgufFile:
         if self.cursor.take(4) != MAGIC:
             raise _broken(self.path, "a GGUF file, which starts with 'GGUF'", repr(bytes(self.data[:4])))
         version = self.cursor.number(UINT32)

@@ -6,7 +6,6 @@ transformers' order: model.safetensors, then the index. An adapter beside the we
 from __future__ import annotations
 
 import json
-import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,8 @@ from typing import Any
 from shortstack.checkpoint.file_names import ADAPTER, INDEX, NAMED_WEIGHTS, PICKLED, SINGLE, is_own_name
 from shortstack.checkpoint.safetensors import StoredTensor, read_shard
 from shortstack.errors import CheckpointError
+
+CONVERSION = "if you trust the file, load it with transformers and save it again: save_pretrained() writes safetensors"
 
 
 def read_tensors(directory: Path, config: Mapping[str, Any]) -> dict[str, StoredTensor]:
@@ -63,17 +64,17 @@ def _first_file(directory: Path, config: Mapping[str, Any]) -> Path:
 
 def _read_indexed(directory: Path, index: Path) -> dict[str, StoredTensor]:
     weight_map = _weight_map(index)
-    shards = sorted(set(weight_map.values()))
-    stored = [tensor for name in shards for tensor in read_shard(directory / name)]
-    tensors = {tensor.name: tensor for tensor in stored}
-    if len(tensors) < len(stored):
-        raise _wrong_index(index, "each tensor in one shard", f"{len(stored) - len(tensors)} in several")
-    for name, file in weight_map.items():
-        if name not in tensors or tensors[name].file.name != file:
-            raise _wrong_index(index, f"{name} in {file}", "it is not there")
-    if extra := sorted(tensors.keys() - weight_map.keys()):
-        raise _wrong_index(index, "every stored tensor in the index", f"{extra[0]} only in a shard")
-    return tensors
+    stored = [tensor for name in sorted(set(weight_map.values())) for tensor in read_shard(directory / name)]
+    if other := {(tensor.name, tensor.file.name) for tensor in stored} ^ weight_map.items():
+        name, file = min(other)
+        kind = "no" if weight_map.get(name) == file else "an unlisted"
+        raise CheckpointError(
+            f"{kind} {name} in {file}",
+            expected="each tensor in the one shard that the index names",
+            fix="download the checkpoint again",
+            where=index,
+        )
+    return {tensor.name: tensor for tensor in stored}
 
 
 def _weight_map(index: Path) -> dict[str, str]:
@@ -90,18 +91,13 @@ def _weight_map(index: Path) -> dict[str, str]:
     return weight_map
 
 
-def _wrong_index(index: Path, expected: str, actual: str) -> CheckpointError:
-    return CheckpointError(actual, expected=expected, fix="download the checkpoint again", where=index)
-
-
 def _no_weights(directory: Path) -> CheckpointError:
     pickles = sorted(path for suffix in PICKLED for path in directory.glob(f"*{suffix}"))
     if pickles:
         return CheckpointError(
             "pickled weights",
             expected="safetensors weights (pickled files can run code)",
-            fix=f"if you trust the file, convert it: {conversion(str(directory), str(directory))}; "
-            "then copy the tokenizer files beside it",
+            fix=CONVERSION,
             where=pickles[0],
         )
     return CheckpointError(
@@ -110,13 +106,6 @@ def _no_weights(directory: Path) -> CheckpointError:
         fix="point at a complete checkpoint",
         where=directory,
     )
-
-
-def conversion(model: str, name: str) -> str:
-    """The command that writes a pickled model as `name`-safetensors."""
-    load = f'AutoModelForCausalLM.from_pretrained({json.dumps(model)}, dtype="auto")'
-    save = f"save_pretrained({json.dumps(f'{name}-safetensors')})"
-    return f"python -c {shlex.quote(f'from transformers import AutoModelForCausalLM; {load}.{save}')}"
 
 
 def how_to_load(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -19,10 +19,8 @@ if TYPE_CHECKING:
 def saved(model: Any) -> Path:
     """The directory that holds a loaded model as it is now, with the tokenizer of the place that it was loaded from."""
     _check(model)
-    written = {
-        "dtype": str(model.dtype),
-        "architectures": [type(model).__name__],
-    }  # by save_pretrained, to the config, too
+    # By save_pretrained, to the config, too.
+    written = {"dtype": str(model.dtype), "architectures": [type(model).__name__]}
     config, source = {**model.config.to_dict(), **written}, str(model.name_or_path)
     generation = model.generation_config.to_dict() if model.can_generate() else None
     tokenizer = _tokenizer(source)

@@ -101,14 +101,25 @@ def _digest(piece: Piece, sha: Any, buffer: bytearray) -> None:
         for block in _blocks(piece):
             sha.update(block)
         return
-    with piece.path.open("rb", buffering=0) as file:
-        file.seek(piece.start)
-        left = len(piece)
+    for view in _read(piece, buffer):
+        sha.update(view)
+
+
+def _read(span: Span, buffer: bytearray) -> Iterator[memoryview]:
+    """The bytes of a span, one buffer of them after the other."""
+    with span.path.open("rb", buffering=0) as file:
+        file.seek(span.start)
+        left = len(span)
         while left:
             count = file.readinto(memoryview(buffer)[:left])
             if not count:
-                raise _ended(piece, left)
-            sha.update(memoryview(buffer)[:count])
+                raise CheckpointError(
+                    f"the end of the file at {span.end - left}",
+                    expected=f"bytes up to {span.end}",
+                    fix="download or save this file again",
+                    where=span.path,
+                )
+            yield memoryview(buffer)[:count]
             left -= count
 
 
@@ -140,28 +151,10 @@ def _merged(pieces: Iterable[Piece]) -> Iterator[Piece]:
 def _blocks(piece: Piece) -> Iterator[bytes]:
     if isinstance(piece, bytes):
         yield piece
-        return
-    if isinstance(piece, Columns):
+    elif isinstance(piece, Columns):
         yield from _columns(piece)
-        return
-    with piece.path.open("rb", buffering=0) as file:
-        file.seek(piece.start)
-        left = len(piece)
-        while left:
-            block = file.read(min(BLOCK_BYTES, left))
-            if not block:
-                raise _ended(piece, left)
-            left -= len(block)
-            yield block
-
-
-def _ended(span: Span, left: int) -> CheckpointError:
-    return CheckpointError(
-        f"the end of the file at {span.end - left}",
-        expected=f"bytes up to {span.end}",
-        fix="download or save this file again",
-        where=span.path,
-    )
+    else:
+        yield from map(bytes, _read(piece, bytearray(min(BLOCK_BYTES, len(piece)))))
 
 
 def _columns(piece: Columns) -> Iterator[bytes]:

@@ -57,17 +57,6 @@ class Sizes:
         return parameters + self.extra_parameters, nbytes + self.extra_bytes
 
 
-def check_not_other(data: Mapping[str, Any], where: object, *, plan: bool) -> None:
-    """Refuse a plan where scores are wanted, and the other way round."""
-    scored, planned = "scores" in data and "removed" not in data, "removed" in data and "scores" not in data
-    if plan and scored:
-        fix = f"make a plan of them: shortstack plan {where} -o plan.json"
-        raise DataError("scores", expected="a plan, as `shortstack plan -o` writes it", fix=fix, where=where)
-    if not plan and planned:
-        fix = "prune by it, or name the scores that it was made from"
-        raise DataError("a plan", expected="scores, as `shortstack score -o` writes them", fix=fix, where=where)
-
-
 def not_written_by(verb: str, where: object, found: str) -> DataError:
     """The error for JSON that is not what one of shortstack's verbs writes."""
     return DataError(

@@ -8,7 +8,7 @@ import re
 from pathlib import Path
 
 from shortstack.checkpoint.file_names import DEMO_HUB_ID, DOWNLOADED, is_demo
-from shortstack.checkpoint.index import conversion
+from shortstack.checkpoint.index import CONVERSION
 from shortstack.errors import CheckpointError, InputError, one_line
 from shortstack.machine.hub import connection_error
 from shortstack.machine.progress import Progress
@@ -42,20 +42,13 @@ def locate(model: str, revision: str | None, progress: Progress, *, download: bo
         return dequantised(path, progress=progress)
     if os.path.isdir(path) and model:
         return path
-    if local:
-        raise CheckpointError(
-            "a file",
-            expected="a directory, a .gguf file or a hub id",
-            fix="name the directory that holds it",
-            where=path,
-        )
     if re.fullmatch(r"[A-Za-z0-9][\w.-]*/[\w.-]+", model) and path.suffix != ".gguf" and not path.parent.exists():
         fix = "check the spelling; for a local model, create that directory"
         return _from_hub(model, revision, fix=fix, download=download)
     raise CheckpointError(
-        "no such file or directory" if model else "nothing",
+        "a file" if local else "no such file or directory" if model else "nothing",
         expected="a directory, a .gguf file, a hub id like org/name, or demo",
-        fix="check the path",
+        fix="name the directory that holds it" if local else "check the path",
         where=model or "the model's name",
     )
 
@@ -97,8 +90,7 @@ def _from_hub(name: str, revision: str | None, *, fix: str, download: bool) -> P
         raise CheckpointError(
             "none",
             expected="safetensors weights on the hub (pickled files can run code, and are not downloaded)",
-            fix=f"if it has pickled weights and you trust them, convert "
-            f"them: {conversion(name, name.rpartition('/')[2])}",
+            fix=CONVERSION,
             where=name,
         )
     return snapshot

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import threading
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import TracebackType
@@ -38,33 +38,21 @@ class _Writing:
         ]
         self.paths = [folder / name for name in self.names]
         self.total = sum(tensor.size for shard in shards for tensor in shard)
-        self.lock, self.stop = threading.Lock(), threading.Event()
-        self.idle, self.running = threading.Condition(), 0
-        self.pool = ThreadPoolExecutor(WRITERS)
-        self.futures = [self.pool.submit(self._write, *pair) for pair in zip(self.paths, shards, strict=True)]
+        self.lock, self.stop, self.pool = threading.Lock(), threading.Event(), ThreadPoolExecutor(WRITERS)
+        self.futures = [
+            self.pool.submit(write_shard, path, shard, self._advance)
+            for path, shard in zip(self.paths, shards, strict=True)
+        ]
 
     def result(self) -> dict[str, WrittenFile]:
         """The files by name, when all are written."""
         return {name: future.result() for name, future in zip(self.names, self.futures, strict=True)}
 
     def halt(self) -> None:
-        """Stop every thread at its next block and wait until none runs: a signal may have hidden one from the pool."""
-        with self.idle:
-            self.stop.set()
-            self.idle.wait_for(lambda: not self.running)
+        """Stop every thread at its next block and wait until none writes: a signal may have hidden one from the pool."""
+        self.stop.set()
         self.pool.shutdown(wait=False, cancel_futures=True)
-
-    def _write(self, path: Path, shard: Sequence[StoredTensor]) -> WrittenFile:
-        with self.idle:
-            if self.stop.is_set():
-                raise _Stopped
-            self.running += 1
-        try:
-            return write_shard(path, shard, self._advance)
-        finally:
-            with self.idle:
-                self.running -= 1
-                self.idle.notify_all()
+        wait([future for future in self.futures if not future.cancelled()])
 
     def _advance(self, count: int) -> None:
         if self.stop.is_set():

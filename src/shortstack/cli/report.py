@@ -28,7 +28,6 @@ def report(
         Path | None, Parameter(alias="-o", help=f"The page; replaces a report only. Default: {PAGE} in RUNS.")
     ] = None,
     markdown: Annotated[bool, Parameter(help="The tables as Markdown, on stdout.")] = False,
-    latex: Annotated[bool, Parameter(help="The tables as LaTeX, on stdout.")] = False,
     csv: Annotated[Path | None, Parameter(help="New directory for the tables as CSV files.")] = None,
     said: Annotated[Reporting, flat(SAID)] = Reporting(),
 ) -> None:
@@ -40,8 +39,10 @@ def report(
     from shortstack.report import Report
     from shortstack.report.reporter import check_page, write_csv, write_page
 
-    _check_one_result(markdown, latex, said.json)
-    page = output or (None if markdown or latex or csv else runs / PAGE)
+    if markdown and said.json:
+        expected, fix = "one of them: each is the whole of stdout", "run the command once for each"
+        raise InputError("both", expected=expected, fix=fix, where="--markdown, --json")
+    page = output or (None if markdown or csv else runs / PAGE)
     study = Report.of(runs)
     if page:
         check_page(page)
@@ -53,24 +54,14 @@ def report(
         write_page(study, page)
     if said.json:
         return console.show_json(_summary(study, page, csv))
-    if markdown or latex:
-        sys.stdout.write(study.markdown() if markdown else study.latex())
+    if markdown:
+        sys.stdout.write(study.markdown())
         return None
     console.show(study.opening.lead)
     for table in study.tables:
         console.show(f"{table.title}: {counted(len(table.rows), 'row')}")
     said.say(f"open {page} in a browser" if page else f"look at {csv}")
     return None
-
-
-def _check_one_result(*formats: bool) -> None:
-    if sum(formats) > 1:
-        raise InputError(
-            sum(formats),
-            expected="one of them: each is the whole of stdout",
-            fix="run the command once for each",
-            where="--markdown, --latex, --json",
-        )
 
 
 def _summary(study: Report, page: Path | None, csv: Path | None) -> dict[str, Any]:

@@ -42,9 +42,7 @@ def study(
         fix = "name one, or look at the plan with --dry-run"
         raise InputError("none", expected="a folder for the study", fix=fix, option="output")
     with report.bars() as progress, going_on(f"the same command goes on from there; what is done lies in {output}"):
-        outcome = run_study(
-            file, output, launcher=run.launcher, artefacts=run.artefacts, keep=run.keep, progress=progress
-        )
+        outcome = run_study(file, output, launcher=run.launcher, keep=run.keep, progress=progress)
     if report.json:
         console.show_json(outcome.to_dict())
     else:
@@ -59,7 +57,7 @@ def _count(file: str, output: Path | None, run: RunOptions, report: Reporting) -
     from shortstack.study.step_counts import step_counts
 
     with report.bars():
-        counts = step_counts(file, output, artefacts=run.artefacts)
+        counts = step_counts(file, output)
     needed = Requirements(disk_bytes=counts.disk_bytes or 0)
     if report.json:
         return console.show_json({**counts.to_dict(), "lacking": lacking(needed, output)})

@@ -25,7 +25,7 @@ from shortstack.errors import ArchitectureError, InputError, PlanError
 from shortstack.healing import heal
 from shortstack.healing.recipes import read_recipe
 from shortstack.healing.task import task_of
-from shortstack.machine.device import Compute, dtype_named
+from shortstack.machine.device import Compute
 from shortstack.machine.formats import show_layers
 from shortstack.machine.progress import Progress, silent
 from shortstack.planning import Choice, Plan, choose
@@ -106,7 +106,7 @@ class BaselineContext:
         """base: the checkpoint's model, which is never changed. folder: for their checkpoints. stream: as in Compute."""
         self.checkpoint, self.budget, self.calibration = checkpoint, budget, calibration
         self.base, self.folder, self.progress = base, folder, progress
-        self.compute = Compute(calibration.tokens.seed, str(base.device), dtype_named(base.dtype), stream)
+        self.compute = Compute(calibration.tokens.seed, str(base.device), base.dtype, stream)
 
     @property
     def changes(self) -> str | None:

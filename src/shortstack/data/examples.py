@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import islice
+from itertools import chain, islice
 from typing import TYPE_CHECKING, Any
 
 from shortstack.data.mixture import Weighted, Written, parse_sources
-from shortstack.data.sources import OWN, prompt_and_response, read_records, record_format, shuffled_records
-from shortstack.data.tokens import bos_ids, check_text, encode, filled_window, own_windows
+from shortstack.data.sources import prompt_and_response, read_records, record_format, shuffled_records
+from shortstack.data.tokens import bos_ids, check_text, encode, made_windows
 from shortstack.errors import DataError
 from shortstack.machine.numbers import is_share, part_of
 
@@ -59,14 +59,10 @@ def read_examples(
             read[name] = [[made] for made in _made(name, amount, tokenizer, max_length, seed, written)]
     if len(wanted) == 1:
         (only,) = read.values()
-        return _joined(rng.sample(only, len(only)))[: sum(wanted.values())]
+        return [*chain.from_iterable(rng.sample(only, len(only)))][: sum(wanted.values())]
     drawn = {name: rng.sample(read[name], min(amount, len(read[name]))) for name, amount in wanted.items()}
     chosen = [part for name, amount in wanted.items() for part in _first(drawn[name], amount)]
-    return _joined(rng.sample(chosen, len(chosen)))
-
-
-def _joined(parts: Iterable[Conversation]) -> list[Example]:
-    return [example for part in parts for example in part]
+    return [*chain.from_iterable(rng.sample(chosen, len(chosen)))]
 
 
 def _first(parts: Sequence[Conversation], amount: int) -> Iterator[Conversation]:
@@ -166,19 +162,9 @@ def _made(
     written: Written | None,
 ) -> list[Example]:
     """So many samples of a source that is written as it is read."""
-    bos = bos_ids(tokenizer)
-    room = max_length - len(bos)
-    if source == OWN:
-        return [
-            Example((*bos, *window), (True,) * (len(bos) + len(window)))
-            for window in own_windows(written, room, amount)
-        ]
     rng = random.Random(f"{seed} {source} to learn")  # other texts than those that calibrate
-    filled = [filled_window(source, tokenizer, room, rng) for _ in range(amount)]
-    return [
-        Example((*bos, *(token for token, _ in window)), (*(False for _ in bos), *(counts for _, counts in window)))
-        for window in filled
-    ]
+    windows = made_windows(source, tokenizer, max_length, amount, rng, written)
+    return [Example(tuple(ids), tuple(learn)) for ids, learn in zip(*(part.tolist() for part in windows), strict=True)]
 
 
 def _examples(record: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase, max_length: int) -> list[Example]:

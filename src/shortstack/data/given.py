@@ -51,7 +51,6 @@ def source_of(source: str | Rows) -> str:
 
 
 def _line(row: Any, number: int) -> str:
-    """A row as a line of a file."""
     record = _record(row)
     try:
         if record is not None:

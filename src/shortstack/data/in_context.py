@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 from shortstack.data.pydoc import words
@@ -87,6 +87,22 @@ def drills(rng: random.Random, most: int = MOST) -> Passages:
     return passages
 
 
+def _of_a_word(answer: Callable[[str], str]) -> Make:
+    def make(rng: random.Random, _size: int) -> tuple[str, str]:
+        word = rng.choice(words())
+        return word, answer(word)
+
+    return make
+
+
+def _of_words(ordered: Callable[[Sequence[str]], Iterable[str]]) -> Make:
+    def make(rng: random.Random, size: int) -> tuple[str, str]:
+        some = rng.sample(words(), size)
+        return " ".join(some), " ".join(ordered(some))
+
+    return make
+
+
 def _numbers(rng: random.Random, size: int) -> list[int]:
     return rng.sample(range(10 ** rng.choice((1, 2, 2, 3))), size)
 
@@ -130,11 +146,6 @@ def _sorted_numbers(rng: random.Random, size: int) -> tuple[str, str]:
     return " ".join(map(str, numbers)), " ".join(map(str, sorted(numbers)))
 
 
-def _sorted_words(rng: random.Random, size: int) -> tuple[str, str]:
-    some = rng.sample(words(), size)
-    return " ".join(some), " ".join(sorted(some))
-
-
 def _larger(rng: random.Random, _size: int) -> tuple[str, str]:
     numbers = _numbers(rng, 2)
     return "{} or {}".format(*numbers), str(max(numbers))
@@ -159,19 +170,9 @@ def _owner(rng: random.Random, size: int) -> tuple[str, str]:
     return f"{said} Who took the {things[chosen]}?", names[chosen]
 
 
-def _reversed(rng: random.Random, size: int) -> tuple[str, str]:
-    some = rng.sample(words(), size)
-    return " ".join(some), " ".join(reversed(some))
-
-
 def _echoed(rng: random.Random, size: int) -> tuple[str, str]:
     text = " ".join(rng.sample(words(), size))
     return f'"{text}"', f'"{text}"'
-
-
-def _twice(rng: random.Random, _size: int) -> tuple[str, str]:
-    word = rng.choice(words())
-    return word, f"{word} {word}"
 
 
 def _place(rng: random.Random, size: int) -> tuple[str, str]:
@@ -208,11 +209,6 @@ def _csv(rng: random.Random, size: int) -> tuple[str, str]:
     return " and ".join(cells), ",".join(cells)
 
 
-def _upper(rng: random.Random, _size: int) -> tuple[str, str]:
-    word = rng.choice(words())
-    return word, word.upper()
-
-
 def _title(rng: random.Random, size: int) -> tuple[str, str]:
     some = rng.sample(words(), min(size, 3))
     return " ".join(some), " ".join(map(str.capitalize, some))
@@ -223,11 +219,6 @@ def _problem(rng: random.Random, _size: int) -> tuple[str, str]:
     if rng.random() < 1 / 2:
         return f"{name} has {a} {thing} and finds {b} more.", f"{a + b} {thing}"
     return f"{name} has {a + b} {thing} and loses {b}.", f"{a} {thing}"
-
-
-def _spelled(rng: random.Random, _size: int) -> tuple[str, str]:
-    word = rng.choice(words())
-    return word, "-".join(word)
 
 
 def _joined(rng: random.Random, _size: int) -> tuple[str, str]:
@@ -248,24 +239,24 @@ FAMILIES: Mapping[str, Family] = {
     "difference": Family(_difference, ("Taking {q} leaves", "{q}:", "Subtract {q} ->")),
     "operator": Family(_operator, ("{q} is", "What is {q}?", "{q} gives")),
     "sorted-numbers": Family(_sorted_numbers, ("Sorted: {q} ->", "Order {q} =>", "{q} sorted is")),
-    "sorted-words": Family(_sorted_words, ("Alphabetical: {q} ->", "Sort the words {q} =>")),
+    "sorted-words": Family(_of_words(sorted), ("Alphabetical: {q} ->", "Sort the words {q} =>")),
     "larger": Family(_larger, ("Which is larger, {q}?", "max {q}:", "Greater of {q} =")),
     "smaller": Family(_smaller, ("Which is smaller, {q}?", "min({q}) =>", "Least of {q}:")),
     "lookup": Family(_lookup, ("{q} =>", "Table {q}:", "Find {q} ->")),
     "owner": Family(_owner, ("{q}", "Story: {q} Answer:")),
-    "reversed": Family(_reversed, ("{q} | reversed |", "Backwards {q} ->", "Turn around {q}:")),
+    "reversed": Family(_of_words(reversed), ("{q} | reversed |", "Backwards {q} ->", "Turn around {q}:")),
     "echoed": Family(_echoed, ("Say {q}:", "{q} repeated is", "echo {q}\n")),
-    "twice": Family(_twice, ("{q} twice:", "Double {q} ->")),
+    "twice": Family(_of_a_word("{0} {0}".format), ("{q} twice:", "Double {q} ->")),
     "place": Family(_place, ("The {q} is", "{q} ->", "Q: the {q}? A:")),
     "brackets": Family(_brackets, ("Balance {q} with", "{q} ends with", "closing {q}:")),
     "tags": Family(_tags, ("{q}", "HTML {q} ->")),
     "json-of-pairs": Family(_json_of_pairs, ("{q} as an object:", "Convert {q} =>")),
     "json-value": Family(_json_value, ("{q} ->", "Key of {q}:")),
     "csv": Family(_csv, ("CSV of {q}:", "{q} =>")),
-    "upper": Family(_upper, ("{q} in capitals:", "upper({q}) =", "SHOUT {q}:")),
+    "upper": Family(_of_a_word(str.upper), ("{q} in capitals:", "upper({q}) =", "SHOUT {q}:")),
     "title": Family(_title, ("Title: {q} ->", "Capitalize {q}:")),
     "problem": Family(_problem, ("{q} Now there are", "{q} How many? Answer:", "Q: {q}\nA:")),
-    "spelled": Family(_spelled, ("Spell {q}:", "{q} letter by letter:")),
+    "spelled": Family(_of_a_word("-".join), ("Spell {q}:", "{q} letter by letter:")),
     "joined": Family(_joined, ("Join {q} ->", "The letters {q} spell")),
     "counted": Family(_counted, ("How many marks: {q} ->", "Count {q} =")),
 }

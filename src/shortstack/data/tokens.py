@@ -90,14 +90,11 @@ class Tokens:
                 where=source,
             )
         if samples is None and Weighted(source).endless:
-            raise endless("samples", source)
-        if source in IN_CONTEXT:
-            return cls._in_context(
-                source, tokenizer, samples or 1, length, f"{seed} held out" if held_out else str(seed)
-            )
-        if source == OWN:
-            own = [[*bos, *window] for window in own_windows(written, room, samples or 1)]
-            return cls(torch.tensor(own), source, bool(bos), seed)
+            raise _endless(source)
+        if Weighted(source).endless:
+            rng = random.Random(f"{seed} held out {source}" if held_out else f"{seed} {source}")
+            ids, counted = made_windows(source, tokenizer, length, samples or 1, rng, written)
+            return cls(ids, source, bool(bos), seed, counted=None if source == OWN else counted)
         sizes: list[int] = []
 
         def documents() -> Iterator[list[int]]:
@@ -117,19 +114,6 @@ class Tokens:
                 where=source,
             )
         return cls(torch.tensor(windows), source, bool(bos), seed)
-
-    @classmethod
-    def _in_context(
-        cls, source: str, tokenizer: PreTrainedTokenizerBase, samples: int, length: int, seed: str
-    ) -> Tokens:
-        """Windows of a source of IN_CONTEXT, each filled with one text after the other."""
-        import torch
-
-        bos, rng = bos_ids(tokenizer), random.Random(f"{seed} {source}")
-        windows = [filled_window(source, tokenizer, length - len(bos), rng) for _ in range(samples)]
-        ids = torch.tensor([[*bos, *(token for token, _ in window)] for window in windows])
-        counted = torch.tensor([[*(False for _ in bos), *(counts for _, counts in window)] for window in windows])
-        return cls(ids, source, bool(bos), int(seed.split()[0]), counted=counted)
 
     @classmethod
     def joined(cls, parts: Sequence[Tokens], weights: Sequence[float], source: str) -> Tokens:
@@ -204,7 +188,7 @@ class CalibrationText:
         check_options(self)
         sources = parse_sources(self.text)
         if parse_samples(self.samples) is None and any(weighted.endless for weighted in sources):
-            raise endless("samples", next(weighted.source for weighted in sources if weighted.endless))
+            raise _endless(next(weighted.source for weighted in sources if weighted.endless))
 
     def check(self) -> None:
         """Refuse texts that cannot be read, before a model is opened; the hub is not asked.
@@ -279,10 +263,10 @@ def check_text(text: str) -> None:
         ) from error
 
 
-def endless(option: str, source: str) -> DataError:
+def _endless(source: str) -> DataError:
     """That all of a text is asked for which is written as it is read."""
     fix = "say how many samples, or name other texts"
-    return DataError(f"{source}, which has no end", expected="a number of windows", fix=fix, option=option)
+    return DataError(f"{source}, which has no end", expected="a number of windows", fix=fix, option="samples")
 
 
 def own_windows(written: Written | None, room: int, amount: int) -> list[list[int]]:
@@ -305,7 +289,31 @@ def own_windows(written: Written | None, room: int, amount: int) -> list[list[in
     return [stream[start : start + room] for start in range(0, amount * room, room)]
 
 
-def filled_window(
+def made_windows(
+    source: str,
+    tokenizer: PreTrainedTokenizerBase,
+    length: int,
+    amount: int,
+    rng: random.Random,
+    written: Written | None,
+) -> tuple[Tensor, Tensor]:
+    """Windows of a source that is written as it is read, and which of their tokens count: [amount, length] each.
+
+    There are fewer of what a model writes where its time is over.
+    """
+    import torch
+
+    bos = [(token, source == OWN) for token in bos_ids(tokenizer)]
+    room = length - len(bos)
+    if source == OWN:
+        windows = [[(token, True) for token in window] for window in own_windows(written, room, amount)]
+    else:
+        windows = [_filled_window(source, tokenizer, room, rng) for _ in range(amount)]
+    pairs = torch.tensor([[*bos, *window] for window in windows], dtype=torch.long).view(len(windows), length, 2)
+    return pairs[..., 0], pairs[..., 1].bool()
+
+
+def _filled_window(
     source: str, tokenizer: PreTrainedTokenizerBase, room: int, rng: random.Random
 ) -> list[tuple[int, bool]]:
     """`room` tokens of texts one after the other, shorter ones where they would not fit, and whether each counts."""

@@ -54,10 +54,6 @@ class WalkState:
 Observer = Callable[[WalkState, int, Tensor, Tensor], None]
 
 
-def _nothing(_count: int) -> None:
-    """The default of on_forward: nobody counts."""
-
-
 class _Arrived(Exception):
     """Raised inside a forward to leave it when the walk has gone as far as it should."""
 
@@ -102,7 +98,7 @@ class Decoder(Layered):
         layers: Iterable[int],
         *,
         observe: Observer | None = None,
-        on_forward: Callable[[int], None] = _nothing,
+        on_forward: Callable[[int], None] = lambda _count: None,
     ) -> Iterator[int]:
         """Take every walk through these layers: all of them through one layer, then through the next.
 
@@ -144,7 +140,7 @@ class Decoder(Layered):
         layer: int,
         states: Sequence[State],
         *,
-        on_forward: Callable[[int], None] = _nothing,
+        on_forward: Callable[[int], None] = lambda _count: None,
     ) -> list[State]:
         """Each state as it leaves the layer; masks, positions and the like are those that transformers makes for `ids`."""
         together = 1 if self._slots else max(1, STACK_TOKENS // ids.numel())

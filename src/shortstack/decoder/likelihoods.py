@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 CACHES = ("cache", "past_key_values")  # a model's input that takes a cache, as newer and older transformers call it
 TOLERANCE = 0.05  # of a state's length: bf16 differs by a hundredth, a wrong position by half
-LEAST = 4  # tokens of a context that are worth a cache
+LEAST = 4  # tokens of a context that are worth a cache: a page of text after BOS shares nothing of note
 EXPANDABLE = {"full_attention", "sliding_attention"}  # layers whose cache is keys and values, a row for each sequence
 
 
@@ -99,7 +99,7 @@ def _passed(
     if decoder.weights:
         yield from ((places, left[UNPRUNED]) for places, left in _walked(decoder, requests, [UNPRUNED], batch=batch))
         return
-    alone, shared = parted(requests) if sharing and shares_contexts(decoder) else (range(len(requests)), [])
+    alone, shared = _parted(requests) if sharing and shares_contexts(decoder) else (range(len(requests)), [])
     for group in by_length([len(requests[place].ids) for place in alone], batch=batch):
         places = [alone[index] for index in group]
         yield places, _whole(decoder, [requests[place] for place in places])
@@ -154,18 +154,12 @@ def _accuracy(questions: Sequence[TokenizedQuestion], values: Sequence[float]) -
     return Accuracy.of(correct)
 
 
-def parted(requests: Sequence[Request], *, least: int = LEAST) -> tuple[list[int], list[list[int]]]:
-    """The places of requests that pass alone, and those of the others, grouped by context.
-
-    Alone is whose context no other has, or is shorter than `least` tokens: a page of text after BOS shares nothing of note.
-
-    >>> parted([Request((1, 2, 5), 2), Request((1, 2, 6), 2), Request((1, 3, 5), 2)], least=2)
-    ([2], [[0, 1]])
-    """
+def _parted(requests: Sequence[Request]) -> tuple[list[int], list[list[int]]]:
+    """The places of requests that pass alone, and those of the others, grouped by context."""
     groups: dict[tuple[int, ...], list[int]] = {}
     for place, request in enumerate(requests):
         groups.setdefault(request.context, []).append(place)
-    shared = [group for context, group in groups.items() if len(group) > 1 and len(context) >= least]
+    shared = [group for context, group in groups.items() if len(group) > 1 and len(context) >= LEAST]
     return sorted(set(range(len(requests))) - {place for group in shared for place in group}), shared
 
 

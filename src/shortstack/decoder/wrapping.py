@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, MutableMapping, Set
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Self, cast
 
 import torch
 from torch import Tensor, nn
@@ -20,7 +20,7 @@ from shortstack.checkpoint import Checkpoint
 from shortstack.decoder.layer_io import Call, Form, Slot, State, first_gap, forms_of, hidden_of, inputs_of
 from shortstack.decoder.streaming import LayerWeights, must_stream
 from shortstack.errors import ArchitectureError, InputError
-from shortstack.machine.device import AUTO, Compute, fast_bfloat16, pick_device
+from shortstack.machine.device import AUTO, Compute, Dtype, fast_bfloat16, pick_device
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -110,9 +110,9 @@ class Layered:
         return self.embedding.shape[1]
 
     @property
-    def dtype(self) -> str:
+    def dtype(self) -> Dtype:
         """The dtype that it computes in, as results name it."""
-        return str(self.embedding.dtype).removeprefix("torch.")
+        return cast("Dtype", str(self.embedding.dtype).removeprefix("torch."))
 
     @property
     def device(self) -> torch.device:
@@ -275,12 +275,10 @@ class Layered:
         return max(1, LOGIT_BYTES[states.device.type == "cpu"] // (4 * int(head.shape[0])))
 
 
-def arithmetic(name: str, checkpoint: Checkpoint, device: str) -> torch.dtype:
+def arithmetic(name: Dtype, checkpoint: Checkpoint, device: str) -> torch.dtype:
     """The dtype to compute in: a named one, or for "auto" bf16 where checkpoint and device both have it, else float32."""
-    named = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-    if name in named:
-        return named[name]
     if name != "auto":
-        raise InputError(name, expected=f"auto or one of {', '.join(named)}", fix="name one of these", option="dtype")
+        named: torch.dtype = getattr(torch, name)
+        return named
     stored = {tensor.dtype for tensor in checkpoint.tensors.values()}
     return torch.bfloat16 if stored & {"BF16", "F16"} and fast_bfloat16(device) else torch.float32

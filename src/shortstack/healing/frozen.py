@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy
 import torch
@@ -27,7 +27,7 @@ from shortstack.errors import CheckpointError
 from shortstack.healing.learner import counted, padded
 from shortstack.healing.schedule import Objective
 from shortstack.machine.cache import MARGIN_BYTES, cache_directory, content_key, make_room, mark_used
-from shortstack.machine.device import Compute, dtype_named
+from shortstack.machine.device import Compute, Dtype
 from shortstack.machine.files import atomic_write, check_disk
 from shortstack.machine.progress import Progress, paced, silent
 
@@ -188,7 +188,8 @@ class Freezer:
 
     def _walk(self, frozen: Frozen, file: Activations, stage: str, model: Checkpoint, layers: int) -> None:
         """Pass all samples through so many layers of a model; what is kept of them goes into the file."""
-        decoder = Decoder.open(model, Compute(dtype=dtype_named(str(self.dtype)), device=self.device))
+        dtype = cast("Dtype", str(self.dtype).removeprefix("torch."))
+        decoder = Decoder.open(model, Compute(dtype=dtype, device=self.device))
         decoder.check_bare(train_all(self.checkpoint))
         batches = [(numbers, frozen.ids(numbers).to(decoder.device)) for numbers in by_length(frozen.lengths)]
         turns = decoder.memory_batches(batches, tokens=max(ids.numel() for _, ids in batches), streams=1)

@@ -4,7 +4,6 @@ from . import device as device
 from . import files as files
 from . import formats as formats
 from . import hub as hub
-from . import latex as latex
 from . import locks as locks
 from . import memory as memory
 from . import numbers as numbers

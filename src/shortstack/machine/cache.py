@@ -31,7 +31,6 @@ KINDS = {
     "gguf": "GGUF files as safetensors",
     "models": "models that were given in memory",
     "own-texts": "texts that a model wrote itself",
-    "steps": "what workers of a study at a URL are writing",
 }
 MARGIN_BYTES = 256 << 20  # of the cache's disk that stay free
 LIMIT = "50GB"  # unless $SHORTSTACK_CACHE_LIMIT says otherwise

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, cast, get_args
+from typing import Literal, get_args
 
 from shortstack.errors import InputError
 from shortstack.machine.options import check_choice_of, check_options, option
@@ -48,17 +48,6 @@ class Compute:
 
 
 AUTO = Compute()
-
-
-def dtype_named(name: str) -> Dtype:
-    """The dtype of that name, with or without torch's own.
-
-    >>> dtype_named("torch.bfloat16")
-    'bfloat16'
-    """
-    word = name.removeprefix("torch.")
-    check_choice_of("dtype", word, DTYPES)
-    return cast("Dtype", word)
 
 
 def fast_bfloat16(device: str) -> bool:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from shortstack.checkpoint import Sizes
-from shortstack.checkpoint.sizes import check_not_other, not_written_by
+from shortstack.checkpoint.sizes import not_written_by
 from shortstack.errors import PlanError
 from shortstack.machine.files import read_json, save_json, to_jsonable
 from shortstack.machine.formats import show_layers
@@ -129,7 +129,6 @@ class Plan(Tabled):
     @classmethod
     def from_dict(cls, data: Mapping[str, Any], *, where: object) -> Plan:
         """The inverse of to_dict; errors as load()."""
-        check_not_other(data, where, plan=True)
         try:
             layers, removed, strategy = data["layers"], tuple(data["removed"]), str(data["strategy"])
             changes = [None if data.get(key) is None else Change(**data[key]) for key in ("parameters", "bytes")]

@@ -1,7 +1,7 @@
 """The report of a study: what its store holds, as tables, figures and one page; nothing is measured again.
 
 The records of the runs become results (a setting each, its seeds taken together), results become findings (what varies, and
-groups that differ in one factor), findings become tables and figures, and those are written as a page, Markdown, LaTeX or
+groups that differ in one factor), findings become tables and figures, and those are written as a page, Markdown or
 CSV. A new table is a function in `tables`, or a row of its factor tables, and an entry in its catalogue.
 
 >>> write_report("runs", "report.html")  # doctest: +SKIP

@@ -11,7 +11,6 @@ from importlib.metadata import version
 from pathlib import Path
 
 from shortstack.machine.files import atomic_write, check_new
-from shortstack.machine.latex import latex
 from shortstack.machine.tables import Table, markdown_text
 from shortstack.machine.typed import typed
 from shortstack.report.findings import Findings
@@ -56,10 +55,6 @@ class Report:
         if runs.failures:
             parts += ["## What failed", "\n".join(markdown_text(_failure(*failure)) for failure in runs.failures)]
         return "\n\n".join(filter(None, parts)) + "\n"
-
-    def latex(self) -> str:
-        """Write the tables for a paper that loads the packages array, booktabs, fix-cm, longtable and pdflscape."""
-        return latex(self.tables) + "\n"
 
     def csv(self) -> dict[str, str]:
         """Write a CSV file for each table, by name."""

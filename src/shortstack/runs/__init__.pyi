@@ -1,4 +1,3 @@
-from . import artefacts as artefacts
 from . import folder as folder
 from . import records as records
 from . import step_progress as step_progress

@@ -3,30 +3,25 @@
 from __future__ import annotations
 
 import shlex
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from shortstack.errors import InputError
-from shortstack.machine.files import make_folder, remove
+from shortstack.machine.files import make_folder, remove, rename_new
 from shortstack.machine.locks import OutputLock
-from shortstack.runs.artefacts import Remote, Shared
 
-STATES = (
-    ".training",
-    ".turns",
-    ".logs",
-    ".lock",
-)  # of healings, by the ends of their names; a worker may hold a lock still
+WEIGHTS = "*.safetensors"
+STATES = (".training", ".turns", ".logs", ".lock")  # of healings, by their suffixes; a worker may hold a lock still
 
 
 @dataclass(frozen=True)
 class Folder:
-    """The places of a run store's parts. url: the place of the artefacts, where they are not beside the database."""
+    """The places of a run store's parts."""
 
     root: Path
-    url: str | None = None
 
     @property
     def database(self) -> Path:
@@ -36,9 +31,18 @@ class Folder:
     def study(self) -> Path:
         return self.root / "study.yaml"
 
-    @property
-    def artefacts(self) -> Shared | Remote:
-        return Remote(self.url) if self.url else Shared(self.root / "artefacts")
+    def artefacts(self, key: str) -> Path:
+        """The folder of a finished step."""
+        return self.root.absolute() / "artefacts" / key
+
+    def take(self, key: str) -> None:
+        """Move what a step wrote to its folder, over what was left there by a run killed before it reported the step."""
+        shutil.rmtree(self.artefacts(key), ignore_errors=True)
+        rename_new(self.partial(key), self.artefacts(key))
+
+    def weights(self, key: str) -> list[Path]:
+        """The files of a finished step's weights."""
+        return list(self.artefacts(key).glob(WEIGHTS))
 
     def partial(self, key: str) -> Path:
         return self.root / "partial" / key

@@ -7,10 +7,7 @@ key>.txt (what workers said); RUNS/partial/ is what workers are writing, and how
 from __future__ import annotations
 
 import json
-import os
-import shutil
 import sqlite3
-import tempfile
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, suppress
@@ -53,8 +50,9 @@ class Store:
         """Open the run store of a folder; read_only: all that is read is of one moment."""
         if read_only:
             _check_there(folder)
+        place = f"{folder.database.absolute().as_uri()}?mode={'ro' if read_only else 'rwc'}"
         try:
-            with _connected(folder.database.absolute(), read_only=read_only) as connection:
+            with closing(sqlite3.connect(place, uri=True, timeout=WAIT)) as connection:
                 connection.row_factory, connection.text_factory = sqlite3.Row, _text
                 store = cls(connection)
                 if read_only:
@@ -185,33 +183,6 @@ class Store:
         return steps
 
 
-@contextmanager
-def _connected(database: Path, *, read_only: bool) -> Iterator[sqlite3.Connection]:
-    """The database, to write; or to look, which leaves no file beside it and needs no room on its disk.
-
-    SQLite makes files of its own beside a database whose log it reads. Where nobody has it open, a copy of both is read.
-    """
-    if not read_only:
-        with closing(sqlite3.connect(f"{database.as_uri()}?mode=rwc", uri=True, timeout=WAIT)) as connection:
-            yield connection
-        return
-    beside = [path for path in _logs(database) if path.exists()]
-    opened = os.access(database.parent, os.W_OK) and database.with_name(f"{database.name}-shm").exists()
-    with tempfile.TemporaryDirectory() as folder:
-        if beside and not opened:
-            for path in (database, *beside):
-                shutil.copy(path, folder)
-            database = Path(folder) / database.name
-        mode = "mode=ro" if beside else "mode=ro&immutable=1"
-        with closing(sqlite3.connect(f"{database.as_uri()}?{mode}", uri=True, timeout=WAIT)) as connection:
-            yield connection
-
-
-def _logs(database: Path) -> Iterator[Path]:
-    """Where SQLite keeps what is not in the database yet, or is to be taken back."""
-    return (database.with_name(f"{database.name}-{kind}") for kind in ("wal", "journal"))
-
-
 def _seal(row: sqlite3.Row, columns: Sequence[str]) -> str:
     return digest([None if row[name] is None else str(row[name]) for name in columns])
 
@@ -228,10 +199,10 @@ def _json(data: Any) -> str:
 
 
 def _check_there(folder: Folder) -> None:
-    root, name = folder.root, folder.database.name
+    root = folder.root
     if not folder.database.is_file():
         raise DataError(
-            f"no {name} in it" if root.is_dir() else "a file" if root.exists() else "no such folder",
+            f"no {folder.database.name} in it" if root.is_dir() else "a file" if root.exists() else "no such folder",
             expected="the folder of a study",
             fix="name the folder that `shortstack study FILE.yaml -o RUNS` writes",
             where=root,

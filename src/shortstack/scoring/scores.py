@@ -9,7 +9,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from shortstack.checkpoint.sizes import check_not_other
 from shortstack.errors import DataError, InputError
 from shortstack.machine.files import read_json, save_json, to_jsonable
 from shortstack.machine.formats import show_layers, shown
@@ -186,7 +185,6 @@ class Scores(Tabled):
     @classmethod
     def from_dict(cls, data: Mapping[str, Any], *, where: object) -> Scores:
         """The inverse of to_dict; errors as load()."""
-        check_not_other(data, where, plan=False)
         try:
             known = {key: data[key] for key in cls.__dataclass_fields__ if key != "kinds"}
             known["scores"] = _numbers(data["scores"])

@@ -32,7 +32,7 @@ from shortstack.runs.step_progress import PACE, read_progress
 from shortstack.study.graph import Graph, Paths, sources, texts
 from shortstack.study.grid import Resources, Study, in_file, read_study
 from shortstack.study.references import check_text, expanded, open_model, text_digest
-from shortstack.study.same_study import check_outside, check_place, check_same
+from shortstack.study.same_study import check_outside, check_same
 from shortstack.study.steps import Contents, Job, Step, perform
 from shortstack.study.trial import Trial
 from shortstack.study.workers import KEEPS, Launch, local
@@ -72,15 +72,14 @@ def run_study(
     out: str | Path,
     *,
     launcher: Callable[[], AbstractContextManager[Launch]] = local,
-    artefacts: str | None = None,
     keep: str = "best",
     progress: Progress = in_notebooks,
 ) -> StudyOutcome:
     """Run what is not done yet of the study in a YAML file; everything it gives lies in the folder `out`.
 
-    launcher: functools.partial(local, 4) or functools.partial(ray, "auto"). artefacts: a URL for the steps' folders, where
-    workers see no common folder. keep: which weights stay once nothing needs them: those of the lowest loss for each
-    model and drop, on the first text that they are evaluated on, all, or none.
+    launcher: functools.partial(local, 4) or functools.partial(ray, "auto"). keep: which weights stay
+    once nothing needs them: those of the lowest loss for each model and drop, on the first text that they are evaluated on,
+    all, or none.
 
     Raises:
         InputError: the file is wrong, a model, text, task or device is not there, a model has too few layers for a trial,
@@ -88,7 +87,7 @@ def run_study(
         DiskFullError: the disk has no room; the same call goes on.
     """
     check_choice_of("keep", keep, KEEPS)
-    study, folder = read_study(path), Folder(Path(out), artefacts)
+    study, folder = read_study(path), Folder(Path(out))
     with in_file(path, "evaluation"):
         study.evaluation.check()
     with in_file(path):
@@ -97,7 +96,6 @@ def run_study(
     check_outside(folder)
     with folder.held(), Store.open(folder) as store:
         check_same(folder, study, store)
-        check_place(folder, store)
         models = _models(study, progress)
         with in_file(path):
             for trial in study.trials:
@@ -111,7 +109,7 @@ def run_study(
             if launch.here:
                 with in_file(path, "compute"):
                     pick_device(study.compute.device)
-            store.note(title=study.title, workers=launch.width, finished="", artefacts=folder.url or "")
+            store.note(title=study.title, workers=launch.width, finished="")
             run = _StudyRun(graph, folder, store, launch, keep, progress)
             run.to_the_end()
         store.note(finished=time.time())
@@ -221,13 +219,12 @@ class _StudyRun:
             log=self.folder.log(step.key),
             progress=self.folder.progress(step.key),
             device=self.graph.study.compute.device,
-            url=self.folder.url,
         )
         self.running[self.launch.submit(perform, job, self._needed(step))] = step
 
     def _place(self, place: str) -> str:
         """Where an input is: a model by its name, or the folder of a step."""
-        return str(expanded(place)) if place in self.graph.models else self.folder.artefacts.place(place)
+        return str(expanded(place)) if place in self.graph.models else str(self.folder.artefacts(place))
 
     def _needed(self, step: Step) -> Resources:
         needed = self.graph.study.resources.get(step.kind, Resources())
@@ -240,9 +237,6 @@ class _StudyRun:
         """Take in what a step gave: its folder gets its name, then its result is committed."""
         lost = future.exception()
         ended: dict[str, Any] = {"error": "".join(traceback.format_exception(lost))} if lost else dict(future.result())
-        if "log" in ended:
-            with self.folder.log(step.key).open("a", encoding="utf-8") as log:
-                log.write(ended.pop("log"))
         self.full = ended.pop("full", self.full)
         before = self.results.get(step.key)
         if "result" in ended:
@@ -261,7 +255,7 @@ class _StudyRun:
             self.paths.arrived(step.key)
 
     def _put(self, key: str) -> None:
-        self.folder.artefacts.take(key, self.folder.partial(key))
+        self.folder.take(key)
         self.weights.pop(key, None)
 
     # What the store says of trials, and which weights stay on disk
@@ -323,13 +317,14 @@ class _StudyRun:
         needed |= {place for step in self.running.values() for place in step.reads.values()}
         for key in self.results.keys() - needed:
             if self._has_weights(key):
-                self.folder.artefacts.drop_weights(key)
+                for path in self.folder.weights(key):
+                    path.unlink()
                 self.weights[key] = False
 
     def _has_weights(self, key: str) -> bool:
         """Looked up once: nobody else writes there."""
         if key not in self.weights:
-            self.weights[key] = self.folder.artefacts.has_weights(key)
+            self.weights[key] = bool(self.folder.weights(key))
         return self.weights[key]
 
     def _best(self) -> set[str]:

@@ -1,4 +1,4 @@
-"""May a study run in a folder? It is no model's, it is of the same study, and its artefacts lie where they lay."""
+"""May a study run in a folder? It is no model's, and it is of the same study."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from shortstack.checkpoint.file_names import CONFIG
 from shortstack.errors import InputError
 from shortstack.machine.yamlfile import parsed
 from shortstack.runs import Store
-from shortstack.runs.artefacts import Remote
 from shortstack.runs.folder import Folder
 from shortstack.study.grid import Study
 
@@ -39,17 +38,6 @@ def check_outside(folder: Folder) -> None:
         if (above / CONFIG).exists() and any(above.glob("*.safetensors")):
             location, expected = f"it is in {above}", "a folder outside a model's"
             raise InputError(location, expected=expected, fix="name another output", where=folder.root)
-
-
-def check_place(folder: Folder, store: Store) -> None:
-    """Refuse a place for artefacts that cannot be written, or that is not where those are which there are already."""
-    before = store.noted().get("artefacts", "")
-    if store.results() and before != (folder.url or ""):
-        expected = before or f"none: those of this study lie in {folder.root}"
-        fix = f"name {before}" if before else "leave it out, or name another output"
-        raise InputError(folder.url or "none", expected=expected, fix=fix, option="artefacts")
-    if folder.url:
-        Remote(folder.url).check()
 
 
 def _another(folder: Folder, expected: str, now: str) -> InputError:

@@ -18,7 +18,7 @@ from shortstack.runs.folder import Folder
 from shortstack.study.graph import Graph, foreseen, sources
 from shortstack.study.grid import Study, in_file, read_study
 from shortstack.study.references import expanded, open_model, text_digest
-from shortstack.study.same_study import check_outside, check_place, check_same
+from shortstack.study.same_study import check_outside, check_same
 from shortstack.study.steps import Contents, Step
 from shortstack.study.trial import Trial
 
@@ -54,13 +54,13 @@ class StepCounts(Tabled):
         return asdict(self)
 
 
-def step_counts(path: str | Path, out: Path | None = None, *, artefacts: str | None = None) -> StepCounts:
+def step_counts(path: str | Path, out: Path | None = None) -> StepCounts:
     """Count the steps of the study in a file, and the disk for what they write, if its folder can take them."""
     study = read_study(path)
     with in_file(path, "evaluation"):
         study.evaluation.check()
     if out:
-        _check_folder(Folder(out, artefacts), study)
+        _check_folder(Folder(out), study)
     models = {name: _opened(name) for name in dict.fromkeys(trial.model for trial in study.trials)}
     known = {name: Contents(name, name, model.anatomy.layers if model else None) for name, model in models.items()}
     graph = Graph(study, known, {source: text_digest(source) for source in sources(study)})
@@ -89,7 +89,6 @@ def _check_folder(folder: Folder, study: Study) -> None:
     if folder.database.exists():
         with Store.open(folder, read_only=True) as store:
             check_same(folder, study, store)
-            check_place(folder, store)
 
 
 def _opened(name: str) -> Checkpoint | None:

@@ -1,6 +1,6 @@
 """A step: one call of a public verb, known by what it computes and on what. `step_types` and `measures` hold the types.
 
-`perform` runs a step in a worker, on this machine or another. It writes under Job.output and nowhere else; whoever asked
+`perform` runs a step in a worker, on this machine or another. It writes to Job.output and nowhere else; whoever asked
 for it puts that in its place. A failure is a result, too: its traceback.
 """
 
@@ -13,7 +13,7 @@ import traceback
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from contextlib import redirect_stderr, redirect_stdout, suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -25,15 +25,13 @@ from shortstack.checkpoint.record import versions
 from shortstack.errors import DiskFullError
 from shortstack.evaluation import Tasks
 from shortstack.healing import TrainingData
-from shortstack.machine.cache import cache_directory, content_key
+from shortstack.machine.cache import content_key
 from shortstack.machine.device import Compute
 from shortstack.machine.files import digest, disk_full, save_json
 from shortstack.machine.formats import option_words, show_share
 from shortstack.machine.memory import forget_peak_rss, peak_rss
 from shortstack.machine.options import options_of
 from shortstack.machine.progress import Progress, bars
-from shortstack.runs.artefacts import Remote, local_copies
-from shortstack.runs.folder import Folder
 from shortstack.runs.step_progress import keeping
 from shortstack.study.references import open_model, with_revision
 
@@ -120,8 +118,7 @@ class Job:
     """A step with everything a worker needs. places: where each input is; given: results of earlier steps, by name.
 
     The step's arguments have the values of names of the environment, so that `key` is not the step's own any more.
-    progress: the file that tells how far it is. url: where the output is copied to, by a worker that sees no folder of the
-    study.
+    progress: the file that tells how far it is.
     """
 
     key: str
@@ -132,18 +129,10 @@ class Job:
     log: Path
     progress: Path
     device: str = "auto"
-    url: str | None = None
 
     def compute(self, arguments: Mapping[str, Any]) -> Compute:
         """Where the step computes, in the dtype and with the seed of these arguments."""
         return Compute(seed=arguments.get("seed", 0), device=self.device, dtype=arguments.get("dtype", "auto"))
-
-    def here(self) -> Job:
-        """With output and log on this machine, where the study's folder may not be seen."""
-        if self.url is None:
-            return self
-        scratch, key = Folder(cache_directory("steps")), self.key
-        return replace(self, output=scratch.partial(key), log=scratch.log(key), progress=scratch.progress(key))
 
     def open(self, name: str, progress: Progress) -> Checkpoint:
         return open_model(self.places[name], progress=progress)
@@ -155,12 +144,8 @@ class Job:
         return result
 
 
-def perform(wanted: Job) -> dict[str, Any]:
-    """Run a step: `result` or `error`, and what it took; with a URL also `log`, the text of its log.
-
-    `full` is the error itself where the disk has no room.
-    """
-    job = wanted.here()
+def perform(job: Job) -> dict[str, Any]:
+    """Run a step: `result` or `error`, and what it took; `full` is the error itself where the disk has no room."""
     job.log.parent.mkdir(parents=True, exist_ok=True)
     job.output.parent.mkdir(parents=True, exist_ok=True)
     lock = FileLock(job.output.with_name(f"{job.output.name}.lock"))  # a worker may outlive for a moment who started it
@@ -170,7 +155,7 @@ def perform(wanted: Job) -> dict[str, Any]:
         with redirect_stdout(log), redirect_stderr(log), bars() as progress:
             try:
                 shutil.rmtree(job.output, ignore_errors=True)  # of one that was killed before it was put in its place
-                ended: dict[str, Any] = {"result": _result(job, keeping(job.progress, progress))}
+                ended: dict[str, Any] = {"result": job.step.run(job, keeping(job.progress, progress))}
             except Exception as error:  # noqa: BLE001  recorded, shown, and it fails the trials that need this step
                 ended = {"error": traceback.format_exc()}
                 full = disk_full(error) if isinstance(error, OSError) else error
@@ -181,27 +166,11 @@ def perform(wanted: Job) -> dict[str, Any]:
         log.flush()
         return {
             **ended,
-            **(_taken_log(job.log) if job.url else {}),
             "seconds": round(time.perf_counter() - started, 3),
             "host": socket.gethostname(),
             "versions": versions(),
             "peak_rss_bytes": peak_rss(),
         }
-
-
-def _result(job: Job, progress: Progress) -> dict[str, Any]:
-    with local_copies(job.places, job.output.with_name(f"{job.key}.inputs")) as places:
-        result = job.step.run(replace(job, places=places), progress)
-    if job.url:
-        Remote(job.url).put(job.key, job.output)
-        shutil.rmtree(job.output)
-    return result
-
-
-def _taken_log(log: Path) -> dict[str, str]:
-    text = log.read_text(encoding="utf-8")
-    log.unlink()
-    return {"log": text}
 
 
 def model_words(name: str) -> list[str]:

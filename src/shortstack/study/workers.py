@@ -144,9 +144,6 @@ class RunOptions:
         None, help="Steps to run at once. Default: 1, or the CPUs of the Ray cluster.", minimum=1
     )
     ray: str | None = option(None, help="Run steps on this Ray cluster: an address, auto, or local.")
-    artefacts: str | None = option(
-        None, help="URL for what steps write, such as s3://bucket/runs, if machines share no folder."
-    )
     keep: str = option("best", help="Which weights to keep once nothing needs them.", choices=KEEPS)
     dry_run: bool = option(False, help="Run every check, and list the steps and the disk they need.")
 
