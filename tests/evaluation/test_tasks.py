@@ -357,7 +357,7 @@ def averages(found):
     """The value and the base's of each average in the table."""
     table = found.table()
     places = [[column.label for column in table.columns].index("value")]
-    places += [place for place, column in enumerate(table.columns) if column.label == "base"]
+    places += [place for place, column in enumerate(table.columns) if column.label == "unpruned"]
     rows = [row for row in table.rows if row.label.startswith("Average")]
     return {row.label: (*(row.cells[place].text for place in places), None)[:2] for row in rows}
 
@@ -409,7 +409,7 @@ def test_the_comparison_with_the_base_fits_the_terminal(monkeypatch, capsys):
     shown = " ".join(lines)
     stderr = statistics.stdev([-1.0] * 6 + [0.0] * 2) / math.sqrt(8)
     assert f"{MINUS}0.7500 ± {stderr:.4f}" in shown
-    for heading in ("base", "difference", "95 % interval", "p, Holm", "kept", "above chance"):
+    for heading in ("unpruned", "difference", "95 % interval", "p, Holm", "kept", "above chance"):
         assert len(re.findall(rf"┃ +{heading} +┃", shown)) == 1
     assert sum("lambada_openai" in line for line in lines) == 3, "names are never folded"
 
@@ -423,7 +423,7 @@ def test_a_difference_in_another_unit_than_the_values_says_its_unit(monkeypatch,
     show_result(compared(Evaluation("m", {}, tasks=ours), Evaluation("base", {}, tasks=theirs)))
     shown = " ".join(capsys.readouterr().out.split())
     assert re.search(rf"wikitext │ word_perplexity │ 30.0000 .* │ 20.0000 ± 0.1000 │ {MINUS}0.4000", shown)
-    assert "wikitext: base and value are word_perplexity; the difference and its interval" in shown
+    assert "wikitext: unpruned and value are word_perplexity; the difference and its interval" in shown
     assert "are of the log-likelihood in nats per word, higher is better." in shown
     assert "own: of brier_score less is better; the difference and its interval have the sign turned." in shown
     assert "piqa:" not in shown

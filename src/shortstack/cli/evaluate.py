@@ -5,7 +5,6 @@ from __future__ import annotations
 import shlex
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
@@ -19,7 +18,6 @@ from shortstack.machine.memory import Requirements
 
 if TYPE_CHECKING:
     from shortstack.checkpoint import Checkpoint
-    from shortstack.evaluation import Evaluation
     from shortstack.evaluation.evaluator import Prepared
 
 
@@ -41,7 +39,10 @@ def evaluate(
 
     $ shortstack evaluate small --against org/model --tasks piqa,winogrande --probes
     """
-    _check(tasks, against)
+    if tasks.tasks is None:
+        check_unused("evaluate without --tasks", tasks)
+    elif against:
+        tasks.check_paired()
     if output:
         check_new(output)
 
@@ -68,38 +69,14 @@ def evaluate(
             with session.report.bars() as progress:
                 result = compared(result, base.measured(progress), seed=session.compute.seed)
     finally:  # what was measured is not lost, whatever becomes of the other model
-        _report(checkpoint, result, session, output, against=against)
+        session.report.warn(result.collapse.warning if result.collapse else None)
+        if base and result.base is None:
+            session.report.warn(f"{against} was not measured, so that nothing is compared")
+        session.report.result(result, output)
+    if checkpoint.made_from and not against and not session.report.json:
+        console.show(f"Add --against {shlex.quote(checkpoint.made_from)} to compare it with the unpruned model.")
     _next_step(model, checkpoint, session, against or checkpoint.made_from)
     return None
-
-
-def _report(
-    checkpoint: Checkpoint,
-    result: Evaluation,
-    session: Session,
-    output: Path | None,
-    *,
-    against: str | None,
-) -> None:
-    """Say and write what was measured, and what is not there although it was asked for."""
-    session.report.warn(result.collapse.warning if result.collapse else None)
-    if against and result.base is None:
-        session.report.warn(f"{against} was not measured, so that nothing is compared")
-
-    def show() -> None:
-        console.show_result(result)
-        if checkpoint.made_from and not against:
-            console.show(f"Add --against {shlex.quote(checkpoint.made_from)} to compare it with the unpruned model.")
-
-    session.report.result(result.to_dict(), show, output)
-
-
-def _check(tasks: Tasks, against: str | None) -> None:
-    """Say what is wrong with what is asked before any model is opened."""
-    if tasks.tasks is None:
-        check_unused("evaluate without --tasks", tasks)
-    if against and tasks.tasks:
-        tasks.check_paired()
 
 
 def _preview(models: Sequence[Prepared], session: Session) -> None:

@@ -15,7 +15,20 @@ from shortstack.planning import STRATEGIES
 from shortstack.scoring import METRICS
 
 Listed = Literal["metrics", "strategies", "methods", "recipes", "tasks"]
-SHOWN = ("name", "feed", "formula", "summary", "trains", "title", "paper", "suite", "metric", "chance", "about")
+SHOWN = (
+    "name",
+    "feed",
+    "formula",
+    "summary",
+    "trains",
+    "title",
+    "hub_data",
+    "paper",
+    "suite",
+    "metric",
+    "chance",
+    "about",
+)
 
 
 def ls(
@@ -28,7 +41,7 @@ def ls(
 
     $ shortstack ls recipes
     """
-    from shortstack.healing.recipes import recipe_titles
+    from shortstack.healing.recipes import listed_recipes
 
     listings = {
         "metrics": [asdict(metric) for metric in METRICS.values()],
@@ -36,7 +49,7 @@ def ls(
         "methods": [
             {"name": method.name, "trains": method.trains, "paper": method.paper} for method in METHODS.values()
         ],
-        "recipes": [{"name": name, "title": title} for name, title in recipe_titles().items()],
+        "recipes": listed_recipes(),
         "tasks": [{"suite": suite, **asdict(TASKS[name])} for suite, names in SUITES.items() for name in names],
     }
     wanted = {
@@ -47,5 +60,6 @@ def ls(
     if as_json:
         return console.show_json(wanted)
     for title, rows in wanted.items():
-        console.show_table(Table.of(title, tuple(rows[0]), [tuple(row.values()) for row in rows]))
+        columns = [name.replace("_", " ") for name in rows[0]]
+        console.show_table(Table.of(title, columns, [tuple(row.values()) for row in rows]))
     return None

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 import shlex
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -116,14 +116,18 @@ class Reporting:
     quiet: Annotated[bool, Parameter(alias="-q")] = option(False, help="No progress and no next step.")
     verbose: Annotated[bool, Parameter(alias="-v")] = option(False, help="Also show library messages and tracebacks.")
 
-    def result(self, data: Mapping[str, Any], show: Callable[[], None], output: Path | None = None) -> None:
-        """The result: as JSON, or as `show` shows it; then in a file, so that a full disk does not cost it."""
-        if self.json:
-            console.show_json(data)
-        else:
-            show()
-        if output:
-            save_json(output, finite(data))
+    def result(self, result: Any, output: Path | None = None, plot: Path | None = None) -> None:
+        """Write a result's files, then print it: a closed stdout costs no file, and a full disk not the result."""
+        try:
+            if output:
+                save_json(output, finite(result.to_dict()))
+            if plot:
+                result.plot().save(plot)
+        finally:
+            if self.json:
+                console.show_json(result.to_dict())
+            else:
+                console.show_result(result)
 
     def bars(self) -> AbstractContextManager[Progress]:
         return bars(quiet=self.quiet, verbose=self.verbose)

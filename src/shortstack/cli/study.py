@@ -45,10 +45,7 @@ def study(
         outcome = run_study(
             file, output, launcher=run.launcher, artefacts=run.artefacts, keep=run.keep, progress=progress
         )
-    if report.json:
-        console.show_json(outcome.to_dict())
-    else:
-        console.show_result(outcome)
+    report.result(outcome)
     report.next_step("report", output)
     if outcome.failed:
         sys.exit(1)

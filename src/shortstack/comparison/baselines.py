@@ -22,9 +22,6 @@ from shortstack.data import Tokens
 from shortstack.decoder import Decoder
 from shortstack.decoder.quantisation import INT8, SCHEMES, Scheme, quantise, saved_bytes, uncovered
 from shortstack.errors import ArchitectureError, InputError, PlanError
-from shortstack.healing import heal
-from shortstack.healing.recipes import read_recipe
-from shortstack.healing.task import task_of
 from shortstack.machine.device import Compute, dtype_named
 from shortstack.machine.formats import show_layers
 from shortstack.machine.progress import Progress, silent
@@ -37,9 +34,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
-RECIPE = "best"  # how a cut is healed
 KeptLayers = Sequence[int]
-Heal = Callable[[Checkpoint, Path], Checkpoint]
 
 
 class Built(NamedTuple):
@@ -68,14 +63,12 @@ class Baseline:
 class Calibration:
     """The data on which baselines make choices: windows for metrics and activations, and for repair where it is wanted.
 
-    heal: heals a cut into a new folder, as heal_as_recipe() does. healed: a model that is healed already, for a row of its
-    own.
+    healed: a model that is healed already, for a row of its own.
     """
 
     tokens: Tokens
     repair: Tokens | None = None
     metric: str = "ppl"
-    heal: Heal | None = None
     healed: Model | None = None
 
     @functools.cached_property
@@ -178,7 +171,7 @@ def unpruned(context: BaselineContext) -> Iterator[Baseline]:
 
 
 def pruned(context: BaselineContext) -> Iterator[Baseline]:
-    """Fewer layers: as they are and, where that is wanted, repaired and healed."""
+    """Fewer layers: as they are and, where that is wanted, repaired."""
     yield from _cut(context, "pruned", lambda kept: context.checkpoint.sizes.of(kept)[1])
 
 
@@ -217,18 +210,15 @@ def pruned_in_int8(context: BaselineContext) -> Iterator[Baseline]:
 def _cut(
     context: BaselineContext, name: str, size: Callable[[KeptLayers], int], scheme: Scheme | None = None
 ) -> Iterator[Baseline]:
-    """The checkpoint without the layers that go so that size(kept) fits; healed where it stays in its own dtype."""
+    """The checkpoint without the layers that go so that size(kept) fits."""
     plan = context.plan(size)
     if plan is None:
         yield Baseline(name, reason="no exact cut fits the budget")
         return
 
-    def make(repaired: Repair | None = None, healing: Heal | None = None) -> Built:
-        place = context.folder / f"{name}-{'repaired' if repaired else 'cut'}{'-to-heal' * bool(healing)}".replace(
-            " ", "-"
-        )
-        shorter = prune(context.checkpoint, plan, place, repair=repaired)
-        return context.made(healing(shorter, place.with_name(f"{place.name}-done")) if healing else shorter, scheme)
+    def make(repaired: Repair | None = None) -> Built:
+        place = context.folder / f"{name}-{'repaired' if repaired else 'cut'}"
+        return context.made(prune(context.checkpoint, plan, place, repair=repaired), scheme)
 
     row = Baseline(name, make, "", f"without {len(plan.removed)} layers: {show_layers(plan.removed)}", plan.removed)
     yield row
@@ -237,8 +227,6 @@ def _cut(
         yield replace(row, name=f"{name}, repaired", make=functools.partial(make, repaired))
     elif reason:
         yield Baseline(f"{name}, repaired", reason=reason)
-    if context.calibration.heal and not scheme:
-        yield replace(row, name=f"{name}, healed", make=functools.partial(make, repaired, context.calibration.heal))
 
 
 def narrowed(context: BaselineContext) -> Iterator[Baseline]:
@@ -281,20 +269,6 @@ BASELINES: tuple[Callable[[BaselineContext], Iterator[Baseline]], ...] = (
     narrowed,
     sparse,
 )
-
-
-def heal_as_recipe(data: str, unpruned: Checkpoint, *, device: str = "auto", progress: Progress = silent) -> Heal:
-    """Return a function that heals a cut of the unpruned model on `data` by the recipe `best`."""
-    task = task_of({**read_recipe(RECIPE).heal.given, "data": data}, compute=Compute(device=device))
-    task = replace(task, teacher=unpruned) if task.needs_teacher else task
-    task.method.check()
-
-    def healed(shorter: Checkpoint, out: Path) -> Checkpoint:
-        with torch.enable_grad():  # baselines are judged without
-            heal(shorter, out, task, progress=progress)
-        return Checkpoint.open(out)
-
-    return healed
 
 
 def parse_memory(memory: str, whole: int, *, least: int = 0) -> int:

@@ -7,7 +7,7 @@ import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
@@ -33,10 +33,6 @@ from shortstack.machine.tables import Cell, Column, Table, Tabled
 from shortstack.machine.typed import typed
 from shortstack.profiling.profiler import SpeedRatios, check_load, speed_ratios
 from shortstack.profiling.speed import Load, Speeds, speeds
-
-if TYPE_CHECKING:
-    pass
-
 
 Judge = Callable[[Decoder], Mapping[str, Mapping[str, Any]]]  # what a model gets: task -> metric, value, stderr, n
 
@@ -225,11 +221,11 @@ def check_comparison(checkpoint: Checkpoint, calibration: Calibration, judging: 
 def requirements(checkpoint: Checkpoint, calibration: Calibration, budget: int, compute: Compute) -> Requirements:
     """Of two models at a time, which write where they fit; on the disk the checkpoints of all baselines, until the end.
 
-    What is healed is there before and after, what is in int8 is stored in 16 bits.
+    What is in int8 is stored in 16 bits.
     """
     alone = model_requirements(checkpoint, compute)
-    repaired, healed = calibration.repair is not None, calibration.heal is not None
-    inside = 2 + repaired + 2 * healed  # pruned and narrowed
+    repaired = calibration.repair is not None
+    inside = 2 + repaired  # pruned and narrowed
     in_int8 = (1 + repaired) * min(2 * budget, checkpoint.weight_bytes)
     disk = inside * budget + in_int8
     if alone.streamed:

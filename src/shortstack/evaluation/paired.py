@@ -252,8 +252,8 @@ def mismatch(what: str, ours: set[str], theirs: set[str]) -> DataError:
         return f"{len(names)} ({', '.join(sorted(names)[:3])})" if names else "none"
 
     return DataError(
-        f"{alone(ours - theirs)} of the model's alone, {alone(theirs - ours)} of the base's alone",
-        expected="the same for the model and its base",
+        f"{alone(ours - theirs)} of the model's alone, {alone(theirs - ours)} of the unpruned model's alone",
+        expected="the same for both models",
         fix="evaluate both with the same tasks, limit and data",
         where=what,
     )

@@ -10,6 +10,7 @@ from shortstack.errors import InputError, PlanError
 from shortstack.machine.formats import size
 from shortstack.machine.options import check_options, option
 from shortstack.planning.layer_sets import (
+    EXAMPLES,
     FINALISTS,
     Removal,
     check_choice,
@@ -149,10 +150,9 @@ class Choice:
             expected, fix = f"less than the model's {shown(whole)}", "ask for less, or leave it as it is: it fits"
             raise PlanError(shown(most), expected=expected, fix=fix, option=name)
         if most < least:
-            example = {"params": "6B", "memory": "4GB"}[name]
             expected, fix = (
                 f"at least {shown(least)}, which the largest cut leaves",
-                f"ask for more, with its unit, as in {example}",
+                f"ask for more, as in {EXAMPLES[name]}",
             )
             raise PlanError(shown(most), expected=expected, fix=fix, option=name)
         return replace(self, params=None, memory=None, fits=lambda kept: sizes.of(kept)[place] <= most)
