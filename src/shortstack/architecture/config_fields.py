@@ -203,7 +203,6 @@ def cut_fields(cut: Cut) -> dict[str, Any]:
 
 
 def _is_by_layer(value: Any) -> bool:
-    """Whether a mapping has layer numbers for keys (gemma4's per_layer_config)."""
     return isinstance(value, Mapping) and bool(value) and all(re.fullmatch(r"\d+", str(key)) for key in value)
 
 

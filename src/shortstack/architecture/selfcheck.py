@@ -50,7 +50,6 @@ class _Comparison:
 
     @property
     def counts(self) -> tuple[int, int]:
-        """The number of layers before the cut, and after it."""
         return len(list(self.before.get_submodule(self.path).children())), len(self.kept)
 
     def follows(self, old: Any, new: Any) -> bool:

@@ -80,7 +80,6 @@ def evaluate(
 
 
 def _preview(models: Sequence[Prepared], session: Session) -> None:
-    """Show what would be measured of each model, one after the other, and the resources it needs."""
     needed = Requirements()
     for ready in models:
         needed = needed.then(ready.requirements())
@@ -93,7 +92,6 @@ def _preview(models: Sequence[Prepared], session: Session) -> None:
 
 
 def _next_step(model: str, checkpoint: Checkpoint, session: Session, unpruned: str | None) -> None:
-    """Suggest the next command after a model was measured, by the verb that wrote the model."""
     made_by = checkpoint.record.get("verb")
     if made_by == "heal":
         loads = f'AutoModelForCausalLM.from_pretrained("{model}")'
@@ -105,7 +103,6 @@ def _next_step(model: str, checkpoint: Checkpoint, session: Session, unpruned: s
 
 
 def _other_tokens(checkpoint: Checkpoint, origin: Checkpoint) -> str | None:
-    """Return a warning if two models tokenize text differently."""
     from shortstack.data.tokens import same_tokens
 
     if same_tokens(checkpoint.tokenizer(), origin.tokenizer()):

@@ -147,7 +147,6 @@ def _healed(
     progress: Progress,
     began: float,
 ) -> Healing:
-    """heal(), or heal_in_turns() where turns are asked for. began: when the verb did, by time.monotonic()."""
     from shortstack.healing import heal as heal_checkpoint
     from shortstack.healing import heal_in_turns
     from shortstack.healing.healer import started_clock

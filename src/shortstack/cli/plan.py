@@ -67,7 +67,6 @@ def plan(
 
 
 def _by_scores(name: str, choice: Choice, unused: tuple[object, ...]) -> tuple[Plan, str]:
-    """A plan from a scores file, and the model that it is of; unused: options that are of a model."""
     if not choice.measures:
         check_unused(name, *unused)
     scores = Scores.load(name)

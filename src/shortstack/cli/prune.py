@@ -63,7 +63,6 @@ class _Cut:
     output: Path
 
     def check(self) -> None:
-        """Say what is wrong before any model is opened: no way to choose layers, or two, or options that do nothing."""
         options, compute = self.options, self.session.compute
         options.check("prune")
         if options.plan:
@@ -87,7 +86,6 @@ class _Cut:
         return 2 if self.options.repair else 1
 
     def planned(self, checkpoint: Checkpoint, of_depth: Planned) -> Plan | None:
-        """The plan that is made already, by name or in a file."""
         named = self.choice.layers is not None
         return choose(checkpoint.depth, self.choice).plan if named else of_depth(checkpoint.depth)
 

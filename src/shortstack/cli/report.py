@@ -74,8 +74,6 @@ def _check_one_result(*formats: bool) -> None:
 
 
 def _summary(study: Report, page: Path | None, csv: Path | None) -> dict[str, Any]:
-    """The result for machines: what was written, and the lead."""
-
     states = Counter(trial.state for trial in study.findings.runs.trials)
     return {
         "output": None if page is None else str(page),

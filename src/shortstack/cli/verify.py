@@ -60,7 +60,6 @@ def verify(
 
 
 def _verify_file(file: Path, against: str | None, session: Session, output: Path | None) -> None:
-    """The same of a .gguf file, whose bytes are compared."""
     from shortstack.checkpoint.source import gguf_of
     from shortstack.pruning.gguf_verification import verify_gguf
 

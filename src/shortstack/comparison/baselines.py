@@ -210,7 +210,6 @@ def pruned_in_int8(context: BaselineContext) -> Iterator[Baseline]:
 def _cut(
     context: BaselineContext, name: str, size: Callable[[KeptLayers], int], scheme: Scheme | None = None
 ) -> Iterator[Baseline]:
-    """The checkpoint without the layers that go so that size(kept) fits."""
     plan = context.plan(size)
     if plan is None:
         yield Baseline(name, reason="no exact cut fits the budget")

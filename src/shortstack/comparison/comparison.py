@@ -294,7 +294,6 @@ def _beside_unpruned(rows: Sequence[ComparisonRow]) -> list[ComparisonRow]:
 def _timed(
     decoder: Decoder, base: Decoder, judging: EvaluationSpec, progress: Progress
 ) -> tuple[Speeds, SpeedRatios | None]:
-    """The decoder's speed, in turns with the unpruned model's unless it is that."""
     models = [decoder.model] if decoder is base else [decoder.model, base.model]
     speed, *unpruned = speeds(models, judging.load, repeats=judging.repeats, progress=progress)
     return speed, speed_ratios(speed, unpruned[0]) if unpruned else None

@@ -128,7 +128,6 @@ def _shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:
 
 
 def _expected(checkpoint: Checkpoint, mlps: Sequence[Mlp], keep: int) -> dict[str, tuple[int, ...]]:
-    """The shapes that narrowed MLPs would give the model."""
     shapes = _shapes(checkpoint.blueprint)
     for number, mlp in enumerate(mlps):
         for name, axis in _weights(mlp):
@@ -147,7 +146,6 @@ def _weights(mlp: Mlp) -> Iterator[tuple[str, int]]:
 
 
 def _stored(checkpoint: Checkpoint, number: int, mlp: Mlp) -> dict[str, tuple[StoredTensor, int]]:
-    """The stored tensors of an MLP, by name, and the axis along which neurons lie."""
     places = {f"{checkpoint.layer_names.path}.{number}.{name}": axis for name, axis in _weights(mlp)}
     missing = [name for name in places if name.endswith(".weight") and name not in checkpoint.tensors]
     if missing:

@@ -119,7 +119,6 @@ class Choice:
             check_choice(self.drop, self.layers, block=self.block)
 
     def _check_goals(self) -> bool:
-        """Whether a size of the model says how much goes."""
         if self.fits is not None:
             return True
         said = [name for name in ("params", "memory", "drop", "layers") if getattr(self, name) is not None]
@@ -176,7 +175,6 @@ class Choice:
         return strategy.function(source, replace(self.removal(layers, seed), metric=metric))
 
     def _fitting(self, fits: Fits, source: Scores | int, metric: Metric, seed: int) -> Plan:
-        """The plan of the fewest layers, lowest scores first, without which the others fit."""
         layers = source if isinstance(source, int) else source.layers
         ends = staying_ends(layers, 1, self.keep_first, self.keep_last)
         order = [layer for layer in removal_order(layer_values(source, metric, seed)) if layer in ends]

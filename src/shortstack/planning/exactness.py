@@ -94,14 +94,12 @@ def _expressed(checkpoint: Checkpoint, plan: Plan) -> dict[str, Any] | None:
 
 
 def _exchanged(plan: Plan) -> set[frozenset[int]]:
-    """The plan, and every set with one of its layers exchanged for another."""
     wanted = frozenset(plan.removed)
     others = (layer for layer in range(plan.layers) if layer not in wanted)
     return {wanted, *(wanted - {layer} | {other} for other in others for layer in wanted)}
 
 
 def _windows(plan: Plan) -> set[frozenset[int]]:
-    """Windows of as many layers as the plan removes, or of up to four more or fewer."""
     amount = len(plan.removed)
     sizes = range(max(1, amount - 4), min(plan.layers - 1, amount + 4) + 1)
     return {frozenset(range(start, start + size)) for size in sizes for start in range(plan.layers - size + 1)}

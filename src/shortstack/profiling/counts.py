@@ -144,7 +144,6 @@ def cache_bytes(model: PreTrainedModel) -> CacheBytes | None:
 
 
 def _held(output: Any) -> list[tuple[int, int | None]]:
-    """Bytes and window of each cache layer in a model's output; of states in other forms, all as one."""
     kept = {name: value for name, value in output.items() if name not in ("logits", "loss")}
     # A decoder's cache that leaves room for an encoder's holds one of its own kind.
     caches = [getattr(value, "self_attention_cache", value) for value in kept.values() if isinstance(value, Cache)]
@@ -158,7 +157,6 @@ def _size(value: object) -> int:
 
 
 def _tensors(value: object) -> Iterator[Tensor]:
-    """The tensors in dictionaries, sequences, and the attributes of transformers' own objects."""
     if isinstance(value, Tensor):
         yield value
     elif isinstance(value, Mapping):

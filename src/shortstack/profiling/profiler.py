@@ -99,7 +99,6 @@ def _spread(runs: Sequence[float]) -> Cell:
 
 
 def _ratio(label: str, counted: Sequence[Mapping[str, Cell]]) -> Iterator[Cell | None]:
-    """How many times as much there is of something as in the other model, where there is another."""
     if len(counted) > 1:
         ours, theirs = (cells.get(label, Cell(None)).value for cells in counted)
         yield Cell(ours / theirs, "ratio") if ours and theirs else None

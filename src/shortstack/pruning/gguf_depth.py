@@ -100,7 +100,6 @@ class GgufDepth:
             raise CheckpointError(actual, expected=expected, fix="download all of it again", where=self.where)
 
     def _kinds(self, fields: Fields, depth: int) -> list[tuple[Any, ...]]:
-        """Return for each layer the properties that depend on its number."""
         return [tuple(rule(layer, depth, fields) for rule in RULES[self.architecture]) for layer in range(depth)]
 
     def _changed(self, kept: Sequence[int]) -> dict[str, Entry] | None:

@@ -105,7 +105,6 @@ class _Division:
     changed: Mapping[str, StoredTensor]
 
     def shards(self) -> list[list[StoredTensor]]:
-        """The tensors of each file of the pruned model."""
         owners = shared_weight_owners(self.checkpoint, self.plan)
         return self._divided(kept_tensors(self.checkpoint, self.plan, owners), self.checkpoint.layer_names)
 
@@ -192,7 +191,6 @@ def kept_tensors(
 
 
 def _renumbered(checkpoint: Checkpoint, plan: Plan) -> dict[str, Any]:
-    """The files of a quantiser's settings, by name, with the modules that they name under their new numbers."""
     renamed: dict[str, Any] = {}
     for path in (side_file for side_file in checkpoint.side_files() if QUANTISER.search(side_file.name)):
         paths = {checkpoint.anatomy.layers_path, checkpoint.layer_names.path}

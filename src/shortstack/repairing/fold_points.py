@@ -240,7 +240,6 @@ class _Trial:
         return _Pass({**_once(entered), OUTPUT: after.float().flatten(0, -2)}, _once(left))
 
     def tried(self, candidates: Iterator[FoldPoint]) -> Iterator[FoldPoint]:
-        """Those that are fold points, with their places."""
         with ExitStack() as hooks:
             recording = [(point, hooks.enter_context(point.recorded(self.layer))) for point in candidates]
             self._passed()
@@ -251,7 +250,6 @@ class _Trial:
                     yield replace(point, place=place)
 
     def _place(self, point: FoldPoint, inputs: Tensor) -> str | None:
-        """The place where what the module gives is added, if there is one."""
         change = point.drawn(self.layer, self._draw)
         change = change * self._gain(point.product(inputs, change))
         expected = point.product(inputs, change)

@@ -44,7 +44,6 @@ class Regression(ABC):
         self._take(x, several, weights)
 
     def _take(self, x: Tensor, several: Tensor, weights: Tensor) -> None:
-        """Add tokens to the sums. x: [tokens, d], several: [residual, tokens, width]."""
         scaled = x * weights[:, None]
         self.inputs = self.inputs + in_float64(self._summed(scaled, x))
         self.both = self.both + in_float64(torch.stack([self._summed(r, scaled) for r in several]))

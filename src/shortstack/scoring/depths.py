@@ -163,7 +163,6 @@ def depth_curve(
 def _questions(
     task: str | Path | Tasks, tokenizer: PreTrainedTokenizerBase
 ) -> tuple[list[TokenizedQuestion], dict[str, Any]]:
-    """The questions as tokens, and what the result says of them."""
     if isinstance(task, Tasks):
         loaded = task.only()
         encoded = load_harness().questions(loaded, tokenizer, task.limit)

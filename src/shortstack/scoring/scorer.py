@@ -119,7 +119,6 @@ def given_tokens(tokens: Tokens | None, metrics: Sequence[Metric]) -> Tokens:
 
 @torch.no_grad()
 def _weighed(checkpoint: Checkpoint, metrics: Sequence[Metric], progress: Progress) -> Values:
-    """Scores that need the stored weights alone, which are read once, tensor by tensor."""
     layers = checkpoint.anatomy.layers
     sums, weighed = {metric.name: [0.0] * layers for metric in metrics}, []
     for name, tensor in checkpoint.tensors.items():

@@ -55,7 +55,6 @@ class Graph:
         return Known(self.models, self.texts, self.study.compute.dtype)
 
     def _score(self, trial: Trial, metrics: Sequence[str] = ()) -> ScoreStep:
-        """The walk that feeds the trial's metric and others."""
         layers = self.models[trial.model].layers
         window = None
         if trial.removes_window:
@@ -91,7 +90,6 @@ class Graph:
             yield "profile", ProfileStep.of(self.known, evaluation.profile_options, *last)
 
     def _chosen(self, trial: Trial, result: Result) -> Generator[tuple[str, Step], None, Any]:
-        """Score and plan; returns the layers to remove."""
         score, values = None, None
         if trial.needs_scores:
             score = self._score(trial, self._metrics[trial.model, self._score(trial).key])

@@ -93,7 +93,6 @@ def _check_folder(folder: Folder, study: Study) -> None:
 
 
 def _opened(name: str) -> Checkpoint | None:
-    """A model, unless it would have to be fetched."""
     try:
         return open_model(expanded(name), download=False)
     except InputError as error:
@@ -103,7 +102,6 @@ def _opened(name: str) -> Checkpoint | None:
 
 
 def _kept_bytes(model: Checkpoint | None, trial: Trial) -> int | None:
-    """Bytes of the model without as many layers as the trial removes."""
     if model is None:
         return None
     sizes, layers = model.sizes, model.anatomy.layers

@@ -221,7 +221,6 @@ class TurnsStep(_HealingStep):
 
 
 def _windows(job: Job, checkpoint: Checkpoint, arguments: Mapping[str, Any], progress: Progress) -> Tokens:
-    """The windows of the text that arguments of a step ask for."""
     from shortstack.decoder import calibration_tokens
 
     text, compute = calibration_text(arguments), job.compute(arguments)
