@@ -4,9 +4,9 @@
 
 Every baseline of `shortstack compare` at 75 % and at 50 % of the unpruned bytes. Layers (lowest ppl), neurons and Wanda's
 masks are chosen on 32 x 128 tokens of pydoc, repair is fitted on 64 x 128, and the same cut, repaired, is healed on
-HEAL_DATA as the recipe best says; its choice of layers is left out, for some of ten minutes each. Perplexity is measured on 4 x 512
-held-out tokens of pydoc and of each TEXT, accuracy on the first 100 documents of each task; speed with one sequence, 128
-tokens of prompt and 16 new ones, in six turns with the unpruned model. Writes studies/compare.md and .json.
+HEAL_DATA as the recipe best says; its choice of layers is left out, for some of ten minutes each. Perplexity is measured on
+4 x 512 held-out tokens of pydoc and of each TEXT, accuracy on the first 100 documents of each task; speed with one sequence,
+128 tokens of prompt and 16 new ones, in six turns with the unpruned model. Writes studies/compare.md and .json.
 """
 
 from __future__ import annotations

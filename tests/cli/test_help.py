@@ -97,7 +97,7 @@ def test_completion_comes_with_the_library():
 
 
 def test_an_option_twice_means_the_last():
-    assert read("score", "m", "--metric", "bi", "--metric", "kl", "-o", "a", "--output", "b")["asked"].metric == "kl"
+    assert read("score", "m", "--metric", "bi", "--metric", "kl", "-o", "a", "--output", "b")["options"].metric == "kl"
     assert read("score", "m", "--stream", "--no-stream")["session"].compute.stream is False
 
 

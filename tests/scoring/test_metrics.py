@@ -10,7 +10,6 @@ from shortstack.scoring import METRICS, Scores
 from shortstack.scoring.metrics import (
     angular_distance,
     block_influence,
-    kendall_tau,
     metric_named,
     metrics_named,
     random_order,
@@ -50,19 +49,6 @@ def test_reverse_and_random_orders():
     assert Scores(4, {"reverse": tuple(reverse_order(4, 0))}).order("reverse") == (3, 2, 1, 0)
     assert sorted(random_order(9, 1)) == list(range(9))
     assert random_order(9, 1) == random_order(9, 1) != random_order(9, 2)
-
-
-@pytest.mark.parametrize(
-    ("a", "b", "tau"),
-    [
-        ([1, 2, 3], [1, 8, math.inf], 1),
-        ([0] * 5 + [1] * 5, range(10), math.sqrt(25 / 45)),
-        ([12, 2, 1, 12, 2], [1, 4, 7, 1, 0], -math.sqrt(2) / 3),
-        ([1, 1, 1], [1, 2, 3], math.nan),
-    ],
-)
-def test_tau_is_its_closed_form_with_ties_and_infinities(a, b, tau):
-    assert kendall_tau(a, b) == pytest.approx(tau, nan_ok=True)
 
 
 def test_ties_go_to_the_lower_index():

@@ -13,26 +13,18 @@ from shortstack.data import CalibrationText
 from shortstack.errors import InputError
 from shortstack.evaluation import Tasks
 from shortstack.machine.files import check_new, check_picture
-from shortstack.machine.options import check_options, option
+from shortstack.machine.options import option
 
 OTHER = "tasks|num_fewshot|include|batch_size|max_length|backend|seed"  # what is of evaluate's tasks alone
 
 
 @dataclass(frozen=True)
 class DepthOptions:
-    max_loss: float | None = option(
-        None,
-        help="Report how many layers can go up to this loss, in nats. Default: 1.5 times the perplexity.",
-        minimum=0,
-    )
     task: str | None = option(
         None, help="Multiple-choice questions to answer at every depth: a .jsonl file, or a task such as piqa."
     )
     output: Annotated[Path | None, Parameter(alias="-o")] = option(None, help="Also write the curve to this JSON file.")
     plot: Path | None = option(None, help="Draw the curve: an .svg file.")
-
-    def __post_init__(self) -> None:
-        check_options(self)
 
 
 def depth_curve(
@@ -63,8 +55,6 @@ def depth_curve(
         checkpoint = session.source.open(model, progress)
         tokens = calibration_tokens(checkpoint, text, compute=session.compute, progress=progress)
         curve = depth_curve_of(checkpoint, tokens, task=questions, compute=session.compute, progress=progress)
-        if options.max_loss is not None:
-            curve = curve.within(options.max_loss)
     session.report.result(curve, options.output, options.plot)
     if curve.removable:
         how = ("--metric", "reverse", "--drop", curve.removable)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 import shlex
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -26,6 +26,7 @@ from shortstack.machine.progress import bars, say
 if TYPE_CHECKING:
     from shortstack.checkpoint import Checkpoint
     from shortstack.machine.progress import Progress
+    from shortstack.machine.tables import Tabled
 
 
 MODEL = "A directory, a hub id, a .gguf file, or `demo` (SmolLM2-135M-Instruct)."
@@ -76,7 +77,8 @@ class Source:
 
     @property
     def words(self) -> list[str]:
-        return typed(self)
+        """The options that are not at their default, as they are typed."""
+        return option_words(changed_options(self))
 
     def open(self, model: str, progress: Progress) -> Checkpoint:
         from shortstack.checkpoint import Checkpoint
@@ -84,15 +86,6 @@ class Source:
         return Checkpoint.open(
             model, revision=self.revision, trust_remote_code=self.trust_remote_code, progress=progress
         )
-
-
-def typed(*groups: object) -> list[str]:
-    """The options of groups that are not at their default, as they are typed.
-
-    >>> typed(Compute(stream=True, seed=3)), typed(Source("v1"), Compute())
-    (['--seed', '3', '--stream'], ['--revision', 'v1'])
-    """
-    return [word for option_group in groups for word in option_words(changed_options(option_group))]
 
 
 def check_unused(where: str, *groups: object) -> None:
@@ -124,10 +117,15 @@ class Reporting:
             if plot:
                 result.plot().save(plot)
         finally:
-            if self.json:
-                console.show_json(result.to_dict())
-            else:
-                console.show_result(result)
+            self.show(result.to_dict(), result)
+
+    def show(self, data: Mapping[str, Any], *results: Tabled) -> None:
+        """Print one JSON object, or the tables of results."""
+        if self.json:
+            return console.show_json(data)
+        for result in results:
+            console.show_result(result)
+        return None
 
     def bars(self) -> AbstractContextManager[Progress]:
         return bars(quiet=self.quiet, verbose=self.verbose)
@@ -137,14 +135,13 @@ class Reporting:
 
     def next_cut(self, model: object, checkpoint: Checkpoint, *words: str) -> None:
         """How layers are chosen best: by what blocks of them cost once the kept ones are refitted, where weights can be."""
-        quantised = checkpoint.config.get("quantization_config")
-        how = () if quantised else ("--strategy", "repaired-blocks", "--repair")
+        how = () if _is_quantised(checkpoint) else ("--strategy", "repaired-blocks", "--repair")
         self.next_step("prune", model, *how, "--drop", "25%", "-o", "pruned", *words)
 
     def next_prune(self, model: object, checkpoint: Checkpoint | None, *how: object) -> None:
         """How a chosen cut is made best: with kept layers refitted, where weights can be; checkpoint: None if not opened."""
-        quantised = checkpoint is not None and checkpoint.config.get("quantization_config")
-        self.next_step("prune", model, *how, *(() if quantised else ("--repair",)), "-o", "pruned")
+        repair = () if checkpoint and _is_quantised(checkpoint) else ("--repair",)
+        self.next_step("prune", model, *how, *repair, "-o", "pruned")
 
     def next_measure(self, model: object, unpruned: object | None, *words: str) -> None:
         """How a shorter model is judged best: beside the unpruned one, and by what it writes."""
@@ -164,6 +161,10 @@ class Reporting:
     def say(self, what: str) -> None:
         if not self.quiet and not self.json:
             console.next_step(what)
+
+
+def _is_quantised(checkpoint: Checkpoint) -> bool:
+    return bool(checkpoint.config.get("quantization_config"))
 
 
 @contextmanager

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 
-from shortstack.cli import console
 from shortstack.cli.dry_run import DryRun, show_dry_run
 from shortstack.cli.options import CALIBRATION, Model, Repairing, Session, check_unused, flat
 from shortstack.cli.plan import WHICH, say_moved
@@ -176,11 +175,7 @@ def prune(
         chosen = cut.chosen(checkpoint, of_depth, progress)
         repaired = cut.written(checkpoint, chosen, progress)
         plan = chosen.plan.sized(checkpoint.sizes)
-    if session.report.json:
-        repair_record = repaired.to_dict() if repaired else None
-        return console.show_json({**plan.to_dict(), "repair": repair_record, "output": str(output)})
-    console.show_result(plan)
-    if repaired:
-        console.show_result(repaired)
+    record = {**plan.to_dict(), "repair": repaired.to_dict() if repaired else None, "output": str(output)}
+    session.report.show(record, *filter(None, (plan, repaired)))
     session.report.next_step("verify", output, "--against", model, *session.source.words)
     return None

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
 from cyclopts import Parameter
 
-from shortstack.cli.options import CALIBRATION, Model, Session, flat, typed
+from shortstack.cli.options import CALIBRATION, Model, Session, flat
 from shortstack.data import CalibrationText
 from shortstack.machine.files import check_new, check_picture
 from shortstack.machine.options import check_options, option
@@ -72,6 +72,4 @@ def score(
     if options.output:
         session.report.next_step("plan", options.output, "--metric", scores.default_metric, "--drop", "25%")
     else:
-        read = (text,) if needs_text else ()
-        compute = replace(session.compute, device_map=None)  # which no repair takes
-        session.report.next_cut(model, checkpoint, *typed(*read, compute, session.source))
+        session.report.next_cut(model, checkpoint, *session.source.words)

@@ -67,7 +67,7 @@ class Evaluation(Tabled):
     probes_against: Mapping[str, Paired] = field(default_factory=dict)
 
     def table(self) -> Table:
-        """A row for each text (its perplexity and its loss), task and probe, beside what the unpruned model has where it is known."""
+        """A row for each text (its perplexity and its loss), task and probe; beside it the unpruned model's, where known."""
         texts = ((name, shown(text.value, "perplexity")) for name, text in self.perplexity.items())
         title = ", ".join(f"{value} perplexity on {name}" for name, value in texts)
         counts = f"tasks: {len(self.tasks)}, probes: {len(self.probes)}"

@@ -47,13 +47,7 @@ def plan_of(cut: Cut, layers: int) -> Plan:
     plan = cut.plan if isinstance(cut, Chosen) else cut
     if not isinstance(plan, Plan):
         return Choice(layers=plan if isinstance(plan, str) else [*plan]).plan(layers)
-    if plan.layers != layers:
-        raise PlanError(
-            f"a plan for {plan.layers} layers",
-            expected=f"a plan for the model's {layers} layers",
-            fix="make the plan from this model",
-            where="plan",
-        )
+    plan.check_depth(layers, where="plan")
     return plan
 
 

@@ -62,17 +62,9 @@ def lowest_scores(scores: Scores | int, removal: Removal) -> Plan:
 def lowest_block(scores: Scores | int, removal: Removal) -> Plan:
     """One contiguous window goes: the lowest by its own score where there is one, else by the sum of its layers' scores."""
     name, amount, allowed = removal.metric.name, removal.amount, removal.allowed
-    if isinstance(scores, Scores) and name in scores.blocks:
-        if amount == scores.window:
-            removed = lowest_window(scores.blocks[name], allowed, amount)
-            return Plan(scores.layers, removed, f"block {name}, measured")
-        if name not in scores.scores:
-            raise PlanError(
-                amount,
-                expected=f"{scores.window} layers, the size of the blocks that {name} scored",
-                fix=f"remove {scores.window}, or score again with window {amount}",
-                option="drop",
-            )
+    if isinstance(scores, Scores) and name in scores.blocks and amount == scores.window:
+        removed = lowest_window(scores.blocks[name], allowed, amount)
+        return Plan(scores.layers, removed, f"block {name}, measured")
     values = layer_values(scores, removal.metric, removal.seed)
     sums = [sum(values[first : first + amount]) for first in range(len(values) - amount + 1)]
     return Plan(len(values), lowest_window(sums, allowed, amount), f"block {name}")

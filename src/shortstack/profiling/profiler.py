@@ -69,7 +69,7 @@ class Counts:
             "tied": self.parameters.tied,
             "weight_bytes": self.weight_bytes,
             "macs_per_token": self.macs.per_token if self.macs else None,
-            "macs": self.macs.to_dict() if self.macs else None,
+            "macs": asdict(self.macs) if self.macs else None,
             "kv_bytes_per_token": self.cache.per_token if self.cache else None,
             "cache": self.cache.to_dict() if self.cache else None,
             "dtype": self.dtype,

@@ -14,7 +14,6 @@ from shortstack.data.questions import TokenizedQuestion, questions_sha256, token
 from shortstack.decoder import Decoder, tokens_of
 from shortstack.decoder.decoder import SkippedLayers
 from shortstack.decoder.likelihoods import answers
-from shortstack.errors import InputError
 from shortstack.evaluation import Tasks, load_harness
 from shortstack.machine.device import AUTO, Compute
 from shortstack.machine.files import to_jsonable
@@ -51,10 +50,9 @@ class Depth:
 
 @dataclass(frozen=True, repr=False)
 class DepthCurve(Tabled):
-    """Every depth, the whole model first. max_loss: up to which layers can go, in nats per token."""
+    """Every depth, the whole model first."""
 
     depths: tuple[Depth, ...]
-    max_loss: float
     tokens: dict[str, Any] = field(default_factory=dict)
     task: dict[str, Any] | None = None
     dtype: str = "float32"
@@ -90,27 +88,15 @@ class DepthCurve(Tabled):
         return depth_picture([vars(depth) for depth in self.depths], tokens=self.tokens)
 
     @property
+    def max_loss(self) -> float:
+        """The loss up to which layers can go, in nats per token: that of 1.5 times the unpruned perplexity."""
+        return self.depths[0].loss + TOLERATED
+
+    @property
     def removable(self) -> int:
         """How many layers can go from the tail before the loss exceeds `max_loss`."""
-        return (
-            next((gone for gone, depth in enumerate(self.depths) if depth.loss > self.max_loss), len(self.depths)) - 1
-        )
-
-    def within(self, max_loss: float) -> DepthCurve:
-        """The same depths with another `max_loss`.
-
-        Raises:
-            InputError: it is below the unpruned model's loss.
-        """
-        unpruned = self.depths[0].loss
-        if not unpruned <= max_loss < math.inf:  # false for NaN, too
-            raise InputError(
-                max_loss,
-                expected=f"at least the unpruned model's loss, {unpruned:.4f}",
-                fix="allow more, or leave it out",
-                option="max_loss",
-            )
-        return replace(self, max_loss=max_loss)
+        too_many = (gone for gone, depth in enumerate(self.depths) if depth.loss > self.max_loss)
+        return next(too_many, len(self.depths)) - 1
 
     def to_dict(self) -> dict[str, Any]:
         data = to_jsonable(self)
@@ -129,7 +115,7 @@ def depth_curve(
 ) -> DepthCurve:
     """Measure the model cut to every number of layers; N layer-forwards and N + 1 heads in all.
 
-    Layers can go up to a perplexity 1.5 times the unpruned one; DepthCurve.within() takes another limit. task: a .jsonl file
+    Layers can go up to a perplexity 1.5 times the unpruned one. task: a .jsonl file
     of multiple choice (questions.LAYOUT), or one standard multiple-choice task, answered at every depth by a second walk.
 
     Raises:
@@ -152,7 +138,6 @@ def depth_curve(
         )
     return DepthCurve(
         depths,
-        depths[0].loss + TOLERATED,
         tokens.record(),
         task_record,
         decoder.dtype,

@@ -42,17 +42,6 @@ def removal_order(values: Sequence[float]) -> tuple[int, ...]:
     return tuple(sorted(range(len(values)), key=lambda place: (values[place], place)))
 
 
-def kendall_tau(a: Sequence[float], b: Sequence[float]) -> float:
-    """Kendall's tau-b: 1 for the same order, -1 for the reverse; NaN where all of a or all of b are equal.
-
-    >>> round(kendall_tau([1, 2, 3, float("inf")], [10, 20, 40, 30]), 4)
-    0.6667
-    """
-    from scipy.stats import kendalltau
-
-    return float(kendalltau(a, b).statistic)
-
-
 def random_order(layers: int, seed: int) -> list[float]:
     """Position of each layer in a seeded shuffle; the control every other metric must beat (Lu et al., 3.1).
 

@@ -152,7 +152,7 @@ class Scores(Tabled):
     @property
     def default_metric(self) -> str:
         """The metric to use when none is named: measured loss, else the first one scored."""
-        return "ppl" if "ppl" in self.scores else next(iter((*self.scores, *self.blocks)))
+        return "ppl" if "ppl" in self.scores else next(iter(self.scores))
 
     def hidden_carriers(self, on: str, other: str) -> tuple[int, ...]:
         """Layers that are among the cheaper half on one kind of text, and cost DEAR times the median on another.
