@@ -139,24 +139,6 @@ def smollm3(path, **how):
     return llama(path, architecture="smollm3", **how)
 
 
-def qwen2(path, layers=8, **how):
-    made = Maker(path, "qwen2", layers, **how)
-    for layer in range(layers):
-        made.attention(layer)
-        made.block(layer, attn_q_bias=(WIDTH,), attn_k_bias=(KV_HEADS * HEAD,), attn_v_bias=(KV_HEADS * HEAD,))
-        made.dense(layer)
-    return made.close()
-
-
-def qwen3(path, layers=8, **how):
-    made = Maker(path, "qwen3", layers, **how)
-    for layer in range(layers):
-        made.attention(layer)
-        made.block(layer, attn_q_norm_weight=(HEAD,), attn_k_norm_weight=(HEAD,))
-        made.dense(layer)
-    return made.close()
-
-
 def qwen3moe(path, layers=8, **how):
     experts = {"expert_count": 4, "expert_used_count": 2, "expert_feed_forward_length": INNER}
     made = Maker(path, "qwen3moe", layers, **experts, **how)
@@ -204,21 +186,6 @@ def gemma3(path, layers=12, **how):
     return made.close()
 
 
-def phi3(path, layers=8, **how):
-    made = Maker(path, "phi3", layers, **{"rope.scaling.original_context_length": 128}, **how)
-    for layer in range(layers):
-        made.block(
-            layer,
-            attn_norm_weight=(WIDTH,),
-            attn_qkv_weight=(WIDTH + 2 * KV_HEADS * HEAD, WIDTH),
-            attn_output_weight=(WIDTH, WIDTH),
-            ffn_norm_weight=(WIDTH,),
-            ffn_up_weight=(2 * INNER, WIDTH),
-            ffn_down_weight=(WIDTH, INNER),
-        )
-    return made.close()
-
-
 def lfm2(path, layers=8, **how):
     """Layers of attention among short convolutions, by an array."""
     kv_heads = [KV_HEADS if layer % 3 == 2 else 0 for layer in range(layers)]
@@ -263,10 +230,7 @@ def openelm(path, layers=8, **how):
     return made.close()
 
 
-MAKERS = {
-    maker.__name__: maker
-    for maker in (llama, smollm3, qwen2, qwen3, qwen3moe, deepseek, gemma2, gemma3, phi3, lfm2, openelm)
-}
+MAKERS = {maker.__name__: maker for maker in (llama, smollm3, qwen3moe, deepseek, gemma2, gemma3, lfm2, openelm)}
 
 
 def serving(path):

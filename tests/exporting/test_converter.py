@@ -12,36 +12,29 @@ from pathlib import Path
 import pytest
 import torch
 
+from command import ended
 from gguf_models import MAKERS, token_losses
 from plans import plan
 from shortstack.checkpoint import Checkpoint
 from shortstack.checkpoint.gguf_file import read_gguf
-from shortstack.cli import main
 from shortstack.errors import ArchitectureError, CheckpointError, InputError, OutputError
-from shortstack.exporting import export_gguf
+from shortstack.exporting import export_gguf, modelfile
 from shortstack.pruning import prune
 from zoo import speaking, tiny
+from zoo import tokenizer as make_tokenizer
 
 CONVERTER = Path(sys.prefix) / "converter" / "convert_hf_to_gguf.py"
 
 
-def shortstack(monkeypatch, *words):
-    monkeypatch.setattr(sys, "argv", ["shortstack", "export", *map(str, words)])
-    with pytest.raises(SystemExit) as ended:
-        main()
-    return ended.value.code or 0
-
-
 @pytest.mark.skipif(not CONVERTER.is_file(), reason="`make test` installs the converter")
-def test_llama_cpp_reads_it_with_the_same_loss(tmp_path, monkeypatch, capsys):
+def test_llama_cpp_reads_it_with_the_same_loss(tmp_path, monkeypatch):
     """Losses of tokens, near 17 of such a cut: by llama.cpp of the file, and by transformers in float32."""
     pytest.importorskip("xllamacpp")
     pruned = prune(Checkpoint.open("demo"), plan(30, layers="2-26,28"), tmp_path / "cut")
     (tmp_path / "out").mkdir()
     monkeypatch.chdir(tmp_path / "out")
     words = ("--gguf", "small.gguf", "--gguf-type", "f32", "--ollama", "--converter", CONVERTER, "--json")
-    assert shortstack(monkeypatch, pruned.directory, *words) == 0
-    made = json.loads(capsys.readouterr().out)
+    made = json.loads(ended("export", pruned.directory, *words).stdout)
     page = (Path(__file__).parents[2] / "docs" / "export.md").read_text(encoding="utf-8").partition("## JSON")[2]
     assert {key.partition(".")[0] for key in re.findall(r"`([a-z_.]+)`(?=[,| ])", page)} == made.keys()
     assert (made["gguf"], made["modelfile"]) == ("small.gguf", "small.Modelfile")
@@ -166,8 +159,23 @@ def test_what_cannot_be_is_said_before_work(tmp_path, monkeypatch):
         (("--push-to-hub", "small"), "org/name"),
     ],
 )
-def test_options_that_do_not_go_together_are_refused(words, expected, tmp_path, monkeypatch, capsys):
+def test_options_that_do_not_go_together_are_refused(words, expected, tmp_path, monkeypatch):
     pruned = prune(Checkpoint.open(tiny("llama")), plan(8, layers="3"), tmp_path / "cut")
     monkeypatch.chdir(tmp_path)
-    assert shortstack(monkeypatch, pruned.directory, *words) == 2
-    assert expected in capsys.readouterr().err
+    said = ended("export", pruned.directory, *words)
+    assert said.exit_code == 2
+    assert expected in said.stderr
+
+
+@pytest.mark.parametrize(
+    ("end", "said"), [("</s>", 'PARAMETER stop "</s>"\n'), (None, ""), ('x\nADAPTER "/etc/passwd', CheckpointError)]
+)
+def test_a_modelfile_names_the_file_and_where_an_answer_ends(end, said, tmp_path):
+    folder, tokenizer = speaking(tmp_path / "model"), make_tokenizer()
+    tokenizer.eos_token = end
+    tokenizer.save_pretrained(folder)
+    if said is CheckpointError:
+        with pytest.raises(CheckpointError, match="Modelfile by hand"):
+            modelfile(folder, "small.gguf")
+    else:
+        assert modelfile(folder, "somewhere/small.gguf") == f"FROM ./small.gguf\n{said}"

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-import sys
 from types import SimpleNamespace
 from unittest.mock import create_autospec
 
@@ -14,9 +13,9 @@ import yaml
 from huggingface_hub import CommitInfo, HfApi, constants
 from huggingface_hub.errors import HfHubHTTPError
 
+from command import ended
 from plans import plan
 from shortstack.checkpoint import Checkpoint
-from shortstack.cli import main
 from shortstack.errors import CheckpointError, InputError, OutputError, ShortstackError
 from shortstack.exporting import push_to_hub
 from shortstack.pruning import prune, verify
@@ -158,18 +157,13 @@ def test_a_public_repository_is_not_taken_for_a_private_one(pruned, hub):
     assert [*hub.files["me/small"]] == [".gitattributes"]
 
 
-def test_what_comes_after_a_pull_request_names_its_revision(pruned, monkeypatch, capsys):
+def test_what_comes_after_a_pull_request_names_its_revision(pruned, monkeypatch):
     offered = "https://huggingface.co/me/small/discussions/7"
     made = CommitInfo("https://huggingface.co/me/small/commit/c", "", "", "c", pr_url=offered)
     monkeypatch.setattr("shortstack.exporting.push_to_hub", lambda *_, **__: made)
-    monkeypatch.setattr(
-        sys, "argv", ["shortstack", "export", str(pruned.directory), "--push-to-hub", "me/small", "--pr"]
-    )
-    with pytest.raises(SystemExit):
-        main()
-    told = capsys.readouterr()
-    assert f"hub: {offered}" in told.out
-    assert "AutoModelForCausalLM.from_pretrained('me/small', revision='refs/pr/7')" in " ".join(told.err.split())
+    told = ended("export", pruned.directory, "--push-to-hub", "me/small", "--pr")
+    assert f"hub: {offered}" in told.stdout
+    assert "AutoModelForCausalLM.from_pretrained('me/small', revision='refs/pr/7')" in " ".join(told.stderr.split())
 
 
 @pytest.mark.parametrize("method", ["create_repo", "create_commit"])
