@@ -118,7 +118,7 @@ def page(found: list[Comparison], arguments: list[str], started: str) -> str:
     ]
     for each in found:
         collapsed = [f"- {warning}" for warning in each.warnings]
-        lines += [f"## {each.memory} of the bytes: {size(each.budget)}\n", *table(each), "", f"{each.advice}\n"]
+        lines += [f"## {each.memory} of the bytes: {size(each.budget_bytes)}\n", *table(each), "", f"{each.advice}\n"]
         lines += [*collapsed, ""] if collapsed else []
     return "\n".join(lines)
 

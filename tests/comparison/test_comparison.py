@@ -116,9 +116,9 @@ def test_the_pruned_row_is_the_smallest_cut_that_fits(compared, place, tmp_path)
     """By the metric, which is perplexity here."""
     checkpoint, judging, found = compared
     row = rows(found)["pruned"]
-    assert row.bytes <= found.budget < checkpoint.weight_bytes
+    assert row.bytes <= found.budget_bytes < checkpoint.weight_bytes
     each = checkpoint.sizes.layer_bytes[0]
-    assert row.bytes + each > found.budget
+    assert row.bytes + each > found.budget_bytes
     chosen = choose(checkpoint, Choice("ppl", drop=len(row.removed)), tokens(checkpoint, place), compute=FLOAT)
     assert row.removed == chosen.plan.removed
     pruned = prune(checkpoint, chosen, tmp_path / "pruned")
@@ -158,7 +158,7 @@ def test_quantised_rows_take_the_bytes_they_say(compared):
     assert rest + matrices / 2 < rows(found)["nf4"].bytes < rest + matrices
     both = rows(found)["pruned + int8"]
     if both.removed:
-        assert both.bytes <= found.budget < rows(found)["int8"].bytes
+        assert both.bytes <= found.budget_bytes < rows(found)["int8"].bytes
     else:
         assert both.reason == "int8 alone fits the budget"
 
@@ -169,7 +169,7 @@ def test_narrowed_rows_fit_the_healed_one_is_as_it_is_and_masks_are_quality_only
     assert (masked.within, masked.speed, masked.ratio) == (False, None, None)
     assert "quality only" in masked.note
     narrowed = rows(found)["narrowed by activation"]
-    assert narrowed.bytes <= found.budget
+    assert narrowed.bytes <= found.budget_bytes
     assert narrowed.within
     healed = rows(found)["healed"]
     assert healed.bytes == checkpoint.weight_bytes - checkpoint.sizes.layer_bytes[0]

@@ -69,7 +69,6 @@ class ComparisonRow:
 
     @property
     def collapsed(self) -> bool:
-        """Whether what it writes freely has collapsed, against what the unpruned model writes."""
         return bool(self.collapse and self.collapse.fallen)
 
     @property
@@ -106,7 +105,7 @@ class Comparison(Tabled):
 
     model: str
     memory: str
-    budget: int
+    budget_bytes: int
     rows: tuple[ComparisonRow, ...]
     calibration: Mapping[str, Any]
     dtype: str
@@ -134,14 +133,14 @@ class Comparison(Tabled):
             if timed
             else "Not timed, and not asked to write: layers are read one by one."
         )
-        title = f"{self.model} in {self.memory} of its bytes, {size(self.budget)}"
+        title = f"{self.model} in {self.memory} of its bytes, {size(self.budget_bytes)}"
         rows = [row.cells(texts, tasks) for row in self.rows]
         caption = f"By perplexity, best first. {speed}"
         return Table.of(title, columns, rows, caption=caption, notes=[*self.warnings, self.advice])
 
     @property
     def advice(self) -> str:
-        return advice(self.rows, self.budget)
+        return advice(self.rows, self.budget_bytes)
 
     @property
     def cut(self) -> tuple[int, ...]:
@@ -154,17 +153,7 @@ class Comparison(Tabled):
         return [f"{row.name}: {row.collapse.warning}" for row in self.rows if row.collapse and row.collapsed]
 
     def to_dict(self) -> dict[str, Any]:
-        return {
-            "model": self.model,
-            "memory": self.memory,
-            "budget_bytes": self.budget,
-            "rows": [row.to_dict() for row in self.rows],
-            "advice": self.advice,
-            "calibration": dict(self.calibration),
-            "dtype": self.dtype,
-            "device": self.device,
-            "threads": self.threads,
-        }
+        return {**to_jsonable(self), "rows": [row.to_dict() for row in self.rows], "advice": self.advice}
 
 
 @typed

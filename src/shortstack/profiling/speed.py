@@ -52,11 +52,6 @@ class Speeds:
     prefill_runs: tuple[float, ...]
     decode_runs: tuple[float, ...]
 
-    @classmethod
-    def of(cls, batch: int, runs: Sequence[Rates]) -> Speeds:
-        prefill, decode = tuple(run.prefill for run in runs), tuple(run.decode for run in runs)
-        return cls(batch, statistics.median(prefill), statistics.median(decode), prefill, decode)
-
 
 class Rates(NamedTuple):
     """Tokens per second of one run."""
@@ -119,7 +114,11 @@ def speeds(
             if turn:
                 runs[place].append(run)
         progress(f"timing, batch {load.batch}", turn + 1, repeats + 1)
-    return [Speeds.of(load.batch, model_runs) for model_runs in runs]
+    turns = [tuple(zip(*model_runs, strict=True)) for model_runs in runs]
+    return [
+        Speeds(load.batch, statistics.median(prefill), statistics.median(decode), prefill, decode)
+        for prefill, decode in turns
+    ]
 
 
 @torch.no_grad()

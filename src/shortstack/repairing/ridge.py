@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import copy
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple, Self
 
 import torch
@@ -122,13 +122,11 @@ class MatrixRegression(Regression):
     def _rows(self) -> _Rows | None:
         """The tokens; None where sums have taken their place."""
         if self._known is None and self._kept:
-            x, several, weights = (in_float64(torch.cat(part, -2 if place < 2 else 0)) for place, part in self._parts())
-            inputs = x * weights.sqrt()[:, None]
-            self._known = _Rows(inputs, several * weights.sqrt()[:, None], inputs @ inputs.T)
+            x, several, weights = zip(*self._kept, strict=True)
+            roots = in_float64(torch.cat(weights)).sqrt()[:, None]
+            inputs, residuals = in_float64(torch.cat(x)) * roots, in_float64(torch.cat(several, 1)) * roots
+            self._known = _Rows(inputs, residuals, inputs @ inputs.T)
         return self._known
-
-    def _parts(self) -> Iterator[tuple[int, tuple[Tensor, ...]]]:
-        return enumerate(zip(*(self._kept or ()), strict=True))
 
     def _take(self, x: Tensor, several: Tensor, weights: Tensor) -> None:
         self._known = None

@@ -17,6 +17,7 @@ from shortstack.decoder.likelihoods import answers
 from shortstack.evaluation import Tasks, load_harness
 from shortstack.machine.device import AUTO, Compute
 from shortstack.machine.files import to_jsonable
+from shortstack.machine.formats import counted
 from shortstack.machine.numbers import checked, perplexity
 from shortstack.machine.progress import Progress, in_notebooks
 from shortstack.machine.tables import Cell, Column, Table, Tabled
@@ -73,8 +74,7 @@ class DepthCurve(Tabled):
             for depth in self.depths
         ]
         columns = ("layers", Column("loss", "loss"), Column("perplexity", "perplexity"), "KL")
-        some = f"{self.removable} layer{'s' * (self.removable != 1)}"
-        notes = [f"{some} can go from the tail with a loss of at most {self.max_loss:.4f}."]
+        notes = [f"{counted(self.removable, 'layer')} can go from the tail with a loss of at most {self.max_loss:.4f}."]
         if self.task:
             questions = f"{self.task['questions']} questions of {self.task['source']}"
             notes.insert(0, f"Accuracy ± its standard error on {questions}.")

@@ -145,11 +145,11 @@ class Paths:
 
     def steps(self, trial: Trial) -> dict[str, Step]:
         """The steps of the trial that are known from the results there are."""
-        return self._found(trial)[0]
+        return self._steps_of(trial)[0]
 
     def at_most(self) -> dict[str, str]:
         """The kind of each step that there will be at most, by its key."""
-        trial_steps = (self._found(trial)[1] for trial in self._graph.study.trials)
+        trial_steps = (self._steps_of(trial)[1] for trial in self._graph.study.trials)
         return {step.key: step.kind for steps in trial_steps for step in steps.values()}
 
     def arrived(self, key: str) -> None:
@@ -157,7 +157,7 @@ class Paths:
         for trial in self._passing.pop(key, ()):
             self._steps.pop(trial, None)
 
-    def _found(self, trial: Trial) -> tuple[dict[str, Step], dict[str, Step]]:
+    def _steps_of(self, trial: Trial) -> tuple[dict[str, Step], dict[str, Step]]:
         if trial.id not in self._steps:
             self._steps[trial.id] = self._graph.steps(trial, self._results)
             for step in self._steps[trial.id][0].values():
