@@ -109,10 +109,6 @@ def show_answers(said: Mapping[str, str]) -> None:
     sys.stdout.write("\n")
 
 
-def next_step(command: str) -> None:
-    say(f"\nNext: {command}")
-
-
 def fail(error: ShortstackError) -> None:
     """An error as four short lines on stderr."""
     place = error.place(error.option and f"--{error.option.replace('_', '-')}")

@@ -46,6 +46,7 @@ def evaluate(
     if output:
         check_new(output)
 
+    from shortstack.data.tokens import same_tokens
     from shortstack.evaluation import compared
     from shortstack.evaluation.evaluator import prepare
 
@@ -59,7 +60,9 @@ def evaluate(
         origin = session.alone.open(against, progress) if against else None
         ready, base = prepared(checkpoint, generation), None
         if origin:  # all that can be wrong with it is said before the first is measured
-            session.report.warn(_other_tokens(checkpoint, origin))
+            if not same_tokens(checkpoint.tokenizer(), origin.tokenizer()):
+                told = "the two models have different tokenizers: perplexities per token cannot be compared"
+                session.report.warn(told)
             base = prepared(origin, replace(generation, collapse_check=ready.collapse))
         if dry_run:
             return _preview([prepared_model for prepared_model in (ready, base) if prepared_model], session)
@@ -100,11 +103,3 @@ def _next_step(model: str, checkpoint: Checkpoint, session: Session, unpruned: s
         session.report.next_heal(model, unpruned, *session.source.words)
     else:
         session.report.next_cut(model, checkpoint, *session.source.words)
-
-
-def _other_tokens(checkpoint: Checkpoint, origin: Checkpoint) -> str | None:
-    from shortstack.data.tokens import same_tokens
-
-    if same_tokens(checkpoint.tokenizer(), origin.tokenizer()):
-        return None
-    return "the two models have different tokenizers: perplexities per token cannot be compared"

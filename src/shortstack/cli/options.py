@@ -160,7 +160,7 @@ class Reporting:
 
     def say(self, what: str) -> None:
         if not self.quiet and not self.json:
-            console.next_step(what)
+            say(f"\nNext: {what}")
 
 
 def _is_quantised(checkpoint: Checkpoint) -> bool:

@@ -40,14 +40,15 @@ def report(
     from shortstack.report import Report
     from shortstack.report.reporter import check_page, write_csv, write_page
 
-    _check_one_result(markdown, latex, said.json)
+    if (count := markdown + latex + said.json) > 1:
+        expected, fix = "one of them: each is the whole of stdout", "run the command once for each"
+        raise InputError(count, expected=expected, fix=fix, where="--markdown, --latex, --json")
     page = output or (None if markdown or latex or csv else runs / PAGE)
     study = Report.of(runs)
     if page:
         check_page(page)
     if csv:
         check_new(csv)
-    if csv:
         write_csv(study, csv)
     if page:
         write_page(study, page)
@@ -61,16 +62,6 @@ def report(
         console.show(f"{table.title}: {counted(len(table.rows), 'row')}")
     said.say(f"open {page} in a browser" if page else f"look at {csv}")
     return None
-
-
-def _check_one_result(*formats: bool) -> None:
-    if sum(formats) > 1:
-        raise InputError(
-            sum(formats),
-            expected="one of them: each is the whole of stdout",
-            fix="run the command once for each",
-            where="--markdown, --latex, --json",
-        )
 
 
 def _summary(study: Report, page: Path | None, csv: Path | None) -> dict[str, Any]:

@@ -10,7 +10,7 @@ import functools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -29,10 +29,6 @@ from shortstack.planning import Choice, Plan, choose
 from shortstack.pruning import prune
 from shortstack.repairing import Repair, repair
 from shortstack.scoring import Scores, score
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
-
 
 KeptLayers = Sequence[int]
 
@@ -105,11 +101,6 @@ class BaselineContext:
     def changes(self) -> str | None:
         """Why loaded weights cannot be changed; None where they can."""
         return "its weights are read layer by layer" if self.base.weights else None
-
-    @functools.cached_property
-    def tokenizer(self) -> PreTrainedTokenizerBase:
-        """The checkpoint's own, which writes and reads for every baseline."""
-        return self.checkpoint.tokenizer()
 
     @functools.cached_property
     def source(self) -> Tokens | Scores:

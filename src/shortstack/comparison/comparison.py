@@ -267,7 +267,7 @@ def _row(baseline: Baseline, context: BaselineContext, judging: EvaluationSpec) 
         {name: result for judge in judging.judges for name, result in judge(decoder).items()},
         speed,
         ratio,
-        check_collapse(decoder.model, context.tokenizer, progress=staged) if loaded else None,
+        check_collapse(decoder.model, context.checkpoint.tokenizer(), progress=staged) if loaded else None,
     )
 
 

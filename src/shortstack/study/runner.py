@@ -251,16 +251,13 @@ class _StudyRun:
             self.failed.add(step.key)
             self.store.end(step.key, "failed", ended)
             return
-        self._put(step.key)
+        self.folder.artefacts.take(step.key, self.folder.partial(step.key))
+        self.weights.pop(step.key, None)
         self.ran += 1
         if not before:
             self.store.end(step.key, "done", ended)
             self.results[step.key] = ended["result"]
             self.paths.arrived(step.key)
-
-    def _put(self, key: str) -> None:
-        self.folder.artefacts.take(key, self.folder.partial(key))
-        self.weights.pop(key, None)
 
     # What the store says of trials, and which weights stay on disk
 
