@@ -179,7 +179,7 @@ EXTRA_HEADS = tuple(name for name, rule in RULES.items() if rule is extra_heads)
 
 
 def cut_fields(cut: Cut) -> dict[str, Any]:
-    """Every field of the text config whose value follows from the layers kept, except the layer count itself.
+    """Return every field of the text config whose value follows from the layers kept, except the layer count itself.
 
     >>> cut_fields(Cut(4, (0, 3), {"layer_types": ["s", "f", "s", "f"], "max_window_layers": 2, "rope_theta": 1e4}))
     {'layer_types': ['s', 'f'], 'max_window_layers': 1}

@@ -93,7 +93,7 @@ def _check(directory: str, file: GgufOptions, hub: HubOptions) -> None:
 
 
 def _gguf(checkpoint: Checkpoint, options: GgufOptions, file: Path, progress: Progress) -> dict[str, str]:
-    """The file, and the Modelfile beside it, which is made first: what it cannot say is said before work."""
+    """Write the file, and the Modelfile beside it, whose text is made first: what it cannot say is said before work."""
     from shortstack.exporting import export_gguf, modelfile
 
     modelfile_text = modelfile(checkpoint, file) if options.ollama else None

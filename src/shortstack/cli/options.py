@@ -134,22 +134,22 @@ class Reporting:
         self.say(shlex.join(["shortstack", *map(str, words)]))
 
     def next_cut(self, model: object, checkpoint: Checkpoint, *words: str) -> None:
-        """How layers are chosen best: by what blocks of them cost once the kept ones are refitted, where weights can be."""
+        """Suggest the best way to choose layers: by what blocks cost once kept layers are refitted, where weights can be."""
         how = () if _is_quantised(checkpoint) else ("--strategy", "repaired-blocks", "--repair")
         self.next_step("prune", model, *how, "--drop", "25%", "-o", "pruned", *words)
 
     def next_prune(self, model: object, checkpoint: Checkpoint | None, *how: object) -> None:
-        """How a chosen cut is made best: with kept layers refitted, where weights can be; checkpoint: None if not opened."""
+        """Suggest to make a chosen cut with kept layers refitted, where weights can be; checkpoint: None if not opened."""
         repair = () if checkpoint and _is_quantised(checkpoint) else ("--repair",)
         self.next_step("prune", model, *how, *repair, "-o", "pruned")
 
     def next_measure(self, model: object, unpruned: object | None, *words: str) -> None:
-        """How a shorter model is judged best: beside the unpruned one, and by what it writes."""
+        """Suggest to judge a shorter model beside the unpruned one, and by what it writes."""
         beside = ("--against", unpruned) if unpruned else ()
         self.next_step("evaluate", model, *beside, "--probes", *words)
 
     def next_heal(self, model: object, teacher: str | None, *words: str) -> None:
-        """How a model heals best: with the recipe, and its unpruned model as the teacher."""
+        """Suggest to heal with the recipe `best`, the unpruned model as the teacher."""
         taught = ("--recipe", "best", "--data", "YOUR.txt", "--teacher", teacher or "UNPRUNED")
         self.next_step("heal", model, *taught, "-o", "healed", *words)
 

@@ -85,5 +85,5 @@ def say_moved(chosen: Chosen) -> None:
 
 
 def _is_scores(name: str) -> bool:
-    """Whether an argument names a scores file rather than a model; .gguf is the one model that is a file."""
+    """Return whether an argument names a scores file rather than a model; .gguf is the one model that is a file."""
     return not os.path.isdir(name) and (name.endswith(".json") or os.path.isfile(name)) and not name.endswith(".gguf")

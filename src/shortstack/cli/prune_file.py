@@ -52,7 +52,7 @@ class FileCut:
         return cls(model, file, depth, output, choice, planned)
 
     def chosen(self, text: CalibrationText, session: Session, progress: Progress) -> Chosen:
-        """The layers that go; where they are yet to be chosen, by the dequantised weights.
+        """Return the layers that go; where they are yet to be chosen, by the dequantised weights.
 
         Chosen layers are moved where the file cannot say what a directory can.
         """

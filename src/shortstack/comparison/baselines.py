@@ -121,18 +121,18 @@ class BaselineContext:
         return [saved_bytes(self.checkpoint, [layer]) for layer in quantise(self.load(self.checkpoint), INT8)]
 
     def load(self, checkpoint: Checkpoint) -> Decoder:
-        """The model of a checkpoint in memory, computing as the unpruned one does."""
+        """Return the model of a checkpoint in memory, computing as the unpruned one does."""
         return Decoder.load(checkpoint, dtype=getattr(torch, self.compute.dtype), device=self.compute.device)
 
     def made(self, checkpoint: Checkpoint, scheme: Scheme | None = None) -> Built:
-        """A checkpoint as a baseline's model: as it is, or quantised."""
+        """Return a checkpoint as a baseline's model: as it is, or quantised."""
         if scheme is None:
             return Built(Decoder.open(checkpoint, self.compute), checkpoint.weight_bytes)
         decoder = self.load(checkpoint)
         return Built(decoder, checkpoint.weight_bytes - saved_bytes(checkpoint, quantise(decoder, scheme)))
 
     def unquantisable(self, scheme: Scheme) -> str | None:
-        """Why a scheme cannot be had for this checkpoint on this machine; None where it can."""
+        """Return why a scheme cannot be had for this checkpoint on this machine; None where it can."""
         return self.changes or uncovered(self.base) or scheme.missing(self.compute.device)
 
     def plan(self, size: Callable[[KeptLayers], int]) -> Plan | None:
@@ -157,24 +157,24 @@ class BaselineContext:
 
 
 def unpruned(context: BaselineContext) -> Iterator[Baseline]:
-    """The checkpoint itself."""
+    """Yield the checkpoint itself."""
     yield Baseline("unpruned", lambda: Built(context.base, context.checkpoint.weight_bytes))
 
 
 def pruned(context: BaselineContext) -> Iterator[Baseline]:
-    """Fewer layers: as they are and, where that is wanted, repaired."""
+    """Yield the model with fewer layers, as they are and, where that is wanted, repaired."""
     yield from _cut(context, "pruned", lambda kept: context.checkpoint.sizes.of(kept)[1])
 
 
 def healed(context: BaselineContext) -> Iterator[Baseline]:
-    """The checkpoint that is healed already."""
+    """Yield the checkpoint that is healed already."""
     checkpoint = context.calibration.healed_checkpoint
     if checkpoint:
         yield Baseline("healed", lambda: context.made(checkpoint), note=f"{checkpoint.source}, as it is")
 
 
 def quantised(context: BaselineContext) -> Iterator[Baseline]:
-    """Fewer bits."""
+    """Yield the model in fewer bits."""
     for scheme in SCHEMES.values():
         if missing := context.unquantisable(scheme):
             yield Baseline(scheme.name, reason=missing)
@@ -184,7 +184,7 @@ def quantised(context: BaselineContext) -> Iterator[Baseline]:
 
 
 def pruned_in_int8(context: BaselineContext) -> Iterator[Baseline]:
-    """Fewer layers in int8."""
+    """Yield the model with fewer layers, in int8."""
     name, sizes = "pruned + int8", context.checkpoint.sizes
 
     def size(kept: KeptLayers) -> int:
@@ -220,7 +220,7 @@ def _cut(
 
 
 def narrowed(context: BaselineContext) -> Iterator[Baseline]:
-    """Fewer neurons in each MLP: those that give least go."""
+    """Yield the model with fewer neurons in each MLP: those that give least go."""
     name, checkpoint = "narrowed by activation", context.checkpoint
     try:
         mlps = find_mlps(context.base)
@@ -237,7 +237,7 @@ def narrowed(context: BaselineContext) -> Iterator[Baseline]:
 
 
 def sparse(context: BaselineContext) -> Iterator[Baseline]:
-    """Two of four weights zero: those that matter least by Wanda."""
+    """Yield the model with two of four weights zero: those that matter least by Wanda."""
 
     def make() -> Built:
         decoder = context.load(context.checkpoint)

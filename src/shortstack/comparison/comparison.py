@@ -198,7 +198,7 @@ def compare(
 
 
 def check_comparison(checkpoint: Checkpoint, calibration: Calibration, judging: EvaluationSpec, memory: str) -> int:
-    """The bytes that weights may take, once it is clear that all rows can be judged."""
+    """Return the bytes that weights may take, once it is clear that all rows can be judged."""
     budget = parse_memory(memory, checkpoint.weight_bytes, least=checkpoint.sizes.other_bytes)
     _check_lengths(checkpoint, judging)
     if healed := calibration.healed_checkpoint:
@@ -272,7 +272,7 @@ def _row(baseline: Baseline, context: BaselineContext, judging: EvaluationSpec) 
 
 
 def _beside_unpruned(rows: Sequence[ComparisonRow]) -> list[ComparisonRow]:
-    """The rows, what each writes judged by what the first, the unpruned model, does."""
+    """Return the rows, what each writes judged by what the first, the unpruned model, does."""
     base = rows[0].collapse
     return [
         replace(row, collapse=row.collapse.against(base)) if base and row.collapse and row is not rows[0] else row

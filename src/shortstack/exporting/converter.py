@@ -145,7 +145,7 @@ def _check_layers(model: GgufFile, checkpoint: Checkpoint) -> None:
 
 
 def modelfile(checkpoint: Model, gguf: str | Path) -> str:
-    """The Modelfile of a checkpoint that lies in a .gguf file beside it; the chat template is in that file.
+    """Return the Modelfile of a checkpoint that lies in a .gguf file beside it; the chat template is in that file.
 
     Raises:
         CheckpointError: the token that ends a text cannot stand in a Modelfile.

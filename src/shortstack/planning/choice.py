@@ -157,13 +157,13 @@ class Choice:
         return replace(self, params=None, memory=None, fits=lambda kept: sizes.of(kept)[place] <= most)
 
     def removal(self, layers: int, seed: int = 0) -> Removal:
-        """How many of a model's layers go, and which may."""
+        """Return how many of a model's layers go, and which may."""
         amount = parse_drop(self.drop or 0, layers)
         allowed = staying_ends(layers, amount, self.keep_first, self.keep_last)
         return Removal(amount, allowed, self.by, self.step, seed, self.finalists)
 
     def plan(self, source: Scores | int, seed: int = 0) -> Plan:
-        """The plan that follows from scores, or from a number of layers by a metric that needs no scores."""
+        """Return the plan that follows from scores, or from a number of layers by a metric that needs no scores."""
         layers = source if isinstance(source, int) else source.layers
         if self.layers is not None:
             return self._named(layers)

@@ -123,7 +123,7 @@ def _no_model(source: Scores | int) -> InputError:
 
 
 def sized_choice(checkpoint: Checkpoint, choice: Choice) -> Choice:
-    """The choice for a model, of which it is clear that so much can go."""
+    """Return the choice for a model, of which it is clear that so much can go."""
     choice.check()
     choice = choice.sized(checkpoint.sizes)
     if choice.fits is None:

@@ -68,7 +68,7 @@ def aligned(
 def nearest(
     plan: Plan, exact: Callable[[Plan], bool], *, allowed: Callable[[Set[int]], bool] = lambda _removed: True
 ) -> Plan | None:
-    """The nearest cut that a rule finds exact, as aligned() orders them; None when none is."""
+    """Return the nearest cut that a rule finds exact, as aligned() orders them; None when none is."""
     return next((cut for plans in _near(plan, allowed) for cut in plans if exact(cut)), None)
 
 
@@ -86,7 +86,7 @@ def _moved(plan: Plan, cut: frozenset[int]) -> Plan:
 
 
 def _expressed(checkpoint: Checkpoint, plan: Plan) -> dict[str, Any] | None:
-    """The cut's config, or None where fields alone rule it out."""
+    """Return the cut's config, or None where fields alone rule it out."""
     try:
         return _config(checkpoint, plan)
     except ArchitectureError:
@@ -112,7 +112,7 @@ def _distance(plan: Plan, cut: frozenset[int]) -> tuple[int, int, int, tuple[int
 
 
 def pruned_config(checkpoint: Checkpoint, plan: Plan) -> dict[str, Any]:
-    """The config of the pruned model, checked against the original's kept layers.
+    """Return the config of the pruned model, checked against the original's kept layers.
 
     A cut that is not exact is refused, with the nearest that is.
     """

@@ -38,7 +38,7 @@ def to_mergekit(plan: Plan, model: str) -> str:
 
 
 def read_mergekit(path: str | Path) -> tuple[int, ...]:
-    """The layers that slices of one model keep, ascending."""
+    """Return the layers that slices of one model keep, ascending."""
     text = text_of(path)
     with syntax_of(str(path)):
         read = yaml.safe_load(text)
@@ -51,7 +51,7 @@ def read_mergekit(path: str | Path) -> tuple[int, ...]:
 
 
 def plan_of_kept(kept: Sequence[int], layers: int, *, where: object) -> Plan:
-    """The plan that keeps these of a model's layers."""
+    """Return the plan that keeps these of a model's layers."""
     if max(kept) >= layers or len(kept) == layers:
         expected, actual = f"some of the model's {layers} layers", f"layers up to {max(kept)}, {len(kept)} in all"
         raise PlanError(actual, expected=expected, fix="name the model that the slices are of", where=where)

@@ -71,7 +71,7 @@ def lowest_block(scores: Scores | int, removal: Removal) -> Plan:
 
 
 def layer_values(scores: Scores | int, metric: Metric, seed: int) -> Sequence[float]:
-    """The metric's score of each layer."""
+    """Return the metric's score of each layer."""
     if isinstance(scores, Scores):
         scores.order(metric.name)  # raises for a metric that was not scored
         return scores.scores[metric.name]
@@ -87,7 +87,7 @@ def layer_values(scores: Scores | int, metric: Metric, seed: int) -> Sequence[fl
 
 
 def _measured(name: str) -> Callable[..., Any]:
-    """A function of measured.py, which imports torch, imported when it is called."""
+    """Return a function of measured.py, which imports torch, imported when it is called."""
 
     def call(*given: Any, **options: Any) -> Any:
         from shortstack.planning import measured

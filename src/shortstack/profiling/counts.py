@@ -74,7 +74,7 @@ class CacheBytes:
 
 
 def parts(model: PreTrainedModel, anatomy: Anatomy) -> Parts:
-    """The parameters of a model by part; its weights may be on the meta device."""
+    """Return the parameters of a model by part; its weights may be on the meta device."""
     amounts: Counter[str] = Counter()
     norms = {name for name, module in model.named_modules() if _is_norm(module)}
     for name, parameter in model.named_parameters():  # what is shared comes once

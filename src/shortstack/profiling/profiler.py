@@ -178,7 +178,7 @@ def profile(
     compute: Compute = AUTO,
     progress: Progress = in_notebooks,
 ) -> Profile:
-    """Parameters, bytes and multiply-accumulates of a checkpoint, and its speed at each batch size; no sizes: no speed.
+    """Count parameters, bytes and multiply-accumulates of a checkpoint, and time it at each batch size; no sizes: no speed.
 
     against: runs take turns with that model, which gives ratios of speed. What does not fit in memory is
     counted, and not timed.
@@ -227,13 +227,13 @@ def count(checkpoint: Checkpoint, dtype: torch.dtype, *, tokens: int) -> Counts:
 
 
 def speed_ratios(own: Speeds, other: Speeds) -> SpeedRatios:
-    """The ratios of two speeds under one load, whose runs took turns."""
+    """Return the ratios of two speeds under one load, whose runs took turns."""
     prefill = ratio(own.prefill_runs, other.prefill_runs)
     return SpeedRatios(own.batch, prefill, ratio(own.decode_runs, other.decode_runs))
 
 
 def too_large(models: Sequence[Checkpoint], compute: Compute, device: str) -> str:
-    """Why models cannot be in memory together, in words; "" where they can."""
+    """Return why models cannot be in memory together, in words; "" where they can."""
     needed = sum(model.parameters * arithmetic(compute.dtype, model, device).itemsize for model in models)
     free = available_memory(device)
     if needed <= free:
@@ -253,7 +253,7 @@ def check_load(checkpoint: Checkpoint, load: Load) -> None:
 
 
 def prompt_ids(tokenizer: PreTrainedTokenizerBase, prompt: str) -> list[int]:
-    """The tokens of a prompt, in the model's chat template when it has one."""
+    """Return the tokens of a prompt, in the model's chat template when it has one."""
     if not tokenizer.chat_template:
         return list(tokenizer(prompt)["input_ids"])
     messages = [{"role": "user", "content": prompt}]

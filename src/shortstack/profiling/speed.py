@@ -102,7 +102,7 @@ def speeds(
     repeats: int = 5,
     progress: Progress = silent,
 ) -> list[Speeds]:
-    """The speed of each model under one load: a turn to warm up, then `repeats` that count.
+    """Return the speed of each model under one load: a turn to warm up, then `repeats` that count.
 
     In each turn every model runs once, and the next turn begins with the next model.
     """
@@ -174,7 +174,7 @@ def forward_speed(checkpoint: Checkpoint, *, dtype: torch.dtype, device: str, la
 
 
 def _seconds(device: str, run: Callable[[], Any]) -> float:
-    """The median of a few runs' seconds: beside other work the fastest one is luck."""
+    """Return the median of a few runs' seconds: beside other work the fastest one is luck."""
     taken: list[float] = []
     while len(taken) < 2 or (len(taken) < TRIALS and sum(taken) < SECONDS):
         began = time.perf_counter()

@@ -62,7 +62,7 @@ class GgufDepth:
         return int(self.fields[DEPTH]) - int(self.fields.get(EXTRA, 0))
 
     def without(self, kept: Sequence[int]) -> dict[str, Entry]:
-        """All metadata of the model of these layers alone, in the source's order."""
+        """Return all metadata of the model of these layers alone, in the source's order."""
         changed = self._changed(kept)
         if changed is None:
             raise self._refused(kept)

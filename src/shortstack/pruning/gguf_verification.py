@@ -19,7 +19,7 @@ from shortstack.pruning.verification import Verification
 def verify_gguf(
     file: str | Path, *, against: str | Path | None = None, progress: Progress = in_notebooks
 ) -> Verification:
-    """Whether a .gguf file that shortstack wrote is whole; with `against`, whether its bytes are that model's.
+    """Check that a .gguf file that shortstack wrote is whole and, with `against`, that its bytes are that model's.
 
     Without `against`: every layer has its tensors. With it: metadata reads as the cut wants it, no tensor lacks or is
     too many, and the bytes of each are those of the kept layer it comes from.

@@ -109,7 +109,7 @@ class _Division:
         return self._divided(kept_tensors(self.checkpoint, self.plan, owners), self.checkpoint.layer_names)
 
     def seen(self) -> list[list[StoredTensor]] | None:
-        """The same as far as tensors' names show it, which takes no time; None where they show no layers."""
+        """Return the same as far as tensors' names show it, which takes no time; None where they show no layers."""
         names = LayerNames.seen(self.checkpoint.tensors, self.checkpoint.config)
         if not names or names.layers != self.plan.layers:
             return None

@@ -42,7 +42,7 @@ class Verification(Tabled):
     checks: Mapping[str, Mapping[str, Any]]
 
     def table(self) -> Table:
-        """A row for each check, and how it ended."""
+        """Return a row for each check, and how it ended."""
         rows = [(name, "ok" if check["ok"] else "FAILED", check["detail"]) for name, check in self.checks.items()]
         title = "all is as it should be" if self.ok else "a check failed"
         return Table.of(title, ("check", "result", Column("detail", "text")), rows)
@@ -245,7 +245,7 @@ def _resized(checkpoint: Checkpoint, against: Checkpoint) -> str | None:
 
 
 def cut_of(pruned: Checkpoint, origin: Checkpoint) -> Plan:
-    """The plan by which `pruned` was cut from `origin`, where nothing else was done to it."""
+    """Return the plan by which `pruned` was cut from `origin`, where nothing else was done to it."""
     skipped = skipped_layers(pruned, origin) if pruned.record else frozenset()
     if not skipped or changed_since(pruned, origin):
         raise CheckpointError(

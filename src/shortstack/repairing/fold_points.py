@@ -61,7 +61,7 @@ class FoldPoint(ABC):
 
     @abstractmethod
     def drawn(self, layer: nn.Module, draw: Callable[[Sequence[int]], Tensor]) -> Tensor:
-        """A change to try, large enough to be seen."""
+        """Return a change to try, large enough to be seen."""
 
     @contextmanager
     def changed(self, layer: nn.Module, change: Tensor) -> Iterator[None]:
@@ -272,7 +272,7 @@ class _Trial:
         return max(1.0, float(self.state.hidden.float().norm() / size)) if size > 0 else 1.0
 
     def _is_stream(self, rest: Tensor) -> bool:
-        """Whether what a product was added to is what entered the layer, but for a bias."""
+        """Return whether what a product was added to is what entered the layer, but for a bias."""
         entered = self.state.hidden.float().flatten(0, -2)
         return rest.shape == entered.shape and self._close(rest - (rest - entered).mean(0), entered)
 

@@ -32,7 +32,7 @@ class MergeableMlp:
     norm: str
 
     def stands_in(self, layer: nn.Module) -> bool:
-        """Whether a layer has this MLP, too; one of experts beside one of none has not."""
+        """Return whether a layer has this MLP, too; one of experts beside one of none has not."""
         names = {name for name, _ in layer.named_parameters()}
         return {f"{name}.weight" for name in (*self.mlp.entering, self.mlp.leaving, self.norm) if name} <= names
 
@@ -48,7 +48,7 @@ class MergeableMlp:
         return layer.get_parameter(f"{self.mlp.leaving}.weight").data.T
 
     def stored(self, checkpoint: Checkpoint, number: int) -> nn.Module:
-        """A layer with this MLP and its norm as they are stored, in float32, and nothing else."""
+        """Return a layer with this MLP and its norm as they are stored, in float32, and nothing else."""
         prefix, parts = f"{checkpoint.anatomy.layer(number)}.", (f"{self.mlp.module}.", f"{self.norm}.")
         layer: nn.Module = copy.deepcopy(checkpoint.blueprint.get_submodule(prefix[:-1]))
         names = [f"{prefix}{name}" for name, _ in layer.named_parameters() if name.startswith(parts)]

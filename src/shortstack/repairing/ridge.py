@@ -73,13 +73,13 @@ class Regression(ABC):
         return [fits[number] for number in range(len(best))]
 
     def _only(self, residuals: Sequence[int]) -> Self:
-        """The same of some of the residuals."""
+        """Return the same of some of the residuals."""
         one = copy.copy(self)
         one.both, one.residuals = self.both[residuals], self.residuals[residuals]
         return one
 
     def _sketched(self) -> Self:
-        """The same of fewer channels of each residual, where that says which ridge is best."""
+        """Return the same of fewer channels of each residual, where that says which ridge is best."""
         return self
 
     def _explained(self, changes: Tensor) -> Tensor:
@@ -152,7 +152,7 @@ class MatrixRegression(Regression):
 
     @staticmethod
     def _factor(products: Tensor, ridge: float, inputs: int) -> Tensor:
-        """The Cholesky factor of products with the penalty: sums and tokens have the same trace."""
+        """Return the Cholesky factor of products with the penalty: sums and tokens have the same trace."""
         penalty = _positive(ridge * products.trace() / inputs)
         factor: Tensor = torch.linalg.cholesky(
             products + penalty * torch.eye(len(products), dtype=torch.float64, device=products.device)

@@ -60,7 +60,7 @@ class DepthCurve(Tabled):
     seconds: float = 0.0
 
     def table(self) -> Table:
-        """A row for each depth, the whole model first; losses and KL in nats per token."""
+        """Return a row for each depth, the whole model first; losses and KL in nats per token."""
         of = self.tokens
         on = f" on {of['samples']} x {of['length']} tokens of {of['source']}" if of else ""
         rows = [
@@ -165,7 +165,7 @@ def _depth(run: Measurement, tail: SkippedLayers) -> Depth:
 
 
 def tail_cuts(layers: int) -> list[SkippedLayers]:
-    """The cut at every depth: nothing, the last layer, the last two, and so on until one is left.
+    """Return the cut at every depth: nothing, the last layer, the last two, and so on until one is left.
 
     >>> [sorted(tail) for tail in tail_cuts(3)]
     [[], [2], [1, 2]]

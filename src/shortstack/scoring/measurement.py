@@ -130,7 +130,7 @@ class Measurement:
                 hidden.add_block(first, self.entering[first][len(self.entering[layer]) - 1], after, counted)
 
     def _predicting(self, number: int) -> Tensor | None:
-        """Which positions of a batch predict a token that counts, [batch, length]; None: all are looked at."""
+        """Return which positions of a batch predict a token that counts, [batch, length]; None: all are looked at."""
         counted = self.batches.counted[number]
         return None if counted is None else torch.nn.functional.pad(counted[:, 1:], (0, 1))
 
@@ -175,7 +175,7 @@ class Measurement:
         return self.loss(self.spec.without) if self.outputs[0].metrics else None
 
     def scores(self) -> Values:
-        """The score of each layer by each metric; infinite for a layer that has gone."""
+        """Return the score of each layer by each metric; infinite for a layer that has gone."""
         scores = {
             **self.gradients.of_layers(self.staying),
             **self._combined([hidden.of_layers(self.staying) for hidden in self.hidden]),
@@ -191,7 +191,7 @@ class Measurement:
             yield kind, base, {name: self._placed(values) for name, values in scores.items()}
 
     def block_scores(self) -> Values:
-        """The score of each block, by its first layer, by the metrics that score blocks."""
+        """Return the score of each block, by its first layer, by the metrics that score blocks."""
         return self._combined([hidden.of_blocks() for hidden in self.hidden]) | self._outputs(self.blocks)
 
     def _combined(self, kinds: Sequence[Values]) -> Values:

@@ -185,7 +185,7 @@ class Metric:
         return self.feed not in ("layers", "weights")
 
     def sees(self, weight: str, dimensions: int) -> bool:
-        """Whether a metric of weights or gradients counts the one of that name and so many dimensions."""
+        """Return whether a metric of weights or gradients counts the one of that name and so many dimensions."""
         matrices = dimensions > 2 or "weight" in weight  # more than two: several experts, by no name that says weight
         return matrices if self.all_weights else dimensions > 1
 
@@ -222,13 +222,13 @@ METRICS: Mapping[str, Metric] = {
 
 
 def metric_named(name: str) -> Metric:
-    """The metric of that name."""
+    """Return the metric of that name."""
     check_choice_of("metric", name, METRICS, fix="`shortstack ls metrics` explains each")
     return METRICS[name]
 
 
 def metrics_named(names: Any) -> list[Metric]:
-    """The metrics of those names, each once; `all` stands for every one but the authors' variants.
+    """Return the metrics of those names, each once; `all` stands for every one but the authors' variants.
 
     names: one after the other, or as text with commas between them.
     """

@@ -20,7 +20,7 @@ Depths = Mapping[str, float | None]
 def score_picture(
     values: Values, drop: int, *, title: str, tokens: Tokens, blocks: Values, window: int | None
 ) -> Picture:
-    """The order in which each metric removes layers, its values, what blocks score, and how far metrics agree.
+    """Return the order in which each metric removes layers, its values, what blocks score, and how far metrics agree.
 
     values, blocks: of each layer, and of each block of `window` layers, by metric. The first `drop` layers are marked.
     """

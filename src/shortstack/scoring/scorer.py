@@ -136,7 +136,7 @@ def _checked(name: str, values: Sequence[float]) -> tuple[float, ...]:
 
 
 def _record(checkpoint: Checkpoint) -> dict[str, Any]:
-    """The model in JSON-able data; from its sizes `plan` knows parameters and bytes."""
+    """Return the model in JSON-able data; from its sizes `plan` knows parameters and bytes."""
     return {
         "source": checkpoint.source,
         "revision": checkpoint.revision,

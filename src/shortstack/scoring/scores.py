@@ -86,7 +86,7 @@ class Scores(Tabled):
         return cls.from_dict(read_json(Path(path)), where=path)
 
     def table(self) -> Table:
-        """A row for each layer, a column for each metric with the order of removal."""
+        """Return a row for each layer, a column for each metric with the order of removal."""
         of, named = self.tokens or {}, ", ".join(self.scores)
         on = f" on {of['samples']} x {of['length']} tokens of {of['source']}" if of else ""
         title = f"{self.layers} layers by {named}{on}"
@@ -177,7 +177,7 @@ class Scores(Tabled):
         return removal_order(self.scores[metric])
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON-able data, with the removal order of each metric beside its scores."""
+        """Return it as JSON-able data, with the removal order of each metric beside its scores."""
         return {**to_jsonable(self), "order": {name: list(self.order(name)) for name in self.scores}}
 
     def save(self, path: str | Path) -> None:
@@ -185,7 +185,7 @@ class Scores(Tabled):
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any], *, where: object) -> Scores:
-        """The inverse of to_dict; errors as load()."""
+        """Return the inverse of to_dict; errors as load()."""
         check_not_other(data, where, plan=False)
         try:
             known = {key: data[key] for key in cls.__dataclass_fields__ if key != "kinds"}

@@ -51,7 +51,7 @@ class StudyOutcome(Tabled):
     failures: Sequence[Mapping[str, Any]]
 
     def table(self) -> Table:
-        """How the study ended, and what failed."""
+        """Return how the study ended, and what failed."""
         rows = [
             ("trials done", f"{self.done:,} of {self.trials:,}"),
             ("trials failed", f"{self.failed:,}"),

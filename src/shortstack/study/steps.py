@@ -83,7 +83,7 @@ class Known:
     dtype: str
 
     def model(self, trial: Trial) -> dict[str, str]:
-        """The trial's model, as an input."""
+        """Return the trial's model, as an input."""
         return self.models[trial.model].identity
 
 
@@ -112,7 +112,7 @@ class Step(ABC):
 
     @abstractmethod
     def words(self, places: Places) -> list[str]:
-        """The words of the command that does the same; the output is left to be named."""
+        """Return the words of the command that does the same; the output is left to be named."""
 
 
 @dataclass(frozen=True)
@@ -135,7 +135,7 @@ class Job:
     url: str | None = None
 
     def compute(self, arguments: Mapping[str, Any]) -> Compute:
-        """Where the step computes, in the dtype and with the seed of these arguments."""
+        """Return where the step computes, in the dtype and with the seed of these arguments."""
         return Compute(seed=arguments.get("seed", 0), device=self.device, dtype=arguments.get("dtype", "auto"))
 
     def here(self) -> Job:
@@ -149,7 +149,7 @@ class Job:
         return open_model(self.places[name], progress=progress)
 
     def saved(self, name: str, result: dict[str, Any]) -> dict[str, Any]:
-        """The result, written into the step's folder too."""
+        """Return the result, written into the step's folder too."""
         self.output.mkdir(parents=True)
         save_json(self.output / name, result)
         return result
@@ -205,7 +205,7 @@ def _taken_log(log: Path) -> dict[str, str]:
 
 
 def model_words(name: str) -> list[str]:
-    """A model as the command line names it: a hub model's revision is an option.
+    """Return a model as the command line names it: a hub model's revision is an option.
 
     >>> model_words("org/name@v2")
     ['org/name', '--revision', 'v2']
@@ -215,7 +215,7 @@ def model_words(name: str) -> list[str]:
 
 
 def changed_words(values: Mapping[str, Any], defaults: Mapping[str, Any]) -> list[str]:
-    """Those of the values that are options and not at their default, as the command line spells them.
+    """Return those of the values that are options and not at their default, as the command line spells them.
 
     >>> changed_words({"metric": "bi", "drop": "25%", "step": None}, {"metric": None, "drop": "25%", "step": None})
     ['--metric', 'bi']
