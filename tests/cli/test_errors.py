@@ -138,6 +138,7 @@ def test_a_config_that_cannot_be_used(case, command, model):
 
 
 UNBUILDABLE = {
+    "no layers": ({"num_hidden_layers": 0}, "found     0"),
     "no vocabulary": ({"vocab_size": 0}, "to be built from its config"),
     "a negative width": ({"intermediate_size": -3}, "negative dimension -3"),
     "no heads": ({"num_attention_heads": 0}, "ZeroDivisionError"),
@@ -151,28 +152,6 @@ def test_a_config_that_builds_no_model(case, command, model):
     fields, found = UNBUILDABLE[case]
     edit(model / "config.json", lambda config: config.update(fields))
     assert found in prune_refused(command, model)
-
-
-def test_a_missing_config_and_an_adapter(command, model):
-    (model / "config.json").unlink()
-    assert "no such file" in prune_refused(command, model)
-    (model / "adapter_config.json").write_text("{}")
-    assert "merge_and_unload" in prune_refused(command, model)
-
-
-def test_remote_code_is_not_run_without_consent(command, model, tmp_path):
-    code = f"from pathlib import Path\nPath({str(tmp_path / 'ran')!r}).touch()\n"
-    for name in ("configuration_zork", "modeling_zork"):
-        (model / f"{name}.py").write_text(code)
-    auto_map = {"AutoConfig": "configuration_zork.C", "AutoModelForCausalLM": "modeling_zork.M"}
-    edit(model / "config.json", lambda config: config.update(model_type="zork", auto_map=auto_map))
-    assert "trust_remote_code" in prune_refused(command, model)
-    assert not (tmp_path / "ran").exists()
-
-
-def test_a_shard_that_ends_early(command, model):
-    (model / SINGLE).write_bytes((model / SINGLE).read_bytes()[:-1001])
-    assert SINGLE in prune_refused(command, model)
 
 
 def test_no_weights_and_shards_without_index(command, model):
@@ -194,10 +173,7 @@ INDICES = {
     "no map": (lambda index: index.pop("weight_map"), "weight_map"),
     "list for a name": (remap(["x"]), "unhashable"),
     "number for a name": (remap(5), "not supported"),
-    **{
-        name: (remap(name), repr(name))
-        for name in ("../x.safetensors", "/x.safetensors", "a/x.safetensors", "a\\x.safetensors", "x.bin", "", "..")
-    },
+    "a folder for a name": (remap(".."), "'..'"),
     "name too long": (remap("x" * 300 + ".safetensors"), "a readable safetensors file"),
     "name with a null": (remap("x\0.safetensors"), "inside the checkpoint's folder"),
 }
@@ -283,20 +259,11 @@ def test_pickled_weights_are_refused_with_a_command_that_converts_them(command, 
     assert command("prune", f"{model}-safetensors", *PLAIN, "-o", tmp_path / "out")[0] == 0
 
 
-def test_a_file_that_is_not_gguf(command, tmp_path):
-    (tmp_path / "model.gguf").write_bytes(b"GGUF")
-    assert "model.gguf" in prune_refused(command, tmp_path / "model.gguf")
-
-
 @pytest.mark.parametrize("record", ["{", '{"verb": "prune", "files": {}, "layer_map": [1]}'])
 def test_a_record_that_shortstack_did_not_write(record, command, model):
     (model / "shortstack.json").write_text(record)
     for words in (("prune", *PLAIN, "-o", "out"), ("verify",)):
         assert "shortstack.json" in command.refused(words[0], model, *words[1:])
-
-
-def test_a_model_that_shortstack_did_not_write_is_not_verified(command, model):
-    assert "shortstack.json" in command.refused("verify", model)
 
 
 # The cut
@@ -482,12 +449,6 @@ def test_a_pipe_among_the_shards_is_not_waited_for(command, sharded):
     assert "a pipe, a socket or a device" in prune_refused(command, sharded)
 
 
-@pytest.mark.parametrize("count", [0, 10**9])
-def test_a_count_of_layers_that_cannot_be(command, model, count):
-    edit(model / "config.json", lambda config: config.update(num_hidden_layers=count))
-    assert str(count) in prune_refused(command, model)
-
-
 def test_a_file_that_may_not_be_read_is_bad_input(command, model, monkeypatch):
     def forbidden(*_: object, **__: object) -> str:
         raise PermissionError(13, "Permission denied", "config.json")
@@ -604,9 +565,7 @@ TEXTS = {
     "short.txt": (b"a b c", "text for 0"),
     "few.txt": (b"a " * 300, "text for 2"),
     "broken.jsonl": (b'{"text": "a"}\n\n{"text": "b"\n', "line 3"),
-    "list.jsonl": (b'{"text": "a"}\n[1]\n', "line 2"),
     "keys.jsonl": (b'{"text": "a"}\n{"txt": "b"}\n', "line 2"),
-    "number.jsonl": (b'{"text": 5}\n', "line 1"),
     "object.json": (b'{"text": "a"}', "a dict"),
     "entry.json": (b'[{"text": "a"}, 5]', "entry 2"),
     "broken.json": (b"[", "Expecting value"),
