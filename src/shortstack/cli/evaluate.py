@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
@@ -52,18 +53,16 @@ def evaluate(
 
     seeded_tasks = replace(tasks, seed=session.compute.seed) if tasks.tasks else None
 
-    def prepared(checkpoint: Checkpoint, generation: GenerationChecks) -> Prepared:
-        return prepare(checkpoint, text=text, tasks=seeded_tasks, generation=generation, compute=session.compute)
-
+    prepared = partial(prepare, text=text, tasks=seeded_tasks, compute=session.compute)
     with session.report.bars() as progress:
         checkpoint = session.source.open(model, progress)
         origin = session.alone.open(against, progress) if against else None
-        ready, base = prepared(checkpoint, generation), None
+        ready, base = prepared(checkpoint, generation=generation), None
         if origin:  # all that can be wrong with it is said before the first is measured
             if not same_tokens(checkpoint.tokenizer(), origin.tokenizer()):
                 told = "the two models have different tokenizers: perplexities per token cannot be compared"
                 session.report.warn(told)
-            base = prepared(origin, replace(generation, collapse_check=ready.collapse))
+            base = prepared(origin, generation=replace(generation, collapse_check=ready.collapse))
         if dry_run:
             return _preview([prepared_model for prepared_model in (ready, base) if prepared_model], session)
         result = ready.measured(progress)

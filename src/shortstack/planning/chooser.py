@@ -92,7 +92,13 @@ def choose(
     elif choice.layers is not None or not choice.by.needs_scores:
         wanted = choice.plan(layers, compute.seed)
     else:
-        scores = source if isinstance(source, Scores) else _scored(checkpoint, choice, source, compute, progress)
+        if isinstance(source, Scores):
+            scores = source
+        else:
+            from shortstack.scoring import score  # imports torch
+
+            tokens = _tokens(checkpoint, source, compute, progress) if choice.by.needs_text else None
+            scores = score(checkpoint, tokens, metrics=[choice.name], compute=compute, progress=progress)
         wanted = choice.plan(scores, compute.seed)
     exact, allowed = None, functools.partial(choice.allows, layers)
     if choice.layers is None:
@@ -137,19 +143,6 @@ def _tokens(checkpoint: Checkpoint, source: Source | Scores | None, compute: Com
     if isinstance(source, Scores):
         raise _no_model(source)
     return tokens_of(checkpoint, source, compute=compute, progress=progress)
-
-
-def _scored(
-    checkpoint: Checkpoint,
-    choice: Choice,
-    source: Source | None,
-    compute: Compute,
-    progress: Progress,
-) -> Scores:
-    from shortstack.scoring import score
-
-    tokens = _tokens(checkpoint, source, compute, progress) if choice.by.needs_text else None
-    return score(checkpoint, tokens, metrics=[choice.name], compute=compute, progress=progress)
 
 
 def _measured(checkpoint: Checkpoint, choice: Choice, tokens: Tokens, compute: Compute, progress: Progress) -> Plan:

@@ -49,7 +49,8 @@ class Measurement:
         progress: Progress = silent,
         stage: str = "scoring",
     ) -> None:
-        self.decoder, self.tokens, self.spec, self.progress, self.stage = decoder, tokens, spec, progress, stage
+        self.decoder, self.spec, self.stage = decoder, spec, stage
+        self.progress = paced(progress, tokens.ids.numel())
         self.batches = Batches.of(tokens, decoder.device)
         self.layers = len(decoder.layers)
         self.staying = [layer for layer in range(self.layers) if layer not in spec.without]
@@ -71,7 +72,6 @@ class Measurement:
         # [batch]: the loss's gradient in what leaves the last layer that is not yet walked back
         self.leaving: list[Tensor] = []
         self.done = 0  # layer-forwards
-        self.paced_progress = progress
 
     @property
     def needs_gradient(self) -> bool:
@@ -100,7 +100,6 @@ class Measurement:
 
     def go(self) -> Measurement:
         """Walk, turn by turn, and back."""
-        self.paced_progress = paced(self.progress, self.tokens.ids.numel())
         for turn in self.memory_batches:
             self._forward(turn)
         if self.needs_gradient:
@@ -159,7 +158,7 @@ class Measurement:
 
     def _tick(self, forwards: int = 1) -> None:
         self.done += forwards
-        self.paced_progress(self.stage, self.done, self.total)
+        self.progress(self.stage, self.done, self.total)
 
     def loss(self, skipped: SkippedLayers) -> float:
         """The loss without a set of layers, in nats per predicted token: the mean over kinds by their weights."""
