@@ -14,7 +14,6 @@ SILENT = (
     "ffn_down",
     "ffn_down_exps",
     "ffn_down_shexp",
-    "shortconv.out_proj",
 )  # zero: a layer adds nothing
 
 
@@ -75,10 +74,9 @@ class Maker:
             self.writer.add_tensor(name, values)
 
     def block(self, layer, **shapes):
-        """Tensors of a layer by name, with _ for a dot; those whose names end in norm are near 1."""
+        """Tensors of a layer by name, with _ for the last dot; those whose names end in norm are near 1."""
         for name, shape in shapes.items():
             stem, _, kind = name.rpartition("_")
-            stem = stem.replace("__", ".")
             scale = 0.0 if layer in self.silent and stem in SILENT else 0.3
             self.tensor(f"blk.{layer}.{stem}.{kind}", *shape, scale=scale, norm=stem.endswith("norm"))
 
@@ -139,16 +137,6 @@ def smollm3(path, **how):
     return llama(path, architecture="smollm3", **how)
 
 
-def qwen3moe(path, layers=8, **how):
-    experts = {"expert_count": 4, "expert_used_count": 2, "expert_feed_forward_length": INNER}
-    made = Maker(path, "qwen3moe", layers, **experts, **how)
-    for layer in range(layers):
-        made.attention(layer)
-        made.block(layer, attn_q_norm_weight=(HEAD,), attn_k_norm_weight=(HEAD,))
-        made.experts(layer)
-    return made.close()
-
-
 def deepseek(path, layers=8, **how):
     """The first layers are dense, the others have experts."""
     fields = {
@@ -186,27 +174,6 @@ def gemma3(path, layers=12, **how):
     return made.close()
 
 
-def lfm2(path, layers=8, **how):
-    """Layers of attention among short convolutions, by an array."""
-    kv_heads = [KV_HEADS if layer % 3 == 2 else 0 for layer in range(layers)]
-    fields = {"attention.head_count_kv": kv_heads, "shortconv.l_cache": 3}
-    made = Maker(path, "lfm2", layers, tied=True, norm="token_embd_norm", **fields, **how)
-    for layer, attention in enumerate(kv_heads):
-        if attention:
-            made.attention(layer)
-            made.block(layer, attn_q_norm_weight=(HEAD,), attn_k_norm_weight=(HEAD,))
-        else:
-            made.block(
-                layer,
-                attn_norm_weight=(WIDTH,),
-                shortconv__conv_weight=(WIDTH, 3),
-                shortconv__in_proj_weight=(3 * WIDTH, WIDTH),
-                shortconv__out_proj_weight=(WIDTH, WIDTH),
-            )
-        made.dense(layer)
-    return made.close()
-
-
 def openelm(path, layers=8, **how):
     """Heads and the feed-forward's width differ by layer."""
     heads = [2 if layer < layers // 2 else 4 for layer in range(layers)]
@@ -230,7 +197,7 @@ def openelm(path, layers=8, **how):
     return made.close()
 
 
-MAKERS = {maker.__name__: maker for maker in (llama, smollm3, qwen3moe, deepseek, gemma2, gemma3, lfm2, openelm)}
+MAKERS = {maker.__name__: maker for maker in (llama, smollm3, deepseek, gemma2, gemma3, openelm)}
 
 
 def serving(path):
