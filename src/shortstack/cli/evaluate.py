@@ -52,7 +52,6 @@ def evaluate(
     from shortstack.evaluation.evaluator import prepare
 
     seeded_tasks = replace(tasks, seed=session.compute.seed) if tasks.tasks else None
-
     prepared = partial(prepare, text=text, tasks=seeded_tasks, compute=session.compute)
     with session.report.bars() as progress:
         checkpoint = session.source.open(model, progress)
@@ -60,8 +59,8 @@ def evaluate(
         ready, base = prepared(checkpoint, generation=generation), None
         if origin:  # all that can be wrong with it is said before the first is measured
             if not same_tokens(checkpoint.tokenizer(), origin.tokenizer()):
-                told = "the two models have different tokenizers: perplexities per token cannot be compared"
-                session.report.warn(told)
+                warning = "the two models have different tokenizers: perplexities per token cannot be compared"
+                session.report.warn(warning)
             base = prepared(origin, generation=replace(generation, collapse_check=ready.collapse))
         if dry_run:
             return _preview([prepared_model for prepared_model in (ready, base) if prepared_model], session)
