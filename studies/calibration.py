@@ -19,6 +19,7 @@ from statistics import mean
 
 import torch
 import transformers
+from scipy.stats import kendalltau
 
 import shortstack as ss
 from shortstack.charts import Picture
@@ -30,7 +31,6 @@ from shortstack.decoder.decoder import SkippedLayers
 from shortstack.machine.formats import show_layers
 from shortstack.scoring import METRICS
 from shortstack.scoring.measurement import Measurement, MeasurementSpec
-from shortstack.scoring.metrics import kendall_tau
 
 COUNTS = (1, 5, 10, 30, 50)
 SEEDS = (0, 1, 2)
@@ -58,7 +58,7 @@ def repeated(found: Found, metric: str) -> dict[int, tuple[float, float]]:
     agreement = {}
     for count, by_seed in found.items():
         pairs = list(itertools.combinations(by_seed, 2))
-        taus = [kendall_tau(a.scores[metric], b.scores[metric]) for a, b in pairs]
+        taus = [float(kendalltau(a.scores[metric], b.scores[metric]).statistic) for a, b in pairs]
         shared = [len(cut(a, metric) & cut(b, metric)) for a, b in pairs]
         agreement[count] = mean(taus), mean(shared)
     return agreement

@@ -3,10 +3,10 @@
     python studies/compare.py HEAL_DATA TASK_DATA_DIR [TEXT ...]
 
 Every baseline of `shortstack compare` at 75 % and at 50 % of the unpruned bytes. Layers (lowest ppl), neurons and Wanda's
-masks are chosen on 32 x 128 tokens of pydoc, repair is fitted on 64 x 128, and the repaired cut is healed on HEAL_DATA as
-the recipe best says; its choice of layers is left out, for some of ten minutes each. Perplexity is measured on 4 x 512
-held-out tokens of pydoc and of each TEXT, accuracy on the first 100 documents of each task; speed with one sequence, 128
-tokens of prompt and 16 new ones, in six turns with the unpruned model. Writes studies/compare.md and .json.
+masks are chosen on 32 x 128 tokens of pydoc, repair is fitted on 64 x 128, and the same cut, repaired, is healed on
+HEAL_DATA as the recipe best says; its choice of layers is left out, for some of ten minutes each. Perplexity is measured on
+4 x 512 held-out tokens of pydoc and of each TEXT, accuracy on the first 100 documents of each task; speed with one sequence,
+128 tokens of prompt and 16 new ones, in six turns with the unpruned model. Writes studies/compare.md and .json.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from __future__ import annotations
 import json
 import shlex
 import sys
+import tempfile
 import time
 from importlib.metadata import version
 from pathlib import Path
@@ -21,8 +22,11 @@ from pathlib import Path
 import torch
 
 import shortstack as ss
-from shortstack.comparison import Comparison, heal_as_recipe, judge_tasks
+from shortstack.comparison import Comparison, judge_tasks
+from shortstack.comparison.baselines import parse_memory
 from shortstack.comparison.comparison import ComparisonRow
+from shortstack.healing.recipes import read_recipe
+from shortstack.healing.task import task_of
 from shortstack.machine.formats import number, size
 from shortstack.machine.progress import Progress
 from shortstack.profiling.speed import Load
@@ -42,12 +46,16 @@ def compared(
     model: ss.Checkpoint, share: str, judging: ss.EvaluationSpec, data: str, progress: Progress = say
 ) -> Comparison:
     tokenizer = model.tokenizer()
-    calibration = ss.Calibration(
-        ss.Tokens.read("pydoc", tokenizer, samples=32),
-        ss.Tokens.read("pydoc", tokenizer, samples=REPAIR_WINDOWS),
-        heal=heal_as_recipe(data, model, progress=progress),
-    )
-    return ss.compare(model, calibration, judging, memory=share, progress=progress)
+    tokens, windows = (ss.Tokens.read("pydoc", tokenizer, samples=samples) for samples in (32, REPAIR_WINDOWS))
+    with tempfile.TemporaryDirectory() as folder:
+        budget = parse_memory(share, model.weight_bytes)
+        plan = ss.choose(model, ss.Choice("ppl", memory=f"{budget}B"), tokens, progress=progress).plan
+        repair = ss.repair(model, frozenset(plan.removed), windows, progress=progress)
+        cut = ss.prune(model, plan, Path(folder) / "cut", repair=repair)
+        task = task_of({**read_recipe("best").heal.given, "data": data}, teacher=model)
+        ss.heal(cut, Path(folder) / "healed", task, progress=progress)
+        calibration = ss.Calibration(tokens, windows, healed=str(Path(folder) / "healed"))
+        return ss.compare(model, calibration, judging, memory=share, progress=progress)
 
 
 def judged_on(model: ss.Checkpoint, folder: str, texts: list[str]) -> ss.EvaluationSpec:
@@ -110,7 +118,7 @@ def page(found: list[Comparison], arguments: list[str], started: str) -> str:
     ]
     for each in found:
         collapsed = [f"- {warning}" for warning in each.warnings]
-        lines += [f"## {each.memory} of the bytes: {size(each.budget)}\n", *table(each), "", f"{each.advice}\n"]
+        lines += [f"## {each.memory} of the bytes: {size(each.budget_bytes)}\n", *table(each), "", f"{each.advice}\n"]
         lines += [*collapsed, ""] if collapsed else []
     return "\n".join(lines)
 

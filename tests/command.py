@@ -24,7 +24,7 @@ class Ended:
     exit_code: int
     stdout: str
     stderr: str
-    exception: Exception | None
+    exception: Exception | None = None
 
 
 def invoke(*words: object) -> Ended:
@@ -33,13 +33,29 @@ def invoke(*words: object) -> Ended:
     with redirect_stdout(io.StringIO()) as out, redirect_stderr(io.StringIO()) as err:
         try:
             run([str(word) for word in words])
-        except SystemExit as ended:
-            code = int(ended.code or 0)
+        except SystemExit as stopped:
+            code = int(stopped.code or 0)
         except KeyboardInterrupt:
             code = 130
         except Exception as error:  # noqa: BLE001  whoever asks looks at it
             code, raised = 1, error
     return Ended(code, out.getvalue(), err.getvalue(), raised)
+
+
+def ended(*words: object) -> Ended:
+    """The same as a process of its own would, its error told on stderr."""
+    code = 0
+    with (
+        pytest.MonkeyPatch.context() as patch,
+        redirect_stdout(io.StringIO()) as out,
+        redirect_stderr(io.StringIO()) as err,
+    ):
+        patch.setattr(sys, "argv", ["shortstack", *map(str, words)])
+        try:
+            main()
+        except SystemExit as stopped:
+            code = int(stopped.code or 0)
+    return Ended(code, out.getvalue(), err.getvalue())
 
 
 def read(*words: str) -> Mapping[str, Any]:
@@ -82,10 +98,10 @@ class Command:
         self.monkeypatch.setattr(sys, "argv", ["shortstack", *map(str, arguments)])
         self.capfd.readouterr()
         before = signal.getsignal(signal.SIGTERM)
-        with pytest.raises(SystemExit) as ended:
+        with pytest.raises(SystemExit) as stopped:
             main()
         assert signal.getsignal(signal.SIGTERM) is before
-        return (ended.value.code or 0, *self.capfd.readouterr())
+        return (stopped.value.code or 0, *self.capfd.readouterr())
 
     def said(self, *arguments: object) -> str:
         """Return what a command that must not fail prints."""

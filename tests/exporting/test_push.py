@@ -1,20 +1,21 @@
-"""A push to the hub, against one on this machine: what goes there, what is refused, and how it goes on."""
+"""A push to the hub: what is handed to huggingface_hub, what is refused, and what is told of what the hub says."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import shutil
-import sys
+from types import SimpleNamespace
+from unittest.mock import create_autospec
 
 import pytest
 import yaml
-from huggingface_hub import CommitInfo, constants
+from huggingface_hub import CommitInfo, HfApi, constants
+from huggingface_hub.errors import HfHubHTTPError
 
-import hub_stub
+from command import ended
 from plans import plan
 from shortstack.checkpoint import Checkpoint
-from shortstack.cli import main
 from shortstack.errors import CheckpointError, InputError, OutputError, ShortstackError
 from shortstack.exporting import push_to_hub
 from shortstack.pruning import prune, verify
@@ -23,14 +24,35 @@ from zoo import speaking
 pytestmark = pytest.mark.usefixtures("own_cache")
 
 
+class Hub:
+    """Repositories in memory, by the names of HfApi's methods."""
+
+    def __init__(self):
+        self.private, self.files, self.api = {}, {}, create_autospec(HfApi, instance=True)
+        for method in (self.create_repo, self.model_info, self.create_commit):
+            getattr(self.api, method.__name__).side_effect = method
+
+    def create_repo(self, repo_id, *, private, exist_ok):
+        self.private.setdefault(repo_id, private)
+        self.files.setdefault(repo_id, {".gitattributes": b""})
+
+    def model_info(self, repo_id):
+        siblings = [SimpleNamespace(rfilename=name) for name in self.files[repo_id]]
+        return SimpleNamespace(private=self.private[repo_id], siblings=siblings)
+
+    def create_commit(self, repo_id, operations, *, commit_message, create_pr):
+        for operation in operations:
+            with operation.as_file() as file:
+                self.files[repo_id][operation.path_in_repo] = file.read()
+        place = f"https://huggingface.co/{repo_id}"
+        return CommitInfo(f"{place}/commit/c", "", "", "c", pr_url=f"{place}/discussions/1" if create_pr else None)
+
+
 @pytest.fixture
 def hub(monkeypatch):
-    monkeypatch.setenv("HF_TOKEN", "hf_anything")
-    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-    with hub_stub.running() as hub:
-        monkeypatch.setattr(constants, "ENDPOINT", hub.url)
-        yield hub
+    hub = Hub()
+    monkeypatch.setattr("huggingface_hub.HfApi", lambda: hub.api)
+    return hub
 
 
 @pytest.fixture(scope="module")
@@ -49,49 +71,37 @@ def pruned(written, tmp_path):
 def test_what_was_written_lies_there_with_its_card(pruned, hub):
     (pruned.directory / "notes.txt").write_text("mine alone")
     pushed = push_to_hub(pruned, "me/small", private=True)
-    repository = hub.repositories["me/small"]
-    assert repository.private
-    assert set(repository.files) - {".gitattributes"} == {*pruned.record["files"], "shortstack.json", "README.md"}
+    files = hub.files["me/small"]
+    assert hub.private["me/small"]
+    assert set(files) - {".gitattributes"} == {*pruned.record["files"], "shortstack.json", "README.md"}
     for name in pruned.record["files"]:
-        assert repository.files[name] == (pruned.directory / name).read_bytes()
-    card = repository.files["README.md"].decode()
+        assert files[name] == (pruned.directory / name).read_bytes()
+    card = files["README.md"].decode()
     assert yaml.safe_load(card.split("---")[1])["license"] == "mit"
     assert 'from_pretrained("me/small")' in card
-    assert (pushed.oid, pushed.pr_url) == (repository.head, None)
+    assert (pushed.oid, pushed.pr_url) == ("c", None)
     with pytest.raises(OutputError, match=r"one with .* files, README\.md among them"):
         push_to_hub(pruned, "me/small")
-    assert repository.commits == [pushed.oid]
+    assert hub.api.create_commit.call_count == 1
     push_to_hub(pruned, "me/small", pr=True, licence="apache-2.0")
-    assert yaml.safe_load(repository.files["README.md"].decode().split("---")[1])["license"] == "apache-2.0"
-    assert len(hub.said("PUT", "/upload/")) == 1, "weights that lie there are not sent again"
+    assert yaml.safe_load(files["README.md"].decode().split("---")[1])["license"] == "apache-2.0"
 
 
 def test_an_unknown_licence_is_asked_for(pruned, hub):
     (pruned.directory / "README.md").write_text("# Mine\n\nwords of my own\n", encoding="utf-8")
     with pytest.raises(InputError, match="license: expected the licence of the source"):
         push_to_hub(pruned, "me/small")
-    assert not hub.calls
+    assert not hub.api.mock_calls
     push_to_hub(pruned, "me/small", licence="apache-2.0")
-    card = hub.repositories["me/small"].files["README.md"].decode()
+    card = hub.files["me/small"]["README.md"].decode()
     assert yaml.safe_load(card.split("---")[1]) == {"license": "apache-2.0"}
     assert "words of my own" in card
 
 
 def test_a_pull_request_is_offered(pruned, hub):
-    hub.repositories["me/small"] = hub_stub.Repository(files={"model.safetensors": b"theirs"})
+    hub.files["me/small"] = {"model.safetensors": b"theirs"}
     assert "/discussions/" in push_to_hub(pruned, "me/small", pr=True).pr_url
-    assert not hub.said("POST", "/repos/create")
-
-
-def test_it_goes_on_where_it_was_broken_off(pruned, hub):
-    hub.fail["/api/models/me/small/commit"] = [503] * 20
-    with pytest.raises(ShortstackError, match="nothing is sent twice"):
-        push_to_hub(pruned, "me/small")
-    sent = len(hub.said("PUT", "/upload/"))
-    assert sent == 1
-    hub.fail.clear()
-    push_to_hub(pruned, "me/small")
-    assert len(hub.said("PUT", "/upload/")) == sent
+    assert not hub.api.create_repo.called
 
 
 def listed(directory, name, content):
@@ -108,7 +118,7 @@ def test_a_manifest_that_names_files_elsewhere_sends_none(pruned, hub, tmp_path)
     listed(pruned.directory, "../secret.txt", b"my own words")
     with pytest.raises(CheckpointError, match=r"files of its own folder.*secret\.txt"):
         push_to_hub(pruned.directory, "me/small")
-    assert not hub.calls
+    assert not hub.api.mock_calls
 
 
 @pytest.mark.parametrize("name", ["notes.txt", "README.md", "additional_chat_templates"])
@@ -125,7 +135,7 @@ def test_a_link_that_leads_out_of_the_folder_is_not_followed(name, pruned, hub, 
         listed(pruned.directory, name, outside.read_bytes())
     with pytest.raises(CheckpointError, match=f"{name}: expected a file of the checkpoint's own folder, found a link"):
         push_to_hub(pruned.directory, "me/small")
-    assert not hub.calls
+    assert not hub.api.mock_calls
 
 
 def test_a_snapshot_of_the_hub_s_cache_links_to_its_own_blobs(pruned, tmp_path):
@@ -141,30 +151,25 @@ def test_a_snapshot_of_the_hub_s_cache_links_to_its_own_blobs(pruned, tmp_path):
 
 
 def test_a_public_repository_is_not_taken_for_a_private_one(pruned, hub):
-    hub.repositories["me/small"] = hub_stub.Repository(files={".gitattributes": b""})
+    hub.create_repo("me/small", private=False, exist_ok=True)
     with pytest.raises(InputError, match="which is public"):
         push_to_hub(pruned, "me/small", private=True)
-    assert not hub.said("PUT", "/upload/")
-    assert [*hub.repositories["me/small"].files] == [".gitattributes"]
+    assert [*hub.files["me/small"]] == [".gitattributes"]
 
 
-def test_what_comes_after_a_pull_request_names_its_revision(pruned, monkeypatch, capsys):
+def test_what_comes_after_a_pull_request_names_its_revision(pruned, monkeypatch):
     offered = "https://huggingface.co/me/small/discussions/7"
     made = CommitInfo("https://huggingface.co/me/small/commit/c", "", "", "c", pr_url=offered)
     monkeypatch.setattr("shortstack.exporting.push_to_hub", lambda *_, **__: made)
-    monkeypatch.setattr(
-        sys, "argv", ["shortstack", "export", str(pruned.directory), "--push-to-hub", "me/small", "--pr"]
-    )
-    with pytest.raises(SystemExit):
-        main()
-    told = capsys.readouterr()
-    assert f"hub: {offered}" in told.out
-    assert "AutoModelForCausalLM.from_pretrained('me/small', revision='refs/pr/7')" in " ".join(told.err.split())
+    told = ended("export", pruned.directory, "--push-to-hub", "me/small", "--pr")
+    assert f"hub: {offered}" in told.stdout
+    assert "AutoModelForCausalLM.from_pretrained('me/small', revision='refs/pr/7')" in " ".join(told.stderr.split())
 
 
-def test_what_the_hub_refuses_is_told(pruned, hub):
-    hub.fail["/api/repos/create"] = [401]
-    with pytest.raises(ShortstackError, match="token that may write"):
+@pytest.mark.parametrize("method", ["create_repo", "create_commit"])
+def test_what_the_hub_refuses_is_told(method, pruned, hub):
+    getattr(hub.api, method).side_effect = HfHubHTTPError.__bases__[0]("401 Unauthorized")
+    with pytest.raises(ShortstackError, match=r"found 401 Unauthorized.*token that may write.*nothing is sent twice"):
         push_to_hub(pruned, "me/small")
 
 
@@ -179,7 +184,7 @@ def test_a_hub_that_does_not_answer_is_told(pruned, monkeypatch):
 def test_what_is_no_name_of_a_repository_is_refused(pruned, hub):
     with pytest.raises(InputError, match="org/name"):
         push_to_hub(pruned, "../x")
-    assert not hub.calls
+    assert not hub.api.mock_calls
 
 
 def test_what_was_changed_since_is_not_pushed(pruned, hub):
@@ -187,4 +192,4 @@ def test_what_was_changed_since_is_not_pushed(pruned, hub):
     (pruned.directory / "config.json").write_text(json.dumps({**config, "torch_dtype": "float16"}))
     with pytest.raises(CheckpointError, match=r"config.json has"):
         push_to_hub(pruned.directory, "me/small")
-    assert not hub.calls
+    assert not hub.api.mock_calls

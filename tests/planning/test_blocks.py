@@ -73,13 +73,7 @@ def test_without_finalists_the_lowest_that_is_measured_goes(amount):
     assert sorted(found.compared.values()) == pytest.approx(sorted(both.values()), rel=1e-5)
 
 
-def test_ends_that_must_stay_stay():
-    checkpoint = Checkpoint.open(tiny("llama"))
-    choice = Choice(drop=3, strategy="repaired-blocks", keep_first=2, keep_last=1)
-    assert set(choose(checkpoint, choice, TOKENS).plan.removed) <= set(range(2, 7))
-
-
-def test_it_has_a_measure_of_its_own_and_needs_samples():
+def test_it_has_a_measure_of_its_own_needs_samples_and_keeps_the_ends():
     checkpoint = Checkpoint.open(tiny("llama"))
     with pytest.raises(InputError, match="strategy"):
         choose(checkpoint, Choice("bi", 3, strategy="repaired-blocks"), TOKENS)
@@ -87,3 +81,5 @@ def test_it_has_a_measure_of_its_own_and_needs_samples():
         choose(checkpoint, Choice(drop=3, strategy="repaired-blocks"), Tokens.given(IDS[:3]))
     with pytest.raises(PlanError):
         choose(checkpoint, Choice(drop=8, strategy="repaired-blocks"), TOKENS)
+    ends = Choice(drop=3, strategy="repaired-blocks", keep_first=2, keep_last=1, finalists=0)
+    assert set(choose(checkpoint, ends, TOKENS).plan.removed) <= set(range(2, 7))

@@ -47,9 +47,3 @@ def test_a_plan_is_moved_only_to_what_is_allowed(tmp_path):
     assert found[1] - found[0] == 1
     assert exact(checkpoint, found)
     assert aligned(checkpoint, plan(8, layers=(1, 4)), allowed=lambda _cut: False) is None
-
-
-def test_an_exact_plan_is_its_own_nearest(tmp_path):
-    checkpoint = Checkpoint.open(architectures.make("llama", tmp_path / "source"))
-    wanted = plan(8, layers=(1, 4))
-    assert aligned(checkpoint, wanted) is wanted

@@ -38,8 +38,3 @@ def test_the_authors_lists_by_weight(model, metric, removed):
 def test_the_authors_random_lists(layers, drop, removed):
     found = plan(layers, metric="random-authors", drop=drop, seed=42).removed
     assert found == tuple(map(int, removed.split()))
-
-
-@pytest.mark.parametrize(("layers", "drop", "kept"), [(32, "25%", 24), (26, 6, 20)])
-def test_the_tail_of_the_paper(layers, drop, kept):
-    assert plan(layers, metric="reverse", drop=drop).kept == tuple(range(kept))

@@ -31,23 +31,25 @@ class Seen(TrainerCallback):
         self.known.append(len(others["optimizer"].state))
 
 
-def trained(callback, folder):
-    model = AutoModelForCausalLM.from_pretrained(tiny("llama"), dtype=torch.float32)
-    seen = Seen()
+def whole():
+    return AutoModelForCausalLM.from_pretrained(tiny("llama"), dtype=torch.float32)
+
+
+def train(model, folder, callbacks, *, states=None, **settings):
     arguments = TrainingArguments(
-        str(folder), max_steps=6, per_device_train_batch_size=2, report_to=[], save_strategy="no", use_cpu=True, seed=0
+        str(folder), max_steps=6, per_device_train_batch_size=2, report_to=[], use_cpu=True, seed=0, **settings
     )
-    Trainer(model, arguments, train_dataset=DATA, callbacks=[callback, seen]).train()
-    return model, seen
+    Trainer(model, arguments, train_dataset=DATA, callbacks=callbacks).train(resume_from_checkpoint=states)
 
 
 def test_layers_leave_at_their_steps_and_the_rest_goes_on_training(tmp_path):
     cut = plan(8, layers="1,4-6")
-    model, seen = trained(PruneCallback(cut, at=[1, 3]), tmp_path)
+    model, seen = whole(), Seen()
+    train(model, tmp_path, [PruneCallback(cut, at=[1, 3]), seen], save_strategy="no")
     assert seen.layers == [8, 6, 6, 4, 4, 4]
     assert seen.known[0] > seen.known[1] > seen.known[-1]
     assert seen.known[-1] == sum(1 for _ in model.parameters())
-    source = AutoModelForCausalLM.from_pretrained(tiny("llama"), dtype=torch.float32)
+    source = whole()
     for new, old in enumerate(cut.kept):
         ours, theirs = (each.model.layers[at].mlp.up_proj.weight for each, at in ((model, new), (source, old)))
         assert torch.allclose(ours, theirs, atol=1e-3), "a layer that stays is the one it was, a little trained"
@@ -55,26 +57,11 @@ def test_layers_leave_at_their_steps_and_the_rest_goes_on_training(tmp_path):
     assert [layer.self_attn.layer_idx for layer in model.model.layers] == [0, 1, 2, 3]
 
 
-def going_on(model, folder, *, states=None, rate=1e-3, **settings):
+def going_on(model, folder, *, rate=1e-3, **settings):
     """The layers that are left in the end, by the plan's numbers, and the model; states: the one to go on from."""
-    arguments = TrainingArguments(
-        str(folder),
-        max_steps=6,
-        per_device_train_batch_size=2,
-        report_to=[],
-        save_steps=2,
-        use_cpu=True,
-        seed=0,
-        learning_rate=rate,
-        **settings,
-    )
     callback = PruneCallback(plan(8, layers="1,4-6"), at=[1, 2, 3])
-    Trainer(model, arguments, train_dataset=DATA, callbacks=[callback]).train(resume_from_checkpoint=states)
+    train(model, folder, [callback], save_steps=2, learning_rate=rate, **settings)
     return callback.left, model.state_dict()
-
-
-def whole():
-    return AutoModelForCausalLM.from_pretrained(tiny("llama"), dtype=torch.float32)
 
 
 def test_training_that_goes_on_ends_as_if_it_had_not_stopped(tmp_path):

@@ -19,7 +19,6 @@ from zoo import make
 
 IDS = torch.randint(3, 90, (2, 12), generator=torch.Generator().manual_seed(1))
 SOME = plan(8, layers="1,4,6")
-KEPT = {"model.layers.0.mlp": "model.layers.0.mlp", "model.layers.5.mlp": "model.layers.3.mlp"}
 # Settings as quantisers write them, and what becomes of them.
 SETTINGS = {
     "compressed-tensors": (
@@ -29,21 +28,9 @@ SETTINGS = {
         },
         {"quant_method": "compressed-tensors", "ignore": ["lm_head", "model.layers.3.mlp", "re:.*norm.*"]},
     ),
-    "fp8": (
-        {
-            "quant_method": "fp8",
-            "weight_block_size": [128, 128],
-            "modules_to_not_convert": [*KEPT, "model.layers.4.mlp"],
-        },
-        {"quant_method": "fp8", "weight_block_size": [128, 128], "modules_to_not_convert": [*KEPT.values()]},
-    ),
     "mxfp4": (
         {"quant_method": "mxfp4", "modules_to_not_convert": ["model.layers.*.self_attn", "model.layers.*.mlp.router"]},
         {"quant_method": "mxfp4", "modules_to_not_convert": ["model.layers.*.self_attn", "model.layers.*.mlp.router"]},
-    ),
-    "bitsandbytes": (
-        {"quant_method": "bitsandbytes", "llm_int8_skip_modules": ["model.layers.2.self_attn.q_proj", "lm_head"]},
-        {"quant_method": "bitsandbytes", "llm_int8_skip_modules": ["model.layers.1.self_attn.q_proj", "lm_head"]},
     ),
 }
 PATTERNS = {

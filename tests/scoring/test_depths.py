@@ -8,9 +8,9 @@ import torch
 import naive
 from shortstack.checkpoint import Checkpoint
 from shortstack.data import Tokens
-from shortstack.errors import InputError
 from shortstack.machine.device import Compute
-from shortstack.scoring import depth_curve
+from shortstack.scoring import DepthCurve, depth_curve
+from shortstack.scoring.depths import Depth
 from zoo import tiny
 
 IDS = torch.randint(3, 90, (6, 10), generator=torch.Generator().manual_seed(3))
@@ -52,16 +52,8 @@ def test_it_costs_each_layer_once_and_a_head_for_each_depth(monkeypatch):
 
 
 def test_layers_can_go_until_the_first_depth_that_loses_too_much():
-    curve = depth_curve(Checkpoint.open(tiny("llama")), TOKENS)
-    losses = [depth.loss for depth in curve.depths]
-    for allowed in (losses[0], max(losses[:4]), max(losses) + 1):
-        expected = 0
-        while expected + 1 < len(losses) and losses[expected + 1] <= allowed:
-            expected += 1
-        assert curve.within(allowed).removable == expected
-    assert curve.max_loss == pytest.approx(losses[0] + math.log(1.5))
-    with pytest.raises(InputError, match="at least the unpruned"):
-        curve.within(losses[0] - 0.1)
-    for nothing in (math.nan, math.inf):
-        with pytest.raises(InputError, match="at least the unpruned"):
-            curve.within(nothing)
+    losses = (2.0, 2.1, 2.0 + math.log(1.5) - 1e-9, 2.2, 2.0 + math.log(1.5) + 1e-9, 2.0)
+    curve = DepthCurve(tuple(Depth(6 - gone, loss, 0.0, 0.0) for gone, loss in enumerate(losses)))
+    assert curve.removable == 3
+    assert DepthCurve(curve.depths[:4]).removable == 3
+    assert DepthCurve(curve.depths[:1]).removable == 0

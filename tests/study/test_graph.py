@@ -112,15 +112,8 @@ def test_a_step_is_the_same_when_what_it_computes_is(change, kept):
     def same(step):
         removed = [0] if step.kind == "plan" and step.arguments["drop"] == "25%" else [1]
         scores = {"ppl": [step.arguments.get("samples"), step.arguments.get("seed")]}
-        weights = str([step.kind, step.arguments, step.inputs])
-        return {
-            "scores": scores,
-            "blocks": {},
-            "removed": removed,
-            "weights_sha256": weights,
-            "shape_sha256": "",
-            "beside_sha256": "",
-        }
+        contents = Contents(str([step.kind, step.arguments, step.inputs]), "")
+        return {"scores": scores, "blocks": {}, "removed": removed, **contents.result}
 
     text = "models: [a]\nmetrics: [ppl]\n"
     heal = "" if change.startswith("heal") else HEAL
@@ -170,8 +163,3 @@ def test_cuts_of_one_shape_share_a_profile():
     first, second = (path(found, number, same) for number in (0, 1))
     assert first["prune"].key != second["prune"].key
     assert first["profile"].key == second["profile"].key != first["profile_base"].key
-
-
-def test_a_model_that_nobody_has_seen_still_has_steps():
-    found = graph("models: [a]\nmetrics: [angular block]\n", layers=None)
-    assert list(path(found)) == ["evaluate_base", "score", "plan", "prune", "evaluate_pruned"]

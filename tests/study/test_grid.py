@@ -96,17 +96,8 @@ def test_a_recipe_is_a_way_to_heal_and_its_options_can_be_changed():
     assert (first["name"], first["num_train_epochs"], first["data"]) == ("paper-lora", 2.0, "yahma/alpaca-cleaned")
     assert (second["name"], second["num_train_epochs"], second["lora_r"]) == ("short", 1.0, 8)
     assert "seed" not in first
-
-
-def test_the_trials_seed_is_that_of_healing():
     (trial,) = parse_study("models: [a]\nmetrics: [ppl]\nheal: paper-lora\nseeds: [7]\n", where="s").trials
-    assert trial.heal is not None
     assert trial.heal_arguments["seed"] == 7
-
-
-def test_calibration_reads_all_windows_where_that_is_asked_for():
-    (found,) = trials("models: [a]\nmetrics: [bi]\ncalibration: {text: pydoc, samples: all}\n")
-    assert found["calibration"] == {"text": "pydoc", "samples": "all", "length": 128, "seed": None}
 
 
 def test_calibration_keeps_its_own_seed_or_takes_the_trials():
@@ -145,32 +136,26 @@ def test_words_for_a_choice_of_layers(text, choice):
             "line 5: .*heal.1.*epochs",
         ),
         ("models: [a]\nmetrics: [ppl]\nevaluation: {limit: 0%}\n", "line 3: .*limit: at least 1, or a share .*found '0%'"),
-        ("models: [a]\nmetrics: [ppl]\nevaluation: {limit: 1.5}\n", "line 3: .*limit: at least 1, or a share"),
         ("models: [a]\nmetrics: [ppl]\nheal: {data: a, max_samples: 1}\n", "line 3: max_samples: .*at least 2, or a share"),
-        ("models: [a]\nmetrics: [ppl]\nheal: {data: a, max_samples: some}\n", "line 3: .*max_samples: at least 2"),
         ("models: [a]\nmetrics: [ppl]\nheal: {data: a, learning_rate: fast}\n", "line 3: .*heal.learning_rate.*number"),
         ("models: [a]\nmetrics: [ppl]\ndrop: {from: 5, too: 50, step: 5}\n", "line 3: .*mean to"),
         ("models: [a]\nmetrics: [ppl]\nevaluation:\n  perplexities: [pydoc]\n", "line 4: .*mean perplexity"),
         ("models: [a]\nmetrics: [ppl]\ntrials:\n- {metric: bi}\n- {metric: bi, models: b}\n", "line 5: .*mean model"),
         ("", "found nothing"),
-        ("- a\n", "found a list"),
         ("models: [a\nb: c", "line 2: expected YAML, found expected ',' or '\\]'"),
         ("metrics: [ppl]\n", "the key models, found only metrics. To fix it: add models"),
         ("models: [a]\nmetrics: [ppl]\ndrop: lots\n", "line 3: drop: .*To fix it: give a count such as 8, or a share"),
         ("models: []\nmetrics: [ppl]\n", "line 1: .*at least one"),
         ("models: [a]\n", "at least one trial"),
         ("models: [a]\nmetrics: [pppl]\n", "line 2: metric: expected one of random.*did you mean ppl"),
-        ("models: [a]\nmetrics: [ppl]\ndrop: 250%\n", "line 3: drop: expected a count, or a percentage"),
         ("models: [a]\nmetrics: [ppl]\ndrop:\n- 8\n- 120%\n", "line 5: drop: "),
         ("models: [a]\nmetrics: [ppl]\ncalibration: {samples: 0}\n", "line 3: samples: .*windows, or all"),
-        ("models: [a]\nmetrics: [ppl]\ncalibration: {length: 3}\n", "line 3: length: expected at least 4"),
         ("models: [a]\nmetrics: [ppl]\nrepair: {samples: 7}\n", "line 3: .*samples: .*greater than or equal to 8"),
         ("models: [a]\nmetrics: [ppl]\nstrategy: twice\n", "line 3: strategy: .*write it like step 1"),
         ("models: [a]\nmetrics: [ppl]\nheal: paper-lor\n", "line 3: .*did you mean paper-lora"),
         ("models: [a]\nmetrics: [ppl]\nheal: {method: lora}\n", "add data: pydoc"),
         ("models: [a]\nmetrics: [ppl]\nheal: {data: pydoc, lora_r: 4}\n", "line 3: lora_r: .* that the method partial"),
         ("models: [a]\nmetrics: [ppl]\nheal: {data: pydoc, seed: 4}\n", "seeds: "),
-        ("models: [a]\nmetrics: [ppl]\nheal: paper-iterative-1-1-8\n", "strategy: step 1"),
         ("models: [a]\nmetrics: [search]\nstrategy: step 1\n", "except: "),
         ("models: [a]\nmetrics: [reverse]\nstrategy: step 1\n", "healing between"),
         (f"models: [a]\nmetrics: [ppl]\nstrategy: step 1\nrepair: true\nheal: {QUICK}\n", "no repair"),

@@ -13,7 +13,7 @@ from shortstack.study import run_study
 from shortstack.study.grid import Resources
 from shortstack.study.workers import local, ray
 from studies import SHORT, STUDY, found, inline, make_data, write_study
-from tasks import dies, fails, its_process
+from tasks import dies, its_process
 
 
 def gone(pid):
@@ -33,13 +33,6 @@ def test_a_process_is_used_again_and_ends_with_its_launcher():
         first, second = (launch.submit(its_process, None, Resources()).result() for _ in range(2))
     assert first == second != os.getpid()
     assert gone(first)
-
-
-def test_what_a_task_raises_is_its_futures_exception():
-    with local(1) as launch:
-        error = launch.submit(fails, "no reason", Resources()).exception()
-        assert isinstance(error, ValueError)
-        assert "no reason" in str(error)
 
 
 def test_a_lost_process_fails_its_task_alone():

@@ -116,7 +116,7 @@ def check_depth(raw: Mapping[str, Any], tensors: int, directory: Path) -> None:
 def meta_model(
     directory: Path, *, trust_remote_code: bool = False, dtype: torch.dtype | None = None
 ) -> PreTrainedModel:
-    """The model that directory's config describes, without weights (meta device).
+    """Return the model that directory's config describes, without weights (meta device).
 
     dtype: with its buffers in memory, for weights of that type; without it they have no values either.
     """
@@ -264,7 +264,7 @@ def _find_text_key(config: PretrainedConfig, raw: Mapping[str, Any]) -> str | No
 
 
 def text_attribute(config: PretrainedConfig) -> str | None:
-    """The attribute of a multimodal config that is the config of its text stack."""
+    """Return the attribute of a multimodal config that is the config of its text stack."""
     text = config.get_text_config(decoder=True)
     return next((key for key in TEXT_KEYS if text is not config and getattr(config, key, None) is text), None)
 

@@ -179,7 +179,7 @@ EXTRA_HEADS = tuple(name for name, rule in RULES.items() if rule is extra_heads)
 
 
 def cut_fields(cut: Cut) -> dict[str, Any]:
-    """Every field of the text config whose value follows from the layers kept, except the layer count itself.
+    """Return every field of the text config whose value follows from the layers kept, except the layer count itself.
 
     >>> cut_fields(Cut(4, (0, 3), {"layer_types": ["s", "f", "s", "f"], "max_window_layers": 2, "rope_theta": 1e4}))
     {'layer_types': ['s', 'f'], 'max_window_layers': 1}
@@ -203,7 +203,6 @@ def cut_fields(cut: Cut) -> dict[str, Any]:
 
 
 def _is_by_layer(value: Any) -> bool:
-    """Whether a mapping has layer numbers for keys (gemma4's per_layer_config)."""
     return isinstance(value, Mapping) and bool(value) and all(re.fullmatch(r"\d+", str(key)) for key in value)
 
 

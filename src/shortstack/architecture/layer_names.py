@@ -70,12 +70,12 @@ class LayerNames:
         return cls(path, len(numbers)) if layers == len(numbers) and numbers == set(range(layers)) else None
 
     def layer_of(self, name: str) -> int | None:
-        """The number in a stored tensor's name; None outside the layers."""
+        """Return the number in a stored tensor's name; None outside the layers."""
         match = re.match(rf"{re.escape(self.path)}\.(\d+)\.", name)
         return int(match[1]) if match else None
 
     def renumbered(self, name: str, layer: int) -> str:
-        """The name of a layer's stored tensor with the number of another layer."""
+        """Return the name of a layer's stored tensor with the number of another layer."""
         rest = name.removeprefix(f"{self.path}.").partition(".")[2]
         return f"{self.path}.{layer}.{rest}"
 

@@ -23,7 +23,7 @@ class HasPositions(Protocol):
 
 
 def learned_positions(model: PreTrainedModel, anatomy: Anatomy) -> int | None:
-    """How many positions a model with a table of them has; None where they are computed."""
+    """Return how many positions a model with a table of them has; None where they are computed."""
     from torch import nn
 
     parents = {path.rpartition(".")[0] for path in (anatomy.layers_path, anatomy.embedding)}

@@ -50,7 +50,6 @@ class _Comparison:
 
     @property
     def counts(self) -> tuple[int, int]:
-        """The number of layers before the cut, and after it."""
         return len(list(self.before.get_submodule(self.path).children())), len(self.kept)
 
     def follows(self, old: Any, new: Any) -> bool:
@@ -60,7 +59,7 @@ class _Comparison:
         return self.sliced(old, new) or [self.kept.index(layer) for layer in old if layer in self.kept] == list(new)
 
     def sliced(self, old: Any, new: Any) -> bool:
-        """Whether a list has an entry for each layer, and lost those of the removed ones."""
+        """Return whether a list has an entry for each layer, and lost those of the removed ones."""
         lists = isinstance(old, list | tuple) and isinstance(new, list | tuple)
         return lists and len(old) == self.counts[0] and [old[layer] for layer in self.kept] == list(new)
 
@@ -104,7 +103,7 @@ def check_cut(
 
 
 def built(config: Mapping[str, Any], directory: Path, trust_remote_code: bool) -> tuple[PreTrainedModel, Anatomy]:
-    """The model on the meta device, and its anatomy, that a config for the checkpoint in `directory` builds."""
+    """Return the model on the meta device, and its anatomy, that a config for the checkpoint in `directory` builds."""
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / "config.json").write_text(json.dumps(config))
         if trust_remote_code:
@@ -120,7 +119,7 @@ def built(config: Mapping[str, Any], directory: Path, trust_remote_code: bool) -
 
 
 def _counts_tokens(model: PreTrainedModel) -> bool:
-    """Whether transformers' cache for the model has a layer that knows how many tokens have passed."""
+    """Return whether transformers' cache for the model has a layer that knows how many tokens have passed."""
     from transformers import DynamicCache
 
     try:
@@ -198,7 +197,7 @@ def _same(old: Any, new: Any) -> bool:
 
 
 def _is_cut(old: Any, new: Any, counts: tuple[int, int]) -> bool:
-    """Whether two facts are equal but for numbers that are as many times the count of layers."""
+    """Return whether two facts are equal but for numbers that are as many times the count of layers."""
     if isinstance(old, tuple) and isinstance(new, tuple) and len(old) == len(new):
         return all(_is_cut(a, b, counts) for a, b in zip(old, new, strict=True))
     return old == new or (type(old) is type(new) is int and old * counts[1] == new * counts[0])
@@ -227,7 +226,7 @@ def _facts(module: nn.Module) -> Iterator[tuple[str, Any]]:
 
 
 def plain_attributes(module: nn.Module) -> Iterator[tuple[str, Any]]:
-    """A module's own attributes that are numbers, texts, or lists of them."""
+    """Yield a module's own attributes that are numbers, texts, or lists of them."""
     for name, value in vars(module).items():
         if not name.startswith("_") and name not in NOT_STRUCTURE and _is_plain(value):
             yield name, value

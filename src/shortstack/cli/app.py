@@ -52,7 +52,6 @@ def _leave(error: ShortstackError, code: int) -> NoReturn:
 
 
 def _run() -> None:
-    """The verb that was typed, and what it printed written to the end."""
     try:
         code, number = _exit_code(), last_heard()
         sys.exit(128 + number if number and not code else code)  # it may have ended well although it was told to stop

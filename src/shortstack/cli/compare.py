@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import tempfile
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
-from shortstack.cli import console
 from shortstack.cli.dry_run import DryRun, show_dry_run
 from shortstack.cli.options import CALIBRATION, Model, Repairing, Saved, Session, flat, group
 from shortstack.data import CalibrationText
@@ -23,8 +23,6 @@ from shortstack.scoring.metrics import metric_named
 if TYPE_CHECKING:
     from shortstack.checkpoint import Checkpoint
     from shortstack.comparison import Calibration, EvaluationSpec
-    from shortstack.machine.device import Compute
-    from shortstack.machine.progress import Progress
 
 
 @dataclass(frozen=True)
@@ -38,7 +36,6 @@ class BaselineText(CalibrationText):
 class CompareOptions(Repairing):
     memory: str = option("50%", help="Byte budget, as a share of the unpruned weights.")
     metric: str = option("ppl", help=f"How layers are chosen: {', '.join(METRICS)}.")
-    heal: str | None = option(None, help="Also heal the pruned model on this data, by the recipe `best`.")
     healed: str | None = option(None, help="A healed checkpoint, for a row of its own.")
 
     def __post_init__(self) -> None:
@@ -50,7 +47,7 @@ def compare(
     model: Model,
     /,
     *,
-    asked: Annotated[CompareOptions, flat()] = CompareOptions(),
+    options: Annotated[CompareOptions, flat()] = CompareOptions(),
     output: Saved = None,
     dry_run: DryRun = False,
     text: Annotated[BaselineText, flat(CALIBRATION, without="length")] = BaselineText(),
@@ -63,68 +60,42 @@ def compare(
 
     $ shortstack compare org/model --memory 50%
     """
-    asked.check("compare")
+    options.check("compare")
     if not texts.sources:
         raise InputError("none", expected="a text to sort rows by", fix="name one: pydoc", option="perplexity")
     if output:
         check_new(output)
 
-    from shortstack.comparison import EvaluationSpec, judge_tasks
+    from shortstack.comparison import Calibration, EvaluationSpec, judge_tasks
     from shortstack.comparison import compare as compare_models
     from shortstack.comparison.baselines import parse_memory
+    from shortstack.data.tokens import JUDGING
+    from shortstack.decoder import calibration_tokens
     from shortstack.profiling.speed import Load
 
-    def judging(checkpoint: Checkpoint) -> EvaluationSpec:
-        tokenizer = checkpoint.tokenizer()
-        windows = replace(texts, samples=tasks.limit).read(tokenizer, session.compute.seed, at_least=1)
-        judges = [judge_tasks(replace(tasks, seed=session.compute.seed), checkpoint)] if tasks.tasks else []
-        return EvaluationSpec(windows, judges, Load(prompt=timing.prompt, new_tokens=timing.new_tokens), timing.repeats)
-
+    compute, memory = session.compute, options.memory
     with session.report.bars() as progress:
         checkpoint = session.source.open(model, progress)
-        other = session.alone.open(asked.healed, progress) if asked.healed else None
-        parse_memory(asked.memory, checkpoint.weight_bytes, least=checkpoint.sizes.other_bytes)
-        judged = judging(checkpoint)  # before calibration text is written, which takes long
-        calibration = _calibration(
-            checkpoint, asked, text=text, healed=other, dry_run=dry_run, compute=session.compute, progress=progress
-        )
+        healed = session.alone.open(options.healed, progress) if options.healed else None
+        parse_memory(memory, checkpoint.weight_bytes, least=checkpoint.sizes.other_bytes)
+        windows = replace(texts, samples=tasks.limit).read(checkpoint.tokenizer(), compute.seed, at_least=1)
+        judges = [judge_tasks(replace(tasks, seed=compute.seed), checkpoint)] if tasks.tasks else []
+        load = Load(prompt=timing.prompt, new_tokens=timing.new_tokens)
+        judging = EvaluationSpec(windows, judges, load, timing.repeats)
+        read = partial(calibration_tokens, checkpoint, compute=compute, progress=progress, dry_run=dry_run)
+        tokens = read(text)
+        repair = read(text.of_all(options.repair_samples), at_least=JUDGING) if options.repair else None
+        calibration = Calibration(tokens, repair, options.metric, healed)
         if dry_run:
-            return _preview(checkpoint, calibration, judged, asked.memory, session)
-        result = compare_models(
-            checkpoint, calibration, judged, memory=asked.memory, compute=session.compute, progress=progress
-        )
+            return _preview(checkpoint, calibration, judging, memory, session)
+        result = compare_models(checkpoint, calibration, judging, memory=memory, compute=compute, progress=progress)
     for warning in result.warnings:
         session.report.warn(warning)
-    session.report.result(result.to_dict(), lambda: console.show_result(result), output)
+    session.report.result(result, output)
     layers = show_layers(result.cut).replace(" ", "")
     which = ("--layers", layers) if layers else ("--drop", "25%")
     session.report.next_prune(model, checkpoint, *which, *session.source.words)
     return None
-
-
-def _calibration(
-    checkpoint: Checkpoint,
-    options: CompareOptions,
-    *,
-    text: CalibrationText,
-    healed: Checkpoint | None,
-    dry_run: bool,
-    compute: Compute,
-    progress: Progress,
-) -> Calibration:
-    """Return what compare() is given. dry_run: the model writes nothing to be calibrated on."""
-    from shortstack.comparison import Calibration, heal_as_recipe
-    from shortstack.data.tokens import JUDGING
-    from shortstack.decoder import calibration_tokens
-
-    how: dict[str, Any] = {"compute": compute, "progress": progress, "dry_run": dry_run}
-    tokens, repair, heal = calibration_tokens(checkpoint, text, **how), None, None
-    if options.repair:
-        windows = text.of_all(options.repair_samples)
-        repair = calibration_tokens(checkpoint, windows, at_least=JUDGING, **how)
-    if options.heal:
-        heal = heal_as_recipe(options.heal, checkpoint, device=compute.device, progress=progress)
-    return Calibration(tokens, repair, options.metric, heal, healed)
 
 
 def _preview(
@@ -135,8 +106,8 @@ def _preview(
 
     budget = check_comparison(checkpoint, calibration, judging, memory)
     needed = requirements(checkpoint, calibration, budget, session.compute)
-    beside = {"repaired": calibration.repair is not None, "healed": calibration.heal is not None}
-    kinds = ["pruned", *(name for name, wanted in beside.items() if wanted), "quantised", "narrowed", "masked"]
+    repaired, healed = ["repaired"] * bool(calibration.repair), ["healed"] * bool(calibration.healed)
+    kinds = ["pruned", *repaired, *healed, "quantised", "narrowed", "masked"]
     rows = [("compared", f"{checkpoint.source}: {', '.join(kinds)}"), ("in at most", size(budget))]
     rows += [(f"windows of {name}", f"{len(tokens.ids):,}") for name, tokens in judging.texts.items()]
     show_dry_run(rows, needed, session.report, output=Path(tempfile.gettempdir()), data={"budget_bytes": budget})

@@ -23,7 +23,7 @@ FOLDED = 18  # characters that a column of words has at least, before it stands 
 
 
 def show_json(data: Mapping[str, Any]) -> None:
-    """One JSON object on stdout; infinities, which JSON has no word for, as null."""
+    """Print one JSON object; infinities, which JSON has no word for, as null."""
     json.dump(finite(data), sys.stdout)
     sys.stdout.write("\n")
 
@@ -34,7 +34,7 @@ def show_result(result: Tabled) -> None:
 
 
 def show_table(table: Table) -> None:
-    """A table on stdout, in as many parts as the terminal's width needs, and below it what there is to say."""
+    """Print a table in as many parts as the terminal's width needs, and its caption and notes below it."""
     from rich.console import Console
 
     console = Console()
@@ -72,7 +72,7 @@ def drawn(table: Table, places: Sequence[int] | None = None) -> RichTable:
 
 
 def _width(table: Table, place: int) -> int:
-    """The room that a column needs, its rules included; words are folded."""
+    """Return the room that a column needs, its rules included; words are folded."""
     widest = max(map(len, (table.columns[place].heading, *_texts(table, place))))
     return 3 + (min(widest, FOLDED) if place and table.words[place] else widest)
 
@@ -83,7 +83,7 @@ def _texts(table: Table, place: int) -> list[str]:
 
 
 def fitting(widths: Mapping[Any, int], room: int) -> list[list[Any]]:
-    """The names, in rows that are at most so wide.
+    """Return the names, in rows that are at most so wide.
 
     >>> fitting({"a": 3, "b": 3, "c": 5}, 7)
     [['a', 'b'], ['c']]
@@ -101,7 +101,7 @@ def show(message: str) -> None:
 
 
 def show_answers(said: Mapping[str, str]) -> None:
-    """A prompt, and what each model answers, without what would move the cursor or change colours."""
+    """Print a prompt and what each model answers, without what would move the cursor or change colours."""
     sys.stdout.write(f"\nPrompt: {printable(said['prompt'])}\n")
     for name, answer in said.items():
         if name != "prompt":
@@ -109,12 +109,8 @@ def show_answers(said: Mapping[str, str]) -> None:
     sys.stdout.write("\n")
 
 
-def next_step(command: str) -> None:
-    say(f"\nNext: {command}")
-
-
 def fail(error: ShortstackError) -> None:
-    """An error as four short lines on stderr."""
+    """Print an error as four short lines on stderr."""
     place = error.place(error.option and f"--{error.option.replace('_', '-')}")
     fix = error.fix if error.fix.endswith("?") else f"to fix it {error.fix}"
     say(f"Error: {place}\n  expected  {error.expected}\n  found     {error.found}\n  {fix}")

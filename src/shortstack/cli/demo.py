@@ -30,7 +30,7 @@ class DemoOptions:
 
 def demo(
     *,
-    asked: Annotated[DemoOptions, flat()] = DemoOptions(),
+    options: Annotated[DemoOptions, flat()] = DemoOptions(),
     compute: Annotated[Compute, flat(MACHINE, without="device|dtype|stream|device_map")] = Compute(),
     report: Annotated[Reporting, flat(SAID)] = Reporting(),
 ) -> None:
@@ -43,7 +43,7 @@ def demo(
     from shortstack.shrinking.demo import run
 
     with report.bars() as progress, going_on("the same command goes on from there"):
-        result = run(asked.output, minutes=asked.minutes, seed=compute.seed, progress=progress)
+        result = run(options.output, minutes=options.minutes, seed=compute.seed, progress=progress)
     if report.json:
         return console.show_json(result.to_dict())
     show(result)

@@ -8,39 +8,30 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from shortstack.cli import console
 from shortstack.cli.options import CALIBRATION, Model, Session, check_unused, flat
 from shortstack.data import CalibrationText
 from shortstack.errors import InputError
 from shortstack.evaluation import Tasks
 from shortstack.machine.files import check_new, check_picture
-from shortstack.machine.options import check_options, option
+from shortstack.machine.options import option
 
 OTHER = "tasks|num_fewshot|include|batch_size|max_length|backend|seed"  # what is of evaluate's tasks alone
 
 
 @dataclass(frozen=True)
 class DepthOptions:
-    max_loss: float | None = option(
-        None,
-        help="Report how many layers can go up to this loss, in nats. Default: 1.5 times the perplexity.",
-        minimum=0,
-    )
     task: str | None = option(
         None, help="Multiple-choice questions to answer at every depth: a .jsonl file, or a task such as piqa."
     )
     output: Annotated[Path | None, Parameter(alias="-o")] = option(None, help="Also write the curve to this JSON file.")
     plot: Path | None = option(None, help="Draw the curve: an .svg file.")
 
-    def __post_init__(self) -> None:
-        check_options(self)
-
 
 def depth_curve(
     model: Model,
     /,
     *,
-    asked: Annotated[DepthOptions, flat()] = DepthOptions(),
+    options: Annotated[DepthOptions, flat()] = DepthOptions(),
     standard: Annotated[Tasks, flat(without=OTHER)] = Tasks(),
     text: Annotated[CalibrationText, flat(CALIBRATION)] = CalibrationText(),
     session: Annotated[Session, flat()] = Session(),
@@ -51,11 +42,11 @@ def depth_curve(
 
     $ shortstack depth-curve org/model --task piqa --limit 200
     """
-    if asked.output:
-        check_new(asked.output)
-    if asked.plot:
-        check_picture(asked.plot)
-    questions = _questions(asked.task, standard)
+    if options.output:
+        check_new(options.output)
+    if options.plot:
+        check_picture(options.plot)
+    questions = _questions(options.task, standard)
 
     from shortstack.decoder import calibration_tokens
     from shortstack.scoring import depth_curve as depth_curve_of
@@ -64,17 +55,12 @@ def depth_curve(
         checkpoint = session.source.open(model, progress)
         tokens = calibration_tokens(checkpoint, text, compute=session.compute, progress=progress)
         curve = depth_curve_of(checkpoint, tokens, task=questions, compute=session.compute, progress=progress)
-        if asked.max_loss is not None:
-            curve = curve.within(asked.max_loss)
-    if asked.plot:
-        curve.plot().save(asked.plot)
-    session.report.result(curve.to_dict(), lambda: console.show_result(curve), asked.output)
+    session.report.result(curve, options.output, options.plot)
     if curve.removable:
         how = ("--metric", "reverse", "--drop", curve.removable)
         session.report.next_prune(model, checkpoint, *how, *session.source.words)
     else:
         session.report.next_cut(model, checkpoint, *session.source.words)
-    return
 
 
 def _questions(task: str | None, standard: Tasks) -> Path | Tasks | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
+from functools import partial
 from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
@@ -19,7 +19,6 @@ from shortstack.machine.memory import Requirements
 
 if TYPE_CHECKING:
     from shortstack.checkpoint import Checkpoint
-    from shortstack.evaluation import Evaluation
     from shortstack.evaluation.evaluator import Prepared
 
 
@@ -41,25 +40,28 @@ def evaluate(
 
     $ shortstack evaluate small --against org/model --tasks piqa,winogrande --probes
     """
-    _check(tasks, against)
+    if tasks.tasks is None:
+        check_unused("evaluate without --tasks", tasks)
+    elif against:
+        tasks.check_paired()
     if output:
         check_new(output)
 
+    from shortstack.data.tokens import same_tokens
     from shortstack.evaluation import compared
     from shortstack.evaluation.evaluator import prepare
 
     seeded_tasks = replace(tasks, seed=session.compute.seed) if tasks.tasks else None
-
-    def prepared(checkpoint: Checkpoint, generation: GenerationChecks) -> Prepared:
-        return prepare(checkpoint, text=text, tasks=seeded_tasks, generation=generation, compute=session.compute)
-
+    prepared = partial(prepare, text=text, tasks=seeded_tasks, compute=session.compute)
     with session.report.bars() as progress:
         checkpoint = session.source.open(model, progress)
         origin = session.alone.open(against, progress) if against else None
-        ready, base = prepared(checkpoint, generation), None
+        ready, base = prepared(checkpoint, generation=generation), None
         if origin:  # all that can be wrong with it is said before the first is measured
-            session.report.warn(_other_tokens(checkpoint, origin))
-            base = prepared(origin, replace(generation, collapse_check=ready.collapse))
+            if not same_tokens(checkpoint.tokenizer(), origin.tokenizer()):
+                warning = "the two models have different tokenizers: perplexities per token cannot be compared"
+                session.report.warn(warning)
+            base = prepared(origin, generation=replace(generation, collapse_check=ready.collapse))
         if dry_run:
             return _preview([prepared_model for prepared_model in (ready, base) if prepared_model], session)
         result = ready.measured(progress)
@@ -68,42 +70,17 @@ def evaluate(
             with session.report.bars() as progress:
                 result = compared(result, base.measured(progress), seed=session.compute.seed)
     finally:  # what was measured is not lost, whatever becomes of the other model
-        _report(checkpoint, result, session, output, against=against)
+        session.report.warn(result.collapse.warning if result.collapse else None)
+        if base and result.base is None:
+            session.report.warn(f"{against} was not measured, so that nothing is compared")
+        session.report.result(result, output)
+    if checkpoint.made_from and not against and not session.report.json:
+        console.show(f"Add --against {shlex.quote(checkpoint.made_from)} to compare it with the unpruned model.")
     _next_step(model, checkpoint, session, against or checkpoint.made_from)
     return None
 
 
-def _report(
-    checkpoint: Checkpoint,
-    result: Evaluation,
-    session: Session,
-    output: Path | None,
-    *,
-    against: str | None,
-) -> None:
-    """Say and write what was measured, and what is not there although it was asked for."""
-    session.report.warn(result.collapse.warning if result.collapse else None)
-    if against and result.base is None:
-        session.report.warn(f"{against} was not measured, so that nothing is compared")
-
-    def show() -> None:
-        console.show_result(result)
-        if checkpoint.made_from and not against:
-            console.show(f"Add --against {shlex.quote(checkpoint.made_from)} to compare it with the unpruned model.")
-
-    session.report.result(result.to_dict(), show, output)
-
-
-def _check(tasks: Tasks, against: str | None) -> None:
-    """Say what is wrong with what is asked before any model is opened."""
-    if tasks.tasks is None:
-        check_unused("evaluate without --tasks", tasks)
-    if against and tasks.tasks:
-        tasks.check_paired()
-
-
 def _preview(models: Sequence[Prepared], session: Session) -> None:
-    """Show what would be measured of each model, one after the other, and the resources it needs."""
     needed = Requirements()
     for ready in models:
         needed = needed.then(ready.requirements())
@@ -116,7 +93,6 @@ def _preview(models: Sequence[Prepared], session: Session) -> None:
 
 
 def _next_step(model: str, checkpoint: Checkpoint, session: Session, unpruned: str | None) -> None:
-    """Suggest the next command after a model was measured, by the verb that wrote the model."""
     made_by = checkpoint.record.get("verb")
     if made_by == "heal":
         loads = f'AutoModelForCausalLM.from_pretrained("{model}")'
@@ -125,12 +101,3 @@ def _next_step(model: str, checkpoint: Checkpoint, session: Session, unpruned: s
         session.report.next_heal(model, unpruned, *session.source.words)
     else:
         session.report.next_cut(model, checkpoint, *session.source.words)
-
-
-def _other_tokens(checkpoint: Checkpoint, origin: Checkpoint) -> str | None:
-    """Return a warning if two models tokenize text differently."""
-    from shortstack.data.tokens import same_tokens
-
-    if same_tokens(checkpoint.tokenizer(), origin.tokenizer()):
-        return None
-    return "the two models have different tokenizers: perplexities per token cannot be compared"

@@ -76,7 +76,6 @@ def export(
 
 
 def _check(directory: str, file: GgufOptions, hub: HubOptions) -> None:
-    """Say what is wrong before the checkpoint is opened."""
     if directory.endswith(".gguf"):
         fix = f"use it as it is: llama-server -m {directory}"
         raise InputError("a .gguf file already", expected="a checkpoint directory", fix=fix, where=directory)
@@ -94,7 +93,7 @@ def _check(directory: str, file: GgufOptions, hub: HubOptions) -> None:
 
 
 def _gguf(checkpoint: Checkpoint, options: GgufOptions, file: Path, progress: Progress) -> dict[str, str]:
-    """The file, and the Modelfile beside it, which is made first: what it cannot say is said before work."""
+    """Write the file, and the Modelfile beside it, whose text is made first: what it cannot say is said before work."""
     from shortstack.exporting import export_gguf, modelfile
 
     modelfile_text = modelfile(checkpoint, file) if options.ollama else None
@@ -128,7 +127,6 @@ def _pushed(checkpoint: Checkpoint, options: HubOptions, repository: str, progre
 
 
 def _loading(repository: str, checkpoint: Checkpoint, pull_request: str | None) -> str:
-    """Return the call that loads what was uploaded."""
     from shortstack.architecture.anatomy import auto_class
 
     loader = auto_class(str(checkpoint.config["model_type"])).__name__

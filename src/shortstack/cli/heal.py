@@ -131,14 +131,9 @@ def heal(
                 result = _healed(checkpoint, output, task, turns, run, progress, began)
     if not first_process():
         return None
-    if run.plot:
-        result.plot().save(run.plot)
-    if session.report.json:
-        console.show_json(result.to_dict())
-    else:
-        console.show_result(result)
-        if turns:
-            console.show(_gone(checkpoint, result))
+    session.report.result(result, plot=run.plot)
+    if turns and not session.report.json:
+        console.show(_gone(checkpoint, result))
     session.report.next_measure(output, checkpoint.made_from or (turns and directory), *session.alone.words)
     return None
 
@@ -152,7 +147,6 @@ def _healed(
     progress: Progress,
     began: float,
 ) -> Healing:
-    """heal(), or heal_in_turns() where turns are asked for. began: when the verb did, by time.monotonic()."""
     from shortstack.healing import heal as heal_checkpoint
     from shortstack.healing import heal_in_turns
     from shortstack.healing.healer import started_clock

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
-from typing import Annotated, Literal
+from collections.abc import Iterable
+from typing import Annotated, Any, Literal
 
 from cyclopts import Parameter
 
@@ -15,7 +15,6 @@ from shortstack.planning import STRATEGIES
 from shortstack.scoring import METRICS
 
 Listed = Literal["metrics", "strategies", "methods", "recipes", "tasks"]
-SHOWN = ("name", "feed", "formula", "summary", "trains", "title", "paper", "suite", "metric", "chance", "about")
 
 
 def ls(
@@ -28,24 +27,27 @@ def ls(
 
     $ shortstack ls recipes
     """
-    from shortstack.healing.recipes import recipe_titles
+    from shortstack.healing.recipes import listed_recipes
 
     listings = {
-        "metrics": [asdict(metric) for metric in METRICS.values()],
-        "strategies": [asdict(strategy) for strategy in STRATEGIES.values()],
-        "methods": [
-            {"name": method.name, "trains": method.trains, "paper": method.paper} for method in METHODS.values()
+        "metrics": _rows(METRICS.values(), "name", "feed", "formula", "paper"),
+        "strategies": _rows(STRATEGIES.values(), "name", "feed", "summary", "paper"),
+        "methods": _rows(METHODS.values(), "name", "trains", "paper"),
+        "recipes": listed_recipes(),
+        "tasks": [
+            {"suite": suite, **row}
+            for suite, names in SUITES.items()
+            for row in _rows((TASKS[name] for name in names), "name", "metric", "chance", "about")
         ],
-        "recipes": [{"name": name, "title": title} for name, title in recipe_titles().items()],
-        "tasks": [{"suite": suite, **asdict(TASKS[name])} for suite, names in SUITES.items() for name in names],
     }
-    wanted = {
-        name: [{key: value for key, value in row.items() if key in SHOWN} for row in rows]
-        for name, rows in listings.items()
-        if what in (None, name)
-    }
+    wanted = {name: rows for name, rows in listings.items() if what in (None, name)}
     if as_json:
         return console.show_json(wanted)
     for title, rows in wanted.items():
-        console.show_table(Table.of(title, tuple(rows[0]), [tuple(row.values()) for row in rows]))
+        columns = [name.replace("_", " ") for name in rows[0]]
+        console.show_table(Table.of(title, columns, [tuple(row.values()) for row in rows]))
     return None
+
+
+def _rows(entries: Iterable[object], *fields: str) -> list[dict[str, Any]]:
+    return [{field: getattr(entry, field) for field in fields} for entry in entries]

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 import shlex
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -26,6 +26,7 @@ from shortstack.machine.progress import bars, say
 if TYPE_CHECKING:
     from shortstack.checkpoint import Checkpoint
     from shortstack.machine.progress import Progress
+    from shortstack.machine.tables import Tabled
 
 
 MODEL = "A directory, a hub id, a .gguf file, or `demo` (SmolLM2-135M-Instruct)."
@@ -76,7 +77,8 @@ class Source:
 
     @property
     def words(self) -> list[str]:
-        return typed(self)
+        """The options that are not at their default, as they are typed."""
+        return option_words(changed_options(self))
 
     def open(self, model: str, progress: Progress) -> Checkpoint:
         from shortstack.checkpoint import Checkpoint
@@ -84,15 +86,6 @@ class Source:
         return Checkpoint.open(
             model, revision=self.revision, trust_remote_code=self.trust_remote_code, progress=progress
         )
-
-
-def typed(*groups: object) -> list[str]:
-    """The options of groups that are not at their default, as they are typed.
-
-    >>> typed(Compute(stream=True, seed=3)), typed(Source("v1"), Compute())
-    (['--seed', '3', '--stream'], ['--revision', 'v1'])
-    """
-    return [word for option_group in groups for word in option_words(changed_options(option_group))]
 
 
 def check_unused(where: str, *groups: object) -> None:
@@ -116,14 +109,23 @@ class Reporting:
     quiet: Annotated[bool, Parameter(alias="-q")] = option(False, help="No progress and no next step.")
     verbose: Annotated[bool, Parameter(alias="-v")] = option(False, help="Also show library messages and tracebacks.")
 
-    def result(self, data: Mapping[str, Any], show: Callable[[], None], output: Path | None = None) -> None:
-        """The result: as JSON, or as `show` shows it; then in a file, so that a full disk does not cost it."""
+    def result(self, result: Any, output: Path | None = None, plot: Path | None = None) -> None:
+        """Write a result's files, then print it: a closed stdout costs no file, and a full disk not the result."""
+        try:
+            if output:
+                save_json(output, finite(result.to_dict()))
+            if plot:
+                result.plot().save(plot)
+        finally:
+            self.show(result.to_dict(), result)
+
+    def show(self, data: Mapping[str, Any], *results: Tabled) -> None:
+        """Print one JSON object, or the tables of results."""
         if self.json:
-            console.show_json(data)
-        else:
-            show()
-        if output:
-            save_json(output, finite(data))
+            return console.show_json(data)
+        for result in results:
+            console.show_result(result)
+        return None
 
     def bars(self) -> AbstractContextManager[Progress]:
         return bars(quiet=self.quiet, verbose=self.verbose)
@@ -132,23 +134,22 @@ class Reporting:
         self.say(shlex.join(["shortstack", *map(str, words)]))
 
     def next_cut(self, model: object, checkpoint: Checkpoint, *words: str) -> None:
-        """How layers are chosen best: by what blocks of them cost once the kept ones are refitted, where weights can be."""
-        quantised = checkpoint.config.get("quantization_config")
-        how = () if quantised else ("--strategy", "repaired-blocks", "--repair")
+        """Suggest the best way to choose layers: by what blocks cost once kept layers are refitted, where weights can be."""
+        how = () if _is_quantised(checkpoint) else ("--strategy", "repaired-blocks", "--repair")
         self.next_step("prune", model, *how, "--drop", "25%", "-o", "pruned", *words)
 
     def next_prune(self, model: object, checkpoint: Checkpoint | None, *how: object) -> None:
-        """How a chosen cut is made best: with kept layers refitted, where weights can be; checkpoint: None if not opened."""
-        quantised = checkpoint is not None and checkpoint.config.get("quantization_config")
-        self.next_step("prune", model, *how, *(() if quantised else ("--repair",)), "-o", "pruned")
+        """Suggest to make a chosen cut with kept layers refitted, where weights can be; checkpoint: None if not opened."""
+        repair = () if checkpoint and _is_quantised(checkpoint) else ("--repair",)
+        self.next_step("prune", model, *how, *repair, "-o", "pruned")
 
     def next_measure(self, model: object, unpruned: object | None, *words: str) -> None:
-        """How a shorter model is judged best: beside the unpruned one, and by what it writes."""
+        """Suggest to judge a shorter model beside the unpruned one, and by what it writes."""
         beside = ("--against", unpruned) if unpruned else ()
         self.next_step("evaluate", model, *beside, "--probes", *words)
 
     def next_heal(self, model: object, teacher: str | None, *words: str) -> None:
-        """How a model heals best: with the recipe, and its unpruned model as the teacher."""
+        """Suggest to heal with the recipe `best`, the unpruned model as the teacher."""
         taught = ("--recipe", "best", "--data", "YOUR.txt", "--teacher", teacher or "UNPRUNED")
         self.next_step("heal", model, *taught, "-o", "healed", *words)
 
@@ -159,7 +160,11 @@ class Reporting:
 
     def say(self, what: str) -> None:
         if not self.quiet and not self.json:
-            console.next_step(what)
+            say(f"\nNext: {what}")
+
+
+def _is_quantised(checkpoint: Checkpoint) -> bool:
+    return bool(checkpoint.config.get("quantization_config"))
 
 
 @contextmanager

@@ -10,7 +10,6 @@ from cyclopts import Parameter
 
 from shortstack.checkpoint import Sizes
 from shortstack.checkpoint.file_names import DEMO_HUB_ID, is_demo
-from shortstack.cli import console
 from shortstack.cli.options import CALIBRATION, MODEL, Session, check_unused, flat, group
 from shortstack.data import CalibrationText
 from shortstack.machine.files import atomic_write, check_new
@@ -56,27 +55,18 @@ def plan(
             selection = choose(checkpoint, choice, text, compute=session.compute, progress=progress)
         say_moved(selection)
         chosen = selection.plan.sized(checkpoint.sizes)
-    if session.report.json:
-        console.show_json(chosen.to_dict())
-    else:
-        console.show_result(chosen)
-    if output:  # shown before: a full disk does not cost the result
-        chosen.save(output)
     if mergekit:
         from shortstack.planning.mergekit import to_mergekit
 
         with atomic_write(mergekit) as partial:
             named = DEMO_HUB_ID if is_demo(model) else model
             partial.write_text(to_mergekit(chosen, named), encoding="utf-8")
-    if session.report.json:
-        return
+    session.report.result(chosen, output)
     how = ("--plan", output) if output else ("--layers", show_layers(chosen.removed).replace(" ", ""))
     session.report.next_prune(model, checkpoint, *how, *session.source.words)
-    return
 
 
 def _by_scores(name: str, choice: Choice, unused: tuple[object, ...]) -> tuple[Plan, str]:
-    """A plan from a scores file, and the model that it is of; unused: options that are of a model."""
     if not choice.measures:
         check_unused(name, *unused)
     scores = Scores.load(name)
@@ -95,5 +85,5 @@ def say_moved(chosen: Chosen) -> None:
 
 
 def _is_scores(name: str) -> bool:
-    """Whether an argument names a scores file rather than a model; .gguf is the one model that is a file."""
+    """Return whether an argument names a scores file rather than a model; .gguf is the one model that is a file."""
     return not os.path.isdir(name) and (name.endswith(".json") or os.path.isfile(name)) and not name.endswith(".gguf")

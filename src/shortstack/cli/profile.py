@@ -7,7 +7,6 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from shortstack.cli import console
 from shortstack.cli.options import Model, Saved, Session, check_unused, flat, group
 from shortstack.machine.files import check_new
 from shortstack.profiling import Timing
@@ -47,9 +46,8 @@ def profile(
             progress=progress,
         )
 
-    session.report.result(result.to_dict(), lambda: console.show_result(result), output)
+    session.report.result(result, output)
     if checkpoint.record:
         session.report.next_measure(model, against or checkpoint.made_from, *session.source.words)
     else:
         session.report.next_cut(model, checkpoint, *session.source.words)
-    return

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 
-from shortstack.cli import console
 from shortstack.cli.dry_run import DryRun, show_dry_run
 from shortstack.cli.options import CALIBRATION, Model, Repairing, Session, check_unused, flat
 from shortstack.cli.plan import WHICH, say_moved
@@ -57,14 +56,13 @@ class _Cut:
     """A cut as typed: how layers are chosen, what is refitted, and where the model is written."""
 
     choice: Choice
-    asked: PruneOptions
+    options: PruneOptions
     text: CalibrationText
     session: Session
     output: Path
 
     def check(self) -> None:
-        """Say what is wrong before any model is opened: no way to choose layers, or two, or options that do nothing."""
-        options, compute = self.asked, self.session.compute
+        options, compute = self.options, self.session.compute
         options.check("prune")
         if options.plan:
             check_unused("--plan", self.choice)
@@ -84,10 +82,9 @@ class _Cut:
     @property
     def copies(self) -> int:
         """How many checkpoints lie on the disk at most: what is refitted lies beside the output until then."""
-        return 2 if self.asked.repair else 1
+        return 2 if self.options.repair else 1
 
     def planned(self, checkpoint: Checkpoint, of_depth: Planned) -> Plan | None:
-        """The plan that is made already, by name or in a file."""
         named = self.choice.layers is not None
         return choose(checkpoint.depth, self.choice).plan if named else of_depth(checkpoint.depth)
 
@@ -105,8 +102,8 @@ class _Cut:
             plan, needed = check_choice(checkpoint, self.choice, self.text, compute)
             check_fits(self.output, checkpoint, plan, copies=self.copies)
             rows = [("removed", f"{len(plan.removed)} of {plan.layers} layers, to be chosen")]
-        if self.asked.repair:
-            windows = self.text.of_all(self.asked.repair_samples)
+        if self.options.repair:
+            windows = self.text.of_all(self.options.repair_samples)
             needed = needed.then(check_repair(checkpoint, windows, compute))
             rows.append(("refitted on", said_of(windows)))
         return plan, rows, needed.then(requirements(checkpoint, plan, copies=self.copies))
@@ -117,7 +114,7 @@ class _Cut:
 
         planned = self.planned(checkpoint, of_depth)
         if planned:
-            if self.asked.repair:  # else prune() itself refuses in time what takes none to compute
+            if self.options.repair:  # else prune() itself refuses in time what takes none to compute
                 check_cut(self.output, checkpoint, planned, copies=self.copies)
             return Chosen(planned, planned)
         like = self.choice.sized(checkpoint.sizes).like(checkpoint.anatomy.layers)
@@ -129,7 +126,7 @@ class _Cut:
     def written(self, checkpoint: Checkpoint, chosen: Chosen, progress: Progress) -> Repair | None:
         from shortstack.pruning import prune
 
-        options, repaired = self.asked, None
+        options, repaired = self.options, None
         with scratch_beside(self.output) if options.repair else nullcontext() as scratch:
             if scratch:
                 windows, compute = self.text.of_all(options.repair_samples), self.session.compute
@@ -146,7 +143,7 @@ def prune(
         Path,
         Parameter(alias="-o", help="New directory, or a .gguf file for a .gguf model; never overwritten."),
     ],
-    asked: Annotated[PruneOptions, flat()] = PruneOptions(),
+    options: Annotated[PruneOptions, flat()] = PruneOptions(),
     dry_run: DryRun = False,
     choice: Annotated[Choice, flat(WHICH, without="fits")] = Choice(),
     text: Annotated[CalibrationText, flat(CALIBRATION)] = CalibrationText(),
@@ -158,9 +155,9 @@ def prune(
 
     $ shortstack prune org/model --strategy repaired-blocks --drop 8 --repair -o out
     """
-    cut = _Cut(choice, asked, text, session, output)
+    cut = _Cut(choice, options, text, session, output)
     cut.check()
-    of_depth = asked.read()
+    of_depth = options.read()
     if output.suffix == ".gguf":
         from shortstack.cli.prune_file import FileCut, preview_file, prune_file
 
@@ -178,11 +175,7 @@ def prune(
         chosen = cut.chosen(checkpoint, of_depth, progress)
         repaired = cut.written(checkpoint, chosen, progress)
         plan = chosen.plan.sized(checkpoint.sizes)
-    if session.report.json:
-        repair_record = repaired.to_dict() if repaired else None
-        return console.show_json({**plan.to_dict(), "repair": repair_record, "output": str(output)})
-    console.show_result(plan)
-    if repaired:
-        console.show_result(repaired)
+    record = {**plan.to_dict(), "repair": repaired.to_dict() if repaired else None, "output": str(output)}
+    session.report.show(record, *filter(None, (plan, repaired)))
     session.report.next_step("verify", output, "--against", model, *session.source.words)
     return None

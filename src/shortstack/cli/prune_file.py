@@ -8,7 +8,6 @@ from pathlib import Path
 
 from shortstack.checkpoint.gguf_file import GgufFile, read_gguf
 from shortstack.checkpoint.source import gguf_of
-from shortstack.cli import console
 from shortstack.cli.dry_run import show_dry_run
 from shortstack.cli.options import Session
 from shortstack.cli.plan import say_moved
@@ -21,16 +20,6 @@ from shortstack.planning import Choice, Chosen, Plan, choose, plan_of
 from shortstack.planning.exactness import nearest
 from shortstack.pruning.gguf_depth import GgufDepth
 from shortstack.pruning.gguf_pruner import check_gguf_output, file_requirements, prune_gguf
-
-
-def source_file(model: str) -> Path:
-    source = gguf_of(model)
-    if source is None:
-        fix = "check the path, or name a directory; GGUF is cut from GGUF"
-        raise InputError(
-            "a .gguf file", expected="a directory, unless the model is a .gguf file", fix=fix, option="output"
-        )
-    return source
 
 
 @dataclass(frozen=True)
@@ -47,7 +36,12 @@ class FileCut:
     @classmethod
     def of(cls, model: str, output: Path, choice: Choice, of_depth: Callable[[int], Plan | None]) -> FileCut:
         """Read the file's metadata, and refuse an output that cannot be."""
-        file = read_gguf(source_file(model))
+        source = gguf_of(model)
+        if source is None:
+            expected = "a directory, unless the model is a .gguf file"
+            fix = "check the path, or name a directory; GGUF is cut from GGUF"
+            raise InputError("a .gguf file", expected=expected, fix=fix, option="output")
+        file = read_gguf(source)
         depth = GgufDepth.of(file)
         choice, planned = choice.sized(file.sizes(depth.layers)), of_depth(depth.layers)
         if choice.layers is not None:
@@ -58,7 +52,7 @@ class FileCut:
         return cls(model, file, depth, output, choice, planned)
 
     def chosen(self, text: CalibrationText, session: Session, progress: Progress) -> Chosen:
-        """The layers that go; where they are yet to be chosen, by the dequantised weights.
+        """Return the layers that go; where they are yet to be chosen, by the dequantised weights.
 
         Chosen layers are moved where the file cannot say what a directory can.
         """
@@ -83,14 +77,11 @@ def prune_file(cut: FileCut, text: CalibrationText, session: Session) -> None:
     with session.report.bars() as progress:
         chosen = cut.chosen(text, session, progress)
         say_moved(chosen)
-        plan, source = replace(chosen.plan, parameters=None, bytes=None), source_file(cut.model)
-        written = prune_gguf(source, plan, cut.output, progress=progress)
+        plan = replace(chosen.plan, parameters=None, bytes=None)
+        written = prune_gguf(cut.file.parts[0], plan, cut.output, progress=progress)
         plan = plan.sized(cut.file.sizes(cut.depth.layers))
-    if session.report.json:
-        return console.show_json({**plan.to_dict(), "repair": None, "output": str(written)})
-    console.show_result(plan)
+    session.report.show({**plan.to_dict(), "repair": None, "output": str(written)}, plan)
     session.report.next_step("verify", written, "--against", cut.model)
-    return None
 
 
 def preview_file(cut: FileCut, text: CalibrationText, session: Session) -> None:

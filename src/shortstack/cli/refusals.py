@@ -42,7 +42,6 @@ def refused(error: CycloptsError) -> InputError:
 
 
 def _unread(error: CoercionError) -> InputError:
-    """Return the error for a value that is none of its option's type."""
     name, value = _name(error), error.token.value if error.token else ""
     choices = [choice for choice in get_args(error.target_type) if isinstance(choice, str)]
     if choices:
@@ -56,7 +55,6 @@ def _unread(error: CoercionError) -> InputError:
 
 
 def _name(error: CycloptsError) -> str:
-    """Return the argument that an error is about as it is typed."""
     return str(error.argument.name) if error.argument else "shortstack"
 
 

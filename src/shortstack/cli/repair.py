@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 
-from shortstack.cli import console
 from shortstack.cli.dry_run import DryRun, show_dry_run
 from shortstack.cli.options import CALIBRATION, Out, Repairing, Session, flat
 from shortstack.data import CalibrationText
@@ -56,9 +55,7 @@ def repair(
         with scratch_beside(output) as scratch:
             repaired = refitted(origin, chosen, fitted, session.compute, scratch, progress)
             pruned = prune_checkpoint(origin, chosen, output, repair=repaired, progress=progress)
-    if session.report.json:
-        return console.show_json({**repaired.to_dict(), "output": str(output)})
-    console.show_result(repaired)
+    session.report.show({**repaired.to_dict(), "output": str(output)}, repaired)
     session.report.next_heal(output, pruned.made_from, *session.alone.words)
     return None
 

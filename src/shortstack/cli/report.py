@@ -48,7 +48,6 @@ def report(
         check_page(page)
     if csv:
         check_new(csv)
-    if csv:
         write_csv(study, csv)
     if page:
         write_page(study, page)
@@ -65,8 +64,6 @@ def report(
 
 
 def _summary(study: Report, page: Path | None, csv: Path | None) -> dict[str, Any]:
-    """The result for machines: what was written, and the lead."""
-
     states = Counter(trial.state for trial in study.findings.runs.trials)
     return {
         "output": None if page is None else str(page),

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
 from cyclopts import Parameter
 
-from shortstack.cli import console
-from shortstack.cli.options import CALIBRATION, Model, Session, flat, typed
+from shortstack.cli.options import CALIBRATION, Model, Session, flat
 from shortstack.data import CalibrationText
 from shortstack.machine.files import check_new, check_picture
 from shortstack.machine.options import check_options, option
@@ -40,7 +39,7 @@ def score(
     model: Model,
     /,
     *,
-    asked: Annotated[ScoreOptions, flat()] = ScoreOptions(),
+    options: Annotated[ScoreOptions, flat()] = ScoreOptions(),
     text: Annotated[CalibrationText, flat(CALIBRATION)] = CalibrationText(),
     session: Annotated[Session, flat()] = Session(),
 ) -> None:
@@ -50,35 +49,27 @@ def score(
 
     $ shortstack score org/model --metric all -o scores.json
     """
-    asked.check()
+    options.check()
 
     from shortstack.decoder import calibration_tokens
     from shortstack.scoring import score as score_layers
 
     with session.report.bars() as progress:
         checkpoint = session.source.open(model, progress)
-        needs_text = any(metric.needs_text for metric in metrics_named(asked.metric))
+        needs_text = any(metric.needs_text for metric in metrics_named(options.metric))
         tokens = (
             calibration_tokens(checkpoint, text, compute=session.compute, progress=progress) if needs_text else None
         )
         scores = score_layers(
-            checkpoint, tokens, metrics=asked.metric, window=asked.window, compute=session.compute, progress=progress
+            checkpoint,
+            tokens,
+            metrics=options.metric,
+            window=options.window,
+            compute=session.compute,
+            progress=progress,
         )
-    if session.report.json:
-        console.show_json(scores.to_dict())
+    session.report.result(scores, options.output, options.plot)
+    if options.output:
+        session.report.next_step("plan", options.output, "--metric", scores.default_metric, "--drop", "25%")
     else:
-        console.show_result(scores)
-    if asked.output:  # shown before: a full disk does not cost the result
-        scores.save(asked.output)
-    if asked.plot:
-        scores.plot().save(asked.plot)
-    if session.report.json:
-        return
-    if asked.output:
-        drop = "25%" if scores.scores else scores.window
-        session.report.next_step("plan", asked.output, "--metric", scores.default_metric, "--drop", drop)
-    else:
-        read = (text,) if needs_text else ()
-        compute = replace(session.compute, device_map=None)  # which no repair takes
-        session.report.next_cut(model, checkpoint, *typed(*read, compute, session.source))
-    return
+        session.report.next_cut(model, checkpoint, *session.source.words)

@@ -68,7 +68,7 @@ def _preview(model: str, output: Path, options: ShrinkOptions, session: Session)
 
 
 def show_shrunk(shrunk: Shrunk) -> None:
-    """Whether to keep it; both models' perplexity and answers; the cuts that were compared, and why one was chosen."""
+    """Print whether to keep it, both models' answers and measures, the cuts that were compared, and why one was chosen."""
     console.show(shrunk.verdict)
     for tried in shrunk.tried:
         console.show(f"Tried: {tried}.")

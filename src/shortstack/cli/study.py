@@ -43,10 +43,7 @@ def study(
         raise InputError("none", expected="a folder for the study", fix=fix, option="output")
     with report.bars() as progress, going_on(f"the same command goes on from there; what is done lies in {output}"):
         outcome = run_study(file, output, launcher=run.launcher, keep=run.keep, progress=progress)
-    if report.json:
-        console.show_json(outcome.to_dict())
-    else:
-        console.show_result(outcome)
+    report.result(outcome)
     report.next_step("report", output)
     if outcome.failed:
         sys.exit(1)

@@ -11,7 +11,6 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from shortstack.cli import console
 from shortstack.cli.options import Saved, Session, check_unused, flat
 from shortstack.errors import InputError
 from shortstack.machine.files import check_new
@@ -49,11 +48,11 @@ def verify(
         result = verify_checkpoint(
             checkpoint, against=origin, device=device, stream=session.compute.stream, progress=progress
         )
-    session.report.result(result.to_dict(), lambda: console.show_result(result), output)
+    session.report.result(result, output)
     if not result.ok:
         sys.exit(1)
-    healed, trust = checkpoint.record["verb"] == "heal", session.alone.words
-    if healed:
+    trust = session.alone.words
+    if checkpoint.record["verb"] == "heal":
         session.report.next_step("evaluate", directory, *trust)
     else:
         session.report.next_heal(directory, against or checkpoint.made_from, *trust)
@@ -61,7 +60,6 @@ def verify(
 
 
 def _verify_file(file: Path, against: str | None, session: Session, output: Path | None) -> None:
-    """The same of a .gguf file, whose bytes are compared."""
     from shortstack.checkpoint.source import gguf_of
     from shortstack.pruning.gguf_verification import verify_gguf
 
@@ -70,7 +68,7 @@ def _verify_file(file: Path, against: str | None, session: Session, output: Path
         raise InputError(against, expected="a .gguf file", fix="name the file that it was made from", option="against")
     with session.report.bars() as progress:
         result = verify_gguf(file, against=source, progress=progress)
-    session.report.result(result.to_dict(), lambda: console.show_result(result), output)
+    session.report.result(result, output)
     if not result.ok:
         sys.exit(1)
     session.report.say(f"llama-server -m {shlex.quote(str(file))}")

@@ -1,7 +1,6 @@
 from . import baselines as baselines
 from . import comparison as comparison
 from .baselines import Calibration as Calibration
-from .baselines import heal_as_recipe as heal_as_recipe
 from .comparison import Comparison as Comparison
 from .comparison import EvaluationSpec as EvaluationSpec
 from .comparison import compare as compare

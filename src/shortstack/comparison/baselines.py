@@ -10,7 +10,7 @@ import functools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -22,9 +22,6 @@ from shortstack.data import Tokens
 from shortstack.decoder import Decoder
 from shortstack.decoder.quantisation import INT8, SCHEMES, Scheme, quantise, saved_bytes, uncovered
 from shortstack.errors import ArchitectureError, InputError, PlanError
-from shortstack.healing import heal
-from shortstack.healing.recipes import read_recipe
-from shortstack.healing.task import task_of
 from shortstack.machine.device import Compute
 from shortstack.machine.formats import show_layers
 from shortstack.machine.progress import Progress, silent
@@ -33,13 +30,7 @@ from shortstack.pruning import prune
 from shortstack.repairing import Repair, repair
 from shortstack.scoring import Scores, score
 
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
-
-
-RECIPE = "best"  # how a cut is healed
 KeptLayers = Sequence[int]
-Heal = Callable[[Checkpoint, Path], Checkpoint]
 
 
 class Built(NamedTuple):
@@ -68,14 +59,12 @@ class Baseline:
 class Calibration:
     """The data on which baselines make choices: windows for metrics and activations, and for repair where it is wanted.
 
-    heal: heals a cut into a new folder, as heal_as_recipe() does. healed: a model that is healed already, for a row of its
-    own.
+    healed: a model that is healed already, for a row of its own.
     """
 
     tokens: Tokens
     repair: Tokens | None = None
     metric: str = "ppl"
-    heal: Heal | None = None
     healed: Model | None = None
 
     @functools.cached_property
@@ -114,11 +103,6 @@ class BaselineContext:
         return "its weights are read layer by layer" if self.base.weights else None
 
     @functools.cached_property
-    def tokenizer(self) -> PreTrainedTokenizerBase:
-        """The checkpoint's own, which writes and reads for every baseline."""
-        return self.checkpoint.tokenizer()
-
-    @functools.cached_property
     def source(self) -> Tokens | Scores:
         """The basis on which layers are chosen: scores, which every cut shares, where the metric needs them."""
         tokens, choice = self.calibration.tokens, self.calibration.choice
@@ -137,18 +121,18 @@ class BaselineContext:
         return [saved_bytes(self.checkpoint, [layer]) for layer in quantise(self.load(self.checkpoint), INT8)]
 
     def load(self, checkpoint: Checkpoint) -> Decoder:
-        """The model of a checkpoint in memory, computing as the unpruned one does."""
+        """Return the model of a checkpoint in memory, computing as the unpruned one does."""
         return Decoder.load(checkpoint, dtype=getattr(torch, self.compute.dtype), device=self.compute.device)
 
     def made(self, checkpoint: Checkpoint, scheme: Scheme | None = None) -> Built:
-        """A checkpoint as a baseline's model: as it is, or quantised."""
+        """Return a checkpoint as a baseline's model: as it is, or quantised."""
         if scheme is None:
             return Built(Decoder.open(checkpoint, self.compute), checkpoint.weight_bytes)
         decoder = self.load(checkpoint)
         return Built(decoder, checkpoint.weight_bytes - saved_bytes(checkpoint, quantise(decoder, scheme)))
 
     def unquantisable(self, scheme: Scheme) -> str | None:
-        """Why a scheme cannot be had for this checkpoint on this machine; None where it can."""
+        """Return why a scheme cannot be had for this checkpoint on this machine; None where it can."""
         return self.changes or uncovered(self.base) or scheme.missing(self.compute.device)
 
     def plan(self, size: Callable[[KeptLayers], int]) -> Plan | None:
@@ -173,24 +157,24 @@ class BaselineContext:
 
 
 def unpruned(context: BaselineContext) -> Iterator[Baseline]:
-    """The checkpoint itself."""
+    """Yield the checkpoint itself."""
     yield Baseline("unpruned", lambda: Built(context.base, context.checkpoint.weight_bytes))
 
 
 def pruned(context: BaselineContext) -> Iterator[Baseline]:
-    """Fewer layers: as they are and, where that is wanted, repaired and healed."""
+    """Yield the model with fewer layers, as they are and, where that is wanted, repaired."""
     yield from _cut(context, "pruned", lambda kept: context.checkpoint.sizes.of(kept)[1])
 
 
 def healed(context: BaselineContext) -> Iterator[Baseline]:
-    """The checkpoint that is healed already."""
+    """Yield the checkpoint that is healed already."""
     checkpoint = context.calibration.healed_checkpoint
     if checkpoint:
         yield Baseline("healed", lambda: context.made(checkpoint), note=f"{checkpoint.source}, as it is")
 
 
 def quantised(context: BaselineContext) -> Iterator[Baseline]:
-    """Fewer bits."""
+    """Yield the model in fewer bits."""
     for scheme in SCHEMES.values():
         if missing := context.unquantisable(scheme):
             yield Baseline(scheme.name, reason=missing)
@@ -200,7 +184,7 @@ def quantised(context: BaselineContext) -> Iterator[Baseline]:
 
 
 def pruned_in_int8(context: BaselineContext) -> Iterator[Baseline]:
-    """Fewer layers in int8."""
+    """Yield the model with fewer layers, in int8."""
     name, sizes = "pruned + int8", context.checkpoint.sizes
 
     def size(kept: KeptLayers) -> int:
@@ -217,18 +201,14 @@ def pruned_in_int8(context: BaselineContext) -> Iterator[Baseline]:
 def _cut(
     context: BaselineContext, name: str, size: Callable[[KeptLayers], int], scheme: Scheme | None = None
 ) -> Iterator[Baseline]:
-    """The checkpoint without the layers that go so that size(kept) fits; healed where it stays in its own dtype."""
     plan = context.plan(size)
     if plan is None:
         yield Baseline(name, reason="no exact cut fits the budget")
         return
 
-    def make(repaired: Repair | None = None, healing: Heal | None = None) -> Built:
-        place = context.folder / f"{name}-{'repaired' if repaired else 'cut'}{'-to-heal' * bool(healing)}".replace(
-            " ", "-"
-        )
-        shorter = prune(context.checkpoint, plan, place, repair=repaired)
-        return context.made(healing(shorter, place.with_name(f"{place.name}-done")) if healing else shorter, scheme)
+    def make(repaired: Repair | None = None) -> Built:
+        place = context.folder / f"{name}-{'repaired' if repaired else 'cut'}"
+        return context.made(prune(context.checkpoint, plan, place, repair=repaired), scheme)
 
     row = Baseline(name, make, "", f"without {len(plan.removed)} layers: {show_layers(plan.removed)}", plan.removed)
     yield row
@@ -237,12 +217,10 @@ def _cut(
         yield replace(row, name=f"{name}, repaired", make=functools.partial(make, repaired))
     elif reason:
         yield Baseline(f"{name}, repaired", reason=reason)
-    if context.calibration.heal and not scheme:
-        yield replace(row, name=f"{name}, healed", make=functools.partial(make, repaired, context.calibration.heal))
 
 
 def narrowed(context: BaselineContext) -> Iterator[Baseline]:
-    """Fewer neurons in each MLP: those that give least go."""
+    """Yield the model with fewer neurons in each MLP: those that give least go."""
     name, checkpoint = "narrowed by activation", context.checkpoint
     try:
         mlps = find_mlps(context.base)
@@ -259,7 +237,7 @@ def narrowed(context: BaselineContext) -> Iterator[Baseline]:
 
 
 def sparse(context: BaselineContext) -> Iterator[Baseline]:
-    """Two of four weights zero: those that matter least by Wanda."""
+    """Yield the model with two of four weights zero: those that matter least by Wanda."""
 
     def make() -> Built:
         decoder = context.load(context.checkpoint)
@@ -281,20 +259,6 @@ BASELINES: tuple[Callable[[BaselineContext], Iterator[Baseline]], ...] = (
     narrowed,
     sparse,
 )
-
-
-def heal_as_recipe(data: str, unpruned: Checkpoint, *, device: str = "auto", progress: Progress = silent) -> Heal:
-    """Return a function that heals a cut of the unpruned model on `data` by the recipe `best`."""
-    task = task_of({**read_recipe(RECIPE).heal.given, "data": data}, compute=Compute(device=device))
-    task = replace(task, teacher=unpruned) if task.needs_teacher else task
-    task.method.check()
-
-    def healed(shorter: Checkpoint, out: Path) -> Checkpoint:
-        with torch.enable_grad():  # baselines are judged without
-            heal(shorter, out, task, progress=progress)
-        return Checkpoint.open(out)
-
-    return healed
 
 
 def parse_memory(memory: str, whole: int, *, least: int = 0) -> int:

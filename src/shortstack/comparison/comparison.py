@@ -7,7 +7,7 @@ import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
@@ -33,10 +33,6 @@ from shortstack.machine.tables import Cell, Column, Table, Tabled
 from shortstack.machine.typed import typed
 from shortstack.profiling.profiler import SpeedRatios, check_load, speed_ratios
 from shortstack.profiling.speed import Load, Speeds, speeds
-
-if TYPE_CHECKING:
-    pass
-
 
 Judge = Callable[[Decoder], Mapping[str, Mapping[str, Any]]]  # what a model gets: task -> metric, value, stderr, n
 
@@ -73,7 +69,6 @@ class ComparisonRow:
 
     @property
     def collapsed(self) -> bool:
-        """Whether what it writes freely has collapsed, against what the unpruned model writes."""
         return bool(self.collapse and self.collapse.fallen)
 
     @property
@@ -110,7 +105,7 @@ class Comparison(Tabled):
 
     model: str
     memory: str
-    budget: int
+    budget_bytes: int
     rows: tuple[ComparisonRow, ...]
     calibration: Mapping[str, Any]
     dtype: str
@@ -138,14 +133,14 @@ class Comparison(Tabled):
             if timed
             else "Not timed, and not asked to write: layers are read one by one."
         )
-        title = f"{self.model} in {self.memory} of its bytes, {size(self.budget)}"
+        title = f"{self.model} in {self.memory} of its bytes, {size(self.budget_bytes)}"
         rows = [row.cells(texts, tasks) for row in self.rows]
         caption = f"By perplexity, best first. {speed}"
         return Table.of(title, columns, rows, caption=caption, notes=[*self.warnings, self.advice])
 
     @property
     def advice(self) -> str:
-        return advice(self.rows, self.budget)
+        return advice(self.rows, self.budget_bytes)
 
     @property
     def cut(self) -> tuple[int, ...]:
@@ -158,17 +153,7 @@ class Comparison(Tabled):
         return [f"{row.name}: {row.collapse.warning}" for row in self.rows if row.collapse and row.collapsed]
 
     def to_dict(self) -> dict[str, Any]:
-        return {
-            "model": self.model,
-            "memory": self.memory,
-            "budget_bytes": self.budget,
-            "rows": [row.to_dict() for row in self.rows],
-            "advice": self.advice,
-            "calibration": dict(self.calibration),
-            "dtype": self.dtype,
-            "device": self.device,
-            "threads": self.threads,
-        }
+        return {**to_jsonable(self), "rows": [row.to_dict() for row in self.rows], "advice": self.advice}
 
 
 @typed
@@ -213,7 +198,7 @@ def compare(
 
 
 def check_comparison(checkpoint: Checkpoint, calibration: Calibration, judging: EvaluationSpec, memory: str) -> int:
-    """The bytes that weights may take, once it is clear that all rows can be judged."""
+    """Return the bytes that weights may take, once it is clear that all rows can be judged."""
     budget = parse_memory(memory, checkpoint.weight_bytes, least=checkpoint.sizes.other_bytes)
     _check_lengths(checkpoint, judging)
     if healed := calibration.healed_checkpoint:
@@ -225,11 +210,11 @@ def check_comparison(checkpoint: Checkpoint, calibration: Calibration, judging: 
 def requirements(checkpoint: Checkpoint, calibration: Calibration, budget: int, compute: Compute) -> Requirements:
     """Of two models at a time, which write where they fit; on the disk the checkpoints of all baselines, until the end.
 
-    What is healed is there before and after, what is in int8 is stored in 16 bits.
+    What is in int8 is stored in 16 bits.
     """
     alone = model_requirements(checkpoint, compute)
-    repaired, healed = calibration.repair is not None, calibration.heal is not None
-    inside = 2 + repaired + 2 * healed  # pruned and narrowed
+    repaired = calibration.repair is not None
+    inside = 2 + repaired  # pruned and narrowed
     in_int8 = (1 + repaired) * min(2 * budget, checkpoint.weight_bytes)
     disk = inside * budget + in_int8
     if alone.streamed:
@@ -282,12 +267,12 @@ def _row(baseline: Baseline, context: BaselineContext, judging: EvaluationSpec) 
         {name: result for judge in judging.judges for name, result in judge(decoder).items()},
         speed,
         ratio,
-        check_collapse(decoder.model, context.tokenizer, progress=staged) if loaded else None,
+        check_collapse(decoder.model, context.checkpoint.tokenizer(), progress=staged) if loaded else None,
     )
 
 
 def _beside_unpruned(rows: Sequence[ComparisonRow]) -> list[ComparisonRow]:
-    """The rows, what each writes judged by what the first, the unpruned model, does."""
+    """Return the rows, what each writes judged by what the first, the unpruned model, does."""
     base = rows[0].collapse
     return [
         replace(row, collapse=row.collapse.against(base)) if base and row.collapse and row is not rows[0] else row
@@ -298,7 +283,6 @@ def _beside_unpruned(rows: Sequence[ComparisonRow]) -> list[ComparisonRow]:
 def _timed(
     decoder: Decoder, base: Decoder, judging: EvaluationSpec, progress: Progress
 ) -> tuple[Speeds, SpeedRatios | None]:
-    """The decoder's speed, in turns with the unpruned model's unless it is that."""
     models = [decoder.model] if decoder is base else [decoder.model, base.model]
     speed, *unpruned = speeds(models, judging.load, repeats=judging.repeats, progress=progress)
     return speed, speed_ratios(speed, unpruned[0]) if unpruned else None

@@ -41,7 +41,7 @@ GROUP, ZEROS = 4, 2
 
 
 def unmaskable(decoder: Decoder) -> str | None:
-    """Why mask() cannot take a decoder; None where it can."""
+    """Return why mask() cannot take a decoder; None where it can."""
     for number, layer in enumerate(decoder.layers):
         for name, module in linear_layers(layer).items():
             if module.in_features % GROUP:

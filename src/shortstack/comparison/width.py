@@ -45,7 +45,7 @@ class Width:
 
 @torch.no_grad()
 def find_mlps(decoder: Decoder) -> list[Mlp]:
-    """The MLP of each layer of a decoder."""
+    """Return the MLP of each layer of a decoder."""
     mlps: list[Mlp] = []
     for number in range(len(decoder.layers)):
         with decoder.resident(number):
@@ -78,7 +78,7 @@ def neuron_bytes(checkpoint: Checkpoint, mlps: Sequence[Mlp]) -> int:
 
 
 def fitting_neurons(checkpoint: Checkpoint, mlps: Sequence[Mlp], budget: int) -> int:
-    """How many neurons of each layer fit into so many bytes of weights; 0 where not even MULTIPLE do."""
+    """Return how many neurons of each layer fit into so many bytes of weights; 0 where not even MULTIPLE do."""
     neuron_size = neuron_bytes(checkpoint, mlps)
     room = mlps[0].neurons - max(0, -(-(checkpoint.weight_bytes - budget) // neuron_size))
     return max(0, room if room == mlps[0].neurons else room // MULTIPLE * MULTIPLE)
@@ -98,7 +98,7 @@ def chosen_width(
 
 
 def size_field(checkpoint: Checkpoint, mlps: Sequence[Mlp], keep: int) -> str:
-    """The config field that counts neurons: with `keep` in it, MLPs have so many, and all else is as it was."""
+    """Return the config field that counts neurons: with `keep` in it, MLPs have so many, and all else is as it was."""
     for field, value in _text(checkpoint, checkpoint.config).items():
         if SIZE_FIELD.search(field) and type(value) is int and value == mlps[0].neurons:
             model, _ = built(_resized(checkpoint, field, keep), checkpoint.directory, checkpoint.trust_remote_code)
@@ -128,7 +128,6 @@ def _shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:
 
 
 def _expected(checkpoint: Checkpoint, mlps: Sequence[Mlp], keep: int) -> dict[str, tuple[int, ...]]:
-    """The shapes that narrowed MLPs would give the model."""
     shapes = _shapes(checkpoint.blueprint)
     for number, mlp in enumerate(mlps):
         for name, axis in _weights(mlp):
@@ -139,7 +138,7 @@ def _expected(checkpoint: Checkpoint, mlps: Sequence[Mlp], keep: int) -> dict[st
 
 
 def _weights(mlp: Mlp) -> Iterator[tuple[str, int]]:
-    """The parameters of a layer that have a neuron's numbers, and the axis along which neurons lie."""
+    """Yield the parameters of a layer that have a neuron's numbers, and the axis along which neurons lie."""
     for name in mlp.entering:
         yield f"{name}.weight", 0
         yield f"{name}.bias", 0
@@ -147,7 +146,6 @@ def _weights(mlp: Mlp) -> Iterator[tuple[str, int]]:
 
 
 def _stored(checkpoint: Checkpoint, number: int, mlp: Mlp) -> dict[str, tuple[StoredTensor, int]]:
-    """The stored tensors of an MLP, by name, and the axis along which neurons lie."""
     places = {f"{checkpoint.layer_names.path}.{number}.{name}": axis for name, axis in _weights(mlp)}
     missing = [name for name in places if name.endswith(".weight") and name not in checkpoint.tensors]
     if missing:

@@ -122,7 +122,7 @@ class Collapse:
         """In words, whether all is well."""
         if self.fallen:
             return f"It writes: {self.sample}"
-        base = "its base" if self.against_base else "a small model that works"
+        base = "the unpruned model" if self.against_base else "a small model that works"
         least = min(self.shares.values())
         kept = f"its variety and length are at least {least:.0%} of those of {base}"
         return f"Its free writing has not collapsed: {kept} (below {LEAST:.0%} would be a collapse)."

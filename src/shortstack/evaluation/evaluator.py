@@ -46,7 +46,7 @@ def _paired(paired: Paired | None) -> tuple[Any, ...]:
     kept, above = (
         None if percent is None else percent / 100 for percent in (paired.retention, paired.retention_above_chance)
     )
-    known = "base at chance" if paired.base_at_chance else above
+    known = "unpruned at chance" if paired.base_at_chance else above
     return Cell(paired.difference, stderr=paired.stderr), tuple(paired.interval), paired.p_holm, kept, known
 
 
@@ -67,7 +67,7 @@ class Evaluation(Tabled):
     probes_against: Mapping[str, Paired] = field(default_factory=dict)
 
     def table(self) -> Table:
-        """Make a row for each text (its perplexity and its loss), task and probe, beside what the base has."""
+        """Make a row for each text (its perplexity and its loss), task and probe, beside the unpruned one's where known."""
         texts = ((name, shown(text.value, "perplexity")) for name, text in self.perplexity.items())
         title = ", ".join(f"{value} perplexity on {name}" for name, value in texts)
         counts = f"tasks: {len(self.tasks)}, probes: {len(self.probes)}"
@@ -80,7 +80,7 @@ class Evaluation(Tabled):
             Column("kept", "percent"),
             Column("above chance", "percent"),
         )
-        measured = (Column("measured", "text"), "metric", "value", "n", Column("chance", "ratio"), "BOS", "base")
+        measured = (Column("measured", "text"), "metric", "value", "n", Column("chance", "ratio"), "BOS", "unpruned")
         notes = [*map(self._unit, self.against), *map(self._not_compared, self.tasks.keys() - self.against.keys())]
         if self.collapse:
             notes.append(self.collapse.summary)
@@ -118,7 +118,7 @@ class Evaluation(Tabled):
         task = self.tasks[name]
         if task.metric in PERPLEXITIES:
             unit = f"log-likelihood in nats per {PERPLEXITIES[task.metric]}, higher is better"
-            return f"{name}: base and value are {task.metric}; the difference and its interval are of the {unit}."
+            return f"{name}: unpruned and value are {task.metric}; the difference and its interval are of the {unit}."
         turned = f"{name}: of {task.metric} less is better; the difference and its interval have the sign turned."
         return "" if task.higher_is_better else turned
 

@@ -249,8 +249,8 @@ def mismatch(what: str, ours: set[str], theirs: set[str]) -> DataError:
         return f"{len(names)} ({', '.join(sorted(names)[:3])})" if names else "none"
 
     return DataError(
-        f"{alone(ours - theirs)} only in the model's, {alone(theirs - ours)} only in the base's",
-        expected="the same for the model and its base",
+        f"{alone(ours - theirs)} only in the model's, {alone(theirs - ours)} only in the unpruned model's",
+        expected="the same for both models",
         fix="evaluate both with the same tasks, limit and data",
         where=what,
     )

@@ -61,7 +61,6 @@ def export_gguf(
 
 
 def _check(checkpoint: Checkpoint, output: Path, kind: str) -> None:
-    """Refuse what the converter does not write, and an output that cannot be."""
     if kind not in KINDS:
         between = output.with_name(f"{output.stem}-f16.gguf")
         quantise = f"llama-quantize {between} {output} {kind.upper()}"
@@ -120,8 +119,6 @@ def _link_without_code(directory: Path, folder: Path) -> None:
 
 
 def _without_auto_map(path: Path) -> str:
-    """A JSON file's text without auto_map, which names classes in Python files."""
-
     def kept(value: dict[str, Any]) -> dict[str, Any]:
         if isinstance(value.get(AUTO_MAP), dict | list):  # in a vocabulary it is a token, with its number
             del value[AUTO_MAP]
@@ -148,7 +145,7 @@ def _check_layers(model: GgufFile, checkpoint: Checkpoint) -> None:
 
 
 def modelfile(checkpoint: Model, gguf: str | Path) -> str:
-    """The Modelfile of a checkpoint that lies in a .gguf file beside it; the chat template is in that file.
+    """Return the Modelfile of a checkpoint that lies in a .gguf file beside it; the chat template is in that file.
 
     Raises:
         CheckpointError: the token that ends a text cannot stand in a Modelfile.

@@ -53,7 +53,7 @@ def push_to_hub(
 
 
 def prepared(checkpoint: Checkpoint, repository: str, licence: str | None) -> list[CommitOperationAdd]:
-    """The files of a verified checkpoint, and its card; the hub is not asked."""
+    """Return the files of a verified checkpoint, and its card; the hub is not asked."""
     from huggingface_hub import CommitOperationAdd
 
     if not HUB_ID.fullmatch(repository):

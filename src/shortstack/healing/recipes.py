@@ -49,9 +49,14 @@ def recipe_names() -> list[str]:
     return sorted(path.name.removesuffix(".yaml") for path in folder.iterdir() if path.name.endswith(".yaml"))
 
 
-def recipe_titles() -> dict[str, str]:
-    """Say what each preset of the package is."""
-    return {name: yamlfile.parsed(_text(name), Recipe, where=name).title for name in recipe_names()}
+def listed_recipes() -> list[dict[str, str]]:
+    """Return name and title of each preset, and the dataset that it reads from the hub where no other data is named."""
+    recipes = {name: yamlfile.parsed(_text(name), Recipe, where=name) for name in recipe_names()}
+    data = {name: str(recipe.heal.given["data"]) for name, recipe in recipes.items()}
+    return [
+        {"name": name, "title": recipe.title, "hub_data": data[name] if "/" in data[name] else "none"}
+        for name, recipe in recipes.items()
+    ]
 
 
 def read_recipe(name: str) -> Recipe:

@@ -64,10 +64,8 @@ def under(progress: Progress, prefix: str) -> Progress:
     return prefixed
 
 
-def paced(
-    progress: Progress, tokens: int, *, share: float = 0.0, clock: Callable[[], float] = time.monotonic
-) -> Progress:
-    """The same progress with a speed beside it: `tokens` are read until the end, a share of them before now.
+def paced(progress: Progress, tokens: int, *, clock: Callable[[], float] = time.monotonic) -> Progress:
+    """The same progress with a speed beside it: `tokens` are read until the end.
 
     >>> seconds = iter((0.0, 2.0))
     >>> told = paced(lambda *said, note="": print(*said, note), 1000, clock=lambda: next(seconds))
@@ -78,7 +76,7 @@ def paced(
 
     def with_speed(stage: str, done: int, total: int, /, *, note: str = "") -> None:
         spent = clock() - begun
-        read = tokens * (done / max(total, 1) - share)
+        read = tokens * done / max(total, 1)
         speed = f"{read / spent:,.0f} tokens/s" if spent > 0 and read > 0 else ""
         progress(stage, done, total, note=", ".join(filter(None, (note, speed))))
 

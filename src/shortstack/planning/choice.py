@@ -10,6 +10,7 @@ from shortstack.errors import InputError, PlanError
 from shortstack.machine.formats import size
 from shortstack.machine.options import check_options, option
 from shortstack.planning.layer_sets import (
+    EXAMPLES,
     FINALISTS,
     Removal,
     check_choice,
@@ -118,7 +119,6 @@ class Choice:
             check_choice(self.drop, self.layers, block=self.block)
 
     def _check_goals(self) -> bool:
-        """Whether a size of the model says how much goes."""
         if self.fits is not None:
             return True
         said = [name for name in ("params", "memory", "drop", "layers") if getattr(self, name) is not None]
@@ -149,22 +149,21 @@ class Choice:
             expected, fix = f"less than the model's {shown(whole)}", "ask for less, or leave it as it is: it fits"
             raise PlanError(shown(most), expected=expected, fix=fix, option=name)
         if most < least:
-            example = {"params": "6B", "memory": "4GB"}[name]
             expected, fix = (
                 f"at least {shown(least)}, which the largest cut leaves",
-                f"ask for more, with its unit, as in {example}",
+                f"ask for more, as in {EXAMPLES[name]}",
             )
             raise PlanError(shown(most), expected=expected, fix=fix, option=name)
         return replace(self, params=None, memory=None, fits=lambda kept: sizes.of(kept)[place] <= most)
 
     def removal(self, layers: int, seed: int = 0) -> Removal:
-        """How many of a model's layers go, and which may."""
+        """Return how many of a model's layers go, and which may."""
         amount = parse_drop(self.drop or 0, layers)
         allowed = staying_ends(layers, amount, self.keep_first, self.keep_last)
         return Removal(amount, allowed, self.by, self.step, seed, self.finalists)
 
     def plan(self, source: Scores | int, seed: int = 0) -> Plan:
-        """The plan that follows from scores, or from a number of layers by a metric that needs no scores."""
+        """Return the plan that follows from scores, or from a number of layers by a metric that needs no scores."""
         layers = source if isinstance(source, int) else source.layers
         if self.layers is not None:
             return self._named(layers)
@@ -176,7 +175,6 @@ class Choice:
         return strategy.function(source, replace(self.removal(layers, seed), metric=metric))
 
     def _fitting(self, fits: Fits, source: Scores | int, metric: Metric, seed: int) -> Plan:
-        """The plan of the fewest layers, lowest scores first, without which the others fit."""
         layers = source if isinstance(source, int) else source.layers
         ends = staying_ends(layers, 1, self.keep_first, self.keep_last)
         order = [layer for layer in removal_order(layer_values(source, metric, seed)) if layer in ends]

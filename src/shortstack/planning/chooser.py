@@ -47,13 +47,7 @@ def plan_of(cut: Cut, layers: int) -> Plan:
     plan = cut.plan if isinstance(cut, Chosen) else cut
     if not isinstance(plan, Plan):
         return Choice(layers=plan if isinstance(plan, str) else [*plan]).plan(layers)
-    if plan.layers != layers:
-        raise PlanError(
-            f"a plan for {plan.layers} layers",
-            expected=f"a plan for the model's {layers} layers",
-            fix="make the plan from this model",
-            where="plan",
-        )
+    plan.check_depth(layers, where="plan")
     return plan
 
 
@@ -98,7 +92,13 @@ def choose(
     elif choice.layers is not None or not choice.by.needs_scores:
         wanted = choice.plan(layers, compute.seed)
     else:
-        scores = source if isinstance(source, Scores) else _scored(checkpoint, choice, source, compute, progress)
+        if isinstance(source, Scores):
+            scores = source
+        else:
+            from shortstack.scoring import score  # imports torch
+
+            tokens = _tokens(checkpoint, source, compute, progress) if choice.by.needs_text else None
+            scores = score(checkpoint, tokens, metrics=[choice.name], compute=compute, progress=progress)
         wanted = choice.plan(scores, compute.seed)
     exact, allowed = None, functools.partial(choice.allows, layers)
     if choice.layers is None:
@@ -129,7 +129,7 @@ def _no_model(source: Scores | int) -> InputError:
 
 
 def sized_choice(checkpoint: Checkpoint, choice: Choice) -> Choice:
-    """The choice for a model, of which it is clear that so much can go."""
+    """Return the choice for a model, of which it is clear that so much can go."""
     choice.check()
     choice = choice.sized(checkpoint.sizes)
     if choice.fits is None:
@@ -143,19 +143,6 @@ def _tokens(checkpoint: Checkpoint, source: Source | Scores | None, compute: Com
     if isinstance(source, Scores):
         raise _no_model(source)
     return tokens_of(checkpoint, source, compute=compute, progress=progress)
-
-
-def _scored(
-    checkpoint: Checkpoint,
-    choice: Choice,
-    source: Source | None,
-    compute: Compute,
-    progress: Progress,
-) -> Scores:
-    from shortstack.scoring import score
-
-    tokens = _tokens(checkpoint, source, compute, progress) if choice.by.needs_text else None
-    return score(checkpoint, tokens, metrics=[choice.name], compute=compute, progress=progress)
 
 
 def _measured(checkpoint: Checkpoint, choice: Choice, tokens: Tokens, compute: Compute, progress: Progress) -> Plan:

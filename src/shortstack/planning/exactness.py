@@ -68,7 +68,7 @@ def aligned(
 def nearest(
     plan: Plan, exact: Callable[[Plan], bool], *, allowed: Callable[[Set[int]], bool] = lambda _removed: True
 ) -> Plan | None:
-    """The nearest cut that a rule finds exact, as aligned() orders them; None when none is."""
+    """Return the nearest cut that a rule finds exact, as aligned() orders them; None when none is."""
     return next((cut for plans in _near(plan, allowed) for cut in plans if exact(cut)), None)
 
 
@@ -86,7 +86,7 @@ def _moved(plan: Plan, cut: frozenset[int]) -> Plan:
 
 
 def _expressed(checkpoint: Checkpoint, plan: Plan) -> dict[str, Any] | None:
-    """The cut's config, or None where fields alone rule it out."""
+    """Return the cut's config, or None where fields alone rule it out."""
     try:
         return _config(checkpoint, plan)
     except ArchitectureError:
@@ -94,14 +94,12 @@ def _expressed(checkpoint: Checkpoint, plan: Plan) -> dict[str, Any] | None:
 
 
 def _exchanged(plan: Plan) -> set[frozenset[int]]:
-    """The plan, and every set with one of its layers exchanged for another."""
     wanted = frozenset(plan.removed)
     others = (layer for layer in range(plan.layers) if layer not in wanted)
     return {wanted, *(wanted - {layer} | {other} for other in others for layer in wanted)}
 
 
 def _windows(plan: Plan) -> set[frozenset[int]]:
-    """Windows of as many layers as the plan removes, or of up to four more or fewer."""
     amount = len(plan.removed)
     sizes = range(max(1, amount - 4), min(plan.layers - 1, amount + 4) + 1)
     return {frozenset(range(start, start + size)) for size in sizes for start in range(plan.layers - size + 1)}
@@ -114,7 +112,7 @@ def _distance(plan: Plan, cut: frozenset[int]) -> tuple[int, int, int, tuple[int
 
 
 def pruned_config(checkpoint: Checkpoint, plan: Plan) -> dict[str, Any]:
-    """The config of the pruned model, checked against the original's kept layers.
+    """Return the config of the pruned model, checked against the original's kept layers.
 
     A cut that is not exact is refused, with the nearest that is.
     """

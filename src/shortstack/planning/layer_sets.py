@@ -145,8 +145,11 @@ def _read_drop(drop: str | int) -> int | Fraction:
 
 UNITS = {
     "params": {"": 1, "K": 10**3, "M": 10**6, "B": 10**9, "T": 10**12},
-    "memory": {"": 1, "B": 1, **formats.UNITS},
+    "memory": {"B": 1, **formats.UNITS},
 }
+
+
+EXAMPLES = {"params": "6B", "memory": "4GB"}
 
 
 def parse_goal(name: str, text: str) -> int:
@@ -158,11 +161,11 @@ def parse_goal(name: str, text: str) -> int:
     number, unit = re.fullmatch(r"(\d{0,9}(?:\.\d{1,9})?)\s*(.*)", text.strip(), re.DOTALL).groups()  # type: ignore[union-attr]  # matches all
     amount = int(Fraction(number) * UNITS[name].get(unit.upper(), 0)) if number else 0
     if amount < 1:
-        example = {"params": "6B", "memory": "4GB"}[name]
+        bare = name == "memory" and bool(number) and not unit
         raise PlanError(
-            repr(text),
+            f"{number} without a unit" if bare else repr(text),
             expected=f"a number and one of {', '.join(filter(None, UNITS[name]))}",
-            fix=f"write it like {example}",
+            fix=f"write {number}MB or {number}GB" if bare else f"write it like {EXAMPLES[name]}",
             option=name,
         )
     return amount

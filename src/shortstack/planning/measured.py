@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -31,10 +31,9 @@ from shortstack.repairing.fold_points import check_refittable
 from shortstack.repairing.repairer import RepairWalk
 from shortstack.scoring import METRICS
 from shortstack.scoring.gradients import check_differentiable
-from shortstack.scoring.measurement import Measurement, MeasurementSpec, walk_on
+from shortstack.scoring.measurement import Measurement, MeasurementSpec
 
 CHEAPEST = 500  # sets, among which finalists that are not alike are looked for
-TRAIL_BYTES = 2 << 30  # streams kept from one step for the next
 KL = METRICS["kl"]
 
 
@@ -78,35 +77,18 @@ def stepwise(decoder: Decoder, tokens: Tokens, removal: Removal, *, progress: Pr
     """Remove the `step` lowest layers, score the shorter model again, and so on until `amount` are gone.
 
     With ppl and a step of 1 it is the greedy removal of SLEB (arXiv 2402.09025); other steps are the schedules of Lu et al.,
-    4.3, without the training between. What one step's walk knows of the layers before the first removed is not walked again.
+    4.3, without the training between.
     """
-    *_, removed = removals(decoder, tokens, removal, progress=progress)
-    return Plan(len(decoder.layers), tuple(sorted(removed)), f"{removal.metric.name}, {removal.step or 1} at a time")
-
-
-def removals(
-    decoder: Decoder, tokens: Tokens, removal: Removal, *, progress: Progress = silent
-) -> Iterator[SkippedLayers]:
-    """Iterate over the layers removed after each step of stepwise()."""
-    metric, amount, step = removal.metric.name, removal.amount, removal.step or 1
     check_stepwise(None, tokens, removal)
+    metric, amount, step = removal.metric.name, removal.amount, removal.step or 1
     steps, removed = -(-amount // step), UNPRUNED
-    run = Measurement(decoder, tokens, MeasurementSpec([removal.metric]), progress=progress)
     for number in range(1, steps + 1):
-        run.stage = f"step {number} of {steps}"
-        if number < steps and _trail_fits(run):
-            run.trail = run.trail or []
-        values = [checked(value, f"{metric}, layer {layer}") for layer, value in enumerate(run.go().scores()[metric])]
+        spec, stage = MeasurementSpec([removal.metric], without=removed), f"step {number} of {steps}"
+        run = Measurement(decoder, tokens, spec, progress=progress, stage=stage).go()
+        values = [checked(value, f"{metric}, layer {layer}") for layer, value in enumerate(run.scores()[metric])]
         rest = [layer for layer in removal.allowed if layer not in removed]
         removed |= frozenset(lowest(values, rest, min(step, amount - len(removed))))
-        yield removed
-        if number < steps:
-            run = walk_on(run, removed - run.spec.without)
-
-
-def _trail_fits(run: Measurement) -> bool:
-    streams = len(run.batches) * len(run.sets) * run.layers // 2
-    return len(run.memory_batches) == 1 and streams * run.decoder.stream_bytes(run.batches.largest) <= TRAIL_BYTES
+    return Plan(len(decoder.layers), tuple(sorted(removed)), f"{metric}, {step} at a time")
 
 
 def search(

@@ -38,7 +38,7 @@ def to_mergekit(plan: Plan, model: str) -> str:
 
 
 def read_mergekit(path: str | Path) -> tuple[int, ...]:
-    """The layers that slices of one model keep, ascending."""
+    """Return the layers that slices of one model keep, ascending."""
     text = text_of(path)
     with syntax_of(str(path)):
         read = yaml.safe_load(text)
@@ -51,7 +51,7 @@ def read_mergekit(path: str | Path) -> tuple[int, ...]:
 
 
 def plan_of_kept(kept: Sequence[int], layers: int, *, where: object) -> Plan:
-    """The plan that keeps these of a model's layers."""
+    """Return the plan that keeps these of a model's layers."""
     if max(kept) >= layers or len(kept) == layers:
         expected, actual = f"some of the model's {layers} layers", f"layers up to {max(kept)}, {len(kept)} in all"
         raise PlanError(actual, expected=expected, fix="name the model that the slices are of", where=where)
@@ -59,7 +59,6 @@ def plan_of_kept(kept: Sequence[int], layers: int, *, where: object) -> Plan:
 
 
 def _ranges(read: Any, path: object) -> list[tuple[int, int]]:
-    """The layer_range of each slice."""
     if not isinstance(read, Mapping) or not isinstance(read.get("slices"), list) or not read["slices"]:
         raise DataError(str(read or "nothing")[:80], expected="slices, as mergekit has them", fix=FIX, where=path)
     if read.get("merge_method", METHOD) != METHOD:
@@ -73,7 +72,6 @@ def _ranges(read: Any, path: object) -> list[tuple[int, int]]:
 
 
 def _source(part: Any, path: object) -> tuple[str, tuple[int, int]]:
-    """The model of a slice, and its range."""
     sources = part.get("sources") if isinstance(part, Mapping) else None
     one = sources[0] if isinstance(sources, list) and len(sources) == 1 else None
     source: Mapping[str, Any] = one if isinstance(one, Mapping) else {}
@@ -101,5 +99,4 @@ def _runs(layers: Sequence[int]) -> list[tuple[int, int]]:
 
 
 def _scalar(text: str) -> str:
-    """A text as YAML has it on one line."""
     return str(yaml.safe_dump(text, width=10**6)).removesuffix("\n").removesuffix("\n...")

@@ -80,7 +80,7 @@ class Plan(Tabled):
         return [self.table(), Table.of(title, (Column("cut", "text"), "value"), [*self.compared.items()])]
 
     def plot(self) -> Picture:
-        """The stack of layers as a picture, those that go empty."""
+        """Return the stack of layers as a picture, those that go empty."""
         from shortstack.charts.picture import Panel, Picture, short
         from shortstack.charts.rows import STACK_HEIGHT, Layer, stack
 
@@ -108,7 +108,7 @@ class Plan(Tabled):
             )
 
     def sized(self, sizes: Sizes) -> Plan:
-        """The same plan with the parameters and bytes it saves filled in."""
+        """Return the same plan with the parameters and bytes it saves filled in."""
         self.check_depth(len(sizes.layer_bytes), where="plan")
         before, after = sizes.of(range(self.layers)), sizes.of(self.kept)
         if self.parameters and self.parameters.before != before[0]:
@@ -128,7 +128,7 @@ class Plan(Tabled):
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any], *, where: object) -> Plan:
-        """The inverse of to_dict; errors as load()."""
+        """Return the inverse of to_dict; errors as load()."""
         try:
             layers, removed, strategy = data["layers"], tuple(data["removed"]), str(data["strategy"])
             changes = [None if data.get(key) is None else Change(**data[key]) for key in ("parameters", "bytes")]

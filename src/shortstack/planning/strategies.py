@@ -62,24 +62,16 @@ def lowest_scores(scores: Scores | int, removal: Removal) -> Plan:
 def lowest_block(scores: Scores | int, removal: Removal) -> Plan:
     """One contiguous window goes: the lowest by its own score where there is one, else by the sum of its layers' scores."""
     name, amount, allowed = removal.metric.name, removal.amount, removal.allowed
-    if isinstance(scores, Scores) and name in scores.blocks:
-        if amount == scores.window:
-            removed = lowest_window(scores.blocks[name], allowed, amount)
-            return Plan(scores.layers, removed, f"block {name}, measured")
-        if name not in scores.scores:
-            raise PlanError(
-                amount,
-                expected=f"{scores.window} layers, the size of the blocks that {name} scored",
-                fix=f"remove {scores.window}, or score again with window {amount}",
-                option="drop",
-            )
+    if isinstance(scores, Scores) and name in scores.blocks and amount == scores.window:
+        removed = lowest_window(scores.blocks[name], allowed, amount)
+        return Plan(scores.layers, removed, f"block {name}, measured")
     values = layer_values(scores, removal.metric, removal.seed)
     sums = [sum(values[first : first + amount]) for first in range(len(values) - amount + 1)]
     return Plan(len(values), lowest_window(sums, allowed, amount), f"block {name}")
 
 
 def layer_values(scores: Scores | int, metric: Metric, seed: int) -> Sequence[float]:
-    """The metric's score of each layer."""
+    """Return the metric's score of each layer."""
     if isinstance(scores, Scores):
         scores.order(metric.name)  # raises for a metric that was not scored
         return scores.scores[metric.name]
@@ -95,7 +87,7 @@ def layer_values(scores: Scores | int, metric: Metric, seed: int) -> Sequence[fl
 
 
 def _measured(name: str) -> Callable[..., Any]:
-    """A function of measured.py, which imports torch, imported when it is called."""
+    """Return a function of measured.py, which imports torch, imported when it is called."""
 
     def call(*given: Any, **options: Any) -> Any:
         from shortstack.planning import measured

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -57,9 +57,6 @@ class Macs:
     def per_token(self) -> int:
         return self.total // self.tokens
 
-    def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
-
 
 @dataclass(frozen=True)
 class CacheBytes:
@@ -77,7 +74,7 @@ class CacheBytes:
 
 
 def parts(model: PreTrainedModel, anatomy: Anatomy) -> Parts:
-    """The parameters of a model by part; its weights may be on the meta device."""
+    """Return the parameters of a model by part; its weights may be on the meta device."""
     amounts: Counter[str] = Counter()
     norms = {name for name, module in model.named_modules() if _is_norm(module)}
     for name, parameter in model.named_parameters():  # what is shared comes once
@@ -144,7 +141,6 @@ def cache_bytes(model: PreTrainedModel) -> CacheBytes | None:
 
 
 def _held(output: Any) -> list[tuple[int, int | None]]:
-    """Bytes and window of each cache layer in a model's output; of states in other forms, all as one."""
     kept = {name: value for name, value in output.items() if name not in ("logits", "loss")}
     # A decoder's cache that leaves room for an encoder's holds one of its own kind.
     caches = [getattr(value, "self_attention_cache", value) for value in kept.values() if isinstance(value, Cache)]
@@ -158,7 +154,6 @@ def _size(value: object) -> int:
 
 
 def _tensors(value: object) -> Iterator[Tensor]:
-    """The tensors in dictionaries, sequences, and the attributes of transformers' own objects."""
     if isinstance(value, Tensor):
         yield value
     elif isinstance(value, Mapping):

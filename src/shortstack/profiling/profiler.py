@@ -69,7 +69,7 @@ class Counts:
             "tied": self.parameters.tied,
             "weight_bytes": self.weight_bytes,
             "macs_per_token": self.macs.per_token if self.macs else None,
-            "macs": self.macs.to_dict() if self.macs else None,
+            "macs": asdict(self.macs) if self.macs else None,
             "kv_bytes_per_token": self.cache.per_token if self.cache else None,
             "cache": self.cache.to_dict() if self.cache else None,
             "dtype": self.dtype,
@@ -99,7 +99,6 @@ def _spread(runs: Sequence[float]) -> Cell:
 
 
 def _ratio(label: str, counted: Sequence[Mapping[str, Cell]]) -> Iterator[Cell | None]:
-    """How many times as much there is of something as in the other model, where there is another."""
     if len(counted) > 1:
         ours, theirs = (cells.get(label, Cell(None)).value for cells in counted)
         yield Cell(ours / theirs, "ratio") if ours and theirs else None
@@ -179,7 +178,7 @@ def profile(
     compute: Compute = AUTO,
     progress: Progress = in_notebooks,
 ) -> Profile:
-    """Parameters, bytes and multiply-accumulates of a checkpoint, and its speed at each batch size; no sizes: no speed.
+    """Count parameters, bytes and multiply-accumulates of a checkpoint, and time it at each batch size; no sizes: no speed.
 
     against: runs take turns with that model, which gives ratios of speed. What does not fit in memory is
     counted, and not timed.
@@ -228,13 +227,13 @@ def count(checkpoint: Checkpoint, dtype: torch.dtype, *, tokens: int) -> Counts:
 
 
 def speed_ratios(own: Speeds, other: Speeds) -> SpeedRatios:
-    """The ratios of two speeds under one load, whose runs took turns."""
+    """Return the ratios of two speeds under one load, whose runs took turns."""
     prefill = ratio(own.prefill_runs, other.prefill_runs)
     return SpeedRatios(own.batch, prefill, ratio(own.decode_runs, other.decode_runs))
 
 
 def too_large(models: Sequence[Checkpoint], compute: Compute, device: str) -> str:
-    """Why models cannot be in memory together, in words; "" where they can."""
+    """Return why models cannot be in memory together, in words; "" where they can."""
     needed = sum(model.parameters * arithmetic(compute.dtype, model, device).itemsize for model in models)
     free = available_memory(device)
     if needed <= free:
@@ -254,7 +253,7 @@ def check_load(checkpoint: Checkpoint, load: Load) -> None:
 
 
 def prompt_ids(tokenizer: PreTrainedTokenizerBase, prompt: str) -> list[int]:
-    """The tokens of a prompt, in the model's chat template when it has one."""
+    """Return the tokens of a prompt, in the model's chat template when it has one."""
     if not tokenizer.chat_template:
         return list(tokenizer(prompt)["input_ids"])
     messages = [{"role": "user", "content": prompt}]

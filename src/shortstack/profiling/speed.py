@@ -52,11 +52,6 @@ class Speeds:
     prefill_runs: tuple[float, ...]
     decode_runs: tuple[float, ...]
 
-    @classmethod
-    def of(cls, batch: int, runs: Sequence[Rates]) -> Speeds:
-        prefill, decode = tuple(run.prefill for run in runs), tuple(run.decode for run in runs)
-        return cls(batch, statistics.median(prefill), statistics.median(decode), prefill, decode)
-
 
 class Rates(NamedTuple):
     """Tokens per second of one run."""
@@ -107,7 +102,7 @@ def speeds(
     repeats: int = 5,
     progress: Progress = silent,
 ) -> list[Speeds]:
-    """The speed of each model under one load: a turn to warm up, then `repeats` that count.
+    """Return the speed of each model under one load: a turn to warm up, then `repeats` that count.
 
     In each turn every model runs once, and the next turn begins with the next model.
     """
@@ -119,7 +114,11 @@ def speeds(
             if turn:
                 runs[place].append(run)
         progress(f"timing, batch {load.batch}", turn + 1, repeats + 1)
-    return [Speeds.of(load.batch, model_runs) for model_runs in runs]
+    turns = [tuple(zip(*model_runs, strict=True)) for model_runs in runs]
+    return [
+        Speeds(load.batch, statistics.median(prefill), statistics.median(decode), prefill, decode)
+        for prefill, decode in turns
+    ]
 
 
 @torch.no_grad()
@@ -175,7 +174,7 @@ def forward_speed(checkpoint: Checkpoint, *, dtype: torch.dtype, device: str, la
 
 
 def _seconds(device: str, run: Callable[[], Any]) -> float:
-    """The median of a few runs' seconds: beside other work the fastest one is luck."""
+    """Return the median of a few runs' seconds: beside other work the fastest one is luck."""
     taken: list[float] = []
     while len(taken) < 2 or (len(taken) < TRIALS and sum(taken) < SECONDS):
         began = time.perf_counter()

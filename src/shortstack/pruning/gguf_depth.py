@@ -62,7 +62,7 @@ class GgufDepth:
         return int(self.fields[DEPTH]) - int(self.fields.get(EXTRA, 0))
 
     def without(self, kept: Sequence[int]) -> dict[str, Entry]:
-        """All metadata of the model of these layers alone, in the source's order."""
+        """Return all metadata of the model of these layers alone, in the source's order."""
         changed = self._changed(kept)
         if changed is None:
             raise self._refused(kept)
@@ -100,7 +100,6 @@ class GgufDepth:
             raise CheckpointError(actual, expected=expected, fix="download all of it again", where=self.where)
 
     def _kinds(self, fields: Fields, depth: int) -> list[tuple[Any, ...]]:
-        """Return for each layer the properties that depend on its number."""
         return [tuple(rule(layer, depth, fields) for rule in RULES[self.architecture]) for layer in range(depth)]
 
     def _changed(self, kept: Sequence[int]) -> dict[str, Entry] | None:

@@ -19,7 +19,7 @@ from shortstack.pruning.verification import Verification
 def verify_gguf(
     file: str | Path, *, against: str | Path | None = None, progress: Progress = in_notebooks
 ) -> Verification:
-    """Whether a .gguf file that shortstack wrote is whole; with `against`, whether its bytes are that model's.
+    """Check that a .gguf file that shortstack wrote is whole and, with `against`, that its bytes are that model's.
 
     Without `against`: every layer has its tensors. With it: metadata reads as the cut wants it, no tensor lacks or is
     too many, and the bytes of each are those of the kept layer it comes from.
@@ -35,15 +35,15 @@ def verify_gguf(
     checks = {"tensors": _whole(model)}
     if against is not None and checks["tensors"]["ok"]:
         source = read_gguf(Path(against))
-        plan = _plan(model, source)
-        checks["metadata"] = _metadata(model, source, plan)
+        depth = GgufDepth(source.architecture, source.entries, source.parts[0])
+        plan = _plan(model, depth)
+        checks["metadata"] = _metadata(model, pruned_metadata(depth, plan))
         checks["bytes"] = _bytes(model, kept_tensors(source, plan), progress)
     return Verification(checks)
 
 
-def _plan(model: GgufFile, source: GgufFile) -> Plan:
+def _plan(model: GgufFile, depth: GgufDepth) -> Plan:
     kept, layers = model.entries[KEPT].value, model.entries.get(f"{OURS}source_layers")
-    depth = GgufDepth(source.architecture, source.entries, source.parts[0])
     depth.check_known()
     if layers is None or layers.value != depth.layers or not {*kept} < {*range(depth.layers)}:
         expected = f"a file made from a model of {depth.layers} layers"
@@ -60,8 +60,7 @@ def _whole(model: GgufFile) -> dict[str, Any]:
     return {"ok": True, "detail": f"{len(model.tensors)} tensors, some of every layer"}
 
 
-def _metadata(model: GgufFile, source: GgufFile, plan: Plan) -> dict[str, Any]:
-    wanted = pruned_metadata(GgufDepth(source.architecture, source.entries, source.parts[0]), plan)
+def _metadata(model: GgufFile, wanted: Mapping[str, Entry]) -> dict[str, Any]:
     metadata = {name: entry for name, entry in model.entries.items() if not name.startswith((SPLIT, OURS))}
     wrong = sorted(name for name in wanted.keys() | metadata.keys() if not _same(name, wanted, metadata))
     return {

@@ -81,7 +81,7 @@ def forget(optimizer: Optimizer, model: nn.Module) -> None:
 
 
 def _parts(layers: Sequence[int], count: int) -> list[list[int]]:
-    """The layers in so many parts, the first of them one larger where that does not go even.
+    """Return the layers in so many parts, the first of them one larger where that does not go even.
 
     >>> _parts([7, 6, 5, 4, 3], 2)
     [[7, 6, 5], [4, 3]]

@@ -57,7 +57,6 @@ def prune_layers(model: nn.Module, plan: Cut) -> nn.Module:
 
 
 def _bare(model: nn.Module) -> PreTrainedModel:
-    """The model of transformers, inside of PEFT's where it is."""
     wrapped: Any = model
     bare = wrapped.get_base_model() if hasattr(model, "get_base_model") else model
     if not isinstance(bare, PreTrainedModel):
@@ -86,7 +85,6 @@ def _blueprint(raw: Mapping[str, Any]) -> tuple[PreTrainedModel, Anatomy]:
 
 
 def _check(live: PreTrainedModel, before: PreTrainedModel, anatomy: Anatomy) -> None:
-    """Refuse what is not the model that its config describes, before anything is changed."""
     if type(live).__name__ != type(before).__name__:
         expected = f"{type(before).__name__}, with its language model head"
         fix = "give what AutoModelForCausalLM.from_pretrained returns"

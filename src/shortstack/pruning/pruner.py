@@ -105,12 +105,11 @@ class _Division:
     changed: Mapping[str, StoredTensor]
 
     def shards(self) -> list[list[StoredTensor]]:
-        """The tensors of each file of the pruned model."""
         owners = shared_weight_owners(self.checkpoint, self.plan)
         return self._divided(kept_tensors(self.checkpoint, self.plan, owners), self.checkpoint.layer_names)
 
     def seen(self) -> list[list[StoredTensor]] | None:
-        """The same as far as tensors' names show it, which takes no time; None where they show no layers."""
+        """Return the same as far as tensors' names show it, which takes no time; None where they show no layers."""
         names = LayerNames.seen(self.checkpoint.tensors, self.checkpoint.config)
         if not names or names.layers != self.plan.layers:
             return None
@@ -192,7 +191,6 @@ def kept_tensors(
 
 
 def _renumbered(checkpoint: Checkpoint, plan: Plan) -> dict[str, Any]:
-    """The files of a quantiser's settings, by name, with the modules that they name under their new numbers."""
     renamed: dict[str, Any] = {}
     for path in (side_file for side_file in checkpoint.side_files() if QUANTISER.search(side_file.name)):
         paths = {checkpoint.anatomy.layers_path, checkpoint.layer_names.path}

@@ -42,7 +42,7 @@ class Verification(Tabled):
     checks: Mapping[str, Mapping[str, Any]]
 
     def table(self) -> Table:
-        """A row for each check, and how it ended."""
+        """Return a row for each check, and how it ended."""
         rows = [(name, "ok" if check["ok"] else "FAILED", check["detail"]) for name, check in self.checks.items()]
         title = "all is as it should be" if self.ok else "a check failed"
         return Table.of(title, ("check", "result", Column("detail", "text")), rows)
@@ -157,7 +157,6 @@ def _not_loaded(checkpoint: Checkpoint) -> str | None:
 
 
 def _bytes(checkpoint: Checkpoint, against: Checkpoint) -> dict[str, Any]:
-    """Every tensor is that of the source, byte for byte, under its new number."""
     removed = tuple(sorted(skipped_layers(checkpoint, against)))
     expected = list(against.tensors.values())
     if removed:
@@ -173,7 +172,6 @@ def _kept(against: Checkpoint, plan: Plan) -> list[StoredTensor]:
 
 
 def _differing(checkpoint: Checkpoint, expected: Iterable[StoredTensor]) -> Iterator[str]:
-    """The names of expected tensors that the checkpoint lacks, or has otherwise."""
     for tensor in expected:
         stored = checkpoint.tensors.get(tensor.name)
         if (
@@ -221,7 +219,6 @@ def _logits(checkpoint: Checkpoint, against: Checkpoint, device: str, streamed: 
 def _computed(
     checkpoint: Checkpoint, against: Checkpoint, ids: Tensor, skipped: SkippedLayers, device: str
 ) -> tuple[Tensor, Tensor]:
-    """The source's logits without the skipped layers, and the checkpoint's by transformers alone, in float32."""
     expected = Decoder.load(against, dtype=torch.float32, device=device).skipping(ids, skipped)
     return expected, checkpoint.model(dtype=torch.float32, device=device)(input_ids=ids, use_cache=False).logits
 
@@ -230,7 +227,6 @@ def _computed(
 def _walked(
     checkpoint: Checkpoint, ids: Tensor, skipped: SkippedLayers, *, dtype: torch.dtype, device: str, progress: Progress
 ) -> Tensor:
-    """The logits; one layer and the next are in memory."""
     decoder = Decoder.load(checkpoint, dtype=dtype, device=device, stream=True)
     needed = [layer for layer, form in enumerate(decoder.forms()) if layer not in skipped or form.fills]
     walk = decoder.enter(ids, [skipped])
@@ -249,7 +245,7 @@ def _resized(checkpoint: Checkpoint, against: Checkpoint) -> str | None:
 
 
 def cut_of(pruned: Checkpoint, origin: Checkpoint) -> Plan:
-    """The plan by which `pruned` was cut from `origin`, where nothing else was done to it."""
+    """Return the plan by which `pruned` was cut from `origin`, where nothing else was done to it."""
     skipped = skipped_layers(pruned, origin) if pruned.record else frozenset()
     if not skipped or changed_since(pruned, origin):
         raise CheckpointError(

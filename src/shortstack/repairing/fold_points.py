@@ -61,7 +61,7 @@ class FoldPoint(ABC):
 
     @abstractmethod
     def drawn(self, layer: nn.Module, draw: Callable[[Sequence[int]], Tensor]) -> Tensor:
-        """A change to try, large enough to be seen."""
+        """Return a change to try, large enough to be seen."""
 
     @contextmanager
     def changed(self, layer: nn.Module, change: Tensor) -> Iterator[None]:
@@ -240,7 +240,6 @@ class _Trial:
         return _Pass({**_once(entered), OUTPUT: after.float().flatten(0, -2)}, _once(left))
 
     def tried(self, candidates: Iterator[FoldPoint]) -> Iterator[FoldPoint]:
-        """Those that are fold points, with their places."""
         with ExitStack() as hooks:
             recording = [(point, hooks.enter_context(point.recorded(self.layer))) for point in candidates]
             self._passed()
@@ -251,7 +250,6 @@ class _Trial:
                     yield replace(point, place=place)
 
     def _place(self, point: FoldPoint, inputs: Tensor) -> str | None:
-        """The place where what the module gives is added, if there is one."""
         change = point.drawn(self.layer, self._draw)
         change = change * self._gain(point.product(inputs, change))
         expected = point.product(inputs, change)
@@ -274,7 +272,7 @@ class _Trial:
         return max(1.0, float(self.state.hidden.float().norm() / size)) if size > 0 else 1.0
 
     def _is_stream(self, rest: Tensor) -> bool:
-        """Whether what a product was added to is what entered the layer, but for a bias."""
+        """Return whether what a product was added to is what entered the layer, but for a bias."""
         entered = self.state.hidden.float().flatten(0, -2)
         return rest.shape == entered.shape and self._close(rest - (rest - entered).mean(0), entered)
 

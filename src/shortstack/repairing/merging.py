@@ -32,7 +32,7 @@ class MergeableMlp:
     norm: str
 
     def stands_in(self, layer: nn.Module) -> bool:
-        """Whether a layer has this MLP, too; one of experts beside one of none has not."""
+        """Return whether a layer has this MLP, too; one of experts beside one of none has not."""
         names = {name for name, _ in layer.named_parameters()}
         return {f"{name}.weight" for name in (*self.mlp.entering, self.mlp.leaving, self.norm) if name} <= names
 
@@ -48,7 +48,7 @@ class MergeableMlp:
         return layer.get_parameter(f"{self.mlp.leaving}.weight").data.T
 
     def stored(self, checkpoint: Checkpoint, number: int) -> nn.Module:
-        """A layer with this MLP and its norm as they are stored, in float32, and nothing else."""
+        """Return a layer with this MLP and its norm as they are stored, in float32, and nothing else."""
         prefix, parts = f"{checkpoint.anatomy.layer(number)}.", (f"{self.mlp.module}.", f"{self.norm}.")
         layer: nn.Module = copy.deepcopy(checkpoint.blueprint.get_submodule(prefix[:-1]))
         names = [f"{prefix}{name}" for name, _ in layer.named_parameters() if name.startswith(parts)]
@@ -100,7 +100,7 @@ class MergedMlp:
         self, layer: nn.Module, mlp: MergeableMlp, entering: Sequence[Tensor], inputs: Sequence[Tensor], fitting: int
     ) -> None:
         """entering: what enters the MLP, and inputs: what its neurons give, of each batch; from `fitting` on held out."""
-        self.found, self.entering, self.fitting = mlp, entering, fitting
+        self.mlp, self.entering, self.fitting = mlp, entering, fitting
         self.own_inputs, self.inputs = inputs, [batch.clone() for batch in inputs]
         self.columns, self.own_columns = (mlp.columns(layer).clone() for _ in range(2))
         self.gains = mlp.gains(layer)
@@ -115,16 +115,16 @@ class MergedMlp:
         A neuron is as strong as what it adds to the stream: the norm over tokens of what it gives, times that of its column.
         token_weights: of each batch, [tokens].
         """
-        if not self.found.stands_in(layer):
+        if not self.mlp.stands_in(layer):
             return
         if self.scores is None:
             self.scores = self._scores(self.inputs, self.columns, token_weights)
-        theirs, ratio = self.found.columns(layer), _ratio(self.found.gains(layer), self.gains)
+        theirs, ratio = self.mlp.columns(layer), _ratio(self.mlp.gains(layer), self.gains)
         entering = [(hidden.float() * ratio).to(hidden.dtype) for hidden in self.entering]
-        with recorded_inputs(layer, [self.found.mlp.leaving]) as recorded:
+        with recorded_inputs(layer, [self.mlp.mlp.leaving]) as recorded:
             for hidden in entering:
-                layer.get_submodule(self.found.mlp.module)(hidden)
-        inputs = recorded[self.found.mlp.leaving]
+                layer.get_submodule(self.mlp.mlp.module)(hidden)
+        inputs = recorded[self.mlp.mlp.leaving]
         scores = self._scores(inputs, theirs, token_weights)
         places, chosen = exchanged(self.scores, scores)
         self.scores[places], self.origin[places], self.numbers[places] = scores[chosen], number, chosen
@@ -161,14 +161,14 @@ class MergedMlp:
 
         From stored weights, in float32: what the walk computes in may have fewer bits than they.
         """
-        layer, last = self.found.stored(checkpoint, number), f"{self.found.mlp.leaving}.weight"
-        scaled, gains = {f"{name}.weight" for name in self.found.mlp.entering}, self.found.gains(layer)
-        own = self.found.weights(layer)
+        layer, last = self.mlp.stored(checkpoint, number), f"{self.mlp.mlp.leaving}.weight"
+        scaled, gains = {f"{name}.weight" for name in self.mlp.mlp.entering}, self.mlp.gains(layer)
+        own = self.mlp.weights(layer)
         merged = {name: weight.clone() for name, weight in own.items()}
         for removed in self.origin[self.taken].unique().tolist():
-            places, layer = torch.where(self.origin == removed)[0], self.found.stored(checkpoint, removed)
-            ratio = _ratio(self.found.gains(layer), gains)
-            for name, weight in self.found.weights(layer).items():
+            places, layer = torch.where(self.origin == removed)[0], self.mlp.stored(checkpoint, removed)
+            ratio = _ratio(self.mlp.gains(layer), gains)
+            for name, weight in self.mlp.weights(layer).items():
                 rows = weight[self.numbers[places]]
                 merged[name][places] = rows * ratio if name in scaled else rows
         if change is not None:

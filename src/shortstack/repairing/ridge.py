@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import copy
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple, Self
 
 import torch
@@ -44,7 +44,6 @@ class Regression(ABC):
         self._take(x, several, weights)
 
     def _take(self, x: Tensor, several: Tensor, weights: Tensor) -> None:
-        """Add tokens to the sums. x: [tokens, d], several: [residual, tokens, width]."""
         scaled = x * weights[:, None]
         self.inputs = self.inputs + in_float64(self._summed(scaled, x))
         self.both = self.both + in_float64(torch.stack([self._summed(r, scaled) for r in several]))
@@ -74,13 +73,13 @@ class Regression(ABC):
         return [fits[number] for number in range(len(best))]
 
     def _only(self, residuals: Sequence[int]) -> Self:
-        """The same of some of the residuals."""
+        """Return the same of some of the residuals."""
         one = copy.copy(self)
         one.both, one.residuals = self.both[residuals], self.residuals[residuals]
         return one
 
     def _sketched(self) -> Self:
-        """The same of fewer channels of each residual, where that says which ridge is best."""
+        """Return the same of fewer channels of each residual, where that says which ridge is best."""
         return self
 
     def _explained(self, changes: Tensor) -> Tensor:
@@ -123,13 +122,11 @@ class MatrixRegression(Regression):
     def _rows(self) -> _Rows | None:
         """The tokens; None where sums have taken their place."""
         if self._known is None and self._kept:
-            x, several, weights = (in_float64(torch.cat(part, -2 if place < 2 else 0)) for place, part in self._parts())
-            inputs = x * weights.sqrt()[:, None]
-            self._known = _Rows(inputs, several * weights.sqrt()[:, None], inputs @ inputs.T)
+            x, several, weights = zip(*self._kept, strict=True)
+            roots = in_float64(torch.cat(weights)).sqrt()[:, None]
+            inputs, residuals = in_float64(torch.cat(x)) * roots, in_float64(torch.cat(several, 1)) * roots
+            self._known = _Rows(inputs, residuals, inputs @ inputs.T)
         return self._known
-
-    def _parts(self) -> Iterator[tuple[int, tuple[Tensor, ...]]]:
-        return enumerate(zip(*(self._kept or ()), strict=True))
 
     def _take(self, x: Tensor, several: Tensor, weights: Tensor) -> None:
         self._known = None
@@ -155,7 +152,7 @@ class MatrixRegression(Regression):
 
     @staticmethod
     def _factor(products: Tensor, ridge: float, inputs: int) -> Tensor:
-        """The Cholesky factor of products with the penalty: sums and tokens have the same trace."""
+        """Return the Cholesky factor of products with the penalty: sums and tokens have the same trace."""
         penalty = _positive(ridge * products.trace() / inputs)
         factor: Tensor = torch.linalg.cholesky(
             products + penalty * torch.eye(len(products), dtype=torch.float64, device=products.device)

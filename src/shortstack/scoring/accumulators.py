@@ -57,7 +57,7 @@ class HiddenMeans:
         _add(self.blocks, first, (before, after), counted)
 
     def of_layers(self, staying: Sequence[int]) -> Values:
-        """The scores of these layers; infinite for the last where a metric does not score it."""
+        """Return the scores of these layers; infinite for the last where a metric does not score it."""
         scores: Values = {}
         for metric, means in self.layers.items():
             values = [metric.finish(means[layer].value) for layer in staying]
@@ -65,7 +65,7 @@ class HiddenMeans:
         return scores
 
     def of_blocks(self) -> Values:
-        """The scores of the blocks, by their first layer."""
+        """Return the scores of the blocks, by their first layer."""
         return {metric.name: [metric.finish(mean.value) for mean in means] for metric, means in self.blocks.items()}
 
 
@@ -116,7 +116,7 @@ class OutputMeans:
                 on_head(1)
 
     def of_sets(self, sets: Sequence[SkippedLayers]) -> Values:
-        """The scores without each of these sets."""
+        """Return the scores without each of these sets."""
         return {
             metric.name: [metric.finish(metric.function(self.value(metric, skipped))) for skipped in sets]
             for metric in self.metrics
@@ -124,7 +124,7 @@ class OutputMeans:
         }
 
     def value(self, metric: Metric, skipped: SkippedLayers) -> float:
-        """The mean that a metric is fed with: the loss without the set, or its KL divergence, per token."""
+        """Return the mean that a metric is fed with: the loss without the set, or its KL divergence, per token."""
         return float((self.losses if metric.feed == "loss" else self.kls)[skipped].value)
 
 

@@ -14,10 +14,10 @@ from shortstack.data.questions import TokenizedQuestion, questions_sha256, token
 from shortstack.decoder import Decoder, tokens_of
 from shortstack.decoder.decoder import SkippedLayers
 from shortstack.decoder.likelihoods import answers
-from shortstack.errors import InputError
 from shortstack.evaluation import Tasks, load_harness
 from shortstack.machine.device import AUTO, Compute
 from shortstack.machine.files import to_jsonable
+from shortstack.machine.formats import counted
 from shortstack.machine.numbers import checked, perplexity
 from shortstack.machine.progress import Progress, in_notebooks
 from shortstack.machine.tables import Cell, Column, Table, Tabled
@@ -51,17 +51,16 @@ class Depth:
 
 @dataclass(frozen=True, repr=False)
 class DepthCurve(Tabled):
-    """Every depth, the whole model first. max_loss: up to which layers can go, in nats per token."""
+    """Every depth, the whole model first."""
 
     depths: tuple[Depth, ...]
-    max_loss: float
     tokens: dict[str, Any] = field(default_factory=dict)
     task: dict[str, Any] | None = None
     dtype: str = "float32"
     seconds: float = 0.0
 
     def table(self) -> Table:
-        """A row for each depth, the whole model first; losses and KL in nats per token."""
+        """Return a row for each depth, the whole model first; losses and KL in nats per token."""
         of = self.tokens
         on = f" on {of['samples']} x {of['length']} tokens of {of['source']}" if of else ""
         rows = [
@@ -75,8 +74,7 @@ class DepthCurve(Tabled):
             for depth in self.depths
         ]
         columns = ("layers", Column("loss", "loss"), Column("perplexity", "perplexity"), "KL")
-        some = f"{self.removable} layer{'s' * (self.removable != 1)}"
-        notes = [f"{some} can go from the tail with a loss of at most {self.max_loss:.4f}."]
+        notes = [f"{counted(self.removable, 'layer')} can go from the tail with a loss of at most {self.max_loss:.4f}."]
         if self.task:
             questions = f"{self.task['questions']} questions of {self.task['source']}"
             notes.insert(0, f"Accuracy ± its standard error on {questions}.")
@@ -90,27 +88,15 @@ class DepthCurve(Tabled):
         return depth_picture([vars(depth) for depth in self.depths], tokens=self.tokens)
 
     @property
+    def max_loss(self) -> float:
+        """The loss up to which layers can go, in nats per token: that of 1.5 times the unpruned perplexity."""
+        return self.depths[0].loss + TOLERATED
+
+    @property
     def removable(self) -> int:
         """How many layers can go from the tail before the loss exceeds `max_loss`."""
-        return (
-            next((gone for gone, depth in enumerate(self.depths) if depth.loss > self.max_loss), len(self.depths)) - 1
-        )
-
-    def within(self, max_loss: float) -> DepthCurve:
-        """The same depths with another `max_loss`.
-
-        Raises:
-            InputError: it is below the unpruned model's loss.
-        """
-        unpruned = self.depths[0].loss
-        if not unpruned <= max_loss < math.inf:  # false for NaN, too
-            raise InputError(
-                max_loss,
-                expected=f"at least the unpruned model's loss, {unpruned:.4f}",
-                fix="allow more, or leave it out",
-                option="max_loss",
-            )
-        return replace(self, max_loss=max_loss)
+        too_many = (gone for gone, depth in enumerate(self.depths) if depth.loss > self.max_loss)
+        return next(too_many, len(self.depths)) - 1
 
     def to_dict(self) -> dict[str, Any]:
         data = to_jsonable(self)
@@ -129,7 +115,7 @@ def depth_curve(
 ) -> DepthCurve:
     """Measure the model cut to every number of layers; N layer-forwards and N + 1 heads in all.
 
-    Layers can go up to a perplexity 1.5 times the unpruned one; DepthCurve.within() takes another limit. task: a .jsonl file
+    Layers can go up to a perplexity 1.5 times the unpruned one. task: a .jsonl file
     of multiple choice (questions.LAYOUT), or one standard multiple-choice task, answered at every depth by a second walk.
 
     Raises:
@@ -152,7 +138,6 @@ def depth_curve(
         )
     return DepthCurve(
         depths,
-        depths[0].loss + TOLERATED,
         tokens.record(),
         task_record,
         decoder.dtype,
@@ -163,7 +148,6 @@ def depth_curve(
 def _questions(
     task: str | Path | Tasks, tokenizer: PreTrainedTokenizerBase
 ) -> tuple[list[TokenizedQuestion], dict[str, Any]]:
-    """The questions as tokens, and what the result says of them."""
     if isinstance(task, Tasks):
         loaded = task.only()
         encoded = load_harness().questions(loaded, tokenizer, task.limit)
@@ -181,7 +165,7 @@ def _depth(run: Measurement, tail: SkippedLayers) -> Depth:
 
 
 def tail_cuts(layers: int) -> list[SkippedLayers]:
-    """The cut at every depth: nothing, the last layer, the last two, and so on until one is left.
+    """Return the cut at every depth: nothing, the last layer, the last two, and so on until one is left.
 
     >>> [sorted(tail) for tail in tail_cuts(3)]
     [[], [2], [1, 2]]

@@ -13,7 +13,7 @@ from shortstack.data import Tokens
 from shortstack.data.tokens import Kind
 from shortstack.decoder import Decoder
 from shortstack.decoder.batching import Batches
-from shortstack.decoder.decoder import UNPRUNED, Group, SkippedLayers, WalkState, layer_forwards
+from shortstack.decoder.decoder import UNPRUNED, SkippedLayers, WalkState, layer_forwards
 from shortstack.machine.progress import Progress, paced, silent
 from shortstack.scoring.accumulators import GradientSums, HiddenMeans, OutputMeans, Values
 from shortstack.scoring.gradients import check_differentiable, loss_gradient, walk_back
@@ -49,7 +49,8 @@ class Measurement:
         progress: Progress = silent,
         stage: str = "scoring",
     ) -> None:
-        self.decoder, self.tokens, self.spec, self.progress, self.stage = decoder, tokens, spec, progress, stage
+        self.decoder, self.spec, self.stage = decoder, spec, stage
+        self.progress = paced(progress, tokens.ids.numel())
         self.batches = Batches.of(tokens, decoder.device)
         self.layers = len(decoder.layers)
         self.staying = [layer for layer in range(self.layers) if layer not in spec.without]
@@ -70,10 +71,7 @@ class Measurement:
         self.entering: list[list[Tensor]] = [[] for _ in range(self.layers)]
         # [batch]: the loss's gradient in what leaves the last layer that is not yet walked back
         self.leaving: list[Tensor] = []
-        self.walks: list[WalkState] = []  # the batches of a turn that is not finished
         self.done = 0  # layer-forwards
-        self.trail: list[list[list[Group]]] | None = None  # [layer][batch]: the groups that enter each layer
-        self.paced_progress = progress
 
     @property
     def needs_gradient(self) -> bool:
@@ -82,13 +80,10 @@ class Measurement:
     @functools.cached_property
     def total(self) -> int:
         """Layer-forwards of the whole run; a head counts as many as it has parameters for."""
-        back = self.needs_gradient * (BACKWARD * len(self.staying) + BACKWARD * self.head)
-        return self.forwards(self.layers) + len(self.batches) * (back + self.head * self.outputs[0].heads)
-
-    def forwards(self, layers: int) -> int:
-        """Layer-forwards of the walk through the first so many layers."""
         filling = {layer for layer, form in enumerate(self.decoder.forms()) if form.fills}
-        return len(self.batches) * layer_forwards(layers, self.sets, filling=filling)
+        forwards = layer_forwards(self.layers, self.sets, filling=filling)
+        back = self.needs_gradient * (BACKWARD * len(self.staying) + BACKWARD * self.head)
+        return len(self.batches) * (forwards + back + self.head * self.outputs[0].heads)
 
     @functools.cached_property
     def head(self) -> int:
@@ -105,7 +100,6 @@ class Measurement:
 
     def go(self) -> Measurement:
         """Walk, turn by turn, and back."""
-        self.paced_progress = paced(self.progress, self.tokens.ids.numel(), share=self.done / self.total)
         for turn in self.memory_batches:
             self._forward(turn)
         if self.needs_gradient:
@@ -114,22 +108,16 @@ class Measurement:
 
     @torch.no_grad()
     def _forward(self, numbers: Sequence[int]) -> None:
-        self.walks = walks = self.walks or [self._entering(number) for number in numbers]  # as walk_on() left them
-        self._mark()
-        layers = range(walks[0].layer, self.layers)
+        walks = [replace(self.decoder.enter(self.batches.ids[number], self.sets), number=number) for number in numbers]
+        layers = range(self.layers)
         for layer in self.decoder.through(walks, layers, observe=self._observe, on_forward=self._tick):
             closed = layer + 1 - (self.spec.window or self.layers + 1)
             if not self.needs_gradient and closed >= 0:
                 self.entering[closed] = []  # no block that starts there is still open
-            self._mark()
         if not self.needs_gradient:
             self.entering = [[] for _ in range(self.layers)]
         for walk in walks:
             self._head(walk)
-        self.walks = []
-
-    def _entering(self, number: int) -> WalkState:
-        return replace(self.decoder.enter(self.batches.ids[number], self.sets), number=number)
 
     def _observe(self, walk: WalkState, layer: int, before: Tensor, after: Tensor) -> None:
         hidden, counted = self.hidden[self.batches.kind_of[walk.number]], self._predicting(walk.number)
@@ -141,7 +129,7 @@ class Measurement:
                 hidden.add_block(first, self.entering[first][len(self.entering[layer]) - 1], after, counted)
 
     def _predicting(self, number: int) -> Tensor | None:
-        """Which positions of a batch predict a token that counts, [batch, length]; None: all are looked at."""
+        """Return which positions of a batch predict a token that counts, [batch, length]; None: all are looked at."""
         counted = self.batches.counted[number]
         return None if counted is None else torch.nn.functional.pad(counted[:, 1:], (0, 1))
 
@@ -170,12 +158,7 @@ class Measurement:
 
     def _tick(self, forwards: int = 1) -> None:
         self.done += forwards
-        self.paced_progress(self.stage, self.done, self.total)
-
-    def _mark(self) -> None:
-        """Note the groups that enter the next layer, where a run without more layers is to begin there."""
-        if self.trail is not None:
-            self.trail.append([walk.groups for walk in self.walks])
+        self.progress(self.stage, self.done, self.total)
 
     def loss(self, skipped: SkippedLayers) -> float:
         """The loss without a set of layers, in nats per predicted token: the mean over kinds by their weights."""
@@ -191,7 +174,7 @@ class Measurement:
         return self.loss(self.spec.without) if self.outputs[0].metrics else None
 
     def scores(self) -> Values:
-        """The score of each layer by each metric; infinite for a layer that has gone."""
+        """Return the score of each layer by each metric; infinite for a layer that has gone."""
         scores = {
             **self.gradients.of_layers(self.staying),
             **self._combined([hidden.of_layers(self.staying) for hidden in self.hidden]),
@@ -207,7 +190,7 @@ class Measurement:
             yield kind, base, {name: self._placed(values) for name, values in scores.items()}
 
     def block_scores(self) -> Values:
-        """The score of each block, by its first layer, by the metrics that score blocks."""
+        """Return the score of each block, by its first layer, by the metrics that score blocks."""
         return self._combined([hidden.of_blocks() for hidden in self.hidden]) | self._outputs(self.blocks)
 
     def _combined(self, kinds: Sequence[Values]) -> Values:
@@ -233,37 +216,3 @@ class Measurement:
     def _placed(self, values: Sequence[float]) -> list[float]:
         place = dict(zip(self.staying, values, strict=True))
         return [place.get(layer, float("inf")) for layer in range(self.layers)]
-
-
-def walk_on(run: Measurement, further: SkippedLayers) -> Measurement:
-    """The run of the model without further layers; it begins where they begin to matter, if `run` kept its trail.
-
-    What enters the first of them, and any layer before, is what it was in `run`, for sets of other names.
-    """
-    spec = MeasurementSpec(run.spec.metrics, without=run.spec.without | further)
-    following = Measurement(run.decoder, run.tokens, spec, progress=run.progress, stage=run.stage)
-    if run.trail is None or run.needs_gradient:
-        return following
-    first = min(further)
-    renamed = [[_renamed(groups, further, following) for groups in batches] for batches in run.trail[: first + 1]]
-    following.trail = renamed[:first]
-    following.walks = [
-        WalkState(ids, groups, first, number)
-        for number, (ids, groups) in enumerate(zip(run.batches.ids, renamed[first], strict=True))
-    ]
-    for before, after in zip(run.hidden, following.hidden, strict=True):
-        for metric, means in before.layers.items():
-            after.layers[metric][:first] = means[:first]
-    following.done = following.forwards(first)
-    return following
-
-
-def _renamed(groups: Sequence[Group], further: SkippedLayers, run: Measurement) -> list[Group]:
-    """The groups as those of the sets with `further` layers, as far as the run has them; its first set comes first."""
-    observed, renamed = run.sets[0], []
-    for sets, state in groups:
-        outputs = run.outputs[0]
-        with_more = {cut if outputs.compares and cut == UNPRUNED else cut | further: None for cut in sets}
-        kept = sorted((cut for cut in with_more if cut in outputs.losses), key=lambda cut: cut != observed)
-        renamed += [(tuple(kept), state)] if kept else []
-    return sorted(renamed, key=lambda group: group[0][0] != observed)

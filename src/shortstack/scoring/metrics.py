@@ -42,17 +42,6 @@ def removal_order(values: Sequence[float]) -> tuple[int, ...]:
     return tuple(sorted(range(len(values)), key=lambda place: (values[place], place)))
 
 
-def kendall_tau(a: Sequence[float], b: Sequence[float]) -> float:
-    """Kendall's tau-b: 1 for the same order, -1 for the reverse; NaN where all of a or all of b are equal.
-
-    >>> round(kendall_tau([1, 2, 3, float("inf")], [10, 20, 40, 30]), 4)
-    0.6667
-    """
-    from scipy.stats import kendalltau
-
-    return float(kendalltau(a, b).statistic)
-
-
 def random_order(layers: int, seed: int) -> list[float]:
     """Position of each layer in a seeded shuffle; the control every other metric must beat (Lu et al., 3.1).
 
@@ -196,7 +185,7 @@ class Metric:
         return self.feed not in ("layers", "weights")
 
     def sees(self, weight: str, dimensions: int) -> bool:
-        """Whether a metric of weights or gradients counts the one of that name and so many dimensions."""
+        """Return whether a metric of weights or gradients counts the one of that name and so many dimensions."""
         matrices = dimensions > 2 or "weight" in weight  # more than two: several experts, by no name that says weight
         return matrices if self.all_weights else dimensions > 1
 
@@ -233,13 +222,13 @@ METRICS: Mapping[str, Metric] = {
 
 
 def metric_named(name: str) -> Metric:
-    """The metric of that name."""
+    """Return the metric of that name."""
     check_choice_of("metric", name, METRICS, fix="`shortstack ls metrics` explains each")
     return METRICS[name]
 
 
 def metrics_named(names: Any) -> list[Metric]:
-    """The metrics of those names, each once; `all` stands for every one but the authors' variants.
+    """Return the metrics of those names, each once; `all` stands for every one but the authors' variants.
 
     names: one after the other, or as text with commas between them.
     """

@@ -10,7 +10,7 @@ from shortstack.charts.drawing import HEIGHT
 from shortstack.charts.picture import Named, Panel, Picture, short
 from shortstack.charts.rows import Bars, bars, bars_height, heat_map, map_height, square, square_height
 from shortstack.machine.formats import number
-from shortstack.scoring.metrics import kendall_tau, removal_order
+from shortstack.scoring.metrics import removal_order
 
 Values = Mapping[str, Sequence[float]]
 Tokens = Mapping[str, Any] | None
@@ -20,14 +20,12 @@ Depths = Mapping[str, float | None]
 def score_picture(
     values: Values, drop: int, *, title: str, tokens: Tokens, blocks: Values, window: int | None
 ) -> Picture:
-    """The order in which each metric removes layers, its values, what blocks score, and how far metrics agree.
+    """Return the order in which each metric removes layers, its values, what blocks score, and how far metrics agree.
 
     values, blocks: of each layer, and of each block of `window` layers, by metric. The first `drop` layers are marked.
     """
-    panels = []
-    if values:
-        order = "Order in which each metric removes layers"
-        panels += [_orders(values, drop, order, "layer"), _values(values, drop)]
+    order = "Order in which each metric removes layers"
+    panels = [_orders(values, drop, order, "layer"), _values(values, drop)]
     if blocks:
         order = (
             f"Order in which each metric removes blocks of {window} layer{'s' * (window != 1)}, the first one marked"
@@ -35,10 +33,8 @@ def score_picture(
         panels.append(_orders(blocks, 1, order, "first layer"))
     if len(values) > 1:
         panels.append(_agreement(values))
-    marked = (
-        [f"the {drop} that go first are marked" if drop > 1 else "the one that goes first is marked"] if values else []
-    )
-    return Picture(title, panels, [note for note in ["; ".join([*_read(tokens), *marked])] if note])
+    marked = f"the {drop} that go first are marked" if drop > 1 else "the one that goes first is marked"
+    return Picture(title, panels, ["; ".join([*_read(tokens), marked])])
 
 
 def _read(tokens: Tokens) -> list[str]:
@@ -68,7 +64,9 @@ def _values(values: Values, drop: int) -> Panel:
 
 
 def _agreement(values: Values) -> Panel:
-    taus = [[kendall_tau(one, other) for other in values.values()] for one in values.values()]
+    from scipy.stats import kendalltau
+
+    taus = [[float(kendalltau(one, other).statistic) for other in values.values()] for one in values.values()]
     title = "Agreement of metrics, Kendall's tau: 1 same order, -1 reverse"
     svg = square(list(values), taus, title=title)
     return Panel(title, svg, square_height(len(taus)))

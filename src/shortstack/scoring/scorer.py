@@ -50,7 +50,8 @@ def score(
     if not chosen:
         raise InputError("none", expected="at least one metric", fix="name one, or all", option="metric")
     layers = checkpoint.anatomy.layers
-    check_window(window, layers, chosen)
+    if window is not None:
+        _check_window(window, layers, chosen)
     scores: Values = {
         metric.name: metric.function(layers, compute.seed) for metric in chosen if not metric.needs_scores
     }
@@ -60,7 +61,9 @@ def score(
     decoder = run = None
     blocks: Values = {}
     if fed:
-        tokens = given_tokens(tokens, fed)
+        if tokens is None:
+            expected, fix = f"calibration text for {fed[0].name}", "name a text, such as pydoc or a file"
+            raise InputError("none", expected=expected, fix=fix, option="tokens")
         decoder = Decoder.open(checkpoint, compute)
         run = Measurement(decoder, tokens, MeasurementSpec(fed, window), progress=progress).go()
         scores, blocks = scores | run.scores(), run.block_scores()
@@ -78,10 +81,8 @@ def score(
     )
 
 
-def check_window(window: int | None, layers: int, metrics: Sequence[Metric]) -> None:
+def _check_window(window: int, layers: int, metrics: Sequence[Metric]) -> None:
     """Refuse a size of blocks that the model does not have, or that no metric scores."""
-    if window is None:
-        return
     if not 0 < window < layers:
         raise InputError(
             str(window),
@@ -105,21 +106,8 @@ def _kinds(run: Measurement) -> dict[str, KindScores]:
     }
 
 
-def given_tokens(tokens: Tokens | None, metrics: Sequence[Metric]) -> Tokens:
-    """The tokens, which these metrics need."""
-    if tokens is None:
-        raise InputError(
-            "none",
-            expected=f"calibration text for {metrics[0].name}",
-            fix="name a text, such as pydoc or a file",
-            option="tokens",
-        )
-    return tokens
-
-
 @torch.no_grad()
 def _weighed(checkpoint: Checkpoint, metrics: Sequence[Metric], progress: Progress) -> Values:
-    """Scores that need the stored weights alone, which are read once, tensor by tensor."""
     layers = checkpoint.anatomy.layers
     sums, weighed = {metric.name: [0.0] * layers for metric in metrics}, []
     for name, tensor in checkpoint.tensors.items():
@@ -148,7 +136,7 @@ def _checked(name: str, values: Sequence[float]) -> tuple[float, ...]:
 
 
 def _record(checkpoint: Checkpoint) -> dict[str, Any]:
-    """The model in JSON-able data; from its sizes `plan` knows parameters and bytes."""
+    """Return the model in JSON-able data; from its sizes `plan` knows parameters and bytes."""
     return {
         "source": checkpoint.source,
         "revision": checkpoint.revision,

@@ -85,7 +85,7 @@ class Scores(Tabled):
         return cls.from_dict(read_json(Path(path)), where=path)
 
     def table(self) -> Table:
-        """A row for each layer, a column for each metric with the order of removal."""
+        """Return a row for each layer, a column for each metric with the order of removal."""
         of, named = self.tokens or {}, ", ".join(self.scores)
         on = f" on {of['samples']} x {of['length']} tokens of {of['source']}" if of else ""
         title = f"{self.layers} layers by {named}{on}"
@@ -151,7 +151,7 @@ class Scores(Tabled):
     @property
     def default_metric(self) -> str:
         """The metric to use when none is named: measured loss, else the first one scored."""
-        return "ppl" if "ppl" in self.scores else next(iter((*self.scores, *self.blocks)))
+        return "ppl" if "ppl" in self.scores else next(iter(self.scores))
 
     def hidden_carriers(self, on: str, other: str) -> tuple[int, ...]:
         """Layers that are among the cheaper half on one kind of text, and cost DEAR times the median on another.
@@ -176,7 +176,7 @@ class Scores(Tabled):
         return removal_order(self.scores[metric])
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON-able data, with the removal order of each metric beside its scores."""
+        """Return it as JSON-able data, with the removal order of each metric beside its scores."""
         return {**to_jsonable(self), "order": {name: list(self.order(name)) for name in self.scores}}
 
     def save(self, path: str | Path) -> None:
@@ -184,7 +184,7 @@ class Scores(Tabled):
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any], *, where: object) -> Scores:
-        """The inverse of to_dict; errors as load()."""
+        """Return the inverse of to_dict; errors as load()."""
         try:
             known = {key: data[key] for key in cls.__dataclass_fields__ if key != "kinds"}
             known["scores"] = _numbers(data["scores"])

@@ -35,7 +35,7 @@ class Graph:
     texts: Mapping[str, str]
 
     def steps(self, trial: Trial, results: Results) -> tuple[dict[str, Step], dict[str, Step]]:
-        """The steps of a trial whose keys are known, by role; and all of them, the later ones foreseen."""
+        """Return the steps of a trial whose keys are known, by role; and all of them, the later ones foreseen."""
         known, whole, lacking = dict[str, Step](), dict[str, Step](), list[Step]()
 
         def result(step: Step) -> Mapping[str, Any]:
@@ -55,7 +55,6 @@ class Graph:
         return Known(self.models, self.texts, self.study.compute.dtype)
 
     def _score(self, trial: Trial, metrics: Sequence[str] = ()) -> ScoreStep:
-        """The walk that feeds the trial's metric and others."""
         layers = self.models[trial.model].layers
         window = None
         if trial.removes_window:
@@ -91,7 +90,6 @@ class Graph:
             yield "profile", ProfileStep.of(self.known, evaluation.profile_options, *last)
 
     def _chosen(self, trial: Trial, result: Result) -> Generator[tuple[str, Step], None, Any]:
-        """Score and plan; returns the layers to remove."""
         score, values = None, None
         if trial.needs_scores:
             score = self._score(trial, self._metrics[trial.model, self._score(trial).key])
@@ -103,26 +101,26 @@ class Graph:
 
 
 def _written(role: str, step: Step, result: Result) -> Generator[tuple[str, Step], None, Written]:
-    """A step that writes a checkpoint; returns what that is known by and where it is."""
+    """Yield a step that writes a checkpoint; return what that is known by and where it is."""
     yield role, step
     weights, shape, beside = (result(step)[f"{name}_sha256"] for name in ("weights", "shape", "beside"))
     return Contents(weights, shape, beside=beside), step.key
 
 
 def _values(scores: Mapping[str, Any], trial: Trial) -> Any:
-    """The scores by a trial's metric: of blocks, where it removes one and the metric scores those."""
+    """Return the scores by a trial's metric: of blocks, where it removes one and the metric scores those."""
     metric = trial.choice.metric
     blocks = scores["blocks"].get(metric) if trial.removes_window else None
     return scores["scores"][metric] if blocks is None else blocks
 
 
 def sources(study: Study) -> list[str]:
-    """Every text and folder that a study reads, each once."""
+    """Return every text and folder that a study reads, each once."""
     return list(dict.fromkeys([*study.evaluation.sources, *texts(study)]))
 
 
 def texts(study: Study) -> list[str]:
-    """Every text that the steps before evaluation read, each once."""
+    """Return every text that the steps before evaluation read, each once."""
     named: list[str] = []
     for trial in study.trials:
         named += [looked_at.text for looked_at in (trial.calibration, trial.repair) if looked_at]
@@ -131,7 +129,7 @@ def texts(study: Study) -> list[str]:
 
 
 def foreseen(step: Step) -> Mapping[str, Any]:
-    """A result of which nothing is known but that it is this step's."""
+    """Return a result of which nothing is known but that it is this step's."""
     unknown = {metric: [step.key, metric] for metric in step.arguments.get("metrics", ())}
     contents = Contents(step.key, step.key)
     return {"scores": unknown, "blocks": unknown, "removed": [step.key], **contents.result}
@@ -146,12 +144,12 @@ class Paths:
         self._passing: dict[str, set[str]] = defaultdict(set)  # by the key of a step, the trials that have it
 
     def steps(self, trial: Trial) -> dict[str, Step]:
-        """The steps of the trial that are known from the results there are."""
-        return self._found(trial)[0]
+        """Return the steps of the trial that are known from the results there are."""
+        return self._steps_of(trial)[0]
 
     def at_most(self) -> dict[str, str]:
-        """The kind of each step that there will be at most, by its key."""
-        trial_steps = (self._found(trial)[1] for trial in self._graph.study.trials)
+        """Return the kind of each step that there will be at most, by its key."""
+        trial_steps = (self._steps_of(trial)[1] for trial in self._graph.study.trials)
         return {step.key: step.kind for steps in trial_steps for step in steps.values()}
 
     def arrived(self, key: str) -> None:
@@ -159,7 +157,7 @@ class Paths:
         for trial in self._passing.pop(key, ()):
             self._steps.pop(trial, None)
 
-    def _found(self, trial: Trial) -> tuple[dict[str, Step], dict[str, Step]]:
+    def _steps_of(self, trial: Trial) -> tuple[dict[str, Step], dict[str, Step]]:
         if trial.id not in self._steps:
             self._steps[trial.id] = self._graph.steps(trial, self._results)
             for step in self._steps[trial.id][0].values():

@@ -163,12 +163,12 @@ class Study(Part):
 
 
 def read_study(path: str | Path) -> Study:
-    """A study from its YAML file."""
+    """Return a study from its YAML file."""
     return parse_study(yamlfile.text_of(path), where=str(path))
 
 
 def parse_study(text: str, *, where: str) -> Study:
-    """A study from the text of its file."""
+    """Return a study from the text of its file."""
     study = yamlfile.parsed(text, Study, where=where)
     with in_file(where, text=text):
         trials = study.trials
@@ -190,7 +190,7 @@ def in_file(path: str | Path, *within: str, text: str | None = None) -> Iterator
 
 
 def schema() -> dict[str, Any]:
-    """The JSON schema of a study's file, for editors."""
+    """Return the JSON schema of a study's file, for editors."""
     return Study.model_json_schema(by_alias=True)
 
 

@@ -13,7 +13,7 @@ from shortstack.errors import InputError
 
 
 def open_model(name: str, **options: Any) -> Checkpoint:
-    """A checkpoint by a study's word for it: org/name@revision is a hub model at a branch, tag or commit."""
+    """Return a checkpoint by a study's word for it: org/name@revision is a hub model at a branch, tag or commit."""
     model, revision = with_revision(name)
     return Checkpoint.open(model, revision=revision, **options)
 
@@ -40,7 +40,7 @@ def text_digest(source: str) -> str:
 
 
 def expanded(value: Any) -> Any:
-    """The same data with $NAME and ${NAME} in its strings replaced by the environment's."""
+    """Return the same data with $NAME and ${NAME} in its strings replaced by the environment's."""
     if isinstance(value, Mapping):
         return {key: expanded(item) for key, item in value.items()}
     if isinstance(value, list | tuple):

@@ -51,7 +51,7 @@ class StudyOutcome(Tabled):
     failures: Sequence[Mapping[str, Any]]
 
     def table(self) -> Table:
-        """How the study ended, and what failed."""
+        """Return how the study ended, and what failed."""
         rows = [
             ("trials done", f"{self.done:,} of {self.trials:,}"),
             ("trials failed", f"{self.failed:,}"),
@@ -149,7 +149,6 @@ class _StudyRun:
         self.done: dict[int, tuple[Trial, dict[str, Step]]] = {}  # the done trials
 
     def to_the_end(self) -> None:
-        """Run until nothing is left that can run."""
         self._update()
         self._hand_over()
         while self.running:
@@ -223,7 +222,6 @@ class _StudyRun:
         self.running[self.launch.submit(perform, job, self._needed(step))] = step
 
     def _place(self, place: str) -> str:
-        """Where an input is: a model by its name, or the folder of a step."""
         return str(expanded(place)) if place in self.graph.models else str(self.folder.artefacts(place))
 
     def _needed(self, step: Step) -> Resources:
@@ -247,16 +245,13 @@ class _StudyRun:
             self.failed.add(step.key)
             self.store.end(step.key, "failed", ended)
             return
-        self._put(step.key)
+        self.folder.take(step.key)
+        self.weights.pop(step.key, None)
         self.ran += 1
         if not before:
             self.store.end(step.key, "done", ended)
             self.results[step.key] = ended["result"]
             self.paths.arrived(step.key)
-
-    def _put(self, key: str) -> None:
-        self.folder.take(key)
-        self.weights.pop(key, None)
 
     # What the store says of trials, and which weights stay on disk
 
@@ -295,7 +290,6 @@ class _StudyRun:
             self.store.set_trial(trial.id, {"number": number, "settings": trial.settings(), "state": state}, keys)
 
     def _record_expected(self) -> None:
-        """How many steps of each kind there will be at most, and how many are done."""
         self.at_most = self.paths.at_most()
         expected = dict(sorted(Counter(self.at_most.values()).items()))
         if self.recorded.get("expected") != expected:
@@ -304,7 +298,6 @@ class _StudyRun:
         self._tell()
 
     def _tell(self) -> None:
-        """How many steps are done of how many there are at most, and what those that run said last."""
         total, done = len(self.at_most), sum(key in self.results for key in self.at_most)
         said = [(step.kind, read_progress(self.folder.progress(step.key))) for step in self.running.values()]
         note = ", ".join(f"{kind}: {progress}" if progress else kind for kind, progress in said)

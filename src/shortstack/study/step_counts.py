@@ -39,7 +39,7 @@ class StepCounts(Tabled):
     unknown: tuple[str, ...] = ()
 
     def table(self) -> Table:
-        """The steps, what sharing saves, and the disk for them."""
+        """Return the steps, what sharing saves, and the disk for them."""
         rows = [(kind, self.asked[kind], steps) for kind, steps in self.steps.items()]
         rows.append(("all", sum(self.asked.values()), sum(self.steps.values())))
         most, least = (
@@ -92,7 +92,6 @@ def _check_folder(folder: Folder, study: Study) -> None:
 
 
 def _opened(name: str) -> Checkpoint | None:
-    """A model, unless it would have to be fetched."""
     try:
         return open_model(expanded(name), download=False)
     except InputError as error:
@@ -102,7 +101,6 @@ def _opened(name: str) -> Checkpoint | None:
 
 
 def _kept_bytes(model: Checkpoint | None, trial: Trial) -> int | None:
-    """Bytes of the model without as many layers as the trial removes."""
     if model is None:
         return None
     sizes, layers = model.sizes, model.anatomy.layers

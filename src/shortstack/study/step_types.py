@@ -221,7 +221,6 @@ class TurnsStep(_HealingStep):
 
 
 def _windows(job: Job, checkpoint: Checkpoint, arguments: Mapping[str, Any], progress: Progress) -> Tokens:
-    """The windows of the text that arguments of a step ask for."""
     from shortstack.decoder import calibration_tokens
 
     text, compute = calibration_text(arguments), job.compute(arguments)
@@ -229,7 +228,7 @@ def _windows(job: Job, checkpoint: Checkpoint, arguments: Mapping[str, Any], pro
 
 
 def _teacher(trial: Trial) -> dict[str, str]:
-    """The unpruned model as the teacher that a step reads, where the options of healing want one."""
+    """Return the unpruned model as the teacher that a step reads, where the options of healing want one."""
     return {"teacher": trial.model} if task_of(trial.heal_arguments).needs_teacher else {}
 
 

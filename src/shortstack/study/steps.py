@@ -81,7 +81,7 @@ class Known:
     dtype: str
 
     def model(self, trial: Trial) -> dict[str, str]:
-        """The trial's model, as an input."""
+        """Return the trial's model, as an input."""
         return self.models[trial.model].identity
 
 
@@ -110,7 +110,7 @@ class Step(ABC):
 
     @abstractmethod
     def words(self, places: Places) -> list[str]:
-        """The words of the command that does the same; the output is left to be named."""
+        """Return the words of the command that does the same; the output is left to be named."""
 
 
 @dataclass(frozen=True)
@@ -131,14 +131,14 @@ class Job:
     device: str = "auto"
 
     def compute(self, arguments: Mapping[str, Any]) -> Compute:
-        """Where the step computes, in the dtype and with the seed of these arguments."""
+        """Return where the step computes, in the dtype and with the seed of these arguments."""
         return Compute(seed=arguments.get("seed", 0), device=self.device, dtype=arguments.get("dtype", "auto"))
 
     def open(self, name: str, progress: Progress) -> Checkpoint:
         return open_model(self.places[name], progress=progress)
 
     def saved(self, name: str, result: dict[str, Any]) -> dict[str, Any]:
-        """The result, written into the step's folder too."""
+        """Return the result, written into the step's folder too."""
         self.output.mkdir(parents=True)
         save_json(self.output / name, result)
         return result
@@ -174,7 +174,7 @@ def perform(job: Job) -> dict[str, Any]:
 
 
 def model_words(name: str) -> list[str]:
-    """A model as the command line names it: a hub model's revision is an option.
+    """Return a model as the command line names it: a hub model's revision is an option.
 
     >>> model_words("org/name@v2")
     ['org/name', '--revision', 'v2']
@@ -184,7 +184,7 @@ def model_words(name: str) -> list[str]:
 
 
 def changed_words(values: Mapping[str, Any], defaults: Mapping[str, Any]) -> list[str]:
-    """Those of the values that are options and not at their default, as the command line spells them.
+    """Return those of the values that are options and not at their default, as the command line spells them.
 
     >>> changed_words({"metric": "bi", "drop": "25%", "step": None}, {"metric": None, "drop": "25%", "step": None})
     ['--metric', 'bi']

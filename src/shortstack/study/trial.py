@@ -153,7 +153,7 @@ class Trial:
         return self.step is not None and self.heal is not None
 
     def amount(self, layers: int) -> int:
-        """How many of the model's layers go."""
+        """Return how many of the model's layers go."""
         if self.choice.layers:
             return len(parse_layers(str(self.choice.layers)))
         try:
@@ -176,7 +176,7 @@ class Trial:
         return {**option_defaults(), **options, "seed": self.seed}
 
     def settings(self) -> dict[str, Any]:
-        """As JSON-able data."""
+        """Return it as JSON-able data."""
         return {
             "model": self.model,
             "metric": self.metric,
@@ -221,12 +221,12 @@ class Trial:
 
 
 def calibration_text(arguments: Mapping[str, Any]) -> CalibrationText:
-    """The text that arguments of a step ask for."""
+    """Return the text that arguments of a step ask for."""
     return CalibrationText(arguments["text"], arguments["samples"], arguments["length"])
 
 
 def read_setting(name: str, value: Any, named: Mapping[str, HealOptions]) -> Any:
-    """A setting as a trial has it, from the file's word for it; named: the ways to heal, by name."""
+    """Return a setting as a trial has it, from the file's word for it; named: the ways to heal, by name."""
     if name == "drop":
         return str(value)
     if name == "repair":
