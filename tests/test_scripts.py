@@ -168,3 +168,17 @@ def test_the_benchmark_of_shrink_shows_what_the_record_of_its_run_has(tmp_path, 
     assert cells[4:7] == ["{:.3f} of {:.3f}".format(*right), f"{times:.2f}", "3"]
     assert cells[7] == ("; ".join(found["left_out"]) or "nothing")
     assert len(found["steps"]["plan"]["removed"]) == 2
+
+
+def test_the_study_of_forgetting_heals_and_measures_each_variant(tmp_path, monkeypatch):
+    pytest.importorskip("peft")
+    monkeypatch.syspath_prepend(STUDIES)
+    study, size = script("forgetting"), {"windows": 8, "items": 1, "documents": 2, "steps": 1}
+    words = tmp_path / "words.jsonl"
+    words.write_text('{"text": "the walk visits every layer"}\n{"text": "once and in order"}\n', encoding="utf-8")
+    texts, names = ("pydoc", str(words), ""), ["8 samples a step"]
+    results = study.run(str(speaking(tmp_path / "model")), texts, names, size, tmp_path / "found.json")
+    assert json.loads((tmp_path / "found.json").read_text(encoding="utf-8")) == results
+    assert results["repaired"]["C4"] != results["unpruned"]["C4"] != results[names[0]]["C4"]
+    rows = [line.split(" | ")[0] for line in study.page(results, "", size).splitlines() if line.startswith("| ")]
+    assert rows == ["| healing", "| unpruned", "| repaired", "| 8 samples a step"]
