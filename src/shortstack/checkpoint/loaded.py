@@ -70,7 +70,10 @@ def _digest(model: PreTrainedModel) -> str:
 
 
 def _tokenizer(source: str) -> PreTrainedTokenizerBase | None:
-    """Load the tokenizer of the place that a model was loaded from; None where there is none, which what needs it says."""
+    """Load the tokenizer of the place that a model was loaded from; None where it has none.
+
+    What needs one says then that it lacks.
+    """
     from transformers import AutoTokenizer
 
     try:

@@ -122,7 +122,7 @@ def _sees_lengths(model: PreTrainedModel) -> bool:
 
 
 def _writes_as_alone(model: PreTrainedModel, lengths: Sequence[int]) -> bool:
-    """Say whether a batch of prompts of these lengths gets each prompt's probabilities alone, up to rounding."""
+    """Say whether a batch of prompts of these lengths gets the probabilities that each gets alone, up to rounding."""
     vocabulary = model.config.get_text_config(decoder=True).vocab_size
     starts = [vocabulary // 2 + row for row in range(len(lengths))]  # no special tokens there
     prompts = [
