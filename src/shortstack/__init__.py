@@ -19,7 +19,7 @@ _lazily, __dir__, __all__ = attach_stub(__name__, __file__)
 
 
 def __getattr__(name: str) -> Any:
-    """A name that is first used; the version is that of what is installed."""
+    """Load a public name when it is first used; read the version from what is installed."""
     if name == "__version__":
         from importlib.metadata import version
 

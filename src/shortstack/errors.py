@@ -34,12 +34,12 @@ PARTS = "found", "expected", "fix", "option", "where"
 
 
 def one_line(error: BaseException) -> str:
-    """The message of another library's error on one line, cut where it grows long."""
+    """Put the message of another library's error on one line, cut where it grows long."""
     return " ".join(str(error).split())[:200]
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that no memory was left, whichever library met it.
+    """Say whether an error tells that no memory was left, whichever library met it.
 
     >>> is_out_of_memory(RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 4 bytes"))
     True
@@ -65,15 +65,15 @@ class ShortstackError(Exception):
         return ": ".join(filter(None, (option, self.where)))
 
     def but(self, **parts: Any) -> Self:
-        """The same error with other parts."""
+        """Return the same error with other parts."""
         return type(self)(**{name: getattr(self, name) for name in PARTS} | parts)
 
     def in_file(self, place: str) -> Self:
-        """The same error, said of a key of a file at that place, such as "my.yaml, line 7"."""
+        """Return the same error, said of a key of a file at that place, such as "my.yaml, line 7"."""
         return self.but(option="", where=f"{place}: {self.place(self.option)}")
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Errors of a worker reach who started it."""
+        """Pickle an error, since those of a worker reach who started it."""
         return partial(type(self), **{name: getattr(self, name) for name in PARTS}), ()
 
 

@@ -73,12 +73,12 @@ class Anatomy:
     count_keys: tuple[str, ...]
 
     def layer(self, index: int) -> str:
-        """Module path of one layer."""
+        """Return the module path of one layer."""
         return f"{self.layers_path}.{index}"
 
 
 def read_config(directory: Path) -> dict[str, Any]:
-    """config.json as it is stored."""
+    """Read config.json as it is stored."""
     path = directory / "config.json"
     fix = "point at a directory saved by save_pretrained, or at its hub id"
     try:
@@ -155,7 +155,7 @@ def meta_model(
 
 
 def auto_class(model_type: str) -> Any:
-    """The class of transformers that loads a type: that of causal language models, or of those that see images, too.
+    """Find the class of transformers that loads a type: that of causal language models, or of those that see images, too.
 
     Some of the latter are causal language models to transformers as well (gemma3); then both are the same.
     """
@@ -248,7 +248,7 @@ def dissect(model: PreTrainedModel, raw: Mapping[str, Any], directory: Path) -> 
 
 
 def _find_text_key(config: PretrainedConfig, raw: Mapping[str, Any]) -> str | None:
-    """The key under which the stored config of a multimodal model nests its text stack; None where it nests none.
+    """Find the key under which a multimodal model's stored config nests its text stack; None where it nests none.
 
     Some models are built from that part alone. Others store the text's fields beside their own, as the hub's qwen2_5_vl
     does, and transformers moves them as it reads.
@@ -270,7 +270,10 @@ def text_attribute(config: PretrainedConfig) -> str | None:
 
 
 def resolved_fields(config: PretrainedConfig) -> dict[str, Any]:
-    """Every field as the model reads it; some configs store other values (dory's counts attention and MLP apart)."""
+    """Return every field as the model reads it.
+
+    Some configs store other values (dory's counts attention and MLP apart).
+    """
     stored: dict[str, Any] = config.to_dict()
     return stored | {name: value for name, value in vars(config).items() if name in stored}
 
@@ -284,7 +287,7 @@ def _counts(config: PretrainedConfig) -> dict[str, int]:
 
 
 def _find_layers(model: PreTrainedModel, counts: Set[int], names: Mapping[int, str], directory: Path) -> str:
-    """The path of the decoder layers: the outermost list of modules as long as the config says, the largest of several."""
+    """Find the decoder layers' path: the outermost list of modules as long as the config says, the largest of several."""
     from torch import nn
 
     everywhere = {
@@ -321,7 +324,7 @@ def _find_norm(model: PreTrainedModel, layers_path: str) -> str | None:
 def shortened(
     raw: Mapping[str, Any], model: PreTrainedModel, anatomy: Anatomy, kept: Sequence[int], stored_path: str
 ) -> dict[str, Any]:
-    """The stored config with only the kept layers: the count, every per-layer field, and the names that quantisers wrote.
+    """Shorten the stored config to the kept layers: the count, every per-layer field, and the names that quantisers wrote.
 
     Fields that transformers derives from the depth are written out, since the depth they were derived from is gone.
     """

@@ -33,17 +33,17 @@ Rule = Callable[[str, Any, Cut], Mapping[str, Any]]
 
 
 def leading(name: str, value: Any, cut: Cut) -> Mapping[str, Any]:
-    """The first `value` layers are special (dense, or with full attention): count those that stay."""
+    """Count those that stay of the first `value` layers, which are special (dense, or with full attention)."""
     return {name: sum(layer < value for layer in cut.kept)} if isinstance(value, int) else {}
 
 
 def trailing(name: str, value: Any, cut: Cut) -> Mapping[str, Any]:
-    """The last `value` layers are special (they share keys and values): count those that stay."""
+    """Count those that stay of the last `value` layers, which are special (they share keys and values)."""
     return {name: sum(layer >= cut.layers - value for layer in cut.kept)} if isinstance(value, int) else {}
 
 
 def indices(start: int) -> Rule:
-    """A list of layer numbers, counted from `start` (qwen4 counts from one): those that stay, renumbered."""
+    """Make the rule for a list of layer numbers, counted from `start` (qwen4 counts from one): renumber those that stay."""
 
     def rule(name: str, value: Any, cut: Cut) -> Mapping[str, Any]:
         if value is None:
@@ -54,17 +54,17 @@ def indices(start: int) -> Rule:
 
 
 def extra_heads(name: str, value: Any, cut: Cut) -> Mapping[str, Any]:
-    """Multi-token prediction layers were trained on top of the full stack: they go with the cut."""
+    """Drop the multi-token prediction layers: they were trained on top of the full stack, and go with the cut."""
     return {name: 0} if value else {}
 
 
 def repeated(name: str, value: Any, cut: Cut) -> Mapping[str, Any]:
-    """A pattern repeated over the layers (recurrent_gemma's block_types): spelled out for those that stay."""
+    """Spell out, for the layers that stay, a pattern repeated over the layers (recurrent_gemma's block_types)."""
     return {name: [value[layer % len(value)] for layer in cut.kept]} if value else {}
 
 
 def between(first: str, last: str) -> Rule:
-    """As many layers as lie between the `first` field's leading ones and the `last` field's trailing ones (dory's loop)."""
+    """Count the layers between the `first` field's leading ones and the `last` field's trailing ones (dory's loop)."""
 
     def rule(name: str, value: Any, cut: Cut) -> Mapping[str, Any]:
         before, after = cut.fields.get(first), cut.fields.get(last)
@@ -76,7 +76,7 @@ def between(first: str, last: str) -> Rule:
 
 
 def depth_scale(name: str, value: Any, cut: Cut) -> Mapping[str, Any]:
-    """MiniCPM multiplies each residual branch by value / sqrt(depth): the value that gives the same factor at the new depth.
+    """Find the value that keeps MiniCPM's factor of each residual branch, value / sqrt(depth), at the new depth.
 
     Rounding may leave the quotient one step off, so the neighbours are tried; where none is equal the self-check refuses.
     """
@@ -89,7 +89,7 @@ def depth_scale(name: str, value: Any, cut: Cut) -> Mapping[str, Any]:
 
 
 def moe_range(name: str, value: Any, cut: Cut) -> Mapping[str, Any]:
-    """ERNIE: layers from start to end with (i + 1) % interval == 0 have experts. As a range with interval 1, if it is one.
+    """Put the layers with experts, ERNIE's from start to end with (i + 1) % interval == 0, as a range with interval 1.
 
     Where it is none, the fields stay as they are and the self-check refuses the cut.
     """
@@ -105,13 +105,13 @@ def moe_range(name: str, value: Any, cut: Cut) -> Mapping[str, Any]:
 
 
 def spelled_out(name: str, value: Any, cut: Cut) -> Mapping[str, Any]:
-    """GPT-Neo's [[[kinds], times], ...]: one entry, the kinds of the layers that stay, once."""
+    """Spell GPT-Neo's [[[kinds], times], ...] out as one entry: the kinds of the layers that stay, once."""
     kinds = [kind for pattern, times in value or () for _ in range(times) for kind in pattern]
     return {name: [[[kinds[layer] for layer in cut.kept], 1]]} if len(kinds) == cut.layers else {}
 
 
 def periodic(offset: str) -> Rule:
-    """Layers with index % period == offset are special (jamba): the period and offset that still describe them.
+    """Find the period and offset that still describe special layers, those with index % period == offset (jamba).
 
     Where none does, the fields stay as they are and the self-check refuses the cut.
     """
@@ -128,7 +128,7 @@ def periodic(offset: str) -> Rule:
 
 
 def _fit_period(marked: Sequence[int], layers: int) -> tuple[int, int] | None:
-    """The (period, offset) whose multiples below `layers` are exactly `marked`; the widest period when several fit."""
+    """Find the (period, offset) whose multiples below `layers` are exactly `marked`; the widest period when several fit."""
     for period in range(layers + 1, 0, -1):
         offset = marked[0] if marked else period - 1
         if offset < period and list(range(offset, layers, period)) == list(marked):
@@ -137,7 +137,10 @@ def _fit_period(marked: Sequence[int], layers: int) -> tuple[int, int] | None:
 
 
 def sparse_step(name: str, value: Any, cut: Cut) -> Mapping[str, Any]:
-    """Qwen MoE: layer i is sparse when (i + 1) % step == 0 and i is not in mlp_only_layers; any mix fits step 1."""
+    """Set Qwen MoE's step to 1, which any mix fits.
+
+    Layer i is sparse when (i + 1) % step == 0 and i is not in mlp_only_layers.
+    """
     if not value or value == 1:
         return {}
     only = set(cut.fields.get("mlp_only_layers") or ())
@@ -218,7 +221,7 @@ def _check_stays(needed: int, user: int, cut: Cut, *, name: str, what: str, fix:
 
 
 def sharing_previous(name: str, value: Any, cut: Cut) -> None:
-    """A "shared" layer uses what the last other layer before it selected: that one must stay with it."""
+    """Refuse to part a "shared" layer from the last other layer before it, whose selection it uses."""
     owner = -1
     for layer, kind in enumerate(value):
         if kind != "shared":
@@ -230,7 +233,7 @@ def sharing_previous(name: str, value: Any, cut: Cut) -> None:
 
 
 def kv_sources(name: str, value: Any, cut: Cut) -> None:
-    """The last `value` layers use the keys and values of the last layer of their kind before them: it must stay."""
+    """Refuse to part the last `value` layers from the last of their kind before them, whose keys and values they use."""
     kinds = cut.fields.get("layer_types")
     if not value or kinds is None:
         return
@@ -243,7 +246,10 @@ def kv_sources(name: str, value: Any, cut: Cut) -> None:
 
 
 def halving(name: str, value: Any, cut: Cut) -> None:
-    """RWKV halves its hidden states every `value` layers: what is kept must have been halved as often as it will be."""
+    """Refuse a cut that moves a layer behind more or fewer halvings of the hidden states, or changes how many there are.
+
+    RWKV halves its hidden states every `value` layers.
+    """
     if len(cut.kept) == 1:  # transformers initialises by layer / (layers - 1)
         raise _refusal("one", expected="at least two layers of RWKV", fix="keep another", where=name)
     if not value or value < 0:
@@ -268,7 +274,10 @@ def halving(name: str, value: Any, cut: Cut) -> None:
 
 
 def first_kind(name: str, value: Any, cut: Cut) -> None:
-    """MiniMax counts cached tokens in layer 0, which counts none if it is linear attention: generation goes wrong."""
+    """Refuse a first layer of linear attention where there was another: generation goes wrong.
+
+    MiniMax counts cached tokens in layer 0, which counts none if it is linear attention.
+    """
     linear = "linear_attention"
     if cut.fields.get("model_type") == "minimax" and value[0] != linear and value[cut.kept[0]] == linear:
         first = next(layer for layer in range(cut.layers) if value[layer] != linear)

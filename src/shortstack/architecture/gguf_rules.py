@@ -42,12 +42,15 @@ Rule = Callable[[int, int, Fields], Any]  # a layer, how many there are, and fie
 
 
 def every(period: int, *, first: bool = False) -> Rule:
-    """The last of every so many layers is of another kind than the others, or the first."""
+    """Make the rule that the last of every so many layers, or the first, is of another kind than the others."""
     return lambda layer, _depth, _fields: layer % period == (0 if first else period - 1)
 
 
 def by_field(name: str, usual: int | None = None) -> Rule:
-    """The last of every so many layers, as a field says; none where there is no such field, or one that says it by layer."""
+    """Make the rule that the last of every so many layers, as a field says, is of another kind.
+
+    Where there is no such field, or one that says it by layer, none is.
+    """
 
     def kind(layer: int, _depth: int, fields: Fields) -> bool:
         period = fields.get(name, usual)
@@ -62,27 +65,27 @@ def depth_is(depth: int) -> Rule:
 
 
 def where(name: str, rule: Rule) -> Rule:
-    """A rule that counts only where a field has another value than 0."""
+    """Make a rule count only where a field has another value than 0."""
     return lambda layer, depth, fields: rule(layer, depth, fields) if fields.get(name) else None
 
 
 def among_first(name: str) -> Rule:
-    """Whether a layer is one of the first, of which a field says how many they are."""
+    """Make the rule that a layer is one of the first, of which a field says how many they are."""
     return lambda layer, _depth, fields: layer < fields.get(name, 0)
 
 
 def nth_of_first(name: str) -> Rule:
-    """The same, where each of them has something of its own."""
+    """Make the rule of among_first() for layers each of which has something of its own: it gives their numbers."""
     return lambda layer, _depth, fields: layer if layer < fields.get(name, 0) else None
 
 
 def group(name: str) -> Rule:
-    """In which group of so many layers a layer lies: its weights were scaled by that."""
+    """Make the rule that gives the group of so many layers in which a layer lies: its weights were scaled by that."""
     return lambda layer, _depth, fields: layer // fields[name] if fields.get(name) else None
 
 
 def is_first(layer: int, _depth: int, _fields: Fields) -> bool:
-    """The first layer makes something for all others."""
+    """Say whether a layer is the first, which makes something for all others."""
     return layer == 0
 
 

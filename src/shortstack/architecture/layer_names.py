@@ -28,7 +28,7 @@ class LayerNames:
 
     @classmethod
     def stored(cls, anatomy: Anatomy, names: Collection[str], directory: Path) -> LayerNames:
-        """Of the paths that are numbered 0 to N-1, the one most like where the model has its layers.
+        """Take, of the paths that are numbered 0 to N-1, the one most like where the model has its layers.
 
         Files may lack the model's own prefix (gpt2: h.0), order it otherwise (gemma3: language_model.model.layers.0), or
         have names of their own (exaone: transformer.h.0).
@@ -80,12 +80,12 @@ class LayerNames:
         return f"{self.path}.{layer}.{rest}"
 
     def is_extra_head(self, name: str) -> bool:
-        """Whether a stored tensor is of a multi-token prediction head: past the last layer, or named `mtp...`."""
+        """Say whether a stored tensor is of a multi-token prediction head: past the last layer, or named `mtp...`."""
         return (self.layer_of(name) or 0) >= self.layers or bool(EXTRA_HEAD.search(name))
 
 
 def numbered_paths(names: Collection[str]) -> dict[str, set[int]]:
-    """By path: the numbers that follow it in names, of the first number of each name.
+    """Collect by path the numbers that follow it in names, of the first number of each name.
 
     >>> numbered_paths(["h.0.w", "h.1.experts.0.w", "norm.w"])
     {'h': {0, 1}}

@@ -53,7 +53,7 @@ class _Comparison:
         return len(list(self.before.get_submodule(self.path).children())), len(self.kept)
 
     def follows(self, old: Any, new: Any) -> bool:
-        """Whether a list is what the cut makes of it: one with an entry for each layer, or one of layer numbers."""
+        """Say whether a list is what the cut makes of it: one with an entry for each layer, or one of layer numbers."""
         if not isinstance(old, list | tuple) or not isinstance(new, list | tuple):
             return False
         return self.sliced(old, new) or [self.kept.index(layer) for layer in old if layer in self.kept] == list(new)
@@ -147,7 +147,7 @@ def _compare_layers(comparison: _Comparison, path: str) -> None:
 
 
 def _own_numbers(layers: Sequence[Facts]) -> dict[str, tuple[int, int]]:
-    """Attributes that follow the layer's number in every layer that has them, as times * number + plus.
+    """Find attributes that follow the layer's number in every layer that has them, as times * number + plus.
 
     times is 1, but for a layer with several attentions, which number theirs apart (longcat: 2 i and 2 i + 1).
     """
@@ -167,7 +167,10 @@ def _own_numbers(layers: Sequence[Facts]) -> dict[str, tuple[int, int]]:
 
 
 def _compare_rest(comparison: _Comparison, path: str) -> None:
-    """Outside the layers, what counts or lists the layers follows the cut, and what only a removed kind needs may go."""
+    """Compare what is outside the layers.
+
+    What counts or lists the layers follows the cut, and what only a removed kind needs may go.
+    """
     before, after = _outside(comparison.before, comparison.path), _outside(comparison.after, path)
     gone = _kinds(comparison.before) - _kinds(comparison.after)
     for name in _outermost_first(before.keys() | after.keys()):
@@ -190,7 +193,7 @@ def _outermost_first(names: Set[str]) -> list[str]:
 
 
 def _same(old: Any, new: Any) -> bool:
-    """Equal and of one type; numbers with a fraction as the float32 that meets a tensor."""
+    """Say whether both are equal and of one type; compare numbers with a fraction as the float32 that meets a tensor."""
     if isinstance(old, float) and isinstance(new, float):
         return struct.pack("f", old) == struct.pack("f", new)
     return type(old) is type(new) and bool(old == new)
@@ -212,7 +215,7 @@ def _outside(model: nn.Module, path: str) -> dict[str, Any]:
 
 
 def _facts(module: nn.Module) -> Iterator[tuple[str, Any]]:
-    """Everything about a module tree that can be compared without weights, as (name, plain value)."""
+    """Yield everything about a module tree that can be compared without weights, as (name, plain value)."""
     for name, tensor in (
         *module.named_parameters(remove_duplicate=False),
         *module.named_buffers(remove_duplicate=False),

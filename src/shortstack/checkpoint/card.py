@@ -41,7 +41,7 @@ class CardContent:
 
 
 def model_card(name: str, record: Mapping[str, Any], content: CardContent | None = None) -> str:
-    """Markdown with the metadata that hubs read. record: what shortstack.json says.
+    """Write a card, Markdown with the metadata that hubs read. record: what shortstack.json says.
 
     What comes from outside, such as a model's name, is neither HTML nor Markdown. It names no path of this machine.
     """
@@ -75,7 +75,7 @@ def model_card(name: str, record: Mapping[str, Any], content: CardContent | None
 
 
 def inert(value: Any) -> Any:
-    """Text as Markdown in which nothing is markup: no link, no emphasis, no cell of a table, no other line.
+    """Escape text for Markdown so that nothing is markup: no link, no emphasis, no cell of a table, no other line.
 
     >>> print(inert("[a](//b) www.c https://d\\n# e"))
     \\[a\\](//b) www\\.c https\\://d # e
@@ -87,7 +87,7 @@ def inert(value: Any) -> Any:
 
 
 def card_metadata(record: Mapping[str, Any], licence: Mapping[str, str]) -> str:
-    """The head of a card, in YAML, as huggingface_hub writes it."""
+    """Write the head of a card, in YAML, as huggingface_hub does."""
     from huggingface_hub import ModelCardData
 
     mixtures = [step["healing"]["data"]["data"] for step in _steps(record) if step.get("healing")]
@@ -107,7 +107,7 @@ def card_metadata(record: Mapping[str, Any], licence: Mapping[str, str]) -> str:
 
 
 def base_model(record: Mapping[str, Any]) -> str | None:
-    """The hub's name of the model that was cut; None where that is a folder of somebody's own.
+    """Return the hub's name of the model that was cut; None where that is a folder of somebody's own.
 
     >>> base_model({"source": {"id": "demo"}}), base_model({"source": {"id": "/data/llama"}})
     ('HuggingFaceTB/SmolLM2-135M-Instruct', None)
@@ -137,7 +137,7 @@ def licence_of(directory: Path) -> dict[str, str]:
 
 
 def _steps(record: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    """The records of all that was done to the first model, in that order."""
+    """List the records of all that was done to the first model, in that order."""
     steps = [record]
     while steps[-1].get("origin"):
         steps.append(steps[-1]["origin"])
@@ -162,7 +162,7 @@ def _sentence(step: Mapping[str, Any]) -> str:
 
 
 def _command(step: Mapping[str, Any], name: str | None) -> str:
-    """The command that does a step; models by what they are, since folders have other names elsewhere."""
+    """Write the command that does a step, with models named by what they are, since folders have other names elsewhere."""
     named = {"prune": "pruned", "repair": "repaired", "heal": "healed"}
     origin = step.get("origin")
     model = named.get(origin["verb"], "model") if origin else base_model(step) or "MODEL"
@@ -190,7 +190,7 @@ def _options(values: Mapping[str, Any]) -> list[str]:
 
 
 def _sources(data: str, *, weighted: bool = False) -> list[str]:
-    """The sources of a mixture; a file by its name alone.
+    """List the sources of a mixture; a file by its name alone.
 
     >>> _sources("self,/home/me/chats.jsonl=0.5,org/set"), _sources("self=2", weighted=True)
     (['self', 'chats.jsonl', 'org/set'], ['self=2'])
@@ -213,7 +213,7 @@ def _rows(measured: Mapping[str, Mapping[str, Any]]) -> list[tuple[str, list[str
 
 
 def _cells(evaluation: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """Of an evaluation: perplexities, tasks and probes with their standard errors and how many items they had."""
+    """List an evaluation's perplexities, tasks and probes with their standard errors and how many items they had."""
     texts, tasks, probes = (evaluation.get(part) or {} for part in ("perplexity", "tasks", "probes"))
     return [
         *((f"perplexity on {name}", _perplexity(result)) for name, result in texts.items()),
@@ -223,7 +223,7 @@ def _cells(evaluation: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 
 def _perplexity(result: Mapping[str, Any]) -> str:
-    """The error of a perplexity is its own times that of the loss."""
+    """Write a perplexity with its error, which is the perplexity times the error of the loss."""
     value = math.inf if result["value"] is None else result["value"]
     note = f"({result['tokens']:,} tokens)" if result.get("tokens") else ""
     return Cell(value, "perplexity", value * (result.get("loss_stderr") or math.nan), note).said

@@ -75,7 +75,7 @@ class Checkpoint:
 
     @classmethod
     def of(cls, model: Model) -> Checkpoint:
-        """A model however it is given: a Checkpoint, what open() takes, or a loaded model of transformers.
+        """Open a model however it is given: a Checkpoint, what open() takes, or a loaded model of transformers.
 
         The last is saved into the cache, once for each content, with the tokenizer of the place that it was loaded from.
 
@@ -135,7 +135,7 @@ class Checkpoint:
         return Sizes.summed(self.anatomy.layers, self._shares())
 
     def _shares(self) -> Iterator[tuple[int | None, int, int]]:
-        """Of each tensor the layer, or what it has of each layer, with its parameters and bytes."""
+        """Yield of each tensor the layer, or what it has of each layer, with its parameters and bytes."""
         layers, names = self.anatomy.layers, self.layer_names
         for tensor in self.tensors.values():
             if any(f".{block}." in f".{tensor.name}" for block in DEPTH_BLOCKS):
@@ -220,7 +220,7 @@ class Checkpoint:
         device_map: str | Mapping[str, str | int] | None = None,
         strict: bool = False,
     ) -> PreTrainedModel:
-        """The loaded model, in evaluation mode. strict: tensors the model has no place for are an error too.
+        """Load the model, in evaluation mode. strict: tensors the model has no place for are an error too.
 
         device_map: in place of a device, as accelerate takes it: which modules go where, or how that is found.
 
@@ -254,7 +254,7 @@ class Checkpoint:
     def _loaded(
         self, dtype: torch.dtype, device_map: str | Mapping[str, str | int] | None
     ) -> tuple[Any, dict[str, Any]]:
-        """The model as transformers loads it, and its report of what did not fit."""
+        """Load the model as transformers does, and return it with its report of what did not fit."""
         hush_transformers()
         try:
             with warnings.catch_warnings():
@@ -289,7 +289,7 @@ class Checkpoint:
         return loaded
 
     def tokenizer(self) -> PreTrainedTokenizerBase:
-        """The checkpoint's tokenizer.
+        """Load the checkpoint's tokenizer.
 
         Raises:
             CheckpointError: there is none, or it cannot be read.
@@ -316,7 +316,10 @@ class Checkpoint:
         return CheckpointError(reason, expected=expected, fix=fix, where=self.directory)
 
     def side_files(self) -> list[Path]:
-        """Files an output must carry along: tokenizer, generation config, chat template, licence; code only when trusted."""
+        """List the files an output must carry along: tokenizer, generation config, chat template, licence.
+
+        Code is among them only when it is trusted.
+        """
         files = [path for path in sorted(self.directory.iterdir()) if path.is_file()]
         return [
             *(path for path in files if is_carried_along(path, code=self.trust_remote_code)),

@@ -45,12 +45,12 @@ DISTINCT = "file names that differ by more than case"
 
 
 def is_demo(model: str) -> bool:
-    """Whether a name stands for the packaged model; a file or folder of that name comes first."""
+    """Say whether a name stands for the packaged model; a file or folder of that name comes first."""
     return model == "demo" and not os.path.exists(model)
 
 
 def is_carried_along(path: Path, *, code: bool) -> bool:
-    """Whether an output has a copy of the file: it goes with any weights of the model. code: Python files, too."""
+    """Say whether an output has a copy of the file: it goes with any weights of the model. code: Python files, too."""
     if path.name in {CONFIG, RECORD, CARD, *LEFTOVERS}:
         return False
     if path.name.startswith(".") or path.name.endswith(".index.json"):
@@ -63,7 +63,7 @@ def is_carried_along(path: Path, *, code: bool) -> bool:
 
 
 def is_own_name(name: Any) -> bool:
-    """Whether a name that a file tells is that of a file beside it, on every system: it leads nowhere else.
+    """Say whether a name that a file tells is that of a file beside it, on every system: it leads nowhere else.
 
     >>> [is_own_name(name) for name in ("model.safetensors", "../x", "/etc/passwd", "C:x", "..", None)]
     [True, False, False, False, False, False]
@@ -86,7 +86,10 @@ def equal_elsewhere(names: Iterable[str]) -> tuple[str, str] | None:
 
 
 def leads_out(path: Path, directory: Path) -> bool:
-    """Whether a file in a folder is a link to one elsewhere. A snapshot in the hub's cache links to the blobs beside it."""
+    """Say whether a file in a folder is a link to one elsewhere.
+
+    A snapshot in the hub's cache links to the blobs beside it.
+    """
     home = directory.resolve()
     snapshot = next((folder for folder in (home, *home.parents) if folder.match("models--*/snapshots/*")), None)
     places = (home, snapshot.parents[1] / "blobs") if snapshot else (home,)

@@ -27,7 +27,7 @@ UNREADABLE = (*UNBUILDABLE, struct.error, MemoryError)
 
 
 def dequantised(path: Path, *, progress: Progress = silent) -> Path:
-    """The directory that holds `path` dequantised to bf16; made once per file content and reader, then found again."""
+    """Return the directory that holds `path` dequantised to bf16; it is made once per file content and reader."""
     model = read_gguf(path)
     digests = [file_digest(part) for part in model.parts]
     whole = digests[0] if len(digests) == 1 else digests
@@ -58,7 +58,7 @@ def _check_room(model: GgufFile, cache: Path) -> None:
 
 @contextmanager
 def _in_one_file(model: GgufFile, partial: Path) -> Iterator[Path]:
-    """The file to read, alone in a folder: transformers would also read an adapter or a tokenizer's config beside it.
+    """Put the file to read alone in a folder: transformers would also read an adapter or a tokenizer's config beside it.
 
     It reads none in parts, which are put together there meanwhile.
     """
@@ -78,7 +78,7 @@ def _card(model: GgufFile) -> str:
 
 
 def _convert(path: Path, out: Path, *, said: Path) -> None:
-    """said: the file's name, for messages."""
+    """Convert the file to a checkpoint of transformers. said: the file's name, for messages."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 

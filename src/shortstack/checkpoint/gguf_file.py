@@ -35,7 +35,7 @@ PART = re.compile(r"-(\d{5})-of-(\d{5})\.gguf$")
 
 @contextmanager
 def new_gguf(output: Path) -> Iterator[Path]:
-    """The place to write a file that gets its name when it is whole, or leaves nothing."""
+    """Yield the place to write a file that gets its name when it is whole, or leaves nothing."""
     with scratch_beside(output) as scratch, OutputLock(output):
         yield scratch / output.name
         sync_tree(scratch)
@@ -64,7 +64,7 @@ class Entry:
 
     @classmethod
     def array(cls, values: Sequence[Any], of: int) -> Entry:
-        """Values of one kind: numbers, or texts."""
+        """Encode values of one kind: numbers, or texts."""
         texts = of == STRING
         items = b"".join(map(_text, values)) if texts else struct.pack(f"<{len(values)}{NUMBERS[of]}", *values)
         return cls(ARRAY, struct.pack("<IQ", of, len(values)) + items, of)
@@ -99,7 +99,7 @@ class GgufTensor:
         return int(match[1]) if match else None
 
     def renumbered(self, block: int) -> GgufTensor:
-        """The same under the name that it has in another block."""
+        """Return the tensor under the name that it has in another block."""
         return replace(self, name=BLOCK.sub(f"blk.{block}.", self.name))
 
 
@@ -125,20 +125,20 @@ class GgufFile:
         return _alignment(self.entries)
 
     def sizes(self, layers: int) -> Sizes:
-        """Parameters and bytes of each layer, and of what is none; blocks past the last layer go with any cut."""
+        """Count parameters and bytes of each layer, and of what is none; blocks past the last layer go with any cut."""
         return Sizes.summed(
             layers, ((tensor.block, math.prod(tensor.shape), len(tensor.data)) for tensor in self.tensors)
         )
 
 
 def _alignment(entries: Mapping[str, Entry]) -> int:
-    """Of a file with this metadata; of a later part of a model it is not the first one's."""
+    """Read the alignment of a file with this metadata; a later part of a model does not have the first one's."""
     entry = entries.get("general.alignment")
     return int(entry.value) if entry else ALIGNMENT
 
 
 def read_gguf(path: Path) -> GgufFile:
-    """A model's metadata and tensors; of a part of a split one, the whole model."""
+    """Read a model's metadata and tensors; given a part of a split one, read the whole model."""
     parts = _parts_of(path)
     read = [_read_part(part) for part in parts]
     tensors = tuple(tensor for part in read for tensor in part.tensors)
@@ -266,7 +266,7 @@ class _Part:
     def _placed(
         self, declared: Sequence[tuple[str, tuple[int, ...], int, int]], alignment: int
     ) -> tuple[GgufTensor, ...]:
-        """Each reaches to the start of the next, the last to the end of the file."""
+        """Place the tensors: each reaches to the start of the next, the last to the end of the file."""
         first, end = aligned(self.cursor.at, alignment), len(self.data)
         starts = sorted({start for *_, start in declared})
         following = dict(zip(starts, [*starts[1:], end - first], strict=True))
@@ -286,7 +286,7 @@ class _Part:
 
 
 def stored_bytes(shape: Sequence[int], kind: int) -> int | None:
-    """The bytes of a tensor of that shape and type; None for a type that gguf-py does not know.
+    """Count the bytes of a tensor of that shape and type; None for a type that gguf-py does not know.
 
     >>> stored_bytes((64, 2), 0), stored_bytes((64, 2), 2), stored_bytes((64, 2), 999)
     (512, 72, None)
@@ -329,7 +329,7 @@ def _pieces(entries: Mapping[str, Entry], tensors: Sequence[GgufTensor], like: G
 
 
 def aligned(size: int, alignment: int) -> int:
-    """The next multiple.
+    """Round a size up to a multiple of the alignment.
 
     >>> aligned(33, 32), aligned(64, 32)
     (64, 64)

@@ -18,7 +18,7 @@ CONVERSION = "if you trust the file, load it with transformers and save it again
 
 
 def read_tensors(directory: Path, config: Mapping[str, Any]) -> dict[str, StoredTensor]:
-    """Every stored tensor by its name; headers are read, no weights."""
+    """Read every stored tensor by its name, from headers alone, without weights."""
     if (directory / ADAPTER).exists():
         raise CheckpointError(
             "an adapter beside them, which transformers would apply",
@@ -33,7 +33,7 @@ def read_tensors(directory: Path, config: Mapping[str, Any]) -> dict[str, Stored
 
 
 def _first_file(directory: Path, config: Mapping[str, Any]) -> Path:
-    """The file that transformers begins with: the only one that has weights, or an index."""
+    """Find the file that transformers begins with: the only one that has weights, or an index."""
     if NAMED_WEIGHTS in config:
         raise CheckpointError(
             repr(config[NAMED_WEIGHTS]),

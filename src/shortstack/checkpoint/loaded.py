@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def saved(model: Any) -> Path:
-    """The directory that holds a loaded model as it is now, with the tokenizer of the place that it was loaded from."""
+    """Save a loaded model as it is now, with the tokenizer of the place that it was loaded from; return the directory."""
     _check(model)
     # By save_pretrained, to the config, too.
     written = {"dtype": str(model.dtype), "architectures": [type(model).__name__]}
@@ -70,7 +70,10 @@ def _digest(model: PreTrainedModel) -> str:
 
 
 def _tokenizer(source: str) -> PreTrainedTokenizerBase | None:
-    """The tokenizer of the place that a model was loaded from, where there is one; else what needs it says that it lacks."""
+    """Load the tokenizer of the place that a model was loaded from; None where it has none.
+
+    What needs one says then that it lacks.
+    """
     from transformers import AutoTokenizer
 
     try:

@@ -106,7 +106,7 @@ def _digest(piece: Piece, sha: Any, buffer: bytearray) -> None:
 
 
 def _read(span: Span, buffer: bytearray) -> Iterator[memoryview]:
-    """The bytes of a span, one buffer of them after the other."""
+    """Read a span, one buffer of bytes after the other."""
     with span.path.open("rb", buffering=0) as file:
         file.seek(span.start)
         left = len(span)
@@ -133,7 +133,7 @@ def _parts(piece: Piece) -> Iterator[Piece]:
 
 
 def _merged(pieces: Iterable[Piece]) -> Iterator[Piece]:
-    """Neighbouring ranges of one file as one range."""
+    """Join neighbouring ranges of one file into one."""
     last: Span | None = None
     for piece in pieces:
         if isinstance(piece, Span) and last and last.path == piece.path and last.end == piece.start:
@@ -158,7 +158,7 @@ def _blocks(piece: Piece) -> Iterator[bytes]:
 
 
 def _columns(piece: Columns) -> Iterator[bytes]:
-    """Short rows are read many at once and picked from; of long ones only what is kept is read."""
+    """Read what is kept of each row: many short rows at once, to pick from; of long ones nothing else."""
     span, row = piece.span, piece.row_bytes
     if row > BLOCK_BYTES:
         for start in range(span.start, span.end, row):
@@ -176,14 +176,14 @@ def _columns(piece: Columns) -> Iterator[bytes]:
 
 
 def piece_digest(piece: Piece) -> str:
-    """sha256 of a piece, in hexadecimal."""
+    """Hash a piece by sha256, in hexadecimal."""
     sha = hashlib.sha256()
     _digest(piece, sha, bytearray(min(KERNEL_BLOCK_BYTES, len(piece))))
     return sha.hexdigest()
 
 
 def same_bytes(one: Span, other: Span, *, padding: int = 1) -> bool:
-    """Whether two ranges hold the same bytes; one may have fewer than `padding` bytes more, at its end."""
+    """Say whether two ranges hold the same bytes; one may have fewer than `padding` bytes more, at its end."""
     both = min(len(one), len(other))
     if abs(len(one) - len(other)) >= padding:
         return False

@@ -13,13 +13,13 @@ from shortstack.errors import CheckpointError, InputError
 
 
 def layer_map(checkpoint: Checkpoint, kept: Sequence[int]) -> dict[str, int]:
-    """The number of each layer that stays (`kept`) in the model that the first cut was made from, by its new number."""
+    """Map the new number of each layer that stays (`kept`) to its number in the model that the first cut was made from."""
     earlier = checkpoint.record.get("layer_map") or {}
     return {str(new): earlier.get(str(old), old) for new, old in enumerate(kept)}
 
 
 def provenance(checkpoint: Checkpoint, verb: str, seconds: float) -> dict[str, Any]:
-    """The part of every output's record that says where it comes from; `origin` is the record of its source."""
+    """Make the part of every output's record that says where it comes from; `origin` is the record of its source."""
     return {
         "format": 1,
         "verb": verb,
@@ -37,25 +37,25 @@ def provenance(checkpoint: Checkpoint, verb: str, seconds: float) -> dict[str, A
 
 
 def versions() -> dict[str, str]:
-    """The versions of Python and of the packages that compute."""
+    """Look up the versions of Python and of the packages that compute."""
     named = {name: version(name) for name in ("shortstack", "torch", "transformers", "safetensors")}
     return {"python": platform.python_version(), **named}
 
 
 def changed_since(checkpoint: Checkpoint, against: Checkpoint) -> bool:
-    """Whether any step from the source to the checkpoint changed weights: by its records, back to the source's own."""
+    """Say whether any step from the source to the checkpoint changed weights: by its records, back to the source's own."""
     earlier = _without_files(against.record)
     since = takewhile(lambda record: record != earlier, checkpoint.records)
     return any(record["verb"] != "prune" or (record.get("repair") or {}).get("kept") for record in since)
 
 
 def _without_files(record: Mapping[str, Any]) -> dict[str, Any]:
-    """A record as the next one keeps it: without the digests of files that it does not have."""
+    """Return a record as the next one keeps it: without the digests of files that it does not have."""
     return {key: value for key, value in record.items() if key != "files"}
 
 
 def skipped_layers(checkpoint: Checkpoint, against: Checkpoint) -> frozenset[int]:
-    """The layers of `against` that `checkpoint` lacks, by its record."""
+    """Find the layers of `against` that `checkpoint` lacks, by its record."""
     kept = list((checkpoint.record.get("layer_map") or {}).values())
     earlier = list((against.record.get("layer_map") or {str(i): i for i in range(against.anatomy.layers)}).values())
     if len(kept) != checkpoint.anatomy.layers or not set(kept) <= set(earlier):
@@ -77,7 +77,7 @@ def skipped_layers(checkpoint: Checkpoint, against: Checkpoint) -> frozenset[int
 
 
 def near_cuts(checkpoint: Checkpoint, count: int) -> tuple[int, ...]:
-    """The `count` layers on either side of each place where layers were removed, by the checkpoint's record."""
+    """Find the `count` layers on either side of each place where layers were removed, by the checkpoint's record."""
     kept = list((checkpoint.record.get("layer_map") or {}).values())
     edges = [-1, *kept, original_depth(checkpoint)]
     cuts = [place for place, (one, next_one) in enumerate(pairwise(edges)) if next_one != one + 1] if kept else []
@@ -93,6 +93,6 @@ def near_cuts(checkpoint: Checkpoint, count: int) -> tuple[int, ...]:
 
 
 def original_depth(checkpoint: Checkpoint) -> int:
-    """How many layers the first model of the records had."""
+    """Return how many layers the first model of the records had."""
     depths = [int(record["plan"]["layers"]) for record in checkpoint.records if record.get("plan")]
     return depths[-1] if depths else 0

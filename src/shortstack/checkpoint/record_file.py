@@ -13,7 +13,7 @@ from shortstack.errors import CheckpointError
 
 
 def read_record(directory: Path) -> Mapping[str, Any]:
-    """The record beside a checkpoint's weights; empty where there is none."""
+    """Read the record beside a checkpoint's weights; empty where there is none."""
     path = directory / RECORD
     if not path.exists():
         return {}
@@ -41,7 +41,7 @@ def _check_names(path: Path, names: Iterable[str]) -> None:
 
 
 def _is_record(value: Any) -> bool:
-    """The manifest, and what each step from the first model on tells of itself."""
+    """Say whether a record has its manifest, and what each step from the first model on tells of itself."""
     if not isinstance(value, dict) or not _is_manifest(value.get("files")):
         return False
     steps = []
@@ -61,7 +61,10 @@ def _is_manifest(files: Any) -> bool:
 
 
 def _is_step(record: Mapping[str, Any]) -> bool:
-    """A verb, the source's name, the versions; for a cut the original number of each layer and which ones went."""
+    """Say whether a step has a verb, its source's name and the versions.
+
+    A cut must also have the original number of each layer and which ones went.
+    """
     names = ("source", "versions", "layer_map", "plan", "repair", "healing")
     parts = {name: {} if record.get(name) is None else record[name] for name in names}
     if not all(isinstance(part, dict) for part in parts.values()):
@@ -79,7 +82,7 @@ def _is_step(record: Mapping[str, Any]) -> bool:
 
 
 def _is_healing(healing: Mapping[str, Any]) -> bool:
-    """A method, an objective, a schedule and data, whose names and numbers are options."""
+    """Say whether there are a method, an objective, a schedule and data, whose names and numbers are options."""
     parts = {name: healing.get(name) for name in ("method", "objective", "schedule", "data")}
     sections = {name: part for name, part in parts.items() if isinstance(part, dict)}
     named = (("method", "name"), ("objective", "loss"), ("data", "data"))

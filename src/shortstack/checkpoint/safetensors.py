@@ -51,11 +51,11 @@ class StoredTensor:
         return 8 * self.size // (self.parameters or 1)
 
     def digest(self) -> str:
-        """sha256 of the bytes, in hexadecimal."""
+        """Hash the bytes by sha256, in hexadecimal."""
         return piece_digest(self.data)
 
     def blocks(self, axis: int, kept: Sequence[int], count: int) -> StoredTensor:
-        """The tensor with only the `kept` of the `count` equal blocks it consists of along an axis."""
+        """Keep only the `kept` of the `count` equal blocks that the tensor consists of along an axis."""
         row = math.prod(self.shape[axis:]) * self.bits
         if self.shape[axis] % count or row % (8 * count):
             raise CheckpointError(
@@ -82,7 +82,7 @@ def read_into(tensor: StoredTensor, buffer: memoryview) -> None:
 
 
 def read_shard(path: Path) -> list[StoredTensor]:
-    """Every tensor a safetensors file declares, in file order; only the header is read, and checked by the library."""
+    """Read every tensor a safetensors file declares, in file order, from its header, which the library checks."""
     header, data_start = _read_header(path)
     tensors = []
     for name, entry in header.items():
@@ -94,7 +94,7 @@ def read_shard(path: Path) -> list[StoredTensor]:
 
 
 def save_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
-    """Tensors in memory as a file of their own, by the reference implementation."""
+    """Save tensors in memory as a file of their own, by the reference implementation."""
     from safetensors.torch import save_file
 
     with disk_errors(path):
@@ -102,7 +102,7 @@ def save_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
 
 
 def spill(tensor: StoredTensor, path: Path) -> StoredTensor:
-    """A tensor in memory as one whose bytes are a file of their own, until it is written elsewhere."""
+    """Move a tensor in memory into a file of its own, where its bytes stay until it is written elsewhere."""
     assert isinstance(tensor.data, bytes)  # noqa: S101  others are in a file already
     with disk_errors(path):
         path.write_bytes(tensor.data)
@@ -115,7 +115,7 @@ def read_metadata(path: Path) -> dict[str, Any]:
 
 
 def _read_header(path: Path) -> tuple[dict[str, Any], int]:
-    """The header, once the library has found it whole and true of the file, and where the first tensor begins."""
+    """Read the header, once the library has found it whole and true of the file, and where the first tensor begins."""
     from safetensors import SafetensorError, safe_open
 
     try:

@@ -25,7 +25,7 @@ class Sizes:
 
     @classmethod
     def summed(cls, layers: int, tensors: Iterable[tuple[int | None, int, int]]) -> Sizes:
-        """Of tensors, each by its layer, parameters and bytes; those of layers past the last are extra heads."""
+        """Sum up tensors, each by its layer, parameters and bytes; those of layers past the last are extra heads."""
         parameters, sizes = [0] * (layers + 2), [0] * (layers + 2)
         for layer, count, nbytes in tensors:
             slot = layers if layer is None else layers + 1 if layer >= layers else layer
@@ -36,7 +36,7 @@ class Sizes:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any], *, where: object) -> Sizes:
-        """The sizes that a scores.json keeps of its model."""
+        """Read the sizes that a scores.json keeps of its model."""
         try:
             parameters, sizes = tuple(data["layer_parameters"]), tuple(data["layer_bytes"])
             others = data["other_parameters"], data["other_bytes"]
@@ -49,7 +49,7 @@ class Sizes:
         return cls(parameters, sizes, *others, *extra)
 
     def of(self, kept: Sequence[int]) -> tuple[int, int]:
-        """(parameters, bytes) of the model with only these layers."""
+        """Return (parameters, bytes) of the model with only these layers."""
         parameters = self.other_parameters + sum(self.layer_parameters[layer] for layer in kept)
         nbytes = self.other_bytes + sum(self.layer_bytes[layer] for layer in kept)
         if len(kept) < len(self.layer_bytes):
@@ -58,7 +58,7 @@ class Sizes:
 
 
 def not_written_by(verb: str, where: object, found: str) -> DataError:
-    """The error for JSON that is not what one of shortstack's verbs writes."""
+    """Make the error for JSON that is not what one of shortstack's verbs writes."""
     return DataError(
         found, expected=f"the JSON that `shortstack {verb} -o` writes", fix=f"{verb} the model again", where=where
     )

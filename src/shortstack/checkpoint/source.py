@@ -15,7 +15,7 @@ from shortstack.machine.progress import Progress
 
 
 def commit_of(directory: Path) -> str | None:
-    """The commit of a hub snapshot, which its directory in the hub's cache is named by."""
+    """Return the commit of a hub snapshot, which its directory in the hub's cache is named by."""
     cached = directory.parent.name == "snapshots" and directory.parent.parent.name.startswith("models--")
     return directory.name if cached and re.fullmatch(r"[0-9a-f]{40}", directory.name) else None
 
@@ -54,7 +54,7 @@ def locate(model: str, revision: str | None, progress: Progress, *, download: bo
 
 
 def gguf_of(model: str) -> Path | None:
-    """The .gguf file that a model's name stands for; None where it stands for something else."""
+    """Find the .gguf file that a model's name stands for; None where it stands for something else."""
     path = _packaged_demo() if is_demo(model) else Path(model)
     return path if path and path.suffix == ".gguf" and os.path.isfile(path) else None
 

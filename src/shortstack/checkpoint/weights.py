@@ -39,7 +39,7 @@ TRAINABLE = ("BF16", "F16", "F32")
 
 
 def read_weight(tensor: StoredTensor, buffer: Tensor | None = None) -> Tensor:
-    """A stored tensor, read into memory: its own, or as many bytes of a buffer [bytes] of uint8."""
+    """Read a stored tensor into memory: its own, or as many bytes of a buffer [bytes] of uint8."""
     memory = torch.empty(tensor.size, dtype=torch.uint8) if buffer is None else buffer[: tensor.size]
     weight = memory.view(_dtype(tensor)).view(tensor.shape)
     if tensor.size:
@@ -128,7 +128,7 @@ def check_unquantised(checkpoint: Checkpoint, what_for: str, verb: str) -> None:
 
 
 def _described(name: Any) -> str:
-    """A name of transformers' report: bare, or with the shape that is stored and the one there is room for."""
+    """Describe a weight of transformers' report: by its bare name, or with the shape stored and the one it has room for."""
     if isinstance(name, str):
         return name
     weight, stored, room = name
@@ -136,9 +136,9 @@ def _described(name: Any) -> str:
 
 
 def exact_weights(checkpoint: Checkpoint, names: Iterable[str]) -> Iterator[tuple[str, Tensor]]:
-    """Weights as they are stored, in float32, by their names in the whole model's state dict; a tied head is the embedding.
+    """Read weights as they are stored, in float32, by their names in the whole model's state dict.
 
-    One layer is in memory at a time.
+    A tied head is the embedding. One layer is in memory at a time.
     """
     anatomy = checkpoint.anatomy
     layers, head, embedding = f"{anatomy.layers_path}.", f"{anatomy.head}.weight", f"{anatomy.embedding}.weight"
@@ -158,7 +158,7 @@ def exact_weights(checkpoint: Checkpoint, names: Iterable[str]) -> Iterator[tupl
 
 
 def stored_tensors(checkpoint: Checkpoint, weights: Mapping[str, Tensor]) -> dict[str, StoredTensor]:
-    """New weights as the checkpoint stores them: its names (experts unfused, prefixes as found) and its dtypes.
+    """Turn new weights into what the checkpoint stores: its names (experts unfused, prefixes as found) and its dtypes.
 
     weights: by their names in the whole model's state dict.
     """
@@ -174,13 +174,13 @@ class Edit:
     factor: float = 1.0
 
     def of(self, weight: Tensor) -> Tensor:
-        """The edited weight; in fp32 where something is added."""
+        """Edit a weight; in fp32 where something is added."""
         scaled = weight if self.factor == 1 else weight * self.factor
         return scaled if self.added is None else scaled.float() + self.added
 
 
 def edited_tensors(checkpoint: Checkpoint, edits: Mapping[str, Edit]) -> dict[str, StoredTensor]:
-    """The stored weights with edits made in fp32; edits: by the weights' names in the whole model's state dict."""
+    """Edit the stored weights, in fp32; edits: by the weights' names in the whole model's state dict."""
     weights = checkpoint.blueprint.state_dict()
     added = {name: edit.added for name, edit in edits.items() if edit.added is not None}
     factors = {name: torch.tensor(edit.factor).expand(weights[name].shape) for name, edit in edits.items()}
@@ -196,21 +196,21 @@ def edited_tensors(checkpoint: Checkpoint, edits: Mapping[str, Edit]) -> dict[st
 
 
 def _reverted(checkpoint: Checkpoint, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Weights by the names that save_pretrained gives them."""
+    """Return weights by the names that save_pretrained gives them."""
     from transformers.core_model_loading import revert_weight_conversion
 
     return dict(revert_weight_conversion(checkpoint.blueprint, dict(weights))) if weights else {}
 
 
 def _stored(checkpoint: Checkpoint, name: str) -> StoredTensor | None:
-    """The stored tensor of a weight, by the name that save_pretrained gives it: the model's own prefix may lack."""
+    """Find the stored tensor of a weight, by the name that save_pretrained gives it: the model's own prefix may lack."""
     prefix = f"{checkpoint.blueprint.base_model_prefix}."
     candidates = (name, name.removeprefix(prefix), f"{prefix}{name}")
     return next((checkpoint.tensors[candidate] for candidate in candidates if candidate in checkpoint.tensors), None)
 
 
 def _known(checkpoint: Checkpoint, name: str) -> StoredTensor:
-    """The stored tensor of a weight, as _stored(); of a head without one the embedding's, by the head's name."""
+    """Find the stored tensor of a weight, as _stored(); of a head without one the embedding's, by the head's name."""
     tensor = _stored(checkpoint, name)
     if tensor is None and name in _reverted(checkpoint, _blank(checkpoint, [f"{checkpoint.anatomy.head}.weight"])):
         (embedding,) = _reverted(checkpoint, _blank(checkpoint, [f"{checkpoint.anatomy.embedding}.weight"]))

@@ -45,7 +45,7 @@ class _Writing:
         ]
 
     def result(self) -> dict[str, WrittenFile]:
-        """The files by name, when all are written."""
+        """Wait until all files are written, and return them by name."""
         return {name: future.result() for name, future in zip(self.names, self.futures, strict=True)}
 
     def halt(self) -> None:
@@ -69,7 +69,7 @@ class CheckpointWriter:
     """
 
     def __init__(self, out: str | Path, *, source: Path, nbytes: int) -> None:
-        """nbytes: what will be written, checked against the free space before anything is.
+        """Check the output and its room. nbytes: what will be written, checked against the free space before anything is.
 
         The output is locked in the context; who computes long before that holds it by held().
         """
@@ -157,7 +157,7 @@ class CheckpointWriter:
 
 
 def layout(tensors: Sequence[StoredTensor], origin: Mapping[str, str]) -> list[list[StoredTensor]]:
-    """Tensors grouped into output shards as the source had them; origin: tensor -> file."""
+    """Group tensors into output shards as the source had them; origin: tensor -> file."""
     shards: list[list[StoredTensor]] = []
     last = ""
     for tensor in tensors:

@@ -75,7 +75,7 @@ def _exit_code() -> int | str | None:
 
 @contextmanager
 def _ended_by_signals() -> Iterator[None]:
-    """SIGTERM and SIGHUP end the program as ctrl-C does; whoever called main() has its own handlers back afterwards."""
+    """End the program at SIGTERM and SIGHUP as ctrl-C does; whoever called main() has its own handlers back afterwards."""
     numbers = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP", "SIGINT") if hasattr(signal, name)]
     obeyed = [number for number in numbers if signal.getsignal(number) is not signal.SIG_IGN]  # ignored under nohup
     before, hook = {number: signal.signal(number, _stopped) for number in obeyed}, sys.unraisablehook

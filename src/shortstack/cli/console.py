@@ -54,7 +54,7 @@ def title(table: Table) -> Text:
 
 
 def drawn(table: Table, places: Sequence[int] | None = None) -> RichTable:
-    """A table as the terminal shows it, or some of its columns, without its title. Names are never markup, never folded."""
+    """Lay a table, or some of its columns, out for the terminal, without its title. Names are never markup, never folded."""
     from rich.table import Table as RichTable
     from rich.text import Text
 

@@ -30,7 +30,10 @@ def show_dry_run(
     output: Path | None = None,
     data: Mapping[str, Any] | None = None,
 ) -> None:
-    """rows: what would be done, in words; data: the same for machines. output: where on the disk bytes would go."""
+    """Show what would be done.
+
+    rows: that in words; data: the same for machines. output: where on the disk bytes would go.
+    """
     there = _there(needed, output)
     short = lacking(needed, output)
     if report.json:
@@ -62,7 +65,7 @@ def lacking(needed: Requirements, output: Path | None = None) -> list[str]:
 
 
 def _there(needed: Requirements, output: Path | None) -> dict[str, int]:
-    """Memory that this process has and can still get where it would compute, and free disk."""
+    """Look up the memory that this process has and can still get where it would compute, and the free disk."""
     from shortstack.machine.files import existing_folder
     from shortstack.machine.memory import available_memory
 
@@ -77,7 +80,7 @@ def _with_libraries(needed: Requirements) -> int:
 
 
 def _libraries(needed: Requirements) -> int:
-    """The memory of this process, which has loaded by now the libraries that the verb itself loads; a GPU holds none."""
+    """Measure the memory of this process, which has loaded the verb's libraries by now; a GPU holds none of them."""
     import psutil
 
     return 0 if needed.device.startswith("cuda") else int(psutil.Process().memory_info().rss)

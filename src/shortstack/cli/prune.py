@@ -89,7 +89,10 @@ class _Cut:
         return choose(checkpoint.depth, self.choice).plan if named else of_depth(checkpoint.depth)
 
     def preview(self, checkpoint: Checkpoint, of_depth: Planned) -> tuple[Plan, list[tuple[str, str]], Requirements]:
-        """The plan, or one of its size; what would be done, in words; and what that needs. All that is refused is, here."""
+        """Return the plan, or one of its size; what would be done, in words; and what that needs.
+
+        All that is refused is refused here.
+        """
         from shortstack.planning.chooser import check_choice
         from shortstack.pruning.pruner import check_cut, check_fits, requirements
         from shortstack.repairing.repairer import check_repair
@@ -109,7 +112,7 @@ class _Cut:
         return plan, rows, needed.then(requirements(checkpoint, plan, copies=self.copies))
 
     def chosen(self, checkpoint: Checkpoint, of_depth: Planned, progress: Progress) -> Chosen:
-        """The plan that is made already, or what the choice finds; before that, whether there is room for the output."""
+        """Return the plan that is made already, or choose one; before that, check that there is room for the output."""
         from shortstack.pruning.pruner import check_cut, check_fits
 
         planned = self.planned(checkpoint, of_depth)

@@ -92,7 +92,10 @@ class BaselineContext:
         stream: bool | None = None,
         progress: Progress = silent,
     ) -> None:
-        """base: the checkpoint's model, which is never changed. folder: for their checkpoints. stream: as in Compute."""
+        """Keep what all baselines are made from.
+
+        base: the checkpoint's model, which is never changed. folder: for their checkpoints. stream: as in Compute.
+        """
         self.checkpoint, self.budget, self.calibration = checkpoint, budget, calibration
         self.base, self.folder, self.progress = base, folder, progress
         self.compute = Compute(calibration.tokens.seed, str(base.device), base.dtype, stream)
@@ -136,7 +139,7 @@ class BaselineContext:
         return self.changes or uncovered(self.base) or scheme.missing(self.compute.device)
 
     def plan(self, size: Callable[[KeptLayers], int]) -> Plan | None:
-        """The exact cut nearest to the fewest chosen layers without which size(kept) fits; None where none does."""
+        """Find the exact cut nearest to the fewest chosen layers without which size(kept) fits; None where none does."""
         choice = replace(self.calibration.choice, fits=lambda kept: size(kept) <= self.budget)
         try:
             chosen = choose(self.checkpoint, choice, self.source, compute=self.compute, progress=self.progress)
@@ -262,7 +265,9 @@ BASELINES: tuple[Callable[[BaselineContext], Iterator[Baseline]], ...] = (
 
 
 def parse_memory(memory: str, whole: int, *, least: int = 0) -> int:
-    """How many bytes a share of `whole` is. least: what embedding, head and norms take, which every baseline keeps.
+    """Compute how many bytes a share of `whole` is.
+
+    least: what embedding, head and norms take, which every baseline keeps.
 
     >>> parse_memory("50%", 1000)
     500

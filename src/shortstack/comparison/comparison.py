@@ -78,7 +78,7 @@ class ComparisonRow:
         return sum(losses) / len(losses) if losses else math.inf
 
     def cells(self, texts: Iterable[str], tasks: Iterable[str]) -> tuple[Any, ...]:
-        """Its row of the table; the unpruned model is as fast as itself."""
+        """Make the baseline's row of the table; the unpruned model is as fast as itself."""
         speeds = (
             (self.ratio.decode.value, self.ratio.prefill.value) if self.ratio else (1.0 if self.speed else None,) * 2
         )
@@ -113,7 +113,10 @@ class Comparison(Tabled):
     threads: int
 
     def table(self) -> Table:
-        """A row for each baseline, best first, those last that could not be had; what each is, or why there is none."""
+        """Make a row for each baseline, best first, those last that could not be had.
+
+        It says what each is, or why there is none.
+        """
         texts = dict.fromkeys(text for row in self.rows for text in row.perplexity)
         tasks = dict.fromkeys(task for row in self.rows for task in row.tasks)
         columns = (
@@ -208,7 +211,7 @@ def check_comparison(checkpoint: Checkpoint, calibration: Calibration, judging: 
 
 
 def requirements(checkpoint: Checkpoint, calibration: Calibration, budget: int, compute: Compute) -> Requirements:
-    """Of two models at a time, which write where they fit; on the disk the checkpoints of all baselines, until the end.
+    """Count what two models at a time take, which write where they fit; on the disk all baselines' checkpoints, to the end.
 
     What is in int8 is stored in 16 bits.
     """

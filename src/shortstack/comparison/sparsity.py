@@ -20,7 +20,7 @@ from shortstack.machine.progress import Progress, silent
 
 @torch.no_grad()
 def input_norms(decoder: Decoder, ids: Tensor, *, progress: Progress = silent) -> dict[str, Tensor]:
-    """|X_j|_2 over all tokens of `ids` [samples, length], of each input channel j of each linear layer inside the layers.
+    """Compute |X_j|_2 over all tokens of `ids` [samples, length], for each input channel j of each linear layer.
 
     By the names of modules in the whole model, [inputs] in float64; from one walk of the unchanged model.
     """

@@ -69,7 +69,7 @@ def find_mlps(decoder: Decoder) -> list[Mlp]:
 
 
 def neuron_bytes(checkpoint: Checkpoint, mlps: Sequence[Mlp]) -> int:
-    """Stored bytes of one neuron of every layer."""
+    """Count the stored bytes of one neuron of every layer."""
     return sum(
         tensor.size // mlp.neurons
         for number, mlp in enumerate(mlps)

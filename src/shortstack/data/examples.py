@@ -44,7 +44,7 @@ def read_examples(
     most: float | None = None,
     written: Written | None = None,
 ) -> list[Example]:
-    """Samples to heal on, shuffled: text is cut into windows that count whole; elsewhere only responses count.
+    """Read samples to heal on, shuffled: text is cut into windows that count whole; elsewhere only responses count.
 
     Samples longer than max_length are cut at its end; one with nothing left to learn is dropped. Of several sources each
     gives a part of the samples by its weight, as many as the one that has least allows. Samples of one conversation follow
@@ -66,7 +66,7 @@ def read_examples(
 
 
 def _first(parts: Sequence[Conversation], amount: int) -> Iterator[Conversation]:
-    """So many examples of the parts, the last of which may be cut."""
+    """Yield so many examples of the parts, the last of which may be cut."""
     for part in parts:
         if amount > 0:
             yield part[:amount]
@@ -76,7 +76,7 @@ def _first(parts: Sequence[Conversation], amount: int) -> Iterator[Conversation]
 def shared_out(
     source: str, tokenizer: PreTrainedTokenizerBase, max_length: int, seed: int, most: float | None
 ) -> tuple[dict[str, list[Conversation]], dict[str, int]]:
-    """The samples of the sources that have an end, and how many each source gives."""
+    """Read the samples of the sources that have an end, and share out how many each source gives."""
     sources = parse_sources(source)
     whole = sum(weighted.weight for weighted in sources)
     read = {
@@ -94,7 +94,9 @@ def shared_out(
 
 
 def shares(sources: Sequence[Weighted], sizes: Mapping[str, int], most: float | None) -> dict[str, int]:
-    """How many samples each source gives, by its weight. sizes: of those that have an end. most: in all; a float: a share.
+    """Share samples out to the sources by their weights.
+
+    sizes: of those that have an end. most: in all; a float: a share.
 
     >>> shares([Weighted("a.txt"), Weighted("self", 0.5)], {"a.txt": 100}, most=None)
     {'a.txt': 100, 'self': 50}
@@ -124,7 +126,7 @@ def shares(sources: Sequence[Weighted], sizes: Mapping[str, int], most: float | 
 def _read(
     source: str, tokenizer: PreTrainedTokenizerBase, max_length: int, seed: int, most: int | None
 ) -> list[Conversation]:
-    """The samples of a source that has an end; most: of so many records with something to learn, drawn by the seed."""
+    """Read the samples of a source that has an end; most: of so many records with something to learn, drawn by the seed."""
     records = 0
 
     def useful() -> Iterator[list[Conversation]]:
@@ -146,7 +148,7 @@ def _read(
 
 
 def _useful(examples: Sequence[Example], *, chat: bool) -> list[Conversation]:
-    """Those of a record's samples that have something to learn; all of a chat together, others one by one."""
+    """Keep those of a record's samples that have something to learn; all of a chat together, others one by one."""
     useful = [example for example in examples if any(example.learn[1:])]
     if chat and useful:
         return [[useful[0], *(replace(example, follows=True) for example in useful[1:])]]
@@ -161,7 +163,7 @@ def _made(
     seed: int,
     written: Written | None,
 ) -> list[Example]:
-    """So many samples of a source that is written as it is read."""
+    """Make so many samples of a source that is written as it is read."""
     rng = random.Random(f"{seed} {source} to learn")  # other texts than those that calibrate
     windows = made_windows(source, tokenizer, max_length, amount, rng, written)
     return [Example(tuple(ids), tuple(learn)) for ids, learn in zip(*(part.tolist() for part in windows), strict=True)]
@@ -186,7 +188,7 @@ def _examples(record: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase, max
 def _chat_examples(
     messages: Sequence[Mapping[str, Any]], tokenizer: PreTrainedTokenizerBase, max_length: int
 ) -> list[Example]:
-    """The conversation in the model's own template; only what the assistant says counts.
+    """Render the conversation in the model's own template; only what the assistant says counts.
 
     One sample, where the template renders every turn as it renders it last. Where it does not (some drop what earlier turns
     thought), a sample for each answer, each with the conversation up to it.
@@ -202,7 +204,7 @@ def _chat_examples(
 
 
 def _answer_span(messages: Sequence[Mapping[str, Any]], tokenizer: PreTrainedTokenizerBase) -> tuple[str, int]:
-    """The text of a conversation that ends with an answer, and the character at which the answer starts."""
+    """Render a conversation that ends with an answer; return it with the character at which the answer starts."""
     prompt, text = render(messages[:-1], tokenizer, answer=True), render(messages, tokenizer)
     if not text.startswith(prompt):
         raise DataError(
@@ -217,7 +219,7 @@ def _answer_span(messages: Sequence[Mapping[str, Any]], tokenizer: PreTrainedTok
 def _learning(
     text: str, spans: Sequence[tuple[int, int]], tokenizer: PreTrainedTokenizerBase, max_length: int
 ) -> Example:
-    """The text as tokens; those that begin in one of the spans of characters count."""
+    """Tokenise the text; the tokens that begin in one of the spans of characters count."""
     if not tokenizer.is_fast:
         raise DataError(
             type(tokenizer).__name__,
@@ -232,7 +234,7 @@ def _learning(
 
 
 def render(messages: Sequence[Mapping[str, Any]], tokenizer: PreTrainedTokenizerBase, *, answer: bool = False) -> str:
-    """The conversation by the tokenizer's chat template; answer: with what opens the next answer."""
+    """Render the conversation by the tokenizer's chat template; answer: with what opens the next answer."""
     from jinja2.exceptions import TemplateError
 
     if not tokenizer.chat_template:

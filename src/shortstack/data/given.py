@@ -17,7 +17,7 @@ Rows = Iterable[Any] | Path  # texts, chats as lists of messages, or records, as
 
 
 def source_of(source: str | Rows) -> str:
-    """A source by its name: itself, or the file that rows given in memory are kept in.
+    """Name a source: by itself, or by the file that rows given in memory are kept in.
 
     >>> source_of("pydoc")
     'pydoc'
@@ -63,7 +63,7 @@ def _line(row: Any, number: int) -> str:
 
 
 def _record(row: Any) -> Mapping[str, Any] | None:
-    """A row in one of the formats that files have; None where it is in none of them."""
+    """Put a row in one of the formats that files have; None where it is in none of them."""
     if isinstance(row, str):
         return {"text": row}
     if isinstance(row, Mapping):

@@ -34,7 +34,7 @@ Make = Callable[[random.Random, int], tuple[str, str]]  # of a size from 2 to 5:
 
 
 def copying(rng: random.Random, most: int = MOST) -> Passages:
-    """Random words, or symbols and numbers in one text of three, and the same once more.
+    """Draw words, or symbols and numbers in one text of three, and repeat them once.
 
     >>> first, again = copying(random.Random(1))
     >>> first[0] == again[0] + "\\n", first[1], again[1]
@@ -50,7 +50,7 @@ def copying(rng: random.Random, most: int = MOST) -> Passages:
 
 
 def recall(rng: random.Random, most: int = MOST) -> Passages:
-    """A list of words with numbers, then some of its words again: the number that belongs to each is determined.
+    """List words with numbers, then some of the words again: the number that belongs to each is determined.
 
     >>> [determined for _, determined in recall(random.Random(1))][:3]
     [False, False, True]
@@ -72,7 +72,7 @@ class Family(NamedTuple):
 
 
 def drills(rng: random.Random, most: int = MOST) -> Passages:
-    """Questions of one family in one template, each with its answer, which counts from the third on; about `most` words.
+    """Write questions of one family in one template, with answers, which count from the third on; about `most` words.
 
     >>> text = "".join(part for part, _ in drills(random.Random(4)))
     >>> print(text.splitlines()[0])

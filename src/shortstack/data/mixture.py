@@ -57,7 +57,7 @@ class Weighted:
 
 
 def parse_sources(text: str) -> tuple[Weighted, ...]:
-    """The sources that are named, in this order.
+    """List the sources that are named, in this order.
 
     >>> parse_sources("notes.txt=2,self")
     (Weighted(source='notes.txt', weight=2.0), Weighted(source='self', weight=1.0))
@@ -99,7 +99,7 @@ def _weighted(part: str, text: str) -> Weighted:
 
 
 def check_sources(text: str) -> tuple[Weighted, ...]:
-    """The sources that are named, each of them one that can be read; the hub is not asked."""
+    """List the sources that are named, if each of them is one that can be read; the hub is not asked."""
     sources = parse_sources(text)
     for weighted in sources:
         if not weighted.endless:

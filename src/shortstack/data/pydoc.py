@@ -11,7 +11,10 @@ HELD_OUT_SHARE = 0.2
 
 
 def pydoc(held_out: bool) -> str:
-    """The standard library's reference topics, each paragraph once: topics quote each other, and would leak otherwise."""
+    """Read the standard library's reference topics, each paragraph once.
+
+    Topics quote each other, and would leak otherwise.
+    """
     from pydoc_data import topics
 
     texts = "\n\n".join(topics.topics[name].strip() for name in sorted(topics.topics))
@@ -23,5 +26,5 @@ def pydoc(held_out: bool) -> str:
 
 @functools.cache
 def words() -> tuple[str, ...]:
-    """The words of the text that comes along, from the part that calibrates."""
+    """List the words of the text that comes along, from the part that calibrates."""
     return tuple(sorted(set(re.findall(r"\b[a-z]{3,9}\b", pydoc(False)))))

@@ -55,7 +55,7 @@ class TokenizedQuestion:
 
 
 def read_questions(path: str | Path) -> list[Question]:
-    """The questions of a .jsonl file, each line as in LAYOUT."""
+    """Read the questions of a .jsonl file, each line as in LAYOUT."""
     questions = []
     for where, value in read_lines(Path(path)):
         if not _is_question(value):
@@ -80,7 +80,7 @@ def questions_sha256(questions: Sequence[Question]) -> str:
 
 
 def tokenize_questions(questions: Sequence[Question], tokenizer: PreTrainedTokenizerBase) -> list[TokenizedQuestion]:
-    """The questions as tokens."""
+    """Tokenise each question with each of its choices."""
     return [
         TokenizedQuestion(
             tuple(request(tokenizer, question.context, choice) for choice in question.choices), question.answer
@@ -90,7 +90,7 @@ def tokenize_questions(questions: Sequence[Question], tokenizer: PreTrainedToken
 
 
 def request(tokenizer: PreTrainedTokenizerBase, context: str, choice: str) -> Request:
-    """Context and choice as one text, parted by how many tokens the context alone has; spaces at its end go over."""
+    """Join context and choice into one text, parted by how many tokens the context alone has; spaces at its end go over."""
     stripped = context.rstrip()
     choice = context[len(stripped) :] + choice
     bos = bos_ids(tokenizer)

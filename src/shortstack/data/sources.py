@@ -45,7 +45,7 @@ TEXT = f"{', '.join([*SOURCES, *IN_CONTEXT])}, a .txt, .json or .jsonl file, or 
 
 
 def parse_samples(samples: str | int) -> int | None:
-    """How many windows of a text: a number, or None for "all"."""
+    """Read how many windows of a text are meant: a number, or None for "all"."""
     if samples == "all":
         return None
     if not str(samples).isdecimal() or not int(samples):
@@ -75,7 +75,7 @@ def check_source(source: str, known: str = f"{OWN}, mix, {TEXT}") -> None:
 
 
 def read_records(source: str, *, seed: int = 0, held_out: bool = False) -> Iterator[dict[str, Any]]:
-    """The records of a source, each in one of FORMATS; plain text is one record. Rows of the hub are shuffled by seed.
+    """Read the records of a source, each in one of FORMATS; plain text is one record. Shuffle rows of the hub by seed.
 
     held_out: of a built-in source, the last 20 % instead of the first 80 %.
     """
@@ -92,12 +92,12 @@ def read_records(source: str, *, seed: int = 0, held_out: bool = False) -> Itera
 
 
 def read_documents(source: str, *, seed: int = 0, held_out: bool = False) -> Iterator[str]:
-    """The texts of a source, shuffled by seed when there are several; records of other formats give all their text."""
+    """Read the texts of a source, shuffled by seed when there are several; records of other formats give all their text."""
     return map(_all_text, shuffled_records(source, seed=seed, held_out=held_out))
 
 
 def shuffled_records(source: str, *, seed: int = 0, held_out: bool = False) -> Iterator[dict[str, Any]]:
-    """read_records() in an order drawn by seed: of a file all are read first, of the hub as many as are asked for."""
+    """Read records in an order drawn by seed: of a file all are read first, of the hub as many as are asked for."""
     records = read_records(source, seed=seed, held_out=held_out)
     if not source.endswith((".json", ".jsonl")):
         return records
@@ -132,7 +132,7 @@ def _unreadable(path: Path, error: OSError) -> DataError:
 
 
 def _entries(path: Path) -> Iterator[dict[str, Any]]:
-    """The objects of a .json file, which holds a list of them."""
+    """Read the objects of a .json file, which holds a list of them."""
     text, expected, fix = _read_text(path), "a JSON list of objects", "correct it, or save it as .jsonl"
     try:
         entries = json.loads(text)
@@ -145,7 +145,7 @@ def _entries(path: Path) -> Iterator[dict[str, Any]]:
 
 
 def read_lines(path: Path) -> Iterator[tuple[str, Any]]:
-    """Where each line of a .jsonl file is, for messages, and its value."""
+    """Yield where each line of a .jsonl file is, for messages, and its value."""
     for number, line in enumerate(_read_text(path).split("\n"), start=1):  # splitlines also cuts at U+2028, unlike JSON
         if not line.strip():
             continue
@@ -158,7 +158,7 @@ def read_lines(path: Path) -> Iterator[tuple[str, Any]]:
 
 
 def _checked(record: Any, where: str) -> dict[str, Any]:
-    """The record without its null fields, which count as absent."""
+    """Check a record, and return it without its null fields, which count as absent."""
     given = {key: value for key, value in record.items() if value is not None} if isinstance(record, dict) else {}
     if record_format(given) is None:
         raise DataError(
@@ -183,12 +183,12 @@ def _of_no_format(record: Any, given: Mapping[str, Any]) -> str:
 
 
 def record_format(record: Mapping[str, Any]) -> str | None:
-    """The first of KEYS whose fields a record has, each of the type that it should be; None when none."""
+    """Find the first of KEYS whose fields a record has, each of the type that it should be; None when none."""
     return next((name for name, keys in KEYS.items() if record.keys() >= set(keys) and not _wrong(record, name)), None)
 
 
 def _wrong(record: Mapping[str, Any], name: str) -> list[str]:
-    """A record's fields of a format that are not of the type they should be: a text, or of messages a list of turns."""
+    """List a record's fields of a format that are not of the type they should be: a text, or of messages a list of turns."""
     keys = [key for key in (*KEYS[name], *(CONTEXT if "instruction" in KEYS[name] else ())) if key in record]
     return [key for key in keys if not (_is_chat if key == "messages" else _is_text)(record[key])]
 
@@ -216,7 +216,7 @@ def _all_text(record: Mapping[str, Any]) -> str:
 
 
 def hub_records(source: str, seed: int) -> Iterator[dict[str, Any]]:
-    """The rows of a hub dataset, streamed, and shuffled by seed in a buffer of a thousand rows."""
+    """Stream the rows of a hub dataset, shuffled by seed in a buffer of a thousand rows."""
     name, split = _check_hub_name(source)
     import datasets
 
@@ -232,7 +232,7 @@ def hub_records(source: str, seed: int) -> Iterator[dict[str, Any]]:
 
 
 def _check_hub_name(source: str, known: str = TEXT) -> tuple[str, str]:
-    """The name of a hub dataset, and the split that was named, or none; known: what else could have been meant."""
+    """Part the name of a hub dataset from the split that was named, or none; known: what else could have been meant."""
     name, _, split = source.partition(":")
     if "/" not in name or name.startswith((".", "/", "~")):
         raise DataError("none of these", expected=known.rstrip("."), fix="check the name or the path", where=source)
@@ -240,7 +240,7 @@ def _check_hub_name(source: str, known: str = TEXT) -> tuple[str, str]:
 
 
 def prompt_and_response(record: Mapping[str, Any]) -> tuple[str, str]:
-    """The prompt as the paper's data template renders it, and the response to learn."""
+    """Render the prompt by the paper's data template, and return it with the response to learn."""
     kind = record_format(record)
     if kind == "prompt":
         return str(record["prompt"]), str(record["completion"])

@@ -51,7 +51,7 @@ class Tokens:
 
     @classmethod
     def given(cls, ids: Tensor) -> Tokens:
-        """Windows [samples, length] of which nothing else is known."""
+        """Take windows [samples, length] of which nothing else is known."""
         return cls(ids, "given", False, 0)
 
     @classmethod
@@ -67,7 +67,7 @@ class Tokens:
         at_least: int | None = None,
         written: Written | None = None,
     ) -> Tokens:
-        """`samples` random windows of `length` tokens (BOS included), or with None every window, in order.
+        """Read `samples` random windows of `length` tokens (BOS included), or with None every window, in order.
 
         Windows never overlap and never cross documents. With several documents each gives one window at a random place,
         as in the paper; a document shorter than a window is passed over. BOS is added where the tokenizer itself adds it.
@@ -117,7 +117,7 @@ class Tokens:
 
     @classmethod
     def joined(cls, parts: Sequence[Tokens], weights: Sequence[float], source: str) -> Tokens:
-        """Windows of several sources as one; source: what is said of all together."""
+        """Join windows of several sources; source: what is said of all together."""
         import torch
 
         ids = torch.cat([part.ids for part in parts])
@@ -141,13 +141,13 @@ class Tokens:
         )
 
     def rows(self, chosen: Tensor) -> Tokens:
-        """The windows for which chosen [samples] is true; of each kind at least one must be."""
+        """Take the windows for which chosen [samples] is true; of each kind at least one must be."""
         kinds = tuple(replace(kind, samples=int(chosen[rows].sum())) for kind, rows in self.parts)
         counted = None if self.counted is None else self.counted[chosen]
         return replace(self, ids=self.ids[chosen], kinds=kinds if self.kinds else (), counted=counted)
 
     def drawn(self, amount: int) -> Tokens:
-        """So many of the windows, drawn by the seed, in their order."""
+        """Draw so many of the windows by the seed, and leave them in their order."""
         import torch
 
         chosen = sorted(random.Random(self.seed).sample(range(len(self.ids)), amount))
@@ -199,7 +199,7 @@ class CalibrationText:
         check_sources(self.text)
 
     def of_all(self, samples: int) -> CalibrationText:
-        """The same text, of all its sources together about so many windows, but enough of each to hold some out."""
+        """Return the same text with about so many windows of all its sources, but enough of each to hold some out."""
         return replace(self, samples=max(JUDGING, -(-samples // len(parse_sources(self.text)))))
 
     def tokens(
@@ -210,7 +210,7 @@ class CalibrationText:
         at_least: int | None = None,
         written: Written | None = None,
     ) -> Tokens:
-        """The windows; at_least, written: as in Tokens.read.
+        """Read the windows; at_least, written: as in Tokens.read.
 
         Raises:
             DataError: as Tokens.read and parse_sources.
@@ -234,18 +234,18 @@ class CalibrationText:
 
 
 def bos_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """[BOS] when the tokenizer puts it before text by itself, else []."""
+    """Return [BOS] when the tokenizer puts it before text by itself, else []."""
     first = tokenizer("a").input_ids[:1]
     return list(first) if first and first[0] == tokenizer.bos_token_id else []
 
 
 def same_tokens(one: PreTrainedTokenizerBase, other: PreTrainedTokenizerBase) -> bool:
-    """Whether a token id means the same to both."""
+    """Say whether a token id means the same to both."""
     return bool(one.get_vocab() == other.get_vocab())
 
 
 def encode(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
-    """Token ids of text without special tokens."""
+    """Tokenise text, without special tokens."""
     check_text(text)
     return list(tokenizer(text, add_special_tokens=False, verbose=False).input_ids)
 
@@ -264,13 +264,13 @@ def check_text(text: str) -> None:
 
 
 def _endless(source: str) -> DataError:
-    """That all of a text is asked for which is written as it is read."""
+    """Make the error that all of a text is asked for which is written as it is read."""
     fix = "say how many samples, or name other texts"
     return DataError(f"{source}, which has no end", expected="a number of windows", fix=fix, option="samples")
 
 
 def own_windows(written: Written | None, room: int, amount: int) -> list[list[int]]:
-    """So many windows of `room` tokens of what a model wrote: its texts one after the other, cut where a window is full.
+    """Cut what a model wrote into so many windows of `room` tokens, its texts one after the other, up to a full window.
 
     Fewer where it writes no more texts, since its time is over.
     """
@@ -297,7 +297,7 @@ def made_windows(
     rng: random.Random,
     written: Written | None,
 ) -> tuple[Tensor, Tensor]:
-    """Windows of a source that is written as it is read, and which of their tokens count: [amount, length] each.
+    """Make windows of a source that is written as it is read, and say which of their tokens count: [amount, length] each.
 
     There are fewer of what a model writes where its time is over.
     """
@@ -316,7 +316,7 @@ def made_windows(
 def _filled_window(
     source: str, tokenizer: PreTrainedTokenizerBase, room: int, rng: random.Random
 ) -> list[tuple[int, bool]]:
-    """`room` tokens of texts one after the other, shorter ones where they would not fit, and whether each counts."""
+    """Fill `room` tokens with texts one after the other, shorter ones where they would not fit; mark which tokens count."""
     window: list[tuple[int, bool]] = []
     between, most, misses = [(token, False) for token in encode(tokenizer, "\n\n")], MOST, 0
     while most:
@@ -337,7 +337,7 @@ def _filled_window(
 
 
 def _marked(passages: Iterable[tuple[str, bool]], tokenizer: PreTrainedTokenizerBase) -> Iterator[tuple[int, bool]]:
-    """The passages as tokens, and whether each is of one that what stands before it determines."""
+    """Tokenise the passages; mark each token of one that what stands before it determines."""
     for text, determined in passages:
         yield from ((token, determined) for token in encode(tokenizer, text))
 
@@ -374,7 +374,7 @@ def check_enough(tokens: Tokens, fix: str, *, at_least: int = HELD_OUT) -> None:
 
 
 def split(tokens: Tokens, each: int = HELD_OUT) -> tuple[Tokens, Tokens]:
-    """Samples to fit on, and every fourth of each kind, held out; each: in place of four."""
+    """Part the samples to fit on from every fourth of each kind, which is held out; each: in place of four."""
     import torch
 
     held_out = torch.cat([torch.arange(kind.samples) % each == each - 1 for kind, _ in tokens.parts])

@@ -21,7 +21,7 @@ def padded(
     left: bool = False,
     filler: int | None = 0,
 ) -> Tensor:
-    """Token ids [rows, longest], padded on the right, where no token of a causal model sees them, or on the left.
+    """Pad token ids to [rows, longest]: on the right, where no token of a causal model sees it, or on the left.
 
     filler: the id that is added; None is a row's own first token, which no library takes for padding that wants a mask.
 
@@ -71,19 +71,19 @@ class Batches:
         return max(batch.numel() for batch in self.ids)
 
     def predicted(self, kind: int) -> int:
-        """How many tokens of a kind count when they are predicted."""
+        """Count the tokens of a kind that count when they are predicted."""
         batches = zip(self.kind_of, self.ids, self.counted, strict=True)
         own = [(ids, counted) for batch_kind, ids, counted in batches if batch_kind == kind]
         return sum(ids[:, 1:].numel() if counted is None else int(counted[:, 1:].sum()) for ids, counted in own)
 
     def mean(self, values: Sequence[float]) -> float:
-        """Of a number for each kind, by the kinds' weights."""
+        """Average a number of each kind by the kinds' weights."""
         total = sum(kind.weight for kind in self.kinds)
         return sum(kind.weight * value for kind, value in zip(self.kinds, values, strict=True)) / total
 
 
 def by_length(lengths: Sequence[int], *, batch: int | None = None) -> list[list[int]]:
-    """Samples in groups of alike length: `batch` of them, or with None as many as take BATCH_TOKENS with their padding."""
+    """Group samples of alike length: `batch` of them, or with None as many as take BATCH_TOKENS with their padding."""
     groups: list[list[int]] = []
     for sample in sorted(range(len(lengths)), key=lambda sample: lengths[sample]):
         together = len(groups[-1]) + 1 if groups else 0

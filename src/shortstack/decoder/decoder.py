@@ -64,7 +64,7 @@ class Decoder(Layered):
     def walk(
         self, ids: Tensor, sets: Sequence[SkippedLayers] = (UNPRUNED,), *, until: int | None = None
     ) -> dict[SkippedLayers, Tensor]:
-        """The hidden states without each set of layers after the last layer, or before layer `until`.
+        """Compute the hidden states without each set of layers, after the last layer or before layer `until`.
 
         ids: [batch, length] token ids. Returns {skipped layers: [batch, length, width]}. Gradients flow as the caller has
         them enabled.
@@ -79,7 +79,7 @@ class Decoder(Layered):
         return self.enter(ids).hidden[UNPRUNED]
 
     def enter(self, ids: Tensor, sets: Sequence[SkippedLayers] = (UNPRUNED,)) -> WalkState:
-        """A walk before layer 0, which the embedded token ids enter."""
+        """Begin a walk before layer 0, which the embedded token ids enter."""
         check_positions(self, ids.shape[1], "length", fix="ask for fewer tokens, with max_length when healing")
         self.check_direct()
         entered: list[State] = []
@@ -115,7 +115,7 @@ class Decoder(Layered):
     def _advance(
         self, walk: WalkState, layer: int, observe: Observer | None, on_forward: Callable[[int], None]
     ) -> list[Group]:
-        """Every stream of a walk through the layer, or around it."""
+        """Bring every stream of a walk through the layer, or around it."""
         first, form = walk.groups[0][0][0], self.forms()[layer]
         passing, entering = list[Group](), list[Group]()
         for together, before in walk.groups:
@@ -142,7 +142,7 @@ class Decoder(Layered):
         *,
         on_forward: Callable[[int], None] = lambda _count: None,
     ) -> list[State]:
-        """Each state as it leaves the layer; masks, positions and the like are those that transformers makes for `ids`."""
+        """Pass each state through the layer; masks, positions and the like are those that transformers makes for `ids`."""
         together = 1 if self._slots else max(1, STACK_TOKENS // ids.numel())
         stacks = [states[start : start + together] for start in range(0, len(states), together)]
         after = list[State]()
@@ -153,7 +153,7 @@ class Decoder(Layered):
     def _stacked(
         self, ids: Tensor, layer: int, stacks: Sequence[Sequence[State]], on_forward: Callable[[], None]
     ) -> list[State]:
-        """Stacks of equally many states, each as one batch: what a layer makes of a sample does not depend on others."""
+        """Pass stacks of equally many states, each as one batch: what a layer makes of a sample depends on no other."""
         many = len(stacks[0])
         if many == 1:
             return self._each(ids, layer, (state for (state,) in stacks), on_forward)
@@ -163,7 +163,7 @@ class Decoder(Layered):
         return [State(part.clone(), {}) for stack in left for part in stack.hidden.split(len(ids))]
 
     def _each(self, ids: Tensor, layer: int, states: Iterable[State], on_forward: Callable[[], None]) -> list[State]:
-        """One state after the other through the layer, inside one forward of the model."""
+        """Pass one state after the other through the layer, inside one forward of the model."""
         after = list[State]()
 
         def visit(index: int, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -182,7 +182,7 @@ class Decoder(Layered):
         return after or list(states)  # untouched by a layer that text alone does not pass (cross-attention)
 
     def memory_batches(self, batches: Sequence[Batch], *, tokens: int, streams: int) -> list[Sequence[Batch]]:
-        """Batches, as many at a time as their streams have room for: STREAM_BYTES, or a quarter of the memory there is.
+        """Group batches, as many as their streams have room for: STREAM_BYTES, or a quarter of the memory there is.
 
         tokens: of the largest batch. streams: of each batch.
         """
@@ -203,7 +203,7 @@ class Decoder(Layered):
 
 
 def layer_forwards(layers: int, sets: Sequence[SkippedLayers], *, filling: Set[int] = frozenset()) -> int:
-    """How many layer-forwards a walk without these sets costs for one batch; who skips a `filling` layer runs it too.
+    """Count the layer-forwards of a walk without these sets for one batch; who skips a `filling` layer runs it too.
 
     >>> layer_forwards(8, [UNPRUNED] + [frozenset({i}) for i in range(8)])
     36

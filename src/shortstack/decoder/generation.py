@@ -37,7 +37,7 @@ def generate(
     stage: str = "generating",
     progress: Progress = silent,
 ) -> list[list[int]]:
-    """The token ids written after each prompt: up to its `max_new_tokens`, or up to an end token, that included.
+    """Write after each prompt: up to its `max_new_tokens`, or up to an end token, that included. Return the token ids.
 
     Greedy, or with a seed drawn at temperature 1 from the whole distribution; each prompt has draws of its own, by the seed
     and its number, so that nothing depends on the prompts beside it. Of the checkpoint's generation config only the end
@@ -66,12 +66,14 @@ def generate(
 
 
 def draw_seed(seed: int, what: object) -> int:
-    """A seed for one of many draws. Of more than 32 bits torch's generator on a CPU leaves the upper ones out."""
+    """Derive a seed for one of many draws. Of more than 32 bits torch's generator on a CPU leaves the upper ones out."""
     return int(hashlib.sha256(f"{seed} {what}".encode()).hexdigest()[:8], 16)
 
 
 def longest(prompts: Sequence[Sequence[int]], max_new_tokens: Sequence[int]) -> int:
-    """Tokens of the longest prompt with what generate() may write after it: a batch goes on until its last one has ended.
+    """Count the tokens of the longest prompt with what generate() may write after it.
+
+    A batch goes on until its last one has ended.
 
     >>> longest([[1, 2], [3]], [4, 6])
     8
@@ -84,7 +86,7 @@ def longest(prompts: Sequence[Sequence[int]], max_new_tokens: Sequence[int]) -> 
 def _batches(
     model: PreTrainedModel, prompts: Sequence[Sequence[int]], max_new_tokens: Sequence[int]
 ) -> Iterator[list[int]]:
-    """The numbers of prompts that are written together, those first that come to fewer tokens."""
+    """Yield the numbers of prompts that are written together, those first that come to fewer tokens."""
     waiting = [number for number in _by_total(prompts, max_new_tokens) if max_new_tokens[number] > 0]
     if not waiting:
         return
@@ -94,7 +96,7 @@ def _batches(
 
 
 def _groups(model: PreTrainedModel, prompts: Sequence[Sequence[int]], waiting: list[int]) -> list[list[int]]:
-    """Prompts that the model may be given together: all of them, those of one length, or each alone.
+    """Group prompts that the model may be given together: all of them, those of one length, or each alone.
 
     Some models count positions or sum up states over padding, others mix the rows of a batch.
     """
@@ -120,7 +122,7 @@ def _sees_lengths(model: PreTrainedModel) -> bool:
 
 
 def _writes_as_alone(model: PreTrainedModel, lengths: Sequence[int]) -> bool:
-    """Whether a batch of prompts of these lengths gets the probabilities that each prompt gets alone, up to rounding."""
+    """Say whether a batch of prompts of these lengths gets the probabilities that each gets alone, up to rounding."""
     vocabulary = model.config.get_text_config(decoder=True).vocab_size
     starts = [vocabulary // 2 + row for row in range(len(lengths))]  # no special tokens there
     prompts = [
@@ -133,7 +135,10 @@ def _writes_as_alone(model: PreTrainedModel, lengths: Sequence[int]) -> bool:
 
 
 def _probabilities(model: PreTrainedModel, prompts: Sequence[Sequence[int]]) -> Tensor:
-    """Of each token [rows, TRIED_STEPS, vocabulary] after the prompts, whose last token is written again and again."""
+    """Compute each token's probabilities, [rows, TRIED_STEPS, vocabulary], after the prompts.
+
+    The last token of a prompt is written again and again.
+    """
     seen: list[Tensor] = []
 
     def repeat(ids: Tensor, logits: Tensor) -> Tensor:
@@ -145,12 +150,15 @@ def _probabilities(model: PreTrainedModel, prompts: Sequence[Sequence[int]]) -> 
 
 
 def _by_total(prompts: Sequence[Sequence[int]], limits: Sequence[int]) -> list[int]:
-    """The prompts' numbers, those first that come to fewer tokens with what may be written after them."""
+    """Order the prompts' numbers, those first that come to fewer tokens with what may be written after them."""
     return sorted(range(len(prompts)), key=lambda number: (len(prompts[number]) + limits[number], len(prompts[number])))
 
 
 def _rows(model: PreTrainedModel, tokens: int) -> int:
-    """ROWS, or as many as half of the free memory holds keys, values and logits of, at the most an architecture keeps."""
+    """Return ROWS, or as many as half of the free memory holds keys, values and logits of.
+
+    They are counted at the most that an architecture keeps.
+    """
     config = model.config.get_text_config(decoder=True)
     keys_and_values = 2 * config.num_hidden_layers * config.hidden_size * tokens * model.dtype.itemsize
     logits = 4 * 4 * config.vocab_size  # a few copies in fp32
@@ -200,7 +208,7 @@ def _write(
 
 
 def _drawing(model: PreTrainedModel, seeds: Sequence[int]) -> Processor:
-    """Logits whose largest is a draw from their distribution: with Gumbel noise, of a generator for each row."""
+    """Make logits whose largest is a draw from their distribution: with Gumbel noise, of a generator for each row."""
     generators = [torch.Generator(model.device).manual_seed(seed) for seed in seeds]
 
     def drawn(_ids: Tensor, logits: Tensor) -> Tensor:
@@ -213,7 +221,7 @@ def _drawing(model: PreTrainedModel, seeds: Sequence[int]) -> Processor:
 
 @contextmanager
 def _nothing_else_asked(model: PreTrainedModel) -> Iterator[None]:
-    """While it lasts, the checkpoint's own generation config is none: transformers takes from it what is not stated."""
+    """Hide, while it lasts, the checkpoint's own generation config: transformers takes from it what is not stated."""
     from transformers import GenerationConfig
 
     own_config = model.generation_config
@@ -226,7 +234,7 @@ def _nothing_else_asked(model: PreTrainedModel) -> Iterator[None]:
 
 @contextmanager
 def _head_in_one_piece(model: PreTrainedModel) -> Iterator[None]:
-    """While it lasts, what enters the head is contiguous.
+    """Make what enters the head contiguous, while it lasts.
 
     Of a prompt the head gets the last position alone, a slice of all; of that torch makes a product for each row, and copies
     the head's weights for each of them: 64 rows of SmolLM2 took 3.4 GB.
@@ -243,7 +251,7 @@ def _head_in_one_piece(model: PreTrainedModel) -> Iterator[None]:
 
 
 def _ended(tokens: Sequence[int], ends: frozenset[int]) -> list[int]:
-    """The tokens up to the end token, that included; what follows is padding."""
+    """Cut the tokens off after the end token; what follows is padding."""
     place = next((place for place, token in enumerate(tokens) if token in ends), len(tokens))
     return list(tokens[: place + 1])
 

@@ -28,14 +28,14 @@ class State:
     carried: Mapping[Slot, Any]
 
     def copy(self) -> State:
-        """The same state with dictionaries of its own, for a layer to fill."""
+        """Copy the state with dictionaries of its own, for a layer to fill."""
         return State(
             self.hidden,
             {slot: copy(value) if isinstance(value, MutableMapping) else value for slot, value in self.carried.items()},
         )
 
     def on(self, device: torch.device) -> State:
-        """The same state with its hidden states there, where those of other layers are, too."""
+        """Return the state with its hidden states on a device, where those of other layers are, too."""
         return self if self.hidden.device == device else State(self.hidden.to(device), self.carried)
 
 
@@ -53,7 +53,7 @@ class Form:
     fills: frozenset[Slot]
 
     def of(self, state: State) -> Any:
-        """The state as the layer would have returned it."""
+        """Give a state the form in which the layer would have returned it."""
         if self.kind is None:
             return state.hidden
         rest = [
@@ -63,7 +63,7 @@ class Form:
         return self.kind((state.hidden, *rest))
 
     def read(self, output: Any, before: State) -> State:
-        """The state in what the layer returned."""
+        """Read the state in what the layer returned."""
         if self.kind is None:
             return State(output, before.carried)
         return State(output[0], {**before.carried, **{slot: output[place] for place, slot in self.carries.items()}})
@@ -87,7 +87,7 @@ class Call:
 
 
 def forms_of(calls: Sequence[Call], layers: int) -> list[Form]:
-    """The form of each layer from one forward through all of them; one that was not called (cross-attention) is bare."""
+    """Learn the form of each layer from one forward through all; one that was not called (cross-attention) is bare."""
     carries: dict[int, Slot] = {}
     for call, following in pairwise(calls):
         for place, value in enumerate(call.output if isinstance(call.output, tuple | list) else ()):
@@ -99,7 +99,7 @@ def forms_of(calls: Sequence[Call], layers: int) -> list[Form]:
 
 
 def first_gap(calls: Sequence[Call]) -> int | None:
-    """The first layer that is not entered by what the one before it returned, or is not called in order."""
+    """Find the first layer that is not entered by what the one before it returned, or is not called in order."""
     for call, following in pairwise(calls):
         output = call.output[0] if isinstance(call.output, tuple | list) else call.output
         same = following.hidden.shape == output.shape and _equal(following.hidden, output)
@@ -109,7 +109,7 @@ def first_gap(calls: Sequence[Call]) -> int | None:
 
 
 def _equal(a: Tensor, b: Tensor) -> bool:
-    """Equal, where NaN is equal to NaN: what is wrong with the weights is for the caller to see."""
+    """Say whether both are equal, NaN to NaN, too: what is wrong with the weights is for the caller to see."""
     return bool(((a == b) | (a.isnan() & b.isnan())).all())
 
 
@@ -119,7 +119,7 @@ def hidden_of(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor:
 
 
 def inputs_of(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[Slot, Any]:
-    """A layer's inputs beside the hidden states."""
+    """Collect a layer's inputs beside the hidden states."""
     named: dict[Slot, Any] = {name: value for name, value in kwargs.items() if name != "hidden_states"}
     return {**dict(enumerate(args[1:], start=1)), **named}
 
@@ -127,7 +127,7 @@ def inputs_of(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[Slot, An
 def entered_by(
     state: State, args: tuple[Any, ...], kwargs: Mapping[str, Any]
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """The inputs of a layer with a state in place of the one transformers passed."""
+    """Put a state into the inputs of a layer, in place of the one transformers passed."""
     values = {"hidden_states": state.hidden, **state.carried}
     rest = (state.carried.get(place, value) for place, value in enumerate(args) if place)
     named = {name: values.get(name, value) for name, value in kwargs.items()}
@@ -136,7 +136,7 @@ def entered_by(
 
 @contextmanager
 def recorded_inputs(layer: nn.Module, names: Sequence[str]) -> Iterator[Recorded]:
-    """While it lasts, the tensors that enter these modules are recorded."""
+    """Record, while it lasts, the tensors that enter these modules."""
     recorded: Recorded = {}
     with ExitStack() as hooks:
         for name in names:
@@ -150,7 +150,7 @@ def recorded_inputs(layer: nn.Module, names: Sequence[str]) -> Iterator[Recorded
 
 @contextmanager
 def recorded_outputs(layer: nn.Module, names: Sequence[str]) -> Iterator[Recorded]:
-    """While it lasts, the tensors that leave these modules (the first, of several) are recorded."""
+    """Record, while it lasts, the tensors that leave these modules (the first, of several)."""
     recorded: Recorded = {}
     with ExitStack() as hooks:
         for name in names:
@@ -168,11 +168,11 @@ def _append(recorded: Recorded, name: str, value: Any) -> None:
 
 
 def linear_layers(layer: nn.Module) -> dict[str, nn.Linear]:
-    """The linear layers inside a decoder layer, by their names in it."""
+    """Find the linear layers inside a decoder layer, by their names in it."""
     return {name: module for name, module in layer.named_modules() if isinstance(module, nn.Linear)}
 
 
 def fused_experts(model: nn.Module) -> bool:
-    """Whether matrices of several experts are one weight, which no linear layer holds."""
+    """Say whether matrices of several experts are one weight, which no linear layer holds."""
     others = (module for module in model.modules() if not isinstance(module, nn.Conv1d))
     return any(weight.dim() == 3 for module in others for weight in module.parameters(recurse=False))

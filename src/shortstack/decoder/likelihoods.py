@@ -62,7 +62,7 @@ class Accuracy:
 def likelihoods(
     decoder: Decoder, requests: Sequence[Request], *, batch: int | None = None, progress: Progress = silent
 ) -> list[Likelihood]:
-    """Each request's likelihood; batch: so many sequences in a forward, None for as many as BATCH_TOKENS has room for.
+    """Compute each request's likelihood; batch: so many sequences in a forward, None for as many as BATCH_TOKENS allows.
 
     Where weights are streamed all requests pass layer after layer, and no context is shared.
     """
@@ -95,7 +95,7 @@ def greedy_endings(
 def _passed(
     decoder: Decoder, requests: Sequence[Request], *, batch: int | None = None, sharing: bool = False
 ) -> Iterator[tuple[list[int], Tensor]]:
-    """Requests' places and the states that predict their endings. sharing: a context of several passes once."""
+    """Yield requests' places and the states that predict their endings. sharing: a context of several passes once."""
     if decoder.weights:
         yield from ((places, left[UNPRUNED]) for places, left in _walked(decoder, requests, [UNPRUNED], batch=batch))
         return
@@ -116,7 +116,7 @@ def answers(
     *,
     progress: Progress = silent,
 ) -> dict[SkippedLayers, Accuracy]:
-    """How many questions the model answers rightly without each set of layers, all from one walk."""
+    """Count how many questions the model answers rightly without each set of layers, all from one walk."""
     requests = [choice for question in questions for choice in question.choices]
     values, done = {skipped: [0.0] * len(requests) for skipped in sets}, 0
     progress = paced(progress, sum(len(request.ids) for request in requests))
@@ -133,7 +133,10 @@ def answers(
 def _walked(
     decoder: Decoder, requests: Sequence[Request], sets: Sequence[SkippedLayers], *, batch: int | None = None
 ) -> Iterator[tuple[list[int], dict[SkippedLayers, Tensor]]]:
-    """Requests' places, and by skipped layers the states that predict their endings; many batches pass a layer together."""
+    """Yield requests' places, and by skipped layers the states that predict their endings.
+
+    Many batches pass a layer together.
+    """
     batches = by_length([len(request.ids) for request in requests], batch=batch)
     largest = max((len(places) * len(requests[places[-1]].ids) for places in batches), default=1)
     for turn in decoder.memory_batches(batches, tokens=largest, streams=len(sets)):
@@ -146,7 +149,7 @@ def _walked(
 
 
 def _accuracy(questions: Sequence[TokenizedQuestion], values: Sequence[float]) -> Accuracy:
-    """values: the log-likelihood of each choice of each question, one question after the other."""
+    """Judge the answers. values: the log-likelihood of each choice of each question, one question after the other."""
     rest, correct = iter(values), []
     for question in questions:
         choices = [next(rest) for _ in question.choices]
@@ -155,7 +158,7 @@ def _accuracy(questions: Sequence[TokenizedQuestion], values: Sequence[float]) -
 
 
 def _parted(requests: Sequence[Request]) -> tuple[list[int], list[list[int]]]:
-    """The places of requests that pass alone, and those of the others, grouped by context."""
+    """Part the places of requests that pass alone from those of the others, grouped by context."""
     groups: dict[tuple[int, ...], list[int]] = {}
     for place, request in enumerate(requests):
         groups.setdefault(request.context, []).append(place)
@@ -164,7 +167,7 @@ def _parted(requests: Sequence[Request]) -> tuple[list[int], list[list[int]]]:
 
 
 def shares_contexts(decoder: Decoder) -> bool:
-    """Whether what a model keeps of a context can be copied to several continuations.
+    """Say whether what a model keeps of a context can be copied to several continuations.
 
     It must take a cache, masks and positions; all its layers must be attention (a recurrent state, a convolution or a
     compressed cache has no row of keys and values for each token); they must hand on hidden states alone; and on a
@@ -178,7 +181,7 @@ def shares_contexts(decoder: Decoder) -> bool:
 
 
 def _agrees(decoder: Decoder) -> bool:
-    """Whether states behind contexts of 8 and 12 tokens are those of whole sequences, up to TOLERANCE."""
+    """Say whether states behind contexts of 8 and 12 tokens are those of whole sequences, up to TOLERANCE."""
     first = decoder.vocabulary // 2  # no special tokens there
     probe = [Request(tuple(range(first, first + length + 2)), length) for length in (8, 12)]
     ((places, states),) = _after_contexts(decoder, probe, [[0], [1]], None)
@@ -191,17 +194,17 @@ def _inputs(decoder: Decoder) -> set[str]:
 
 
 def _rows(decoder: Decoder, requests: Sequence[Request]) -> Tensor:
-    """The requests as token ids [requests, longest], but for each one's last token, which predicts nothing."""
+    """Pad the requests to token ids [requests, longest], without each one's last token, which predicts nothing."""
     return padded([request.ids[:-1] for request in requests], decoder.device)
 
 
 def _whole(decoder: Decoder, requests: Sequence[Request]) -> Tensor:
-    """Of requests that pass the layers whole: as _predicting()."""
+    """Pass requests through the layers whole, and return what _predicting() takes of them."""
     return _predicting(requests, decoder.finish(_rows(decoder, requests)))
 
 
 def _predicting(requests: Sequence[Request], hidden: Tensor) -> Tensor:
-    """Those of the hidden states [requests, length, width] that predict a token of an ending: [tokens, width]."""
+    """Take the hidden states [requests, length, width] that predict a token of an ending: [tokens, width]."""
     return torch.cat(
         [row[request.start - 1 : len(request.ids) - 1] for row, request in zip(hidden, requests, strict=True)]
     )
@@ -210,7 +213,7 @@ def _predicting(requests: Sequence[Request], hidden: Tensor) -> Tensor:
 def _after_contexts(
     decoder: Decoder, requests: Sequence[Request], groups: Sequence[Sequence[int]], batch: int | None
 ) -> Iterator[tuple[list[int], Tensor]]:
-    """Requests' places, and the states that predict their endings, for groups that share a context.
+    """Yield requests' places, and the states that predict their endings, for groups that share a context.
 
     Contexts pass once, then the continuations behind copies of them.
     """
@@ -255,7 +258,7 @@ def _copied(cache: Cache, rows: Tensor) -> Cache:
 def _likelihoods(
     decoder: Decoder, requests: Sequence[Request], states: Tensor, *, greedy: bool = True
 ) -> list[Likelihood]:
-    """The likelihood of each request, given the states [tokens, width] that predict its ending, request after request.
+    """Compute the likelihood of each request from the states [tokens, width] that predict its ending, request after request.
 
     greedy: whether to look for the likeliest tokens, which takes another pass over the logits; without it none is.
     """

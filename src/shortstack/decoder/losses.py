@@ -20,7 +20,7 @@ PIECE_BYTES = (512 << 20, 4 << 20)  # fp32 logits of a piece, on an accelerator 
 
 @torch.no_grad()
 def next_token_losses(decoder: Decoder, ids: Tensor, hidden: Tensor, counted: Tensor | None = None) -> Tensor:
-    """Next-token cross-entropy in nats of each predicted token that counts, fp32: [tokens], sample after sample.
+    """Compute the next-token cross-entropy in nats of each predicted token that counts, fp32: [tokens], sample by sample.
 
     ids: [batch, length]; hidden: [batch, length, width] as it leaves the last layer; counted: as in predicting.
     """
@@ -40,7 +40,7 @@ def divergences(
     others: Sequence[Tensor],
     counted: Tensor | None = None,
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """For chunk after chunk of predicted tokens: losses, and KL from the whole, in nats: [others, tokens] each, fp32.
+    """Yield, chunk by chunk of predicted tokens, losses and KL from the whole, in nats: [others, tokens] each, fp32.
 
     whole, others: hidden states [batch, length, width] as they leave the last layer of the model and of its shorter forms.
     counted: as in predicting.
@@ -57,12 +57,12 @@ def divergences(
 
 
 def kl_divergence(log_p: Tensor, p: Tensor, log_q: Tensor) -> Tensor:
-    """KL(p || q) in nats of each row, [tokens]."""
+    """Compute KL(p || q) in nats of each row, [tokens]."""
     return (log_p - log_q).mul_(p).sum(-1)
 
 
 def _against(expected: Sequence[tuple[Tensor, Tensor, Tensor]], logits: Tensor) -> tuple[Tensor, Tensor]:
-    """Losses and KL divergences, [tokens] each; expected: of each piece log p, p and the targets."""
+    """Compute losses and KL divergences, [tokens] each; expected: of each piece log p, p and the targets."""
     losses, kls = [], []
     for (log_q,), (log_p, p, wanted) in zip(pieces(logits), expected, strict=True):
         losses.append(-_chosen(log_q, wanted))
@@ -71,7 +71,7 @@ def _against(expected: Sequence[tuple[Tensor, Tensor, Tensor]], logits: Tensor) 
 
 
 def predicting(ids: Tensor, hidden: Tensor, counted: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """The states that predict a token, [tokens, width], and the tokens they predict.
+    """Return the states that predict a token, [tokens, width], and the tokens they predict.
 
     counted: [batch, length], which tokens count when they are predicted; None: all.
     """
@@ -81,25 +81,25 @@ def predicting(ids: Tensor, hidden: Tensor, counted: Tensor | None = None) -> tu
 
 
 def chunks(decoder: Decoder, states: Tensor, targets: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-    """States and targets, as many tokens at a time as chunk_rows allows."""
+    """Split states and targets into as many tokens at a time as chunk_rows allows."""
     rows = decoder.chunk_rows(states)
     return zip(states.split(rows), targets.split(rows), strict=True)
 
 
 def pieces(logits: Tensor, *others: Tensor) -> Iterator[tuple[Tensor, ...]]:
-    """log softmax of logits [tokens, vocabulary] in fp32, and what else there is for those tokens, piece by piece."""
+    """Yield, piece by piece, log softmax of logits [tokens, vocabulary] in fp32, and what else those tokens have."""
     for some, *beside in split_pieces(logits, *others):
         yield some.float().log_softmax(-1), *beside
 
 
 def split_pieces(logits: Tensor, *others: Tensor) -> Iterator[tuple[Tensor, ...]]:
-    """Logits [tokens, vocabulary] and what else there is for those tokens, PIECE_BYTES at a time."""
+    """Split logits [tokens, vocabulary], and what else there is for those tokens, into PIECE_BYTES at a time."""
     rows = max(1, PIECE_BYTES[logits.device.type == "cpu"] // (4 * logits.shape[-1]))
     yield from zip(logits.split(rows), *(other.split(rows) for other in others), strict=True)
 
 
 def _chosen(values: Tensor, targets: Tensor) -> Tensor:
-    """The value of each row [tokens, vocabulary] at its target: [tokens]."""
+    """Pick the value of each row [tokens, vocabulary] at its target: [tokens]."""
     return values.gather(-1, targets[:, None])[:, 0]
 
 
@@ -107,11 +107,11 @@ class Criterion(Protocol):
     """A loss of logits, token by token."""
 
     def part(self, rows: slice) -> Criterion:
-        """The same loss of some of the tokens."""
+        """Return the same loss of some of the tokens."""
         ...
 
     def of(self, logits: Tensor) -> tuple[Tensor, Tensor]:
-        """The sum over tokens in nats, and its gradient in the logits [tokens, vocabulary] of fp32."""
+        """Compute the sum over tokens in nats, and its gradient in the logits [tokens, vocabulary] of fp32."""
         ...
 
 
@@ -161,18 +161,18 @@ class Distillation:
 
 @torch.no_grad()
 def greedy_tokens(decoder: Decoder, states: Tensor) -> Tensor:
-    """The likeliest next token after each of the states [tokens, width]: [tokens]."""
+    """Find the likeliest next token after each of the states [tokens, width]: [tokens]."""
     return torch.cat([decoder.token_logits(some).argmax(-1) for some in states.split(decoder.chunk_rows(states))])
 
 
 def likeliest(logits: Tensor, count: int, temperature: float) -> tuple[Tensor, Tensor]:
-    """Ids and log probabilities at a temperature, [tokens, count], of the likeliest tokens given logits."""
+    """Find the likeliest tokens given logits: ids and log probabilities at a temperature, [tokens, count]."""
     top = [((some.float() / temperature).log_softmax(-1)).topk(count, dim=-1) for (some,) in split_pieces(logits)]
     return torch.cat([piece.indices for piece in top]), torch.cat([piece.values for piece in top])
 
 
 def chunked_loss(decoder: Decoder, states: Tensor, criterion: Criterion) -> Tensor:
-    """The sum over tokens of a criterion of their logits, given states [tokens, width]; all logits never exist at once.
+    """Sum over tokens a criterion of their logits, given states [tokens, width]; all logits never exist at once.
 
     Each chunk's gradient is taken as soon as its loss is known, in the forward pass (as fused kernels do), so nothing is
     computed twice; the backward pass only scales it.
@@ -222,7 +222,7 @@ def _chunks(decoder: Decoder, states: Tensor, criterion: Criterion) -> Iterator[
 
 
 def _slopes(logits: Tensor, criterion: Criterion) -> tuple[Tensor, Tensor]:
-    """A criterion's sum, and its gradient in the logits, of the logits' dtype."""
+    """Compute a criterion's sum, and its gradient in the logits, of the logits' dtype."""
     total, slopes = logits.new_zeros((), dtype=torch.float32), torch.empty_like(logits)
     start = 0
     for some, slope in split_pieces(logits, slopes):

@@ -30,7 +30,7 @@ class Mlp:
 
 @torch.no_grad()
 def mlps_of(decoder: Decoder, number: int) -> list[Mlp]:
-    """The MLPs of a layer whose weights are in memory.
+    """Find the MLPs of a layer whose weights are in memory.
 
     A matrix leaves one if beside it are others with as many outputs as it has inputs, and if without some of their rows
     the same of its inputs change, and no others: so it is with gate and up, and not with queries, keys and values.
@@ -52,7 +52,7 @@ def _candidates(layer: nn.Module) -> Iterator[Mlp]:
 
 
 def _is_mlp(decoder: Decoder, number: int, mlp: Mlp) -> bool:
-    """Whether rows of the entering matrices are the inputs of the leaving one, one by one, on a few random states."""
+    """Say whether rows of the entering matrices are the leaving one's inputs, one by one, on a few random states."""
     layer = decoder.layers[number]
     ids = torch.arange(TOKENS, device=decoder.device)[None]
     entering = decoder.embed(ids)

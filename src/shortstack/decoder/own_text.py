@@ -48,7 +48,7 @@ MARK = "QqQ"  # stands in a template where a user's words go
 
 
 def rows_of(batch: int) -> int:
-    """Texts that are written in a batch."""
+    """Return how many texts are written in a batch."""
     return BATCHES[min(batch, len(BATCHES) - 1)]
 
 
@@ -61,7 +61,7 @@ def calibration_tokens(
     progress: Progress = silent,
     dry_run: bool = False,
 ) -> Tokens:
-    """The windows of a calibration text, and of what the model writes itself where that is a part of it.
+    """Read the windows of a calibration text, and of what the model writes itself where that is a part of it.
 
     A model may not be able to write: it is streamed, or its template has no place for a question. Of `mix` the rest is read
     then, and a warning says so. at_least: as in Tokens.read. dry_run: the model writes nothing, and tokens of no meaning
@@ -86,7 +86,9 @@ def text_in_time(
     compute: Compute = AUTO,
     progress: Progress = silent,
 ) -> CalibrationText:
-    """The text with as many samples as the model can write until the deadline, at least one; the same gives them again.
+    """Return the text with as many samples as the model can write until the deadline, at least one.
+
+    The same text gives them again.
 
     A text without `self` is as it was, and so is one that the model cannot write.
     """
@@ -104,7 +106,7 @@ def tokens_of(
     compute: Compute = AUTO,
     progress: Progress = silent,
 ) -> Tokens:
-    """Windows as they are given, or those of a calibration text, of sources by name, or of rows in memory."""
+    """Return windows as they are given, or those of a calibration text, of sources by name, or of rows in memory."""
     if isinstance(given, Tokens):
         return given
     text = given if given is None or isinstance(given, CalibrationText) else CalibrationText(source_of(given))
@@ -127,7 +129,7 @@ class OwnText:
     dry_run: bool = False
 
     def hindered(self) -> str | None:
-        """Why the model cannot write, or is not asked to; None where it can."""
+        """Say why the model cannot write, or is not asked to; None where it can."""
         device, stream = pick_device(self.compute.device), self.compute.stream
         dtype, shared_out = arithmetic(self.compute.dtype, self.checkpoint, device), self.compute.device_map
         if stream or (stream is None and not shared_out and must_stream(self.checkpoint, dtype, device)):
@@ -139,7 +141,7 @@ class OwnText:
         return None
 
     def texts(self, amount: int) -> list[list[int]]:
-        """At least so many texts that are not empty, without BOS at their beginning; fewer where the deadline has come."""
+        """Write at least so many texts that are not empty, without BOS at their start; fewer where the deadline has come."""
         written: list[list[int]] = []
         writer, empty, late = Writer(self.checkpoint, self.compute), 0, False
         if self.dry_run:
@@ -172,7 +174,7 @@ class OwnText:
         return cache_directory("own-texts", writer.key) / f"{number:05}.json"
 
     def _batch(self, writer: Writer, number: int, progress: Progress) -> list[list[int]]:
-        """The texts of a batch, those that are empty left out; from the cache, if they were written before."""
+        """Return the texts of a batch, those that are empty left out; from the cache, if they were written before."""
         path = self._path(writer, number)
         mark_used(path.parent)
         if not path.exists():
@@ -210,7 +212,7 @@ class Writer:
         )
 
     def written(self, number: int, progress: Progress) -> list[list[int]]:
-        """The texts of a batch that are not empty, without BOS."""
+        """Write the texts of a batch; return those that are not empty, without BOS."""
         rows, most = rows_of(number), self._most
         opening = self._opening
         if not self.tokenizer.chat_template:
@@ -229,7 +231,7 @@ class Writer:
         return [text[len(bos_ids(self.tokenizer)) :] for text in whole]
 
     def stand_in(self) -> list[int]:
-        """As many tokens as the longest text has, without the model."""
+        """Return as many tokens as the longest text has, without the model."""
         opening = self._opening
         if not self.device_map:
             self.checkpoint.check_room(self.dtype, self.device)
@@ -275,10 +277,10 @@ class Writer:
         return first
 
     def _rendered(self, words: str, *, answer: bool = False) -> str:
-        """A user's words in the model's template; answer: with what opens the answer."""
+        """Render a user's words in the model's template; answer: with what opens the answer."""
         return render([{"role": "user", "content": words}], self.tokenizer, answer=answer)
 
     def _encoded(self, text: str) -> list[int]:
-        """Token ids, with one BOS where the tokenizer puts it before text, whether or not the template has it, too."""
+        """Tokenise text, with one BOS where the tokenizer puts it first, whether or not the template has it, too."""
         ids, bos = encode(self.tokenizer, text), bos_ids(self.tokenizer)
         return ids if bos and ids[:1] == bos else [*bos, *ids]

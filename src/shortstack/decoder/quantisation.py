@@ -27,7 +27,7 @@ class Scheme:
     convert: Callable[[nn.Module, str], None]
 
     def missing(self, device: str) -> str | None:
-        """Why it cannot be had on a device, known without trying; None where it can."""
+        """Say why it cannot be had on a device, as far as that is known without trying; None where it can."""
         if importlib.util.find_spec(self.library) is None:
             return f"needs {self.library}; {install('quant')}"
         if device.partition(":")[0] not in self.devices:
@@ -66,7 +66,7 @@ def _quantised(number: int, layer: nn.Module, scheme: Scheme) -> Held:
 
 
 def saved_bytes(checkpoint: Checkpoint, quantised: Iterable[Held]) -> int:
-    """Bytes that the quantised matrices save of the checkpoint that they were loaded from."""
+    """Count the bytes that the quantised matrices save of the checkpoint that they were loaded from."""
     return sum(_stored_bytes(checkpoint, matrices) - matrices.bytes for matrices in quantised)
 
 
@@ -90,7 +90,7 @@ def _stored_bytes(checkpoint: Checkpoint, matrices: Held) -> int:
 
 
 def uncovered(decoder: Decoder) -> str | None:
-    """Why quantisation and masks of linear layers would leave out most of a decoder; None where they do not."""
+    """Say why quantisation and masks of linear layers would leave out most of a decoder; None where they do not."""
     if fused_experts(decoder.model):
         return "matrices of several experts are one weight, which is not covered"
     if any(type(module).__name__ == "Conv1D" for layer in decoder.layers for module in layer.modules()):
@@ -99,13 +99,13 @@ def uncovered(decoder: Decoder) -> str | None:
 
 
 def held_bytes(module: nn.Module) -> int:
-    """Bytes of the weights of a module, what is shared once; of quantised ones with their scales and codes."""
+    """Count the bytes of a module's weights, what is shared once; of quantised ones with their scales and codes."""
     tensors = {id(value): value for value in module.state_dict(keep_vars=True).values() if isinstance(value, Tensor)}
     return sum(part.numel() * part.element_size() for value in tensors.values() for part in _inside(value))
 
 
 def _inside(tensor: Tensor) -> Iterator[Tensor]:
-    """A tensor, or those that one of torchao's consists of."""
+    """Yield a tensor, or those that one of torchao's consists of."""
     if not hasattr(tensor, "__tensor_flatten__"):
         yield tensor
         return
@@ -120,7 +120,7 @@ def _int8(parent: nn.Module, name: str) -> None:
 
 
 def _nf4(parent: nn.Module, name: str) -> None:
-    """Blocks of 64 weights (bitsandbytes, Linear4bit)."""
+    """Put a layer in nf4, in blocks of 64 weights (bitsandbytes, Linear4bit)."""
     setattr(parent, name, four_bit(parent.get_submodule(name), needed_by="nf4"))
 
 
@@ -130,7 +130,7 @@ SCHEMES: Mapping[str, Scheme] = {scheme.name: scheme for scheme in (INT8, NF4)}
 
 
 def four_bit(matrix: nn.Module, *, needed_by: str, gradients: bool = False) -> nn.Module:
-    """A linear layer with its weight in nf4, double-quantised (Dettmers et al., arXiv 2305.14314), on the same device.
+    """Return a linear layer with its weight in nf4, double-quantised (Dettmers et al., arXiv 2305.14314), on its device.
 
     needed_by: what needs it, as an error names it. gradients: whether they flow through it to what comes before.
     """

@@ -19,7 +19,7 @@ LOGIT_COPIES = 2  # the logits of one chunk of tokens, and their softmax
 def requirements(
     checkpoint: Checkpoint, compute: Compute, *, tokens: int = 0, streams: float = 1, in_turns: bool = False
 ) -> Requirements:
-    """Of a model's weights (all of them, or one layer and two more as stored), of its logits, and of hidden states.
+    """Count what a model's weights take (all of them, or one layer and two more as stored), its logits, and hidden states.
 
     tokens: whose hidden states are held at once, in so many streams. in_turns: as many at a time as STREAM_BYTES hold.
     """
@@ -33,7 +33,7 @@ def requirements(
 
 
 def writing_requirements(checkpoint: Checkpoint, compute: Compute) -> Requirements:
-    """Of a model that writes: its keys and values, and a few copies of its logits in fp32, for ROWS texts at once."""
+    """Count what a writing model takes: keys and values, and a few copies of its logits in fp32, for ROWS texts at once."""
     needed, text = requirements(checkpoint, compute), checkpoint.config.get(checkpoint.anatomy.text_key or "", {})
     heads, sharing = ((text or checkpoint.config).get(f"num_{kind}_heads") or 1 for kind in ("attention", "key_value"))
     itemsize = arithmetic(compute.dtype, checkpoint, needed.device).itemsize
@@ -43,7 +43,7 @@ def writing_requirements(checkpoint: Checkpoint, compute: Compute) -> Requiremen
 
 
 def _weights(checkpoint: Checkpoint, compute: Compute) -> tuple[int, bool]:
-    """The bytes that weights take, and whether layers are read one by one, as Decoder.open() decides it."""
+    """Count the bytes that weights take, and say whether layers are read one by one, as Decoder.open() decides it."""
     device, sizes = pick_device(compute.device), checkpoint.sizes
     dtype = arithmetic(compute.dtype, checkpoint, device)
     if compute.device_map:  # accelerate puts them wherever there is room

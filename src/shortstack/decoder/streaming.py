@@ -25,7 +25,7 @@ Weights = Mapping[str, Tensor]
 
 
 def must_stream(checkpoint: Checkpoint, dtype: torch.dtype, device: str) -> bool:
-    """Whether the weights, turned into `dtype`, take more memory than the device has to spare."""
+    """Say whether the weights, turned into `dtype`, take more memory than the device has to spare."""
     return checkpoint.parameters * dtype.itemsize > SPARE * available_memory(device)
 
 
@@ -51,7 +51,7 @@ class LayerWeights:
     """
 
     def __init__(self, checkpoint: Checkpoint, *, dtype: torch.dtype, device: str) -> None:
-        """dtype: what floating-point weights are turned into."""
+        """Build the model without weights in its layers. dtype: what floating-point weights are turned into."""
         check_streamable(checkpoint, dtype, device)
         self._checkpoint, self._dtype, self._device = checkpoint, dtype, device
         model = meta_model(checkpoint.directory, trust_remote_code=checkpoint.trust_remote_code, dtype=dtype)
@@ -74,7 +74,7 @@ class LayerWeights:
 
     @contextmanager
     def resident(self, layer: int) -> Iterator[None]:
-        """While it lasts, the layer's weights are in memory; the next in the same direction is being read."""
+        """Keep the layer's weights in memory while it lasts, and read the next in the same direction."""
         weights = self._take(layer)
         step = -1 if self._here is not None and layer < self._here else 1
         self._here = layer
@@ -90,7 +90,7 @@ class LayerWeights:
 
     @contextmanager
     def blank(self, layer: int) -> Iterator[None]:
-        """While it lasts, the layer has weights of zero: enough to see what it takes and returns."""
+        """Give the layer weights of zero while it lasts: enough to see what it takes and returns."""
         self._fill(layer, self._device)
         try:
             yield
@@ -105,7 +105,7 @@ class LayerWeights:
         self._free = self._taken = torch.empty(0, dtype=torch.uint8)
 
     def _divided(self, shared: Set[int]) -> dict[int | None, list[str]]:
-        """Stored names by layer; None: what stays in memory. Extra layers past the last (MTP heads) are left out."""
+        """Group stored names by layer; None: what stays in memory. Leave out extra layers past the last (MTP heads)."""
         names: dict[int | None, list[str]] = {None: []}
         staying = {
             f"{number}.{name}"
@@ -155,7 +155,7 @@ class LayerWeights:
             self._tied = True
 
     def _fill(self, layer: int, device: str) -> None:
-        """Weights of zero on a device, or none at all on the meta device."""
+        """Fill in weights of zero on a device, or none at all on the meta device."""
         for module, name in self._own[layer]:
             weight = module.get_parameter(name)
             blank = torch.zeros_like(weight, device=device, dtype=self._dtype if weight.is_floating_point() else None)
@@ -183,7 +183,7 @@ class LayerWeights:
 
 
 def _places(layer: nn.Module, shared: Set[int]) -> Iterator[tuple[nn.Module, str]]:
-    """The modules and names of a layer's parameters, without those that other layers share."""
+    """Yield the modules and names of a layer's parameters, without those that other layers share."""
     for module in layer.modules():
         for name, weight in module.named_parameters(recurse=False):
             if id(weight) not in shared:

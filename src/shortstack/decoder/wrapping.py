@@ -34,7 +34,7 @@ class Layered:
     """A model whose layers can be passed over, entered in the middle, and listened to."""
 
     def __init__(self, model: PreTrainedModel, anatomy: Anatomy, weights: LayerWeights | None = None) -> None:
-        """weights: brings the layers' weights one by one; without it they are all there."""
+        """Wrap a model. weights: brings the layers' weights one by one; without it they are all there."""
         self.model, self.anatomy, self.weights = model, anatomy, weights
         self.positions = learned_positions(model, anatomy)
         self.layers: list[nn.Module] = list(model.get_submodule(anatomy.layers_path).children())
@@ -52,7 +52,7 @@ class Layered:
         device_map: str | Mapping[str, str | int] | None = None,
         stream: bool = False,
     ) -> Self:
-        """The checkpoint's model, its weights frozen.
+        """Load the checkpoint's model, its weights frozen.
 
         device_map: shared out by accelerate. stream: with each layer's weights there only while it is walked.
         """
@@ -64,7 +64,7 @@ class Layered:
 
     @classmethod
     def open(cls, checkpoint: Checkpoint, compute: Compute = AUTO) -> Self:
-        """load() with what a user may leave open: dtype as arithmetic(), device as pick_device()."""
+        """Load as load() does, with what a user may leave open: dtype as arithmetic(), device as pick_device()."""
         device = pick_device(compute.device)
         dtype = arithmetic(compute.dtype, checkpoint, device)
         if compute.device_map:
@@ -74,7 +74,7 @@ class Layered:
 
     @classmethod
     def outline(cls, checkpoint: Checkpoint, compute: Compute = AUTO) -> Self | None:
-        """The model with no more weights than those around its layers, to see what layers take and return.
+        """Load no more weights than those around the model's layers, to see what layers take and return.
 
         None where nothing of it can be read alone: it is quantised.
         """
@@ -86,7 +86,7 @@ class Layered:
 
     @classmethod
     def tail(cls, checkpoint: Checkpoint, first: int, *, dtype: torch.dtype, device: str = "cpu") -> Self:
-        """The checkpoint's model whose layers before `first` never get weights: for finish(), entered at that layer."""
+        """Load the checkpoint's model without weights for the layers before `first`: for finish(), entered at that layer."""
         weights = LayerWeights(checkpoint, dtype=dtype, device=device)
         decoder = cls(weights.model, checkpoint.anatomy, weights)
         decoder.forms()  # learnt while layers may still be blank
@@ -156,11 +156,11 @@ class Layered:
         return left[0]
 
     def stream_bytes(self, tokens: int) -> int:
-        """Bytes of the hidden states of so many tokens."""
+        """Count the bytes of the hidden states of so many tokens."""
         return tokens * self.width * self.embedding.element_size()
 
     def resident(self, layer: int) -> AbstractContextManager[None]:
-        """While it lasts, the layer's weights are in memory."""
+        """Keep the layer's weights in memory while it lasts."""
         return self.weights.resident(layer) if self.weights else nullcontext()
 
     def _carried(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[Slot, Any]:
@@ -189,7 +189,7 @@ class Layered:
 
     @torch.no_grad()
     def skipping(self, ids: Tensor, skipped: Set[int]) -> Tensor:
-        """The model's logits [batch, length, vocabulary] when the skipped layers return what enters them.
+        """Compute the model's logits [batch, length, vocabulary] when the skipped layers return what enters them.
 
         All else is transformers' own forward, so this holds where the walk does not.
         """
@@ -206,7 +206,7 @@ class Layered:
         return result
 
     def logits(self, ids: Tensor, hidden: Tensor) -> Tensor:
-        """The model's logits [batch, length, vocabulary] when `hidden` [batch, length, width] leaves its last layer.
+        """Compute the model's logits [batch, length, vocabulary] when `hidden` [batch, length, width] leaves its last layer.
 
         Final norm, head, scaling and soft-capping are transformers' own: its forward runs with the layers passed over.
         """
@@ -221,7 +221,7 @@ class Layered:
 
     @torch.no_grad()
     def forms(self) -> list[Form]:
-        """How each layer returns its state, learnt from one forward of two tokens.
+        """Return how each layer returns its state, learnt from one forward of two tokens.
 
         An output that is the very object which the next layer receives is carried along, under the slot it arrives in.
         """
@@ -266,17 +266,17 @@ class Layered:
                     vars(self.layers[index])["forward"] = earlier
 
     def token_logits(self, states: Tensor) -> Tensor:
-        """Logits [tokens, vocabulary] of states [tokens, width]: each passes norm and head as a sequence of its own."""
+        """Compute logits [tokens, vocabulary] of states [tokens, width]: each passes norm and head as its own sequence."""
         return self.logits(states.new_zeros((len(states), 1), dtype=torch.long), states[:, None])[:, 0]
 
     def chunk_rows(self, states: Tensor) -> int:
-        """How many tokens' fp32 logits take LOGIT_BYTES: more are never computed at once."""
+        """Count how many tokens' fp32 logits take LOGIT_BYTES: more are never computed at once."""
         head = self.model.get_submodule(self.anatomy.head).weight
         return max(1, LOGIT_BYTES[states.device.type == "cpu"] // (4 * int(head.shape[0])))
 
 
 def arithmetic(name: Dtype, checkpoint: Checkpoint, device: str) -> torch.dtype:
-    """The dtype to compute in: a named one, or for "auto" bf16 where checkpoint and device both have it, else float32."""
+    """Pick the dtype to compute in: the named one, or for "auto" bf16 where checkpoint and device have it, else float32."""
     if name != "auto":
         named: torch.dtype = getattr(torch, name)
         return named

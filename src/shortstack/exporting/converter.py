@@ -109,7 +109,7 @@ def _convert(command: list[str], options: list[str], checkpoint: Checkpoint, wri
 
 
 def _link_without_code(directory: Path, folder: Path) -> None:
-    """Links to a checkpoint's files in a new folder, but to none with code; JSON is copied, and no auto_map names any."""
+    """Link to a checkpoint's files in a new folder, but to none with code; copy JSON, in which no auto_map names any."""
     folder.mkdir(parents=True)
     for path in directory.resolve().iterdir():
         if path.suffix.lower() == ".json":

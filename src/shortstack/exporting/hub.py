@@ -73,7 +73,7 @@ def prepared(checkpoint: Checkpoint, repository: str, licence: str | None) -> li
 
 
 def _card(checkpoint: Checkpoint, name: str, licence: str | None) -> str:
-    """The card beside the checkpoint, or a new one where there is none; with a licence and the name it will have."""
+    """Read the card beside the checkpoint, or write one where there is none; with a licence and the name it will have."""
     from huggingface_hub import ModelCard
 
     path = checkpoint.directory / CARD

@@ -44,7 +44,10 @@ class Learner(nn.Module):
     def __init__(
         self, decoder: Decoder, first: int, trained: Mapping[str, nn.Module], objective: Objective | None = None
     ) -> None:
-        """first: the layer that hidden states enter. trained: modules by their name in the model."""
+        """Make the modules trainable.
+
+        first: the layer that hidden states enter. trained: modules by their name in the model.
+        """
         super().__init__()
         decoder.model.requires_grad_(False)
         self.names, self.trained = list(trained), nn.ModuleList(trained.values())

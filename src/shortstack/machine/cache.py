@@ -38,7 +38,7 @@ IN_USE_SECONDS = 24 * 3600  # what was used since then may be in use, and stays
 
 
 def cache_directory(*parts: str) -> Path:
-    """A folder of the cache, created; `parts` name it."""
+    """Make a folder of the cache, which `parts` name, where it is not there yet; return it."""
     directory = _root().joinpath(*parts)
     directory.mkdir(parents=True, exist_ok=True)
     return directory
@@ -50,7 +50,7 @@ def _root() -> Path:
 
 
 def content_key(kind: str, **parts: object) -> str:
-    """The name of what is kept: the digest of all that it depends on, in 64 hexadecimal digits.
+    """Name what is kept: by the digest of all that it depends on, in 64 hexadecimal digits.
 
     Every cache and every step of a study is named by this function. kind: what is kept. parts: models, by
     `Checkpoint.identity`, data by its content, and options. The versions of libraries are always a part, and so is
@@ -62,7 +62,7 @@ def content_key(kind: str, **parts: object) -> str:
 
 @functools.cache
 def library_versions() -> Mapping[str, str]:
-    """The versions of LIBRARIES, of those that are installed."""
+    """Look up the versions of LIBRARIES, of those that are installed."""
     versions = {}
     for name in LIBRARIES:
         try:
@@ -101,7 +101,7 @@ def mark_used(path: Path) -> None:
 
 @contextmanager
 def kept_folder(place: Path) -> Iterator[Path]:
-    """A folder to fill, which gets its name once it is whole on the disk; other processes may make the same meanwhile."""
+    """Yield a folder to fill, which gets its name once it is whole on disk; other processes may make the same meanwhile."""
     partial = partial_of(place)
     try:
         yield partial
@@ -133,7 +133,7 @@ def make_room(nbytes: int) -> list[CacheEntry]:
 
 
 def cache_limit() -> int:
-    """Bytes that the cache may grow to."""
+    """Return the bytes that the cache may grow to."""
     text = os.environ.get("SHORTSTACK_CACHE_LIMIT") or LIMIT
     nbytes = bytes_of(text)
     if nbytes is None:

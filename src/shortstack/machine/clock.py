@@ -39,15 +39,15 @@ class Clock:
         return self.used >= self.seconds
 
     def until(self, share: float) -> Clock:
-        """The same clock, over when that share of its time has passed: the deadline of a stage."""
+        """Return a clock that is over when that share of this one's time has passed: the deadline of a stage."""
         return self._of(self.seconds * share)
 
     def reserving(self, seconds: float) -> Clock:
-        """The same clock, over so many seconds earlier: what comes after needs them."""
+        """Return a clock that is over so many seconds earlier: what comes after needs them."""
         return self._of(max(0.0, self.seconds - seconds))
 
     def next(self, share: float) -> Clock:
-        """A clock that begins now and is over when that share of the time that is left has passed: a part of the work."""
+        """Begin a clock now that is over when that share of the time that is left has passed: for a part of the work."""
         return Clock(self.left * share, now=self.now)
 
     def _of(self, seconds: float) -> Clock:

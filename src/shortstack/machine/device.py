@@ -51,7 +51,7 @@ AUTO = Compute()
 
 
 def fast_bfloat16(device: str) -> bool:
-    """Whether the device multiplies bf16 matrices in hardware."""
+    """Say whether the device multiplies bf16 matrices in hardware."""
     import torch
 
     if device.startswith("cuda"):
@@ -63,7 +63,7 @@ def fast_bfloat16(device: str) -> bool:
 
 
 def pick_device(name: str = "auto") -> str:
-    """The device of a name; `auto` is the first that there is of CUDA, MPS and the CPU."""
+    """Find the device of a name; for `auto` the first that there is of CUDA, MPS and the CPU."""
     import torch
 
     kind, _, number = name.partition(":")

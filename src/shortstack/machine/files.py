@@ -30,7 +30,7 @@ FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # what a disk says that has no
 
 
 def finite(value: Any) -> Any:
-    """The same data with null for infinities and NaN, which JSON does not have.
+    """Replace infinities and NaN, which JSON does not have, with null.
 
     >>> finite({"loss": [1.5, float("inf")]})
     {'loss': [1.5, None]}
@@ -43,7 +43,7 @@ def finite(value: Any) -> Any:
 
 
 def to_jsonable(value: Any) -> Any:
-    """The same as JSON-able data: dataclasses by their fields, paths as text, tuples as lists.
+    """Turn a value into JSON-able data: dataclasses by their fields, paths as text, tuples as lists.
 
     >>> to_jsonable({"output": Path("a/b"), "layers": (1, 2)})
     {'output': 'a/b', 'layers': [1, 2]}
@@ -58,13 +58,13 @@ def to_jsonable(value: Any) -> Any:
 
 
 def digest(data: Any) -> str:
-    """SHA-256 of JSON-able data, the same for the same content whatever the order of its keys."""
+    """Hash JSON-able data by SHA-256, the same for the same content whatever the order of its keys."""
     text = json.dumps(finite(data), sort_keys=True, separators=(",", ":"), ensure_ascii=False)
     return hashlib.sha256(text.encode()).hexdigest()
 
 
 def file_digest(path: Path) -> str:
-    """sha256 of a file, in hexadecimal, read in long blocks: between two a thread may wait for Python's lock."""
+    """Hash a file by sha256, in hexadecimal, in long blocks: between two a thread may wait for Python's lock."""
     sha, buffer = hashlib.sha256(), bytearray(min(DIGEST_BYTES, path.stat().st_size + 1))
     with path.open("rb", buffering=0) as file:
         while count := file.readinto(buffer):
@@ -98,7 +98,7 @@ WRITE_ERRORS = (*FULL, errno.EROFS, errno.EACCES)
 
 @contextmanager
 def disk_errors(place: Path) -> Iterator[None]:
-    """While it lasts, what safetensors, tokenizers and torch raise of a disk is an OSError that names the place."""
+    """Turn, while it lasts, what safetensors, tokenizers and torch raise of a disk into an OSError that names the place."""
     try:
         yield
     except OSError:
@@ -112,7 +112,7 @@ def disk_errors(place: Path) -> Iterator[None]:
 
 
 def _system_error(said: str, place: Path) -> int | None:
-    """The number of the system's error that a message is about; None if it is about something else.
+    """Find the number of the system's error that a message is about; None if it is about something else.
 
     >>> _system_error("I/O error: No space left on device (os error 28)", Path("out"))
     28
@@ -127,7 +127,7 @@ def _system_error(said: str, place: Path) -> int | None:
 
 
 def existing_folder(place: Path) -> Path:
-    """A place if it exists, else the innermost folder above it that does."""
+    """Return a place if it exists, else the innermost folder above it that does."""
     absolute = place.absolute()
     return next(folder for folder in (absolute, *absolute.parents) if os.path.exists(folder))
 
@@ -139,7 +139,7 @@ def save_json(path: str | Path, data: Mapping[str, Any]) -> None:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """The object in a JSON file."""
+    """Read the object in a JSON file."""
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
@@ -155,7 +155,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def partial_of(path: Path) -> Path:
-    """A temporary name for what is to be `path`, which says who writes it; what killed processes left goes.
+    """Make a temporary name for what is to be `path`, which says who writes it; remove what killed processes left.
 
     >>> partial_of(Path("out")).name  # doctest: +SKIP
     'out.partial-3fa1-4711-9c0b6e2d'
@@ -183,7 +183,7 @@ def remove(path: Path) -> None:
 
 @contextmanager
 def scratch_beside(path: Path) -> Iterator[Path]:
-    """A folder beside an output for what waits to be written there; it goes at the end, with parents made for it."""
+    """Make a folder beside an output for what waits to be written there; remove it at the end, with parents made for it."""
     folder = partial_of(path)
     made = [parent for parent in path.absolute().parents if not os.path.exists(parent)]
     try:
@@ -198,7 +198,7 @@ def scratch_beside(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def atomic_write(path: Path, *, durable: bool = True) -> Iterator[Path]:
-    """A temporary name to write a file under; it gets its own at the end, and is removed where writing fails.
+    """Yield a temporary name to write a file under; it gets its own at the end, and is removed where writing fails.
 
     durable: whether the file is there after a power cut, too, once this has ended.
     """
@@ -288,7 +288,10 @@ def check_picture(path: Path) -> None:
 
 
 def _writable(folder: Path) -> bool:
-    """Whether files can be made in a folder: tried, since what permissions say does not hold for /proc, nor on all disks."""
+    """Say whether files can be made in a folder, by making one.
+
+    What permissions say does not hold for /proc, nor on all disks.
+    """
     try:
         with tempfile.TemporaryFile(dir=folder):
             return True

@@ -16,7 +16,9 @@ MISSING, INFINITE, NO_NUMBER, MINUS = "–", "∞", "NaN", "−"  # noqa: RUF001
 
 
 def shown(value: Any, kind: str = "") -> str:
-    """A value of a kind: one of FORMS; without a kind an int is a count, and any other number a number. Of a pair both ends.
+    """Write a value of a kind, one of FORMS; without a kind an int is a count, and any other number a number.
+
+    Of a pair both ends are written.
 
     >>> shown(0.5268, "share"), shown(11.254, "perplexity"), shown(1_179_680_000, "parameters"), shown(None), shown(True)
     ('52.7', '11.25', '1.18 B', '–', 'yes')
@@ -39,7 +41,7 @@ def shown(value: Any, kind: str = "") -> str:
 
 
 def uncertainty(value: Any, stderr: float | None, kind: str) -> str:
-    """The standard error with as many decimals as its number has; nothing where there is none.
+    """Write the standard error with as many decimals as its number has; nothing where there is none.
 
     >>> uncertainty(0.5, 0.0113, "share"), uncertainty(45.02, 0.9, "perplexity"), uncertainty(0.5, None, "share")
     ('1.1', '0.90', '')
@@ -53,7 +55,7 @@ def uncertainty(value: Any, stderr: float | None, kind: str) -> str:
 
 
 def size(nbytes: float) -> str:
-    """Bytes for people.
+    """Write bytes for people.
 
     >>> size(212_388_480)
     '212.4 MB'
@@ -66,7 +68,7 @@ def size(nbytes: float) -> str:
 
 
 def number(value: float) -> str:
-    """A perplexity for people: four digits, and words where digits stop meaning anything.
+    """Write a perplexity for people: with four digits, and as a power of ten where digits stop meaning anything.
 
     >>> [number(value) for value in (11.2543, 1234.5, 7_912_345.0, 0.02113)]
     ['11.25', '1,234', '7.91e+06', '0.02113']
@@ -88,7 +90,7 @@ def _signed(text: str) -> str:
 
 
 def duration(seconds: float | None) -> str:
-    """A time for people, in its two largest units.
+    """Write a time for people, in its two largest units.
 
     >>> [duration(value) for value in (0.42, 75, 7_260, 200_000, None)]
     ['0.4 s', '1 min 15 s', '2 h 1 min', '2 d 8 h', 'unknown']
@@ -124,7 +126,8 @@ FORMS: dict[str, Callable[[float], str]] = {
 
 
 def listed(names: Sequence[str]) -> str:
-    """
+    """Join names as a sentence does.
+
     >>> listed(["a"]), listed(["a", "b"]), listed(["a", "b", "c"])
     ('a', 'a and b', 'a, b and c')
     """
@@ -132,7 +135,8 @@ def listed(names: Sequence[str]) -> str:
 
 
 def counted(amount: int, noun: str) -> str:
-    """
+    """Write how many there are of something.
+
     >>> counted(1, "trial"), counted(3, "trial"), counted(2, "perplexity")
     ('1 trial', '3 trials', '2 perplexities')
     """
@@ -141,7 +145,7 @@ def counted(amount: int, noun: str) -> str:
 
 
 def brief(name: str, length: int = 40) -> str:
-    """The beginning and the end of a long name.
+    """Keep the beginning and the end of a long name.
 
     >>> brief("a" * 30 + "b" * 30, 20)
     'aaaaaaaaaaaa…bbbbbbb'
@@ -154,7 +158,7 @@ UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12, "KIB": 2**10, "MIB
 
 
 def bytes_of(text: str) -> int | None:
-    """The bytes of a size like 5GB; None where it is none.
+    """Read the bytes of a size like 5GB; None where it is none.
 
     >>> bytes_of("5GB"), bytes_of("1MiB"), bytes_of("lots")
     (5000000000, 1048576, None)
@@ -164,7 +168,7 @@ def bytes_of(text: str) -> int | None:
 
 
 def share_of(text: str) -> float | None:
-    """The share that is meant by 10% or 0.1; None where it is none, or not above 0 and at most 1.
+    """Read the share that is meant by 10% or 0.1; None where it is none, or not above 0 and at most 1.
 
     >>> share_of("10%"), share_of("0.1"), share_of("100%"), share_of("1.0"), share_of("0%"), share_of("1")
     (0.1, 0.1, 1.0, 1.0, None, None)
@@ -177,7 +181,7 @@ def share_of(text: str) -> float | None:
 
 
 def show_share(share: float) -> str:
-    """A share as share_of() reads it.
+    """Write a share as share_of() reads it.
 
     >>> [show_share(share) for share in (0.1, 1.0, 1e-05, 1 / 3)]
     ['10%', '100%', '0.001%', '33.33333333333333%']
@@ -186,7 +190,7 @@ def show_share(share: float) -> str:
 
 
 def amount_of(text: str) -> float | None:
-    """The share or the count that is meant; None where it is neither.
+    """Read the share or the count that is meant; None where it is neither.
 
     >>> amount_of("10%"), amount_of("1.0"), amount_of("1"), amount_of("some")
     (0.1, 1.0, 1, None)
@@ -195,7 +199,7 @@ def amount_of(text: str) -> float | None:
 
 
 def option_words(values: Mapping[str, Any]) -> list[str]:
-    """Options as the command line spells them; one without a value is left out, and lists have commas.
+    """Spell options as the command line does; one without a value is left out, and lists have commas.
 
     >>> option_words({"batch_size": [1, 8], "block": True, "head": False, "step": None})
     ['--batch-size', '1,8', '--block', '--no-head']
@@ -210,7 +214,7 @@ def option_words(values: Mapping[str, Any]) -> list[str]:
 
 
 def show_layers(layers: Sequence[int]) -> str:
-    """Numbers of layers for people, neighbours as inclusive ranges.
+    """Write numbers of layers for people, neighbours as inclusive ranges.
 
     >>> show_layers([3, 22, 23, 24])
     '3, 22-24'
@@ -225,7 +229,7 @@ def show_layers(layers: Sequence[int]) -> str:
 
 
 def printable(text: str) -> str:
-    """Text without control characters but line ends: nothing that moves the cursor or changes colours.
+    """Remove control characters from text but line ends: nothing moves the cursor or changes colours.
 
     >>> printable("a\\x1b[31mb\\nc")
     'a[31mb\\nc'

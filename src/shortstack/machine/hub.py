@@ -38,7 +38,7 @@ def _answers() -> bool:
 
 
 def connection_error() -> type[Exception]:
-    """The error of a failed connection to the hub: of httpx in some releases of huggingface_hub, of httpx2 in others."""
+    """Return the error of a failed connection to the hub: some releases of huggingface_hub use httpx, others httpx2."""
     from huggingface_hub.errors import HfHubHTTPError
 
     return HfHubHTTPError.__bases__[0]

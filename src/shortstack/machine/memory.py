@@ -27,7 +27,10 @@ CLEAR_REFS = Path("/proc/self/clear_refs")
 
 
 def available_memory(device: str) -> int:
-    """Bytes that can still be taken on a GPU, or on this machine within its control group's and `ulimit`'s limits."""
+    """Count the bytes that can still be taken on a GPU, or on this machine.
+
+    A machine's are within its control group's and `ulimit`'s limits.
+    """
     if device.startswith("cuda"):
         import torch
 
@@ -66,7 +69,7 @@ def _gigabytes(nbytes: int) -> str:
 
 
 def _left_by_ulimit(memory_info: Any) -> Iterator[int]:
-    """Bytes that each limit of `ulimit` leaves this process; memory_info: what psutil says that it has."""
+    """Yield the bytes that each limit of `ulimit` leaves this process; memory_info: what psutil says that it has."""
     if sys.platform != "win32":
         for limit, kind in ((resource.RLIMIT_AS, "vms"), (resource.RLIMIT_DATA, "data")):
             allowed = resource.getrlimit(limit)[0]
@@ -75,7 +78,7 @@ def _left_by_ulimit(memory_info: Any) -> Iterator[int]:
 
 
 def _control_groups() -> Iterator[tuple[Path, Path]]:
-    """The files with the limit and the use of this process's control group, and of the outermost one that it sees."""
+    """Yield the files with the limit and the use of this process's control group, and of the outermost one that it sees."""
     yield from CONTROL_GROUPS.values()
     for line in MEMBERSHIP.read_text().splitlines() if MEMBERSHIP.exists() else ():
         _, kinds, place = line.split(":", 2)
@@ -85,7 +88,7 @@ def _control_groups() -> Iterator[tuple[Path, Path]]:
 
 
 def _cached_files(stat: Path) -> int:
-    """Bytes of files that a control group is charged for and that the system takes back when memory is wanted."""
+    """Count the bytes of files that a control group is charged for and that the system takes back when memory is wanted."""
     if not stat.exists():
         return 0
     counts = dict(line.split() for line in stat.read_text().splitlines())
@@ -93,7 +96,7 @@ def _cached_files(stat: Path) -> int:
 
 
 def peak_rss() -> int:
-    """The most memory this process has held since it began, in bytes."""
+    """Return the most memory this process has held since it began, in bytes."""
     if sys.platform == "win32":
         import psutil
 
@@ -103,14 +106,14 @@ def peak_rss() -> int:
 
 
 def forget_peak_rss() -> None:
-    """From here on peak_rss() counts anew, where the system can forget: on Linux, where /proc can be written."""
+    """Let peak_rss() count anew from here on, where the system can forget: on Linux, where /proc can be written."""
     if sys.platform == "linux" and os.access(CLEAR_REFS, os.W_OK):
         with suppress(PermissionError):  # some sandboxes say that it can be written, and refuse it then
             CLEAR_REFS.write_text("5", encoding="utf-8")
 
 
 def forget_peak(device: str) -> None:
-    """From here on peak_bytes() counts anew, where the device can."""
+    """Let peak_bytes() count anew from here on, where the device can."""
     if device.startswith("cuda"):
         import torch
 
@@ -118,7 +121,7 @@ def forget_peak(device: str) -> None:
 
 
 def peak_bytes(device: str) -> int:
-    """The most memory that tensors took on a CUDA device since forget_peak(); on others, peak_rss()."""
+    """Return the most memory that tensors took on a CUDA device since forget_peak(); on others, peak_rss()."""
     if device.startswith("cuda"):
         import torch
 
@@ -140,7 +143,7 @@ class Requirements:
     device: str = "cpu"
 
     def then(self, other: Requirements) -> Requirements:
-        """Of both, one after the other: memory is given back between them, what is on the disk stays."""
+        """Add up both, one after the other: memory is given back between them, what is on the disk stays."""
         return Requirements(
             max(self.memory_bytes, other.memory_bytes),
             self.disk_bytes + other.disk_bytes,

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def in_float64(values: Tensor) -> Tensor:
-    """The values in float64; on the CPU where the device (MPS) has none."""
+    """Convert the values to float64; on the CPU where the device (MPS) has none."""
     return (values.cpu() if values.device.type == "mps" else values).double()
 
 
@@ -21,17 +21,17 @@ ALMOST = 1 - 1e-12  # so that 7 % of 100 are 7, where 0.07 * 100 is a little mor
 
 
 def is_number(value: object) -> TypeGuard[float]:
-    """Whether a value is a number of any kind; True and False are none."""
+    """Say whether a value is a number of any kind; True and False are none."""
     return isinstance(value, Real) and not isinstance(value, bool)
 
 
 def is_share(amount: object) -> bool:
-    """Whether an amount is a share of what there is, and no count."""
+    """Say whether an amount is a share of what there is, and no count."""
     return isinstance(amount, Real) and not isinstance(amount, Integral)
 
 
 def part_of(amount: float | None, whole: int) -> int:
-    """How many of so many are meant: a float is a share, rounded up; None: all.
+    """Count how many of so many are meant: a float is a share, rounded up; None: all.
 
     >>> part_of(0.07, 100), part_of(0.1, 12), part_of(5, 3), part_of(5, 8), part_of(None, 8)
     (7, 2, 3, 5, 8)
@@ -42,7 +42,7 @@ def part_of(amount: float | None, whole: int) -> int:
 
 
 def share_stderr(right: int, questions: int) -> float:
-    """The standard error of a share p of n: sqrt(p (1 - p) / (n - 1)); NaN of a single question.
+    """Compute the standard error of a share p of n: sqrt(p (1 - p) / (n - 1)); NaN of a single question.
 
     Of none or all right that would be 0, as if more questions could say nothing else. There it is the standard deviation
     of Jeffreys' posterior, Beta(right + 1/2, wrong + 1/2).
@@ -60,12 +60,15 @@ def share_stderr(right: int, questions: int) -> float:
 
 
 def perplexity(loss: float) -> float:
-    """exp(loss without the layer), loss in nats per predicted token (Kim et al. 2402.02834, eq. 1; Lu et al., 3.1)."""
+    """Compute exp(loss without the layer), the loss in nats per predicted token.
+
+    Kim et al. 2402.02834, eq. 1; Lu et al., 3.1.
+    """
     return math.inf if loss >= 700 else math.exp(loss)  # NaN stays NaN
 
 
 def checked(value: float, where: str) -> float:
-    """The value, if it is a number."""
+    """Return the value, if it is a number; refuse NaN."""
     if value != value:
         raise ShortstackError(
             "NaN", expected="a number", fix="check the weights for NaN, or compute in float32", where=where

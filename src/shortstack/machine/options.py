@@ -63,7 +63,7 @@ class Option:
         return " ".join(["a number", " and ".join(bounds)]).strip()
 
     def holds(self, value: float) -> bool:
-        """Whether a number is finite and within the range; a share is above 0 and at most 1."""
+        """Say whether a number is finite and within the range; a share is above 0 and at most 1."""
         if self.shares and is_share(value):
             return 0 < value <= 1
         return (
@@ -76,18 +76,18 @@ class Option:
 
 
 def option(default: Any, help: str, **known: Any) -> Any:  # noqa: A002  what every command line calls it
-    """A field that is an option; known: the other fields of Option."""
+    """Make a field that is an option; known: the other fields of Option."""
     return field(default=default, metadata={"option": Option(help, **known), "help": help})
 
 
 def option_of(component: Any, name: str) -> Any:
-    """The same option as another dataclass has, with its default, range and help."""
+    """Take over an option of another dataclass, with its default, range and help."""
     known = component.__dataclass_fields__[name]
     return field(default=known.default, metadata=known.metadata)
 
 
 def options_of(component: Any) -> Iterator[tuple[str, Any, Option]]:
-    """Name, default and what else is known of every option of a dataclass or of an instance of one."""
+    """Yield name, default and what else is known of every option of a dataclass or of an instance of one."""
     for declared in fields(component):
         if "option" in declared.metadata:
             yield declared.name, declared.default, declared.metadata["option"]
@@ -119,7 +119,7 @@ def check_options(component: Any) -> None:
 
 
 def within(name: str, value: float, known: Option, default: Any = None) -> float:
-    """The number, if it is within the option's range."""
+    """Return the number, if it is within the option's range."""
     if not known.holds(value):
         fix = "leave it out" if default in (None, MISSING) else f"take the default, {default}"
         raise InputError(value, expected=known.range, fix=fix, option=name)
@@ -138,7 +138,7 @@ def check_choice_of(name: str, value: str, choices: Any, *, fix: str = "name one
 
 
 def changed_options(component: Any) -> Mapping[str, Any]:
-    """The options of an instance that are not at their default."""
+    """List the options of an instance that are not at their default."""
     values = {name: (getattr(component, name), default) for name, default, _ in options_of(component)}
     return {name: value for name, (value, default) in values.items() if value != default}
 
@@ -151,5 +151,5 @@ def check_installed(library: str, extra: str, *, why: str, option: str) -> None:
 
 
 def install(extra: str) -> str:
-    """How an extra is installed, outside of a checkout and in one."""
+    """Say how an extra is installed, outside of a checkout and in one."""
     return f"install the extra {extra}: pip install 'shortstack[{extra}]', or in a checkout pip install '.[{extra}]'"

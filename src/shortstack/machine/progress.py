@@ -39,7 +39,7 @@ def silent(_stage: str, _done: int, _total: int, /, *, note: str = "") -> None:
 
 
 def in_notebooks(stage: str, done: int, total: int, /, *, note: str = "") -> None:
-    """The default of what a user calls: a bar for each stage below the cell of a notebook, nothing elsewhere."""
+    """Show a bar for each stage below the cell of a notebook, nothing elsewhere: the default of what a user calls."""
     if _in_notebook() and first_process():
         cell = getattr(sys.modules["IPython"].get_ipython(), "execution_count", 0)
         _below(cell)(stage, done, total, note=note)
@@ -52,7 +52,7 @@ def _below(_cell: int) -> Progress:
 
 
 def under(progress: Progress, prefix: str) -> Progress:
-    """The same progress, every stage's name with a prefix.
+    """Put a prefix before every stage's name.
 
     >>> under(lambda stage, done, total, /, *, note="": print(stage, done, total), "turn 1 of 3: ")("scoring", 1, 2)
     turn 1 of 3: scoring 1 2
@@ -65,7 +65,7 @@ def under(progress: Progress, prefix: str) -> Progress:
 
 
 def paced(progress: Progress, tokens: int, *, clock: Callable[[], float] = time.monotonic) -> Progress:
-    """The same progress with a speed beside it: `tokens` are read until the end.
+    """Show a speed beside the progress: `tokens` are read until the end.
 
     >>> seconds = iter((0.0, 2.0))
     >>> told = paced(lambda *said, note="": print(*said, note), 1000, clock=lambda: next(seconds))
@@ -84,7 +84,7 @@ def paced(progress: Progress, tokens: int, *, clock: Callable[[], float] = time.
 
 
 def say(message: str) -> None:
-    """A line on stderr. Where that is a file on a full disk the line is lost, and the work goes on."""
+    """Write a line on stderr. Where that is a file on a full disk the line is lost, and the work goes on."""
     try:
         sys.stderr.write(printable(message) + "\n")
     except BrokenPipeError:  # whoever read has read enough
@@ -94,13 +94,13 @@ def say(message: str) -> None:
 
 
 def first_process() -> bool:
-    """Whether this process writes to the terminal: the only one, or the first of those that train together."""
+    """Say whether this process writes to the terminal: the only one, or the first of those that train together."""
     return os.environ.get("RANK", "0") == "0"
 
 
 @contextmanager
 def bars(*, quiet: bool = False, verbose: bool = False) -> Iterator[Progress]:
-    """Progress bars with ETA, one per stage: on stderr in a terminal, and in a notebook below the cell.
+    """Show progress bars with ETA, one per stage: on stderr in a terminal, and in a notebook below the cell.
 
     Where stderr is no terminal there are plain lines; nothing when quiet.
 
@@ -224,7 +224,7 @@ def hush_transformers() -> None:
 
 
 def hush_kernels() -> None:
-    """Libraries warn, while they are imported, of kernels that this machine has no use for."""
+    """Silence what libraries warn of while they are imported: kernels that this machine has no use for."""
     import logging
 
     for name in ("bitsandbytes.backends.cpu.ops", "torchao", "torch.utils._pytree"):
@@ -250,12 +250,12 @@ def check_stopped() -> None:
 
 
 def last_heard() -> int | None:
-    """The signal that told the program to stop."""
+    """Return the signal that told the program to stop."""
     return _heard[-1] if _heard else None
 
 
 def forget_signals() -> None:
-    """The program that was stopped has ended."""
+    """Forget the signals heard, since the program that they stopped has ended."""
     _heard.clear()
 
 

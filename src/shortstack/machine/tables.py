@@ -117,7 +117,7 @@ class Table:
         caption: str = "",
         notes: Sequence[str] = (),
     ) -> Table:
-        """A table of one block, of values or cells. A column without any value is left out; columns: or their names."""
+        """Make a table of one block, of values or cells. Leave out a column without any value; columns: or their names."""
         heads = [column if isinstance(column, Column) else Column(str(column)) for column in columns]
         made = [[_cell(value, head) for value, head in zip(row, heads, strict=True)] for row in rows]
         kept = [place for place in range(len(heads)) if not made or any(row[place].value is not None for row in made)]
@@ -150,21 +150,21 @@ class Table:
         return f"{best}: best of its block; {second}: second{marks}; ± one standard error."
 
     def values(self) -> tuple[list[str], list[list[Any]]]:
-        """Headings and rows of values as they are, each beside its standard error where its column has them."""
+        """Return headings and rows of values as they are, each beside its standard error where its column has them."""
         spreads = [any(row.cells[place].stderr is not None for row in self.rows) for place in range(len(self.columns))]
         heads = [[column.label, f"{column.label} s.e."] for column in self.columns]
         rows = [[[cell.value, cell.stderr] for cell in row.cells] for row in self.rows]
         return _flat(heads, spreads), [_flat(row, spreads) for row in rows]
 
     def pandas(self) -> DataFrame:
-        """The values as a DataFrame of pandas, which comes with datasets."""
+        """Return the values as a DataFrame of pandas, which comes with datasets."""
         from pandas import DataFrame
 
         heads, rows = self.values()
         return DataFrame(rows, columns=heads)
 
     def csv(self) -> str:
-        """The values in full: shares from 0 to 1, times in seconds. The first column is what the row's block is about."""
+        """Write the values in full: shares from 0 to 1, times in seconds. The first column names the row's block."""
         out, titles = io.StringIO(), [block.title for block in self.blocks for _ in block.rows]
         heads, rows = self.values()
         writer = csv.writer(out, lineterminator="\n")
@@ -174,7 +174,7 @@ class Table:
         return out.getvalue()
 
     def html(self) -> str:
-        """A bare table of HTML, every word of it escaped.
+        """Write a bare table of HTML, every word of it escaped.
 
         >>> Table.of("one", ("layer", "ppl"), [("<0>", 2.5)]).html()[79:]
         '<tbody><tr><td>&lt;0&gt;</td><td style="text-align: right">2.5</td></tr></tbody></table>'
@@ -190,7 +190,7 @@ class Table:
         return f"<table>{caption}<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>{notes}"
 
     def markdown(self) -> str:
-        """A table of Markdown: best in bold, second best in italics."""
+        """Write a table of Markdown: best in bold, second best in italics."""
         rows = [[markdown_text(column.label) for column in self.columns]]
         rows.append(["---" if words else "---:" for words in self.words])
         for block in self.blocks:
@@ -210,12 +210,12 @@ def _is_numeric(value: Any) -> bool:
 
 
 def _flat(pairs: Sequence[Sequence[Any]], spreads: Sequence[bool]) -> list[Any]:
-    """Both of each pair where the column has standard errors, else the first."""
+    """Flatten the pairs: both of each where the column has standard errors, else the first."""
     return [value for pair, spread in zip(pairs, spreads, strict=True) for value in pair[: 1 + spread]]
 
 
 def markdown_text(text: str) -> str:
-    """Text that Markdown and HTML in it leave as it is, on one line.
+    """Escape text on one line so that Markdown, and HTML in it, leave it as it is.
 
     >>> markdown_text("a|b *c* <i>")
     'a\\\\|b \\\\*c\\\\* &lt;i>'
@@ -243,7 +243,7 @@ class Tabled(ABC):
         """Return the results as a table."""
 
     def tables(self) -> list[Table]:
-        """The table, and those that stand below it."""
+        """Return the table, and those that stand below it."""
         return [self.table()]
 
     def __repr__(self) -> str:
@@ -253,5 +253,5 @@ class Tabled(ABC):
         return "".join(table.html() for table in self.tables())
 
     def to_pandas(self) -> DataFrame:
-        """The table as a DataFrame of pandas."""
+        """Return the table as a DataFrame of pandas."""
         return self.table().pandas()

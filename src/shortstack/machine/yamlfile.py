@@ -89,7 +89,7 @@ Read = TypeVar("Read", bound=Part)
 
 
 def parsed(text: str, model: type[Read], *, where: str) -> Read:
-    """The text of a file, checked and read by a model of it. where: the file's name, for messages."""
+    """Parse the text of a file, checked and read by a model of it. where: the file's name, for messages."""
     with syntax_of(where):
         data = yaml.safe_load(text)
     if not isinstance(data, dict):
@@ -123,24 +123,24 @@ def syntax_of(where: str) -> Iterator[None]:
 
 
 def line_of(text: str, *path: str) -> int | None:
-    """The line of a key, counted from 1; None where the file does not have it."""
+    """Find the line of a key, counted from 1; None where the file does not have it."""
     lines = [line for _, line in _steps(text, path)]
     return lines[-1] if len(lines) == len(path) else None
 
 
 def line_saying(text: str, value: str) -> int | None:
-    """The line of the first value with this text, counted from 1; None where the file has none."""
+    """Find the line of the first value with this text, counted from 1; None where the file has none."""
     tokens = (token for token in yaml.scan(text) if isinstance(token, yaml.ScalarToken))
     return next((token.start_mark.line + 1 for token in tokens if token.value == value), None)
 
 
 def keys(model: type[BaseModel]) -> list[str]:
-    """The keys of a mapping, as the file spells them."""
+    """List the keys of a mapping, as the file spells them."""
     return [field.alias or name for name, field in model.model_fields.items()]
 
 
 def _explained(where: str, text: str, model: type[Part], error: ValidationError) -> InputError:
-    """The error to show. A value may be of several kinds, each with errors: those of the kind that fits it best count."""
+    """Make the error to show. Of a value that may be of several kinds, take the errors of the kind that fits it best."""
     first = max(error.errors(), key=lambda detail: (detail["type"] == "extra_forbidden", len(detail["loc"])))
     path, line = _found(text, first["loc"])
     name = ".".join(path)
@@ -162,7 +162,7 @@ def _explained(where: str, text: str, model: type[Part], error: ValidationError)
 
 
 def _known(model: type[BaseModel], path: Sequence[int | str]) -> list[str]:
-    """The keys of the mappings that may stand at a place."""
+    """List the keys of the mappings that may stand at a place."""
     models = [model]
     for part in path:
         named = [kind for kind in models if kind.__name__ == part]
@@ -182,13 +182,16 @@ def _models(annotation: Any) -> Iterator[type[BaseModel]]:
 
 
 def _found(text: str, path: Sequence[int | str]) -> tuple[list[str], int]:
-    """The parts of a path that stand in the file, and the line of the last, counted from 1; pydantic names kinds beside."""
+    """Find the parts of a path that stand in the file, and the line of the last, counted from 1.
+
+    pydantic names kinds beside them.
+    """
     seen = list(_steps(text, path))
     return [part for part, _ in seen] or [str(path[-1])], seen[-1][1] if seen else 1
 
 
 def _steps(text: str, path: Sequence[int | str]) -> Iterator[tuple[str, int]]:
-    """The parts of a path that stand in the file, each with its line."""
+    """Yield the parts of a path that stand in the file, each with its line."""
     node: Any = yaml.compose(text)
     for part in path:
         if isinstance(node, yaml.MappingNode):

@@ -134,7 +134,7 @@ class Choice:
         return False
 
     def sized(self, sizes: Sizes) -> Choice:
-        """With `fits` in place of a number of parameters or bytes, which a model's sizes tell."""
+        """Put `fits` in place of a number of parameters or bytes, which a model's sizes tell."""
         name = next((name for name in GOALS if getattr(self, name) is not None), None)
         if name is None:
             return self
@@ -188,7 +188,7 @@ class Choice:
         return Plan(count, removed, "layers")
 
     def like(self, layers: int) -> Plan:
-        """A plan of the same size, made at once: what does not fit the model or the disk is said before it is scored."""
+        """Make a plan of the same size at once: what does not fit the model or the disk is said before it is scored."""
         if self.fits is not None:
             ends = range(self.keep_first, layers - self.keep_last)
             return Plan(layers, fewest(ends[::-1], layers, self.fits), "tail")
@@ -196,7 +196,7 @@ class Choice:
         return (self if self.layers is not None else tail).plan(layers)
 
     def allows(self, layers: int, removed: Set[int]) -> bool:
-        """Whether a cut keeps what must be kept, is one window where that was asked for, and leaves what fits."""
+        """Say whether a cut keeps what must be kept, is one window where that was asked for, and leaves what fits."""
         inside = self.keep_first <= min(removed) and max(removed) < layers - self.keep_last
         window = not self.how.window or max(removed) - min(removed) < len(removed)
         small = self.fits is None or self.fits([layer for layer in range(layers) if layer not in removed])

@@ -39,7 +39,7 @@ Cut = Plan | Chosen | str | Sequence[int] | Set[int]  # what functions take for 
 
 @typed
 def plan_of(cut: Cut, layers: int) -> Plan:
-    """The plan for a model of so many layers, however it is given: made, chosen, or the numbers of the layers that go.
+    """Make the plan for a model of so many layers, however it is given: made, chosen, or the numbers of the layers that go.
 
     >>> plan_of([3, 5], 8).removed, plan_of("22-24", 32).removed
     ((3, 5), (22, 23, 24))
@@ -146,7 +146,7 @@ def _tokens(checkpoint: Checkpoint, source: Source | Scores | None, compute: Com
 
 
 def _measured(checkpoint: Checkpoint, choice: Choice, tokens: Tokens, compute: Compute, progress: Progress) -> Plan:
-    """By measuring shorter models: of as few layers as may fit, and of more only where it takes small ones."""
+    """Plan by measuring shorter models: of as few layers as may fit, and of more only where it takes small ones."""
     from shortstack.decoder import Decoder
 
     layers, decoder = checkpoint.anatomy.layers, Decoder.open(checkpoint, compute)
@@ -167,7 +167,7 @@ def _measured(checkpoint: Checkpoint, choice: Choice, tokens: Tokens, compute: C
 def check_choice(
     checkpoint: Checkpoint, choice: Choice, text: CalibrationText, compute: Compute
 ) -> tuple[Plan, Requirements]:
-    """A plan as large as the one that choose() would give, or that one where nothing is computed, and the memory it takes.
+    """Return a plan as large as choose() would give, or that one where nothing is computed, and the memory choosing takes.
 
     What choose() refuses is refused. What the model would write itself to be calibrated on is not written.
     """

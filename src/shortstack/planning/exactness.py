@@ -47,7 +47,7 @@ def aligned(
     allowed: Callable[[Set[int]], bool] = lambda _removed: True,
     progress: Progress = silent,
 ) -> Plan | None:
-    """The exact cut nearest to a plan: itself, or with a layer exchanged, or the nearest window; None when none is exact.
+    """Find the exact cut nearest to a plan: itself, with a layer exchanged, or the nearest window; None when none is exact.
 
     Nearest: the fewest layers exchanged, then the shortest way from each to the one that goes in its place. allowed: what
     a set of layers to remove must satisfy. Sets that the config's fields rule out cost nothing; of the others the nearest
@@ -73,7 +73,7 @@ def nearest(
 
 
 def _near(plan: Plan, allowed: Callable[[Set[int]], bool]) -> Iterator[Iterator[Plan]]:
-    """Cuts with at most one layer exchanged, then windows; of either the nearest first."""
+    """Yield cuts with at most one layer exchanged, then windows; of either the nearest first."""
     for candidates in _exchanged(plan), _windows(plan):
         cuts = sorted(candidates, key=functools.partial(_distance, plan))
         yield (_moved(plan, cut) for cut in cuts if allowed(cut))

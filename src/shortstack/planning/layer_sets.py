@@ -33,7 +33,7 @@ class Removal:
 
 
 def block_sizes(amount: int) -> frozenset[int]:
-    """Sizes of the blocks that a set of layers is made of: up to LARGEST layers, or all in one block.
+    """List the sizes of the blocks that a set of layers is made of: up to LARGEST layers, or all in one block.
 
     >>> sorted(block_sizes(2)), sorted(block_sizes(8))
     ([1, 2], [1, 2, 3, 4, 8])
@@ -42,7 +42,7 @@ def block_sizes(amount: int) -> frozenset[int]:
 
 
 def cheapest_sets(costs: Mapping[Block, float], amount: int, most: int) -> list[tuple[float, tuple[int, ...]]]:
-    """The `most` sets of `amount` layers whose blocks cost least together, cheapest first, each with its cost.
+    """Find the `most` sets of `amount` layers whose blocks cost least together, cheapest first, each with its cost.
 
     costs: of each block (first layer, size) that may go. Between two blocks of a set a layer stays.
 
@@ -62,7 +62,7 @@ def cheapest_sets(costs: Mapping[Block, float], amount: int, most: int) -> list[
 
 
 def unlike(sets: Iterable[tuple[int, ...]], most: int) -> list[tuple[int, ...]]:
-    """The first `most` of sets of layers, without those that differ in one layer alone from one before them.
+    """Take the first `most` of sets of layers, without those that differ in one layer alone from one before them.
 
     >>> unlike([(1, 2), (1, 3), (4, 5), (6, 7)], most=2)
     [(1, 2), (4, 5)]
@@ -75,7 +75,7 @@ def unlike(sets: Iterable[tuple[int, ...]], most: int) -> list[tuple[int, ...]]:
 
 
 def staying_ends(layers: int, amount: int, keep_first: int, keep_last: int) -> range:
-    """The layers that may go when the first and last so many stay."""
+    """Return the layers that may go when the first and last so many stay."""
     allowed = range(keep_first, layers - keep_last)
     if amount > len(allowed):
         raise PlanError(
@@ -105,7 +105,7 @@ def check_choice(drop: str | int | None, layers: str | Sequence[int] | None, *, 
 
 
 def parse_drop(drop: str | int, layers: int) -> int:
-    """How many of `layers` layers a --drop value removes: "25%" rounds half up, "8" is a count.
+    """Count how many of `layers` layers a --drop value removes: "25%" rounds half up, "8" is a count.
 
     >>> [parse_drop("25%", n) for n in (32, 30, 26)]
     [8, 8, 7]
@@ -129,7 +129,7 @@ def check_pace(step: int, amount: int) -> None:
 
 
 def _read_drop(drop: str | int) -> int | Fraction:
-    """A --drop value: a count, or a share of the layers."""
+    """Read a --drop value: a count, or a share of the layers."""
     text = str(drop).strip()
     if re.fullmatch(r"\d{1,5}(\.\d{1,9})?%", text) and 0 < Fraction(text[:-1]) < 100:
         return Fraction(text[:-1]) / 100
@@ -153,7 +153,7 @@ EXAMPLES = {"params": "6B", "memory": "4GB"}
 
 
 def parse_goal(name: str, text: str) -> int:
-    """How many parameters, or bytes of weights, a model may have at most.
+    """Read how many parameters, or bytes of weights, a model may have at most.
 
     >>> parse_goal("params", "6.5B"), parse_goal("memory", "4GB")
     (6500000000, 4000000000)
@@ -172,7 +172,7 @@ def parse_goal(name: str, text: str) -> int:
 
 
 def fewest(order: Sequence[int], layers: int, fits: Callable[[Sequence[int]], bool]) -> tuple[int, ...]:
-    """The fewest layers, taken in `order`, without which the others fit.
+    """Find the fewest layers, taken in `order`, without which the others fit.
 
     >>> fewest([2, 0, 1], 3, lambda kept: len(kept) <= 2)
     (2,)
@@ -184,7 +184,7 @@ def fewest(order: Sequence[int], layers: int, fits: Callable[[Sequence[int]], bo
 
 
 def parse_layers(text: str) -> tuple[int, ...]:
-    """Layers named one by one or in inclusive ranges.
+    """Read layers named one by one or in inclusive ranges.
 
     >>> parse_layers("22-24,3")
     (22, 23, 24, 3)
@@ -204,7 +204,7 @@ def parse_layers(text: str) -> tuple[int, ...]:
 
 
 def lowest(values: Sequence[float], allowed: Sequence[int], amount: int) -> tuple[int, ...]:
-    """The `amount` allowed layers with the lowest values, ties to the lower index.
+    """Take the `amount` allowed layers with the lowest values, ties to the lower index.
 
     >>> lowest([3.0, 1.0, 2.0, 1.0], range(4), 2)
     (1, 3)
@@ -213,7 +213,7 @@ def lowest(values: Sequence[float], allowed: Sequence[int], amount: int) -> tupl
 
 
 def lowest_window(values: Sequence[float], allowed: range, amount: int) -> tuple[int, ...]:
-    """The window of `amount` allowed layers with the lowest value, of one value for each place a window may start.
+    """Find the window of `amount` allowed layers with the lowest value, of one value for each place a window may start.
 
     >>> lowest_window([3.0, 1.0, 2.0], range(4), 2)
     (1, 2)

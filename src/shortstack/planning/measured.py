@@ -94,7 +94,7 @@ def stepwise(decoder: Decoder, tokens: Tokens, removal: Removal, *, progress: Pr
 def search(
     decoder: Decoder, tokens: Tokens, removal: Removal, *, budget: Budget = Budget(), progress: Progress = silent
 ) -> Plan:
-    """The set of layers whose removal moves the model's output least: the lowest KL divergence that a search finds.
+    """Search for the set of layers whose removal moves the model's output least: the lowest KL divergence.
 
     It begins with the lowest layers by ppl, kl and bi and with the best window, and exchanges layers of the best sets for
     others (after EvoPress, arXiv 2410.14649); each generation is one walk. Every fourth sample is held out: it judges the
@@ -129,7 +129,7 @@ def search(
 def _beginnings(
     decoder: Decoder, tokens: Tokens, amount: int, allowed: range, progress: Progress
 ) -> tuple[dict[str, SkippedLayers], Sequence[int]]:
-    """Named sets to begin with, and the layers that are likely to be in a good one, most likely first."""
+    """Return named sets to begin with, and the layers that are likely to be in a good one, most likely first."""
     metrics = [METRICS[name] for name in ("ppl", "kl", "bi")]
     run = Measurement(decoder, tokens, MeasurementSpec(metrics, amount), progress=progress, stage="scoring").go()
     scores = run.scores()
@@ -146,7 +146,7 @@ def _offspring(
     amount: int,
     rng: random.Random,
 ) -> list[SkippedLayers]:
-    """New sets: one layer of a parent exchanged for another that is likely, sometimes two."""
+    """Make new sets: exchange one layer of a parent for another that is likely, sometimes two."""
     children = dict[SkippedLayers, None]()
     for _ in range(20 * amount):  # the neighbourhood may hold no more
         parent = rng.choice(parents)
@@ -177,7 +177,7 @@ def _measure(
 
 @torch.no_grad()
 def repaired_blocks(decoder: Decoder, tokens: Tokens, removal: Removal, *, progress: Progress = silent) -> Plan:
-    """One block of layers, or several blocks and single layers apart, whose removal changes least once others are refitted.
+    """Choose one block of layers, or several blocks and single ones, whose removal changes least once others are refitted.
 
     Measured is the KL divergence from the unpruned model on held-out samples. Every block is measured with the last matrix
     before it refitted; several are taken to cost their sum. The best block and the cheapest sets, as many as there are to be
@@ -202,7 +202,7 @@ def repaired_blocks(decoder: Decoder, tokens: Tokens, removal: Removal, *, progr
 
 
 def _candidates(decoder: Decoder, tokens: Tokens, removal: Removal, progress: Progress) -> dict[tuple[int, ...], float]:
-    """The best block and the cheapest sets: held-out divergence with the last matrix before each block refitted."""
+    """Find the best block and the cheapest sets: held-out divergence with the last matrix before each block refitted."""
     amount, allowed = removal.amount, removal.allowed
     costs = {
         (start, size): divergence

@@ -18,7 +18,9 @@ FIX = "write slices of one model with ascending layer_range, merged by passthrou
 
 
 def to_mergekit(plan: Plan, model: str) -> str:
-    """The YAML that makes mergekit copy the layers that a plan keeps. It names no dtype: every tensor stays in its own.
+    """Write the YAML that makes mergekit copy the layers that a plan keeps.
+
+    It names no dtype: every tensor stays in its own.
 
     >>> print(to_mergekit(Plan(8, (3, 4), "layers"), "org/name"), end="")
     slices:
@@ -84,7 +86,7 @@ def _source(part: Any, path: object) -> tuple[str, tuple[int, int]]:
 
 
 def _runs(layers: Sequence[int]) -> list[tuple[int, int]]:
-    """Ascending layers as ranges that end before their last number.
+    """Write ascending layers as ranges that end before their last number.
 
     >>> _runs([0, 1, 4])
     [(0, 2), (4, 5)]

@@ -51,7 +51,7 @@ class Strategy:
 
 
 def lowest_scores(scores: Scores | int, removal: Removal) -> Plan:
-    """The layers with the lowest scores go."""
+    """Remove the layers with the lowest scores."""
     values, allowed = layer_values(scores, removal.metric, removal.seed), removal.allowed
     count = scores if isinstance(scores, int) else scores.layers
     tail = removal.metric.name == "reverse" and allowed.stop == count
@@ -60,7 +60,7 @@ def lowest_scores(scores: Scores | int, removal: Removal) -> Plan:
 
 
 def lowest_block(scores: Scores | int, removal: Removal) -> Plan:
-    """One contiguous window goes: the lowest by its own score where there is one, else by the sum of its layers' scores."""
+    """Remove one contiguous window: the lowest by its own score where there is one, else by its layers' summed scores."""
     name, amount, allowed = removal.metric.name, removal.amount, removal.allowed
     if isinstance(scores, Scores) and name in scores.blocks and amount == scores.window:
         removed = lowest_window(scores.blocks[name], allowed, amount)

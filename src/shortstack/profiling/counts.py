@@ -95,7 +95,7 @@ def _is_norm(module: nn.Module) -> bool:
 
 
 def macs(model: PreTrainedModel, *, tokens: int) -> Macs | None:
-    """Multiply-accumulates of one forward of a model on the meta device over `tokens` tokens of one sequence.
+    """Count the multiply-accumulates of one forward of a model on the meta device over `tokens` tokens of one sequence.
 
     None where the forward depends on values, which meta tensors do not have: experts routed by code of their own (dbrx).
     """
@@ -168,7 +168,7 @@ def _tensors(value: object) -> Iterator[Tensor]:
 
 @torch.no_grad()
 def _forward(model: PreTrainedModel, tokens: int, *, use_cache: bool) -> Any:
-    """A forward that computes shapes alone; experts as one product of each token's own, which needs no values to route."""
+    """Compute the shapes alone of a forward; experts as one product of each token's own, which needs no values to route."""
     if hasattr(model, "set_experts_implementation"):
         model.set_experts_implementation("batched_mm")
     with FakeTensorMode(allow_non_fake_inputs=True):  # transformers asks meta tensors for values, and fake ones not

@@ -76,7 +76,7 @@ class Ratio:
 
 
 def ratio(above: Sequence[float], below: Sequence[float]) -> Ratio:
-    """above / below, turn by turn. The interval is that of the sign test, which assumes nothing about the noise.
+    """Divide above by below, turn by turn. The interval is that of the sign test, which assumes nothing about the noise.
 
     Of n ratios in order it runs from the k-th to the k-th from the end, with k as large as keeps
     1 - 2 P(Binomial(n, 1/2) < k) at 95 %; below six ratios none does, and k = 1 covers less, as `confidence` says.
@@ -123,7 +123,7 @@ def speeds(
 
 @torch.no_grad()
 def rates(model: PreTrainedModel, load: Load) -> Rates:
-    """One run of generate(): from the prompt to the first new token, and from there to the last, as it hands them out."""
+    """Time one run of generate(): from the prompt to the first new token, and from there to the last, as it gives them."""
     vocabulary = model.get_input_embeddings().weight.shape[0]
     ids = 3 + torch.arange(load.batch * load.prompt, device=model.device).view(load.batch, -1) % (vocabulary - 3)
     clock = _Clock()  # low ids, since images and sounds have theirs behind the text's
@@ -150,12 +150,12 @@ class _Clock(BaseStreamer):  # type: ignore[misc]  # transformers is untyped her
         self.times.append(time.perf_counter())
 
     def end(self) -> None:
-        """generate() calls it after the last token."""
+        """Do nothing after the last token, when generate() calls it."""
 
 
 @torch.no_grad()
 def forward_speed(checkpoint: Checkpoint, *, dtype: torch.dtype, device: str, layers: int | None = None) -> float:
-    """Tokens a second, forward, through the model, its head included: by its last layer alone where layers are alike.
+    """Measure tokens a second, forward, through the model and its head: by its last layer alone where layers are alike.
 
     layers: as if it had so many, such as the longer model that it was cut from.
     """

@@ -39,9 +39,11 @@ class GgufDepth:
 
     @classmethod
     def of(cls, model: GgufFile) -> GgufDepth:
-        """Raises:
-        CheckpointError: the metadata does not say how many layers there are, or a layer has no tensors.
-        ArchitectureError: nobody knows what depends on depth.
+        """Read what depends on depth in a model's metadata.
+
+        Raises:
+            CheckpointError: the metadata does not say how many layers there are, or a layer has no tensors.
+            ArchitectureError: nobody knows what depends on depth.
         """
         depth = cls(model.architecture, model.entries, model.parts[0])
         depth.check_known()
@@ -133,7 +135,7 @@ class GgufDepth:
         return Entry.number(value, self.entries[f"{self.architecture}.{name}"].kind)
 
     def _periods(self, fields: Fields, depth: int) -> Iterator[dict[str, int]]:
-        """Ways to set the intervals: as they are first, then all others of one of them."""
+        """Yield ways to set the intervals: as they are first, then all others of one of them."""
         yield {}
         for name in INTERVALS:
             if isinstance(fields.get(name), int):

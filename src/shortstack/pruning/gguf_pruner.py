@@ -74,7 +74,7 @@ def pruned_metadata(depth: GgufDepth, plan: Plan) -> dict[str, Entry]:
 
 
 def kept_tensors(model: GgufFile, plan: Plan) -> list[GgufTensor]:
-    """The tensors of the pruned model under their new names, still where the source has them, in the source's order.
+    """List the tensors of the pruned model under their new names, still where the source has them, in the source's order.
 
     Blocks past the last layer (multi-token prediction heads) go: they were trained on top of the full stack.
     """
@@ -110,5 +110,5 @@ def check_gguf_output(model: GgufFile, plan: Plan, output: Path) -> None:
 
 
 def file_requirements(model: GgufFile, plan: Plan) -> Requirements:
-    """Of copying a file's bytes: no more memory than a block of them."""
+    """Count what copying a file's bytes takes: no more memory than a block of them."""
     return Requirements(KERNEL_BLOCK_BYTES, sum(len(tensor.data) for tensor in kept_tensors(model, plan)))

@@ -27,8 +27,10 @@ class PruneCallback(TrainerCallback):  # type: ignore[misc]  # it has no types
     """
 
     def __init__(self, plan: Plan | Chosen, at: Sequence[int]) -> None:
-        """Raises:
-        PlanError: there are more steps than layers, or none.
+        """Share the plan's layers out to the steps at which they leave.
+
+        Raises:
+            PlanError: there are more steps than layers, or none.
         """
         plan = plan.plan if isinstance(plan, Chosen) else plan
         leaving = plan.removed[::-1]
@@ -41,7 +43,7 @@ class PruneCallback(TrainerCallback):  # type: ignore[misc]  # it has no types
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **others: Any
     ) -> TrainerControl:
-        """Where training goes on from a state, what left before that is gone already.
+        """Count as gone, where training goes on from a state, the layers that left before it.
 
         Raises:
             PlanError: the model is not as deep as the one that was saved with the state.

@@ -143,7 +143,6 @@ def _tell_configs(live: PretrainedConfig, raw: Mapping[str, Any], config: Mappin
 
 
 def _renumber_devices(model: nn.Module, live: PreTrainedModel, path: str, kept: Sequence[int]) -> None:
-    """Where accelerate put what, by the new numbers."""
     numbered = re.compile(rf"^((?:.*\.)?{re.escape(path)}\.)(\d+)(?=\.|$)")
     for owner in {id(module): module for module in (model, live)}.values():
         places = vars(owner).get("hf_device_map")

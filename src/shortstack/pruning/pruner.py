@@ -138,7 +138,7 @@ def check_self_contained(checkpoint: Checkpoint) -> None:
 
 
 def requirements(checkpoint: Checkpoint, plan: Plan, *, copies: int = 1) -> Requirements:
-    """Of copying so many such checkpoints: blocks of the files that are written at once, and the disk."""
+    """Count what copying so many such checkpoints takes: blocks of the files that are written at once, and the disk."""
     sized = plan.sized(checkpoint.sizes)
     return Requirements(WRITERS * KERNEL_BLOCK_BYTES, copies * sized.bytes.after if sized.bytes else 0)
 
@@ -155,7 +155,7 @@ def check_fits(output: str | Path, checkpoint: Checkpoint, plan: Plan, *, copies
 
 
 def check_cut(output: str | Path, checkpoint: Checkpoint, plan: Plan, *, copies: int = 1) -> None:
-    """The same, and that the cut is exact: all that prune() refuses, before anything is computed for it."""
+    """Refuse what check_fits() does and a cut that is not exact: all that prune() refuses, before anything is computed."""
     check_fits(output, checkpoint, plan, copies=copies)
     pruned_config(checkpoint, plan)
     _Division(checkpoint, plan, {}).shards()
@@ -164,7 +164,7 @@ def check_cut(output: str | Path, checkpoint: Checkpoint, plan: Plan, *, copies:
 def kept_tensors(
     checkpoint: Checkpoint, plan: Plan, owners: Mapping[str, str], *, names: LayerNames | None = None
 ) -> list[StoredTensor]:
-    """The tensors of the pruned model under their new names, still where the source has them, in the source's order.
+    """List the tensors of the pruned model under their new names, still where the source has them, in the source's order.
 
     owners: what shared_weight_owners() gives for this plan. names: how layers are named, where that is known without the
     model's structure. Layers past the last (multi-token prediction heads) go: they were trained on top of the full stack.
@@ -207,7 +207,7 @@ def _renamed(name: str, names: LayerNames, plan: Plan) -> str:
 
 
 def shared_weight_owners(checkpoint: Checkpoint, plan: Plan) -> dict[str, str]:
-    """For weights stored with a removed layer that kept layers share (zamba's one attention): the name in the first kept."""
+    """Name weights stored with a removed layer that kept layers share (zamba's one attention) as the first kept one does."""
     model, path = checkpoint.blueprint, checkpoint.anatomy.layers_path
     names: dict[int, list[str]] = {}
     for layer, module in enumerate(model.get_submodule(path).children()):

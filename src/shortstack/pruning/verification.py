@@ -106,7 +106,7 @@ def verify(
 
 
 def _files(checkpoint: Checkpoint, progress: Progress) -> dict[str, Any]:
-    """Every file of the manifest is as it was written, and no weights or code lie beside them that are not in it."""
+    """Check that every file of the manifest is as it was written, with no weights or code beside them that are not in it."""
     manifest = checkpoint.record["files"]
     strangers = sorted(
         path.name
@@ -127,7 +127,7 @@ def _files(checkpoint: Checkpoint, progress: Progress) -> dict[str, Any]:
 
 
 def _tensors(checkpoint: Checkpoint, *, stream: bool) -> dict[str, Any]:
-    """transformers loads it with nothing missing, unexpected or of another shape (Checkpoint.model raises otherwise).
+    """Check that transformers loads it with nothing missing, unexpected or of another shape, else Checkpoint.model raises.
 
     stream: it is seen from headers that it would.
     """
@@ -139,7 +139,7 @@ def _tensors(checkpoint: Checkpoint, *, stream: bool) -> dict[str, Any]:
 
 
 def _not_loaded(checkpoint: Checkpoint) -> str | None:
-    """Why quantised weights cannot be loaded on this machine: their loader is not installed, or wants another device.
+    """Say why quantised weights cannot be loaded on this machine: their loader is missing, or wants another device.
 
     That is what transformers' quantisers look at before any weight is read; each has its own kind of error for it.
     """
@@ -183,7 +183,10 @@ def _differing(checkpoint: Checkpoint, expected: Iterable[StoredTensor]) -> Iter
 
 
 def _logits(checkpoint: Checkpoint, against: Checkpoint, device: str, streamed: Progress | None) -> dict[str, Any]:
-    """streamed: who is told how far that is, where weights are read layer by layer."""
+    """Compare the cut's logits with its source's without those layers.
+
+    streamed: who is told how far that is, where weights are read layer by layer.
+    """
     skipped = skipped_layers(checkpoint, against)
     vocabulary = against.vocabulary
     if vocabulary != checkpoint.vocabulary:
@@ -236,7 +239,7 @@ def _walked(
 
 
 def _resized(checkpoint: Checkpoint, against: Checkpoint) -> str | None:
-    """A tensor outside the layers that a cut made smaller (one part of it for each layer): products with it round anew."""
+    """Find a tensor outside the layers that a cut made smaller (one part of it a layer): products with it round anew."""
     for name, tensor in checkpoint.tensors.items():
         before = against.tensors.get(name)
         if checkpoint.layer_names.layer_of(name) is None and before and tensor.shape != before.shape:

@@ -27,7 +27,7 @@ Window = tuple[int, int]  # its first layer, and how many layers it has
 def repaired_windows(
     decoder: Decoder, tokens: Tokens, sizes: Iterable[int], *, progress: Progress = silent
 ) -> dict[Window, float]:
-    """KL divergence from the whole model of the model without each window of so many layers, by (first layer, size).
+    """Compute the KL divergence from the whole model without each window of so many layers, by (first layer, size).
 
     In nats per token. For each the fold point before the window is refitted to give what leaves it, on three of four
     samples; the divergence is that on the fourth. Windows of several sizes share one walk, and those that begin at one layer
@@ -59,7 +59,7 @@ class _Windows:
         self.batches, self.fitting = [*fitting.ids, *self.judging.ids], len(fitting)
 
     def measured(self, starts: Sequence[int], tick: Callable[[], None]) -> dict[Window, float]:
-        """Held-out divergence without each window that starts at one of these layers; ticks once for each layer."""
+        """Measure held-out divergence without each window that starts at one of these layers; tick once for each layer."""
         entering = {0: [self.decoder.embed(some) for some in self.batches]}
         end = max(map(self._end, starts))  # not always the last one's: larger windows than its own may not fit there
         shorter: dict[Window, Sequence[Tensor]] = {}  # [held-out batch]
@@ -80,11 +80,11 @@ class _Windows:
         return mean_divergences(self.decoder, self.judging, whole, shorter)
 
     def _end(self, start: int) -> int:
-        """The layer behind the largest window that starts here."""
+        """Return the layer behind the largest window that starts here."""
         return start + max(size for size in self.sizes if start + size <= self.layers)
 
     def _advanced(self, layer: int, shorter: Mapping[Window, Sequence[Tensor]]) -> dict[Window, Sequence[Tensor]]:
-        """The shorter models' streams as they leave a layer, all of a batch together."""
+        """Step the shorter models' streams through a layer, all of a batch together."""
         after = [
             self.decoder.step(ids, layer, [State(streams[number], {}) for streams in shorter.values()])
             for number, ids in enumerate(self.judging.ids)
@@ -92,7 +92,7 @@ class _Windows:
         return {window: [states[place].hidden for states in after] for place, window in enumerate(shorter)}
 
     def _repaired(self, start: int, entering: Mapping[int, Sequence[Tensor]]) -> dict[Window, Sequence[Tensor]]:
-        """Held-out streams without each window that starts here, as they enter the layer behind the largest of them.
+        """Compute held-out streams without each window that starts here, as they enter the layer behind the largest of them.
 
         The fold point before the windows is refitted for each.
         """

@@ -26,14 +26,14 @@ RIDGES = (1e-3, 1e-2, 1e-1, 1.0, 10.0)  # of the mean square of the inputs
 
 
 def stepped(decoder: Decoder, layer: int, streams: Sequence[Tensor], batches: Sequence[Tensor]) -> list[Tensor]:
-    """The streams as they leave a layer whose weights are in memory."""
+    """Step the streams through a layer whose weights are in memory."""
     return [
         decoder.step(ids, layer, [State(hidden, {})])[0].hidden for ids, hidden in zip(batches, streams, strict=True)
     ]
 
 
 def mean_loss(decoder: Decoder, batches: Batches, streams: Sequence[Tensor], where: str) -> float:
-    """The loss in nats per predicted token of hidden states [batch, length, width] that leave the last layer.
+    """Compute the loss in nats per predicted token of hidden states [batch, length, width] that leave the last layer.
 
     Of several kinds of text it is the mean by their weights.
     """
@@ -46,7 +46,9 @@ def mean_loss(decoder: Decoder, batches: Batches, streams: Sequence[Tensor], whe
 def mean_divergences(
     decoder: Decoder, batches: Batches, whole: Sequence[Tensor], others: Mapping[Name, Sequence[Tensor]]
 ) -> dict[Name, float]:
-    """KL divergence from the whole model, in nats per predicted token, of other streams that leave the last layer, by name.
+    """Compute, by name, the KL divergence from the whole model of other streams that leave the last layer.
+
+    It is in nats per predicted token.
 
     whole, others: of each batch hidden states [batch, length, width]. Of several kinds of text it is the mean by weights.
     """
@@ -82,7 +84,7 @@ class Correction:
         return min(self.error, 1.0) * self.missing
 
     def applied(self, streams: Sequence[Tensor], inputs: Sequence[Tensor]) -> list[Tensor]:
-        """Hidden states at the point's place with the change, given what it is multiplied with."""
+        """Add the change to hidden states at the point's place, given what it is multiplied with."""
         change = self.change
         if change is None:
             return list(streams)
@@ -101,7 +103,7 @@ def fit_correction(
     fitting: int,
     where: str,
 ) -> Correction:
-    """The change that brings the streams `here` closest to `there`.
+    """Fit the change that brings the streams `here` closest to `there`.
 
     Batches from number `fitting` on are held out. A token counts by 1 / |there|: a few with massive activations would own
     the fit otherwise. where: what an error names.
@@ -117,7 +119,7 @@ def fit_corrections(
     theres: Mapping[str, Sequence[Tensor]],
     fitting: int,
 ) -> dict[str, Correction]:
-    """As fit_correction() for several streams to come close to, by what an error names; they share what inputs cost.
+    """Fit like fit_correction(), for several streams to come close to, by what an error names; they share what inputs cost.
 
     A token counts by 1 / |there| of the stream where it is largest.
     """
@@ -134,13 +136,13 @@ def fit_corrections(
 
 
 def token_weights(wanted: Sequence[Tensor]) -> Tensor:
-    """1 / the norm of each token's hidden state, [tokens], in the stream [..., width] where it is largest."""
+    """Return 1 / the norm of each token's hidden state, [tokens], in the stream [..., width] where it is largest."""
     norms = torch.stack([hidden.flatten(0, -2).norm(dim=-1) for hidden in wanted]).amax(0)
     return 1 / norms.clamp_min(torch.finfo(torch.float32).tiny)
 
 
 def at_output(decoder: Decoder, layer: int, points: Sequence[FoldPoint], fix: str) -> FoldPoint:
-    """The fold point that adds to the layer's output."""
+    """Find the fold point that adds to the layer's output."""
     for point in points:
         if point.place == OUTPUT:
             return point

@@ -49,7 +49,7 @@ class FoldPoint(ABC):
 
     @abstractmethod
     def recorded(self, layer: nn.Module) -> AbstractContextManager[list[Tensor]]:
-        """While it lasts, what a change is multiplied with is recorded, [..., d] of each pass."""
+        """Record, while it lasts, what a change is multiplied with, [..., d] of each pass."""
 
     @abstractmethod
     def product(self, inputs: Tensor, change: Tensor) -> Tensor:
@@ -65,7 +65,7 @@ class FoldPoint(ABC):
 
     @contextmanager
     def changed(self, layer: nn.Module, change: Tensor) -> Iterator[None]:
-        """While it lasts, the layer has the change."""
+        """Make the change in the layer while it lasts."""
         with ExitStack() as kept:
             for name, edit in self.edits(change).items():
                 kept.enter_context(_edited(layer.get_parameter(name), edit))
@@ -97,7 +97,7 @@ class Matrix(FoldPoint):
 
     @classmethod
     def candidates(cls, layer: nn.Module, width: int) -> Iterator[Matrix]:
-        """Modules with a matrix that gives as many numbers as hidden states have."""
+        """Yield modules with a matrix that gives as many numbers as hidden states have."""
         for name, module in layer.named_modules():
             weight = getattr(module, "weight", None)
             if isinstance(weight, Tensor) and weight.dim() == 2:
@@ -138,7 +138,7 @@ class Diagonal(FoldPoint):
 
     @classmethod
     def candidates(cls, layer: nn.Module, width: int) -> Iterator[Diagonal]:
-        """Modules whose weight is one number for each channel."""
+        """Yield modules whose weight is one number for each channel."""
         for name, module in layer.named_modules():
             weight = getattr(module, "weight", None)
             if isinstance(weight, Tensor) and weight.shape == (width,):
@@ -176,7 +176,7 @@ class Scalar(FoldPoint):
 
     @classmethod
     def candidates(cls, layer: nn.Module, width: int) -> Iterator[Scalar]:
-        """Parameters that hold a matrix for each expert, with every module around them that could give the mixture."""
+        """Yield parameters that hold a matrix for each expert, with every module around them that could give the mixture."""
         for name, weight in layer.named_parameters():
             holder = name.rpartition(".")[0] if weight.dim() == 3 else ""
             while holder:
@@ -192,7 +192,7 @@ def check_refittable(decoder: Decoder, fix: str) -> None:
 
 @torch.no_grad()
 def find_fold_points(decoder: Decoder, number: int) -> list[FoldPoint]:
-    """The fold points of a layer whose weights are in memory, in the order they are called, at most one for each place.
+    """Find the fold points of a layer whose weights are in memory, in the order they are called, at most one for each place.
 
     Each weight that could be one is changed: it is one where what changed is exactly the change's product with what was
     recorded. Matrices are tried first, then the weights of norms, then those of experts, until one adds to the layer's
@@ -303,7 +303,6 @@ def _float(value: Any) -> Any:
 
 @contextmanager
 def _edited(weight: nn.Parameter, edit: Edit) -> Iterator[None]:
-    """While it lasts, the weight is what the edit makes of it."""
     kept = weight.data
     weight.data = edit.of(kept).to(kept.dtype)
     try:

@@ -37,14 +37,14 @@ class MergeableMlp:
         return {f"{name}.weight" for name in (*self.mlp.entering, self.mlp.leaving, self.norm) if name} <= names
 
     def weights(self, layer: nn.Module) -> Weights:
-        """Rows of gate and up, their biases, and columns of the last matrix, one for each neuron."""
+        """Return rows of gate and up, their biases, and columns of the last matrix, one for each neuron."""
         there = dict(layer.named_parameters())
         rows = [f"{name}.{kind}" for name in self.mlp.entering for kind in ("weight", "bias")]
         last = f"{self.mlp.leaving}.weight"
         return {name: there[name].data for name in rows if name in there} | {last: there[last].data.T}
 
     def columns(self, layer: nn.Module) -> Tensor:
-        """Of the last matrix alone, one row for each neuron."""
+        """Return the last matrix's columns alone, one row for each neuron."""
         return layer.get_parameter(f"{self.mlp.leaving}.weight").data.T
 
     def stored(self, checkpoint: Checkpoint, number: int) -> nn.Module:
@@ -68,7 +68,7 @@ class MergeableMlp:
 
 @torch.no_grad()
 def mergeable_mlp(decoder: Decoder, number: int, point: FoldPoint) -> MergeableMlp | None:
-    """The MLP that a fold point at a layer's output ends, where it is a module of its own; None where there is none."""
+    """Find the MLP that a fold point at a layer's output ends, where it is a module of its own; None where there is none."""
     if not isinstance(point, Matrix) or point.place != OUTPUT:
         return None
     mlps = [mlp for mlp in mlps_of(decoder, number) if mlp.leaving == point.name and mlp.module]
@@ -99,7 +99,10 @@ class MergedMlp:
     def __init__(
         self, layer: nn.Module, mlp: MergeableMlp, entering: Sequence[Tensor], inputs: Sequence[Tensor], fitting: int
     ) -> None:
-        """entering: what enters the MLP, and inputs: what its neurons give, of each batch; from `fitting` on held out."""
+        """Take an MLP to merge into.
+
+        entering: what enters the MLP, and inputs: what its neurons give, of each batch; from `fitting` on held out.
+        """
         self.mlp, self.entering, self.fitting = mlp, entering, fitting
         self.own_inputs, self.inputs = inputs, [batch.clone() for batch in inputs]
         self.columns, self.own_columns = (mlp.columns(layer).clone() for _ in range(2))
@@ -144,7 +147,7 @@ class MergedMlp:
         return torch.where(self.origin >= 0)[0]
 
     def applied(self, streams: Sequence[Tensor]) -> list[Tensor]:
-        """Streams that leave the layer with the merged MLP, given those that leave it with its own."""
+        """Turn streams that leave the layer with its own MLP into those that leave it with the merged one."""
         places = self.taken
         new, old = self.columns[places].float(), self.own_columns[places].float()
         changes = (
@@ -179,12 +182,12 @@ class MergedMlp:
 
 
 def _ratio(theirs: Tensor, mine: Tensor) -> Tensor:
-    """Of the gains of two norms; 0 where mine is: what a norm has made 0 nothing brings back."""
+    """Divide the gains of two norms; 0 where mine is: what a norm has made 0 nothing brings back."""
     return torch.where(mine == 0, 0, theirs / mine)
 
 
 def exchanged(mine: Tensor, theirs: Tensor) -> tuple[Tensor, Tensor]:
-    """Which of mine go, and which of theirs come, so that the best of both are kept; mine stay where they are as good.
+    """Choose which of mine go, and which of theirs come, so that the best of both are kept; mine stay where as good.
 
     >>> exchanged(torch.tensor([3.0, 1.0, 2.0]), torch.tensor([2.0, 5.0, 0.0]))
     (tensor([1]), tensor([1]))

@@ -92,7 +92,7 @@ class Repair(Tabled):
     seconds: float
 
     def table(self) -> Table:
-        """Loss and perplexity before and after on windows that chose nothing, and what was refitted."""
+        """Show loss and perplexity before and after on windows that chose nothing, and what was refitted."""
         losses = {"unpruned": self.loss_unpruned, "cut": self.loss_before, "cut and repaired": self.loss_after}
         rows = [(name, loss, perplexity(loss)) for name, loss in losses.items()]
         columns = ("windows that judge", Column("loss", "loss"), Column("perplexity", "perplexity"))
@@ -186,7 +186,7 @@ def check_repair(checkpoint: Checkpoint, text: CalibrationText, compute: Compute
 
 
 def _fit_bytes(decoder: Decoder, tokens: Tokens) -> int:
-    """Of fitting the widest matrix: what enters it, and in float64 the sums, or the tokens where they are fewer."""
+    """Count the bytes of fitting the widest matrix: what enters it, and in float64 the sums, or the tokens where fewer."""
     count, width = tokens.ids.numel(), decoder.width
     widest = max((matrix.in_features for matrix in linear_layers(decoder.layers[-1]).values()), default=width)
     fitting, judging = (min(widest, some) for some in (count - count // HELD_OUT, count // HELD_OUT))
@@ -258,18 +258,18 @@ class RepairWalk:
         return self
 
     def losses(self) -> tuple[float, float, float]:
-        """The loss of the whole model, of the shortened one, and of that repaired, on what judges."""
+        """Compute the loss of the whole model, of the shortened one, and of that repaired, on what judges."""
         whole, plain, short = (self._loss(streams, judged=self.judging is not None) for streams in self._held_out)
         return whole, plain, short
 
     def divergence(self) -> float:
-        """KL divergence of the repaired model from the whole one, nats per token, on the samples that chose the ridges."""
+        """Compute the repaired model's KL divergence from the whole one, nats per token, on what chose the ridges."""
         held_out = slice(self.fitting, self.seen)
         short = {"of the repaired model": self.short[held_out]}
         return next(iter(mean_divergences(self.decoder, self.choosing, self.whole[held_out], short).values()))
 
     def helps(self) -> bool:
-        """Whether the repair lowers the loss on what chose the ridges."""
+        """Say whether the repair lowers the loss on what chose the ridges."""
         _, plain, short = self._held_out
         return self._loss(short, judged=False) < self._loss(plain, judged=False)
 
@@ -298,7 +298,7 @@ class RepairWalk:
             self._refit(layer, cut_follows)
 
     def _refit(self, layer: int, cut_follows: bool) -> None:
-        """A kept layer's fold points, one after the other; the one that gives its output waits where a cut follows."""
+        """Refit a kept layer's fold points, one after the other; the one that gives its output waits where a cut follows."""
         module = self.decoder.layers[layer]
         points = find_fold_points(self.decoder, layer)
         mergeable = None
@@ -335,7 +335,7 @@ class RepairWalk:
         return MergedMlp(module, mergeable, entered[mergeable.mlp.entering[0]], inputs, self.fitting)
 
     def _close(self) -> None:
-        """Behind a cut: refit the last fold point before it to give what the removed layers gave, merged or as it was."""
+        """Refit, behind a cut, the last fold point before it to give what the removed layers gave, merged or as it was."""
         assert self.waiting  # noqa: S101  the caller has looked
         waiting, self.waiting = self.waiting, None
         own = self._correction(waiting.layer, waiting.point, waiting.inputs, self.short, self.whole)
@@ -356,7 +356,7 @@ class RepairWalk:
     def _fitted(
         self, layer: int, point: FoldPoint, inputs: Sequence[Tensor], here: Sequence[Tensor], there: Sequence[Tensor]
     ) -> Correction:
-        """The correction that fit_correction() finds; what it does to weights is kept under their names."""
+        """Fit the correction that fit_correction() finds; keep what it does to weights under their names."""
         fitted = self._correction(layer, point, inputs, here, there)
         self._keep(layer, fitted)
         return fitted

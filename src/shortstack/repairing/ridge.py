@@ -38,7 +38,7 @@ class Regression(ABC):
         self.inputs = self.both = self.residuals = torch.zeros((), dtype=torch.float64)
 
     def add(self, inputs: Tensor, residuals: Sequence[Tensor], weights: Tensor) -> None:
-        """inputs: [..., d], each of residuals: [..., width], weights: [tokens]."""
+        """Add a batch. inputs: [..., d], each of residuals: [..., width], weights: [tokens]."""
         x, several = inputs.flatten(0, -2).float(), torch.stack([r.flatten(0, -2) for r in residuals])
         self.residuals = self.residuals + in_float64((several.square().sum(-1) * weights).sum(-1))
         self._take(x, several, weights)
@@ -57,11 +57,11 @@ class Regression(ABC):
         """
 
     def errors(self, changes: Tensor) -> list[float]:
-        """sum w |r - its product with x|^2 over sum w |r|^2, of each of the residuals; 1 where there are none to explain."""
+        """Compute sum w |r - its product with x|^2 over sum w |r|^2, of each residual; 1 where there is none to explain."""
         return torch.where(self.residuals == 0, 1.0, 1 - self._explained(changes) / self.residuals).tolist()
 
     def fitted(self, judged: Self, ridges: Sequence[float]) -> list[Fitted]:
-        """Each residual's change by the ridge of which `judged`, the sums over held-out tokens, leave the lowest error."""
+        """Fit each residual's change by the ridge that leaves the lowest error on `judged`, sums over held-out tokens."""
         few, judges = self._sketched(), judged._sketched()
         best = torch.stack([judges._explained(few.solve(ridge)) for ridge in ridges]).argmax(0).tolist()
         fits: dict[int, Fitted] = {}
@@ -83,7 +83,7 @@ class Regression(ABC):
         return self
 
     def _explained(self, changes: Tensor) -> Tensor:
-        """sum w |r|^2 - sum w |r - its product with x|^2, of each of the residuals."""
+        """Compute sum w |r|^2 - sum w |r - its product with x|^2, of each of the residuals."""
         return 2 * (changes * self.both).reshape(len(changes), -1).sum(1) - self._squares(changes)
 
     @abstractmethod
@@ -92,7 +92,7 @@ class Regression(ABC):
 
     @abstractmethod
     def _squares(self, changes: Tensor) -> Tensor:
-        """sum w |its product with x|^2 of each change."""
+        """Compute sum w |its product with x|^2 of each change."""
 
 
 class _Rows(NamedTuple):
@@ -208,7 +208,7 @@ class ChannelRegression(Regression):
 
 
 def _positive(penalty: Tensor) -> Tensor:
-    """At least the smallest number there is: where all inputs are 0, the change is 0."""
+    """Raise the penalty to the smallest number there is: where all inputs are 0, the change is 0."""
     return penalty.clamp_min(torch.finfo(torch.float64).tiny)
 
 

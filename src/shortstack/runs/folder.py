@@ -32,7 +32,7 @@ class Folder:
         return self.root / "study.yaml"
 
     def artefacts(self, key: str) -> Path:
-        """The folder of a finished step."""
+        """Return the folder of a finished step."""
         return self.root.absolute() / "artefacts" / key
 
     def take(self, key: str) -> None:
@@ -41,7 +41,7 @@ class Folder:
         rename_new(self.partial(key), self.artefacts(key))
 
     def weights(self, key: str) -> list[Path]:
-        """The files of a finished step's weights."""
+        """List the files of a finished step's weights."""
         return list(self.artefacts(key).glob(WEIGHTS))
 
     def partial(self, key: str) -> Path:

@@ -44,12 +44,12 @@ class TrialRecord:
     steps: Mapping[str, StepRecord]
 
     def result(self, *roles: str) -> Mapping[str, Any]:
-        """The result of the first of these roles that is done; empty where none is."""
+        """Return the result of the first of these roles that is done; empty where none is."""
         step = self.step(*roles)
         return step.result if step else {}
 
     def step(self, *roles: str) -> StepRecord | None:
-        """The first of these roles' steps that is done."""
+        """Find the first of these roles' steps that is done."""
         return next(
             (self.steps[role] for role in roles if role in self.steps and self.steps[role].state == "done"), None
         )
@@ -83,7 +83,7 @@ class Runs:
 
 
 def read(folder: str | Path) -> Runs:
-    """All trials and steps in RUNS, as of one moment."""
+    """Read all trials and steps in RUNS, as of one moment."""
     place = Folder(Path(folder))
     with Store.open(place, read_only=True) as store:
         title, rows, roles, trials = store.noted().get("title"), store.steps(), store.trial_steps(), store.trials()
@@ -98,7 +98,7 @@ def read(folder: str | Path) -> Runs:
 
 
 def last_line(error: str | None) -> str:
-    """The last line of a traceback, which says what went wrong."""
+    """Return the last line of a traceback, which says what went wrong."""
     return ((error or "").strip().splitlines() or ["no message"])[-1]
 
 

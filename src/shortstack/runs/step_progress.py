@@ -31,7 +31,7 @@ class StepProgress:
 
 
 def keeping(path: Path, progress: Progress) -> Progress:
-    """A progress that is told on, and kept in a file that always holds one whole of it."""
+    """Make a progress that is told on, and kept in a file that always holds one whole of it."""
     path.unlink(missing_ok=True)  # of a step that was killed
     written = -math.inf
 

@@ -121,12 +121,15 @@ class Store:
             self.connection.execute("DELETE FROM steps WHERE state <> 'done'")
 
     def results(self) -> dict[str, dict[str, Any]]:
-        """The result of each finished step, by its key."""
+        """Read the result of each finished step, by its key."""
         rows = self.connection.execute(STEPS + "WHERE state = 'done'")
         return {row["key"]: _object(row, "result") for row in self._unbroken(rows, "key", STEP_SEALED)}
 
     def states(self) -> list[dict[str, Any]]:
-        """The trials' steps without their results, the oldest first; those of changed inputs are no trial's any more."""
+        """List the trials' steps without their results, the oldest first.
+
+        Those of changed inputs are no trial's any more.
+        """
         rows = self.connection.execute(
             "SELECT key, kind, state, error, started, seconds FROM steps "
             "WHERE key IN (SELECT step FROM trial_steps) ORDER BY started"
@@ -134,12 +137,12 @@ class Store:
         return [dict(row) for row in rows]
 
     def steps(self) -> list[dict[str, Any]]:
-        """Every step, with the data of its JSON columns."""
+        """Read every step, with the data of its JSON columns."""
         rows = self._unbroken(self.connection.execute(STEPS + "ORDER BY key"), "key", STEP_SEALED)
         return [{**dict(row), **{name: _object(row, name) for name in JSON_COLUMNS}} for row in rows]
 
     def _unbroken(self, rows: Iterable[sqlite3.Row], name: str, columns: Sequence[str]) -> Iterator[sqlite3.Row]:
-        """The rows, each found as it was kept; name: of the column that they are known by."""
+        """Yield the rows, each found as it was kept; name: of the column that they are known by."""
         seals = dict(self.connection.execute("SELECT row, sha256 FROM seals").fetchall())
         for row in rows:
             if name == "key" and Path(row["key"]).name != row["key"]:
@@ -170,13 +173,13 @@ class Store:
             self.connection.execute("INSERT OR REPLACE INTO seals VALUES(?, ?)", (trial, _seal(kept, TRIAL_SEALED)))
 
     def trials(self) -> list[dict[str, Any]]:
-        """The trials in order, with the data of their settings."""
+        """List the trials in order, with the data of their settings."""
         cursor = self.connection.execute(TRIALS + "ORDER BY number, id")
         rows = self._unbroken(cursor, "id", TRIAL_SEALED)
         return [{**dict(row), "settings": _object(row, "settings")} for row in rows]
 
     def trial_steps(self) -> dict[str, dict[str, str]]:
-        """For each trial, the key of its step in each role."""
+        """Read, for each trial, the key of its step in each role."""
         steps: dict[str, dict[str, str]] = {}
         for trial, role, step in self.connection.execute("SELECT trial, role, step FROM trial_steps"):
             steps.setdefault(trial, {})[role] = step
@@ -210,7 +213,7 @@ def _check_there(folder: Folder) -> None:
 
 
 def _object(row: sqlite3.Row, column: str) -> dict[str, Any]:
-    """The JSON object in a column; empty where there is none."""
+    """Read the JSON object in a column; empty where there is none."""
     try:
         data = json.loads(row[column] or "{}")
     except ValueError as error:

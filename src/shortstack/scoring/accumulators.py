@@ -29,7 +29,7 @@ class Mean:
         self.count = 0
 
     def add(self, values: Tensor) -> None:
-        """values: [tokens, ...]."""
+        """Add values of tokens, [tokens, ...]."""
         self.total = self.total + in_float64(values).sum(0).cpu()
         self.count += len(values)
 
@@ -42,18 +42,18 @@ class HiddenMeans:
     """Metrics of the hidden states around a layer, and around a block of layers by those that can."""
 
     def __init__(self, metrics: Sequence[Metric], layers: int, window: int | None = None) -> None:
-        """window: the number of layers in each block that is scored."""
+        """Begin means of each layer and block. window: the number of layers in each block that is scored."""
         metrics = [metric for metric in metrics if metric.feed == "hidden"]
         self.layers = {metric: [Mean() for _ in range(layers)] for metric in metrics}
         of_blocks = [metric for metric in metrics if metric.windows and window]
         self.blocks = {metric: [Mean() for _ in range(layers - (window or 1) + 1)] for metric in of_blocks}
 
     def add_layer(self, layer: int, before: Tensor, after: Tensor, counted: Tensor | None = None) -> None:
-        """before, after: hidden states [batch, length, width]; counted: [batch, length], None for all tokens."""
+        """Add a layer: hidden states [batch, length, width] before and after. counted: [batch, length], None for all."""
         _add(self.layers, layer, (before, after), counted)
 
     def add_block(self, first: int, before: Tensor, after: Tensor, counted: Tensor | None = None) -> None:
-        """first: the block's first layer; the others: as add_layer."""
+        """Add a block's hidden states. first: the block's first layer; the others: as add_layer."""
         _add(self.blocks, first, (before, after), counted)
 
     def of_layers(self, staying: Sequence[int]) -> Values:
@@ -101,7 +101,7 @@ class OutputMeans:
         on_head: Callable[[int], None],
         counted: Tensor | None = None,
     ) -> None:
-        """A batch behind the last layer; on_head: so many streams passed the head; counted: as in predicting()."""
+        """Add a batch behind the last layer; on_head: so many streams passed the head; counted: as in predicting()."""
         ids, hidden = walk.ids, walk.hidden
         if self.compares:
             others = [hidden[skipped] for skipped in self.losses]

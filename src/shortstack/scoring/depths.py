@@ -82,7 +82,7 @@ class DepthCurve(Tabled):
         return Table.of(title, (*columns, Column("accuracy", "score")), rows, notes=notes)
 
     def plot(self) -> Picture:
-        """Perplexity, KL divergence and accuracy over the layers that are cut, as a picture."""
+        """Draw perplexity, KL divergence and accuracy over the layers that are cut."""
         from shortstack.scoring.pictures import depth_picture
 
         return depth_picture([vars(depth) for depth in self.depths], tokens=self.tokens)

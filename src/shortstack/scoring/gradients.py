@@ -26,7 +26,7 @@ class WeightGradient:
 
 
 def loss_gradient(decoder: Decoder, ids: Tensor, hidden: Tensor, *, of: float, counted: Tensor | None = None) -> Tensor:
-    """Gradient of this batch's part of the mean loss over `of` predicted tokens, in what leaves the last layer.
+    """Compute the gradient, in what leaves the last layer, of this batch's part of the mean loss over `of` predicted tokens.
 
     ids: [batch, length]; hidden: [batch, length, width] -> [batch, length, width]. counted: as in predicting().
     """
@@ -52,7 +52,7 @@ def walk_back(
     layers: Sequence[int],
     on_step: Callable[[], None],
 ) -> Iterator[tuple[int, list[WeightGradient]]]:
-    """From the last of `layers` to the first: the layer and the gradients of its weights, summed over all batches.
+    """Yield, from the last of `layers` to the first, the layer and its weights' gradients, summed over all batches.
 
     batches: token ids, [batch, length] each. entering[layer][batch]: what entered the layer, [batch, length, width].
     leaving[batch]: the loss's gradient in what leaves the last of the layers; becomes that of what enters the first.
@@ -71,7 +71,7 @@ def _summed(
     leaving: list[Tensor],
     on_step: Callable[[], None],
 ) -> list[WeightGradient]:
-    """The layer's gradients over all batches. In a function of its own, so that nothing of one layer outlives it."""
+    """Sum the layer's gradients over all batches; in a function of its own, so that nothing of one layer outlives it."""
     weights = dict(decoder.layers[layer].named_parameters())
     sums = {name: torch.zeros_like(weight, dtype=torch.float32) for name, weight in weights.items()}
     for number, ids in enumerate(batches):
@@ -88,7 +88,7 @@ def _summed(
 def _gradients(
     decoder: Decoder, layer: int, ids: Tensor, entering: Tensor, leaving: Tensor, weights: Sequence[Tensor]
 ) -> tuple[Sequence[Tensor | None], Tensor]:
-    """The chain rule through one layer: gradients in its weights, and in what enters it."""
+    """Apply the chain rule through one layer: return the gradients in its weights, and in what enters it."""
     hidden = entering.detach().requires_grad_(True)
     before = [weight.requires_grad for weight in weights]
     for weight in weights:

@@ -161,11 +161,11 @@ class Measurement:
         self.progress(self.stage, self.done, self.total)
 
     def loss(self, skipped: SkippedLayers) -> float:
-        """The loss without a set of layers, in nats per predicted token: the mean over kinds by their weights."""
+        """Return the loss without a set of layers, in nats per predicted token: the mean over kinds by their weights."""
         return self.batches.mean([outputs.losses[skipped].value for outputs in self.outputs])
 
     def distance(self, skipped: SkippedLayers) -> float:
-        """The KL divergence of the model without a set of layers from the whole one, in nats per predicted token."""
+        """Return the KL divergence of the model without a set of layers from the whole one, in nats per predicted token."""
         return self.batches.mean([outputs.kls[skipped].value for outputs in self.outputs])
 
     @property
@@ -183,7 +183,7 @@ class Measurement:
         return {name: self._placed(values) for name, values in scores.items()}
 
     def by_kind(self) -> Iterator[tuple[Kind, float | None, Values]]:
-        """Each kind, the loss on it, and the scores on it alone by the metrics that do not mix kinds before they score."""
+        """Yield each kind, the loss on it, and the scores on it alone by metrics that do not mix kinds before they score."""
         for kind, hidden, outputs in zip(self.batches.kinds, self.hidden, self.outputs, strict=True):
             base = float(outputs.losses[self.spec.without].value) if outputs.metrics else None
             scores = {**hidden.of_layers(self.staying), **outputs.of_sets(self.singles)}
@@ -200,7 +200,7 @@ class Measurement:
         }
 
     def _outputs(self, sets: Sequence[SkippedLayers]) -> Values:
-        """Scores by loss and divergence. Of several kinds each loss counts by what it is above the unpruned model's."""
+        """Score by loss and divergence. Of several kinds each loss counts by what it is above the unpruned model's."""
         if len(self.batches.kinds) == 1:
             return self.outputs[0].of_sets(sets)
         base = self.base_loss or 0.0

@@ -34,7 +34,7 @@ AUTHORS = "-authors"  # ends the names of metrics as the authors' code has them,
 
 
 def removal_order(values: Sequence[float]) -> tuple[int, ...]:
-    """Places from the lowest value to the highest; ties go to the lower place.
+    """Order places from the lowest value to the highest; ties go to the lower place.
 
     >>> removal_order([3.0, 1.0, 2.0, 1.0])
     (1, 3, 2, 0)
@@ -43,7 +43,7 @@ def removal_order(values: Sequence[float]) -> tuple[int, ...]:
 
 
 def random_order(layers: int, seed: int) -> list[float]:
-    """Position of each layer in a seeded shuffle; the control every other metric must beat (Lu et al., 3.1).
+    """Place each layer in a seeded shuffle; the control every other metric must beat (Lu et al., 3.1).
 
     >>> sorted(range(32), key=random_order(32, 42).__getitem__)[:8]
     [7, 0, 23, 8, 31, 27, 4, 29]
@@ -53,7 +53,9 @@ def random_order(layers: int, seed: int) -> list[float]:
 
 
 def random_kept(layers: int, seed: int) -> list[float]:
-    """The authors' code keeps what random.sample(range(layers), layers - k) draws: what is drawn last goes first.
+    """Order layers at random, as the authors' code does: what is drawn last goes first.
+
+    It keeps what random.sample(range(layers), layers - k) draws.
 
     >>> sorted(sorted(range(32), key=random_kept(32, 42).__getitem__)[:8])
     [5, 6, 10, 11, 15, 22, 25, 26]
@@ -62,7 +64,7 @@ def random_kept(layers: int, seed: int) -> list[float]:
 
 
 def reverse_order(layers: int, seed: int) -> list[float]:
-    """N - 1 - i: the deepest layer goes first, so the lowest k are the tail (Lu et al., 3.1).
+    """Score a layer by N - 1 - i: the deepest goes first, so the lowest k are the tail (Lu et al., 3.1).
 
     >>> reverse_order(4, seed=0)
     [3.0, 2.0, 1.0, 0.0]
@@ -76,7 +78,7 @@ def sum_absolute(weight: Tensor) -> float:
 
 
 def root_sum_squares(weight: Tensor) -> float:
-    """sqrt of the sum of w^2: the l2 norm of a matrix (Lu et al., 3.1)."""
+    """Compute sqrt of the sum of w^2: the l2 norm of a matrix (Lu et al., 3.1)."""
     return float(weight.square().sum().sqrt())
 
 
@@ -86,7 +88,7 @@ def sum_squares(weight: Tensor) -> float:
 
 
 def block_influence(before: Tensor, after: Tensor) -> Tensor:
-    """1 - cos(x_i, x_{i+1}) of each token, in fp32 (Men et al. 2403.03853, eq. 1; Lu et al., eq. 3).
+    """Compute 1 - cos(x_i, x_{i+1}) of each token, in fp32 (Men et al. 2403.03853, eq. 1; Lu et al., eq. 3).
 
     before, after: [tokens, width], the hidden states that enter and leave the layer -> [tokens].
     """
@@ -94,7 +96,7 @@ def block_influence(before: Tensor, after: Tensor) -> Tensor:
 
 
 def angular_distance(before: Tensor, after: Tensor) -> Tensor:
-    """arccos(cos(x_l, x_{l+n})) / pi of each token: 0 for the same direction, 1 for opposite ones (Gromov et al.
+    """Compute arccos(cos(x_l, x_{l+n})) / pi of each token: 0 for one direction, 1 for opposite ones (Gromov et al.
     2403.17887).
 
     before, after: [tokens, width], the hidden states that enter and leave a block of n layers -> [tokens].
@@ -103,7 +105,7 @@ def angular_distance(before: Tensor, after: Tensor) -> Tensor:
 
 
 def relative_magnitude(before: Tensor, after: Tensor) -> Tensor:
-    """||f(x)|| / ||x + f(x)||: how much of what leaves the layer it added itself (a baseline of Men et al. 2403.03853).
+    """Compute ||f(x)|| / ||x + f(x)||: how much of what leaves the layer it added (a baseline of Men et al. 2403.03853).
 
     before, after: [tokens, width] -> [tokens].
     """
@@ -113,7 +115,7 @@ def relative_magnitude(before: Tensor, after: Tensor) -> Tensor:
 
 
 def cosine_parts(before: Tensor, after: Tensor) -> Tensor:
-    """(x.y, x.x, y.y) of each token, [tokens, 3]: averaged, they make the one cosine of the whole tensor."""
+    """Compute (x.y, x.x, y.y) of each token, [tokens, 3]: averaged, they make the one cosine of the whole tensor."""
     x, y = in_float64(before), in_float64(after)
     parts: Tensor = x.new_zeros((*x.shape[:-1], 3))
     parts[..., 0], parts[..., 1], parts[..., 2] = (x * y).sum(-1), (x * x).sum(-1), (y * y).sum(-1)
@@ -142,7 +144,7 @@ def gradient_squares(weight: Tensor, gradient: Tensor) -> float:
 
 
 def one_minus_cosine(parts: Sequence[float]) -> float:
-    """1 - cos of the flattened tensor, from cosine_parts' means."""
+    """Compute 1 - cos of the flattened tensor, from cosine_parts' means."""
     return 1 - parts[0] / math.sqrt(parts[1] * parts[2])
 
 

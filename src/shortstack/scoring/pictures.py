@@ -73,7 +73,7 @@ def _agreement(values: Values) -> Panel:
 
 
 def depth_picture(depths: Sequence[Depths], *, tokens: Tokens) -> Picture:
-    """Perplexity, KL divergence and accuracy over the number of layers that are cut from the tail.
+    """Draw perplexity, KL divergence and accuracy over the number of layers that are cut from the tail.
 
     depths: of the unpruned model first: layers (kept), and by name what was measured.
     """

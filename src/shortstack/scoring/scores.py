@@ -37,7 +37,7 @@ class KindScores:
         return "nats per token that are lost" if "ppl" in self.scores else "KL divergence from the unpruned model"
 
     def lost(self) -> tuple[float, ...] | None:
-        """Nats per token that the removal of each layer costs on this kind: of loss where that was measured, else of KL.
+        """Return the nats per token that each layer's removal costs on this kind: of loss where measured, else of KL.
 
         None where neither was.
         """
@@ -47,7 +47,7 @@ class KindScores:
 
 
 def _ranked(values: Sequence[float]) -> list[Cell]:
-    """Scores, each with the place at which it goes."""
+    """Show scores, each with the place at which it goes."""
     place = {index: place for place, index in enumerate(removal_order(values), start=1)}
     return [Cell(value, note=f"({place[index]:>2})") for index, value in enumerate(values)]
 
@@ -94,7 +94,7 @@ class Scores(Tabled):
         return Table.of(title, ["layer", *self.scores], [*rows], caption=caption)
 
     def tables(self) -> list[Table]:
-        """That of layers, what they carry on each kind of text, and that of blocks."""
+        """Return the table of layers, of what they carry on each kind of text, and that of blocks."""
         blocks = [self._blocks()] if self.blocks else []
         return [self.table(), *([table] if (table := self._abilities()) else []), *blocks]
 
@@ -131,7 +131,7 @@ class Scores(Tabled):
         return Table.of(title, columns, [*rows], notes=notes)
 
     def plot(self, drop: int | None = None) -> Picture:
-        """Orders, values and agreement of the metrics as a picture; the `drop` layers that go first marked, or a quarter.
+        """Draw orders, values and agreement of the metrics; the `drop` layers that go first marked, or a quarter.
 
         Raises:
             InputError: there are not so many layers.
@@ -154,7 +154,7 @@ class Scores(Tabled):
         return "ppl" if "ppl" in self.scores else next(iter(self.scores))
 
     def hidden_carriers(self, on: str, other: str) -> tuple[int, ...]:
-        """Layers that are among the cheaper half on one kind of text, and cost DEAR times the median on another.
+        """Find layers that are among the cheaper half on one kind of text, and cost DEAR times the median on another.
 
         Metrics on the first kind alone would call them removable.
         """
@@ -165,7 +165,7 @@ class Scores(Tabled):
         return tuple(layer for layer in range(self.layers) if cheap[layer] <= half and dear[layer] > DEAR * usual)
 
     def order(self, metric: str) -> tuple[int, ...]:
-        """Layers from the first to remove to the last; ties go to the lower index."""
+        """Order layers from the first to remove to the last; ties go to the lower index."""
         if metric not in self.scores:
             raise InputError(
                 repr(metric),

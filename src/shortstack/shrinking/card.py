@@ -48,7 +48,7 @@ def _card_content(shrunk: Shrunk, checkpoint: Checkpoint) -> CardContent:
 
 
 def _sizes(shrunk: Shrunk, made: Checkpoint, names: list[str]) -> dict[str, dict[str, str]]:
-    """Layers, parameters and bytes of both models."""
+    """Write layers, parameters and bytes of both models."""
     plan = shrunk.plan
     assert plan.parameters  # noqa: S101  it is sized
     assert plan.bytes  # noqa: S101
@@ -60,7 +60,7 @@ def _sizes(shrunk: Shrunk, made: Checkpoint, names: list[str]) -> dict[str, dict
 
 
 def trial_runs(shrunk: Shrunk, settings: Mapping[str, Any]) -> Runs:
-    """A shrink as the one trial that a report draws; what it writes is judged by what the unpruned model does."""
+    """Present a shrink as the one trial that a report draws; judge what it writes by what the unpruned model does."""
     written, base = shrunk.last.collapse, shrunk.base.collapse
     judged = replace(shrunk, last=replace(shrunk.last, collapse=written and base and written.against(base)))
     results = {**judged.steps(), "speed": to_jsonable(shrunk.speed)}

@@ -25,7 +25,7 @@ CHECKPOINTS = 2  # of the model's size at most, on disk at once for each cut: wh
 
 @contextmanager
 def in_words_of_shrink() -> Iterator[None]:
-    """An option of a stage that shrink does not have is one of its recipe."""
+    """Name the recipe where an error is about an option of a stage that shrink does not have."""
     known = {name for group in (ShrinkOptions, Compute) for name, *_ in options_of(group)} | {"output", ""}
     try:
         yield
@@ -36,7 +36,7 @@ def in_words_of_shrink() -> Iterator[None]:
 
 
 def disk_bytes(checkpoint: Checkpoint, options: ShrinkOptions, cuts: int) -> int:
-    """Bytes that lie on the disk at once, at most."""
+    """Count the bytes that lie on the disk at once, at most."""
     return CHECKPOINTS * checkpoint.weight_bytes * (TRIALS if options.share else cuts)
 
 
@@ -85,7 +85,7 @@ def _check_data(checkpoint: Checkpoint, route: Route) -> None:
 
 
 def _check_texts(checkpoint: Checkpoint, options: ShrinkOptions) -> int | None:
-    """Windows of each text to measure on: as many as were asked for, or as the shortest text has; None: all."""
+    """Count windows of each text to measure on: as many as were asked for, or as the shortest text has; None: all."""
     text = options.evaluation_text(options.windows)
     with _of("perplexity"):
         windows = text.read(checkpoint.tokenizer(), seed=0, at_least=1)

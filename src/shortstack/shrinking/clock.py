@@ -103,7 +103,7 @@ class Amounts:
 def amounts_for(
     seconds: float, wanted: Amounts, *, rate: float, layers: int, texts: int = 1, tasks: int = 1
 ) -> Amounts:
-    """As much of what is wanted as fits so many seconds. rate: tokens a second through the whole model, forward."""
+    """Fit as much of what is wanted into so many seconds. rate: tokens a second through the whole model, forward."""
     sources = len(parse_sources(wanted.text))
     room = CHOOSING * seconds * rate * LAYERS / layers / WINDOW * SOURCES / sources
     level = next((level for level in LEVELS if level.passes <= room), LEVELS[-1])
@@ -156,6 +156,6 @@ class ClockProgress:
 
 
 def clock_of(seconds: float, file: Path, *, before: float) -> Clock:
-    """The clock of a run, which goes on where it was left. before: seconds of this call that have passed."""
+    """Make the clock of a run, which goes on where it was left. before: seconds of this call that have passed."""
     used = json.loads(file.read_text(encoding="utf-8"))["used"] if file.exists() else 0.0
     return Clock(seconds, used=used + before)

@@ -94,7 +94,7 @@ def shrink_each(
     compute: Compute = AUTO,
     progress: Progress = in_notebooks,
 ) -> list[Shrunk]:
-    """Several cuts of one model, which share the minutes and all that does not depend on the cut.
+    """Make several cuts of one model, which share the minutes and all that does not depend on the cut.
 
     outs: the new directory of each, by how much goes, as options.drop says it. Each appears when it is made; a call that
     follows a killed one makes those that are missing.
@@ -197,7 +197,7 @@ class Line:
         return self.stages.result("amounts", Amounts, lambda: self._written(self.fitting()), wanted=self.wanted, **how)
 
     def fitting(self) -> Amounts:
-        """By the speed of this machine, as far as no text is to be written for it."""
+        """Choose amounts by the speed of this machine, as far as no text is to be written for it."""
         self.progress("measuring the speed of this machine", 0, 1)
         device, layers = pick_device(self.compute.device), self.source.anatomy.layers
         rate = forward_speed(self.source, dtype=arithmetic(self.compute.dtype, self.source, device), device=device)
@@ -207,7 +207,7 @@ class Line:
         return self.route.amounts(amounts_for(seconds, self.wanted, rate=rate, layers=layers, **of_each))
 
     def _written(self, amounts: Amounts) -> Amounts:
-        """As many windows as the model can write itself in time, where it is to write some."""
+        """Ask for as many windows as the model can write itself in time, where it is to write some."""
         text = amounts.calibration_text
         both = max(amounts.windows, int(text.of_all(amounts.repair).samples) if self.route.repair else 0)
         how: dict[str, Any] = {"compute": self.compute, "progress": self.progress}
@@ -240,7 +240,7 @@ class Line:
         return Unpruned(self.source, measured, self.stages.result("int8", reference.Int8, int8, texts=texts))
 
     def measured(self, checkpoint: Checkpoint, name: str, until: Clock) -> Measured:
-        """Texts, probes, what it writes freely, and tasks one by one while there is time; then the answers to prompts."""
+        """Measure texts, probes, what it writes freely, and tasks one by one while time is left; then ask the prompts."""
         how: dict[str, Any] = {"compute": self.compute, "progress": self.progress}
         items, amounts = self.amounts.probe_items, self.amounts
         tasks = [Tasks(task, limit=amounts.documents, data_dir=self.options.data_dir) for task in self._task_names]
@@ -269,7 +269,7 @@ class Line:
         return self.stages.result("measured", Measured, measure, **known)
 
     def made(self, route: Route, until: Clock) -> Candidate:
-        """One cut: chosen, repaired, healed, measured and held against the unpruned model."""
+        """Make one cut: choose, repair, heal and measure it, and hold it against the unpruned model."""
         until_healed = until.reserving(SLOWER * self.unpruned.measured.seconds + CONCLUDING)
         plan = None if route.turns else self.chosen(route)
         unrepaired = route.repair and until.share > REPAIRED_BY
@@ -288,7 +288,7 @@ class Line:
         return Candidate(made, plan, repaired, healing, measured, speed, (*left_out, *measured.left_out))
 
     def chosen(self, route: Route) -> Plan:
-        """The layers that go."""
+        """Choose the layers that go."""
         choice, text = route.choice, self.amounts.calibration_text
         if choice.how.finalists:
             choice = replace(choice, finalists=self.amounts.finalists)
@@ -303,7 +303,7 @@ class Line:
         return self.stages.result("plan", Plan, choose_layers, **known)
 
     def pruned(self, route: Route, plan: Plan) -> Checkpoint:
-        """The cut, kept layers refitted where the recipe says so."""
+        """Make the cut, with kept layers refitted where the recipe says so."""
         text = self.amounts.calibration_text.of_all(self.amounts.repair) if route.repair else None
         how: dict[str, Any] = {"compute": self.compute, "progress": self.progress}
 
@@ -320,7 +320,7 @@ class Line:
         return self.stages.checkpoint("pruned", make, removed=list(plan.removed), **known)
 
     def healed(self, route: Route, pruned: Checkpoint, until: Clock) -> tuple[Checkpoint, Healing]:
-        """The cut, healed on the data of the recipe until the time is over; or cuts and healing in turns."""
+        """Heal the cut on the data of the recipe until the time is over; or cut and heal in turns."""
         assert route.healing  # noqa: S101  it is called where there is some
         turns, task = route.turns, self.task(route.healing)
         known = {"of": pruned.identity, "data": text_digest(task.data.source), "task": repr(task), "turns": repr(turns)}
@@ -341,7 +341,7 @@ class Line:
         return replace(healing, schedule=schedule, teacher=teacher, compute=self.compute)
 
     def speed(self, cut: Checkpoint, until: Clock) -> reference.Speed:
-        """The cut's speed beside the unpruned model's, which healing does not change."""
+        """Measure the cut's speed beside the unpruned model's, which healing does not change."""
         if until.share > COMPARED_BY:
             return reference.Speed(reason="no time was left for it")
 
@@ -351,7 +351,7 @@ class Line:
         return self.stages.result("speed", reference.Speed, timed, of=cut.identity)
 
     def keeping(self, share: float) -> Candidate:
-        """The largest of at most TRIALS cuts that keeps a share of every measure; as many as there is time for."""
+        """Find the largest of at most TRIALS cuts that keeps a share of every measure; try as many as there is time for."""
         tried: dict[int, tuple[Tried, Candidate]] = {}
         for amount, until in self._amounts_tried(share, tried):
             made = self.made(self.route.dropping(str(amount)), until)
@@ -363,7 +363,7 @@ class Line:
         return replace(tried[best][1], tried=tuple(trial for trial, _ in tried.values()))
 
     def _amounts_tried(self, share: float, tried: Mapping[int, Any]) -> Iterator[tuple[int, Clock]]:
-        """How many layers go in each trial, and the time it has."""
+        """Yield how many layers go in each trial, and the time it has."""
         most = self.source.anatomy.layers - 1
         amount: int | None = self._first_amount(share)
         for trial in range(TRIALS):
@@ -373,7 +373,7 @@ class Line:
             amount = next_amount(_least_kept(tried), share, most=most)
 
     def _first_amount(self, share: float) -> int:
-        """How many layers to try first, from what each alone costs on the calibration text, in nats per token."""
+        """Guess how many layers to try first, from what each alone costs on the calibration text, in nats per token."""
 
         def costs() -> Costs:
             self.progress("scoring layers", 0, 1)
@@ -397,7 +397,7 @@ class Line:
 
 
 def _noted(place: Path) -> Path:
-    """Where the result of a cut lies that is made at that place."""
+    """Return where the result of a cut lies that is made at that place."""
     return place.with_suffix(".json")
 
 

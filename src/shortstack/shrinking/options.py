@@ -90,7 +90,7 @@ class ShrinkOptions:
         return None if self.perplexity_samples == ALL else int(self.perplexity_samples)
 
     def evaluation_text(self, windows: int | None) -> EvaluationText:
-        """The texts to measure on, as evaluate() takes them."""
+        """Return the texts to measure on, as evaluate() takes them."""
         return EvaluationText(self.texts, samples=windows)
 
     def generation(self, probe_items: int) -> GenerationChecks:
@@ -98,6 +98,6 @@ class ShrinkOptions:
         return GenerationChecks(probe_items > 0, probe_items or GenerationChecks.probe_items, collapse_check=True)
 
     def evaluation_tasks(self) -> list[Tasks]:
-        """The tasks to measure on, one by one, as evaluate() takes them."""
+        """List the tasks to measure on, one by one, as evaluate() takes them."""
         names = [] if self.tasks is None else [name.strip() for name in self.tasks.split(",")]
         return [Tasks(name, limit=self.limit or LIMIT, data_dir=self.data_dir) for name in names]

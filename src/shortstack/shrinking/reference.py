@@ -60,7 +60,7 @@ def answers(checkpoint: Checkpoint, compute: Compute, progress: Progress = silen
 
 
 def speed(cut: Checkpoint, unpruned: Checkpoint, compute: Compute, progress: Progress = silent) -> Speed:
-    """Both models in turns, one text at a time."""
+    """Time both models in turns, one text at a time."""
     measured = profile(cut, against=unpruned, timing=TIMING, compute=compute, progress=progress)
     if measured.untimed or not measured.against:
         return Speed(reason=measured.untimed)
@@ -70,7 +70,7 @@ def speed(cut: Checkpoint, unpruned: Checkpoint, compute: Compute, progress: Pro
 
 @torch.no_grad()
 def int8(unpruned: Checkpoint, windows: Mapping[str, Tokens], compute: Compute, progress: Progress = silent) -> Int8:
-    """The unpruned model in int8, on the same windows as every other measurement of these texts."""
+    """Measure the unpruned model in int8, on the same windows as every other measurement of these texts."""
     if missing := INT8.missing(pick_device(compute.device)):
         return Int8(reason=missing)
     decoder = loaded(unpruned, compute)
@@ -86,7 +86,7 @@ def loaded(checkpoint: Checkpoint, compute: Compute) -> Decoder:
 
 
 def beside(unpruned: Sequence[str], shortened: Sequence[str]) -> list[dict[str, str]]:
-    """Each prompt with what the models say to it; models without answers are left out."""
+    """Set each prompt beside what the models say to it; leave out models without answers."""
     by_model = {name: said for name, said in (("unpruned", unpruned), ("shortened", shortened)) if said}
     rows = zip(PROMPTS, *by_model.values(), strict=True) if by_model else ()
     return [dict(zip(("prompt", *by_model), said, strict=True)) for said in rows]

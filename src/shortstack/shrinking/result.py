@@ -89,7 +89,7 @@ class Shrunk(Tabled):
         return [self.table(), *self.plan.tables()[1:]]
 
     def steps(self) -> dict[str, dict[str, Any]]:
-        """The result of each step by its role, as a study's trials have them."""
+        """Return the result of each step by its role, as a study's trials have them."""
         results = {"evaluate_base": self.base.to_dict(), "plan": self.plan.to_dict()}
         if self.healing is None or self.repair is not None:
             results["prune"] = {**self.plan.to_dict(), "repair": self.repair}

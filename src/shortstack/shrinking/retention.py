@@ -64,7 +64,7 @@ def kept(base: Evaluation, last: Evaluation) -> dict[str, Share]:
 
 
 def ratio(before: Share, after: Share) -> Share:
-    """Which share of the one the other is; their errors count as independent.
+    """Compute which share of the one the other is; their errors count as independent.
 
     >>> str(ratio(Share(0.5, 0.0), Share(0.4, 0.05)))
     '80.0% ± 10.0%'
@@ -76,7 +76,7 @@ def ratio(before: Share, after: Share) -> Share:
 
 
 def least(shares: Mapping[str, Share]) -> tuple[str, Share]:
-    """The measure of which least is kept."""
+    """Find the measure of which least is kept."""
     return min(shares.items(), key=lambda item: item[1].value)
 
 
@@ -87,18 +87,18 @@ def _likelihood(base: Perplexity, last: Perplexity) -> Share:
 
 
 def probes_right(evaluation: Evaluation) -> Share | None:
-    """The mean accuracy over the probes; None where there are none."""
+    """Average the accuracy over the probes; None where there are none."""
     probes: Sequence[Probed] = list(evaluation.probes.values())
     return _mean([Share(probe.accuracy.value, probe.accuracy.stderr) for probe in probes])
 
 
 def share_tasks(evaluation: Evaluation) -> dict[str, TaskResult]:
-    """The tasks whose metric is a share of documents."""
+    """Return the tasks whose metric is a share of documents."""
     return {name: task for name, task in evaluation.tasks.items() if task.is_share}
 
 
 def tasks_right(evaluation: Evaluation) -> Share | None:
-    """The mean over the tasks whose metric is a share; None where there are none."""
+    """Average the tasks whose metric is a share; None where there are none."""
     return _mean([Share(task.value, task.stderr) for task in share_tasks(evaluation).values()])
 
 
@@ -110,7 +110,7 @@ def _mean(shares: Sequence[Share]) -> Share | None:
 
 
 def first_amount(costs: Sequence[float], keep: float) -> int:
-    """How many layers to try first, from what the removal of each alone costs in nats per token.
+    """Guess how many layers to try first, from what the removal of each alone costs in nats per token.
 
     >>> first_amount([0.1, 0.02, 0.03, 0.5], 0.95)
     2
@@ -125,7 +125,7 @@ def first_amount(costs: Sequence[float], keep: float) -> int:
 
 
 def next_amount(tried: Mapping[int, float], keep: float, *, most: int) -> int | None:
-    """How many layers to try next, from the least share that each amount kept; None where the largest is found.
+    """Guess how many layers to try next, from the least share each amount kept; None where the largest is found.
 
     What lies between an amount that kept enough and one that did not is taken to be on a line; without a layer gone all is
     kept. Where all kept enough it goes on to at most LEAP times as many.
@@ -143,5 +143,5 @@ def next_amount(tried: Mapping[int, float], keep: float, *, most: int) -> int | 
 
 
 def largest(tried: Mapping[int, float], keep: float) -> int | None:
-    """The largest amount that kept enough; None where none did."""
+    """Find the largest amount that kept enough; None where none did."""
     return max((amount for amount, share in tried.items() if share >= keep), default=None)

@@ -33,7 +33,7 @@ class Route:
 
     @classmethod
     def of(cls, options: ShrinkOptions, drop: str | None = None) -> Route:
-        """drop: how much goes, where that is said elsewhere than in the options."""
+        """Plan the route. drop: how much goes, where that is said elsewhere than in the options."""
         recipe = read_recipe(options.recipe)
         choice = _choice(recipe, options, drop)
         healing = _healing(recipe, options)
@@ -46,7 +46,7 @@ class Route:
         return cls(options.recipe, choice, recipe.plan.repair, healing, turns, recipe)
 
     def amounts(self, fitting: Amounts) -> Amounts:
-        """The numbers that fit the time, but for those that the recipe states."""
+        """Return the numbers that fit the time, but for those that the recipe states."""
         given, called = self.recipe.plan.given, {"samples": "windows", "repair_samples": "repair"}
         known = (*ON_TEXT, "finalists", "repair_samples")
         return replace(
@@ -54,7 +54,7 @@ class Route:
         )
 
     def repeating(self, amounts: Amounts, healing: Healing | None, *, repaired: bool) -> str:
-        """The recipe with all numbers, so that it needs no clock; without what there was no time for."""
+        """Write the recipe with all numbers, so that it needs no clock; without what there was no time for."""
         plan: dict[str, Any] = {"text": amounts.text, "samples": amounts.windows, "length": amounts.length}
         plan |= {"finalists": amounts.finalists} if self.choice.how.finalists else {}
         plan |= {"repair_samples": amounts.repair} if repaired else {"repair": False} if self.repair else {}
@@ -69,7 +69,7 @@ class Route:
         return self.healing is not None and self.healing.schedule.max_steps is None
 
     def dropping(self, drop: str) -> Route:
-        """The same, where so much goes."""
+        """Return the same route, where so much goes."""
         return replace(self, choice=replace(self.choice, drop=drop, params=None, memory=None))
 
 

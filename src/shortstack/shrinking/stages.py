@@ -23,11 +23,11 @@ class Stages:
     common: Mapping[str, object]
 
     def place(self, stage: str, **inputs: object) -> Path:
-        """Where a stage's result lies."""
+        """Return where a stage's result lies."""
         return self.folder / f"{stage}-{content_key(stage, **self.common, **inputs)[:16]}"
 
     def result(self, stage: str, kind: type[Result], make: Callable[[], Result], **inputs: object) -> Result:
-        """A dataclass: as it was left, or made now."""
+        """Return a dataclass: as it was left, or made now."""
         place = self.place(stage, **inputs).with_suffix(".json")
         if place.exists():
             return loaded(place, kind)
@@ -36,7 +36,7 @@ class Stages:
         return result
 
     def checkpoint(self, stage: str, make: Callable[[Path], Any], **inputs: object) -> Checkpoint:
-        """A checkpoint directory: as it was left, or made now."""
+        """Return a checkpoint directory: as it was left, or made now."""
         place = self.place(stage, **inputs)
         if not place.exists():
             make(place)

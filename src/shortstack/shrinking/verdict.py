@@ -31,7 +31,7 @@ class Verdict:
 
 
 def verdict(base: Evaluation, last: Evaluation, answers: Sequence[Mapping[str, str]] = ()) -> Verdict:
-    """From the evaluations of the unpruned model and of the shortened one, and from what both answer to prompts.
+    """Judge by the evaluations of the unpruned model and of the shortened one, and by what both answer to prompts.
 
     It is kept where it has not collapsed, answers, surely has KEPT of what the unpruned model has right of the probes, and
     at most NEAR times its perplexity on each text; and not where perplexity is beyond FAR, the probes are surely below LOST,
@@ -72,7 +72,7 @@ def _unanswered(answers: Sequence[Mapping[str, str]]) -> Iterator[str]:
 
 
 def beside_others(last: Evaluation, nbytes: int, speed: Speed, int8: Int8) -> list[str]:
-    """Sentences on its speed, and on the unpruned model in int8."""
+    """Write sentences on its speed, and on the unpruned model in int8."""
     said = []
     if speed.decode and speed.prefill:
         said.append(
@@ -93,12 +93,12 @@ def beside_others(last: Evaluation, nbytes: int, speed: Speed, int8: Int8) -> li
 
 
 def _right(what: str, before: Share, after: Share) -> str:
-    """How much is right of something, with standard errors, and which share of the unpruned model's that is."""
+    """Say how much is right of something, with standard errors, and which share of the unpruned model's that is."""
     kept = f": {ratio(before, after)} of it is kept" if before.value else ""
     return f"Of {what} {after} are right, where the unpruned model has {before}{kept}."
 
 
 def _times(base: Evaluation, last: Evaluation, text: str) -> float:
-    """How many times as large the perplexity is; infinitely where that is beyond all numbers."""
+    """Compute how many times as large the perplexity is; infinitely where that is beyond all numbers."""
     times = last.perplexity[text].value / base.perplexity[text].value
     return math.inf if math.isnan(times) else times

@@ -153,7 +153,7 @@ class Paths:
         return {step.key: step.kind for steps in trial_steps for step in steps.values()}
 
     def arrived(self, key: str) -> None:
-        """A step has a result: further steps of its trials can be known."""
+        """Note that a step has a result: further steps of its trials can be known."""
         for trial in self._passing.pop(key, ()):
             self._steps.pop(trial, None)
 

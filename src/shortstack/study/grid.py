@@ -136,7 +136,7 @@ class Study(Part):
         return tuple(trials.values())
 
     def _settings(self) -> Iterator[dict[str, Any]]:
-        """The settings of the grid's trials, then of those added to it, which take the grid's first where they name none."""
+        """Yield the settings of the grid's trials, then of those added, which take the grid's first where they name none."""
         between = ("calibration", "drop", "strategy", "repair", "heal")
         grid: dict[str, Sequence[Any]] = {
             "model": self.models,

@@ -99,7 +99,7 @@ def _kind_progress(steps: Sequence[Mapping[str, Any]], expected: int) -> KindPro
 
 
 def seconds_to_go(kinds: Mapping[str, KindProgress], running: Sequence[RunningStep], workers: int) -> float | None:
-    """Seconds until all is done, at most: the steps left of each kind, at what one takes, shared by workers.
+    """Estimate the seconds until all is done, at most: the steps left of each kind, at what one takes, shared by workers.
 
     >>> seconds_to_go({"heal": KindProgress(2, 1, 0, 5, 60.0)}, [RunningStep("heal", 20.0)], 2)
     80.0

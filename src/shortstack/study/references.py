@@ -19,7 +19,7 @@ def open_model(name: str, **options: Any) -> Checkpoint:
 
 
 def with_revision(name: str) -> tuple[str, str | None]:
-    """A study's word for a model as its name and the revision that it asks for; a path that is there asks for none.
+    """Split a study's word for a model into its name and the revision it asks for; a path that is there asks for none.
 
     >>> with_revision("org/name@v2"), with_revision("demo")
     (('org/name', 'v2'), ('demo', None))

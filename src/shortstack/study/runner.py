@@ -198,7 +198,7 @@ class _StudyRun:
                     yield first
 
     def _to_make_again(self, step: Step, steps: Mapping[str, Step]) -> Step | None:
-        """The step whose weights this one reads, where they were removed before another trial was found to need them."""
+        """Find the step whose weights this one reads, where they went before another trial was found to need them."""
         makers = {maker.key: maker for maker in steps.values() if maker.writes_weights}
         read = [makers[place] for place in step.reads.values() if place in makers]
         return next((maker for maker in read if not self._has_weights(maker.key)), None)
@@ -315,13 +315,13 @@ class _StudyRun:
                 self.weights[key] = False
 
     def _has_weights(self, key: str) -> bool:
-        """Looked up once: nobody else writes there."""
+        """Look up, once, whether a step's weights are there: nobody else writes there."""
         if key not in self.weights:
             self.weights[key] = bool(self.folder.weights(key))
         return self.weights[key]
 
     def _best(self) -> set[str]:
-        """The last checkpoints of the done trials with the lowest loss for each model and drop; all that have none."""
+        """Find the last checkpoints of the done trials with the lowest loss for each model and drop; all that have none."""
         best: dict[tuple[str, str | None], tuple[float, str]] = {}
         unmeasured = set()
         for trial, steps in self.done.values():

@@ -39,7 +39,10 @@ class ScoreStep(Step):
 
     @classmethod
     def of(cls, known: Known, trial: Trial, metrics: Sequence[str], window: int | str | None) -> ScoreStep:
-        """metrics: every one that this walk feeds. window: layers of the blocks that are scored; None: single layers."""
+        """Make the step.
+
+        metrics: every one that this walk feeds. window: layers of the blocks that are scored; None: single layers.
+        """
         arguments = {"metrics": metrics, "window": window, **trial.calibration_arguments, "dtype": known.dtype}
         text = {"text": known.texts[trial.calibration.text]} if trial.calibration else {}
         return cls(arguments, {"model": known.model(trial), **text}, {"model": trial.model})
@@ -69,7 +72,7 @@ class PlanStep(Step):
 
     @classmethod
     def of(cls, known: Known, trial: Trial, score: ScoreStep | None, values: str | None) -> PlanStep:
-        """values: the digest of the scores by the trial's metric, where there are some."""
+        """Make the step. values: the digest of the scores by the trial's metric, where there are some."""
         choice = trial.choice
         arguments: dict[str, Any] = {
             "metric": choice.metric,

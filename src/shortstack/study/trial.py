@@ -44,7 +44,7 @@ class RepairText(_Text):
 
 
 def parse_choice(text: str, *, drop: str | None = None, step: int | None = None) -> Choice:
-    """How layers are chosen, from the words of a study: a metric, a metric and a strategy, search, or layers by name.
+    """Read how layers are chosen, in a study's words: a metric, a metric and a strategy, search, or layers by name.
 
     >>> parse_choice("angular block").metric, parse_choice("search").search, parse_choice("layers 3-5").layers
     ('angular', True, '3-5')
@@ -71,7 +71,7 @@ class HealOptions:
 
     @classmethod
     def of(cls, value: Any, named: Mapping[str, HealOptions]) -> HealOptions | None:
-        """From what the file says: none, a name, a recipe, or options, of a recipe or by themselves."""
+        """Read what the file says: none, a name, a recipe, or options, of a recipe or by themselves."""
         if value in (None, "none"):
             return None
         if isinstance(value, str) and value in named:
@@ -106,7 +106,7 @@ class Trial:
 
     @classmethod
     def of(cls, settings: Mapping[str, Any]) -> Trial:
-        """From settings as read_setting() gives them."""
+        """Make a trial of settings as read_setting() gives them."""
         choice, strategy = parse_choice(settings["metric"]), settings["strategy"]
         calibration, repair = settings["calibration"], settings["repair"]
         for text in filter(None, (calibration, repair)):

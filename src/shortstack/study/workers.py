@@ -44,7 +44,7 @@ class Launch:
 
 @contextmanager
 def local(workers: int = 1) -> Iterator[Launch]:
-    """So many processes of this machine, which end with this one; resources are not looked at.
+    """Start so many processes of this machine, which end with this one; resources are not looked at.
 
     A task whose process dies fails with BrokenProcessPool; the next gets a new process.
     """
@@ -81,12 +81,12 @@ def local(workers: int = 1) -> Iterator[Launch]:
 
 
 def _share(workers: int) -> int | None:
-    """How many threads each of several workers computes with; None where the environment says so, or one has all."""
+    """Return how many threads each of several workers computes with; None where the environment says so, or one has all."""
     return None if workers == 1 or "OMP_NUM_THREADS" in os.environ else max(1, (os.cpu_count() or 1) // workers)
 
 
 def _follow(followed: Connection, threads: int | None) -> None:
-    """In a worker: end when the other end of a pipe is closed, as it is when who holds it is killed."""
+    """End, in a worker, when the other end of a pipe is closed, as it is when who holds it is killed."""
 
     def watch() -> None:
         wait([followed])
@@ -100,7 +100,7 @@ def _follow(followed: Connection, threads: int | None) -> None:
 
 @contextmanager
 def ray(address: str = "local", workers: int | None = None) -> Iterator[Launch]:
-    """A Ray cluster by its address, `auto` for the one this machine is in, or `local` for one that begins and ends here.
+    """Connect to a Ray cluster by its address, `auto` for the one this machine is in; for `local` begin and end one here.
 
     workers: tasks handed over at once; without a number, as many as the cluster has CPUs.
     """
