@@ -21,7 +21,7 @@ from shortstack.pruning.gguf_verification import verify_gguf
 
 # Scattered cuts, of periods where there are any.
 CUTS = {
-    **{name: ["1,3,6"] for name in ("llama", "openelm")},
+    **{name: ["1,3,6"] for name in ("llama", "lfm2", "openelm", "qwen2", "qwen3", "qwen3moe", "phi3")},
     "smollm3": ["4-7", "0-1,3,5"],
     "deepseek": ["0,2,5"],
     "gemma2": ["1-2,5-6"],
