@@ -58,13 +58,15 @@ def run(model: str, options: ss.ShrinkOptions, text: str, data: str | None) -> d
         began = time.perf_counter()
         made = ss.shrink(model, Path(folder) / "out", options)
         seconds = time.perf_counter() - began
-        found = judged(ss.Checkpoint.open(str(made.output)), text, data, ITEMS)
+        checkpoint = ss.Checkpoint.open(str(made.output))
+        schedule = checkpoint.record["healing"]["schedule"] if made.healing else {}
+        found = judged(checkpoint, text, data, ITEMS)
     return {
         "drop": len(made.plan.removed),
         "minutes": options.minutes,
         "seconds": seconds,
         "removed": list(made.plan.removed),
-        "steps": made.healing.history.steps if made.healing else 0,
+        "samples": made.healing.history.steps * schedule["per_device_train_batch_size"] if made.healing else 0,
         "left_out": list(made.left_out),
         "judged": found,
     }
@@ -93,7 +95,7 @@ def page(rows: Sequence[Mapping[str, Any]], base: Mapping[str, float], command: 
         "Shares of the unpruned model's values, on a text, items and documents that no run saw; of likelihood the geometric",
         f"mean; {ITEMS} items of each probe, {LIMIT} documents of each task.\n",
         "![what is kept, by minutes](minutes.svg)\n",
-        f"| layers removed | minutes | took | steps of healing | {' | '.join(names)} |",
+        f"| layers removed | minutes | took | samples healed on | {' | '.join(names)} |",
         f"|{'---|' * (4 + len(names))}",
     ]
     for row in ordered(rows):
@@ -102,7 +104,7 @@ def page(rows: Sequence[Mapping[str, Any]], base: Mapping[str, float], command: 
             show_layers(row["removed"]),
             f"{row['minutes']:g}",
             f"{row['seconds']:.0f} s",
-            str(row["steps"]),
+            f"{row['samples']:,}",
             *shares,
         ]
         lines.append(f"| {' | '.join(cells)} |")

@@ -103,7 +103,7 @@ def test_a_run_of_minutes_is_judged_on_what_it_did_not_see(best, tmp_path, monke
     monkeypatch.setattr(minutes, "WINDOWS", 2)
     monkeypatch.setenv("SHORTSTACK_CACHE", os.environ.get("SHORTSTACK_CACHE", ""))  # which the run changes
     row = minutes.run(str(source), options, text, None)
-    assert (row["drop"], row["minutes"], row["steps"]) == (2, options.minutes, 3)
+    assert (row["drop"], row["minutes"], row["samples"]) == (2, options.minutes, 3 * 16)
     assert row["judged"]["loss"] > 0
     assert sum(name.startswith("probe ") for name in row["judged"]) == 12
 
