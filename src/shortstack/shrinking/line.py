@@ -252,6 +252,9 @@ class Line:
             if self.clock.until(PROBED_BY if checkpoint is self.source else 1.0).over:
                 writing = NO_WRITING
                 left_out.append(f"what the {name} model writes")
+            elif checkpoint is not self.source and until.left < self.unpruned.measured.seconds:
+                writing = replace(writing, collapse_check=False)
+                left_out.append(f"what the {name} model writes freely")
             evaluation = evaluate(checkpoint, text=text, generation=writing, **how)
             for task in tasks:
                 if until.over:
