@@ -48,7 +48,7 @@ from shortstack.shrinking.retention import TRIALS, Tried, first_amount, kept, la
 from shortstack.shrinking.route import Route
 from shortstack.shrinking.stages import Stages, loaded, save
 
-COMPARED_BY = 0.7  # of the time of a cut: after that it is not timed
+COMPARED_BY = 0.7  # of the time of a cut before it is measured: after that it is not timed
 MEASURED_BY = 0.35  # of the minutes: after that the unpruned model is not measured on more
 PROBED_BY = 0.6  # of the minutes: after that it is not probed either
 REPAIRED_BY = 0.7  # of the time of a cut: after that it is not repaired
@@ -278,7 +278,7 @@ class Line:
         unrepaired = route.repair and until.share > REPAIRED_BY
         route = replace(route, repair=route.repair and not unrepaired)
         pruned = self.pruned(route, plan) if plan else self.source
-        speed = self.speed(pruned, until) if plan else None  # before healing, which has all that is left
+        speed = self.speed(pruned, until_healed) if plan else None  # before healing, which has all that is left
         heals = route.healing and (not route.timed or until_healed.left > LEAST_HEALING)
         made, healing = self.healed(route, pruned, until_healed) if heals else (pruned, None)
         if plan is None:
