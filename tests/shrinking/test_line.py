@@ -122,7 +122,11 @@ def test_the_recipe_beside_it_makes_the_same_weights_without_a_clock(tiny, monke
     monkeypatch.setattr(line, "LEAST_HEALING", 0.0)
     made = shrunk(tiny, recipe="best", drop="2", minutes=0.6)
     stated = yaml.safe_load((tiny / "out" / "recipe.yaml").read_text())
-    assert stated["heal"]["max_steps"] == made.healing.history.steps
+    assert (stated["heal"]["max_steps"], stated["plan"]["drop"]) == (made.healing.history.steps, 2)
+    heals = next(
+        line for line in (tiny / "out" / "README.md").read_text(encoding="utf-8").splitlines() if "stack heal" in line
+    )
+    assert all(f"--{name} {stated['heal'][name.replace('-', '_')]}" in heals for name in ("max-steps", "replanned"))
     assert "no healing" not in made.left_out
     again = shrunk(tiny, "again", recipe=str(tiny / "out" / "recipe.yaml"), drop="2", minutes=60)
     weights = [Checkpoint.open(tiny / out).weights_sha256 for out in ("out", "again")]
@@ -151,8 +155,8 @@ def test_what_is_wrong_is_said_before_anything_is_written(tiny):
         ({"length": 4096}, "4096"),
         ({"min_quality": "95%", "drop": "2"}, "min_quality: expected one goal, found drop beside it"),
         ({"memory": "60000B", "drop": "2"}, "memory: expected one goal"),
-        ({"min_quality": "lots"}, "a share between 0% and 100%"),
-        ({"min_quality": "0.0%"}, "a share between 0% and 100%"),
+        ({"min_quality": "lots"}, "a share above 0% and below 100%"),
+        ({"min_quality": "0.0%"}, "a share above 0% and below 100%"),
         ({"recipe": str(named), "drop": "1"}, "expected a recipe that chooses layers, beside drop"),
         ({"recipe": str(named), "memory": "60000B"}, "expected a recipe that chooses layers, beside memory"),
         ({"recipe": str(named), "min_quality": "90%"}, "expected a recipe that chooses layers, beside min_quality"),

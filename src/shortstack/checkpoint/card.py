@@ -175,6 +175,8 @@ def _command(step: Mapping[str, Any], name: str | None) -> str:
         method, data = dict(healing["method"]), dict(healing["data"])
         options = {"method": method.pop("name"), **method, **healing["objective"], **healing["schedule"], **data}
         options["data"] = ",".join(_sources(data["data"], weighted=True))
+        if healing.get("repeat"):  # it went by the clock
+            options |= {**healing["repeat"], "minutes": None}
         words += _options({**options, "teacher": base_model(step) or "MODEL" if healing.get("teacher") else None})
     return " ".join(shlex.join([*words, "-o", name or named.get(step["verb"], "model")]).splitlines())
 

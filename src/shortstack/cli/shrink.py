@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 from shortstack.cli import console
 from shortstack.cli.dry_run import DryRun, show_dry_run
 from shortstack.cli.options import Model, Out, Session, flat, going_on
-from shortstack.machine.formats import duration
+from shortstack.machine.formats import duration, show_layers
 from shortstack.shrinking import ShrinkOptions
 
 if TYPE_CHECKING:
@@ -70,6 +70,8 @@ def _preview(model: str, output: Path, options: ShrinkOptions, session: Session)
 def show_shrunk(shrunk: Shrunk) -> None:
     """Print whether to keep it, both models' answers and measures, the cuts that were compared, and why one was chosen."""
     console.show(shrunk.verdict)
+    plan = shrunk.plan
+    console.show(f"Removed: {len(plan.removed)} of {plan.layers} layers, {show_layers(plan.removed)}.")
     for tried in shrunk.tried:
         console.show(f"Tried: {tried}.")
     for said in shrunk.answers:

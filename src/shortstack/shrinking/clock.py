@@ -18,6 +18,7 @@ from typing import NamedTuple
 
 from shortstack.data import CalibrationText
 from shortstack.data.mixture import MIX, READ, parse_sources
+from shortstack.data.tokens import JUDGING
 from shortstack.errors import InputError
 from shortstack.evaluation import EvaluationText
 from shortstack.machine.clock import Clock
@@ -116,7 +117,7 @@ def amounts_for(
         length=min(wanted.length, level.length),
         text=READ if wanted.text == MIX and WRITING * seconds * rate < WRITTEN_TOKENS else wanted.text,
         finalists=min(wanted.finalists, level.finalists),
-        repair=min(wanted.repair, level.repair),
+        repair=min(wanted.repair, max(level.repair, JUDGING * sources)),  # as many as repair takes at the least
         judged=wanted.judged and min(wanted.judged, max(2, int(tokens / texts / EvaluationText.length))),
         probe_items=min(wanted.probe_items, max(4, int(tokens / PROBE_TOKENS))) if wanted.probe_items else 0,
         documents=min(wanted.documents, max(2, int(tokens / tasks / DOCUMENT_TOKENS))) if wanted.documents else 0,

@@ -52,7 +52,7 @@ def concluded(
         left_out=made.left_out,
         tried=made.tried,
         seconds=seconds,
-        recipe=route.repeating(amounts, made.healing, repaired=bool(made.repair)),
+        recipe=route.repeating(amounts, made.healing, drop=len(made.plan.removed), repaired=bool(made.repair)),
         command=_command(unpruned.checkpoint.source, options, out),
     )
 

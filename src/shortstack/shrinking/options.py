@@ -67,7 +67,7 @@ class ShrinkOptions:
             raise InputError(conflict, expected="one goal", fix="give one of them", option=named[-1])
         share = self.min_quality
         if share is not None and (not re.fullmatch(r"\d{1,2}(\.\d+)?%", share) or not float(share[:-1])):
-            expected = "a share between 0% and 100%"
+            expected = "a share above 0% and below 100%"
             raise InputError(repr(share), expected=expected, fix="ask for one, such as 95%", option="min_quality")
 
     @property

@@ -53,9 +53,10 @@ class Route:
             fitting, **{called.get(name, name): given[name] for name in known if given.get(name) is not None}
         )
 
-    def repeating(self, amounts: Amounts, healing: Healing | None, *, repaired: bool) -> str:
+    def repeating(self, amounts: Amounts, healing: Healing | None, *, drop: int, repaired: bool) -> str:
         """Write the recipe with all numbers, so that it needs no clock; without what there was no time for."""
         plan: dict[str, Any] = {"text": amounts.text, "samples": amounts.windows, "length": amounts.length}
+        plan |= {} if self.recipe.plan.given.get("layers") else {"drop": drop}
         plan |= {"finalists": amounts.finalists} if self.choice.how.finalists else {}
         plan |= {"repair_samples": amounts.repair} if repaired else {"repair": False} if self.repair else {}
         used = {name: value for name, value in ((healing and healing.repeat) or {}).items() if value is not None}
