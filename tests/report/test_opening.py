@@ -163,7 +163,7 @@ def one(store: Store, tmp_path: Path) -> Runs:
 def test_one_setting_is_kept_or_not_with_its_price(one: Runs) -> None:
     report = Report.of(one)
     assert report.opening.lead.startswith(
-        "Do not keep it: its perplexity on c.txt is 3.00 times the unpruned model's and 25% of its small writing tasks are "
+        "Do not keep it: its perplexity on c.txt is 3.00 times the unpruned model's and 25% of its generation probes are "
         "right instead of 50%. Without 2 of 30 layers it takes 750 B instead of 1.0 kB (25% less), writes 1.50 times as "
         "fast (1.25 to 1.75) and is 45.0 points worse on arc (95% interval "
     )
@@ -173,7 +173,7 @@ def test_one_setting_is_kept_or_not_with_its_price(one: Runs) -> None:
 
 def test_its_table_has_each_measure_with_the_interval_of_its_change(one: Runs) -> None:
     rows = {row.label: row.cells for row in Report.of(one).tables[0].rows}
-    measures = ["arc (%)", "perplexity on a", "perplexity on c.txt", "small writing tasks (%)"]
+    measures = ["arc (%)", "perplexity on a", "perplexity on c.txt", "generation probes (%)"]
     assert list(rows) == [*measures, "weights", "speed of writing"]
     lost = [cut - right for cut, right in zip(CUT, RIGHT, strict=True)]
     low, high = stats.t.interval(0.95, len(lost) - 1, loc=-0.45, scale=stats.sem(lost))
@@ -182,7 +182,7 @@ def test_its_table_has_each_measure_with_the_interval_of_its_change(one: Runs) -
     change, interval = rows["perplexity on c.txt"][3:]
     assert change.value == pytest.approx(3)
     assert interval.value == pytest.approx((3 * math.exp(-reach), 3 * math.exp(reach)))
-    assert [cell.value for cell in rows["small writing tasks (%)"][1:4]] == [0.5, 0.25, -0.25]
+    assert [cell.value for cell in rows["generation probes (%)"][1:4]] == [0.5, 0.25, -0.25]
     assert [cell.value for cell in rows["weights"][1:4]] == [1000, 750, -0.25]
     assert [cell.value for cell in rows["speed of writing"][3:]] == [1.5, (1.25, 1.75)]
 

@@ -17,14 +17,14 @@ def test_shares_are_of_likelihood_probes_and_tasks_with_their_errors():
     found = kept(base, last)
     assert found["likelihood of a.txt"].value == pytest.approx(math.exp(-0.3))
     assert found["likelihood of a.txt"].stderr == pytest.approx(math.exp(-0.3) * 0.03 * math.sqrt(2))
-    assert found["probes of writing"].value == pytest.approx(0.5)
+    assert found["generation probes"].value == pytest.approx(0.5)
     before, after = (
         math.hypot(*(probed(right).accuracy.stderr for right in some)) / 2 for some in ((40, 20), (20, 10))
     )
-    assert found["probes of writing"].stderr == pytest.approx(0.5 * math.hypot(before / 0.6, after / 0.3))
+    assert found["generation probes"].stderr == pytest.approx(0.5 * math.hypot(before / 0.6, after / 0.3))
     assert found["tasks"].value == pytest.approx(0.8)
-    assert least(found) == ("probes of writing", found["probes of writing"])
-    assert "probes of writing" not in kept(evaluation(base.perplexity), evaluation(last.perplexity))
+    assert least(found) == ("generation probes", found["generation probes"])
+    assert "generation probes" not in kept(evaluation(base.perplexity), evaluation(last.perplexity))
 
 
 def test_one_window_has_no_error_and_counts_with_none():

@@ -1,4 +1,4 @@
-"""How good a model is: perplexity, tasks, probes of writing, signs of degeneration, and paired tests.
+"""How good a model is: perplexity, tasks, generation probes, signs of degeneration, and paired tests.
 
 What is measured is said by the dataclasses in `options`. A suite of tasks is one entry in `suites`, a probe one entry in
 `probes`. lm-evaluation-harness is imported in `harness`, and nowhere else.

@@ -17,7 +17,7 @@ from shortstack.report.judged import EMPTY, Change, JudgedCell, ResultRow
 from shortstack.report.results import Measure, Result, mean
 from shortstack.report.significance import Difference, difference
 
-WRITING = "small writing tasks"
+WRITING = "generation probes"
 SURE = 0.93  # an interval of a speed that covers less says so
 
 
@@ -95,7 +95,7 @@ class Kept:
         if not rows:
             return None
         title = "What is kept"
-        said = "Share of tasks and small writing tasks that are right, likelihood of a token; bars: one standard error"
+        said = "Share of tasks and generation probes that are right, likelihood of a token; bars: one standard error"
         chance = "; dotted: chance" if any(row.chance is not None for row in rows) else ""
         legend = ((swatch(THEIRS), "unpruned"), (swatch(OURS), "shortened"))
         return Figure("first", title, f"{said}{chance}.", dots(rows, title=title), legend)

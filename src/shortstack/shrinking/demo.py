@@ -24,7 +24,7 @@ OPTIONS = ShrinkOptions(probe_items=10)
 
 @dataclass(frozen=True)
 class DemoRow:
-    """One model of the table. right: the share of small writing tasks; writes: times as fast as the unpruned model."""
+    """One model of the table. right: the share of generation probes; writes: times as fast as the unpruned model."""
 
     name: str
     layers: int
@@ -62,7 +62,7 @@ class Demo(Tabled):
             Column("perplexity", "perplexity"),
             "tasks right",
         )
-        caption = "Bytes in bf16; perplexity held out; small writing tasks."
+        caption = "Bytes in bf16; perplexity held out; generation probes."
         return Table.of("SmolLM2-135M-Instruct with fewer layers", columns, rows, caption=caption)
 
     def to_dict(self) -> dict[str, Any]:

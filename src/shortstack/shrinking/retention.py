@@ -55,7 +55,7 @@ def kept(base: Evaluation, last: Evaluation) -> dict[str, Share]:
         f"likelihood of {text}": _likelihood(base.perplexity[text], last.perplexity[text]) for text in sorted(texts)
     }
     for name, before, after in (
-        ("probes of writing", probes_right(base), probes_right(last)),
+        ("generation probes", probes_right(base), probes_right(last)),
         ("tasks", tasks_right(base), tasks_right(last)),
     ):
         if before and after and before.value:

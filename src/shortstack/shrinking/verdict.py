@@ -47,7 +47,7 @@ def verdict(base: Evaluation, last: Evaluation, answers: Sequence[Mapping[str, s
             times <= NEAR and kept.value - SURE * kept.stderr >= KEPT,
             bad or kept.value + SURE * kept.stderr < LOST,
         )
-        reasons.append(_right("small writing tasks", before, after))
+        reasons.append(_right("generation probes", before, after))
     before, after = tasks_right(base), tasks_right(last)
     if before and after:
         reasons.append(_right(", ".join(share_tasks(last)), before, after))
