@@ -1,4 +1,4 @@
-"""Scripts of studies and benchmarks in a form of seconds: what they import is there, and the line runs on a tiny model."""
+"""Scripts of studies and benchmarks in a form of seconds: the line on a tiny model, pages written from made-up outcomes."""
 
 import importlib.util
 import json
@@ -15,7 +15,12 @@ import pytest
 
 import shortstack as ss
 from shortstack.checkpoint import Checkpoint
+from shortstack.decoder.likelihoods import Accuracy
+from shortstack.evaluation import Evaluation
+from shortstack.evaluation.perplexity import Perplexity
+from shortstack.evaluation.probes import Probed
 from shortstack.evaluation.suites import TASKS
+from shortstack.evaluation.task_results import TaskResult
 from studies import make_data
 from zoo import speaking
 
@@ -50,6 +55,40 @@ def best():
     del sys.modules["best"]
 
 
+@pytest.fixture
+def peers(best):
+    yield script("peers")
+    del sys.modules["peers"]
+
+
+def outcomes(right):
+    """An evaluation of four tasks and two probes, `right` of ten documents of each answered rightly."""
+    correct = [number < right for number in range(10)]
+    digests = tuple(map(str, range(10)))
+    task = TaskResult(
+        "acc", right / 10, 0.1, 10, "1", 0, False, "float32", 0.5, True, digests, tuple(map(float, correct))
+    )
+    text = Perplexity(100 / right, 10, 1.0, 0.1, {}, "float32")
+    probe = Probed(Accuracy.of(correct), 0.0, digests)
+    names = ("piqa", "arc_easy", "hellaswag", "lambada_openai")
+    return Evaluation("m", {"wiki.txt": text}, {"copying": probe, "json": probe}, tasks=dict.fromkeys(names, task))
+
+
+def test_the_page_of_best_says_what_was_kept_and_what_was_aimed_at(best, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["best.py", "8", "x/c4.jsonl", "x/dolly.json", "x/wiki.txt", "x/DATA"])
+    plan = ss.Plan(30, (3, 4, 5, 6, 12, 13, 14, 15), "blocks, repaired")
+    took = {"choose": 200.4, "repair and prune": 100.0, "heal": 500.0}
+    lines = best.page({8: plan}, {8: took}, {"unpruned": outcomes(8), "minus 8, healed": outcomes(6)}).splitlines()
+    assert "| unpruned | 12.5 | 0.800 | 0.800 | 0.800 | 0.800 | 0.800 ± 0.094 | no |" in lines
+    cells = " | ".join(["0.600 (-0.200 ± 0.133)"] * 4)
+    assert f"| minus 8, healed | 16.67 | {cells} | 0.600 ± 0.115 | no |" in lines
+    assert "| copying | 0.80 | 0.60 |" in lines
+    said = " ".join(lines)
+    assert "layers 3-6, 12-15 (blocks, repaired)" in said
+    assert "choose 200, repair and prune 100, heal 500; together 800." in said
+    assert "lambada_openai 75.0%, of the probes' mean 75.0%; aims: 95 %, 60 %, 60 %" in said
+
+
 @pytest.mark.parametrize("name", sorted(path.stem for path in STUDIES.glob("*.py")))
 def test_what_a_study_imports_is_there(name, monkeypatch):
     monkeypatch.syspath_prepend(STUDIES)
@@ -68,6 +107,25 @@ def test_the_tasks_of_best_are_those_that_no_run_before_it_saw(best, tmp_path):
         for split, file in TASKS[name].files.items():
             numbers = [json.loads(line)["number"] for line in (Path(unseen) / f"{file}.jsonl").read_text().splitlines()]
             assert numbers == ([2, 3, 4] if split == TASKS[name].evaluated else [0, 1, 2, 3, 4])
+
+
+def test_the_page_of_peers_shows_what_failed(peers, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["peers.py", *"abcdefg"])
+    monkeypatch.setattr(peers, "version", lambda package: "1.2")
+    found = {"unpruned": outcomes(8), "best.yaml": outcomes(6), "mergekit, our layers": outcomes(2)}
+    lines = peers.page(found, {"modelopt": "TypeError: no"}, {"mergekit": "layers 3"}).splitlines()
+    assert "| mergekit, our layers | 25.0% | 25.0% | 25.0% |" in lines
+    assert lines[-2:] == ["- mergekit: layers 3", "- modelopt failed: `TypeError: no`"]
+
+
+def test_kept_layers_are_given_as_ranges_with_exclusive_ends(peers):
+    assert list(peers._ranges([3, 4, 7], 10)) == [(0, 3), (5, 7), (8, 10)]
+    assert list(peers._ranges([0, 9], 10)) == [(1, 9)]
+
+
+def test_a_peer_that_fails_is_told_by_the_last_line_it_printed(peers, tmp_path):
+    said = peers.made("no such peer", str(tmp_path), ["a"], tmp_path)
+    assert said == "KeyError: 'no such peer'"
 
 
 def test_the_line_of_best_runs_from_choosing_to_healing(best, tmp_path, monkeypatch):
@@ -89,6 +147,62 @@ def test_the_line_of_best_runs_from_choosing_to_healing(best, tmp_path, monkeypa
     assert healed.anatomy.layers == 6
     assert list(seconds) == list(best.STEPS)
     assert all(value > 0 for value in seconds.values())
+
+
+def test_the_page_of_answers_ranks_measures_by_what_is_kept_after_healing():
+    answers = script("answers")
+    losses, right = (3.0, 3.2, 3.1), (0.6, 0.3, 0.45)
+    rows = [
+        {
+            "removed": [number, number + 2],
+            "before": {"pydoc: loss": loss, "drills: loss": 4 - loss, "48 windows of drills: loss": loss - 2},
+            "after": {**dict.fromkeys(answers.FAMILIES, share), "loss": 1 - share},
+            "C4": 10 * loss,
+        }
+        for number, (loss, share) in enumerate(zip(losses, right, strict=True))
+    ]
+    unpruned = {"after": {**dict.fromkeys(answers.FAMILIES, 0.75), "loss": 0.2}, "C4": 20.0}
+    lines = answers.page(rows, unpruned, "python studies/answers.py 2 c4", {"items": 16, "samples": 96}).splitlines()
+    assert [line for line in lines if "%" in line and line.startswith("|")] == [
+        "| 0, 2 | 80% | 0.400 | 30.0 |",
+        "| 2, 4 | 60% | 0.550 | 31.0 |",
+        "| 1, 3 | 40% | 0.700 | 32.0 |",
+    ]
+    assert "| pydoc: loss | -1.00 | +1.00 | +1.00 |" in lines
+    assert "| drills: loss | +1.00 | -1.00 | -1.00 |" in lines
+
+
+def test_the_page_of_minutes_shows_the_share_kept_by_layers_and_minutes(best, tmp_path):
+    minutes = script("minutes")
+    base = {"loss": 3.0, **dict.fromkeys(minutes.TASKS, 0.5), "probe json": 1.0, "probe dates": 0.6}
+    rows = [
+        {"drop": drop, "minutes": time, "seconds": 61, "removed": range(drop), "samples": 72, "judged": found}
+        for drop, time, found in (
+            (8, 5, {**base, "loss": 3.5}),
+            (4, 15, {**base, "probe json": 0.2}),
+            (4, 5, {**base, "piqa": 0.2, "lambada_openai": 0.1}),
+        )
+    ]
+    shown = [line for line in minutes.page(rows, base, "python x").splitlines() if "61 s" in line]
+    assert shown == [
+        "| 0-3 | 5 | 61 s | 72 | 100% | 80% | 20% | 100% |",
+        "| 0-3 | 15 | 61 s | 72 | 100% | 100% | 100% | 50% |",
+        "| 0-7 | 5 | 61 s | 72 | 61% | 100% | 100% | 100% |",
+    ]
+    minutes.picture(rows, base).save(tmp_path / "minutes.svg")
+    said = (tmp_path / "minutes.svg").read_text(encoding="utf-8")
+    assert "minus 4 layers" in said
+    assert "lambada, 5 minutes: 20%" in said
+
+
+@pytest.mark.parametrize("family", ["swap", "initials", "countdown", "email", "middle"])
+def test_items_of_answers_are_a_question_after_solved_ones(family):
+    answers = script("answers")
+    for prompt, answer in answers.items(family, 5):
+        *solved, question = prompt.split("\n")
+        assert len(solved) == answers.SHOTS
+        assert question.strip()
+        assert answer.strip() == answer[1:-1], "a space before it, and the end of its line"
 
 
 def test_a_run_of_minutes_is_judged_on_what_it_did_not_see(best, tmp_path, monkeypatch):

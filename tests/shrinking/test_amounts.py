@@ -4,6 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from shortstack.data.mixture import parse_sources
 from shortstack.errors import InputError
 from shortstack.machine.clock import Clock
 from shortstack.shrinking.clock import LEVELS, Amounts, amounts_for, check_minutes
@@ -37,3 +38,9 @@ def test_minutes_in_which_nothing_can_be_chosen_are_refused():
         check_minutes(Clock(least - 1, now=lambda: 0.0), 1000.0, 30)
     with pytest.raises(InputError, match="minutes"):
         check_minutes(Clock(least + 1, used=2.0, now=lambda: 0.0), 1000.0, 30)
+
+
+@pytest.mark.parametrize("text", ["mix", "pydoc,copying,drills", "pydoc"])
+def test_the_fewest_windows_to_repair_on_are_counted_as_they_are_read(text):
+    fitting = amounts_for(60.0, Amounts(text=text), rate=500.0, layers=30)
+    assert fitting.repair == fitting.calibration_text.of_all(fitting.repair).samples * len(parse_sources(fitting.text))

@@ -107,17 +107,18 @@ def amounts_for(
     seconds: float, wanted: Amounts, *, rate: float, layers: int, texts: int = 1, tasks: int = 1
 ) -> Amounts:
     """Fit as much of what is wanted into so many seconds. rate: tokens a second through the whole model, forward."""
-    sources = len(parse_sources(wanted.text))
-    room = CHOOSING * seconds * rate * LAYERS / layers / WINDOW * SOURCES / sources
+    text = READ if wanted.text == MIX and WRITING * seconds * rate < WRITTEN_TOKENS else wanted.text
+    room = CHOOSING * seconds * rate * LAYERS / layers / WINDOW * SOURCES / len(parse_sources(wanted.text))
     level = next((level for level in LEVELS if level.passes <= room), LEVELS[-1])
+    fewest = JUDGING * len(parse_sources(text))  # that repair reads, whatever it is told
     tokens = MEASURING * seconds * rate
     return replace(
         wanted,
         windows=min(wanted.windows, level.windows),
         length=min(wanted.length, level.length),
-        text=READ if wanted.text == MIX and WRITING * seconds * rate < WRITTEN_TOKENS else wanted.text,
+        text=text,
         finalists=min(wanted.finalists, level.finalists),
-        repair=min(wanted.repair, max(level.repair, JUDGING * sources)),  # as many as repair takes at the least
+        repair=min(wanted.repair, max(level.repair, fewest)),
         judged=wanted.judged and min(wanted.judged, max(2, int(tokens / texts / EvaluationText.length))),
         probe_items=min(wanted.probe_items, max(4, int(tokens / PROBE_TOKENS))) if wanted.probe_items else 0,
         documents=min(wanted.documents, max(2, int(tokens / tasks / DOCUMENT_TOKENS))) if wanted.documents else 0,
