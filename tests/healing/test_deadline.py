@@ -53,7 +53,7 @@ def weights(out):
 def test_the_record_of_a_run_by_the_clock_repeats_it(source, tmp_path, monkeypatch):
     monkeypatch.setattr(healer, "forward_speed", lambda *_, **__: 32.0)
     hands = Ticking(slower=4.0, since=200)
-    with pytest.warns(ShortstackWarning, match=r"\d+ of [\d,]+ samples are used: there is no time for more"):
+    with pytest.warns(ShortstackWarning, match=r"healing uses \d+ of the [\d,]+ samples, as many as the time allows"):
         result = healed(source, tmp_path / "clocked", schedule={}, clock=Clock(400, now=hands))
     assert hands.at < 1.1 * 400
     record = json.loads((tmp_path / "clocked" / "shortstack.json").read_text())["healing"]

@@ -58,7 +58,7 @@ def test_of_the_best_block_and_the_cheapest_sets_the_one_that_repaired_changes_l
     }
     assert found.removed == min(measured, key=measured.__getitem__)
     assert sorted(found.compared.values()) == pytest.approx(sorted(measured.values()), rel=1e-5)
-    assert found.compared_by == "KL divergence from the unpruned model with layers refitted"
+    assert found.compared_by == "KL divergence from the unpruned model after repair"
 
 
 @pytest.mark.parametrize("amount", [1, 4])

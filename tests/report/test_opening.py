@@ -14,7 +14,7 @@ from scipy import stats
 from shortstack.report import Report
 from shortstack.report.page import done, scope
 from shortstack.report.significance import difference
-from shortstack.runs.records import Runs, read
+from shortstack.runs.records import Conclusion, Runs, read
 from stores import HEALS, Store, evaluation, healed, perplexity, plan, probe, settings, task
 
 RIGHT = [1.0] * 30 + [0.0] * 10  # 75 %
@@ -157,7 +157,10 @@ def one(store: Store, tmp_path: Path) -> Runs:
     store.measured(settings(heal=HEALS["lora"]), **steps, **after, evaluate_healed=last)
     runs = found(store, tmp_path)
     answers = ({"prompt": "<Who?>", "unpruned": "I.", "shortened": "You."},)
-    return replace(runs, title="shrink demo", conclusion="Do not keep it. For these reasons.", answers=answers)
+    conclusion = Conclusion(
+        "Do not keep it.", ("For these reasons.", "And <these>."), answers, "shortstack shrink <demo>"
+    )
+    return replace(runs, title="shrink demo", conclusion=conclusion)
 
 
 def test_one_setting_is_kept_or_not_with_its_price(one: Runs) -> None:
@@ -168,7 +171,14 @@ def test_one_setting_is_kept_or_not_with_its_price(one: Runs) -> None:
         "fast (1.25 to 1.75) and is 45.0 points worse on arc (95% interval "
     )
     page = report.html()
-    assert page.index('class="lead"') < page.index("For these reasons.") < page.index("&lt;Who?&gt;")
+    in_order = [
+        "For these reasons.",
+        "And &lt;these&gt;.",
+        "&lt;Who?&gt;",
+        "<code>shortstack shrink &lt;demo&gt;</code>",
+    ]
+    places = [page.index('class="lead"'), *map(page.index, in_order)]
+    assert places == sorted(places)
 
 
 def test_its_table_has_each_measure_with_the_interval_of_its_change(one: Runs) -> None:
@@ -187,11 +197,11 @@ def test_its_table_has_each_measure_with_the_interval_of_its_change(one: Runs) -
     assert [cell.value for cell in rows["speed of writing"][3:]] == [1.5, (1.25, 1.75)]
 
 
-def test_its_picture_has_both_models_and_its_layers_are_drawn(one: Runs) -> None:
+def test_its_picture_has_the_share_that_is_kept_and_its_layers_are_drawn(one: Runs) -> None:
     report = Report.of(one)
     assert report.opening.figure
     drawn = str(report.opening.figure.svg)
-    for words in ("arc: 0.750 ± ", "arc: 0.300 ± ", f"likelihood of c.txt: {math.exp(-2) / 3:.3f} ± "):
+    for words in ("arc: 40% kept", "likelihood of a: 100% kept", "likelihood of c.txt: 33% kept", "probes: 50% kept"):
         assert words in drawn
     page = report.html()
     assert [page.count(f'class="layer {state}') for state in ("removed", "refitted", "kept")] == [2, 1, 27]

@@ -14,7 +14,7 @@ import pytest
 
 import stores
 from shortstack.report import Report, write_report
-from shortstack.runs.records import read
+from shortstack.runs.records import Conclusion, read
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
@@ -67,7 +67,9 @@ def shrunk(tmp_path_factory: pytest.TempPathFactory) -> str:
     measured = {"evaluate_base": stores.evaluation(1.0), "evaluate_pruned": stores.evaluation(0.85)}
     store.measured(stores.settings(), plan=plan, prune=plan, **measured)
     store.close()
-    report = Report.of(replace(read(folder / "runs"), conclusion="Keep it. And why."))
+    report = Report.of(
+        replace(read(folder / "runs"), conclusion=Conclusion("Keep it.", ("And why.",), (), "shortstack"))
+    )
     (folder / "report.html").write_text(report.html(), encoding="utf-8")
     return (folder / "report.html").as_uri()
 

@@ -18,6 +18,7 @@ from shortstack.errors import (
     ShortstackError,
     ShortstackWarning,
 )
+from shortstack.healing.pacing import Pacing
 from shortstack.machine.clock import Clock
 from shortstack.machine.device import Compute
 from shortstack.machine.formats import show_layers
@@ -84,9 +85,9 @@ def test_a_recipe_gives_a_checkpoint_with_its_card_and_report(tiny):
     assert list(made.plan.removed) == removed_from(tiny, "out")
     page = html.unescape((tiny / "out" / "report.html").read_text(encoding="utf-8"))
     assert page.startswith("<!")
-    decision, _, reasons = made.verdict.partition(". ")
-    assert f'<p class="lead">{decision}: its perplexity on text.txt is ' in page
-    assert reasons in page
+    assert f'<p class="lead">{made.verdict.rstrip(".")}: its perplexity on text.txt is ' in page
+    assert all(f"<li>{reason}</li>" in page for reason in made.reasons)
+    assert page.count(made.command) == 1
     assert all(text in page for said in made.answers for text in said.values())
     summary = json.loads((tiny / "out" / "shrink.json").read_text())
     assert summary["steps"]["plan"]["removed"] == list(made.plan.removed)
@@ -101,7 +102,10 @@ def test_a_recipe_gives_a_checkpoint_with_its_card_and_report(tiny):
     assert "$ shortstack heal pruned" in card
     assert "recipe.yaml says how." in card
     assert [set(said) for said in made.answers] == [{"prompt", "unpruned", "shortened"}] * 3
-    assert made.verdict in html.unescape(card).replace("\\", "")
+    plain = html.unescape(card).replace("\\", "")
+    assert all(said in plain for said in (made.verdict, *(f"\n- {reason}\n" for reason in made.reasons)))
+    assert "| | unpruned | shortened |" in card
+    assert any(reason.startswith("Healing: 3 steps on ") for reason in made.reasons)
 
 
 def test_best_compares_cuts_once_repaired_and_heals_the_one_of_the_lowest_loss(tiny, monkeypatch):
@@ -346,7 +350,7 @@ def test_a_result_says_how_fast_it_is_and_what_int8_would_give(tiny):
     made = shrunk(tiny)
     decode = made.speed.decode
     assert decode.low <= decode.value <= decode.high
-    assert f"It writes {decode.value:.2f} times as fast" in made.verdict
+    assert any(reason.startswith(f"Speed: it writes {decode.value:.2f} times as fast") for reason in made.reasons)
     text = str(tiny / "text.txt")
     unpruned = made.base.perplexity[text].value
     if made.int8.perplexity:  # torchao is there
@@ -373,17 +377,20 @@ def test_an_output_without_a_name_is_refused(nameless, tiny, monkeypatch):
         shrink(str(tiny / "model"), nameless, options_of(tiny))
 
 
-def test_with_little_time_nothing_heals_and_that_is_said(tiny, monkeypatch):
+@pytest.mark.parametrize("begins", [False, True], ids=["before it begins", "before the first step"])
+def test_with_little_time_nothing_heals_and_that_is_said(begins, tiny, monkeypatch):
     recipe = (tiny / "recipe.yaml").read_text(encoding="utf-8")
     (tiny / "recipe.yaml").write_text(recipe.replace("max_steps: 3, ", ""), encoding="utf-8")
-    monkeypatch.setattr(line, "LEAST_HEALING", 1e9)
+    monkeypatch.setattr(line, "LEAST_HEALING", 0.0 if begins else 1e9)
+    monkeypatch.setattr(Pacing, "begin", lambda *_: False)
     made = shrunk(tiny)
     assert made.healing is None
     assert "no healing" in made.left_out
-    assert "More minutes would heal it." in made.verdict
+    assert made.reasons[-1].endswith("More minutes would heal it.")
     assert not any("repair" in said for said in made.left_out), "the recipe has none"
     assert made.steps()["evaluate_pruned"]["perplexity"]
     assert Checkpoint.open(tiny / "out").record["verb"] == "prune"
+    assert "heal" not in yaml.safe_load(made.recipe)
 
 
 def test_where_it_is_late_nothing_is_repaired_or_written_and_that_is_said_and_repeated(tiny, monkeypatch):
@@ -407,7 +414,9 @@ def test_a_model_that_says_nothing_is_not_kept(tiny, monkeypatch):
         "answers",
         lambda checkpoint, *_: ("a", "b", "c") if checkpoint.directory.name == "model" else ("a", "", "c"),
     )
-    assert shrunk(tiny).verdict.startswith("Do not keep it. It gives no answer to a prompt")
+    made = shrunk(tiny)
+    assert made.verdict == "Do not keep it."
+    assert made.reasons[0].startswith("It gives no answer to a prompt")
 
 
 def test_answers_for_which_no_time_was_left_are_nowhere(tiny, monkeypatch):

@@ -205,7 +205,7 @@ def _check_decoder_only(directory: Path, config: PretrainedConfig, raw: Mapping[
     def refuse(kind: str) -> None:
         raise ArchitectureError(
             kind,
-            expected="a decoder-only language model, layer upon layer",
+            expected="a decoder-only language model with one stack of layers",
             fix="choose a causal language model",
             where=directory,
         )

@@ -216,7 +216,7 @@ def _refusal(actual: str, *, expected: str, fix: str, where: str) -> Architectur
 def _check_stays(needed: int, user: int, cut: Cut, *, name: str, what: str, fix: str) -> None:
     """Refuse a cut that removes a layer which a kept one uses; what: it has that is used."""
     if needed not in cut.kept:
-        expected = f"layer {needed} to stay, whose {what} layer {user} uses"
+        expected = f"layer {needed} to be kept, since layer {user} uses its {what}"
         raise _refusal(f"layer {needed} among those to remove", expected=expected, fix=fix, where=name)
 
 

@@ -27,11 +27,13 @@ SEES = "ForConditionalGeneration"  # ends the class of models that see images, w
 class CardContent:
     """The content of a model card apart from the checkpoint's record.
 
-    verdict: whether to keep it. facts: sizes and the like, by what they are and by model. measured: the JSON of evaluations,
-    by model. answers: of the models to prompts. why: these layers went; compared: cuts that were compared, by their loss.
+    verdict: whether to keep it; reasons: the numbers that say so. facts: sizes and the like, by what they are and by model.
+    measured: the JSON of evaluations, by model. answers: of the models to prompts. why: these layers went; compared: the
+    cuts that were compared, by their loss.
     """
 
     verdict: str = ""
+    reasons: Sequence[str] = ()
     facts: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     measured: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     answers: Sequence[Mapping[str, str]] = ()
@@ -155,7 +157,7 @@ def _sentence(step: Mapping[str, Any]) -> str:
         taught = "the output of the unpruned model" if healing["objective"]["loss"] == "distill" else "the text"
         data = ", ".join(_sources(healing["data"]["data"]))
         how = f"by {healing['method']['name']} on {healing['samples']:,} samples of {data}"
-        return f"What is left was trained {how}, to give {taught}."
+        return f"The remaining layers were trained {how}, to reproduce {taught}."
     if step["verb"] == "repair":
         return "Kept layers were refitted in closed form, so that the cut costs less."
     return f"It went through shortstack {step['verb']}."

@@ -48,8 +48,16 @@ def locate(model: str, revision: str | None, progress: Progress, *, download: bo
     raise CheckpointError(
         "a file" if local else "no such file or directory" if model else "nothing",
         expected="a directory, a .gguf file, a hub id like org/name, or demo",
-        fix="name the directory that holds it" if local else "check the path",
+        fix=_other_name(model) if not local else "name the directory that holds it",
         where=model or "the model's name",
+    )
+
+
+def _other_name(model: str) -> str:
+    return (
+        "check the path"
+        if "/" in model or not model
+        else "check the path; a hub id has its organisation, as in org/name"
     )
 
 

@@ -106,8 +106,8 @@ def _stopped(number: int, _frame: object) -> NoReturn:
 
 def _no_memory(error: BaseException) -> ShortstackError:
     message = one_line(error) or type(error).__name__
-    fix = "free memory, take a larger machine, or less text at once; --dry-run of a verb says what it needs"
-    return ShortstackError(message, expected="room for what is computed", fix=fix, where="memory")
+    fix = "free memory, use a larger machine, or process less text at once; --dry-run shows what a verb needs"
+    return ShortstackError(message, expected="enough memory", fix=fix, where="memory")
 
 
 def _of_the_system(error: OSError) -> ShortstackError:

@@ -15,12 +15,12 @@ from shortstack.machine.tables import Column, Table
 
 def cache(
     *,
-    clear: Annotated[bool, Parameter(help="Remove everything; nothing that uses it may be running.")] = False,
+    clear: Annotated[bool, Parameter(help="Delete the whole cache; make sure that no other run is using it.")] = False,
     as_json: Annotated[bool, Parameter(name="--json", help="One JSON object on stdout.")] = False,
 ) -> None:
-    """Show what is kept to be used again, or clear it.
+    """Show or clear the cache.
 
-    All of it can be computed again. What was not used for longest goes by itself where $SHORTSTACK_CACHE_LIMIT is reached.
+    All of it can be recomputed. At $SHORTSTACK_CACHE_LIMIT the least recently used entries are removed.
 
     $ shortstack cache --clear
     """

@@ -29,14 +29,14 @@ if TYPE_CHECKING:
 class BaselineText(CalibrationText):
     """The text on which baselines choose their layers, neurons and masks."""
 
-    samples: int | str = option(32, help="Calibration windows of each text, of 128 tokens: a number, or all.")
+    samples: int | str = option(32, help="Calibration windows per text, of 128 tokens each: a number, or all.")
 
 
 @dataclass(frozen=True)
 class CompareOptions(Repairing):
     memory: str = option("50%", help="Byte budget, as a share of the unpruned weights.")
     metric: str = option("ppl", help=f"How layers are chosen: {', '.join(METRICS)}.")
-    healed: str | None = option(None, help="A healed checkpoint, for a row of its own.")
+    healed: str | None = option(None, help="A healed checkpoint to add as a row of its own.")
 
     def __post_init__(self) -> None:
         super().__post_init__()

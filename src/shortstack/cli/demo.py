@@ -10,6 +10,7 @@ from cyclopts import Parameter
 
 from shortstack.cli import console
 from shortstack.cli.options import MACHINE, SAID, Reporting, flat, going_on
+from shortstack.cli.shrink import show_reasons
 from shortstack.machine.device import Compute
 from shortstack.machine.options import check_options, option
 
@@ -22,7 +23,7 @@ class DemoOptions:
     output: Annotated[Path, Parameter(alias="-o")] = option(
         Path("demo-out"), help="New directory for two checkpoints and demo.json."
     )
-    minutes: float = option(5.0, help="Time for everything.", minimum=0.5)
+    minutes: float = option(5.0, help="Time limit for the whole run.", minimum=0.5)
 
     def __post_init__(self) -> None:
         check_options(self)
@@ -60,5 +61,6 @@ def show(demo: Demo) -> None:
     for row in demo.rows:
         if row.verdict:
             console.show(f"{row.name}: {row.verdict}")
+            show_reasons(row.reasons)
     places = " and ".join(f"{demo.output}/{row.name.replace(' ', '-')}" for row in demo.rows if row.verdict)
     console.show(f"\n{places} open with AutoModelForCausalLM.from_pretrained. {demo.seconds:.0f} s.")

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from shortstack.cli.options import Reporting
     from shortstack.machine.memory import Requirements
 
-CHECKS = "Make every check, and say what would be done and the memory and disk for it. Nothing is computed or written."
+CHECKS = "Run all checks and show what would be done and the memory and disk it needs. Nothing is computed or written."
 DryRun = Annotated[bool, Parameter(help=CHECKS)]
 
 

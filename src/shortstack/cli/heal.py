@@ -37,7 +37,7 @@ class HealRun:
     recipe: str | None = option(
         None, help="A preset (`shortstack ls recipes`) or a .yaml file; command-line options override it."
     )
-    teacher: str | None = option(None, help="The unpruned model, for distill and --data self.")
+    teacher: str | None = option(None, help="The unpruned model; required for --loss distill and --data self.")
     resume: bool | None = option(None, help="Continue an unfinished run, or restart it; required if one exists.")
     dry_run: bool = option(False, help=CHECKS)
     report_to: str | None = option(
@@ -55,8 +55,8 @@ class HealRun:
             check_picture(self.plot)
         if self.resume and output.is_dir():
             raise OutputError(
-                "its output: that run has ended",
-                expected="an unfinished run to go on with",
+                "a finished output",
+                expected="an unfinished run to continue",
                 fix="leave it, or name another output for a new run",
                 where=output,
             )
@@ -104,7 +104,7 @@ def heal(
 ) -> None:
     """Train a pruned checkpoint to get back what it lost.
 
-    What is frozen is computed once and kept on disk.
+    Outputs of frozen layers are computed once and cached on disk.
 
     $ shortstack heal pruned --recipe best --data my.txt --teacher org/model -o out
     """
@@ -166,7 +166,7 @@ def _gone(checkpoint: Checkpoint, result: Healing) -> str:
     kept = set(Checkpoint.open(result.output).record["layer_map"].values())
     before = checkpoint.record.get("layer_map") or {}
     first = set(before.values()) or set(range(checkpoint.anatomy.layers))
-    return f"Layers {show_layers(sorted(first - kept))} went in all. The table is of the last turn."
+    return f"Layers {show_layers(sorted(first - kept))} were removed in total. The table shows the last turn."
 
 
 def _remark(
@@ -190,9 +190,9 @@ def _show_preview(preview: Preview, output: Path, report: Reporting) -> None:
         ("samples, held out", f"{preview.samples:,}, {preview.held_out:,}"),
         ("tokens of an epoch", f"{preview.tokens:,}"),
         ("optimizer steps", "as many as --minutes leaves time for" if preview.steps is None else f"{preview.steps:,}"),
-        ("cache on disk, yet to write", size(preview.cache_bytes)),
+        ("still to be written to the cache", size(preview.cache_bytes)),
     ]
     if preview.turns:
         gone = ", ".join(map(str, preview.turns))
-        rows.append(("turns, each at most that", f"{len(preview.turns)}; before them go {gone} layers"))
+        rows.append(("turns, each at most that", f"{len(preview.turns)}, after removing {gone} layers"))
     show_dry_run(rows, preview.requirements, report, output=output, data=preview.to_dict())

@@ -18,12 +18,12 @@ Listed = Literal["metrics", "strategies", "methods", "recipes", "tasks"]
 
 
 def ls(
-    what: Annotated[Listed | None, Parameter(help="One of the lists. Default: all.")] = None,
+    what: Annotated[Listed | None, Parameter(help="Which list: metrics, strategies, ... Default: all.")] = None,
     /,
     *,
     as_json: Annotated[bool, Parameter(name="--json", help="One JSON object on stdout.")] = False,
 ) -> None:
-    """List what can be named on the command line.
+    """List metrics, strategies, methods, recipes and tasks.
 
     $ shortstack ls recipes
     """

@@ -57,7 +57,7 @@ class Repairing:
     """Whether kept layers are refitted, and on how much."""
 
     repair: bool = option(False, help="Refit the kept layers in closed form, so that the cut costs less.")
-    repair_samples: int = option(256, help="Most windows to repair on; at least eight per text.", minimum=8)
+    repair_samples: int = option(256, help="Maximum windows to repair on; at least eight per text.", minimum=8)
 
     def __post_init__(self) -> None:
         check_options(self)
@@ -105,8 +105,8 @@ def unused(where: str, name: str, value: object) -> InputError:
 class Reporting:
     """How much is said, and in which form."""
 
-    json: bool = option(False, help="One JSON object on stdout.")
-    quiet: Annotated[bool, Parameter(alias="-q")] = option(False, help="No progress and no next step.")
+    json: bool = option(False, help="Print one JSON object on stdout.")
+    quiet: Annotated[bool, Parameter(alias="-q")] = option(False, help="Hide progress and the next step.")
     verbose: Annotated[bool, Parameter(alias="-v")] = option(False, help="Also show library messages and tracebacks.")
 
     def result(self, result: Any, output: Path | None = None, plot: Path | None = None) -> None:
@@ -173,7 +173,7 @@ def going_on(how: str) -> Iterator[None]:
     try:
         yield
     except (KeyboardInterrupt, SystemExit):
-        say(f"To go on: {how}.")
+        say(f"To continue: {how}.")
         raise
 
 

@@ -79,7 +79,7 @@ def say_moved(chosen: Chosen) -> None:
     """Say, on stderr, that another cut than the wanted one is exact."""
     if chosen.plan != chosen.wanted:
         say(
-            f"Layers {show_layers(chosen.wanted.removed)} cannot be cut exactly from this model; the nearest that can: "
+            f"Layers {show_layers(chosen.wanted.removed)} cannot be cut exactly from this model; nearest exact cut: "
             f"{show_layers(chosen.plan.removed)}."
         )
 

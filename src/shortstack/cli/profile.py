@@ -17,7 +17,7 @@ def profile(
     /,
     *,
     against: Annotated[
-        str | None, Parameter(help="Another model, timed in turns with this one, for ratios of speed.")
+        str | None, Parameter(help="Another model, timed in alternation with this one, to get speed ratios.")
     ] = None,
     no_speed: Annotated[bool, Parameter(negative=(), help="Count only; no weight is loaded.")] = False,
     output: Saved = None,

@@ -70,7 +70,7 @@ class _Cut:
             self.choice.check()
         if options.repair and compute.device_map:
             expected, fix = "weights in one place, to be refitted", "leave it out: a large model is read layer by layer"
-            raise InputError("repair beside it", expected=expected, fix=fix, option="device_map")
+            raise InputError("repair as well", expected=expected, fix=fix, option="device_map")
         if options.repair and self.output.suffix == ".gguf":
             expected, fix = "a cut alone where GGUF is written", "write a directory: it is dequantised"
             raise InputError("refitted weights", expected=expected, fix=fix, option="repair")
@@ -154,7 +154,7 @@ def prune(
 ) -> None:
     """Write the model without some layers, by copying bytes.
 
-    No tensor is loaded; the result loads with plain transformers. A .gguf model becomes a .gguf file if so named.
+    No tensor is loaded; the result loads with plain transformers. A .gguf model stays GGUF if OUTPUT ends in .gguf.
 
     $ shortstack prune org/model --strategy repaired-blocks --drop 8 --repair -o out
     """

@@ -25,9 +25,9 @@ def report(
     /,
     *,
     output: Annotated[
-        Path | None, Parameter(alias="-o", help=f"The page; replaces a report only. Default: {PAGE} in RUNS.")
+        Path | None, Parameter(alias="-o", help=f"HTML page to write; only replaces a report. Default: RUNS/{PAGE}.")
     ] = None,
-    markdown: Annotated[bool, Parameter(help="The tables as Markdown, on stdout.")] = False,
+    markdown: Annotated[bool, Parameter(help="Print the tables as Markdown on stdout.")] = False,
     csv: Annotated[Path | None, Parameter(help="New directory for the tables as CSV files.")] = None,
     said: Annotated[Reporting, flat(SAID)] = Reporting(),
 ) -> None:

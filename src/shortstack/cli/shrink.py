@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -10,10 +11,11 @@ from typing import TYPE_CHECKING, Annotated
 from shortstack.cli import console
 from shortstack.cli.dry_run import DryRun, show_dry_run
 from shortstack.cli.options import Model, Out, Session, flat, going_on
-from shortstack.machine.formats import duration, show_layers
+from shortstack.machine.formats import duration, show_layers, size
 from shortstack.shrinking import ShrinkOptions
 
 if TYPE_CHECKING:
+    from shortstack.planning import Plan
     from shortstack.shrinking.result import Shrunk
 
 
@@ -62,14 +64,32 @@ def _preview(model: str, output: Path, options: ShrinkOptions, session: Session)
     amounts = asdict(forecast.amounts)
     rows = [(what, "all" if amounts[name] is None else str(amounts[name])) for name, what in WHAT.items()]
     rows = rows if options.tasks else rows[:-1]  # of tasks
-    rows.append(("all of it", f"{duration(60 * options.minutes)}; healing has what the rest leaves"))
-    data = {"amounts": amounts, "left_out": list(forecast.left_out)}
+    rows = [*_cut_rows(forecast.cut), *rows]
+    healing = f"{forecast.steps} steps" if forecast.steps else "as many steps as the other work leaves time for"
+    rows += [("healing", healing), ("time for everything", duration(60 * options.minutes))]
+    removed = len(forecast.cut.removed) if forecast.cut else None
+    data = {"remove": removed, "steps": forecast.steps, "amounts": amounts, "left_out": list(forecast.left_out)}
     show_dry_run(rows, forecast.requirements, session.report, output=output, data=data)
+
+
+def _cut_rows(cut: Plan | None) -> list[tuple[str, str]]:
+    """Say how many layers go, and what the weights take then."""
+    if cut is None or cut.bytes is None:
+        return [("layers to remove", "as many as keep the quality")]
+    before, after = size(cut.bytes.before), size(cut.bytes.after)
+    return [("layers to remove", f"{len(cut.removed)} of {cut.layers}"), ("weights", f"{after} instead of {before}")]
+
+
+def show_reasons(reasons: Sequence[str]) -> None:
+    """Print a line for each number that the verdict rests on."""
+    for reason in reasons:
+        console.show(f"- {reason}")
 
 
 def show_shrunk(shrunk: Shrunk) -> None:
     """Print whether to keep it, both models' answers and measures, the cuts that were compared, and why one was chosen."""
     console.show(shrunk.verdict)
+    show_reasons(shrunk.reasons)
     plan = shrunk.plan
     console.show(f"Removed: {len(plan.removed)} of {plan.layers} layers, {show_layers(plan.removed)}.")
     for tried in shrunk.tried:
@@ -78,4 +98,4 @@ def show_shrunk(shrunk: Shrunk) -> None:
         console.show_answers(said)
     console.show_result(shrunk)
     console.show(shrunk.why)
-    console.show(f"To make the same again without a clock: {shrunk.command}")
+    console.show(f"To make the same model again: {shrunk.command}")

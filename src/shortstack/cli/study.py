@@ -17,7 +17,7 @@ from shortstack.study.workers import RunOptions
 
 
 def study(
-    file: Annotated[str, Parameter(help="A study's YAML file; or the word schema, for its JSON schema.")],
+    file: Annotated[str, Parameter(help="A study's YAML file, or `schema` to print the JSON schema.")],
     /,
     *,
     output: Annotated[
@@ -28,7 +28,7 @@ def study(
 ) -> None:
     """Run a grid of trials, each step once.
 
-    Killed and started again, it goes on.
+    If it is killed, the same command continues it.
 
     $ shortstack study trials.yaml --workers 4 -o runs
     """

@@ -30,10 +30,10 @@ VERBS = {
     "profile": "Count parameters, bytes and operations; measure speed and memory.",
     "compare": "Compare pruned, quantised and narrowed models at equal bytes.",
     "report": "Show what a study found, as one page or as tables.",
-    "export": "Take a checkpoint to where models run: llama.cpp, Ollama, the hub.",
+    "export": "Export a checkpoint to llama.cpp, Ollama or the hub.",
     "demo": "Shorten a small model that comes with the package, and measure it.",
-    "ls": "List what can be named on the command line.",
-    "cache": "Show what is kept to be used again, or clear it.",
+    "ls": "List metrics, strategies, methods, recipes and tasks.",
+    "cache": "Show or clear the cache.",
 }
 HELP = ("--help", "-h")
 

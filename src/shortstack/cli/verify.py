@@ -21,7 +21,7 @@ def verify(
     /,
     *,
     against: Annotated[
-        str | None, Parameter(help="The model it was made from: compare logits with it, those layers skipped.")
+        str | None, Parameter(help="The source model: compare logits with it, skipping the removed layers.")
     ] = None,
     device: Annotated[str, Parameter(help="Where to compute.")] = "cpu",
     output: Saved = None,
@@ -29,7 +29,7 @@ def verify(
 ) -> None:
     """Check that a checkpoint is whole and computes what it should.
 
-    Digests, tensors and, with --against, that the logits equal the source's without those layers.
+    It checks digests and tensors and, with --against, that logits equal the source's without the removed layers.
 
     $ shortstack verify pruned --against org/model
     """

@@ -30,7 +30,7 @@ def watch(
 ) -> None:
     """Show how far a running study is.
 
-    Reads its run store, and changes nothing; without a terminal, once.
+    It only reads the study's folder. Without a terminal it prints once and exits.
 
     $ shortstack watch runs
     """

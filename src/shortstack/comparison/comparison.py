@@ -132,9 +132,9 @@ class Comparison(Tabled):
         )
         timed = any(row.speed for row in self.rows)
         speed = (
-            "Decode and prefill: times the unpruned model's speed, from runs in turns."
+            "Decode and prefill are speeds relative to the unpruned model, from alternating runs."
             if timed
-            else "Not timed, and not asked to write: layers are read one by one."
+            else "No speed and no collapse check: layers are read one by one."
         )
         title = f"{self.model} in {self.memory} of its bytes, {size(self.budget_bytes)}"
         rows = [row.cells(texts, tasks) for row in self.rows]

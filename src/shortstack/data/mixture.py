@@ -18,7 +18,8 @@ MIX = "mix"
 MIXED = "pydoc,self,copying,drills"  # what mix stands for
 READ = "pydoc,copying,drills"  # the part of it that needs no model
 SEVERAL = (
-    f"self is what the model writes. Several with commas, =WEIGHT behind those whose weight is not 1; {MIX}: {MIXED}."
+    "self is text the model generates. Separate several with commas; add =WEIGHT to a name for a weight other than 1. "
+    f"{MIX} is {MIXED}."
 )
 
 Written = Callable[[int], Sequence[Sequence[int]]]  # at least so many texts that a model wrote, as token ids

@@ -181,7 +181,7 @@ class CalibrationText:
     """
 
     text: str = option(MIX, help=f"Calibration text: {TEXT} {SEVERAL}")
-    samples: int | str = option(10, help="Calibration windows of each text: a number drawn by seed, or all in order.")
+    samples: int | str = option(10, help="Calibration windows per text: a number drawn at random, or all in order.")
     length: int = option(128, help="Tokens per calibration window.", minimum=4)
 
     def __post_init__(self) -> None:

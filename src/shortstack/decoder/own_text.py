@@ -72,7 +72,7 @@ def calibration_tokens(
     check_positions(checkpoint, text.length, "length")
     own = OwnText(checkpoint, compute, progress, dry_run=dry_run)
     if text.text == MIX and (reason := own.hindered()):
-        said = f"{MIX} is {READ} here, without what the model writes itself: {reason}"
+        said = f"{MIX} is reduced to {READ}, since the model generates no text: {reason}"
         warnings.warn(said, ShortstackWarning, stacklevel=2)
         text = replace(text, text=READ)
     return text.tokens(checkpoint.tokenizer(), compute.seed, at_least=at_least, written=own.texts)

@@ -122,10 +122,10 @@ class Collapse:
         """In words, whether all is well."""
         if self.fallen:
             return f"It writes: {self.sample}"
-        base = "the unpruned model" if self.against_base else "a small model that works"
+        base = "the unpruned model's" if self.against_base else "those of SmolLM2-135M-Instruct"
         least = min(self.shares.values())
-        kept = f"its variety and length are at least {least:.0%} of those of {base}"
-        return f"Its free writing has not collapsed: {kept} (below {LEAST:.0%} would be a collapse)."
+        kept = f"variety and length are at least {least:.0%} of {base}"
+        return f"Generated text has not collapsed: {kept} (limit {LEAST:.0%})."
 
     def to_dict(self) -> dict[str, Any]:
         return {

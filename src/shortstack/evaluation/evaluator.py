@@ -100,7 +100,7 @@ class Evaluation(Tabled):
         for name, probe in self.probes.items():
             other = base.probes[name].cell if base else None
             paired = _paired(self.probes_against.get(name))
-            yield name, "share right", probe.cell, probe.n, probe.chance, None, other, *paired
+            yield name, "accuracy", probe.cell, probe.n, probe.chance, None, other, *paired
         others = base.named_averages if base else {}
         for name, value in self.named_averages.items():
             average = Cell(others.get(name), "score")
@@ -254,7 +254,7 @@ def prepare(
     if not (tasks or text.sources or generation.probes or generation.collapse_check):
         raise InputError(
             "nothing to measure",
-            expected="a text; or none, beside tasks, probes or collapse_check",
+            expected="a text, tasks, probes or collapse_check",
             fix="name a text, such as pydoc; or add tasks, such as paper, or probes",
             option="perplexity",
         )
@@ -280,7 +280,7 @@ def _looks_for_collapse(checkpoint: Checkpoint, generation: GenerationChecks, co
         return bool(collapse_check)
     if compute.device_map or not must_stream(checkpoint, arithmetic(compute.dtype, checkpoint, device), device):
         return True
-    said = "what the model writes is not checked for collapse, since it does not fit in memory"
+    said = "the collapse check is skipped, since the model does not fit in memory"
     warnings.warn(said, ShortstackWarning, stacklevel=3)
     return False
 
@@ -288,8 +288,8 @@ def _looks_for_collapse(checkpoint: Checkpoint, generation: GenerationChecks, co
 def _check_room_to_write(checkpoint: Checkpoint, compute: Compute) -> None:
     device = pick_device(compute.device)
     fix = (
-        "free memory, or leave out what it writes: with collapse_check turned off, no probes and no task that writes "
-        "it is read layer by layer"
+        "free memory, or evaluate without generation: with collapse_check turned off, no probes and no generative task "
+        "the model is read layer by layer"
     )
     checkpoint.check_room(arithmetic(compute.dtype, checkpoint, device), device, fix=fix)
 

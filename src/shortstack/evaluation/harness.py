@@ -169,7 +169,8 @@ def _remedy(name: str, data: Path | None) -> str:
     if data and name in TASKS:
         return f"mend {', '.join(sorted(TASKS[name].files.values()))}: the page of evaluate says how each is laid out"
     return (
-        "give data_dir with the files that the page of evaluate lists, for these tasks alone; or include with your own"
+        "connect to the hub, or put the tasks' documents into a folder, as the page of evaluate lists them, and name it "
+        "as data_dir"
     )
 
 
@@ -221,7 +222,7 @@ class HarnessModel(HFLM):  # type: ignore[misc]  # lm-eval is untyped here
         room = int(normalize_gen_kwargs(dict(settings), ROOM)["max_gen_toks"])
         if room >= self.max_length:
             raise InputError(
-                f"{self.max_length}; where it is not named it is what the model has positions for",
+                f"{self.max_length} (by default the model's context length)",
                 expected=f"more than the {room} tokens that an answer of {task} may have",
                 fix=f"leave {task} out, or raise max_length to {2 * room} where the model computes its positions",
                 option="max_length",

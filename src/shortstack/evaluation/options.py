@@ -46,7 +46,7 @@ class EvaluationText:
     )
     length: int = option(512, help="Tokens per window.", minimum=2)
     samples: int | float | None = option(
-        None, help="Number of windows, drawn by seed; or 10%. Default: all.", minimum=1, shares=True
+        None, help="Number of windows drawn at random, or a share such as 10%. Default: all.", minimum=1, shares=True
     )
 
     def __post_init__(self) -> None:
@@ -108,7 +108,7 @@ class GenerationChecks:
     def __post_init__(self) -> None:
         check_options(self)
         if not self.probes and self.probe_items != GenerationChecks.probe_items:
-            raise InputError("none", expected="probes to have so many of", fix="add probes", option="probe_items")
+            raise InputError("none", expected="probes to be on", fix="add probes", option="probe_items")
 
 
 @dataclass(frozen=True)
@@ -123,16 +123,16 @@ class Tasks:
         None, help=f"Comma-separated suites ({', '.join(SUITES)}) or tasks of lm-evaluation-harness."
     )
     limit: int | float | None = option(
-        None, help="Only the first n documents of each task, or 10%.", minimum=1, shares=True
+        None, help="Only the first n documents of each task, or a share such as 10%.", minimum=1, shares=True
     )
-    num_fewshot: int | None = option(None, help="Examples in each prompt. Default: the task's own number.", minimum=0)
+    num_fewshot: int | None = option(None, help="Few-shot examples. Default: the task's own number.", minimum=0)
     data_dir: str | Path | None = option(None, help="A folder of .jsonl or .parquet files for standard tasks.")
     include: str | Path | None = option(None, help="A folder of your own lm-eval task files.")
     batch_size: int | str = option(
-        "auto", help="Sequences in a forward: a number, or auto, by their tokens.", minimum=1
+        "auto", help="Sequences per forward pass: a number, or auto, by token count.", minimum=1
     )
     max_length: int | None = option(
-        None, help="Longest prompt with its answer, in tokens. Default: the model's positions.", minimum=1
+        None, help="Maximum length of prompt plus answer, in tokens. Default: the model's context length.", minimum=1
     )
     seed: int = 0
 

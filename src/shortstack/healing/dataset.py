@@ -31,7 +31,7 @@ class TrainingData:
     max_length: int = option(256, help="Longest sample, in tokens.", minimum=4)
     max_samples: int | float | None = option(
         None,
-        help="Use at most this many samples, held-out ones included, or 10%.",
+        help="Use at most this many samples, including held-out ones, or a share such as 10%.",
         minimum=2,
         shares=True,
     )

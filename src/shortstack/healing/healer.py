@@ -94,7 +94,7 @@ class Healing(Tabled):
         history = self.history
         if self.greedy_kept:
             before, now = (f"{share:.1%}" for share in self.greedy_kept)
-            yield f"On held-out samples it picks the unpruned model's likeliest token {now} of the time; before, {before}."
+            yield f"On held-out samples its top token is the unpruned model's {now} of the time (before: {before})."
         if not history.best:
             yield "No held-out loss was lower than the one before training: the weights are as they were."
         elif history.best < history.steps:
@@ -282,7 +282,7 @@ class HealingRun:
         if samples == whole:
             return data.max_samples
         if self.processes.is_main_process:
-            said = f"{samples:,} of {whole:,} samples are used: there is no time for more"
+            said = f"healing uses {samples:,} of the {whole:,} samples, as many as the time allows"
             warnings.warn(said, ShortstackWarning, stacklevel=2)
         return int(samples)
 

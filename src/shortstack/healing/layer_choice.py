@@ -28,7 +28,7 @@ class TrainedLayers(HealingMethod):
 
     default_last: ClassVar[int | None] = None
 
-    last: int | None = option(None, help="Train the last k layers. Default: 3; with adapters all.", minimum=0)
+    last: int | None = option(None, help="Train the last k layers. Default: 3, or all with adapters.", minimum=0)
     layers: str | None = option(
         None, help="Train exactly these layers instead: 10-13,21 (numbered as in the pruned model)."
     )
@@ -39,7 +39,7 @@ class TrainedLayers(HealingMethod):
         given = [name for name in ("layers", "near_cut", "last") if getattr(self, name) is not None]
         if len(given) > 1:
             raise InputError(
-                f"{given[1]} beside it", expected=f"{given[0]} alone", fix="give one of them", option=given[0]
+                f"{given[1]} as well", expected=f"only {given[0]}", fix="give one of them", option=given[0]
             )
         if self.layers is not None:
             parse_layers(self.layers)

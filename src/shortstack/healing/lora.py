@@ -120,7 +120,7 @@ class RsLora(Lora):
     """alpha / sqrt(r) instead of alpha / r (Kalajdzievski, arXiv 2312.03732)."""
 
     name: ClassVar[str] = "rslora"
-    trains: ClassVar[str] = "the same, scaled by the root of the rank"
+    trains: ClassVar[str] = "LoRA scaled by alpha / sqrt(r)"
     paper: ClassVar[str] = "arXiv 2312.03732"
     variant: ClassVar[Mapping[str, bool]] = {"use_rslora": True}
 
@@ -130,7 +130,7 @@ class DoRA(Lora):
     """The direction of W + alpha / r B A, with a trained length for each row (Liu et al., arXiv 2402.09353)."""
 
     name: ClassVar[str] = "dora"
-    trains: ClassVar[str] = "the same, with a trained length for each row"
+    trains: ClassVar[str] = "LoRA with a trained magnitude per output row"
     paper: ClassVar[str] = "arXiv 2402.09353"
     variant: ClassVar[Mapping[str, bool]] = {"use_dora": True}
 
@@ -164,7 +164,7 @@ class QLora(Lora):
     """
 
     name: ClassVar[str] = "qlora"
-    trains: ClassVar[str] = "low-rank adapters beside matrices held in 4 bits"
+    trains: ClassVar[str] = "LoRA on base weights quantised to 4 bits"
     paper: ClassVar[str] = "arXiv 2305.14314"
     needs: ClassVar[tuple[str, ...]] = ("peft", "bitsandbytes")
 

@@ -17,7 +17,7 @@ from shortstack.machine.options import changed_options, check_installed, check_o
 from shortstack.planning.layer_sets import check_choice, check_pace, parse_drop
 from shortstack.scoring.metrics import metric_named
 
-LOSSES = {"sft": "loss", "distill": "distance from the teacher"}  # what an objective lowers
+LOSSES = {"sft": "loss", "distill": "KL from the teacher"}  # what an objective lowers
 DECAYS = (  # transformers' schedules that ask for nothing but the steps
     "linear",
     "cosine",
@@ -56,7 +56,7 @@ class Objective:
 
     loss: str = option("sft", help="sft: the next token; distill: the teacher's distribution.", choices=tuple(LOSSES))
     top_k: int = option(
-        64, help="Compare the teacher's k likeliest tokens one by one, and all others as one.", minimum=1
+        64, help="Distil the teacher's k most likely tokens; all others are pooled into one.", minimum=1
     )
     temperature: float = option(1.0, help="Temperature of teacher and student, for distill.", above=0)
 
@@ -144,29 +144,29 @@ class Schedule:
     )
     replanned: str | None = option(
         None,
-        help="Repeat a run by the clock: STEP:STEPS, as printed at its end.",
+        help="Repeat a run by the clock: STEP:STEPS pairs, as printed at its end.",
     )
     learning_rate: float = option(1e-4, help="Peak learning rate.", above=0)
     per_device_train_batch_size: int = option(16, help="Samples per forward pass.", minimum=1)
     gradient_accumulation_steps: int = option(
         1, help="Forward passes per optimizer step, over all processes.", minimum=1
     )
-    warmup_steps: int = option(100, help="Warmup steps; at most a tenth of all.", minimum=0)
-    lr_scheduler_type: str = option("linear", help=f"How the rate falls: {_either(DECAYS)}", choices=DECAYS)
+    warmup_steps: int = option(100, help="Warmup steps, capped at a tenth of all steps.", minimum=0)
+    lr_scheduler_type: str = option("linear", help=f"Learning-rate schedule: {_either(DECAYS)}", choices=DECAYS)
     weight_decay: float = option(0.0, help="Weight decay of AdamW.", minimum=0)
     max_grad_norm: float = option(1.0, help="Gradient-norm clip; 0 disables.", minimum=0)
-    optim: str = option("adamw_torch", help=f"{_either(OPTIMIZERS)} 8bit: by bitsandbytes.", choices=OPTIMIZERS)
+    optim: str = option("adamw_torch", help=f"{_either(OPTIMIZERS)} 8bit ones need bitsandbytes.", choices=OPTIMIZERS)
     gradient_checkpointing: bool = option(False, help="Recompute activations to save memory.")
     eval_steps: int | float | None = option(
         None,
-        help="Steps between held-out evaluations, or 10% of all. Default: an epoch; with minutes 10%.",
+        help="Steps between held-out evaluations, or a share such as 10%. Default: each epoch; 10% with minutes.",
         minimum=1,
         shares=True,
     )
     early_stopping_patience: int | None = option(
         None, help="Stop after this many held-out evaluations without improvement.", minimum=1
     )
-    seed: int = option(0, help="Seed of everything random.", minimum=0, maximum=2**32 - 1)
+    seed: int = option(0, help="Random seed.", minimum=0, maximum=2**32 - 1)
 
     def __post_init__(self) -> None:
         check_options(self)
@@ -175,7 +175,7 @@ class Schedule:
     def _check_length(self) -> None:
         if self.minutes is not None and (self.max_steps or self.replanned):
             given = "max_steps" if self.max_steps else "replanned"
-            raise InputError(f"{given} beside it", expected="minutes alone", fix="give one of them", option="minutes")
+            raise InputError(f"{given} as well", expected="minutes alone", fix="give one of them", option="minutes")
         if self.replanned is not None and not self._changes_hold():
             raise InputError(
                 f"{self.replanned!r} beside {self.max_steps} max_steps",

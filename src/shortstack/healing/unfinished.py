@@ -44,7 +44,7 @@ class Unfinished:
             raise OutputError(
                 f"one{self._place}",
                 expected="no unfinished run for this output",
-                fix="turn resume on to go on, or off to start again",
+                fix="turn resume on to continue, or off to start over",
                 where=self.folder,
             )
         begun = self.settings() if resume else {}

@@ -23,7 +23,7 @@ class Compute:
     device_map: one of accelerate's ways to share a model out to all GPUs, memory and disk.
     """
 
-    seed: int = option(0, help="Seed of everything random.", minimum=0, maximum=2**32 - 1)
+    seed: int = option(0, help="Random seed.", minimum=0, maximum=2**32 - 1)
     device: str = option("auto", help="Device: auto is cuda if present, then mps, then cpu.")
     dtype: Dtype = option(
         "auto",
@@ -35,7 +35,7 @@ class Compute:
     )
 
     device_map: DeviceMap | None = option(
-        None, help="Spread layers over GPUs, memory and disk, as accelerate's device_map: auto.", choices=MAPS
+        None, help=f"Spread layers over GPUs, memory and disk by accelerate: {', '.join(MAPS)}.", choices=MAPS
     )
 
     def __post_init__(self) -> None:
@@ -43,7 +43,7 @@ class Compute:
         check_choice_of("device", self.device.partition(":")[0], DEVICES)
         beside = "device" if self.device != "auto" else "stream" if self.stream else None
         if self.device_map and beside:
-            conflict, expected = f"{beside} beside it", "accelerate to say where layers are"
+            conflict, expected = f"{beside} as well", "accelerate to say where layers are"
             raise InputError(conflict, expected=expected, fix="give one", option="device_map")
 
 

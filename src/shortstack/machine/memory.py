@@ -58,7 +58,7 @@ def check_room(where: object, nbytes: int, device: str, *, layers: bool = False,
     others = "score, depth-curve, plan, prune, repair, verify, and evaluate on texts and multiple choice"
     raise InputError(
         f"{_gigabytes(free)} free",
-        expected=f"room for {what} on {device}: {_gigabytes(nbytes)}",
+        expected=f"{_gigabytes(nbytes)} free on {device}, for {what}",
         fix=fix or (ways if layers else f"{ways}; {others} read such a model layer by layer"),
         where=where,
     )

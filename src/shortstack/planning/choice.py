@@ -45,8 +45,8 @@ class Choice:
     )
     memory: str | None = option(None, help="Remove the fewest layers that bring the weights down to this size: 4GB.")
     layers: str | Sequence[int] | None = option(None, help="Remove exactly these: 22-29,3 (from 0, ranges inclusive).")
-    block: bool = option(False, help="Remove one contiguous window.")
-    step: int | None = option(None, help="Remove this many layers at a time, and score again.", minimum=1)
+    block: bool = option(False, help="Remove one contiguous block of layers.")
+    step: int | None = option(None, help="Remove this many layers at a time, rescoring after each removal.", minimum=1)
     search: bool = option(False, help="Search for the set of layers whose removal changes the output least.")
     strategy: str | None = option(
         None,
@@ -55,7 +55,7 @@ class Choice:
     )
     finalists: int = option(
         FINALISTS,
-        help="Sets of layers that repaired-blocks repairs and compares beside the best single block; 0 repairs none.",
+        help="Candidate layer sets that repaired-blocks repairs and compares with the best single block; 0: none.",
         minimum=0,
     )
     keep_first: int = option(0, help="Never remove the first n layers.", minimum=0)
@@ -204,4 +204,4 @@ class Choice:
 
 
 def _excluding(name: str, other: str) -> InputError:
-    return InputError(f"{other} beside it", expected=f"{name} without {other}", fix="give one of them", option=name)
+    return InputError(f"{other} as well", expected=f"{name} without {other}", fix="give only one of them", option=name)

@@ -91,9 +91,7 @@ def check_choice(drop: str | int | None, layers: str | Sequence[int] | None, *, 
     """Say what is wrong with a choice that no model is needed to see."""
     if layers is not None:
         if drop is not None or block:
-            raise PlanError(
-                "drop or block beside them", expected="explicit layers alone", fix="give one", option="layers"
-            )
+            raise PlanError("drop or block as well", expected="only explicit layers", fix="give one", option="layers")
         if isinstance(layers, str):
             parse_layers(layers)
     elif drop is None:
@@ -161,11 +159,12 @@ def parse_goal(name: str, text: str) -> int:
     number, unit = re.fullmatch(r"(\d{0,9}(?:\.\d{1,9})?)\s*(.*)", text.strip(), re.DOTALL).groups()  # type: ignore[union-attr]  # matches all
     amount = int(Fraction(number) * UNITS[name].get(unit.upper(), 0)) if number else 0
     if amount < 1:
+        share = "; a share of the layers is named by drop" if text.strip().endswith("%") else ""
         bare = name == "memory" and bool(number) and not unit
         raise PlanError(
             f"{number} without a unit" if bare else repr(text),
             expected=f"a number and one of {', '.join(filter(None, UNITS[name]))}",
-            fix=f"write {number}MB or {number}GB" if bare else f"write it like {EXAMPLES[name]}",
+            fix=f"write {number}MB or {number}GB" if bare else f"write it like {EXAMPLES[name]}{share}",
             option=name,
         )
     return amount

@@ -197,7 +197,7 @@ def repaired_blocks(decoder: Decoder, tokens: Tokens, removal: Removal, *, progr
     return replace(
         Plan(len(decoder.layers), best, "blocks, repaired"),
         compared=compared,
-        compared_by="KL divergence from the unpruned model with layers refitted",
+        compared_by="KL divergence from the unpruned model after repair",
     )
 
 

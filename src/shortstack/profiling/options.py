@@ -18,9 +18,9 @@ class Timing:
     """
 
     batch_size: str | Sequence[int] = option("1,8", help="Batch sizes: one, or several with commas.")
-    prompt: int = option(128, help="Tokens of each prompt; MACs are counted over them, too.", minimum=1)
+    prompt: int = option(128, help="Prompt length in tokens; MACs are counted over it, too.", minimum=1)
     new_tokens: int = option(32, help="Tokens to generate after the first.", minimum=1)
-    repeats: int = option(6, help="Timed runs, after one to warm up.", minimum=1)
+    repeats: int = option(6, help="Timed runs, after one warm-up run.", minimum=1)
 
     def __post_init__(self) -> None:
         check_options(self)

@@ -146,8 +146,8 @@ class Profile(Tabled):
             yield f"Tokens per second on {on}: the median, in brackets the slowest and the fastest run."
         if self.against and self.against.ratios:
             sure = self.against.ratios[0].decode.confidence
-            interval = f"with its {sure:.0%} confidence interval" if sure else "of one run, without an interval"
-            yield f"Ratios of speed: the median of runs in turns, {interval}."
+            interval = f"with its {sure:.0%} confidence interval" if sure else "from one run, without an interval"
+            yield f"Speed ratios: median over alternating runs, {interval}."
         if self.untimed:
             yield f"Not timed: {self.untimed}."
 

@@ -147,7 +147,7 @@ class GgufDepth:
         layers = show_layers(nearest_cut.removed).replace(" ", "") if nearest_cut else ""
         return ArchitectureError(
             f"others, without layers {show_layers(removed)}",
-            expected=f"kept layers that llama.cpp takes for what they are: of {self.architecture} it tells that by number",
+            expected=f"kept layers of the same type: llama.cpp derives it from the number for {self.architecture}",
             fix=f"cut whole periods{'; the nearest exact cut: layers ' + layers if nearest_cut else ''}",
             where=self.where,
         )

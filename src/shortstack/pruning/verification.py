@@ -44,7 +44,7 @@ class Verification(Tabled):
     def table(self) -> Table:
         """Return a row for each check, and how it ended."""
         rows = [(name, "ok" if check["ok"] else "FAILED", check["detail"]) for name, check in self.checks.items()]
-        title = "all is as it should be" if self.ok else "a check failed"
+        title = "all checks passed" if self.ok else "a check failed"
         return Table.of(title, ("check", "result", Column("detail", "text")), rows)
 
     @property
@@ -252,7 +252,7 @@ def cut_of(pruned: Checkpoint, origin: Checkpoint) -> Plan:
     skipped = skipped_layers(pruned, origin) if pruned.record else frozenset()
     if not skipped or changed_since(pruned, origin):
         raise CheckpointError(
-            "one that was" if skipped else "no record of a cut",
+            "a cut that was repaired or healed" if skipped else "no record of a cut",
             expected="a cut, neither repaired nor healed since",
             fix="name what `shortstack prune` wrote",
             where=pruned.directory,

@@ -95,7 +95,7 @@ class Repair(Tabled):
         """Show loss and perplexity before and after on windows that chose nothing, and what was refitted."""
         losses = {"unpruned": self.loss_unpruned, "cut": self.loss_before, "cut and repaired": self.loss_after}
         rows = [(name, loss, perplexity(loss)) for name, loss in losses.items()]
-        columns = ("windows that judge", Column("loss", "loss"), Column("perplexity", "perplexity"))
+        columns = ("on held-out windows", Column("loss", "loss"), Column("perplexity", "perplexity"))
         change = shown((perplexity(self.loss_before), perplexity(self.loss_after)), "perplexity")
         return Table.of(f"repair: perplexity {change}", columns, rows, notes=[*self._notes()])
 
@@ -107,10 +107,10 @@ class Repair(Tabled):
         largest = sorted(self.fits, key=lambda fit: fit.error)[:3]
         regained = ", ".join(f"layer {fit.layer} {fit.weight} {1 - fit.error:.0%}" for fit in largest)
         yield f"{len(self.fits)} weights refitted on {on}; evaluated on a held-out eighth."
-        yield f"Of what the cut changed, the most was regained by {regained}."
+        yield f"Largest recovery of what the cut changed: {regained}."
         merged = ", ".join(f"{fit.neurons} in layer {fit.layer}" for fit in self.fits if fit.neurons)
         if merged:
-            yield f"Neurons of removed layers took the places of weaker ones: {merged}."
+            yield f"Neurons of removed layers replaced weaker ones: {merged}."
 
     def to_dict(self) -> dict[str, Any]:
         data: dict[str, Any] = to_jsonable(replace(self, tensors={}))

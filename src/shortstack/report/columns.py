@@ -49,7 +49,7 @@ def _compared_columns(name: str, measure: Measure) -> list[ResultColumn]:
         return Change.of(difference, measure.kind).cells
 
     above = "difference from the unpruned model: a factor for a perplexity, else above 0 is better"
-    chance = "probability that it is chance, corrected for all comparisons of the block with the unpruned model"
+    chance = "p-value of the difference from the unpruned model, Holm-corrected over the comparisons of the block"
     unit = {"share": "points", "perplexity": "times"}.get(measure.kind, "")
     return [
         column("change", above, lambda difference: replace(change(difference)[0], note=""), unit),

@@ -110,9 +110,9 @@ class Contest:
         step, change = best.result.evaluation, best.change
         apart = f"it {Change.of(change, self.base.kind).said(than='the unpruned model')}"
         if step and (step.result.get("collapse") or {}).get("collapsed"):
-            return "It is not worth keeping: what it writes freely has collapsed."
+            return "It is not worth keeping: its generated text has collapsed."
         if best.worse:
-            return f"Keep it only where its size is worth that: {apart}, {_chance(change)}."
+            return f"Keep it only if the smaller size is worth it: {apart}, {_chance(change)}."
         if change.p is None:
             return "Whether it is worse than the unpruned model is not known: there is no standard error."
         if not self.held:

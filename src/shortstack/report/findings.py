@@ -25,6 +25,7 @@ from shortstack.report.results import (
 from shortstack.runs import Runs
 
 HEALING = {"heal", "data"}
+BEFORE = "pruned, not healed"
 UNSAID = {PLAIN["calibration"], PLAIN["strategy"], PLAIN["repair"], ""}  # what is plain needs no word
 
 
@@ -123,7 +124,8 @@ class Findings:
 
     def name(self, result: Result, without: Collection[str] = ()) -> str:
         """Return the label, or a word where nothing needs telling apart."""
-        return self.label(result, without) or "pruned"
+        label = self.label(result, without)
+        return BEFORE if label == PLAIN["heal"] else label or "pruned"
 
     def label(self, result: Result, without: Collection[str] = ()) -> str:
         """Describe how this result differs from others, in words."""

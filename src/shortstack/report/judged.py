@@ -92,7 +92,7 @@ class JudgedCell(Cell):
         """How it compares, in words."""
         comparisons = [("the unpruned model", self.judgement.base), ("the best", self.judgement.best)]
         return "; ".join(
-            f"beside {name}: {_tested(difference, self.kind)}" for name, difference in comparisons if difference
+            f"against {name}: {_tested(difference, self.kind)}" for name, difference in comparisons if difference
         )
 
 

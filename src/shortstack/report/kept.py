@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from shortstack.charts.drawing import swatch
+from shortstack.charts.chart import axis
 from shortstack.charts.rows import Dot, Dots, dots
 from shortstack.machine.formats import counted, listed, shown
 from shortstack.machine.tables import Block, Column, Table
-from shortstack.report.figures import OURS, THEIRS, Figure
+from shortstack.report.figures import OURS, Figure
 from shortstack.report.findings import Findings
 from shortstack.report.judged import EMPTY, Change, JudgedCell, ResultRow
 from shortstack.report.results import Measure, Result, mean
@@ -41,7 +41,8 @@ class Kept:
     @property
     def lead(self) -> str:
         """Keep it or not and why; what it gains and costs."""
-        decision = self.findings.runs.conclusion.partition(".")[0]
+        conclusion = self.findings.runs.conclusion
+        decision = conclusion.verdict.rstrip(".") if conclusion else ""
         losses, prices = listed([*self._losses()]), listed([*self._prices()])
         why = f"{decision}: {losses}" if decision and losses else decision or losses
         plan = next((plan for plan in self.result.plans if plan.get("removed")), None)
@@ -90,28 +91,26 @@ class Kept:
         return step.result.get("decode") if step else None
 
     def figure(self) -> Figure | None:
-        """Draw shares right, and the likelihood of a text's token, of both models."""
+        """Draw the share of the unpruned model's quality that is kept, by each measure."""
         rows = [row for name, (theirs, ours) in self.pairs.items() if (row := self._row(name, theirs, ours))]
         if not rows:
             return None
-        title = "What is kept"
-        said = "Share of tasks and generation probes that are right, likelihood of a token; bars: one standard error"
-        chance = "; dotted: chance" if any(row.chance is not None for row in rows) else ""
-        legend = ((swatch(THEIRS), "unpruned"), (swatch(OURS), "shortened"))
-        return Figure("first", title, f"{said}{chance}.", dots(rows, title=title), legend)
+        title = "What is kept, in % of the unpruned model"
+        said = "Accuracy on tasks and generation probes, and likelihood per token. Lines are 95% intervals."
+        scale = axis("", [0.0, 1.0, *(dot.value for row in rows for dot in row.dots)], "{:.0%}".format)
+        return Figure("first", title, said, dots(rows, title=title, scale=scale))
 
     def _row(self, name: str, theirs: Measure, ours: Measure) -> Dots | None:
-        both = [(THEIRS, theirs), (OURS, ours)]
+        change, title = difference(ours, theirs), self.findings.title(name)
         if ours.kind == "perplexity":
-            shares = [(colour, math.exp(-measure.loss), measure.loss_stderr) for colour, measure in both]
-            errors = [(colour, share, error and share * error) for colour, share, error in shares]
-            title = f"likelihood of {self.findings.title(name).removeprefix('perplexity on ')}"
-        elif ours.kind == "share":
-            errors = [(colour, measure.value, measure.stderr) for colour, measure in both]
-            title = self.findings.title(name)
+            kept: Callable[[float], float] = math.exp
+            title = f"likelihood of {title.removeprefix('perplexity on ')}"
+        elif ours.kind == "share" and theirs.value:
+            kept = _share_of(theirs.value)
         else:
             return None
-        return Dots(title, [Dot.of(*dot) for dot in errors if math.isfinite(dot[1])], ours.chance or None)
+        value, (low, high) = kept(change.value), map(kept, change.interval or (change.value, change.value))
+        return Dots(title, [Dot(OURS, value, low, high, f"{value:.0%} kept")]) if math.isfinite(value) else None
 
     def table(self) -> Table:
         """Make a row for each measure, for the weights and for the speed."""
@@ -135,3 +134,8 @@ class Kept:
         label = self.findings.title(name) + (" (%)" if ours.kind == "share" else "")
         change = Change.of(difference(ours, theirs), ours.kind)
         return ResultRow((JudgedCell(label, "text"), JudgedCell.of(theirs), JudgedCell.of(ours), *change.cells))
+
+
+def _share_of(whole: float) -> Callable[[float], float]:
+    """Return what turns a difference from `whole` into the share of it that is kept."""
+    return lambda difference: 1 + difference / whole

@@ -96,11 +96,6 @@ class Page:
         drawn = figures(self.findings)
         return {title: [figure for figure in drawn if figure.section == key] for key, title in TITLES.items()}
 
-    @property
-    def verdict(self) -> str:
-        """The rest of the runs' conclusion."""
-        return self.runs.conclusion.partition(".")[2].strip()
-
     def link(self, steps: Sequence[str]) -> str:
         """Return the place on the page of the first of these steps."""
         return next((self.ids[key] for key in steps if key in self.ids), "")

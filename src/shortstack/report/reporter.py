@@ -46,9 +46,7 @@ class Report:
 
     def markdown(self) -> str:
         runs = self.findings.runs
-        said = [" / ".join(f"{name}: {text}" for name, text in answer.items()) for answer in runs.answers]
-        parts = [f"# {markdown_text(runs.title)}"]
-        parts += map(markdown_text, (self.opening.lead, scope(self.findings), *said))
+        parts = [f"# {markdown_text(runs.title)}", *map(markdown_text, (self.opening.lead, scope(self.findings)))]
         for table in self.tables:
             legend = table.legend("**bold**", "*italic*")
             parts += [f"## {table.title}", markdown_text(table.caption), table.markdown(), legend]

@@ -23,12 +23,11 @@ from shortstack.report.columns import (
     row_of,
     short_columns,
 )
-from shortstack.report.findings import Findings, MatchedGroup, matched_groups
+from shortstack.report.findings import BEFORE, Findings, MatchedGroup, matched_groups
 from shortstack.report.judged import JudgedCell, ResultColumn, ResultRow
 from shortstack.report.results import Result
 from shortstack.runs.records import StepRecord
 
-BEFORE = "pruned, not healed"
 HEADINGS = {"heal": "healing", "data": "healing data"}  # of factors whose name says too little
 
 
@@ -108,7 +107,7 @@ def sizes(findings: Findings) -> Table | None:
         Column("MACs per token", "parameters", title="multiply-accumulates to read one token"),
         Column("cache per token", "bytes", title="bytes that the keys and values of a token take"),
         Column("peak memory", "bytes"),
-        *(Column(f"{verb}, batch {n}", "rate", "tokens/s") for verb in ("read", "write") for n in batches),
+        *(Column(f"{verb}, batch {n}", "rate", "tokens/s") for verb in ("prefill", "decode") for n in batches),
     )
     blocks = []
     for model, steps in profiles.items():

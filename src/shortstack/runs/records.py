@@ -56,19 +56,27 @@ class TrialRecord:
 
 
 @dataclass(frozen=True)
+class Conclusion:
+    """The outcome of a shrink. verdict: keep it or not; answers: to prompts, of each model; command: that makes it again."""
+
+    verdict: str
+    reasons: tuple[str, ...]
+    answers: tuple[Mapping[str, str], ...]
+    command: str
+
+
+@dataclass(frozen=True)
 class Runs:
     """Everything in a store: trials in the order of the grid, steps by key.
 
-    Of a shrink, whose report is about one trial, there are more. conclusion: what the report says first; answers: prompts
-    and what each model said.
+    Of a shrink, whose report is about one trial, there is a conclusion.
     """
 
     name: str
     title: str
     trials: tuple[TrialRecord, ...]
     steps: Mapping[str, StepRecord]
-    conclusion: str = ""
-    answers: tuple[Mapping[str, str], ...] = ()
+    conclusion: Conclusion | None = None
 
     @property
     def failures(self) -> list[tuple[TrialRecord, list[StepRecord]]]:

@@ -34,7 +34,7 @@ class KindScores:
     @property
     def measure(self) -> str:
         """The meaning of lost(), in words."""
-        return "nats per token that are lost" if "ppl" in self.scores else "KL divergence from the unpruned model"
+        return "increase in loss, nats per token" if "ppl" in self.scores else "KL divergence from the unpruned model"
 
     def lost(self) -> tuple[float, ...] | None:
         """Return the nats per token that each layer's removal costs on this kind: of loss where measured, else of KL.
@@ -102,7 +102,7 @@ class Scores(Tabled):
     def _base(self) -> str:
         if self.base_loss is not None and not self.kinds:
             return f" Unpruned perplexity: {shown(perplexity(self.base_loss), 'perplexity')}."
-        return " ppl is times the unpruned perplexity." if "ppl" in self.scores else ""
+        return " ppl is relative to the unpruned perplexity." if "ppl" in self.scores else ""
 
     def _blocks(self) -> Table:
         size = self.window or 1
@@ -127,7 +127,7 @@ class Scores(Tabled):
         measured = " or ".join(sorted({kind.measure for kind in self.kinds.values()}))
         columns = ["layer", *(Column(names[source], "ratio") for source in costs)]
         rows = zip(range(self.layers), *costs.values(), strict=True)
-        title = f"what each layer carries: {measured} without it, by kind of text"
+        title = f"cost of removing each layer, by kind of text: {measured}"
         return Table.of(title, columns, [*rows], notes=notes)
 
     def plot(self, drop: int | None = None) -> Picture:

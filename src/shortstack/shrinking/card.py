@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any
 
 from shortstack.checkpoint import Checkpoint
@@ -14,11 +13,11 @@ from shortstack.machine.formats import size
 from shortstack.report import Report
 from shortstack.report.reporter import write_page
 from shortstack.runs import Runs
-from shortstack.runs.records import StepRecord, TrialRecord
+from shortstack.runs.records import Conclusion, StepRecord, TrialRecord
 from shortstack.shrinking.result import Shrunk
 
 SUMMARY, RECIPE, PAGE = "shrink.json", "recipe.yaml", "report.html"
-NAMES = {"evaluate_base": "unpruned", "evaluate_pruned": "pruned", "evaluate_healed": "healed"}
+NAMES = {"evaluate_base": "unpruned", "evaluate_pruned": "shortened", "evaluate_healed": "shortened"}
 
 
 def dress(shrunk: Shrunk, checkpoint: Checkpoint, settings: Mapping[str, Any]) -> None:
@@ -38,6 +37,7 @@ def _card_content(shrunk: Shrunk, checkpoint: Checkpoint) -> CardContent:
     measured = {NAMES[role]: result for role, result in shrunk.steps().items() if role in NAMES}
     return CardContent(
         verdict=shrunk.verdict,
+        reasons=shrunk.reasons,
         facts=_sizes(shrunk, checkpoint, [*measured]),
         measured=measured,
         answers=shrunk.answers,
@@ -60,15 +60,11 @@ def _sizes(shrunk: Shrunk, made: Checkpoint, names: list[str]) -> dict[str, dict
 
 
 def trial_runs(shrunk: Shrunk, settings: Mapping[str, Any]) -> Runs:
-    """Present a shrink as the one trial that a report draws; judge what it writes by what the unpruned model does."""
-    written, base = shrunk.last.collapse, shrunk.base.collapse
-    judged = replace(shrunk, last=replace(shrunk.last, collapse=written and base and written.against(base)))
-    results = {**judged.steps(), "speed": to_jsonable(shrunk.speed)}
-    steps = {
-        role: StepRecord(role, role.partition("_")[0], "done", result=result, command=shrunk.command)
-        for role, result in results.items()
-    }
+    """Present a shrink as the one trial that a report draws."""
+    results = {**shrunk.steps(), "speed": to_jsonable(shrunk.speed)}
+    steps = {role: StepRecord(role, role.partition("_")[0], "done", result=result) for role, result in results.items()}
     trial = TrialRecord(shrunk.output.name, 1, settings, "done", steps)
     name, title = shrunk.output.name, f"shrink {settings['model']}"
     by_key = {step.key: step for step in steps.values()}
-    return Runs(name, title, (trial,), by_key, shrunk.verdict, tuple(shrunk.answers))
+    conclusion = Conclusion(shrunk.verdict, shrunk.reasons, tuple(shrunk.answers), shrunk.command)
+    return Runs(name, title, (trial,), by_key, conclusion)

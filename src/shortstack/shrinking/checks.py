@@ -79,8 +79,8 @@ def _check_data(checkpoint: Checkpoint, route: Route) -> None:
     with _of("data"):
         data.check()
         _, wanted = shared_out(data.source, tokenizer, data.max_length, 0, data.max_samples or 10**8)
-    fix = f"give more data, or write a recipe that holds out fewer than the {data.held_out} samples of {route.name}"
-    with _of("data", fix if data.held_out else ""):
+    fewer = f", or write a recipe that holds out fewer than the {data.held_out} samples of {route.name}"
+    with _of("data", f"give more data{fewer if data.held_out else ''}"):
         data.held_out_of(sum(wanted.values()))
 
 

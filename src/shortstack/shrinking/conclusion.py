@@ -7,6 +7,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+from shortstack.healing import Healing
 from shortstack.machine.formats import option_words, show_layers
 from shortstack.machine.options import changed_options
 from shortstack.planning import Plan
@@ -30,21 +31,26 @@ def concluded(
     seconds: float,
 ) -> Shrunk:
     """Judge a cut and assemble the result."""
-    last = replace(made.measured.evaluation, model=str(out))
+    last, base = made.measured.evaluation, unpruned.measured.evaluation
+    collapse = last.collapse.against(base.collapse) if last.collapse and base.collapse else last.collapse
+    last = replace(last, model=str(out), collapse=collapse)
     answers = reference.beside(unpruned.measured.answers, made.measured.answers)
-    judged = verdict(unpruned.measured.evaluation, last, answers)
+    judged = verdict(base, last, answers)
     others = beside_others(last, made.checkpoint.weight_bytes, made.speed, unpruned.int8)
+    if made.healing:
+        others.append(_healed(made.healing, made.checkpoint.record["healing"]["samples"]))
     if made.left_out:
         advice = " More minutes would heal it." if NO_HEALING in made.left_out else ""
         others.append(f"Reduced to fit the minutes: {'; '.join(made.left_out)}.{advice}")
     return Shrunk(
         output=out,
-        verdict=" ".join([str(judged), *others]),
+        verdict=judged.decision,
+        reasons=(*judged.reasons, *others),
         why=_why(route, made.plan, amounts.text),
         plan=made.plan,
         repair=made.repair,
         healing=made.healing and replace(made.healing, output=out),  # it was made in the folder of stages
-        base=unpruned.measured.evaluation,
+        base=base,
         last=last,
         answers=answers,
         speed=made.speed,
@@ -55,6 +61,14 @@ def concluded(
         recipe=route.repeating(amounts, made.healing, drop=len(made.plan.removed), repaired=bool(made.repair)),
         command=_command(unpruned.checkpoint.source, options, out),
     )
+
+
+def _healed(healing: Healing, samples: int) -> str:
+    said = f"Healing: {healing.history.steps} steps on {samples:,} samples"
+    if not healing.greedy_kept:
+        return f"{said}."
+    before, now = (f"{share:.1%}" for share in healing.greedy_kept)
+    return f"{said}; on held-out ones its top token is the unpruned model's {now} of the time ({before} before)."
 
 
 def settings(route: Route, source: str, made: Candidate, *, amounts: Amounts, seed: int) -> dict[str, Any]:
@@ -75,12 +89,13 @@ def settings(route: Route, source: str, made: Candidate, *, amounts: Amounts, se
 
 def _why(route: Route, plan: Plan, text: str) -> str:
     if not plan.compared:
-        return f"The recipe {route.name} says how."
+        return f"The recipe {route.name} determines which layers are removed."
     if len(plan.compared) == 1:
-        return f"Layers {show_layers(plan.removed)} have the lowest {plan.compared_by} on held-out windows of {text}."
+        cut = f"The cut without layers {show_layers(plan.removed)}"
+        return f"{cut} has the lowest {plan.compared_by}, on held-out windows of {text}."
     return (
-        f"Of {len(plan.compared)} cuts that were compared, the one of layers {show_layers(plan.removed)} has the lowest "
-        f"{plan.compared_by} on held-out windows of {text}: {min(plan.compared.values()):.4f} nats per token."
+        f"Of the {len(plan.compared)} cuts compared, the one without layers {show_layers(plan.removed)} has the lowest "
+        f"{plan.compared_by}, on held-out windows of {text}: {min(plan.compared.values()):.4f} nats per token."
     )
 
 

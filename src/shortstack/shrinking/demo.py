@@ -35,6 +35,7 @@ class DemoRow:
     writes: float
     answers: tuple[str, ...]
     verdict: str = ""
+    reasons: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, repr=False)
@@ -60,9 +61,9 @@ class Demo(Tabled):
             Column("bytes", "bytes"),
             Column("writes", "ratio", "times as fast"),
             Column("perplexity", "perplexity"),
-            "tasks right",
+            "probes right",
         )
-        caption = "Bytes in bf16; perplexity held out; generation probes."
+        caption = "Bytes in bf16; perplexity on held-out text; share of generation probes right."
         return Table.of("SmolLM2-135M-Instruct with fewer layers", columns, rows, caption=caption)
 
     def to_dict(self) -> dict[str, Any]:
@@ -99,4 +100,4 @@ def _row(made: Shrunk) -> DemoRow:
     writes = made.speed.decode.value if made.speed.decode else 1.0
     sizes = plan.parameters.after, plan.bytes.after
     right = probes_right(made.last)
-    return DemoRow(name, len(plan.kept), *sizes, text.value, right, writes, said, made.verdict)
+    return DemoRow(name, len(plan.kept), *sizes, text.value, right, writes, said, made.verdict, made.reasons)

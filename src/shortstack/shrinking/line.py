@@ -281,6 +281,8 @@ class Line:
         speed = self.speed(pruned, until_healed) if plan else None  # before healing, which has all that is left
         heals = route.healing and (not route.timed or until_healed.left > LEAST_HEALING)
         made, healing = self.healed(route, pruned, until_healed) if heals else (pruned, None)
+        if plan and healing and not healing.history.steps:  # the time was up before the first
+            made, healing = pruned, None
         if plan is None:
             removed = tuple(sorted(skipped_layers(made, self.source)))
             plan = Plan(self.source.anatomy.layers, removed, f"{route.choice.name}, in turns").sized(self.source.sizes)

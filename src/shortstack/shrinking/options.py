@@ -31,7 +31,7 @@ class ShrinkOptions:
     recipe: str = option("best", help="A preset of `shortstack ls recipes`, or a file.")
     data: str | None = option(None, help="Data to heal on. Default: the recipe's.")
     text: str = option(MIX, help=f"Calibration text: {TEXT} {SEVERAL}")
-    samples: int = option(16, help="Calibration windows of each text, of 128 tokens.", minimum=4)
+    samples: int = option(16, help="Calibration windows per text, of 128 tokens each.", minimum=4)
     perplexity: str = option("pydoc", help="Comma-separated texts to measure on.")
     perplexity_samples: str = option("64", help="Windows per text, or all.")
     probe_items: int = option(
@@ -42,7 +42,7 @@ class ShrinkOptions:
     )
     limit: int | float | None = option_of(Tasks, "limit")
     data_dir: str | None = option_of(Tasks, "data_dir")
-    minutes: float = option(15.0, help="Time for everything.", above=0)
+    minutes: float = option(15.0, help="Time limit for the whole run.", above=0)
     length: int = 128
 
     def __post_init__(self) -> None:
@@ -63,7 +63,7 @@ class ShrinkOptions:
         """Refuse two goals, and a share that is none."""
         named = [name for name in GOALS if getattr(self, name) is not None]
         if len(named) > 1:
-            conflict = f"{named[0]} beside it"
+            conflict = f"{named[0]} as well"
             raise InputError(conflict, expected="one goal", fix="give one of them", option=named[-1])
         share = self.min_quality
         if share is not None and (not re.fullmatch(r"\d{1,2}(\.\d+)?%", share) or not float(share[:-1])):

@@ -12,6 +12,7 @@ from shortstack.machine.clock import Clock
 from shortstack.machine.device import AUTO, Compute
 from shortstack.machine.memory import Requirements
 from shortstack.machine.progress import silent
+from shortstack.planning import Plan
 from shortstack.repairing.repairer import check_repair
 from shortstack.shrinking.checks import check_shrink, disk_bytes, in_words_of_shrink
 from shortstack.shrinking.clock import Amounts
@@ -23,8 +24,13 @@ from shortstack.shrinking.stages import Stages
 
 @dataclass(frozen=True)
 class Foreseen:
-    """A forecast of shrink(): the amounts that fit in the time, those that are reduced, and the resources needed."""
+    """A forecast of shrink(): a cut of the same size, the amounts that fit in the time, those reduced, and the resources.
 
+    cut: None where trials find it. steps: of healing, where the recipe says how many; None where the clock does.
+    """
+
+    cut: Plan | None
+    steps: int | None
     amounts: Amounts
     left_out: tuple[str, ...]
     requirements: Requirements
@@ -44,4 +50,7 @@ def foresee(model: Model, out: Path, options: ShrinkOptions, *, compute: Compute
         if route.healing:
             needed = needed.then(preview(source, out, line.task(route.healing), route.turns).requirements)
     disk = disk_bytes(source, options, 1)
-    return Foreseen(amounts, tuple(amounts.less(line.wanted)), replace(needed, disk_bytes=disk))
+    choice = route.choice.sized(source.sizes)
+    cut = None if options.share else choice.like(source.anatomy.layers).sized(source.sizes)
+    steps = route.healing.schedule.max_steps if route.healing else None
+    return Foreseen(cut, steps, amounts, tuple(amounts.less(line.wanted)), replace(needed, disk_bytes=disk))

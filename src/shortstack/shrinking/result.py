@@ -56,7 +56,7 @@ class Candidate:
 
 @dataclass(frozen=True, repr=False)
 class Shrunk(Tabled):
-    """The result of shrink(). verdict: keep it or not, and the numbers that say so.
+    """The result of shrink(). verdict: keep it or not; reasons: the numbers that say so.
 
     plan: `compared` has the cuts that were compared, and `why` says what by. base, last: the evaluations of the unpruned
     model and of this one. left_out: what there was less of than was wanted, for want of time. tried: the cuts that were
@@ -65,6 +65,7 @@ class Shrunk(Tabled):
 
     output: Path
     verdict: str
+    reasons: tuple[str, ...]
     why: str
     plan: Plan
     repair: Mapping[str, Any] | None
@@ -101,6 +102,7 @@ class Shrunk(Tabled):
         names = (
             "output",
             "verdict",
+            "reasons",
             "why",
             "answers",
             "speed",

@@ -16,6 +16,10 @@ from shortstack.shrinking.retention import Share, probes_right, ratio, share_tas
 KEPT, LOST = 0.8, 0.5
 NEAR, FAR = 1.5, 3.0
 SURE = 1.645  # standard errors: a normal value is above as many less in 95 % of cases
+NEEDED = (
+    f"For a clear yes, perplexity on each text must be at most {NEAR} times the unpruned model's, and {KEPT:.0%} of its "
+    "generation probes must be kept with 95% confidence."
+)
 WORDS = {True: "Keep it.", False: "Do not keep it.", None: "Try it on your own tasks before you keep it."}
 
 
@@ -26,8 +30,9 @@ class Verdict:
     keep: bool | None
     reasons: tuple[str, ...]
 
-    def __str__(self) -> str:
-        return " ".join([WORDS[self.keep], *self.reasons])
+    @property
+    def decision(self) -> str:
+        return WORDS[self.keep]
 
 
 def verdict(base: Evaluation, last: Evaluation, answers: Sequence[Mapping[str, str]] = ()) -> Verdict:
@@ -58,7 +63,8 @@ def verdict(base: Evaluation, last: Evaluation, answers: Sequence[Mapping[str, s
             reasons.append(f"What it writes has collapsed: {judged.sample}.")
     if silent := [*_unanswered(answers)]:
         bad, reasons = True, [silent[0], *reasons]
-    return Verdict(False if bad else True if good else None, tuple(reasons))
+    keep = False if bad else True if good else None
+    return Verdict(keep, tuple(reasons) if keep else (*reasons, NEEDED))
 
 
 def _unanswered(answers: Sequence[Mapping[str, str]]) -> Iterator[str]:
@@ -76,26 +82,26 @@ def beside_others(last: Evaluation, nbytes: int, speed: Speed, int8: Int8) -> li
     said = []
     if speed.decode and speed.prefill:
         said.append(
-            f"It writes {speed.decode.value:.2f} times as fast as the unpruned model ({speed.decode.low:.2f} to "
-            f"{speed.decode.high:.2f}) and reads {speed.prefill.value:.2f} times as fast."
+            f"Speed: decoding is {speed.decode.value:.2f} times as fast as the unpruned model's "
+            f"({speed.decode.low:.2f} to {speed.decode.high:.2f}), prefill {speed.prefill.value:.2f} times."
         )
     if int8.bytes is None or not int8.perplexity:
         return [*said, f"The unpruned model was not measured in int8: {int8.reason}."]
     ours = {text: perplexity.value for text, perplexity in last.perplexity.items() if text in int8.perplexity}
     texts = " and ".join(
-        f"{number(int8.perplexity[text])} on {text}, where this one has {number(value)}" for text, value in ours.items()
+        f"{number(int8.perplexity[text])} on {text} (this one: {number(value)})" for text, value in ours.items()
     )
     comparison = (
-        f"The unpruned model in int8 takes {size(int8.bytes)}, this one {size(nbytes)}; its perplexity is {texts}"
+        f"The unpruned model in int8 takes {size(int8.bytes)} (this one: {size(nbytes)}) and has perplexity {texts}"
     )
     better = int8.bytes <= nbytes and all(int8.perplexity[text] <= value for text, value in ours.items())
-    return [*said, f"{comparison}: where bytes are all that counts, int8 is better." if better else f"{comparison}."]
+    return [*said, f"{comparison}: if only size counts, take int8." if better else f"{comparison}."]
 
 
 def _right(what: str, before: Share, after: Share) -> str:
     """Say how much is right of something, with standard errors, and which share of the unpruned model's that is."""
-    kept = f": {ratio(before, after)} of it is kept" if before.value else ""
-    return f"Of {what} {after} are right, where the unpruned model has {before}{kept}."
+    kept = f", so {ratio(before, after)} is kept" if before.value else ""
+    return f"{what[0].upper()}{what[1:]}: {after} right, {before} before the cut{kept}."
 
 
 def _times(base: Evaluation, last: Evaluation, text: str) -> float:

@@ -240,7 +240,7 @@ class _StudyRun:
         if "result" in ended:
             ended["result"] = json.loads(json.dumps(finite(ended["result"])))  # as a later run would read it
             if before and before["weights_sha256"] != ended["result"]["weights_sha256"]:
-                ended = {"error": "made again because its weights were removed, it has other weights than before"}
+                ended = {"error": "rebuilt since its weights were removed, but the new weights differ from the old"}
         if "result" not in ended:
             self.failed.add(step.key)
             self.store.end(step.key, "failed", ended)

@@ -48,7 +48,7 @@ class StepCounts(Tabled):
         disk = f"Weights take at most {most} of disk if all are kept, and {least} at a time if none are."
         notes = [disk, *(f"Unknown: {reason}." for reason in self.unknown)]
         title = f"{self.title or 'study'}: {self.trials:,} trials; nothing is run"
-        return Table.of(title, ("step", "of all trials", "shared, at most"), rows, notes=notes)
+        return Table.of(title, ("step", "without sharing", "to run, at most"), rows, notes=notes)
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)

@@ -40,7 +40,7 @@ class StudyCalibration(_Text):
 class RepairText(_Text):
     """The text that closed-form repair looks at."""
 
-    samples: int = Field(default=256, ge=8, description="Most windows to repair on; at least eight per text.")
+    samples: int = Field(default=256, ge=8, description="Maximum windows to repair on; at least eight per text.")
 
 
 def parse_choice(text: str, *, drop: str | None = None, step: int | None = None) -> Choice:
@@ -84,7 +84,7 @@ class HealOptions:
         name = name or recipe or options.get("method", "partial")
         for option, fix in NOT_IN_HEAL.items():
             if option in options:
-                raise InputError(options[option], expected="it elsewhere", fix=fix, where=f"heal: {option}")
+                raise InputError(options[option], expected=f"no {option} under heal", fix=fix, where=f"heal: {option}")
         if not options.get("data"):
             raise InputError("none", expected="data to learn from", fix="add data: pydoc", where=f"heal: {name}")
         task_of(options)

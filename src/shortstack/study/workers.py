@@ -144,7 +144,7 @@ class RunOptions:
         None, help="Steps to run at once. Default: 1, or the CPUs of the Ray cluster.", minimum=1
     )
     ray: str | None = option(None, help="Run steps on this Ray cluster: an address, auto, or local.")
-    keep: str = option("best", help="Which weights to keep once nothing needs them.", choices=KEEPS)
+    keep: str = option("best", help="Which weights to keep once no step needs them: best, all or none.", choices=KEEPS)
     dry_run: bool = option(False, help="Run every check, and list the steps and the disk they need.")
 
     def __post_init__(self) -> None:
