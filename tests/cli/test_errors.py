@@ -255,7 +255,7 @@ def test_a_record_that_shortstack_did_not_write(record, command, model):
 
 CUTS = {
     "all layers": (("--layers", "0-7"), "all 8 removed"),
-    "both ways to measure": (("--drop", "2", "--step", "1", "--search"), "step beside it"),
+    "both ways to measure": (("--drop", "2", "--step", "1", "--search"), "step as well"),
     "a size without a unit": (("--memory", "240"), "240 without a unit\n  to fix it write 240MB or 240GB"),
     "no samples": (("--drop", "2", "--samples", "0"), "found     '0'"),
     "samples of words": (("--drop", "2", "--samples", "many"), "a number of windows, or all"),

@@ -67,6 +67,18 @@ def test_the_record_of_a_run_by_the_clock_repeats_it(source, tmp_path, monkeypat
     assert again.to_dict()["repeat"] is None
 
 
+def test_at_most_half_of_the_samples_there_is_time_for_are_held_out(source, tmp_path, monkeypatch):
+    monkeypatch.setattr(healer, "forward_speed", lambda *_, **__: 32.0)
+    hands = Ticking()
+    data = TrainingData("pydoc", max_length=32, held_out=2000)
+    task = HealingTask(data, Partial(last=1), schedule=Schedule(**TRAINING))
+    with pytest.warns(ShortstackWarning, match="healing uses"):
+        result = heal(source, tmp_path / "out", task, clock=Clock(400, now=hands))
+    assert hands.at < 1.1 * 400
+    assert result.history.steps > 0
+    assert result.repeat["held_out"] == result.repeat["max_samples"] // 2
+
+
 def test_a_killed_run_goes_on_with_its_samples_and_the_time_it_has_left(source, tmp_path, monkeypatch):
     monkeypatch.setattr(healer, "forward_speed", lambda *_, **__: 32.0)
     out, hands = tmp_path / "out", Ticking()
@@ -103,7 +115,7 @@ def test_samples_that_the_teacher_writes_are_as_many_as_come_in_time(source, tmp
         monkeypatch.setattr(shortstack.decoder.own_text, name, length)
     monkeypatch.setattr(healer, "forward_speed", lambda *_, **__: 1e9)
     how = {"data": "pydoc,self=0.5,copying", "teacher": source, "objective": Objective("distill")}
-    with pytest.warns(ShortstackWarning, match="samples are used"):
+    with pytest.warns(ShortstackWarning, match="healing uses"):
         result = healed(source, tmp_path / "clocked", schedule={}, clock=Clock(120, now=Ticking()), **how)
     monkeypatch.setattr(shortstack.decoder.own_text, "generate", None)  # no more of it than was written
     options = dict(result.repeat)

@@ -152,7 +152,7 @@ def test_the_command_says_how_many_turns_there_are_and_which_layers_went_in_all(
     words += ["--max-length", "32", "--max-samples", "16", "--last", "1", "--max-steps", "1"]
     words += ["-o", str(tmp_path / "out")]
     assert json.loads(invoke(*words, "--dry-run", "--json").stdout)["turns"] == [2, 1]
-    assert "Layers 5-7 went in all. The table is of the last turn." in invoke(*words).stdout
+    assert "Layers 5-7 were removed in total. The table shows the last turn." in invoke(*words).stdout
 
 
 def test_what_a_recipe_does_not_do_here_is_said(tmp_path):

@@ -75,13 +75,13 @@ def test_learning_from_a_teacher_brings_the_model_closer_to_it(source, tmp_path,
     assert held_out[result.history.best] < 0.9 * held_out[0]
     show_result(result)
     said = " ".join(capsys.readouterr().out.split())
-    assert "held-out distance from the teacher" in said
+    assert "held-out KL from the teacher" in said
     examples = read_examples("pydoc", source.tokenizer(), max_length=32, most=64)[:3]  # one in twenty is held out
     before, after = (greedy_share(model, source, examples) for model in (pruned, Checkpoint.open(tmp_path / "healed")))
     assert result.greedy_kept == pytest.approx((before, after), abs=0.04)  # where there is bf16 a few tokens tie
     before, after = result.greedy_kept
     assert before < after
-    assert f"likeliest token {after:.1%} of the time; before, {before:.1%}." in said
+    assert f"top token is the unpruned model's {after:.1%} of the time (before: {before:.1%})." in said
 
 
 @torch.no_grad()

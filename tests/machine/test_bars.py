@@ -38,6 +38,14 @@ def test_a_log_has_a_line_at_the_beginning_each_half_minute_and_at_the_end(clock
     ]
 
 
+def test_the_time_left_of_work_that_goes_on_is_by_its_pace_from_there(clock, capsys):
+    with bars() as told:
+        for second in range(0, 61, 30):
+            clock[0] = float(second)
+            told("shrink", 500 + second, 900)
+    assert capsys.readouterr().err.splitlines() == ["shrink: 56%", "shrink: 59%, 370 s left", "shrink: 62%, 340 s left"]
+
+
 class Terminal(io.StringIO):
     def isatty(self):
         return True

@@ -141,5 +141,5 @@ def test_a_ratio_of_one_run_has_no_interval_and_that_is_said(capsys, monkeypatch
     checkpoint = Checkpoint.open(tiny("llama"))
     show_result(profile(checkpoint, against=checkpoint, timing=Timing((1,), prompt=4, new_tokens=1, repeats=1)))
     shown = " ".join(capsys.readouterr().out.split())
-    assert "of one run, without an interval" in shown
+    assert "from one run, without an interval" in shown
     assert re.search(r"decode, tokens/s, batch 1 [^└]*│ [\d.]+ │ │ peak", shown), "the ratio ends its row"

@@ -88,7 +88,7 @@ def test_what_is_worse_is_said_to_be(
     ("quality", "words"),
     [
         (1.0, "It is worth keeping as far as this study can tell"),
-        (0.3, "It is not worth keeping: what it writes freely has collapsed."),
+        (0.3, "It is not worth keeping: its generated text has collapsed."),
     ],
 )
 def test_what_has_collapsed_is_not_worth_keeping(quality: float, words: str, store: Store, tmp_path: Path) -> None:

@@ -20,10 +20,10 @@ def test_more_time_is_never_less_of_anything(seconds, rate, factor):
 
 
 def test_what_is_asked_for_is_never_exceeded_and_what_is_not_asked_for_stays_out():
-    wanted = Amounts(windows=5, finalists=0, repair=20, judged=None, probe_items=0, documents=3)
+    wanted = Amounts(windows=5, finalists=0, repair=20, judged=7, probe_items=0, documents=3)
     assert amounts_for(1e9, wanted, rate=1e6, layers=30) == wanted
     assert amounts_for(1.0, wanted, rate=1.0, layers=30).probe_items == 0
-    assert amounts_for(1.0, wanted, rate=1.0, layers=30).judged is None
+    assert amounts_for(1.0, wanted, rate=1.0, layers=30).judged == 2
 
 
 def test_what_there_is_less_of_is_said():
@@ -38,6 +38,8 @@ def test_minutes_in_which_nothing_can_be_chosen_are_refused():
         check_minutes(Clock(least - 1, now=lambda: 0.0), 1000.0, 30)
     with pytest.raises(InputError, match="minutes"):
         check_minutes(Clock(least + 1, used=2.0, now=lambda: 0.0), 1000.0, 30)
+    with pytest.raises(InputError, match="minutes"):
+        check_minutes(Clock(least + 1, now=lambda: 0.0), 1000.0, 30, cuts=2)
 
 
 @pytest.mark.parametrize("text", ["mix", "pydoc,copying,drills", "pydoc"])

@@ -2,7 +2,10 @@
 
 import html
 import json
+import shlex
 import shutil
+import sys
+from contextlib import contextmanager
 from dataclasses import fields
 
 import pytest
@@ -100,7 +103,7 @@ def test_a_recipe_gives_a_checkpoint_with_its_card_and_report(tiny):
     assert "base_model" not in front  # it is a folder here
     assert "| layers | 6 | 4 |" in card
     assert "$ shortstack heal pruned" in card
-    assert "recipe.yaml says how." in card
+    assert "recipe.yaml determines which layers are removed." in card
     assert [set(said) for said in made.answers] == [{"prompt", "unpruned", "shortened"}] * 3
     plain = html.unescape(card).replace("\\", "")
     assert all(said in plain for said in (made.verdict, *(f"\n- {reason}\n" for reason in made.reasons)))
@@ -157,7 +160,7 @@ def test_what_is_wrong_is_said_before_anything_is_written(tiny):
         ({"drop": "lots"}, "drop: expected a count"),
         ({"data": None}, "data: expected what the recipe"),
         ({"length": 4096}, "4096"),
-        ({"min_quality": "95%", "drop": "2"}, "min_quality: expected one goal, found drop beside it"),
+        ({"min_quality": "95%", "drop": "2"}, "min_quality: expected one goal, found drop as well"),
         ({"memory": "60000B", "drop": "2"}, "memory: expected one goal"),
         ({"min_quality": "lots"}, "a share above 0% and below 100%"),
         ({"min_quality": "0.0%"}, "a share above 0% and below 100%"),
@@ -170,7 +173,8 @@ def test_what_is_wrong_is_said_before_anything_is_written(tiny):
         ({"data_dir": "/nowhere"}, "data_dir: expected tasks to measure on"),
         ({"tasks": "piqa", "data_dir": "/nowhere"}, "data_dir: expected a folder"),
         ({"probe_items": 1}, "probe_items: expected at least 2"),
-        ({"perplexity_samples": "many"}, "perplexity_samples: expected a number of windows, or all"),
+        ({"perplexity_samples": 0}, "perplexity_samples: expected at least 1"),
+        ({"recipe": "paper-iterative-last3"}, "recipe: expected a recipe that cuts once"),
         ({"samples": 300}, "text: .*text.txt: expected 300 windows of 16 tokens, found text for 72 of them"),
         ({"compute": Compute(device="mps")}, "device: expected one of cpu"),
         ({"out": "model/out"}, "outside the input"),
@@ -350,7 +354,7 @@ def test_a_result_says_how_fast_it_is_and_what_int8_would_give(tiny):
     made = shrunk(tiny)
     decode = made.speed.decode
     assert decode.low <= decode.value <= decode.high
-    assert any(reason.startswith(f"Speed: it writes {decode.value:.2f} times as fast") for reason in made.reasons)
+    assert any(reason.startswith(f"Speed: decoding is {decode.value:.2f} times as fast") for reason in made.reasons)
     text = str(tiny / "text.txt")
     unpruned = made.base.perplexity[text].value
     if made.int8.perplexity:  # torchao is there
@@ -366,8 +370,6 @@ def test_texts_of_other_lengths_are_measured_on_as_many_windows_and_that_is_said
     with pytest.warns(ShortstackWarning, match=r"text\.txt has 2 windows of 512 tokens: every text is measured"):
         made = shrunk(tiny, perplexity=texts)
     assert {each.windows["samples"] for each in made.last.perplexity.values()} == {2}
-    whole = shrunk(tiny, "whole", perplexity=texts, perplexity_samples="all")
-    assert [each.windows["samples"] for each in whole.last.perplexity.values()] == [2, 6]
 
 
 @pytest.mark.parametrize("nameless", [".", "/", ""])
@@ -444,13 +446,125 @@ def test_a_missing_library_is_said_before_anything_is_computed(tiny, monkeypatch
     assert not list(tiny.glob("out*"))
 
 
-def test_a_recipe_in_turns_cuts_and_heals_in_turns(tiny):
-    turns = RECIPE.replace("max_steps: 3", "max_steps: 2, step: 1")
-    (tiny / "recipe.yaml").write_text(turns, encoding="utf-8")
+def by_clock(tiny):
+    """Let healing go by the clock, by the recipe."""
+    recipe = (tiny / "recipe.yaml").read_text(encoding="utf-8")
+    (tiny / "recipe.yaml").write_text(recipe.replace("max_steps: 3, ", ""), encoding="utf-8")
+
+
+def use_up(folder):
+    """Let the time of an unfinished run be over."""
+    (folder / "clock.json").write_text(json.dumps({"used": 3600.0}), encoding="utf-8")
+
+
+@contextmanager
+def killed_in(monkeypatch, name, when):
+    """A run that is killed in a method of Line."""
+    method = getattr(line.Line, name)
+
+    def killed(self, *args):
+        if when(*args):
+            raise KeyboardInterrupt
+        return method(self, *args)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(line.Line, name, killed)
+        with pytest.raises(KeyboardInterrupt):
+            yield
+
+
+def test_a_run_killed_after_healing_delivers_the_healed_model_though_its_time_is_over(tiny, monkeypatch):
+    by_clock(tiny)
+    heal = line.heal
+    monkeypatch.setattr(line, "heal", lambda *args, **how: heal(*args, **{**how, "clock": Clock(4.0)}))
+    with killed_in(monkeypatch, "measured", lambda _checkpoint, name, _until: name == "shortened"):
+        shrunk(tiny)
+    use_up(tiny / "out.partial")
+    called = counted(monkeypatch, "choose", "prune", "heal")
     made = shrunk(tiny)
-    assert list(made.plan.removed) == removed_from(tiny, "out")
-    assert "in turns" in made.plan.strategy
-    assert set(made.steps()) == {"evaluate_base", "plan", "heal", "evaluate_healed"}
+    assert called == []
+    assert made.healing.history.steps > 0
+    assert "no healing" not in made.left_out
+    assert Checkpoint.open(tiny / "out").record["verb"] == "heal"
+
+
+def test_cuts_that_were_tried_before_a_kill_count_though_the_time_is_over(tiny, monkeypatch):
+    lost_by_layers(monkeypatch)
+    with killed_in(monkeypatch, "chosen", lambda route: route.choice.drop == "3"):
+        shrunk(tiny, min_quality="75%")
+    use_up(tiny / "out.partial")
+    made = shrunk(tiny, min_quality="75%")
+    assert [each.layers for each in made.tried][:2] == [4, 2]
+    assert len(made.plan.removed) == 2
+
+
+def test_an_output_that_was_removed_meanwhile_is_made_again(tiny, monkeypatch):
+    outs = {"1": tiny / "one", "2": tiny / "two"}
+    with killed_in(monkeypatch, "chosen", lambda route: route.choice.drop == "2"):
+        shrink_each(str(tiny / "model"), outs, options_of(tiny))
+    shutil.rmtree(tiny / "one")
+    both = shrink_each(str(tiny / "model"), outs, options_of(tiny))
+    assert [Checkpoint.open(made.output).anatomy.layers for made in both] == [5, 4]
+
+
+def test_a_run_killed_before_it_removes_its_stages_is_finished_by_the_same_command(tiny, monkeypatch):
+    removed = line.remove
+
+    def killed(path):
+        if path.name == "out.partial":
+            raise KeyboardInterrupt
+        removed(path)
+
+    monkeypatch.setattr(line, "remove", killed)
+    with pytest.raises(KeyboardInterrupt):
+        shrunk(tiny)
+    weights = Checkpoint.open(tiny / "out").weights_sha256
+    monkeypatch.setattr(line, "remove", removed)
+    assert shrunk(tiny).output == tiny / "out"
+    assert Checkpoint.open(tiny / "out").weights_sha256 == weights
+    assert not (tiny / "out.partial").exists()
+
+
+def test_a_folder_of_somebody_else_is_no_unfinished_run(tiny):
+    (tiny / "out.partial").mkdir()
+    (tiny / "out.partial" / "notes.txt").write_text("mine", encoding="utf-8")
+    with pytest.raises(OutputError, match=r"out\.partial"):
+        shrunk(tiny)
+    assert (tiny / "out.partial" / "notes.txt").read_text(encoding="utf-8") == "mine"
+
+
+def test_a_model_that_does_not_fit_in_memory_is_refused_before_any_work(tiny, monkeypatch):
+    monkeypatch.setattr("shortstack.machine.memory.available_memory", lambda _device: 1000)
+    with pytest.raises(InputError, match="plan, prune and repair read such a model layer by layer"):
+        shrunk(tiny)
+    assert not list(tiny.glob("out*"))
+
+
+def test_the_command_that_repeats_has_what_the_recipe_does_not_say(tiny, monkeypatch):
+    by_clock(tiny)
+    monkeypatch.setattr(line, "LEAST_HEALING", 1e9)
+    lost_by_layers(monkeypatch, first=2)
+    made = shrunk(tiny, min_quality="75%", compute=Compute(seed=5))
+    words = shlex.split(made.command)
+    assert not {"--data", "--min-quality", "--minutes", "--text", "--samples"} & {*words}, "the recipe says how much"
+    assert words[words.index("--seed") + 1] == "5"
+    with monkeypatch.context() as patched:
+        patched.setattr(sys, "argv", [*words, "--json"])
+        with pytest.raises(SystemExit) as ended:
+            main()
+    assert not ended.value.code
+    assert Checkpoint.open(f"{made.output}-again").weights_sha256 == Checkpoint.open(made.output).weights_sha256
+
+
+def test_numbers_of_a_recipe_stay_but_for_those_that_were_typed(tiny):
+    recipe = (tiny / "recipe.yaml").read_text(encoding="utf-8")
+    (tiny / "recipe.yaml").write_text(recipe.replace("drop: 2", "drop: 2, samples: 6"), encoding="utf-8")
+    made, typed = shrunk(tiny, samples=16, drop=None), shrunk(tiny, "typed", samples=5, drop=None)
+    assert [yaml.safe_load(each.recipe)["plan"]["samples"] for each in (made, typed)] == [6, 5]
+    assert Checkpoint.open(tiny / "out").record["healing"]["schedule"]["seed"] == 3, "as the recipe states it"
+    (tiny / "recipe.yaml").write_text(recipe.replace("max_steps: 3", "minutes: 3"), encoding="utf-8")
+    with pytest.raises(InputError, match="what the minutes of shrink leave"):
+        shrunk(tiny, "other")
 
 
 def test_a_dry_run_says_how_much_fits_and_writes_nothing(tiny, capsys, monkeypatch):

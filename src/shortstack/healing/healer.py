@@ -266,32 +266,34 @@ class HealingRun:
         """Return the run with as many samples as its clock has time for; one that goes on keeps those it began with."""
         if self.clock is None:
             return self
-        data, most = self.task.data, kept.get("data", {}).get("max_samples")
-        if not kept:
-            most = self._affordable(data, self.clock)
-        return replace(self, task=replace(self.task, data=replace(data, max_samples=most)))
+        data, before = self.task.data, kept.get("data", {})
+        if kept:
+            data = replace(data, max_samples=before.get("max_samples"), held_out=before.get("held_out"))
+        else:
+            data = self._affordable(data, self.clock)
+        return replace(self, task=replace(self.task, data=data))
 
-    def _affordable(self, data: TrainingData, clock: Clock) -> float | None:
-        """Return max_samples for what there is time for; as the data has it where that is all."""
+    def _affordable(self, data: TrainingData, clock: Clock) -> TrainingData:
+        """Return the data with as many samples as there is time for, of which at most half are held out."""
         teacher, tokenizer = self.task.unpruned, self.checkpoint.tokenizer()
         layers = max(model.anatomy.layers for model in (self.checkpoint, teacher) if model)
         speed = forward_speed(self.checkpoint, dtype=self.dtype, device=self.device, layers=layers)
-        least = max(self.task.schedule.batch_size, 2 * (data.held_out or 1))
+        least = max(self.task.schedule.batch_size, 2)
         affordable = affordable_samples(data, tokenizer, clock, speed=speed, least=least, own=self._own())
         ((samples, whole),) = broadcast_object_list([affordable])  # processes differ in speed
         if samples == whole:
-            return data.max_samples
+            return data
         if self.processes.is_main_process:
             said = f"healing uses {samples:,} of the {whole:,} samples, as many as the time allows"
             warnings.warn(said, ShortstackWarning, stacklevel=2)
-        return int(samples)
+        return replace(data, max_samples=int(samples), held_out=data.held_out and min(data.held_out, samples // 2))
 
     def repeating(self, history: History) -> dict[str, Any] | None:
         """Return the options that repeat a run by the clock without one; None of other runs, or where no step was taken."""
         if self.clock is None or not history.steps:
             return None
         length = {name: history.settings[name] for name in ("max_steps", "replanned", "eval_steps")}
-        repeat = {"max_samples": self.task.data.max_samples, **length}
+        repeat = {"max_samples": self.task.data.max_samples, "held_out": self.task.data.held_out, **length}
         return {name: value for name, value in repeat.items() if value is not None}
 
     def _own(self, *, dry_run: bool = False) -> OwnText | None:

@@ -192,15 +192,16 @@ class _Lines:
     """Lines on stderr, for logs: a stage's beginning, its end, and every LINE_SECONDS how far it is."""
 
     def __init__(self) -> None:
-        self.begun: dict[str, float] = {}
+        self.begun: dict[str, tuple[float, int]] = {}
         self.shown: dict[str, float] = {}
 
     def __call__(self, stage: str, done: int, total: int, /, *, note: str = "") -> None:
         now = time.monotonic()
         if done < total and now - self.shown.get(stage, -math.inf) < LINE_SECONDS:
             return
-        self.shown[stage], spent = now, now - self.begun.setdefault(stage, now)
-        left = f"{spent / done * (total - done):.0f} s left" if spent and 0 < done < total else ""
+        began, before = self.begun.setdefault(stage, (now, done))
+        self.shown[stage], spent, passed = now, now - began, done - before
+        left = f"{spent / passed * (total - done):.0f} s left" if spent and passed > 0 and done < total else ""
         say(", ".join(filter(None, (f"{stage}: {done / max(total, 1):.0%}", left, note))))
         if done >= total:
             del self.begun[stage], self.shown[stage]

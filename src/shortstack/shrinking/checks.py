@@ -5,21 +5,29 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 from shortstack.architecture.positions import check_positions
 from shortstack.checkpoint import Checkpoint, CheckpointWriter
 from shortstack.checkpoint.weights import check_unquantised
 from shortstack.data import Tokens
-from shortstack.data.examples import shared_out
 from shortstack.data.mixture import check_sources
+from shortstack.decoder.requirements import writing_requirements
+from shortstack.decoder.wrapping import arithmetic
 from shortstack.errors import DataError, ShortstackError, ShortstackWarning
+from shortstack.healing.preview import preview
 from shortstack.machine.device import Compute, pick_device
+from shortstack.machine.memory import Requirements
 from shortstack.machine.options import options_of
+from shortstack.repairing.repairer import check_repair
+from shortstack.shrinking.clock import Amounts
 from shortstack.shrinking.options import ShrinkOptions
 from shortstack.shrinking.retention import TRIALS
 from shortstack.shrinking.route import Route
 
+ROOM = "a larger machine; plan, prune and repair read such a model layer by layer"
+LOOKED_AT = 256  # samples to heal on, in a check
 CHECKPOINTS = 2  # of the model's size at most, on disk at once for each cut: what was cut, and what was healed
 
 
@@ -42,57 +50,61 @@ def disk_bytes(checkpoint: Checkpoint, options: ShrinkOptions, cuts: int) -> int
 
 def check_shrink(
     checkpoint: Checkpoint, outs: Mapping[Path, Route], options: ShrinkOptions, compute: Compute
-) -> int | None:
-    """Refuse what cannot end well; returns the windows of each text to measure on (None: all). Writes nothing."""
+) -> tuple[int, Requirements]:
+    """Refuse what cannot end well; writes nothing. Returns the windows of each text to measure on, and the resources."""
     check_unquantised(checkpoint, "to refit and to train", "shrink")
-    nbytes = disk_bytes(checkpoint, options, len(outs))
+    nbytes, device = disk_bytes(checkpoint, options, len(outs)), pick_device(compute.device)
+    checkpoint.check_room(arithmetic(compute.dtype, checkpoint, device), device, fix=f"free memory, or {ROOM}")
+    needed = writing_requirements(checkpoint, compute)
     for out, route in outs.items():
         CheckpointWriter(out, source=checkpoint.directory, nbytes=nbytes)
         choice = route.choice.sized(checkpoint.sizes)
         if not options.share:
             choice.like(checkpoint.anatomy.layers)
-        if route.turns:
-            route.turns.sizes(checkpoint.anatomy.layers)
-        _check_data(checkpoint, route)
-    pick_device(compute.device)
+        wanted = route.amounts(Amounts(options.samples, options.length, options.text))
+        _check_calibration(checkpoint, wanted)
+        if route.repair:
+            repaired = wanted.calibration_text.of_all(wanted.repair)
+            needed = needed.then(check_repair(checkpoint, repaired, compute))
+        if route.healing:
+            needed = needed.then(_check_healing(checkpoint, out, route, compute))
     for task in options.evaluation_tasks():
         task.check_paired()
         task.load_for(checkpoint)
-    _check_calibration(checkpoint, options)
-    return _check_texts(checkpoint, options)
+    return _check_texts(checkpoint, options), replace(needed, disk_bytes=nbytes)
 
 
-def _check_calibration(checkpoint: Checkpoint, options: ShrinkOptions) -> None:
+def _check_calibration(checkpoint: Checkpoint, amounts: Amounts) -> None:
     """Refuse texts that cannot be read, or have fewer windows than are asked for."""
-    check_positions(checkpoint, options.length, "text", fix="take a model of more positions")
+    check_positions(checkpoint, amounts.length, "text", fix="take a model of more positions")
     with _of("text"):
-        for weighted in check_sources(options.text):
+        for weighted in check_sources(amounts.text):
             if not weighted.endless:
-                Tokens.read(weighted.source, checkpoint.tokenizer(), samples=options.samples, length=options.length)
+                Tokens.read(weighted.source, checkpoint.tokenizer(), samples=amounts.windows, length=amounts.length)
 
 
-def _check_data(checkpoint: Checkpoint, route: Route) -> None:
-    """Refuse data that is not there, or of which nothing would be left to train on."""
-    if route.healing is None:
-        return
-    data, tokenizer = route.healing.data, checkpoint.tokenizer()
+def _check_healing(checkpoint: Checkpoint, out: Path, route: Route, compute: Compute) -> Requirements:
+    """Refuse a method that the model does not fit, and data that is not there or of which nothing is left to train on."""
+    task = route.healing_of(checkpoint, compute)
+    data, held_out = task.data, task.data.held_out
+    fewer = f", or write a recipe that holds out fewer than the {held_out} samples of {route.name}" if held_out else ""
+    if (
+        route.heals_by_clock and data.max_samples is None
+    ):  # the clock will say how many; of all the cache may have no room
+        data = replace(data, max_samples=max(LOOKED_AT, 2 * (held_out or 0)))
     with _of("data"):
         data.check()
-        _, wanted = shared_out(data.source, tokenizer, data.max_length, 0, data.max_samples or 10**8)
-    fewer = f", or write a recipe that holds out fewer than the {data.held_out} samples of {route.name}"
-    with _of("data", f"give more data{fewer if data.held_out else ''}"):
-        data.held_out_of(sum(wanted.values()))
+    with _of("data", f"give more data{fewer}"):
+        return preview(checkpoint, out, replace(task, data=data)).requirements
 
 
-def _check_texts(checkpoint: Checkpoint, options: ShrinkOptions) -> int | None:
-    """Count windows of each text to measure on: as many as were asked for, or as the shortest text has; None: all."""
-    text = options.evaluation_text(options.windows)
+def _check_texts(checkpoint: Checkpoint, options: ShrinkOptions) -> int:
+    """Count windows of each text to measure on: as many as were asked for, or as the shortest text has."""
+    text = options.evaluation_text(options.perplexity_samples)
     with _of("perplexity"):
         windows = text.read(checkpoint.tokenizer(), seed=0, at_least=1)
     counts = {name: len(tokens.ids) for name, tokens in windows.items()}
     shortest = min(counts, key=counts.__getitem__)
-    if options.windows is None:
-        return None
     if counts[shortest] < max(counts.values()):
         said = f"{shortest} has {counts[shortest]} windows of {text.length} tokens: every text is measured on as many"
         warnings.warn(said, ShortstackWarning, stacklevel=4)

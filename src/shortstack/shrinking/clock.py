@@ -11,7 +11,6 @@ A run notes the seconds it has used in its folder, so that a killed one goes on 
 from __future__ import annotations
 
 import json
-import math
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import NamedTuple
@@ -22,7 +21,7 @@ from shortstack.data.tokens import JUDGING
 from shortstack.errors import InputError
 from shortstack.evaluation import EvaluationText
 from shortstack.machine.clock import Clock
-from shortstack.machine.files import save_json
+from shortstack.machine.files import check_new, save_json
 from shortstack.machine.formats import duration
 from shortstack.machine.progress import Progress
 from shortstack.planning.layer_sets import FINALISTS
@@ -80,7 +79,7 @@ LEVELS = (
 @dataclass(frozen=True)
 class Amounts:
     """Amounts: windows of each text to choose on, their length in tokens, finalists of repaired-blocks, windows
-    to repair on; and of what is measured windows of each text (None: all), items of each probe, documents of each task.
+    to repair on; and of what is measured windows of each text, items of each probe, documents of each task.
     """
 
     windows: int = 16
@@ -88,7 +87,7 @@ class Amounts:
     text: str = MIX
     finalists: int = FINALISTS
     repair: int = 256
-    judged: int | None = 64
+    judged: int = 64
     probe_items: int = 20
     documents: float = 200
 
@@ -119,15 +118,15 @@ def amounts_for(
         text=text,
         finalists=min(wanted.finalists, level.finalists),
         repair=min(wanted.repair, max(level.repair, fewest)),
-        judged=wanted.judged and min(wanted.judged, max(2, int(tokens / texts / EvaluationText.length))),
+        judged=min(wanted.judged, max(2, int(tokens / texts / EvaluationText.length))),
         probe_items=min(wanted.probe_items, max(4, int(tokens / PROBE_TOKENS))) if wanted.probe_items else 0,
         documents=min(wanted.documents, max(2, int(tokens / tasks / DOCUMENT_TOKENS))) if wanted.documents else 0,
     )
 
 
-def check_minutes(clock: Clock, rate: float, layers: int) -> None:
-    """Refuse minutes in which the model cannot even be loaded and the least be chosen."""
-    least = clock.used + LEVELS[-1].passes * WINDOW * layers / LAYERS / rate
+def check_minutes(clock: Clock, rate: float, layers: int, cuts: int = 1) -> None:
+    """Refuse minutes in which the model cannot even be loaded and the least be chosen, for each of the cuts."""
+    least = clock.used + cuts * LEVELS[-1].passes * WINDOW * layers / LAYERS / rate
     if least > clock.seconds:
         expected = f"at least {duration(least)}, which loading the model and choosing layers take here"
         fix = f"allow {-(-int(2 * least) // 60)} minutes"
@@ -135,7 +134,7 @@ def check_minutes(clock: Clock, rate: float, layers: int) -> None:
 
 
 class ClockProgress:
-    """One line: the seconds used of all, and what is being done."""
+    """One line: the milliseconds used of all, so that the time left is the clock's, and what is being done."""
 
     def __init__(self, progress: Progress, clock: Clock, file: Path) -> None:
         self.told, self.clock, self.file, self.noted = progress, clock, file, 0.0
@@ -143,7 +142,7 @@ class ClockProgress:
     def __call__(self, stage: str, done: int, total: int, /, *, note: str = "") -> None:
         used = self.clock.used
         far = f", {done / total:.0%}" if total > 1 else ""
-        self.told(STAGE, round(used), self._all(used), note=f"{stage}{far}{f', {note}' if note else ''}")
+        self.told(STAGE, _ms(used), self._all(used), note=f"{stage}{far}{f', {note}' if note else ''}")
         if used - self.noted > EVERY:
             self.keep()
 
@@ -151,15 +150,29 @@ class ClockProgress:
         self.noted = self.clock.used
         save_json(self.file, {"used": self.noted})
 
+    def forget(self) -> None:
+        """Note that nothing is used: the next run is another."""
+        save_json(self.file, {"used": 0.0})
+
     def end(self) -> None:
-        used = max(1, round(self.clock.used))
+        used = max(1, _ms(self.clock.used))
         self.told(STAGE, used, used)
 
     def _all(self, used: float) -> int:
-        return max(math.ceil(self.clock.seconds), round(used) + 1)
+        return max(_ms(self.clock.seconds), _ms(used) + 1)
+
+
+def _ms(seconds: float) -> int:
+    return round(1000 * seconds)
 
 
 def clock_of(seconds: float, file: Path, *, before: float) -> Clock:
-    """Make the clock of a run, which goes on where it was left. before: seconds of this call that have passed."""
+    """Make the clock of a run, which goes on where it was left. before: seconds of this call that have passed.
+
+    Raises:
+        OutputError: the folder of the file holds something else than an unfinished run.
+    """
+    if file.parent.exists() and not file.exists() and any(file.parent.iterdir()):
+        check_new(file.parent)
     used = json.loads(file.read_text(encoding="utf-8"))["used"] if file.exists() else 0.0
     return Clock(seconds, used=used + before)

@@ -7,10 +7,13 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+from shortstack.checkpoint import Checkpoint
 from shortstack.healing import Healing
+from shortstack.machine.device import Compute
 from shortstack.machine.formats import option_words, show_layers
 from shortstack.machine.options import changed_options
 from shortstack.planning import Plan
+from shortstack.runs.records import ONE_SHOT
 from shortstack.shrinking import reference
 from shortstack.shrinking.card import RECIPE
 from shortstack.shrinking.clock import Amounts
@@ -28,6 +31,7 @@ def concluded(
     *,
     amounts: Amounts,
     options: ShrinkOptions,
+    compute: Compute,
     seconds: float,
 ) -> Shrunk:
     """Judge a cut and assemble the result."""
@@ -59,7 +63,7 @@ def concluded(
         tried=made.tried,
         seconds=seconds,
         recipe=route.repeating(amounts, made.healing, drop=len(made.plan.removed), repaired=bool(made.repair)),
-        command=_command(unpruned.checkpoint.source, options, out),
+        command=_command(unpruned.checkpoint, options, out, compute=compute, heals=made.healing is not None),
     )
 
 
@@ -80,7 +84,7 @@ def settings(route: Route, source: str, made: Candidate, *, amounts: Amounts, se
         "metric": route.choice.strategy or route.choice.name,
         "drop": str(len(made.plan.removed)),
         "calibration": text,
-        "strategy": f"step {route.turns.step}" if route.turns else "one-shot",
+        "strategy": ONE_SHOT,
         "repair": {**text, "samples": amounts.repair} if made.repair else None,
         "heal": heal and {"name": route.name, "method": heal["method"]["name"], **heal["data"]},
         "seed": seed,
@@ -99,7 +103,10 @@ def _why(route: Route, plan: Plan, text: str) -> str:
     )
 
 
-def _command(model: str, options: ShrinkOptions, out: Path) -> str:
-    """Return the command that repeats a shrink with its own recipe."""
-    again = {**changed_options(replace(options, minutes=ShrinkOptions.minutes)), "recipe": str(out / RECIPE)}
-    return shlex.join(["shortstack", "shrink", model, *option_words(again), "-o", f"{out}-again"])
+def _command(source: Checkpoint, options: ShrinkOptions, out: Path, *, compute: Compute, heals: bool) -> str:
+    """Return the command that repeats a shrink with its own recipe, which has all that is left out here."""
+    stated = {"minutes", "min_quality", "text", "samples", *(() if heals else ("data",))}
+    again = {name: value for name, value in changed_options(options).items() if name not in stated}
+    again |= {**changed_options(compute), "recipe": str(out / RECIPE)}
+    again |= {"trust_remote_code": True} if source.trust_remote_code else {}
+    return shlex.join(["shortstack", "shrink", source.source, *option_words(again), "-o", f"{out}-again"])

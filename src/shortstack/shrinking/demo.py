@@ -24,7 +24,7 @@ OPTIONS = ShrinkOptions(probe_items=10)
 
 @dataclass(frozen=True)
 class DemoRow:
-    """One model of the table. right: the share of generation probes; writes: times as fast as the unpruned model."""
+    """One model of the table. right: the share of generation probes; writes: times as fast as the unpruned one, if timed."""
 
     name: str
     layers: int
@@ -32,7 +32,7 @@ class DemoRow:
     bytes: int
     perplexity: float
     right: Share | None
-    writes: float
+    writes: float | None
     answers: tuple[str, ...]
     verdict: str = ""
     reasons: tuple[str, ...] = ()
@@ -78,7 +78,8 @@ def run(
     outs = {str(drop): output / f"minus-{drop}" for drop in DROPS}
     made = shrink_each("demo", outs, replace(OPTIONS, minutes=minutes), compute=Compute(seed=seed), progress=progress)
     rows = (_unpruned(made[0]), *map(_row, made))
-    demo = Demo(output, rows, PROMPTS, made[-1].seconds, made[0].left_out)
+    left_out = [*dict.fromkeys(what for one in made for what in one.left_out)]
+    demo = Demo(output, rows, PROMPTS, made[-1].seconds, left_out)
     save_json(output / "demo.json", demo.to_dict())
     return demo
 
@@ -97,7 +98,7 @@ def _row(made: Shrunk) -> DemoRow:
     assert plan.parameters  # noqa: S101  it is sized
     assert plan.bytes  # noqa: S101
     said, name = tuple(row["shortened"] for row in made.answers if "shortened" in row), f"minus {len(plan.removed)}"
-    writes = made.speed.decode.value if made.speed.decode else 1.0
+    writes = made.speed.decode.value if made.speed.decode else None
     sizes = plan.parameters.after, plan.bytes.after
     right = probes_right(made.last)
     return DemoRow(name, len(plan.kept), *sizes, text.value, right, writes, said, made.verdict, made.reasons)

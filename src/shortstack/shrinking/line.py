@@ -9,15 +9,14 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from shortstack.checkpoint import Checkpoint, Model
-from shortstack.checkpoint.record import skipped_layers
 from shortstack.data import Tokens
 from shortstack.data.mixture import parse_sources, text_digest
 from shortstack.data.tokens import JUDGING
@@ -25,7 +24,7 @@ from shortstack.decoder import calibration_tokens, text_in_time
 from shortstack.decoder.wrapping import arithmetic
 from shortstack.errors import ShortstackError
 from shortstack.evaluation import EvaluationText, GenerationChecks, Tasks, evaluate
-from shortstack.healing import Healing, HealingTask, heal, heal_in_turns
+from shortstack.healing import Healing, heal
 from shortstack.machine.clock import Clock
 from shortstack.machine.device import AUTO, Compute, pick_device
 from shortstack.machine.files import check_new, remove, rename_new, scratch_beside
@@ -55,6 +54,8 @@ REPAIRED_BY = 0.7  # of the time of a cut: after that it is not repaired
 SLOWER = 1.6  # times as long as the unpruned model, a cut may take to be measured: other work may begin meanwhile
 CONCLUDING = 6.0  # seconds for card and report
 LEAST_HEALING = 20.0  # seconds; with less nothing heals
+NOTED = "clock.json"  # in the folder of stages: the seconds used
+NO_TIME = "no time was left for it"
 NO_TEXT, NO_WRITING = EvaluationText("none"), GenerationChecks(collapse_check=False)
 
 
@@ -125,32 +126,46 @@ def _shrink(
             out: stages.place("made", route=repr(route), options=asdict(options)) for out, route in routes.items()
         }
         missing = {out: route for out, route in routes.items() if not (out.exists() and _noted(places[out]).exists())}
-        windows = check_shrink(source, missing or routes, options, compute)
-        folder.mkdir(exist_ok=True)
-        noted = folder / "clock.json"
-        clock = clock_of(60 * options.minutes, noted, before=time.monotonic() - began)
-        clock_progress = ClockProgress(progress, clock, noted)
-        line = Line(
-            source, next(iter(routes.values())), options, compute, clock, stages, clock_progress, windows, len(routes)
-        )
-        try:
-            for number, (out, route) in enumerate(missing.items()):
-                if not places[out].exists():
-                    line.finish(places[out], out, route, share=1 / (len(missing) - number))
-                rename_new(places[out], out)
-        finally:
-            clock_progress.keep()
-            if [*folder.iterdir()] == [noted]:  # the minutes are too few: nothing was begun
-                remove(folder)
+        if missing:
+            windows, _ = check_shrink(source, missing, options, compute)
+            clock = clock_of(60 * options.minutes, folder / NOTED, before=time.monotonic() - began)
+            with _noting(ClockProgress(progress, clock, folder / NOTED)) as told:
+                first_route = next(iter(routes.values()))
+                line = Line(source, first_route, options, compute, clock, stages, told, windows, len(routes))
+                for number, (out, route) in enumerate(missing.items()):
+                    if not places[out].exists():
+                        line.finish(places[out], out, route, share=1 / (len(missing) - number))
+                    rename_new(places[out], out)
         result = [loaded(_noted(place), Shrunk) for place in places.values()]
         remove(folder)
-        clock_progress.end()
     return result
+
+
+@contextmanager
+def _noting(progress: ClockProgress) -> Iterator[ClockProgress]:
+    """Note the seconds used in the folder of stages: a killed run goes on in what is left; after an error another begins."""
+    folder = progress.file.parent
+    folder.mkdir(exist_ok=True)
+    progress.keep()
+    try:
+        yield progress
+    except ShortstackError:
+        progress.forget()
+        raise
+    except BaseException:
+        progress.keep()
+        raise
+    finally:
+        if [*folder.iterdir()] == [progress.file]:  # the minutes are too few: nothing was begun
+            remove(folder)
+    progress.end()
 
 
 @dataclass(frozen=True)
 class Line:
     """A model on its way to a shorter one. windows: of each text to measure on, as many as there are and are wanted.
+
+    What the clock decides is noted in the folder, too, so that a run that goes on decides the same.
 
     cuts: that share the minutes.
     """
@@ -162,7 +177,7 @@ class Line:
     clock: Clock
     stages: Stages
     progress: Progress
-    windows: int | None
+    windows: int
     cuts: int = 1
 
     def finish(self, place: Path, out: Path, route: Route, *, share: float) -> None:
@@ -171,7 +186,8 @@ class Line:
         made = self.keeping(self.options.share) if self.options.share else self.made(route, self.clock.next(share))
         reduced = *self.amounts.less(self.wanted), *self.unpruned.measured.left_out, *made.left_out
         made, seconds = replace(made, left_out=reduced), round(self.clock.used, 1)
-        shrunk = concluded(out, route, self.unpruned, made, amounts=self.amounts, options=self.options, seconds=seconds)
+        of_run: dict[str, Any] = {"amounts": self.amounts, "options": self.options, "compute": self.compute}
+        shrunk = concluded(out, route, self.unpruned, made, seconds=seconds, **of_run)
         save(_noted(place), shrunk)
         how = settings(route, self.source.source, made, amounts=self.amounts, seed=self.compute.seed)
         dress(shrunk, made.checkpoint, how)
@@ -201,13 +217,16 @@ class Line:
         self.progress("measuring the speed of this machine", 0, 1)
         device, layers = pick_device(self.compute.device), self.source.anatomy.layers
         rate = forward_speed(self.source, dtype=arithmetic(self.compute.dtype, self.source, device), device=device)
-        check_minutes(self.clock, rate, layers)
+        if not self.route.repeats:
+            check_minutes(self.clock, rate, layers, self.cuts)
         seconds = self.clock.left / (TRIALS if self.options.share else self.cuts)
         of_each = {"texts": len(self.options.texts), "tasks": len(self._task_names) or 1}
         return self.route.amounts(amounts_for(seconds, self.wanted, rate=rate, layers=layers, **of_each))
 
     def _written(self, amounts: Amounts) -> Amounts:
         """Ask for as many windows as the model can write itself in time, where it is to write some."""
+        if self.route.repeats:
+            return amounts
         text = amounts.calibration_text
         both = max(amounts.windows, int(text.of_all(amounts.repair).samples) if self.route.repair else 0)
         how: dict[str, Any] = {"compute": self.compute, "progress": self.progress}
@@ -233,11 +252,13 @@ class Line:
 
         def int8() -> reference.Int8:
             if early.over:
-                return reference.Int8(reason="no time was left for it")
+                return reference.Int8(reason=NO_TIME)
             return reference.int8(self.source, self.texts, self.compute, self.progress)
 
         texts = {name: text.record() for name, text in self.texts.items()}
-        return Unpruned(self.source, measured, self.stages.result("int8", reference.Int8, int8, texts=texts))
+        minutes = self.options.minutes
+        alike = self.stages.result("int8", reference.Int8, int8, texts=texts, minutes=minutes)
+        return Unpruned(self.source, measured, alike)
 
     def measured(self, checkpoint: Checkpoint, name: str, until: Clock) -> Measured:
         """Measure texts, probes, what it writes freely, and tasks one by one while time is left; then ask the prompts."""
@@ -269,28 +290,27 @@ class Line:
 
         texts = {name: text.record() for name, text in self.texts.items()}
         known = {"of": checkpoint.identity, "texts": texts, "tasks": repr(tasks), "items": items}
-        return self.stages.result("measured", Measured, measure, **known)
+        return self.stages.result("measured", Measured, measure, **known, minutes=self.options.minutes)
 
     def made(self, route: Route, until: Clock) -> Candidate:
         """Make one cut: choose, repair, heal and measure it, and hold it against the unpruned model."""
         until_healed = until.reserving(SLOWER * self.unpruned.measured.seconds + CONCLUDING)
-        plan = None if route.turns else self.chosen(route)
-        unrepaired = route.repair and until.share > REPAIRED_BY
-        route = replace(route, repair=route.repair and not unrepaired)
-        pruned = self.pruned(route, plan) if plan else self.source
-        speed = self.speed(pruned, until_healed) if plan else None  # before healing, which has all that is left
-        heals = route.healing and (not route.timed or until_healed.left > LEAST_HEALING)
-        made, healing = self.healed(route, pruned, until_healed) if heals else (pruned, None)
-        if plan and healing and not healing.history.steps:  # the time was up before the first
-            made, healing = pruned, None
-        if plan is None:
-            removed = tuple(sorted(skipped_layers(made, self.source)))
-            plan = Plan(self.source.anatomy.layers, removed, f"{route.choice.name}, in turns").sized(self.source.sizes)
-        speed = speed or self.speed(made, until)
+        plan = self.chosen(route)
+        late = route.repair and not route.repeats
+        late = late and self.decided("unrepaired", lambda: until.share > REPAIRED_BY, removed=list(plan.removed))
+        pruned = self.pruned(replace(route, repair=route.repair and not late), plan)
+        speed = self.speed(pruned, until_healed)  # before healing, which has all that is left
+        made, healing = self.healed(route, pruned, until_healed)
         measured = self.measured(made, "shortened", until)
-        left_out = ("no repair",) * unrepaired + (NO_HEALING,) * (route.healing is not None and healing is None)
-        repaired = None if route.turns else pruned.record.get("repair") or {}
+        left_out = ("no repair",) * late + (NO_HEALING,) * (route.healing is not None and healing is None)
+        left_out += ("speed not measured",) * (speed.reason == NO_TIME)
+        repaired = pruned.record.get("repair") or {}
         return Candidate(made, plan, repaired, healing, measured, speed, (*left_out, *measured.left_out))
+
+    def decided(self, what: str, decide: Callable[[], bool], **inputs: object) -> bool:
+        """Return what was decided by the clock, now or before the run was killed."""
+        minutes = self.options.minutes
+        return self.stages.result(what, Decision, lambda: Decision(decide()), **inputs, minutes=minutes).yes
 
     def chosen(self, route: Route) -> Plan:
         """Choose the layers that go."""
@@ -324,36 +344,34 @@ class Line:
         known = {"text": asdict(text), "digest": text_digest(text.text)} if text else {}
         return self.stages.checkpoint("pruned", make, removed=list(plan.removed), **known)
 
-    def healed(self, route: Route, pruned: Checkpoint, until: Clock) -> tuple[Checkpoint, Healing]:
-        """Heal the cut on the data of the recipe until the time is over; or cut and heal in turns."""
-        assert route.healing  # noqa: S101  it is called where there is some
-        turns, task = route.turns, self.task(route.healing)
-        known = {"of": pruned.identity, "data": text_digest(task.data.source), "task": repr(task), "turns": repr(turns)}
+    def healed(self, route: Route, pruned: Checkpoint, until: Clock) -> tuple[Checkpoint, Healing | None]:
+        """Heal the cut on the data of the recipe until the time is over; as it is, where there is none for a step."""
+        if not route.healing:
+            return pruned, None
+        task, clock = route.healing_of(self.source, self.compute), until if route.heals_by_clock else None
+        known = {"of": pruned.identity, "data": text_digest(task.data.source), "task": repr(task)}
+        if clock and self.decided("unhealed", lambda: clock.left <= LEAST_HEALING, **known):
+            return pruned, None
         place = self.stages.place("healed", **known)
+        if not place.exists():
+            place.with_suffix(".json").unlink(missing_ok=True)  # its checkpoint has become an output
 
         def make() -> Healing:
             remove(place)  # of a run that was killed before it noted how it healed
-            how: dict[str, Any] = {"resume": True, "progress": self.progress, "clock": until if route.timed else None}
-            return heal_in_turns(pruned, place, turns, task, **how) if turns else heal(pruned, place, task, **how)
+            return heal(pruned, place, task, resume=True, progress=self.progress, clock=clock)
 
         healing = self.stages.result("healed", Healing, make, **known)
-        return Checkpoint.open(place), healing
-
-    def task(self, healing: HealingTask) -> HealingTask:
-        """Return the recipe's healing task, with this run's seed and device, and its teacher if it needs one."""
-        schedule = replace(healing.schedule, seed=self.compute.seed)
-        teacher = self.source if healing.needs_teacher else None
-        return replace(healing, schedule=schedule, teacher=teacher, compute=self.compute)
+        return (Checkpoint.open(place), healing) if healing.history.steps else (pruned, None)
 
     def speed(self, cut: Checkpoint, until: Clock) -> reference.Speed:
         """Measure the cut's speed beside the unpruned model's, which healing does not change."""
-        if until.share > COMPARED_BY:
-            return reference.Speed(reason="no time was left for it")
 
         def timed() -> reference.Speed:
+            if until.share > COMPARED_BY:
+                return reference.Speed(reason=NO_TIME)
             return reference.speed(cut, self.source, self.compute, self.progress)
 
-        return self.stages.result("speed", reference.Speed, timed, of=cut.identity)
+        return self.stages.result("speed", reference.Speed, timed, of=cut.identity, minutes=self.options.minutes)
 
     def keeping(self, share: float) -> Candidate:
         """Find the largest of at most TRIALS cuts that keeps a share of every measure; try as many as there is time for."""
@@ -365,17 +383,25 @@ class Line:
         best = largest(_least_kept(tried), share)
         if best is None:
             raise self._nothing_keeps(tried)
-        return replace(tried[best][1], tried=tuple(trial for trial, _ in tried.values()))
+        made = tried[best][1]
+        fewer = next_amount(_least_kept(tried), share, most=self.source.anatomy.layers - 1) and len(tried) < TRIALS
+        left_out = (*made.left_out, *([f"cuts that are tried: {len(tried)} instead of {TRIALS}"] if fewer else []))
+        return replace(made, left_out=left_out, tried=tuple(trial for trial, _ in tried.values()))
 
     def _amounts_tried(self, share: float, tried: Mapping[int, Any]) -> Iterator[tuple[int, Clock]]:
         """Yield how many layers go in each trial, and the time it has."""
         most = self.source.anatomy.layers - 1
         amount: int | None = self._first_amount(share)
         for trial in range(TRIALS):
-            if amount is None or (tried and self.clock.left < self.clock.seconds / (TRIALS + 1)):
+            if amount is None or (
+                tried and self.decided("untried", self._late_to_try, layers=amount, tried=list(tried))
+            ):
                 return
             yield amount, self.clock.next(1 / (TRIALS - trial))
             amount = next_amount(_least_kept(tried), share, most=most)
+
+    def _late_to_try(self) -> bool:
+        return self.clock.left < self.clock.seconds / (TRIALS + 1)
 
     def _first_amount(self, share: float) -> int:
         """Guess how many layers to try first, from what each alone costs on the calibration text, in nats per token."""
@@ -388,7 +414,7 @@ class Line:
             base = 0.0 if scores.kinds else scores.base_loss or 0.0  # of several kinds it is the ratio already
             return Costs(tuple(math.log(value) - base for value in scores.scores["ppl"]))
 
-        text = self.options.text, self.options.length, text_digest(self.options.text)
+        text = self.amounts.text, self.amounts.length, text_digest(self.amounts.text)
         return first_amount(self.stages.result("costs", Costs, costs, text=text).values, share)
 
     def _nothing_keeps(self, tried: Mapping[int, tuple[Tried, Candidate]]) -> ShortstackError:
@@ -404,6 +430,13 @@ class Line:
 def _noted(place: Path) -> Path:
     """Return where the result of a cut lies that is made at that place."""
     return place.with_suffix(".json")
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What the clock decided."""
+
+    yes: bool
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,6 @@ from shortstack.evaluation import EvaluationText, GenerationChecks, Tasks
 from shortstack.machine.options import check_options, option, option_of
 from shortstack.planning import Choice
 
-ALL = "all"
 LIMIT = 200  # documents of each task where nothing else is said
 GOALS = ("drop", "params", "memory", "min_quality")
 
@@ -33,7 +32,7 @@ class ShrinkOptions:
     text: str = option(MIX, help=f"Calibration text: {TEXT} {SEVERAL}")
     samples: int = option(16, help="Calibration windows per text, of 128 tokens each.", minimum=4)
     perplexity: str = option("pydoc", help="Comma-separated texts to measure on.")
-    perplexity_samples: str = option("64", help="Windows per text, or all.")
+    perplexity_samples: int = option(64, help="Maximum windows per text.", minimum=1)
     probe_items: int = option(
         20, help="Items of each generation probe, before and after; 0 for none.", minimum=0, maximum=100
     )
@@ -55,9 +54,6 @@ class ShrinkOptions:
             if self.tasks is None and getattr(self, name) is not None:
                 fix = "add tasks, such as paper, or leave it out"
                 raise InputError("none", expected="tasks to measure on", fix=fix, option=name)
-        if self.perplexity_samples != ALL and not re.fullmatch("[1-9][0-9]*", self.perplexity_samples):
-            expected, fix = f"a number of windows, or {ALL}", f"give a number, or {ALL}"
-            raise InputError(self.perplexity_samples, expected=expected, fix=fix, option="perplexity_samples")
 
     def _check_goal(self) -> None:
         """Refuse two goals, and a share that is none."""
@@ -84,12 +80,7 @@ class ShrinkOptions:
         """The texts to measure on."""
         return [name.strip() for name in self.perplexity.split(",")]
 
-    @property
-    def windows(self) -> int | None:
-        """Windows of each text to measure on; None: all there are."""
-        return None if self.perplexity_samples == ALL else int(self.perplexity_samples)
-
-    def evaluation_text(self, windows: int | None) -> EvaluationText:
+    def evaluation_text(self, windows: int) -> EvaluationText:
         """Return the texts to measure on, as evaluate() takes them."""
         return EvaluationText(self.texts, samples=windows)
 

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from shortstack.checkpoint import Checkpoint, Model
-from shortstack.decoder.requirements import writing_requirements
-from shortstack.healing.preview import preview
 from shortstack.machine.clock import Clock
 from shortstack.machine.device import AUTO, Compute
 from shortstack.machine.memory import Requirements
 from shortstack.machine.progress import silent
 from shortstack.planning import Plan
-from shortstack.repairing.repairer import check_repair
-from shortstack.shrinking.checks import check_shrink, disk_bytes, in_words_of_shrink
+from shortstack.shrinking.checks import check_shrink, in_words_of_shrink
 from shortstack.shrinking.clock import Amounts
 from shortstack.shrinking.line import Line
 from shortstack.shrinking.options import ShrinkOptions
@@ -40,17 +37,10 @@ def foresee(model: Model, out: Path, options: ShrinkOptions, *, compute: Compute
     """Make every check of shrink(), and measure the speed of this machine; nothing is chosen or written."""
     source, route = Checkpoint.of(model), Route.of(options)
     with in_words_of_shrink():
-        windows = check_shrink(source, {out: route}, options, compute)
-        stages = Stages(out, {})
-        line = Line(source, route, options, compute, Clock(60 * options.minutes), stages, silent, windows)
+        windows, needed = check_shrink(source, {out: route}, options, compute)
+        line = Line(source, route, options, compute, Clock(60 * options.minutes), Stages(out, {}), silent, windows)
         amounts = line.fitting()
-        needed = writing_requirements(source, compute)
-        if route.repair:
-            needed = needed.then(check_repair(source, amounts.calibration_text.of_all(amounts.repair), compute))
-        if route.healing:
-            needed = needed.then(preview(source, out, line.task(route.healing), route.turns).requirements)
-    disk = disk_bytes(source, options, 1)
     choice = route.choice.sized(source.sizes)
     cut = None if options.share else choice.like(source.anatomy.layers).sized(source.sizes)
     steps = route.healing.schedule.max_steps if route.healing else None
-    return Foreseen(cut, steps, amounts, tuple(amounts.less(line.wanted)), replace(needed, disk_bytes=disk))
+    return Foreseen(cut, steps, amounts, tuple(amounts.less(line.wanted)), needed)

@@ -40,13 +40,14 @@ class Unpruned:
 
 @dataclass(frozen=True)
 class Candidate:
-    """A cut, and what was made of it. pruned, repair: None where cuts and healing took turns; healing: None where it was not
-    healed. left_out: what there was less of than was wanted, in words; tried: cuts made before, where a share is to be kept.
+    """A cut, and what was made of it. repair: empty where it was not repaired; healing: None where it was not healed.
+
+    left_out: what there was less of than was wanted, in words; tried: cuts made before, where a share is to be kept.
     """
 
     checkpoint: Checkpoint
     plan: Plan
-    repair: Mapping[str, Any] | None
+    repair: Mapping[str, Any]
     healing: Healing | None
     measured: Measured
     speed: Speed
@@ -68,7 +69,7 @@ class Shrunk(Tabled):
     reasons: tuple[str, ...]
     why: str
     plan: Plan
-    repair: Mapping[str, Any] | None
+    repair: Mapping[str, Any]
     healing: Healing | None
     base: Evaluation
     last: Evaluation
@@ -91,9 +92,8 @@ class Shrunk(Tabled):
 
     def steps(self) -> dict[str, dict[str, Any]]:
         """Return the result of each step by its role, as a study's trials have them."""
-        results = {"evaluate_base": self.base.to_dict(), "plan": self.plan.to_dict()}
-        if self.healing is None or self.repair is not None:
-            results["prune"] = {**self.plan.to_dict(), "repair": self.repair}
+        plan = self.plan.to_dict()
+        results = {"evaluate_base": self.base.to_dict(), "plan": plan, "prune": {**plan, "repair": self.repair}}
         if self.healing is None:
             return {**results, "evaluate_pruned": self.last.to_dict()}
         return {**results, "heal": self.healing.to_dict(), "evaluate_healed": self.last.to_dict()}

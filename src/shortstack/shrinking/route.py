@@ -2,56 +2,56 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
 import yaml
 
+from shortstack.checkpoint import Checkpoint
 from shortstack.errors import InputError
-from shortstack.healing import Healing, HealingTask, IterativeSchedule
+from shortstack.healing import Healing, HealingTask
 from shortstack.healing.recipes import ON_TEXT, PLANNED, Recipe, read_recipe
 from shortstack.healing.task import task_of
+from shortstack.machine.device import Compute
+from shortstack.machine.options import changed_options
 from shortstack.planning import Choice
 from shortstack.shrinking.clock import Amounts
 from shortstack.shrinking.options import GOALS, ShrinkOptions
 
+FIELDS = {"samples": "windows", "repair_samples": "repair"}  # of Amounts, where a recipe has another name
+
 
 @dataclass(frozen=True)
 class Route:
-    """The work of a shrink. choice: how layers are chosen, and how many go; healing: None without healing; turns: None
-    unless cuts and healing take turns.
+    """The work of a shrink. choice: how layers are chosen, and how many go; healing: None without healing.
 
-    recipe: numbers that stand in it are taken as they are, whatever the clock says.
+    given: numbers of the recipe's plan, which are taken as they are, whatever the clock says.
     """
 
     name: str
     choice: Choice
     repair: bool
     healing: HealingTask | None
-    turns: IterativeSchedule | None
     recipe: Recipe
+    given: Mapping[str, Any]
 
     @classmethod
     def of(cls, options: ShrinkOptions, drop: str | None = None) -> Route:
         """Plan the route. drop: how much goes, where that is said elsewhere than in the options."""
         recipe = read_recipe(options.recipe)
-        choice = _choice(recipe, options, drop)
-        healing = _healing(recipe, options)
-        step = recipe.heal.given.get("step")
-        turns = None
-        if step:
-            turns = IterativeSchedule(
-                str(choice.drop), step, choice.name, options.text, options.samples, options.length
-            )
-        return cls(options.recipe, choice, recipe.plan.repair, healing, turns, recipe)
+        if recipe.heal.given.get("step"):
+            expected, fix = "a recipe that cuts once", "heal with it: it removes layers in turns"
+            raise InputError(options.recipe, expected=expected, fix=fix, option="recipe")
+        choice, healing = _choice(recipe, options, drop), _healing(recipe, options)
+        numbers, typed = (*ON_TEXT, "finalists", "repair_samples"), changed_options(options)
+        given = {name: recipe.plan.given[name] for name in numbers if recipe.plan.given.get(name) is not None}
+        given = {name: value for name, value in given.items() if name not in typed}
+        return cls(options.recipe, choice, recipe.plan.repair, healing, recipe, given)
 
     def amounts(self, fitting: Amounts) -> Amounts:
         """Return the numbers that fit the time, but for those that the recipe states."""
-        given, called = self.recipe.plan.given, {"samples": "windows", "repair_samples": "repair"}
-        known = (*ON_TEXT, "finalists", "repair_samples")
-        return replace(
-            fitting, **{called.get(name, name): given[name] for name in known if given.get(name) is not None}
-        )
+        return replace(fitting, **{FIELDS.get(name, name): value for name, value in self.given.items()})
 
     def repeating(self, amounts: Amounts, healing: Healing | None, *, drop: int, repaired: bool) -> str:
         """Write the recipe with all numbers, so that it needs no clock; without what there was no time for."""
@@ -65,9 +65,26 @@ class Route:
         return str(yaml.safe_dump({name: part for name, part in parts.items() if part}, sort_keys=False))
 
     @property
-    def timed(self) -> bool:
+    def heals_by_clock(self) -> bool:
         """Whether healing goes by the clock: a recipe may say how many steps it takes."""
         return self.healing is not None and self.healing.schedule.max_steps is None
+
+    @property
+    def repeats(self) -> bool:
+        """Whether the recipe has every number, as that beside a shrink's output: then no clock decides on any."""
+        stated = {*ON_TEXT, *(("repair_samples",) if self.repair else ())}
+        return stated <= self.given.keys() and not self.heals_by_clock
+
+    def healing_of(self, unpruned: Checkpoint, compute: Compute) -> HealingTask:
+        """Return the recipe's healing task with its teacher, if it needs one, and the run's device and seed.
+
+        A seed that the recipe states stays.
+        """
+        assert self.healing  # noqa: S101  it is called where there is some
+        schedule, teacher = self.healing.schedule, unpruned if self.healing.needs_teacher else None
+        if self.recipe.heal.given.get("seed") is None:
+            schedule = replace(schedule, seed=compute.seed)
+        return replace(self.healing, schedule=schedule, teacher=teacher, compute=compute)
 
     def dropping(self, drop: str) -> Route:
         """Return the same route, where so much goes."""
@@ -98,9 +115,14 @@ def _choice(recipe: Recipe, options: ShrinkOptions, drop: str | None) -> Choice:
 
 def _healing(recipe: Recipe, options: ShrinkOptions) -> HealingTask | None:
     heal = {**recipe.heal.given, **({"data": options.data} if options.data else {})}
-    heal.pop("step", None)
     if not heal:
         return None
+    if heal.get("minutes") is not None:
+        expected, fix = (
+            "healing in what the minutes of shrink leave",
+            "leave minutes out of the recipe, or heal with it",
+        )
+        raise InputError(options.recipe, expected=expected, fix=fix, option="recipe")
     if not heal.get("data"):
         expected, fix = f"what the recipe {options.recipe} heals on", "name some, such as pydoc"
         raise InputError("none", expected=expected, fix=fix, option="data")
