@@ -40,12 +40,12 @@ from shortstack.shrinking import reference
 from shortstack.shrinking.card import dress
 from shortstack.shrinking.checks import check_shrink, in_words_of_shrink
 from shortstack.shrinking.clock import LEVELS, WRITING, Amounts, ClockProgress, amounts_for, check_minutes, clock_of
-from shortstack.shrinking.conclusion import concluded, settings
 from shortstack.shrinking.options import ShrinkOptions
 from shortstack.shrinking.result import NO_HEALING, Candidate, Measured, Shrunk, Unpruned
 from shortstack.shrinking.retention import TRIALS, Tried, first_amount, kept, largest, least, next_amount
 from shortstack.shrinking.route import Route
 from shortstack.shrinking.stages import Stages, loaded, save
+from shortstack.shrinking.verdict import concluded, settings
 
 COMPARED_BY = 0.7  # of the time of a cut before it is measured: after that it is not timed
 MEASURED_BY = 0.35  # of the minutes: after that the unpruned model is not measured on more
