@@ -184,7 +184,7 @@ def test_one_setting_is_kept_or_not_with_its_price(one: Runs) -> None:
 def test_its_table_has_each_measure_with_the_interval_of_its_change(one: Runs) -> None:
     rows = {row.label: row.cells for row in Report.of(one).tables[0].rows}
     measures = ["arc (%)", "perplexity on a", "perplexity on c.txt", "generation probes (%)"]
-    assert list(rows) == [*measures, "weights", "speed of writing"]
+    assert list(rows) == [*measures, "weights", "decoding speed"]
     lost = [cut - right for cut, right in zip(CUT, RIGHT, strict=True)]
     low, high = stats.t.interval(0.95, len(lost) - 1, loc=-0.45, scale=stats.sem(lost))
     assert [cell.value for cell in rows["arc (%)"][1:]] == [0.75, 0.3, pytest.approx(-0.45), pytest.approx((low, high))]
@@ -194,7 +194,7 @@ def test_its_table_has_each_measure_with_the_interval_of_its_change(one: Runs) -
     assert interval.value == pytest.approx((3 * math.exp(-reach), 3 * math.exp(reach)))
     assert [cell.value for cell in rows["generation probes (%)"][1:4]] == [0.5, 0.25, -0.25]
     assert [cell.value for cell in rows["weights"][1:4]] == [1000, 750, -0.25]
-    assert [cell.value for cell in rows["speed of writing"][3:]] == [1.5, (1.25, 1.75)]
+    assert [cell.value for cell in rows["decoding speed"][3:]] == [1.5, (1.25, 1.75)]
 
 
 def test_its_picture_has_the_share_that_is_kept_and_its_layers_are_drawn(one: Runs) -> None:

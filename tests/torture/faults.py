@@ -286,7 +286,8 @@ def check_after(server: Server, whole: Whole, place: Path | None = None) -> str:
         ran = server.run(place, ["verify", verb.output])
         if ran.code:
             return f"what is there is not whole: {ran.said}"
-        shutil.rmtree(out)
+        if not out.with_name(f"{out.name}.partial").exists():  # a shrink that was not cleared up: it is finished
+            shutil.rmtree(out)
     elif out.suffix == ".json" and out.exists():
         json.loads(out.read_text())
         out.unlink()

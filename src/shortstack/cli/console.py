@@ -105,7 +105,8 @@ def show_answers(said: Mapping[str, str]) -> None:
     sys.stdout.write(f"\nPrompt: {printable(said['prompt'])}\n")
     for name, answer in said.items():
         if name != "prompt":
-            sys.stdout.write(f"{name}:\n" + "".join(f"  {line}\n" for line in printable(answer).splitlines()))
+            lines = printable(answer).splitlines() or ["(no answer)"]
+            sys.stdout.write(f"{name}:\n" + "".join(f"  {line}\n" for line in lines))
     sys.stdout.write("\n")
 
 

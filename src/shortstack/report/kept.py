@@ -125,7 +125,7 @@ class Kept:
             covered = "" if speed["confidence"] >= SURE else f"({shown(speed['confidence'], 'percent')})"
             ends = JudgedCell((speed["low"], speed["high"]), "ratio", note=covered)
             times = JudgedCell(speed["value"], "ratio", note="times"), ends
-            rows.append(ResultRow((JudgedCell("speed of writing", "text"), EMPTY, EMPTY, *times)))
+            rows.append(ResultRow((JudgedCell("decoding speed", "text"), EMPTY, EMPTY, *times)))
         caption = "The change of a perplexity is a factor; of all else, above 0 is better. ± is one standard error."
         interval = Column("95% interval")
         return Table("What is kept", (*columns, interval), (Block("", tuple(rows)),), caption, key="kept")
