@@ -70,7 +70,7 @@ def test_every_output_has_one_with_the_licence_of_the_source_and_no_path(made):
         assert f"# {name}\n\nThis model was made shorter by {by}, from a local checkpoint.\n" in card
         assert verify(Checkpoint.open(made / name)).ok
     assert "2 of 8 layers were removed (numbered from 0: 3-4); kept layers were refitted in closed form." in card
-    assert "by partial on 16 samples of pydoc, chats.jsonl, to give the text." in card
+    assert "by partial on 16 samples of pydoc, chats.jsonl, to reproduce the text." in card
 
 
 def test_its_commands_make_the_same_weights(made, monkeypatch):
@@ -162,7 +162,7 @@ def test_results_stand_with_their_errors_and_counts():
     card = model_card("out", record("demo"), content)
     assert "| perplexity on pydoc | 21.09 | 21.09 |" in card
     assert "| piqa, acc | 0.6100 ± 0.0220 (n = 500) | 0.6100 ± 0.0220 (n = 500) |" in card
-    assert "| writing: copying |  | 0.5000 ± 0.1000 (n = 24) |" in card
+    assert "| probe copying |  | 0.5000 ± 0.1000 (n = 24) |" in card
 
 
 @pytest.mark.parametrize(

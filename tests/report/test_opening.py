@@ -73,7 +73,7 @@ def test_it_is_of_the_largest_cut_that_is_not_shown_to_be_worse(store: Store, tm
     ("amounts", "words"),
     [
         ({3: CUT, 8: RIGHT, 16: CUT}, ["8 layers gone", "keeping is open", "every setting without 3 layers is worse."]),
-        ({3: CUT, 8: CUT}, ["3 layers gone", "only where its size is worth that: it is 47.5 points worse"]),
+        ({3: CUT, 8: CUT}, ["3 layers gone", "only if the smaller size is worth it: it is 47.5 points worse"]),
     ],
 )
 def test_what_is_worse_is_said_to_be(

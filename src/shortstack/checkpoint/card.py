@@ -222,7 +222,7 @@ def _cells(evaluation: Mapping[str, Any]) -> list[tuple[str, str]]:
     return [
         *((f"perplexity on {name}", _perplexity(result)) for name, result in texts.items()),
         *((f"{name}, {result['metric']}", _score(result)) for name, result in tasks.items()),
-        *((f"writing: {name}", _score(result)) for name, result in probes.items()),
+        *((f"probe {name}", _score(result)) for name, result in probes.items()),
     ]
 
 
