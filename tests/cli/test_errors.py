@@ -518,7 +518,7 @@ def test_a_cut_that_is_not_exact_is_moved_and_said_so(command, tmp_path):
     code, out, err = command("plan", folder, "--metric", "random", "--drop", "2", "--seed", "1", "--json")
     assert code == 0
     assert json.loads(out)["removed"] == [6, 7]
-    assert "cannot be cut exactly from this model; the nearest that can: 6-7" in err
+    assert "cannot be cut exactly from this model; nearest exact cut: 6-7" in err
     assert "the nearest exact cut: layers 6-7" in command.refused("plan", folder, "--layers", "2-3")
     kept = command.refused("plan", folder, "--metric", "random", "--drop", "2", "--keep-last", "1")
     assert "lambda_init" in kept, "a plan is never moved onto a layer that must stay"

@@ -165,9 +165,7 @@ def _noting(progress: ClockProgress) -> Iterator[ClockProgress]:
 class Line:
     """A model on its way to a shorter one. windows: of each text to measure on, as many as there are and are wanted.
 
-    What the clock decides is noted in the folder, too, so that a run that goes on decides the same.
-
-    cuts: that share the minutes.
+    cuts: that share the minutes. What the clock decides lies in the folder, too, so that a run that goes on decides the same.
     """
 
     source: Checkpoint
@@ -309,8 +307,8 @@ class Line:
 
     def decided(self, what: str, decide: Callable[[], bool], **inputs: object) -> bool:
         """Return what was decided by the clock, now or before the run was killed."""
-        minutes = self.options.minutes
-        return self.stages.result(what, Decision, lambda: Decision(decide()), **inputs, minutes=minutes).yes
+        known = {"minutes": self.options.minutes, **inputs}
+        return self.stages.result(what, Decision, lambda: Decision(decide()), **known).yes
 
     def chosen(self, route: Route) -> Plan:
         """Choose the layers that go."""
@@ -350,6 +348,7 @@ class Line:
             return pruned, None
         task, clock = route.healing_of(self.source, self.compute), until if route.heals_by_clock else None
         known = {"of": pruned.identity, "data": text_digest(task.data.source), "task": repr(task)}
+        known |= {"minutes": self.options.minutes} if clock else {}
         if clock and self.decided("unhealed", lambda: clock.left <= LEAST_HEALING, **known):
             return pruned, None
         place = self.stages.place("healed", **known)
