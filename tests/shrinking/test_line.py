@@ -1,6 +1,7 @@
 """shrink: the whole line into one folder that is a plain checkpoint, with its report and card; killed, it goes on."""
 
 import html
+import itertools
 import json
 import shlex
 import shutil
@@ -65,6 +66,14 @@ def shrunk(tiny, out="out", model="model", **changes):
     return shrink(str(tiny / model), tiny / out, options_of(tiny, **changes), compute=compute)
 
 
+def heals_by_ticks(monkeypatch):
+    """Heal by a clock that goes on by a second whenever it is looked at, however fast the machine is."""
+    heal = line.heal
+    monkeypatch.setattr(line, "LEAST_HEALING", -1.0)
+    ticking = {"now": itertools.count().__next__}
+    monkeypatch.setattr(line, "heal", lambda *args, **how: heal(*args, **{**how, "clock": Clock(120.0, **ticking)}))
+
+
 def removed_from(tiny, out):
     return sorted(skipped_layers(Checkpoint.open(tiny / out), Checkpoint.open(tiny / "model")))
 
@@ -112,7 +121,7 @@ def test_a_recipe_gives_a_checkpoint_with_its_card_and_report(tiny):
 
 
 def test_best_compares_cuts_once_repaired_and_heals_the_one_of_the_lowest_loss(tiny, monkeypatch):
-    monkeypatch.setattr(line, "LEAST_HEALING", 0.0)
+    heals_by_ticks(monkeypatch)
     monkeypatch.setattr(line, "forward_speed", lambda *_, **__: 5000.0)  # finalists, whatever else the machine does
     made = shrunk(tiny, recipe="best", drop="2", minutes=0.6)
     compared = made.plan.compared
@@ -126,7 +135,7 @@ def test_best_compares_cuts_once_repaired_and_heals_the_one_of_the_lowest_loss(t
 
 
 def test_the_recipe_beside_it_makes_the_same_weights_without_a_clock(tiny, monkeypatch):
-    monkeypatch.setattr(line, "LEAST_HEALING", 0.0)
+    heals_by_ticks(monkeypatch)
     made = shrunk(tiny, recipe="best", drop="2", minutes=0.6)
     stated = yaml.safe_load((tiny / "out" / "recipe.yaml").read_text())
     assert (stated["heal"]["max_steps"], stated["plan"]["drop"]) == (made.healing.history.steps, 2)
@@ -383,7 +392,7 @@ def test_an_output_without_a_name_is_refused(nameless, tiny, monkeypatch):
 def test_with_little_time_nothing_heals_and_that_is_said(begins, tiny, monkeypatch):
     recipe = (tiny / "recipe.yaml").read_text(encoding="utf-8")
     (tiny / "recipe.yaml").write_text(recipe.replace("max_steps: 3, ", ""), encoding="utf-8")
-    monkeypatch.setattr(line, "LEAST_HEALING", 0.0 if begins else 1e9)
+    monkeypatch.setattr(line, "LEAST_HEALING", -1.0 if begins else 1e9)
     monkeypatch.setattr(Pacing, "begin", lambda *_: False)
     made = shrunk(tiny)
     assert made.healing is None
@@ -475,8 +484,7 @@ def killed_in(monkeypatch, name, when):
 
 def test_a_run_killed_after_healing_delivers_the_healed_model_though_its_time_is_over(tiny, monkeypatch):
     by_clock(tiny)
-    heal = line.heal
-    monkeypatch.setattr(line, "heal", lambda *args, **how: heal(*args, **{**how, "clock": Clock(4.0)}))
+    heals_by_ticks(monkeypatch)
     with killed_in(monkeypatch, "measured", lambda _checkpoint, name, _until: name == "shortened"):
         shrunk(tiny)
     use_up(tiny / "out.partial")

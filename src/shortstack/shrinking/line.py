@@ -165,7 +165,7 @@ def _noting(progress: ClockProgress) -> Iterator[ClockProgress]:
 class Line:
     """A model on its way to a shorter one. windows: of each text to measure on, as many as there are and are wanted.
 
-    cuts: that share the minutes. What the clock decides lies in the folder, too, so that a run that goes on decides the same.
+    cuts: that share the minutes. What the clock decides lies in the folder, too: a run that goes on decides the same.
     """
 
     source: Checkpoint
