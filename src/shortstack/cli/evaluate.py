@@ -86,7 +86,7 @@ def _preview(models: Sequence[Prepared], session: Session) -> None:
         needed = needed.then(ready.requirements())
     rows = [("measured", ", ".join(ready.checkpoint.source for ready in models))]
     rows += [(f"windows of {name}", f"{len(tokens.ids):,}") for name, tokens in ready.texts.items()]
-    rows += [("tasks", ", ".join(loaded.name for loaded in ready.run.loaded))] if ready.run else []
+    rows += [("tasks", ", ".join(loaded.name for loaded in ready.loaded))] if ready.loaded else []
     rows += [("probes", f"{len(ready.items):,} items")] if ready.items else []
     rows += [("collapse check", "on generated text")] if ready.collapse else []
     show_dry_run(rows, needed, session.report)
