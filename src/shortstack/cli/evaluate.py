@@ -68,7 +68,7 @@ def evaluate(
     try:
         if base:
             with session.report.bars() as progress:
-                result = compared(result, base.measured(progress), seed=session.compute.seed)
+                result = compared(result, base.measured(progress))
     finally:  # what was measured is not lost, whatever becomes of the other model
         session.report.warn(result.collapse.warning if result.collapse else None)
         if base and result.base is None:

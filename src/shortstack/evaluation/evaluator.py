@@ -309,7 +309,7 @@ def _check_lengths(
         check_positions(checkpoint, needed, "collapse_check", fix="turn it off", note=note)
 
 
-def compared(evaluation: Evaluation, base: Evaluation, *, seed: int = 0) -> Evaluation:
+def compared(evaluation: Evaluation, base: Evaluation) -> Evaluation:
     """Set it beside that of the model it was made from: tasks paired document by document, probes item by item.
 
     A task whose metric is one number of all documents together (mcc, f1) is not paired.
@@ -331,6 +331,6 @@ def compared(evaluation: Evaluation, base: Evaluation, *, seed: int = 0) -> Eval
         evaluation,
         collapse=collapse.against(base.collapse) if collapse and base.collapse else collapse,
         base=base,
-        against=compare_tasks(tasks, base_tasks, chances=chances, seed=seed),
-        probes_against=compare_tasks(items, base_items, chances=probe_chances, seed=seed),
+        against=compare_tasks(tasks, base_tasks, chances=chances),
+        probes_against=compare_tasks(items, base_items, chances=probe_chances),
     )
