@@ -16,11 +16,9 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from documents import COUNT, data_folder, write
-from plans import plan
 from shortstack.checkpoint import Checkpoint
 from shortstack.cli.console import show_result
 from shortstack.comparison import judge_tasks
-from shortstack.data import Tokens
 from shortstack.decoder import Decoder
 from shortstack.decoder.likelihoods import Accuracy
 from shortstack.errors import DataError, InputError
@@ -31,8 +29,6 @@ from shortstack.evaluation.task_files import write_overlays
 from shortstack.machine.device import Compute
 from shortstack.machine.formats import MINUS
 from shortstack.machine.numbers import share_stderr
-from shortstack.pruning import prune
-from shortstack.scoring import depth_curve
 from zoo import speaking
 
 pytest.importorskip("lm_eval")
@@ -433,26 +429,6 @@ def test_an_own_task_file_that_is_no_yaml_is_named_with_its_line(own):
     (own / "more" / "other.yaml").write_text("task: other\ndoc_to_text: [open\n")
     with pytest.raises(InputError, match=r"more/other\.yaml, line 3"):
         Tasks("own_few", include=own)
-
-
-TEXT = Tokens(torch.randint(3, 300, (2, 16), generator=torch.Generator().manual_seed(0)), "made", False, 0)
-
-
-@pytest.mark.parametrize("name", ["arc_easy", "winogrande"])
-def test_a_sweep_answers_as_the_harness_does_at_every_depth(name, checkpoint, data, tmp_path):
-    found = depth_curve(
-        checkpoint, TEXT, task=Tasks(name, data_dir=data), compute=Compute(dtype="float32", device="cpu")
-    )
-    assert found.task["questions"] == COUNT
-    for depth in found.depths[2::4]:
-        pruned = prune(checkpoint, plan(8, layers=f"{depth.layers}-7"), tmp_path / str(depth.layers))
-        assert depth.accuracy == measured(pruned, name, data_dir=data).tasks[name].value
-
-
-def test_a_sweep_is_of_one_multiple_choice_task(checkpoint, data):
-    for tasks, said in (("wikitext", "multiple-choice"), ("piqa,arc_easy", "one task")):
-        with pytest.raises(InputError, match=said):
-            depth_curve(checkpoint, TEXT, task=Tasks(tasks, data_dir=data))
 
 
 def test_compare_asks_standard_tasks_of_a_model_in_memory(checkpoint, data):
