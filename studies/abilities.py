@@ -9,6 +9,7 @@ What is lost is measured on windows of another seed. Nothing is repaired or heal
 
 from __future__ import annotations
 
+import statistics
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -26,6 +27,7 @@ from shortstack.scoring import METRICS
 from shortstack.scoring.measurement import Measurement, MeasurementSpec
 
 SAMPLES, DROP = 10, 8
+DEAR = 3.0  # times the median: more than a layer usually costs
 KINDS = ("C4", "self", "copying", "recall")
 METRICS_ASKED = ("random", "reverse", "magnitude-l1", "magnitude-l2", "taylor", "ppl", "bi", "kl", "angular")
 STEPS = {"ppl, 1 at a time": Choice("ppl", DROP, step=1), "search by kl": Choice(drop=DROP, search=True)}
@@ -47,17 +49,31 @@ def plans(model: ss.Checkpoint, tokens: ss.Tokens) -> dict[str, ss.Plan]:
     return {**found, **{name: ss.choose(model, choice, tokens).wanted for name, choice in STEPS.items()}}
 
 
-def ability_map(scores: ss.Scores) -> list[str]:
+def layer_costs(decoder: Decoder, tokens: ss.Tokens) -> dict[str, list[float]]:
+    """The nats per token that each layer's removal costs, by kind."""
+    run = Measurement(decoder, tokens, MeasurementSpec([METRICS["ppl"]])).go()
+    singles = [frozenset({layer}) for layer in range(run.layers)]
+    return {
+        kind: [float(outputs.losses[single].value - outputs.losses[UNPRUNED].value) for single in singles]
+        for kind, outputs in zip(KINDS, run.outputs, strict=True)
+    }
+
+
+def ability_map(lost: Mapping[str, Sequence[float]]) -> list[str]:
     """Return what each layer's removal costs on each kind, and which layers look cheap on C4 and are not."""
-    names = dict(zip(scores.kinds, KINDS, strict=True))
-    lost = {source: kind.lost() or () for source, kind in scores.kinds.items()}
-    lines = [f"| layer | {' | '.join(names[source] for source in lost)} |", f"|{'---|' * (len(lost) + 1)}"]
-    for layer in range(scores.layers):
-        lines.append(f"| {layer} | {' | '.join(f'{values[layer]:.2f}' for values in lost.values())} |")
-    first = next(iter(lost))
-    for source in list(lost)[1:]:
-        carriers = show_layers(scores.hidden_carriers(first, source)) or "none"
-        lines.append(f"\nCheap on C4 and dear on {names[source]}: {carriers}.")
+    lines = [f"| layer | {' | '.join(lost)} |", f"|{'---|' * (len(lost) + 1)}"]
+    for layer, values in enumerate(zip(*lost.values(), strict=True)):
+        lines.append(f"| {layer} | {' | '.join(f'{value:.2f}' for value in values)} |")
+    first, *others = lost
+    half = statistics.median(lost[first])
+    for kind in others:
+        usual = statistics.median(lost[kind])
+        carriers = [
+            layer
+            for layer, (cheap, dear) in enumerate(zip(lost[first], lost[kind], strict=True))
+            if cheap <= half and dear > DEAR * usual
+        ]
+        lines.append(f"\nCheap on C4 and dear on {kind}: {show_layers(carriers) or 'none'}.")
     return lines
 
 
@@ -79,8 +95,8 @@ def _row(cells: Sequence[str]) -> str:
 def main() -> None:
     (c4,) = sys.argv[1:]
     model, sources = ss.Checkpoint.open("demo"), texts(c4)
-    everything = ss.score(model, read(model, sources["all"], 0), metrics=["ppl"])
     judged, decoder = read(model, sources["all"], 1), Decoder.open(model)
+    everything = layer_costs(decoder, read(model, sources["all"], 0))
     page = [
         "# Which layers of SmolLM2-135M-Instruct carry what\n",
         f"`python studies/abilities.py {'/'.join(Path(c4).parts[-2:])}`, in {decoder.dtype}, torch {torch.__version__}, "

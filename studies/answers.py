@@ -28,11 +28,10 @@ import transformers
 from scipy.stats import spearmanr
 
 import shortstack as ss
-from shortstack.data.questions import Request
 from shortstack.data.tokens import bos_ids, encode
 from shortstack.decoder import Decoder, calibration_tokens
 from shortstack.decoder.batching import Batches
-from shortstack.decoder.likelihoods import greedy_endings, likelihoods
+from shortstack.decoder.likelihoods import Request, greedy_endings, likelihoods
 from shortstack.healing.recipes import read_recipe
 from shortstack.healing.task import task_of
 from shortstack.machine.formats import show_layers

@@ -138,7 +138,7 @@ def main() -> None:
         *table(found),
         "\n## What is kept\n",
         "In percent of the unpruned value, and of what that has above guessing; - where the unpruned model is at chance.",
-        "Intervals of differences are percentile bootstraps over the same documents.\n",
+        "Intervals of differences are Student's, over the same documents.\n",
         *kept(found),
         "\n## Beside published figures\n",
         *published(found["unpruned"], whole),

@@ -22,10 +22,9 @@ import transformers
 
 import shortstack as ss
 from answers import FAMILIES, answered, perplexity
-from shortstack.data.questions import Request
 from shortstack.data.tokens import bos_ids, encode
 from shortstack.decoder import Decoder, calibration_tokens
-from shortstack.decoder.likelihoods import likelihoods
+from shortstack.decoder.likelihoods import Request, likelihoods
 from shortstack.healing.recipes import read_recipe
 from shortstack.healing.task import task_of
 from shortstack.machine.formats import show_layers

@@ -27,13 +27,11 @@ import torch
 import transformers
 
 import shortstack as ss
-from shortstack.data import Question
-from shortstack.data.questions import tokenize_questions
 from shortstack.data.sources import read_documents
-from shortstack.data.tokens import encode
+from shortstack.data.tokens import bos_ids, encode
 from shortstack.decoder import Decoder
 from shortstack.decoder.decoder import UNPRUNED
-from shortstack.decoder.likelihoods import answers
+from shortstack.decoder.likelihoods import Request, likelihoods
 from shortstack.evaluation.perplexity import measure
 from shortstack.healing import DoRA
 from shortstack.machine.formats import show_layers
@@ -106,6 +104,21 @@ GRID = [  # the first matter most: a study that is stopped has those
 ]
 
 
+@dataclass(frozen=True)
+class Question:
+    """A context, what may follow it, and the place of the right one."""
+
+    context: str
+    choices: tuple[str, ...]
+    answer: int
+
+    def requests(self, tokenizer: Any) -> list[Request]:
+        """Each choice after the context."""
+        bos, before = bos_ids(tokenizer), encode(tokenizer, self.context)
+        endings = [encode(tokenizer, self.context + choice) for choice in self.choices]
+        return [Request((*bos, *ids), len(bos) + len(before)) for ids in endings]
+
+
 def questions(paths: Sequence[str]) -> dict[str, list[Question]]:
     """The first documents of PIQA and ARC-Easy, worded as lm-evaluation-harness does."""
     makers = {"piqa": _piqa, "arc_easy": _arc}
@@ -124,6 +137,17 @@ def _arc(row: dict[str, Any]) -> Question:
     return Question(
         f"Question: {row['question']}\nAnswer:", tuple(f" {text}" for text in texts), labels.index(row["answerKey"])
     )
+
+
+def accuracy(decoder: Decoder, tokenizer: Any, asked: Sequence[Question]) -> float:
+    """How often the choice that the model finds likeliest is the right one."""
+    requests = [request for question in asked for request in question.requests(tokenizer)]
+    values = iter([found.value for found in likelihoods(decoder, requests)])
+    right = 0
+    for question in asked:
+        of_choices = [next(values) for _ in question.choices]
+        right += of_choices.index(max(of_choices)) == question.answer
+    return right / len(asked)
 
 
 @torch.no_grad()
@@ -150,12 +174,12 @@ class Judge:
             name: ss.Tokens.read(text, tokenizer, samples=40, length=256, held_out=True)
             for name, text in (("pydoc", "pydoc"), ("wiki", wiki))
         }
-        self.tasks = {name: tokenize_questions(found, tokenizer) for name, found in questions(tasks).items()}
+        self.tasks = questions(tasks)
 
     def __call__(self, checkpoint: ss.Checkpoint) -> dict[str, float]:
         decoder = Decoder.open(checkpoint)
         found = {name: measure(decoder, tokens).value for name, tokens in self.texts.items()}
-        found |= {name: answers(decoder, some, [UNPRUNED])[UNPRUNED].value for name, some in self.tasks.items()}
+        found |= {name: accuracy(decoder, self.tokenizer, some) for name, some in self.tasks.items()}
         return {**found, "lambada": last_words(decoder, self.tokenizer, self.lambada)}
 
 

@@ -3,7 +3,7 @@
     python studies/pairs.py
 
 Reads studies/smollm2/runs.sqlite, trials by their number in studies/smollm2.yaml; writes studies/smollm2/pairs.md.
-Differences of arc_easy over the same 200 documents, with standard error, 95 % bootstrap interval and McNemar's p, each by
+Differences of arc_easy over the same 200 documents, with standard error, 95 % interval and McNemar's p, each by
 itself and corrected for all rows by Holm.
 """
 

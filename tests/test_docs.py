@@ -109,12 +109,8 @@ def line(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "my.txt").write_text("The cat sat on the mat, and the dog lay by the door. " * 200, encoding="utf-8")
     rows = [{"instruction": f"Add {n} and one.", "input": "", "output": f"The sum is {n + 1}."} for n in range(40)]
     (folder / "alpaca.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    question = {"context": "The cat sat on", "choices": [" the mat", " the dog", " door"], "answer": 0}
-    (folder / "task.jsonl").write_text(json.dumps(question) + "\n", encoding="utf-8")
     (folder / "mine.yaml").write_text(RECIPE, encoding="utf-8")
     data_folder(folder / "data")
-    wrong = {"question": "Which gas do plants take in?"}
-    (folder / "questions.jsonl").write_text(json.dumps(question) + "\n" + json.dumps(wrong) + "\n", encoding="utf-8")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("SHORTSTACK_CACHE", str(folder / "cache"))
         patch.setattr("pydoc_data.topics.topics", SHORT_PYDOC)
@@ -150,7 +146,7 @@ def place(line: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "studies").mkdir()
     for path in (ROOT / "studies").glob("*.yaml"):
         (tmp_path / "studies" / path.name).write_text(path.read_text(encoding="utf-8").replace("[demo]", "[model]"))
-    for name in ("my.txt", "alpaca.jsonl", "task.jsonl", "questions.jsonl", "mine.yaml", "model", "data"):
+    for name in ("my.txt", "alpaca.jsonl", "mine.yaml", "model", "data"):
         (tmp_path / name).symlink_to(line / name)
     return tmp_path
 
@@ -204,8 +200,7 @@ def test_the_commands_of_a_page_run(page: Path, line: Path, place: Path) -> None
     for command in commands(page):
         if command.words[0] != "shortstack" or command.verb == "demo":
             continue  # make is checked below; the demo runs in a slow test
-        asks = {"--task", "--tasks"} & set(command.words)
-        extra = "lm_eval" if asks else "peft" if command.verb == "shrink" else None
+        extra = "lm_eval" if "--tasks" in command.words else "peft" if command.verb == "shrink" else None
         if extra and importlib.util.find_spec(extra) is None:
             continue
         ran = ended(*("model" if word in MODEL_WORDS else word for word in command.words[1:]))

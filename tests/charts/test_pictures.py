@@ -177,13 +177,6 @@ def test_depths_lie_where_their_numbers_are_and_the_infinite_at_the_edge():
     assert "at the upper edge: infinite" in texts(root)
 
 
-def test_accuracy_has_a_line_where_it_was_measured():
-    depths = tuple(replace(each, accuracy=0.1 * each.layers, accuracy_stderr=0.02) for each in CURVE.depths[:3])
-    root = drawn(DepthCurve(depths).plot())
-    assert "accuracy (share right)" in texts(root)
-    assert len(places(chart_of(root, 2), "c0")) == 3
-
-
 def test_losses_over_steps_with_the_kept_step_marked():
     root = drawn(loss_picture(HISTORY, "healed"))
     assert len(places(root, "c0")) == 3

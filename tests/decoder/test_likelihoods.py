@@ -9,10 +9,9 @@ from transformers import AutoModelForCausalLM
 
 import shortstack.decoder.batching
 from shortstack.checkpoint import Checkpoint
-from shortstack.data.questions import Request
 from shortstack.decoder import Decoder
 from shortstack.decoder import likelihoods as module
-from shortstack.decoder.likelihoods import greedy_endings, likelihoods, shares_contexts
+from shortstack.decoder.likelihoods import Request, greedy_endings, likelihoods, shares_contexts
 from zoo import ZOO, tiny
 
 

@@ -68,7 +68,7 @@ def evaluate(
     try:
         if base:
             with session.report.bars() as progress:
-                result = compared(result, base.measured(progress), seed=session.compute.seed)
+                result = compared(result, base.measured(progress))
     finally:  # what was measured is not lost, whatever becomes of the other model
         session.report.warn(result.collapse.warning if result.collapse else None)
         if base and result.base is None:
@@ -86,7 +86,7 @@ def _preview(models: Sequence[Prepared], session: Session) -> None:
         needed = needed.then(ready.requirements())
     rows = [("measured", ", ".join(ready.checkpoint.source for ready in models))]
     rows += [(f"windows of {name}", f"{len(tokens.ids):,}") for name, tokens in ready.texts.items()]
-    rows += [("tasks", ", ".join(loaded.name for loaded in ready.run.loaded))] if ready.run else []
+    rows += [("tasks", ", ".join(loaded.name for loaded in ready.loaded))] if ready.loaded else []
     rows += [("probes", f"{len(ready.items):,} items")] if ready.items else []
     rows += [("collapse check", "on generated text")] if ready.collapse else []
     show_dry_run(rows, needed, session.report)

@@ -1,4 +1,4 @@
-"""Texts, tokens, training examples and multiple-choice questions, from files, the standard library or the hub.
+"""Texts, tokens and training examples, from files, the standard library or the hub.
 
 A data source is one function in `sources`, or in `in_context` where a seeded program writes it. Nothing here computes
 with a model.

@@ -1,14 +1,11 @@
 from . import examples as examples
 from . import in_context as in_context
 from . import mixture as mixture
-from . import questions as questions
 from . import sources as sources
 from . import tokens as tokens
 from .examples import Example as Example
 from .examples import read_examples as read_examples
 from .given import Rows as Rows
 from .given import source_of as source_of
-from .questions import Question as Question
-from .questions import read_questions as read_questions
 from .tokens import CalibrationText as CalibrationText
 from .tokens import Tokens as Tokens

@@ -4,9 +4,6 @@
 
 The choices of a question often share their context. It passes the layers once, its keys and values are copied to every
 choice, and only the choices' own tokens follow. A choice of one token needs nothing but the context.
-
-Multiple choice by likelihood: the choice that the model finds likeliest after the context is its answer. One walk answers
-for the model and for any number of shortened forms of it.
 """
 
 from __future__ import annotations
@@ -20,9 +17,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from shortstack.data.questions import Request, TokenizedQuestion
 from shortstack.decoder.batching import by_length, padded
-from shortstack.decoder.decoder import UNPRUNED, Decoder, SkippedLayers
+from shortstack.decoder.decoder import UNPRUNED, Decoder
 from shortstack.decoder.losses import chunks, greedy_tokens, pieces
 from shortstack.machine.numbers import in_float64, share_stderr
 from shortstack.machine.progress import Progress, paced, silent
@@ -35,6 +31,23 @@ CACHES = ("cache", "past_key_values")  # a model's input that takes a cache, as 
 TOLERANCE = 0.05  # of a state's length: bf16 differs by a hundredth, a wrong position by half
 LEAST = 4  # tokens of a context that are worth a cache: a page of text after BOS shares nothing of note
 EXPANDABLE = {"full_attention", "sliding_attention"}  # layers whose cache is keys and values, a row for each sequence
+
+
+@dataclass(frozen=True)
+class Request:
+    """One choice after its context: token ids, and where the choice begins."""
+
+    ids: tuple[int, ...]
+    start: int
+
+    @property
+    def context(self) -> tuple[int, ...]:
+        return self.ids[: self.start]
+
+    @property
+    def ending(self) -> tuple[int, ...]:
+        """The tokens of the choice."""
+        return self.ids[self.start :]
 
 
 @dataclass(frozen=True)
@@ -97,7 +110,7 @@ def _passed(
 ) -> Iterator[tuple[list[int], Tensor]]:
     """Yield requests' places and the states that predict their endings. sharing: a context of several passes once."""
     if decoder.weights:
-        yield from ((places, left[UNPRUNED]) for places, left in _walked(decoder, requests, [UNPRUNED], batch=batch))
+        yield from _walked(decoder, requests, batch=batch)
         return
     alone, shared = _parted(requests) if sharing and shares_contexts(decoder) else (range(len(requests)), [])
     for group in by_length([len(requests[place].ids) for place in alone], batch=batch):
@@ -108,53 +121,19 @@ def _passed(
         yield from _after_contexts(decoder, requests, [shared[index] for index in group], batch)
 
 
-@torch.no_grad()
-def answers(
-    decoder: Decoder,
-    questions: Sequence[TokenizedQuestion],
-    sets: Sequence[SkippedLayers],
-    *,
-    progress: Progress = silent,
-) -> dict[SkippedLayers, Accuracy]:
-    """Count how many questions the model answers rightly without each set of layers, all from one walk."""
-    requests = [choice for question in questions for choice in question.choices]
-    values, done = {skipped: [0.0] * len(requests) for skipped in sets}, 0
-    progress = paced(progress, sum(len(request.ids) for request in requests))
-    for places, states in _walked(decoder, requests, sets):
-        here = [requests[place] for place in places]
-        for skipped, hidden in states.items():
-            for place, likelihood in zip(places, _likelihoods(decoder, here, hidden, greedy=False), strict=True):
-                values[skipped][place] = likelihood.value
-        done += len(places)
-        progress("answering", done, len(requests))
-    return {skipped: _accuracy(questions, values[skipped]) for skipped in sets}
-
-
 def _walked(
-    decoder: Decoder, requests: Sequence[Request], sets: Sequence[SkippedLayers], *, batch: int | None = None
-) -> Iterator[tuple[list[int], dict[SkippedLayers, Tensor]]]:
-    """Yield requests' places, and by skipped layers the states that predict their endings.
-
-    Many batches pass a layer together.
-    """
+    decoder: Decoder, requests: Sequence[Request], *, batch: int | None = None
+) -> Iterator[tuple[list[int], Tensor]]:
+    """Yield requests' places, and the states that predict their endings; many batches pass a layer together."""
     batches = by_length([len(request.ids) for request in requests], batch=batch)
     largest = max((len(places) * len(requests[places[-1]].ids) for places in batches), default=1)
-    for turn in decoder.memory_batches(batches, tokens=largest, streams=len(sets)):
-        walks = [decoder.enter(_rows(decoder, [requests[place] for place in places]), sets) for places in turn]
+    for turn in decoder.memory_batches(batches, tokens=largest, streams=1):
+        walks = [decoder.enter(_rows(decoder, [requests[place] for place in places]), [UNPRUNED]) for places in turn]
         for _ in decoder.through(walks, range(len(decoder.layers))):
             pass
         for places, walk in zip(turn, walks, strict=True):
             here = [requests[place] for place in places]
-            yield places, {skipped: _predicting(here, hidden) for skipped, hidden in walk.hidden.items()}
-
-
-def _accuracy(questions: Sequence[TokenizedQuestion], values: Sequence[float]) -> Accuracy:
-    """Judge the answers. values: the log-likelihood of each choice of each question, one question after the other."""
-    rest, correct = iter(values), []
-    for question in questions:
-        choices = [next(rest) for _ in question.choices]
-        correct.append(choices.index(max(choices)) == question.answer)
-    return Accuracy.of(correct)
+            yield places, _predicting(here, walk.hidden[UNPRUNED])
 
 
 def _parted(requests: Sequence[Request]) -> tuple[list[int], list[list[int]]]:
@@ -255,20 +234,15 @@ def _copied(cache: Cache, rows: Tensor) -> Cache:
     return chosen
 
 
-def _likelihoods(
-    decoder: Decoder, requests: Sequence[Request], states: Tensor, *, greedy: bool = True
-) -> list[Likelihood]:
-    """Compute the likelihood of each request from the states [tokens, width] that predict its ending, request after request.
-
-    greedy: whether to look for the likeliest tokens, which takes another pass over the logits; without it none is.
-    """
+def _likelihoods(decoder: Decoder, requests: Sequence[Request], states: Tensor) -> list[Likelihood]:
+    """Compute each request's likelihood from the states [tokens, width] that predict its ending, request after request."""
     endings = [request.ending for request in requests]
     targets = torch.tensor([token for ending in endings for token in ending], device=states.device)
     values, likeliest = [], []
     for some, wanted in chunks(decoder, states, targets):
         for log_p, here in pieces(decoder.token_logits(some), wanted):
             values.append(log_p.gather(-1, here[:, None])[:, 0])
-            likeliest.append(log_p.argmax(-1) == here if greedy else torch.zeros_like(here, dtype=torch.bool))
+            likeliest.append(log_p.argmax(-1) == here)
     sizes = [len(ending) for ending in endings]
     sums = in_float64(torch.cat(values)).cpu().split(sizes)
     hits = torch.cat(likeliest).cpu().split(sizes)

@@ -25,7 +25,7 @@ from shortstack.evaluation.perplexity import Perplexity, measure
 from shortstack.evaluation.probes import Item, Probed, probe_tokens, probes, run_probes
 from shortstack.evaluation.suites import PERPLEXITIES, SUITES
 from shortstack.evaluation.task_results import TaskResult
-from shortstack.evaluation.tasks import TaskRun
+from shortstack.evaluation.tasks import answer_task
 from shortstack.machine.device import AUTO, Compute, pick_device
 from shortstack.machine.formats import shown
 from shortstack.machine.memory import Requirements
@@ -35,6 +35,8 @@ from shortstack.machine.typed import typed
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+    from shortstack.evaluation.harness import LoadedTask
 
 
 TEXT, GENERATION = EvaluationText(), GenerationChecks()
@@ -176,8 +178,7 @@ def evaluate(
     """Measure perplexity on each text, tasks, generation probes, and whether what the model writes has collapsed.
 
     text: also sources by name, or rows in memory: texts, chats or records, as a list or a datasets.Dataset.
-    Windows of text and items of probes are drawn by the seed of `compute`. A task's result is kept in the cache under the
-    digest of all that it depends on.
+    Windows of text and items of probes are drawn by the seed of `compute`.
 
     >>> evaluate(Checkpoint.open("demo"), tasks=Tasks("piqa", limit=100, data_dir="data")).average  # doctest: +SKIP
     0.69
@@ -197,48 +198,50 @@ class Prepared:
     texts: Mapping[str, Tokens]
     items: Sequence[Item]
     collapse: bool
-    run: TaskRun | None
+    tasks: Tasks | None
+    loaded: Sequence[LoadedTask]
     compute: Compute
 
     @property
     def writes(self) -> bool:
         """Whether the model writes, for which all its layers are in memory at once."""
-        return bool(self.items or self.collapse or (self.run and self.run.writes))
-
-    @property
-    def answered(self) -> bool:
-        """Whether tasks are all that was asked for, and their results are kept."""
-        return bool(self.run and not (self.texts or self.items or self.collapse or self.run.missing))
+        return bool(self.items or self.collapse or any(loaded.generates for loaded in self.loaded))
 
     def requirements(self) -> Requirements:
         """Add up the model, and the texts where it is read layer by layer, or what it writes at once."""
-        if self.answered:
-            return Requirements(device=pick_device(self.compute.device))
         if self.writes:
             return writing_requirements(self.checkpoint, replace(self.compute, stream=False))
         needed = model_requirements(self.checkpoint, self.compute)
         if not needed.streamed:
             return needed
         tokens = max((text.ids.numel() for text in self.texts.values()), default=0)
-        task_tokens = STREAM_BYTES if self.run else tokens  # it is not counted how much tasks ask
+        task_tokens = STREAM_BYTES if self.loaded else tokens  # it is not counted how much tasks ask
         return model_requirements(self.checkpoint, self.compute, tokens=max(tokens, task_tokens), in_turns=True)
 
     def measured(self, progress: Progress = in_notebooks) -> Evaluation:
         """Load the model, and measure."""
-        run, checkpoint, tokenizer = self.run, self.checkpoint, self.checkpoint.tokenizer()
-        if self.answered:
-            return Evaluation(checkpoint.source, {}, tasks=run.results if run else {})
+        checkpoint, tokenizer = self.checkpoint, self.checkpoint.tokenizer()
         compute = replace(self.compute, stream=False) if self.writes else self.compute
         decoder = Decoder.open(checkpoint, compute)
-        if run:
-            run.answer(decoder, tokenizer, progress)
+        results = self._answered(decoder, tokenizer, progress)
         return Evaluation(
             checkpoint.source,
             {source: measure(decoder, tokens, progress=progress) for source, tokens in self.texts.items()},
             run_probes(decoder, tokenizer, self.items, progress=progress),
             check_collapse(decoder.model, tokenizer, progress=progress) if self.collapse else None,
-            run.results if run else {},
+            results,
         )
+
+    def _answered(
+        self, decoder: Decoder, tokenizer: PreTrainedTokenizerBase, progress: Progress
+    ) -> dict[str, TaskResult]:
+        """Have the model answer each task."""
+        if self.tasks is None:
+            return {}
+        return {
+            loaded.name: answer_task(loaded, decoder, tokenizer, self.tasks, progress=progress)
+            for loaded in self.loaded
+        }
 
 
 def prepare(
@@ -263,8 +266,8 @@ def prepare(
     texts = text.read(tokenizer, compute.seed)
     collapse = _looks_for_collapse(checkpoint, generation, compute)
     _check_lengths(checkpoint, tokenizer, items, collapse=collapse, length=text.length if texts else 0)
-    run = TaskRun(checkpoint, tasks, compute) if tasks else None
-    ready = Prepared(checkpoint, texts, items, collapse, run, compute)
+    loaded = tasks.load_for(checkpoint) if tasks else []
+    ready = Prepared(checkpoint, texts, items, collapse, tasks, loaded, compute)
     if ready.writes and not compute.device_map:
         _check_room_to_write(checkpoint, compute)
     return ready
@@ -306,7 +309,7 @@ def _check_lengths(
         check_positions(checkpoint, needed, "collapse_check", fix="turn it off", note=note)
 
 
-def compared(evaluation: Evaluation, base: Evaluation, *, seed: int = 0) -> Evaluation:
+def compared(evaluation: Evaluation, base: Evaluation) -> Evaluation:
     """Set it beside that of the model it was made from: tasks paired document by document, probes item by item.
 
     A task whose metric is one number of all documents together (mcc, f1) is not paired.
@@ -328,6 +331,6 @@ def compared(evaluation: Evaluation, base: Evaluation, *, seed: int = 0) -> Eval
         evaluation,
         collapse=collapse.against(base.collapse) if collapse and base.collapse else collapse,
         base=base,
-        against=compare_tasks(tasks, base_tasks, chances=chances, seed=seed),
-        probes_against=compare_tasks(items, base_items, chances=probe_chances, seed=seed),
+        against=compare_tasks(tasks, base_tasks, chances=chances),
+        probes_against=compare_tasks(items, base_items, chances=probe_chances),
     )

@@ -5,16 +5,13 @@ Prompts, metrics and aggregation are the harness's, likelihoods are shortstack's
 
 from __future__ import annotations
 
-import json
 import logging
 import math
-import re
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
-from itertools import groupby, islice
 from numbers import Real
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,25 +26,22 @@ from lm_eval.models.utils import normalize_gen_kwargs
 from lm_eval.tasks import TaskManager
 from transformers import set_seed
 
-from shortstack.data.questions import Request, TokenizedQuestion, request
 from shortstack.data.tokens import bos_ids
 from shortstack.decoder import Decoder
-from shortstack.decoder.likelihoods import likelihoods
+from shortstack.decoder.likelihoods import Request, likelihoods
 from shortstack.errors import DataError, InputError
 from shortstack.evaluation.paired import mean_stderr
 from shortstack.evaluation.suites import PERPLEXITIES, TASKS, unknown
 from shortstack.evaluation.task_files import write_overlays
 from shortstack.evaluation.task_results import TaskResult
-from shortstack.machine.files import digest
 from shortstack.machine.hub import hub_or_copies
-from shortstack.machine.numbers import ALMOST, is_share, part_of
+from shortstack.machine.numbers import ALMOST, is_share
 from shortstack.machine.progress import Progress, silent
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 SEED = 1234  # the harness's own, of the examples in a prompt; ours is added to it: 0 draws what the harness draws
-PLACES = {"dataset_path", "dataset_name", "dataset_kwargs", "tag"}  # of a task's config: where its documents lie
 STOCK = Path(lm_eval.tasks.__file__).parent
 
 
@@ -105,25 +99,6 @@ class LoadedTask:
     @property
     def _first(self) -> Any:
         return next(iter(self.tasks.values()))
-
-    def digest(self, limit: float | None) -> str:
-        """Digest all that is asked: each task's config, its documents, and those that examples are drawn from."""
-        with hushed():
-            examples = {name: _digests(task.fewshot_docs()) for name, task in self.tasks.items() if self.shots}
-        return digest(
-            {
-                "name": self.name,
-                "version": self.version,
-                "aggregation": _plain(self.group.to_dict() if self.group else None),
-                "configs": {name: _config(task) for name, task in self.tasks.items()},
-                "documents": {name: _digests(_first_documents(task, limit)) for name, task in self.tasks.items()},
-                "examples": examples,
-            }
-        )
-
-
-def _first_documents(task: Any, limit: float | None) -> Iterator[Any]:
-    return islice(task.eval_docs, part_of(limit, len(task.eval_docs)))
 
 
 def load(
@@ -320,51 +295,6 @@ def _outcome(metric: str, value: Any, better: bool) -> float:
     if not isinstance(value, Real | np.bool_):
         return math.nan
     return float(value) if better else -float(value)
-
-
-def questions(
-    loaded: LoadedTask, tokenizer: PreTrainedTokenizerBase, limit: float | None = None
-) -> list[TokenizedQuestion]:
-    """Turn a multiple-choice task's documents into questions, for the walk that answers them for many cuts at once."""
-    if loaded.metric != "acc" or any(task.OUTPUT_TYPE != "multiple_choice" for task in loaded.tasks.values()):
-        raise InputError(
-            loaded.name, expected="a multiple-choice task", fix="name one, such as piqa or arc_easy", option="task"
-        )
-    with hushed():
-        return [question for task in loaded.tasks.values() for question in _questions(task, tokenizer, limit)]
-
-
-def _questions(task: Any, tokenizer: PreTrainedTokenizerBase, limit: float | None) -> Iterator[TokenizedQuestion]:
-    task.build_all_requests(limit=part_of(limit, len(task.eval_docs)))
-    for _, group in groupby(task.instances, key=lambda instance: instance.doc_id):
-        choices = sorted(group, key=lambda instance: int(instance.idx))
-        yield TokenizedQuestion(tuple(request(tokenizer, *choice.args) for choice in choices), _right(task, choices))
-
-
-def _right(task: Any, choices: Sequence[Any]) -> int:
-    """Find the choice that the task calls right when the model finds it likeliest; -1 where there is none."""
-    for place in range(len(choices)):
-        likelihoods = [(float(other == place), False) for other in range(len(choices))]
-        if task.process_results(choices[0].doc, likelihoods)["acc"]:
-            return place
-    return -1
-
-
-def _config(task: Any) -> Any:
-    fields = {name: value for name, value in task.dump_config().items() if name not in PLACES}
-    fields["metadata"] = {
-        name: value for name, value in (fields.get("metadata") or {}).items() if name != "config_source"
-    }
-    return _plain(fields)
-
-
-def _plain(data: Any) -> Any:
-    """Turn data into JSON; a function's repr loses where in memory it lies, which differs between processes."""
-    return json.loads(json.dumps(data, default=lambda value: re.sub(r" at 0x[0-9a-f]+", "", repr(value))))
-
-
-def _digests(documents: Iterable[Any] | None) -> str:
-    return digest(_plain(list(documents or ())))
 
 
 @contextmanager

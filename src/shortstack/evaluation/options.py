@@ -183,10 +183,3 @@ class Tasks:
         if self.max_length:
             check_positions(checkpoint, self.max_length, "max_length", fix="leave it out")
         return self.load()
-
-    def only(self) -> LoadedTask:
-        """Load the one task that is named."""
-        if len(self.names) > 1:
-            names = ", ".join(self.names)
-            raise InputError(names, expected="one task", fix="name one at a time", option="task")
-        return self.load()[0]

@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import cache
+from statistics import NormalDist
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -19,10 +21,8 @@ if TYPE_CHECKING:
     Values = NDArray[np.float64]
 
 
-DRAWS = 10_000  # of the bootstrap and of the sign flips
 COVERAGE = 0.95
 AT_CHANCE = 2.0  # a base that is not so many standard errors above chance is at chance
-ROOM = 2**22  # random numbers held at a time
 
 
 @dataclass(frozen=True)
@@ -38,9 +38,8 @@ class Paired:
     """A model against its base on the same documents; every number is the model's minus the base's, or a share of it.
 
     difference, stderr: the mean of the differences, and its standard error, as paired_stderr() has it.
-    interval: 95 % of the means of documents drawn again, with their pairs kept (percentile bootstrap); where right and wrong
-        answers differ on no document or on all alike, that of Agresti and Min.
-    p: two-sided, that signs of differences fall so by chance; for right and wrong answers McNemar's exact test.
+    interval: 95 % of where the difference may lie, by Student's law.
+    p: two-sided, as paired_p() has it.
     p_holm: the same, corrected for the number of tasks compared together.
     retention: 100 value / base; None where the base is not positive or an outcome is negative: no share of anything.
     retention_above_chance: 100 (value - chance) / (base - chance); None where no chance level is known, and where the
@@ -68,7 +67,6 @@ def compare_tasks(
     base: Mapping[str, Outcomes],
     *,
     chances: Mapping[str, float] | None = None,
-    seed: int = 0,
 ) -> dict[str, Paired]:
     """Compare both on each task, and correct the p-values together.
 
@@ -77,14 +75,13 @@ def compare_tasks(
     if model.keys() != base.keys():
         raise mismatch("the tasks", set(model), set(base))
     pairs = {
-        task: compare(task, outcomes, base[task], chance=(chances or {}).get(task), seed=seed)
-        for task, outcomes in model.items()
+        task: compare(task, outcomes, base[task], chance=(chances or {}).get(task)) for task, outcomes in model.items()
     }
     corrected = holm({task: pair.p for task, pair in pairs.items()})
     return {task: replace(pair, p_holm=corrected[task]) for task, pair in pairs.items()}
 
 
-def compare(task: str, model: Outcomes, base: Outcomes, *, chance: float | None = None, seed: int = 0) -> Paired:
+def compare(task: str, model: Outcomes, base: Outcomes, *, chance: float | None = None) -> Paired:
     """Compare both on one task, documents paired by their ids; p_holm is p, as of one task alone.
 
     >>> ids = tuple("abcdefgh")
@@ -95,8 +92,7 @@ def compare(task: str, model: Outcomes, base: Outcomes, *, chance: float | None 
     ours, theirs = _paired(task, model, base)
     differences = ours - theirs
     value, reference = float(ours.mean()), float(theirs.mean())
-    gained, lost = int((differences > 0).sum()), int((differences < 0).sum())
-    p = mcnemar(gained, lost) if binary(ours, theirs) else sign_flips(differences, seed)
+    difference, stderr, p = float(differences.mean()), paired_stderr(ours, theirs), paired_p(ours, theirs)
     at_chance = chance is not None and reference - chance <= AT_CHANCE * mean_stderr(theirs)
     retention = 100 * value / reference if reference > 0 and min(ours.min(), theirs.min()) >= 0 else None
     above = None if chance is None or at_chance else 100 * (value - chance) / (reference - chance)
@@ -104,9 +100,9 @@ def compare(task: str, model: Outcomes, base: Outcomes, *, chance: float | None 
         value=value,
         base=reference,
         n=len(ours),
-        difference=float(differences.mean()),
-        stderr=paired_stderr(ours, theirs),
-        interval=_interval(ours, theirs, seed),
+        difference=difference,
+        stderr=stderr,
+        interval=students_interval(difference, stderr, len(ours) - 1),
         p=p,
         p_holm=p,
         retention=retention,
@@ -115,6 +111,7 @@ def compare(task: str, model: Outcomes, base: Outcomes, *, chance: float | None 
     )
 
 
+@cache  # large counts take a while, and models that share a checkpoint share them
 def mcnemar(gained: int, lost: int) -> float:
     """Return the exact two-sided p of `gained` against `lost` among the documents on which two models differ.
 
@@ -137,45 +134,40 @@ def holm(ps: Mapping[str, float]) -> dict[str, float]:
     return {task: corrected[task] for task in ps}
 
 
-def bootstrap(differences: Values, seed: int) -> tuple[float, float]:
-    """Return the middle 95 % of the means of as many documents, drawn with replacement (Efron 1979, percentile)."""
-    from scipy import stats
+def paired_p(ours: Values, theirs: Values) -> float:
+    """Return the two-sided p of the differences: McNemar's exact test of right and wrong answers, else Student's t.
 
-    means = stats.bootstrap(
-        (differences,),
-        np.mean,
-        n_resamples=DRAWS,
-        batch=_batch(differences),
-        confidence_level=COVERAGE,
-        method="percentile",
-        rng=np.random.default_rng(seed),
-    )
-    return float(means.confidence_interval.low), float(means.confidence_interval.high)
-
-
-def sign_flips(differences: Values, seed: int) -> float:
-    """Return how often differences of random sign have a mean as far from 0 (two-sided p, Fisher's randomisation test).
-
-    Every choice of signs is counted where there are no more than are drawn. McNemar's test is this one for right and wrong
-    answers, with every choice counted.
+    Differences that are all the same tell no spread; of them it is the sign test.
     """
-    from scipy import stats
-
-    flips = stats.permutation_test(
-        (differences,),
-        lambda values, axis: np.abs(values.mean(axis)),
-        permutation_type="samples",
-        vectorized=True,
-        n_resamples=DRAWS,
-        batch=_batch(differences),
-        alternative="greater",
-        rng=np.random.default_rng(seed),
-    )
-    return float(flips.pvalue)
+    differences = ours - theirs
+    stderr = _stderr(differences)
+    if binary(ours, theirs) or alike(differences) or not stderr:
+        return mcnemar(int((differences > 0).sum()), int((differences < 0).sum()))
+    return students_p(float(differences.mean()) / stderr, len(differences) - 1)
 
 
-def _batch(differences: Values) -> int:
-    return max(1, ROOM // len(differences))
+def students_p(ratio: float, freedom: float) -> float:
+    """Return the two-sided p under Student's law; with no end of degrees of freedom that is the normal one."""
+    if math.isinf(freedom):
+        return math.erfc(abs(ratio) / math.sqrt(2))
+    from scipy.stats import t
+
+    return float(2 * t.sf(abs(ratio), freedom))
+
+
+def students_interval(value: float, stderr: float, freedom: float) -> tuple[float, float]:
+    """Return 95 % of where a value with that standard error may lie, by Student's law."""
+    reach = stderr * _students_reach(freedom)
+    return value - reach, value + reach
+
+
+def _students_reach(freedom: float) -> float:
+    """Return how many standard errors 95 % of values are away at most."""
+    if math.isinf(freedom):
+        return NormalDist().inv_cdf((1 + COVERAGE) / 2)
+    from scipy.stats import t
+
+    return float(t.ppf((1 + COVERAGE) / 2, freedom))
 
 
 def mean_stderr(values: Values) -> float:
@@ -192,7 +184,7 @@ def _stderr(values: Values) -> float:
 def paired_stderr(ours: Values, theirs: Values) -> float:
     """Return the standard error of the mean of differences, sd / sqrt(n); of right and wrong answers never 0."""
     if binary(ours, theirs) and alike(ours - theirs):
-        return _adjusted(ours - theirs)[1]
+        return _adjusted_stderr(ours - theirs)
     return _stderr(ours - theirs)
 
 
@@ -206,23 +198,12 @@ def alike(differences: Values) -> bool:
     return bool((differences == differences[0]).all())
 
 
-def _interval(ours: Values, theirs: Values, seed: int) -> tuple[float, float]:
-    differences = ours - theirs
-    if not (binary(ours, theirs) and alike(differences)):
-        return bootstrap(differences, seed)
-    from scipy.stats import norm
-
-    middle, stderr = _adjusted(differences)
-    reach = float(norm.ppf((1 + COVERAGE) / 2)) * stderr
-    return max(-1.0, middle - reach), min(1.0, middle + reach)
-
-
-def _adjusted(differences: Values) -> tuple[float, float]:
-    """Return the mean and its standard error, 1/2 added to each cell of rights and wrongs (Agresti and Min 2005)."""
+def _adjusted_stderr(differences: Values) -> float:
+    """Return the standard error of the mean, 1/2 added to each cell of rights and wrongs (Agresti and Min 2005)."""
     n = len(differences) + 2
     gained, lost = float((differences > 0).sum()) + 0.5, float((differences < 0).sum()) + 0.5
     mean = (gained - lost) / n
-    return mean, math.sqrt((gained + lost) / n - mean**2) / math.sqrt(n)
+    return math.sqrt((gained + lost) / n - mean**2) / math.sqrt(n)
 
 
 def _paired(task: str, model: Outcomes, base: Outcomes) -> tuple[Values, Values]:

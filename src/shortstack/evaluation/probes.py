@@ -11,11 +11,10 @@ from datetime import date
 from typing import TYPE_CHECKING, Any
 
 from shortstack.data.in_context import MONTHS
-from shortstack.data.questions import Request
 from shortstack.data.tokens import bos_ids, encode
 from shortstack.decoder import Decoder
 from shortstack.decoder.generation import end_tokens, generate, longest
-from shortstack.decoder.likelihoods import Accuracy, greedy_endings
+from shortstack.decoder.likelihoods import Accuracy, Request, greedy_endings
 from shortstack.evaluation.paired import Outcomes
 from shortstack.machine.progress import Progress, silent
 from shortstack.machine.tables import Cell

@@ -1,20 +1,15 @@
-"""Task results and their cache on disk, under everything they depend on, so that no other model's result is taken."""
+"""Task results: a value on documents, and what a model got on each."""
 
 from __future__ import annotations
 
-import json
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import Any
 
-from shortstack.errors import DataError
 from shortstack.evaluation.paired import Outcomes
 from shortstack.evaluation.suites import SHARES
-from shortstack.machine.cache import cache_directory, mark_used
-from shortstack.machine.files import save_json
 from shortstack.machine.tables import Cell
 
 
@@ -45,7 +40,6 @@ class TaskResult:
     also: Mapping[str, float] = field(default_factory=dict)
     parts: Mapping[str, float] = field(default_factory=dict)
     macro: bool = False
-    digest: str = ""
 
     @property
     def cell(self) -> Cell:
@@ -69,17 +63,6 @@ class TaskResult:
         """For a paired comparison with another model: the outcomes that the value is the mean of."""
         return Outcomes(self.documents, weighted(self.documents, self.outcomes, macro=self.macro))
 
-    @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> TaskResult:
-        """Read the result of to_dict() from JSON; null is NaN."""
-
-        def number(value: float | None) -> float:
-            return math.nan if value is None else value
-
-        numbers = {name: number(data[name]) for name in ("value", "stderr")}
-        outcomes = tuple(map(number, data["outcomes"]))
-        return cls(**{**data, **numbers, "documents": tuple(data["documents"]), "outcomes": outcomes})
-
 
 def weighted(documents: Sequence[str], outcomes: Sequence[float], *, macro: bool) -> tuple[float, ...]:
     """Weigh each outcome by its task, so that their plain mean is the average that the value is.
@@ -96,24 +79,3 @@ def weighted(documents: Sequence[str], outcomes: Sequence[float], *, macro: bool
     return tuple(
         outcome * (len(tasks) / len(sizes) / sizes[task]) for task, outcome in zip(tasks, outcomes, strict=True)
     )
-
-
-def kept(key: str) -> TaskResult | None:
-    """Read the result under that digest, if there is one."""
-    path = _path(key)
-    if not path.exists():
-        return None
-    mark_used(path)
-    try:
-        return TaskResult.from_dict(json.loads(path.read_text(encoding="utf-8")))
-    except (ValueError, KeyError, TypeError) as error:
-        raise DataError(str(error)[:80], expected="a result of a task", fix="delete that file", where=path) from error
-
-
-def keep(result: TaskResult) -> None:
-    """Keep a result under its digest."""
-    save_json(_path(result.digest), result.to_dict())
-
-
-def _path(key: str) -> Path:
-    return cache_directory("evaluations") / f"{key}.json"

@@ -27,7 +27,6 @@ KINDS = {
     "activations": "what frozen layers and a teacher give, for heal",
     "answers": "a teacher's answers to prompts",
     "data": "data that was given in memory",
-    "evaluations": "results of tasks",
     "gguf": "GGUF files as safetensors",
     "models": "models that were given in memory",
     "own-texts": "texts that a model wrote itself",

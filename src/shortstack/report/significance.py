@@ -5,8 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cache
-from statistics import NormalDist
 
 import numpy as np
 
@@ -40,8 +38,7 @@ class Difference:
         """95 % of where the difference may lie, by Student's law; None where nothing is known of how far it spreads."""
         if self.stderr is None or not math.isfinite(self.value):
             return None
-        reach = self.stderr * _students_reach(self.freedom)
-        return self.value - reach, self.value + reach
+        return paired.students_interval(self.value, self.stderr, self.freedom)
 
     @property
     def worse(self) -> bool:
@@ -106,17 +103,9 @@ def _sum_of(variances: Sequence[tuple[float, float]]) -> tuple[float, float]:
 
 
 def _paired(ours: np.ndarray, theirs: np.ndarray) -> Difference:
-    differences = ours - theirs
-    n, value, stderr = len(differences), float(differences.mean()), paired.paired_stderr(ours, theirs)
-    gained, lost = int((differences > 0).sum()), int((differences < 0).sum())
-    if paired.binary(ours, theirs):
-        return Difference(value, stderr, mcnemar(gained, lost), McNEMAR, n - 1)
-    if paired.alike(differences):  # random signs, of which all are the same
-        return Difference(value, stderr, mcnemar(gained, lost), PAIRED, n - 1)
-    return _tested(value, stderr, n - 1, PAIRED)
-
-
-mcnemar = cache(paired.mcnemar)  # large counts take a while, and rows that share a checkpoint share them
+    how = McNEMAR if paired.binary(ours, theirs) else PAIRED
+    value, stderr = float((ours - theirs).mean()), paired.paired_stderr(ours, theirs)
+    return Difference(value, stderr, paired.paired_p(ours, theirs), how, len(ours) - 1)
 
 
 def _between_averages(parts: Sequence[Difference]) -> Difference:
@@ -134,25 +123,7 @@ def _tested(value: float, stderr: float, freedom: float, how: str) -> Difference
         return Difference(value, stderr, None, how)
     if stderr == 0:
         return Difference(value, stderr, None if value else 1.0, how)
-    return Difference(value, stderr, _students_p(value / stderr, freedom), how, freedom)
-
-
-def _students_reach(freedom: float) -> float:
-    """Return how many standard errors 95 % of differences are away at most."""
-    if math.isinf(freedom):
-        return NormalDist().inv_cdf(1 - LEVEL / 2)
-    from scipy.stats import t
-
-    return float(t.ppf(1 - LEVEL / 2, freedom))
-
-
-def _students_p(ratio: float, freedom: float) -> float:
-    """Return the two-sided p under Student's law; with no end of degrees of freedom that is the normal one."""
-    if math.isinf(freedom):
-        return math.erfc(abs(ratio) / math.sqrt(2))
-    from scipy.stats import t
-
-    return float(2 * t.sf(abs(ratio), freedom))
+    return Difference(value, stderr, paired.students_p(value / stderr, freedom), how, freedom)
 
 
 def places(values: Sequence[float]) -> list[int]:

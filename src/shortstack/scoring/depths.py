@@ -4,30 +4,24 @@ from __future__ import annotations
 
 import math
 import time
-from dataclasses import dataclass, field, replace
-from pathlib import Path
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from shortstack.checkpoint import Checkpoint, Model
-from shortstack.data import CalibrationText, Rows, Tokens, read_questions
-from shortstack.data.questions import TokenizedQuestion, questions_sha256, tokenize_questions
+from shortstack.data import CalibrationText, Rows, Tokens
 from shortstack.decoder import Decoder, tokens_of
 from shortstack.decoder.decoder import SkippedLayers
-from shortstack.decoder.likelihoods import answers
-from shortstack.evaluation import Tasks, load_harness
 from shortstack.machine.device import AUTO, Compute
 from shortstack.machine.files import to_jsonable
 from shortstack.machine.formats import counted
 from shortstack.machine.numbers import checked, perplexity
 from shortstack.machine.progress import Progress, in_notebooks
-from shortstack.machine.tables import Cell, Column, Table, Tabled
+from shortstack.machine.tables import Column, Table, Tabled
 from shortstack.machine.typed import typed
 from shortstack.scoring.measurement import Measurement, MeasurementSpec
 from shortstack.scoring.metrics import METRICS
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
-
     from shortstack.charts import Picture
 
 
@@ -36,17 +30,12 @@ TOLERATED = math.log(1.5)  # a perplexity half as high again
 
 @dataclass(frozen=True)
 class Depth:
-    """The model of the first `layers` layers: loss and KL from the unpruned model, in nats per predicted token.
-
-    accuracy, accuracy_stderr: of multiple choice, where there were questions.
-    """
+    """The model of the first `layers` layers: loss and KL from the unpruned model, in nats per predicted token."""
 
     layers: int
     loss: float
     perplexity: float
     kl: float
-    accuracy: float | None = None
-    accuracy_stderr: float | None = None
 
 
 @dataclass(frozen=True, repr=False)
@@ -55,7 +44,6 @@ class DepthCurve(Tabled):
 
     depths: tuple[Depth, ...]
     tokens: dict[str, Any] = field(default_factory=dict)
-    task: dict[str, Any] | None = None
     dtype: str = "float32"
     seconds: float = 0.0
 
@@ -63,26 +51,14 @@ class DepthCurve(Tabled):
         """Return a row for each depth, the whole model first; losses and KL in nats per token."""
         of = self.tokens
         on = f" on {of['samples']} x {of['length']} tokens of {of['source']}" if of else ""
-        rows = [
-            (
-                depth.layers,
-                depth.loss,
-                depth.perplexity,
-                depth.kl,
-                Cell(depth.accuracy, stderr=depth.accuracy_stderr),
-            )
-            for depth in self.depths
-        ]
+        rows = [(depth.layers, depth.loss, depth.perplexity, depth.kl) for depth in self.depths]
         columns = ("layers", Column("loss", "loss"), Column("perplexity", "perplexity"), "KL")
         notes = [f"{counted(self.removable, 'layer')} can go from the tail with a loss of at most {self.max_loss:.4f}."]
-        if self.task:
-            questions = f"{self.task['questions']} questions of {self.task['source']}"
-            notes.insert(0, f"Accuracy ± its standard error on {questions}.")
         title = f"cut at every depth{on}: {self.removable} of {self.depths[0].layers} layers can go"
-        return Table.of(title, (*columns, Column("accuracy", "score")), rows, notes=notes)
+        return Table.of(title, columns, rows, notes=notes)
 
     def plot(self) -> Picture:
-        """Draw perplexity, KL divergence and accuracy over the layers that are cut."""
+        """Draw perplexity and KL divergence over the layers that are cut."""
         from shortstack.scoring.pictures import depth_picture
 
         return depth_picture([vars(depth) for depth in self.depths], tokens=self.tokens)
@@ -109,53 +85,22 @@ def depth_curve(
     checkpoint: Model,
     tokens: Tokens | CalibrationText | Rows,
     *,
-    task: str | Path | Tasks | None = None,
     compute: Compute = AUTO,
     progress: Progress = in_notebooks,
 ) -> DepthCurve:
     """Measure the model cut to every number of layers; N layer-forwards and N + 1 heads in all.
 
-    Layers can go up to a perplexity 1.5 times the unpruned one. task: a .jsonl file
-    of multiple choice (questions.LAYOUT), or one standard multiple-choice task, answered at every depth by a second walk.
-
-    Raises:
-        DataError: the task cannot be read, or its documents cannot be had.
+    Layers can go up to a perplexity 1.5 times the unpruned one.
     """
     checkpoint = Checkpoint.of(checkpoint)
     tokens = tokens_of(checkpoint, tokens, compute=compute, progress=progress)
     started = time.perf_counter()
-    questions, task_record = _questions(task, checkpoint.tokenizer()) if task else ([], None)
     decoder = Decoder.open(checkpoint, compute)
     cuts = tail_cuts(len(decoder.layers))
     spec = MeasurementSpec([METRICS["kl"]], singles=False, sets=cuts)
     run = Measurement(decoder, tokens, spec, progress=progress, stage="cutting at every depth").go()
     depths = tuple(_depth(run, tail) for tail in cuts)
-    if questions:
-        accuracy = answers(decoder, questions, cuts, progress=progress)
-        depths = tuple(
-            replace(depth, accuracy=accuracy[tail].value, accuracy_stderr=accuracy[tail].stderr)
-            for depth, tail in zip(depths, cuts, strict=True)
-        )
-    return DepthCurve(
-        depths,
-        tokens.record(),
-        task_record,
-        decoder.dtype,
-        round(time.perf_counter() - started, 3),
-    )
-
-
-def _questions(
-    task: str | Path | Tasks, tokenizer: PreTrainedTokenizerBase
-) -> tuple[list[TokenizedQuestion], dict[str, Any]]:
-    if isinstance(task, Tasks):
-        loaded = task.only()
-        encoded = load_harness().questions(loaded, tokenizer, task.limit)
-        source, sha256 = loaded.name, loaded.digest(task.limit)
-    else:
-        questions = read_questions(task)
-        encoded, source, sha256 = tokenize_questions(questions, tokenizer), str(task), questions_sha256(questions)
-    return encoded, {"source": source, "questions": len(encoded), "sha256": sha256}
+    return DepthCurve(depths, tokens.record(), decoder.dtype, round(time.perf_counter() - started, 3))
 
 
 def _depth(run: Measurement, tail: SkippedLayers) -> Depth:

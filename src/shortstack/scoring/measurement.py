@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from shortstack.data import Tokens
-from shortstack.data.tokens import Kind
 from shortstack.decoder import Decoder
 from shortstack.decoder.batching import Batches
 from shortstack.decoder.decoder import UNPRUNED, SkippedLayers, WalkState, layer_forwards
@@ -181,13 +180,6 @@ class Measurement:
             **self._outputs(self.singles),
         }
         return {name: self._placed(values) for name, values in scores.items()}
-
-    def by_kind(self) -> Iterator[tuple[Kind, float | None, Values]]:
-        """Yield each kind, the loss on it, and the scores on it alone by metrics that do not mix kinds before they score."""
-        for kind, hidden, outputs in zip(self.batches.kinds, self.hidden, self.outputs, strict=True):
-            base = float(outputs.losses[self.spec.without].value) if outputs.metrics else None
-            scores = {**hidden.of_layers(self.staying), **outputs.of_sets(self.singles)}
-            yield kind, base, {name: self._placed(values) for name, values in scores.items()}
 
     def block_scores(self) -> Values:
         """Return the score of each block, by its first layer, by the metrics that score blocks."""

@@ -14,7 +14,7 @@ from shortstack.scoring.metrics import removal_order
 
 Values = Mapping[str, Sequence[float]]
 Tokens = Mapping[str, Any] | None
-Depths = Mapping[str, float | None]
+Depths = Mapping[str, float]
 
 
 def score_picture(
@@ -73,13 +73,11 @@ def _agreement(values: Values) -> Panel:
 
 
 def depth_picture(depths: Sequence[Depths], *, tokens: Tokens) -> Picture:
-    """Draw perplexity, KL divergence and accuracy over the number of layers that are cut from the tail.
+    """Draw perplexity and KL divergence over the number of layers that are cut from the tail.
 
     depths: of the unpruned model first: layers (kept), and by name what was measured.
     """
     labels = {"perplexity": "perplexity", "kl": "KL divergence from the unpruned model (nats per token)"}
-    if depths[0].get("accuracy") is not None:
-        labels["accuracy"] = "accuracy (share right)"
     panels = [_depths(depths, name, label) for name, label in labels.items()]
     return Picture(f"The first layers alone, of {depths[0]['layers']}", panels, _read(tokens))
 
@@ -95,10 +93,8 @@ def _depths(depths: Sequence[Depths], name: str, label: str) -> Panel:
 
 
 def _points(depths: Sequence[Depths], key: str) -> list[Point]:
-    whole = depths[0]["layers"] or 0
     points = []
     for depth in depths:
-        gone, value = whole - (depth["layers"] or 0), depth.get(key)
-        if value is not None:
-            points.append(Point(gone, value, f"{gone:g} removed, cut: {number(value)}", depth.get(f"{key}_stderr")))
+        gone, value = depths[0]["layers"] - depth["layers"], depth[key]
+        points.append(Point(gone, value, f"{gone:g} removed, cut: {number(value)}"))
     return points

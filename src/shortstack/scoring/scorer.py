@@ -21,7 +21,7 @@ from shortstack.machine.typed import typed
 from shortstack.scoring.accumulators import Values
 from shortstack.scoring.measurement import Measurement, MeasurementSpec
 from shortstack.scoring.metrics import METRICS, Metric, metrics_named
-from shortstack.scoring.scores import KindScores, Scores
+from shortstack.scoring.scores import Scores
 
 
 @typed
@@ -76,7 +76,6 @@ def score(
         model=_record(checkpoint),
         dtype=decoder.dtype if decoder else None,
         base_loss=run.base_loss if run else None,
-        kinds=_kinds(run) if run and tokens and tokens.kinds else {},
         seconds=round(time.perf_counter() - started, 3),
     )
 
@@ -97,13 +96,6 @@ def _check_window(window: int, layers: int, metrics: Sequence[Metric]) -> None:
             fix="add one of these, or leave it out",
             option="window",
         )
-
-
-def _kinds(run: Measurement) -> dict[str, KindScores]:
-    return {
-        kind.source: KindScores(kind.weight, base, {name: _checked(name, values[name]) for name in values})
-        for kind, base, values in run.by_kind()
-    }
 
 
 @torch.no_grad()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,31 +19,6 @@ from shortstack.scoring.metrics import removal_order
 if TYPE_CHECKING:
     from shortstack.charts import Picture
 
-DEAR = 3.0  # times the median: more than a layer usually costs
-
-
-@dataclass(frozen=True)
-class KindScores:
-    """The scores on one kind of text: its weight beside others, and the unpruned model's loss on it."""
-
-    weight: float
-    base_loss: float | None
-    scores: dict[str, tuple[float, ...]]
-
-    @property
-    def measure(self) -> str:
-        """The meaning of lost(), in words."""
-        return "increase in loss, nats per token" if "ppl" in self.scores else "KL divergence from the unpruned model"
-
-    def lost(self) -> tuple[float, ...] | None:
-        """Return the nats per token that each layer's removal costs on this kind: of loss where measured, else of KL.
-
-        None where neither was.
-        """
-        if "ppl" in self.scores and self.base_loss is not None:
-            return tuple(math.log(value) - self.base_loss for value in self.scores["ppl"])
-        return self.scores.get("kl")
-
 
 def _ranked(values: Sequence[float]) -> list[Cell]:
     """Show scores, each with the place at which it goes."""
@@ -58,8 +32,8 @@ class Scores(Tabled):
 
     blocks: by metric, of blocks of `window` layers: one float for each place where such a block may start.
     base_loss is the unpruned model's loss on the same tokens (nats per predicted token), when a metric needed it.
-    kinds: by source, where the text is of several: each alone. The scores are then over all, by their weights: the mean of
-    what bi and the like say, of KL, and for ppl the perplexity over the unpruned one, its geometric mean.
+    Where the text is of several sources the scores are over all, by their weights: the mean of what bi and the like say, of
+    KL, and for ppl the perplexity over the unpruned one, its geometric mean.
     tokens and model are the records of what was read (source, digest, sizes): plan and the report quote them.
     """
 
@@ -71,7 +45,6 @@ class Scores(Tabled):
     model: dict[str, Any] = field(default_factory=dict)
     dtype: str | None = None
     base_loss: float | None = None
-    kinds: dict[str, KindScores] = field(default_factory=dict)
     seconds: float = 0.0
 
     @classmethod
@@ -94,9 +67,13 @@ class Scores(Tabled):
         return Table.of(title, ["layer", *self.scores], [*rows], caption=caption)
 
     def tables(self) -> list[Table]:
-        """Return the table of layers, of what they carry on each kind of text, and that of blocks."""
-        blocks = [self._blocks()] if self.blocks else []
-        return [self.table(), *([table] if (table := self._abilities()) else []), *blocks]
+        """Return the table of layers, and that of blocks."""
+        return [self.table(), *([self._blocks()] if self.blocks else [])]
+
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """The sources, where the text is of several."""
+        return tuple(kind["source"] for kind in (self.tokens or {}).get("kinds", ()))
 
     @property
     def _base(self) -> str:
@@ -110,25 +87,6 @@ class Scores(Tabled):
         rows = zip(blocks, *map(_ranked, self.blocks.values()), strict=True)
         columns = [Column("layers", "text"), *self.blocks]
         return Table.of(f"blocks of {size} layers", columns, [*rows])
-
-    def _abilities(self) -> Table | None:
-        """Return a table of each layer's cost on each kind of text, and of layers whose impact differs between kinds."""
-        costs = {source: values for source, kind in self.kinds.items() if (values := kind.lost()) is not None}
-        if len(costs) < 2:
-            return None
-        short = {source: Path(source).name for source in costs}
-        names = short if len({*short.values()}) == len(short) else dict(zip(costs, costs, strict=True))
-        first, *others = costs
-        notes = [
-            f"Low impact on {names[first]}, high on {names[source]}: {show_layers(hidden)}."
-            for source in others
-            if (hidden := self.hidden_carriers(first, source))
-        ]
-        measured = " or ".join(sorted({kind.measure for kind in self.kinds.values()}))
-        columns = ["layer", *(Column(names[source], "ratio") for source in costs)]
-        rows = zip(range(self.layers), *costs.values(), strict=True)
-        title = f"cost of removing each layer, by kind of text: {measured}"
-        return Table.of(title, columns, [*rows], notes=notes)
 
     def plot(self, drop: int | None = None) -> Picture:
         """Draw orders, values and agreement of the metrics; the `drop` layers that go first marked, or a quarter.
@@ -153,17 +111,6 @@ class Scores(Tabled):
         """The metric to use when none is named: measured loss, else the first one scored."""
         return "ppl" if "ppl" in self.scores else next(iter(self.scores))
 
-    def hidden_carriers(self, on: str, other: str) -> tuple[int, ...]:
-        """Find layers that are among the cheaper half on one kind of text, and cost DEAR times the median on another.
-
-        Metrics on the first kind alone would call them removable.
-        """
-        cheap, dear = self.kinds[on].lost(), self.kinds[other].lost()
-        if cheap is None or dear is None:
-            return ()
-        half, usual = statistics.median(cheap), statistics.median(dear)
-        return tuple(layer for layer in range(self.layers) if cheap[layer] <= half and dear[layer] > DEAR * usual)
-
     def order(self, metric: str) -> tuple[int, ...]:
         """Order layers from the first to remove to the last; ties go to the lower index."""
         if metric not in self.scores:
@@ -186,13 +133,9 @@ class Scores(Tabled):
     def from_dict(cls, data: Mapping[str, Any], *, where: object) -> Scores:
         """Return the inverse of to_dict; errors as load()."""
         try:
-            known = {key: data[key] for key in cls.__dataclass_fields__ if key != "kinds"}
+            known = {key: data[key] for key in cls.__dataclass_fields__}
             known["scores"] = _numbers(data["scores"])
             known["blocks"] = _numbers(data["blocks"])
-            known["kinds"] = {
-                source: KindScores(float(kind["weight"]), kind["base_loss"], _numbers(kind["scores"]))
-                for source, kind in data.get("kinds", {}).items()
-            }
             scores = cls(**known)
         except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
             raise _not_scores(where, "the JSON that `shortstack score -o` writes", repr(error)) from error
@@ -204,8 +147,6 @@ class Scores(Tabled):
                 raise _not_scores(where, f"blocks of 1 to {scores.layers} layers", repr(scores.window))
             size = scores.window
             _check_numbers(where, scores.blocks, scores.layers - size + 1, f" of blocks of {size}")
-        for source, kind in scores.kinds.items():
-            _check_numbers(where, kind.scores, scores.layers, f" on {source}")
         return scores
 
 
