@@ -347,7 +347,7 @@ class Line:
         if not route.healing:
             return pruned, None
         task, clock = route.healing_of(self.source, self.compute), until if route.heals_by_clock else None
-        known = {"of": pruned.identity, "data": text_digest(task.data.source), "task": repr(task)}
+        known: dict[str, object] = {"of": pruned.identity, "data": text_digest(task.data.source), "task": repr(task)}
         known |= {"minutes": self.options.minutes} if clock else {}
         if clock and self.decided("unhealed", lambda: clock.left <= LEAST_HEALING, **known):
             return pruned, None
