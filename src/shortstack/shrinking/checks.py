@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from shortstack.architecture.positions import check_positions
@@ -27,6 +27,7 @@ from shortstack.shrinking.retention import TRIALS
 from shortstack.shrinking.route import Route
 
 ROOM = "a larger machine; plan, prune and repair read such a model layer by layer"
+GENERATING = 8  # times as long as one of multiple choice takes a task whose answers are generated, token by token
 LOOKED_AT = 256  # samples to heal on, in a check
 CHECKPOINTS = 2  # of the model's size at most, on disk at once for each cut: what was cut, and what was healed
 
@@ -48,10 +49,19 @@ def disk_bytes(checkpoint: Checkpoint, options: ShrinkOptions, cuts: int) -> int
     return CHECKPOINTS * checkpoint.weight_bytes * (TRIALS if options.share else cuts)
 
 
+@dataclass(frozen=True)
+class Checked:
+    """A shrink that can be done. windows: of each text to measure on; tasks: how many, generating ones for several."""
+
+    windows: int
+    tasks: int
+    needed: Requirements
+
+
 def check_shrink(
     checkpoint: Checkpoint, outs: Mapping[Path, Route], options: ShrinkOptions, compute: Compute
-) -> tuple[int, Requirements]:
-    """Refuse what cannot end well; writes nothing. Returns the windows of each text to measure on, and the resources."""
+) -> Checked:
+    """Refuse what cannot end well; writes nothing."""
     check_unquantised(checkpoint, "to refit and to train", "shrink")
     nbytes, device = disk_bytes(checkpoint, options, len(outs)), pick_device(compute.device)
     checkpoint.check_room(arithmetic(compute.dtype, checkpoint, device), device, fix=f"free memory, or {ROOM}")
@@ -68,10 +78,11 @@ def check_shrink(
             needed = needed.then(check_repair(checkpoint, repaired, compute))
         if route.healing:
             needed = needed.then(_check_healing(checkpoint, out, route, compute))
+    tasks = 0
     for task in options.evaluation_tasks():
         task.check_paired()
-        task.load_for(checkpoint)
-    return _check_texts(checkpoint, options), replace(needed, disk_bytes=nbytes)
+        tasks += sum(GENERATING if loaded.generates else 1 for loaded in task.load_for(checkpoint))
+    return Checked(_check_texts(checkpoint, options), tasks, replace(needed, disk_bytes=nbytes))
 
 
 def _check_calibration(checkpoint: Checkpoint, amounts: Amounts) -> None:

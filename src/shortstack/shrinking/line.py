@@ -38,7 +38,7 @@ from shortstack.repairing import repair
 from shortstack.scoring import score
 from shortstack.shrinking import reference
 from shortstack.shrinking.card import dress
-from shortstack.shrinking.checks import check_shrink, in_words_of_shrink
+from shortstack.shrinking.checks import Checked, check_shrink, in_words_of_shrink
 from shortstack.shrinking.clock import LEVELS, WRITING, Amounts, ClockProgress, amounts_for, check_minutes, clock_of
 from shortstack.shrinking.options import ShrinkOptions
 from shortstack.shrinking.result import NO_HEALING, Candidate, Measured, Shrunk, Unpruned
@@ -127,11 +127,11 @@ def _shrink(
         }
         missing = {out: route for out, route in routes.items() if not (out.exists() and _noted(places[out]).exists())}
         if missing:
-            windows, _ = check_shrink(source, missing, options, compute)
+            checked = check_shrink(source, missing, options, compute)
             clock = clock_of(60 * options.minutes, folder / NOTED, before=time.monotonic() - began)
             with _noting(ClockProgress(progress, clock, folder / NOTED)) as told:
                 first_route = next(iter(routes.values()))
-                line = Line(source, first_route, options, compute, clock, stages, told, windows, len(routes))
+                line = Line(source, first_route, options, compute, clock, stages, told, checked, len(routes))
                 for number, (out, route) in enumerate(missing.items()):
                     if not places[out].exists():
                         line.finish(places[out], out, route, share=1 / (len(missing) - number))
@@ -163,7 +163,7 @@ def _noting(progress: ClockProgress) -> Iterator[ClockProgress]:
 
 @dataclass(frozen=True)
 class Line:
-    """A model on its way to a shorter one. windows: of each text to measure on, as many as there are and are wanted.
+    """A model on its way to a shorter one.
 
     cuts: that share the minutes. What the clock decides lies in the folder, too: a run that goes on decides the same.
     """
@@ -175,7 +175,7 @@ class Line:
     clock: Clock
     stages: Stages
     progress: Progress
-    windows: int
+    checked: Checked
     cuts: int = 1
 
     def finish(self, place: Path, out: Path, route: Route, *, share: float) -> None:
@@ -196,7 +196,7 @@ class Line:
         """As much as is looked at where there is time enough."""
         options = self.options
         most = Amounts(options.samples, options.length, options.text)
-        most = replace(most, judged=self.windows, probe_items=options.probe_items)
+        most = replace(most, judged=self.checked.windows, probe_items=options.probe_items)
         if not self.route.choice.how.finalists:
             most = replace(most, finalists=0)
         if not self.route.repair:
@@ -218,7 +218,7 @@ class Line:
         if not self.route.repeats:
             check_minutes(self.clock, rate, layers, self.cuts)
         seconds = self.clock.left / (TRIALS if self.options.share else self.cuts)
-        of_each = {"texts": len(self.options.texts), "tasks": len(self._task_names) or 1}
+        of_each = {"texts": len(self.options.texts), "tasks": self.checked.tasks or 1}
         return self.route.amounts(amounts_for(seconds, self.wanted, rate=rate, layers=layers, **of_each))
 
     def _written(self, amounts: Amounts) -> Amounts:

@@ -37,10 +37,10 @@ def foresee(model: Model, out: Path, options: ShrinkOptions, *, compute: Compute
     """Make every check of shrink(), and measure the speed of this machine; nothing is chosen or written."""
     source, route = Checkpoint.of(model), Route.of(options)
     with in_words_of_shrink():
-        windows, needed = check_shrink(source, {out: route}, options, compute)
-        line = Line(source, route, options, compute, Clock(60 * options.minutes), Stages(out, {}), silent, windows)
+        checked = check_shrink(source, {out: route}, options, compute)
+        line = Line(source, route, options, compute, Clock(60 * options.minutes), Stages(out, {}), silent, checked)
         amounts = line.fitting()
     choice = route.choice.sized(source.sizes)
     cut = None if options.share else choice.like(source.anatomy.layers).sized(source.sizes)
     steps = route.healing.schedule.max_steps if route.healing else None
-    return Foreseen(cut, steps, amounts, tuple(amounts.less(line.wanted)), needed)
+    return Foreseen(cut, steps, amounts, tuple(amounts.less(line.wanted)), checked.needed)
