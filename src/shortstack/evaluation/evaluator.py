@@ -82,7 +82,7 @@ class Evaluation(Tabled):
             Column("kept", "percent"),
             Column("above chance", "percent"),
         )
-        measured = (Column("measured", "text"), "metric", "value", "n", Column("chance", "ratio"), "BOS", "unpruned")
+        measured = (Column("measured", "text"), "metric", "value", "unpruned", "n", Column("chance", "ratio"), "BOS")
         notes = [*map(self._unit, self.against), *map(self._not_compared, self.tasks.keys() - self.against.keys())]
         if self.collapse:
             notes.append(self.collapse.summary)
@@ -94,19 +94,19 @@ class Evaluation(Tabled):
         for name, text in self.perplexity.items():
             beside, bos = base.perplexity[name] if base else None, text.windows["bos"]
             unpaired = (None,) * 5
-            yield name, "perplexity", text.cell, text.tokens, None, bos, beside and beside.cell, *unpaired
-            yield name, "nats per token", text.loss_cell, text.tokens, None, bos, beside and beside.loss_cell, *unpaired
+            yield name, "perplexity", text.cell, beside and beside.cell, text.tokens, None, bos, *unpaired
+            yield name, "nats per token", text.loss_cell, beside and beside.loss_cell, text.tokens, None, bos, *unpaired
         for name, task in self.tasks.items():
             other = base.tasks[name].cell if base else None
-            yield name, task.metric, task.cell, task.n, task.chance, task.bos, other, *_paired(self.against.get(name))
+            yield name, task.metric, task.cell, other, task.n, task.chance, task.bos, *_paired(self.against.get(name))
         for name, probe in self.probes.items():
             other = base.probes[name].cell if base else None
             paired = _paired(self.probes_against.get(name))
-            yield name, "accuracy", probe.cell, probe.n, probe.chance, None, other, *paired
+            yield name, "accuracy", probe.cell, other, probe.n, probe.chance, None, *paired
         others = base.named_averages if base else {}
         for name, value in self.named_averages.items():
             average = Cell(others.get(name), "score")
-            yield name, "mean of shares", Cell(value, "score"), None, None, None, average, *(None,) * 5
+            yield name, "mean of shares", Cell(value, "score"), average, None, None, None, *(None,) * 5
 
     @property
     def named_averages(self) -> dict[str, float]:
