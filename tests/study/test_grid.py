@@ -116,9 +116,9 @@ def test_what_draws_gives_every_seed_layers_of_its_own(metric):
 @pytest.mark.parametrize(
     ("text", "choice"),
     [
-        ("search", Choice(search=True)),
+        ("search", Choice(strategy="search")),
         ("ppl", Choice("ppl")),
-        ("angular block", Choice("angular", block=True)),
+        ("angular block", Choice("angular", strategy="block")),
         ("layers 3-5,8", Choice(layers="3-5,8")),
     ],
 )

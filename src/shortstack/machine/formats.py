@@ -201,8 +201,8 @@ def amount_of(text: str) -> float | None:
 def option_words(values: Mapping[str, Any]) -> list[str]:
     """Spell options as the command line does; one without a value is left out, and lists have commas.
 
-    >>> option_words({"batch_size": [1, 8], "block": True, "head": False, "step": None})
-    ['--batch-size', '1,8', '--block', '--no-head']
+    >>> option_words({"batch_size": [1, 8], "repair": True, "head": False, "step": None})
+    ['--batch-size', '1,8', '--repair', '--no-head']
     """
     words: list[str] = []
     for name, value in values.items():

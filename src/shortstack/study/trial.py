@@ -46,16 +46,12 @@ class RepairText(_Text):
 def parse_choice(text: str, *, drop: str | None = None, step: int | None = None) -> Choice:
     """Read how layers are chosen, in a study's words: a metric, a metric and a strategy, search, or layers by name.
 
-    >>> parse_choice("angular block").metric, parse_choice("search").search, parse_choice("layers 3-5").layers
-    ('angular', True, '3-5')
+    >>> parse_choice("angular block").metric, parse_choice("search").strategy, parse_choice("layers 3-5").layers
+    ('angular', 'search', '3-5')
     """
-    if text == "search":
-        return Choice(drop=drop, search=True)
     if text.startswith("layers "):
         return Choice(layers=text.removeprefix("layers "))
     metric, _, strategy = text.rpartition(" ")
-    if strategy == "block":
-        return Choice(metric, drop, block=True, step=step)
     if strategy in STRATEGIES:
         usual = "ppl" if STRATEGIES[strategy].by_metric else None
         return Choice(metric or usual, drop, strategy=strategy, step=step)
@@ -134,7 +130,7 @@ class Trial:
     @property
     def removes_window(self) -> bool:
         """Whether one contiguous window of layers goes."""
-        return self.choice.block
+        return self.choice.how.window
 
     @property
     def needs_scores(self) -> bool:
@@ -198,7 +194,7 @@ class Trial:
             return
         choice = self.choice
         wrong = None
-        if choice.search or choice.layers or self.removes_window or choice.strategy:
+        if choice.layers or choice.strategy:
             wrong = "metric", self.metric, "a metric that scores single layers"
         elif self.heal is None and not choice.needs_text:
             wrong = "metric", self.metric, "a metric that the layers removed before can change, or healing between"
