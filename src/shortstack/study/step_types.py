@@ -25,7 +25,7 @@ from shortstack.planning import Choice, Plan
 from shortstack.scoring import Scores
 from shortstack.study.measures import EvaluateStep, ProfileStep
 from shortstack.study.steps import Contents, Job, Known, Places, Step, changed_words, model_words
-from shortstack.study.trial import RepairText, Trial, calibration_text
+from shortstack.study.trial import StudyRepair, Trial, calibration_text
 
 if TYPE_CHECKING:
     from shortstack.healing import HealingTask
@@ -144,7 +144,7 @@ class PruneStep(Step):
 
     def words(self, places: Places) -> list[str]:
         options: dict[str, Any] = {"layers": show_layers(self.arguments["removed"]).replace(" ", "")}
-        defaults: dict[str, Any] = {"layers": None, "repair": False, "repair_samples": RepairText().samples}
+        defaults: dict[str, Any] = {"layers": None, "repair": False, "repair_samples": StudyRepair().samples}
         if self.arguments["repair"]:
             repair = dict(self.arguments["repair"])
             options |= {"repair": True, "repair_samples": repair.pop("samples"), **repair}

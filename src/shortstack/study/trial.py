@@ -12,7 +12,7 @@ from typing import Any
 
 from pydantic import Field
 
-from shortstack.data import CalibrationText
+from shortstack.data import CalibrationText, RepairText
 from shortstack.errors import InputError, PlanError
 from shortstack.healing.recipes import read_recipe
 from shortstack.healing.task import option_defaults, task_of
@@ -24,23 +24,14 @@ from shortstack.runs.records import ONE_SHOT
 NOT_IN_HEAL = {"step": "write strategy: step 1 in the study", "seed": "write seeds: [0] in the study"}
 
 
-class _Text(part_of("CalibrationText", CalibrationText)):  # type: ignore[misc]  # made of options
-    """A text of which windows are looked at."""
-
-    def check(self) -> None:
-        CalibrationText(self.text, self.samples, self.length)  # refuses what is out of range
-
-
-class StudyCalibration(_Text):
+class StudyCalibration(part_of("StudyCalibration", CalibrationText)):  # type: ignore[misc]  # made of options
     """The text that metrics look at; seed: of the windows, the trial's own without one."""
 
     seed: int | None = Field(default=None, ge=0, description="Seed of the windows; the trial's own without one.")
 
 
-class RepairText(_Text):
+class StudyRepair(part_of("StudyRepair", RepairText, bounded=True)):  # type: ignore[misc]  # made of options
     """The text that closed-form repair looks at."""
-
-    samples: int = Field(default=256, ge=8, description="Maximum windows to repair on; at least eight per text.")
 
 
 def parse_choice(text: str, *, drop: str | None = None, step: int | None = None) -> Choice:
@@ -96,7 +87,7 @@ class Trial:
     drop: str | None
     calibration: StudyCalibration | None
     strategy: str
-    repair: RepairText | None
+    repair: StudyRepair | None
     heal: HealOptions | None
     seed: int
 
@@ -106,7 +97,7 @@ class Trial:
         choice, strategy = parse_choice(settings["metric"]), settings["strategy"]
         calibration, repair = settings["calibration"], settings["repair"]
         for text in filter(None, (calibration, repair)):
-            text.check()
+            calibration_text(text.model_dump())  # refuses what is out of range
         drop = None if choice.layers else settings["drop"]
         check_choice(drop, choice.layers)
         if strategy != ONE_SHOT and not re.fullmatch(r"step [1-9]\d{0,4}", strategy):
@@ -226,5 +217,5 @@ def read_setting(name: str, value: Any, named: Mapping[str, HealOptions]) -> Any
     if name == "drop":
         return str(value)
     if name == "repair":
-        return RepairText() if value is True else value or None
+        return StudyRepair() if value is True else value or None
     return HealOptions.of(value, named) if name == "heal" else value
