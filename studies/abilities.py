@@ -30,7 +30,7 @@ SAMPLES, DROP = 10, 8
 DEAR = 3.0  # times the median: more than a layer usually costs
 KINDS = ("C4", "self", "copying", "recall")
 METRICS_ASKED = ("random", "reverse", "magnitude-l1", "magnitude-l2", "taylor", "ppl", "bi", "kl", "angular")
-STEPS = {"ppl, 1 at a time": Choice("ppl", DROP, step=1), "search by kl": Choice(drop=DROP, search=True)}
+STEPS = {"ppl, 1 at a time": Choice("ppl", DROP, step=1), "search by kl": Choice(drop=DROP, strategy="search")}
 
 
 def texts(c4: str) -> dict[str, str]:

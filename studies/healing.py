@@ -49,7 +49,7 @@ METHODS: dict[str, Callable[[], Any]] = {
     "head": lambda: ss.Partial(last=0, untie_head=True),
     "head, last 3": lambda: ss.Partial(last=3, untie_head=True),
     "head, last 3, low rate": lambda: ss.Partial(last=3, untie_head=True),
-    "near cuts": lambda: ss.Partial(near_cut=1),
+    "near cuts": lambda: ss.Partial(layers="11-12,17-18"),  # of the set that the search found
     "lora": lambda: ss.Lora(),
     "dora": lambda: DoRA(),
     "full": lambda: ss.Full(),

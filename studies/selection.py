@@ -30,7 +30,7 @@ DROPS = {"20 %": 6, "27 %": 8}
 def chosen(model: ss.Checkpoint, scores: ss.Scores, tokens: ss.Tokens, amount: int) -> Mapping[str, ss.Plan]:
     """Plans by name, all from the same tokens."""
     return {
-        "search": ss.choose(model, Choice(drop=amount, search=True), tokens).wanted,
+        "search": ss.choose(model, Choice(drop=amount, strategy="search"), tokens).wanted,
         "ppl, 1 at a time": ss.choose(model, Choice(drop=amount, step=1), tokens).wanted,
         **{f"lowest {metric}": ss.choose(scores, ss.Choice(metric, amount)).plan for metric in scores.scores},
         "tail": ss.choose(model.anatomy.layers, ss.Choice("reverse", amount)).plan,

@@ -255,7 +255,7 @@ def test_the_tables_of_what_there_is_to_name_are_as_the_code_has_it() -> None:
 
 @pytest.mark.parametrize("page", PAGES, ids=page_id)
 def test_a_page_mentions_no_option_that_does_not_exist(page: Path) -> None:
-    others = r"(pip|accelerate|vllm|llama-server|llama-quantize|text-generation-launcher)"
+    others = r"(pip|accelerate|vllm|lm_eval|llama-server|llama-quantize|text-generation-launcher)"
     text = re.sub(rf"`{others} [^`]*`|^\$ {others} .*$", "", page.read_text(encoding="utf-8"), flags=re.MULTILINE)
     known = {name for verb in VERBS for name in names(verb)}
     assert set(re.findall(r"(?<![\w-])--[a-z][a-z-]*", text)) <= known | {"--help", "--version", "--install-completion"}

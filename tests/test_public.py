@@ -45,7 +45,7 @@ REFUSED = {  # words that are wrong for any model, and the option or argument th
         for words, said in (
             ("--data pydoc --method none", "--method"),
             ("--data pydoc --method lora --last 0", "--last"),
-            ("--data pydoc --near-cut 1 --layers 3", "--layers"),
+            ("--data pydoc --last 1 --layers 3", "--layers"),
             ("--data pydoc --method full --lora-r 4", "--lora-r"),
             ("--data pydoc --learning-rate 0", "--learning-rate"),
             ("--data pydoc --loss mse", "--loss"),

@@ -89,7 +89,7 @@ REFUSED = {  # what both say, and the word that it is told by
     "a folder in the model": (("prune", "m", "--layers", "3", "-o", "m/out"), "outside the input"),
     "a text that is not there": (("prune", "m", "--metric", "bi", "--drop", "2", "--text", "slef", "-o", "z"), "slef"),
     "too few samples": (
-        ("prune", "m", "--search", "--drop", "2", "--text", "pydoc", "--samples", "2", "-o", "z"),
+        ("prune", "m", "--strategy", "search", "--drop", "2", "--text", "pydoc", "--samples", "2", "-o", "z"),
         "is held out",
     ),
     "no exact cut, repaired": (("prune", "d", "--layers", "2", "--repair", *REPAIRED, "-o", "z"), "nearest exact cut"),

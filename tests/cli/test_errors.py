@@ -227,7 +227,7 @@ def test_weights_that_are_no_numbers_are_said_to_be_so(metric, stream, command, 
     assert not (command.folder / "scores.json").exists()
 
 
-@pytest.mark.parametrize("words", ["depth-curve", "evaluate", "plan --search --drop 2"])
+@pytest.mark.parametrize("words", ["depth-curve", "evaluate", "plan --strategy search --drop 2"])
 def test_no_verb_takes_what_is_no_number_for_infinity(words, command, broken):
     verb, *options = words.split()
     code, out, err = command(verb, broken, *options, "--samples", "4", "--length", "8", "-q")
@@ -255,7 +255,7 @@ def test_a_record_that_shortstack_did_not_write(record, command, model):
 
 CUTS = {
     "all layers": (("--layers", "0-7"), "all 8 removed"),
-    "both ways to measure": (("--drop", "2", "--step", "1", "--search"), "step as well"),
+    "both ways to measure": (("--drop", "2", "--step", "1", "--strategy", "search"), "strategy without step"),
     "a size without a unit": (("--memory", "240"), "240 without a unit\n  to fix it write 240MB or 240GB"),
     "no samples": (("--drop", "2", "--samples", "0"), "found     '0'"),
     "samples of words": (("--drop", "2", "--samples", "many"), "a number of windows, or all"),

@@ -9,7 +9,6 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from learning import EXAMPLES, learning
-from plans import plan
 from shortstack.checkpoint import Checkpoint
 from shortstack.decoder import Decoder
 from shortstack.decoder.own_text import Writer
@@ -18,7 +17,6 @@ from shortstack.healing import Full, HealingTask, Objective, Partial, Schedule, 
 from shortstack.healing.frozen import Activations, Freezer
 from shortstack.healing.learner import padded
 from shortstack.machine.device import Compute
-from shortstack.pruning import prune
 from zoo import ZOO, speaking, tiny
 
 pytestmark = pytest.mark.usefixtures("own_cache")
@@ -79,30 +77,8 @@ def test_what_healing_changes_is_the_tail_and_nothing_else(source, tmp_path):
     assert held_out[-1] < held_out[0]
     record = json.loads((tmp_path / "healed" / "shortstack.json").read_text())
     assert record["verb"] == "heal"
-    unset = dict.fromkeys(("layers", "near_cut", "head"))
+    unset = dict.fromkeys(("layers", "head"))
     assert record["healing"]["method"] == {"name": "partial", "last": 2, "untie_head": False, **unset}
-
-
-@pytest.mark.parametrize(
-    ("cuts", "near", "trained"),
-    [
-        (["6-7"], 2, (4, 5)),  # a tail
-        (["0-1"], 1, (0,)),
-        (["2-3,6"], 1, (1, 2, 3, 4)),
-        (["2-3"], 3, (0, 1, 2, 3, 4)),
-        (["3", "4"], 1, (2, 3, 4)),  # twice: 3 and then 5 of the first model; 4 is between
-    ],
-)
-def test_layers_near_the_cuts_train_also_when_healed_again(cuts, near, trained, source, tmp_path):
-    for number, cut in enumerate(cuts):
-        source = prune(source, plan(source.anatomy.layers, layers=cut), tmp_path / str(number))
-    method = Partial(near_cut=near)
-    assert method.trained_layers(source) == trained
-    if len(cuts) > 1:
-        heal(source, tmp_path / "healed", replace(SHORT, method=method))
-        healed = Checkpoint.open(tmp_path / "healed")
-        assert {int(name.split(".")[2]) for name in changed(source, healed) if ".layers." in name} == set(trained)
-        assert method.trained_layers(healed) == trained, "it is still where the cut was"
 
 
 def test_a_tied_head_stays_tied_and_frozen_unless_untied(tmp_path):
@@ -145,8 +121,6 @@ def test_impossible_heads_and_depths_are_refused(source, tmp_path):
         (source, Partial(untie_head=True), "of its own"),
         (tied, Partial(last=9), "8 layers"),
         (tied, Partial(layers="3,8"), "0 to 7"),
-        (tied, Partial(near_cut=30), "8 layers"),
-        (tied, Partial(near_cut=1), "tells of none"),
     ]
     for checkpoint, method, complaint in cases:
         with pytest.raises(InputError, match=complaint):
@@ -155,8 +129,8 @@ def test_impossible_heads_and_depths_are_refused(source, tmp_path):
 
 
 def test_options_that_exclude_each_other_are_refused():
-    with pytest.raises(InputError, match="layers alone"):
-        Partial(layers="3", near_cut=1)
+    with pytest.raises(InputError, match="only layers"):
+        Partial(layers="3", last=1)
     with pytest.raises(InputError, match=r"untie_head: expected a head that trains.*found head turned off"):
         Partial(untie_head=True, head=False)
 

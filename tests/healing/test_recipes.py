@@ -52,7 +52,7 @@ def test_what_was_typed_goes_before_the_recipe():
     assert task.schedule.learning_rate == option_defaults()["learning_rate"]
     assert task.method.last is None
     assert task.schedule.batch_size == 64
-    assert "last" not in values("paper-last3", typed={"near_cut"}), "which layers train is one thing"
+    assert "last" not in values("paper-last3", typed={"layers"}), "which layers train is one thing"
 
 
 @pytest.mark.parametrize(
@@ -78,7 +78,7 @@ def test_a_wrong_file_is_explained_with_its_line(text, where, said, tmp_path):
     [
         ("heal:\n  learning_rate: .nan\n", "line 2: learning_rate"),
         ("heal:\n  method: lore\n", "line 2: method"),
-        ("heal:\n  near_cut: 1\n  layers: 1-2\n", "line 3: layers"),
+        ("heal:\n  last: 1\n  layers: 1-2\n", "line 3: layers"),
         ("plan:\n  metric: none\n", "line 2: metric"),
         ('heal:\n  layers: "1"\nplan:\n  layers: "1"\n  drop: 1\n', "line 4: layers"),
     ],

@@ -63,8 +63,8 @@ def test_what_is_said_where_there_is_no_room(monkeypatch):
     memory.check_room("a model", 8 * 10**9, "cpu")
     with pytest.raises(InputError) as refused:
         memory.check_room("a model", 16 * 10**9, "cuda:0")
-    assert (refused.value.where, refused.value.found) == ("a model", "8.00 GB free")
-    assert refused.value.expected == "room for its weights on cuda:0: 16.00 GB"
+    assert (refused.value.where, refused.value.found) == ("a model", "8.0 GB free")
+    assert refused.value.expected == "16.0 GB free on cuda:0, for its weights"
     assert "try the CPU" in refused.value.fix
 
 

@@ -35,8 +35,8 @@ def test_as_few_layers_go_as_leave_others_that_fit():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"search": True, "metric": "ppl", "drop": 2}, "search: expected search without metric"),
-        ({"step": 1, "block": True, "drop": 2}, "step: expected step without block"),
+        ({"step": 1, "strategy": "block", "drop": 2}, "strategy: expected strategy without step"),
+        ({"layers": "1", "strategy": "search"}, "layers: expected layers without strategy"),
         ({"layers": "1", "metric": "ppl"}, "layers: expected layers without metric"),
         ({"strategy": "lowest", "step": 2, "drop": 4}, "strategy: expected strategy without step"),
         ({"strategy": "search", "metric": "bi", "drop": 4}, "strategy: expected strategy without metric"),
@@ -56,7 +56,7 @@ def test_what_excludes_itself_is_refused(options, message):
     [
         (Choice("reverse", 2, keep_first=1), {3, 5}, {0, 5}),
         (Choice("reverse", 2, keep_last=2), {3, 5}, {3, 6}),
-        (Choice("reverse", 2, block=True), {3, 4}, {3, 5}),
+        (Choice("reverse", 2, strategy="block"), {3, 4}, {3, 5}),
         (Choice("reverse", fits=lambda kept: 7 not in kept), {6, 7}, {5, 6}),
     ],
 )
@@ -122,7 +122,11 @@ def test_scores_without_perplexity_choose_by_the_metric_that_they_have():
 
 @pytest.mark.parametrize("source", [8, Scores(8, {"ppl": (1.0,) * 8}, model={"source": "org/m"})])
 def test_without_a_model_none_is_measured_and_nothing_is_sized_by_it(source):
-    for choice in (Choice(search=True, drop=2), Choice(drop=2, step=1), Choice(strategy="repaired-blocks", drop=2)):
+    for choice in (
+        Choice(strategy="search", drop=2),
+        Choice(drop=2, step=1),
+        Choice(strategy="repaired-blocks", drop=2),
+    ):
         with pytest.raises(InputError, match="expected a model, to measure shorter forms of it"):
             choose(source, choice)
     with pytest.raises(DataError, match="layer_parameters"):

@@ -83,8 +83,8 @@ def test_a_search_is_repeatable_and_judged_on_samples_it_did_not_fit():
         ({"drop": 3, "step": 4}, PlanError, "1 to 3 layers at a time"),
         ({"drop": 3, "step": 1, "metric": "reverse"}, PlanError, "can change"),
         ({"drop": 3, "step": 1, "metric": "magnitude-l1"}, PlanError, "can change"),
-        ({"drop": 6, "search": True, "keep_first": 2, "keep_last": 1}, PlanError, "at most 5 layers"),
-        ({"drop": 3, "search": True}, DataError, "at least 4 samples"),
+        ({"drop": 6, "strategy": "search", "keep_first": 2, "keep_last": 1}, PlanError, "at most 5 layers"),
+        ({"drop": 3, "strategy": "search"}, DataError, "at least 4 samples"),
     ],
 )
 def test_a_choice_that_cannot_be_made(options, error, said):

@@ -55,9 +55,9 @@ def test_the_lowest_scores_go_and_ties_to_the_lower_index(values, data):
     allowed = [layer for layer in range(layers) if first <= layer < layers - last]
     options = {"drop": amount, "keep_first": first, "keep_last": last}
     if amount > len(allowed):
-        for block in (False, True):
+        for strategy in ("lowest", "block"):
             with pytest.raises(PlanError, match="kept"):
-                plan(scores(values), block=block, **options)
+                plan(scores(values), strategy=strategy, **options)
         return
 
     def cost(removed: tuple[int, ...]) -> tuple[object, ...]:
@@ -66,7 +66,7 @@ def test_the_lowest_scores_go_and_ties_to_the_lower_index(values, data):
     chosen = plan(scores(values), **options)
     assert chosen.removed == min(itertools.combinations(allowed, amount), key=cost)
     windows = [layers for layers in itertools.combinations(allowed, amount) if layers[-1] - layers[0] == amount - 1]
-    blocked = plan(scores(values), block=True, **options)
+    blocked = plan(scores(values), strategy="block", **options)
     assert blocked.removed == min(windows, key=cost)
     for found in (chosen, blocked):
         assert len(found.removed) == amount
@@ -116,7 +116,7 @@ def test_layers_that_cannot_go_are_refused(layers, found):
     [
         {},
         {"layers": "1", "drop": "1"},
-        {"layers": "1", "block": True},
+        {"layers": "1", "strategy": "block"},
         {"layers": "1", "keep_first": 2},
         {"layers": "6", "keep_last": 2},
         {"drop": "1", "metric": "ppl"},

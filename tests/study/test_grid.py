@@ -116,9 +116,9 @@ def test_what_draws_gives_every_seed_layers_of_its_own(metric):
 @pytest.mark.parametrize(
     ("text", "choice"),
     [
-        ("search", Choice(search=True)),
+        ("search", Choice(strategy="search")),
         ("ppl", Choice("ppl")),
-        ("angular block", Choice("angular", block=True)),
+        ("angular block", Choice("angular", strategy="block")),
         ("layers 3-5,8", Choice(layers="3-5,8")),
     ],
 )
@@ -150,7 +150,7 @@ def test_words_for_a_choice_of_layers(text, choice):
         ("models: [a]\nmetrics: [pppl]\n", "line 2: metric: expected one of random.*did you mean ppl"),
         ("models: [a]\nmetrics: [ppl]\ndrop:\n- 8\n- 120%\n", "line 5: drop: "),
         ("models: [a]\nmetrics: [ppl]\ncalibration: {samples: 0}\n", "line 3: samples: .*windows, or all"),
-        ("models: [a]\nmetrics: [ppl]\nrepair: {samples: 7}\n", "line 3: .*samples: .*greater than or equal to 8"),
+        ("models: [a]\nmetrics: [ppl]\nrepair: {samples: 7}\n", "line 3: .*samples: .*at least 8"),
         ("models: [a]\nmetrics: [ppl]\nstrategy: twice\n", "line 3: strategy: .*write it like step 1"),
         ("models: [a]\nmetrics: [ppl]\nheal: paper-lor\n", "line 3: .*did you mean paper-lora"),
         ("models: [a]\nmetrics: [ppl]\nheal: {method: lora}\n", "add data: pydoc"),

@@ -23,7 +23,7 @@ from gguf_models import llama
 from plans import plan
 from shortstack.checkpoint import Checkpoint
 from shortstack.checkpoint.gguf import dequantised
-from shortstack.checkpoint.record import changed_since, near_cuts, skipped_layers
+from shortstack.checkpoint.record import changed_since, skipped_layers
 from shortstack.checkpoint.weights import check_fit
 from shortstack.data import CalibrationText
 from shortstack.errors import ShortstackError
@@ -67,7 +67,6 @@ def recorded(place: Path) -> None:
     if cut.record:
         skipped_layers(cut, source)
         changed_since(cut, source)
-        near_cuts(cut, 1)
         verify(cut)
     _ = cut.made_from
 

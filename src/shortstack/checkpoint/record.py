@@ -5,11 +5,11 @@ from __future__ import annotations
 import platform
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
-from itertools import pairwise, takewhile
+from itertools import takewhile
 from typing import Any
 
 from shortstack.checkpoint.checkpoint import Checkpoint
-from shortstack.errors import CheckpointError, InputError
+from shortstack.errors import CheckpointError
 
 
 def layer_map(checkpoint: Checkpoint, kept: Sequence[int]) -> dict[str, int]:
@@ -74,25 +74,3 @@ def skipped_layers(checkpoint: Checkpoint, against: Checkpoint) -> frozenset[int
             where=against.source,
         )
     return skipped
-
-
-def near_cuts(checkpoint: Checkpoint, count: int) -> tuple[int, ...]:
-    """Find the `count` layers on either side of each place where layers were removed, by the checkpoint's record."""
-    kept = list((checkpoint.record.get("layer_map") or {}).values())
-    edges = [-1, *kept, original_depth(checkpoint)]
-    cuts = [place for place, (one, next_one) in enumerate(pairwise(edges)) if next_one != one + 1] if kept else []
-    if not cuts:
-        raise InputError(
-            f"{checkpoint.source}, whose record tells of none",
-            expected="a checkpoint that layers were removed from",
-            fix="name the layers, or train the last ones",
-            option="near_cut",
-        )
-    near = {layer for cut in cuts for layer in range(cut - count, cut + count)}
-    return tuple(sorted(near & set(range(len(kept)))))
-
-
-def original_depth(checkpoint: Checkpoint) -> int:
-    """Return how many layers the first model of the records had."""
-    depths = [int(record["plan"]["layers"]) for record in checkpoint.records if record.get("plan")]
-    return depths[-1] if depths else 0

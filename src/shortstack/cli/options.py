@@ -16,11 +16,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 from cyclopts import Group, Parameter
 
 from shortstack.cli import console
+from shortstack.data import RepairText
 from shortstack.errors import InputError
 from shortstack.machine.device import Compute
 from shortstack.machine.files import finite, save_json
 from shortstack.machine.formats import option_words
-from shortstack.machine.options import changed_options, check_options, option
+from shortstack.machine.options import changed_options, check_options, option, option_of
 from shortstack.machine.progress import bars, say
 
 if TYPE_CHECKING:
@@ -57,7 +58,7 @@ class Repairing:
     """Whether kept layers are refitted, and on how much."""
 
     repair: bool = option(False, help="Refit the kept layers in closed form, so that the cut costs less.")
-    repair_samples: int = option(256, help="Maximum windows to repair on; at least eight per text.", minimum=8)
+    repair_samples: int = option_of(RepairText, "samples")
 
     def __post_init__(self) -> None:
         check_options(self)

@@ -263,6 +263,13 @@ def check_text(text: str) -> None:
         ) from error
 
 
+@dataclass(frozen=True)
+class RepairText(CalibrationText):
+    """The text that closed-form repair looks at. samples: about so many windows of all its sources, see of_all()."""
+
+    samples: int = option(256, help="Maximum windows to repair on; at least eight per text.", minimum=8)
+
+
 def _endless(source: str) -> DataError:
     """Make the error that all of a text is asked for which is written as it is read."""
     fix = "say how many samples, or name other texts"

@@ -29,6 +29,7 @@ from shortstack.healing.schedule import Objective
 from shortstack.machine.cache import MARGIN_BYTES, cache_directory, content_key, make_room, mark_used
 from shortstack.machine.device import Compute, Dtype
 from shortstack.machine.files import atomic_write, check_disk
+from shortstack.machine.formats import size
 from shortstack.machine.progress import Progress, paced, silent
 
 
@@ -193,7 +194,7 @@ class Freezer:
         decoder.check_bare(train_all(self.checkpoint))
         batches = [(numbers, frozen.ids(numbers).to(decoder.device)) for numbers in by_length(frozen.lengths)]
         turns = decoder.memory_batches(batches, tokens=max(ids.numel() for _, ids in batches), streams=1)
-        progress, note = paced(self.progress, sum(frozen.lengths)), f"{file.size / 1e6:,.0f} MB to disk"
+        progress, note = paced(self.progress, sum(frozen.lengths)), f"{size(file.size)} to disk"
         rows_of = self._states if file is frozen.states else self._predictions
         with keeping(file) as put:
             for number, turn in enumerate(turns):

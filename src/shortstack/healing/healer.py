@@ -41,7 +41,7 @@ from shortstack.machine.cache import cache_limit, library_versions
 from shortstack.machine.clock import Clock
 from shortstack.machine.device import fast_bfloat16
 from shortstack.machine.files import scratch_beside
-from shortstack.machine.formats import number, shown
+from shortstack.machine.formats import number, option_words, shown
 from shortstack.machine.memory import peak_rss
 from shortstack.machine.progress import Progress, in_notebooks, silent
 from shortstack.machine.tables import Cell, Table, Tabled
@@ -104,8 +104,7 @@ class Healing(Tabled):
         elif history.skipped:
             yield f"{history.skipped} steps were skipped: non-finite gradient."
         if self.repeat:
-            options = " ".join(f"--{name.replace('_', '-')} {value}" for name, value in self.repeat.items())
-            yield f"To repeat it without a clock: {options}"
+            yield f"To repeat it without a clock: {' '.join(option_words(self.repeat))}"
 
     def plot(self) -> Picture:
         """Draw training and held-out loss over optimizer steps."""

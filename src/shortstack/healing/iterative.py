@@ -47,13 +47,7 @@ def heal_in_turns(
     """
     checkpoint = Checkpoint.of(checkpoint)
     task = HealingTask.of(task)
-    if task.schedule.minutes is not None:
-        raise InputError(
-            "healing in turns",
-            expected="a single healing, which has all of the time",
-            fix="give max_steps, which counts for each turn",
-            option="minutes",
-        )
+    _check_counted(task)
     sizes = turns.sizes(checkpoint.anatomy.layers)
     run = HealingRun(checkpoint, task, progress)
     writer = run.writer(out)
@@ -89,6 +83,17 @@ def heal_in_turns(
             unfinished.remove()
     run.processes.wait_for_everyone()
     return replace(result, output=writer.out)
+
+
+def _check_counted(task: HealingTask) -> None:
+    """Refuse turns by the clock: their number of steps is to be said."""
+    if task.schedule.minutes is not None:
+        raise InputError(
+            "healing in turns",
+            expected="a single healing, which has all of the time",
+            fix="give max_steps, which counts for each turn",
+            option="minutes",
+        )
 
 
 def _opened(folder: Path, source: Checkpoint) -> Checkpoint:

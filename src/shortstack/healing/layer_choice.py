@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainedLayers(HealingMethod):
-    """Layers by number, near cuts, or the last ones; none of them: the last `default_last`, of which None is all.
+    """Layers by number, or the last ones; neither: the last `default_last`, of which None is all.
 
     Layers have the numbers that the pruned model gives them.
     """
@@ -32,36 +32,27 @@ class TrainedLayers(HealingMethod):
     layers: str | None = option(
         None, help="Train exactly these layers instead: 10-13,21 (numbered as in the pruned model)."
     )
-    near_cut: int | None = option(None, help="Train this many layers on both sides of each cut instead.", minimum=1)
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        given = [name for name in ("layers", "near_cut", "last") if getattr(self, name) is not None]
-        if len(given) > 1:
-            raise InputError(
-                f"{given[1]} as well", expected=f"only {given[0]}", fix="give one of them", option=given[0]
-            )
-        if self.layers is not None:
-            parse_layers(self.layers)
+        if self.layers is None:
+            return
+        if self.last is not None:
+            raise InputError("last as well", expected="only layers", fix="give one of them", option="layers")
+        parse_layers(self.layers)
 
     def trained_layers(self, checkpoint: Checkpoint) -> tuple[int, ...]:
-        from shortstack.checkpoint.record import near_cuts
-
         count = checkpoint.anatomy.layers
         self.check_fits(count)
         if self.layers is not None:
             return tuple(sorted(set(parse_layers(self.layers))))
-        if self.near_cut is not None:
-            return near_cuts(checkpoint, self.near_cut)
         last = self.default_last if self.last is None else self.last
         return tuple(range(0 if last is None else max(0, count - last), count))
 
     def check_fits(self, layers: int) -> None:
-        for name in ("last", "near_cut"):
-            value = getattr(self, name)
-            if value is not None and value > layers:
-                expected = f"at most the model's {layers} layers"
-                raise InputError(value, expected=expected, fix="train fewer layers", option=name)
+        if self.last is not None and self.last > layers:
+            expected = f"at most the model's {layers} layers"
+            raise InputError(self.last, expected=expected, fix="train fewer layers", option="last")
         named = parse_layers(self.layers) if self.layers is not None else ()
         if named and max(named) >= layers:
             raise InputError(

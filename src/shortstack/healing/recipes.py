@@ -16,10 +16,9 @@ from shortstack.healing.task import COMPONENTS, task_of
 from shortstack.machine import yamlfile
 from shortstack.machine.options import made_of
 from shortstack.planning import Choice
-from shortstack.planning.layer_sets import check_choice
 
 FOLDER = "presets"
-PLANNED = ("metric", "drop", "layers", "block", "search", "strategy", "keep_first", "keep_last")
+PLANNED = ("metric", "drop", "layers", "strategy", "keep_first", "keep_last")
 ON_TEXT = ("text", "samples", "length")
 IN_PLAN = (*PLANNED, "finalists", *ON_TEXT)
 
@@ -64,9 +63,9 @@ def read_recipe(name: str) -> Recipe:
     recipe = yamlfile.parsed(_text(name), Recipe, where=name)
     plan = recipe.plan
     with named_by_line(name, parts=("plan",), whole=True):
-        made_of(Choice, plan.given)
+        choice = made_of(Choice, plan.given)
         if plan.drop is not None or plan.layers is not None:
-            check_choice(plan.drop, plan.layers, block=plan.block)
+            choice.check()
     with named_by_line(name, whole=True):
         task_of(recipe.heal.given)
     return recipe

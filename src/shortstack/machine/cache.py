@@ -19,7 +19,7 @@ from platformdirs import user_cache_path
 
 from shortstack.errors import InputError, OutputError
 from shortstack.machine.files import digest, partial_of, remove, rename_new, sync_tree, to_jsonable
-from shortstack.machine.formats import bytes_of
+from shortstack.machine.formats import BYTES, count_in
 
 # The libraries that results depend on; those that are not installed take no part.
 LIBRARIES = ("torch", "transformers", "tokenizers", "accelerate", "peft", "lm_eval", "bitsandbytes", "torchao")
@@ -134,7 +134,7 @@ def make_room(nbytes: int) -> list[CacheEntry]:
 def cache_limit() -> int:
     """Return the bytes that the cache may grow to."""
     text = os.environ.get("SHORTSTACK_CACHE_LIMIT") or LIMIT
-    nbytes = bytes_of(text)
+    nbytes = count_in(BYTES, text)
     if nbytes is None:
         raise InputError(repr(text), expected="a size like 50GB", fix="write one", where="$SHORTSTACK_CACHE_LIMIT")
     return nbytes

@@ -154,17 +154,19 @@ def brief(name: str, length: int = 40) -> str:
     return name if len(name) <= length else f"{name[: length - 1 - tail]}…{name[-tail:]}"
 
 
-UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}
+PARAMETERS = {"": 1, "K": 10**3, "M": 10**6, "B": 10**9, "T": 10**12}
+BYTES = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
+BYTES |= {"KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}
 
 
-def bytes_of(text: str) -> int | None:
-    """Read the bytes of a size like 5GB; None where it is none.
+def count_in(units: Mapping[str, int], text: str) -> int | None:
+    """Read a number and its unit, in capitals or not; None where it is none.
 
-    >>> bytes_of("5GB"), bytes_of("1MiB"), bytes_of("lots")
-    (5000000000, 1048576, None)
+    >>> count_in(BYTES, "5GB"), count_in(BYTES, "1MiB"), count_in(BYTES, "240"), count_in(PARAMETERS, "6.5B")
+    (5000000000, 1048576, None, 6500000000)
     """
-    match = re.fullmatch(r"(\d+)([KMGT]I?B)", text.strip(), re.IGNORECASE)
-    return int(match[1]) * UNITS[match[2].upper()] if match else None
+    match = re.fullmatch(r"(\d{1,15}(?:\.\d{1,9})?|\.\d{1,9})\s*([A-Z]*)", text.strip().upper())
+    return int(Fraction(match[1]) * units[match[2]]) if match and match[2] in units else None
 
 
 def share_of(text: str) -> float | None:
@@ -201,8 +203,8 @@ def amount_of(text: str) -> float | None:
 def option_words(values: Mapping[str, Any]) -> list[str]:
     """Spell options as the command line does; one without a value is left out, and lists have commas.
 
-    >>> option_words({"batch_size": [1, 8], "block": True, "head": False, "step": None})
-    ['--batch-size', '1,8', '--block', '--no-head']
+    >>> option_words({"batch_size": [1, 8], "repair": True, "head": False, "step": None})
+    ['--batch-size', '1,8', '--repair', '--no-head']
     """
     words: list[str] = []
     for name, value in values.items():

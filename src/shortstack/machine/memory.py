@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from shortstack.errors import InputError
+from shortstack.machine.formats import size
 
 if sys.platform != "win32":
     import resource
@@ -57,15 +58,11 @@ def check_room(where: object, nbytes: int, device: str, *, layers: bool = False,
     ways = f"free memory, or try {elsewhere}16 bits if this is float32, or a larger machine"
     others = "score, depth-curve, plan, prune, repair, verify, and evaluate on texts and multiple choice"
     raise InputError(
-        f"{_gigabytes(free)} free",
-        expected=f"{_gigabytes(nbytes)} free on {device}, for {what}",
+        f"{size(free)} free",
+        expected=f"{size(nbytes)} free on {device}, for {what}",
         fix=fix or (ways if layers else f"{ways}; {others} read such a model layer by layer"),
         where=where,
     )
-
-
-def _gigabytes(nbytes: int) -> str:
-    return f"{nbytes / 1e9:,.2f} GB"
 
 
 def _left_by_ulimit(memory_info: Any) -> Iterator[int]:

@@ -45,12 +45,10 @@ class Choice:
     )
     memory: str | None = option(None, help="Remove the fewest layers that bring the weights down to this size: 4GB.")
     layers: str | Sequence[int] | None = option(None, help="Remove exactly these: 22-29,3 (from 0, ranges inclusive).")
-    block: bool = option(False, help="Remove one contiguous block of layers.")
     step: int | None = option(None, help="Remove this many layers at a time, rescoring after each removal.", minimum=1)
-    search: bool = option(False, help="Search for the set of layers whose removal changes the output least.")
     strategy: str | None = option(
         None,
-        help=f"Any strategy by its name: {', '.join(STRATEGIES)}. Default lowest.",
+        help=f"How to go by the metric, or another way to choose: {', '.join(STRATEGIES)}. Default lowest.",
         choices=tuple(STRATEGIES),
     )
     finalists: int = option(
@@ -77,9 +75,8 @@ class Choice:
 
     @property
     def how(self) -> Strategy:
-        """The strategy that is named, or that the other options stand for."""
-        given = {"search": self.search, "step": self.step is not None, "block": self.block}
-        return STRATEGIES[self.strategy or next((name for name, wanted in given.items() if wanted), "lowest")]
+        """The strategy that is named, or that a step stands for."""
+        return STRATEGIES[self.strategy or ("lowest" if self.step is None else "step")]
 
     @property
     def needs_text(self) -> bool:
@@ -99,10 +96,8 @@ class Choice:
             PlanError: nothing says how much goes, or what says it cannot be read.
         """
         alone = {
-            "search": ("layers", "block", "step", "metric", "strategy"),
-            "step": ("layers", "block"),
+            "step": ("layers",),
             "layers": ("metric", "strategy"),
-            "block": ("strategy",),
             "strategy": ("step",) if self.strategy != "step" else (),
         }
         if self.strategy and not STRATEGIES[self.strategy].by_metric:
@@ -116,7 +111,7 @@ class Choice:
             fix = f"choose by {name}, or leave it out"
             raise InputError(self.strategy or "none", expected=f"the strategy {name}", fix=fix, option="finalists")
         if not self._check_goals():
-            check_choice(self.drop, self.layers, block=self.block)
+            check_choice(self.drop, self.layers)
 
     def _check_goals(self) -> bool:
         if self.fits is not None:
@@ -126,8 +121,8 @@ class Choice:
             if name not in said:
                 continue
             parse_goal(name, getattr(self, name))
-            blocks = ("block",) if self.block else ("strategy",) if self.strategy and self.how.window else ()
-            beside = [other for other in (*said, *blocks) if other != name]
+            said += ["strategy"] if self.how.window else []
+            beside = [other for other in said if other != name]
             if beside:
                 raise _excluding(name, beside[0])
             return True

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 
 from shortstack.errors import PlanError
-from shortstack.machine import formats
+from shortstack.machine.formats import BYTES, PARAMETERS, count_in
 from shortstack.scoring.metrics import Metric
 
 FINALISTS = 5  # sets that are repaired whole, beside the best single block
@@ -87,11 +87,11 @@ def staying_ends(layers: int, amount: int, keep_first: int, keep_last: int) -> r
     return allowed
 
 
-def check_choice(drop: str | int | None, layers: str | Sequence[int] | None, *, block: bool = False) -> None:
+def check_choice(drop: str | int | None, layers: str | Sequence[int] | None) -> None:
     """Say what is wrong with a choice that no model is needed to see."""
     if layers is not None:
-        if drop is not None or block:
-            raise PlanError("drop or block as well", expected="only explicit layers", fix="give one", option="layers")
+        if drop is not None:
+            raise PlanError("drop as well", expected="only explicit layers", fix="give one", option="layers")
         if isinstance(layers, str):
             parse_layers(layers)
     elif drop is None:
@@ -141,12 +141,7 @@ def _read_drop(drop: str | int) -> int | Fraction:
     )
 
 
-UNITS = {
-    "params": {"": 1, "K": 10**3, "M": 10**6, "B": 10**9, "T": 10**12},
-    "memory": {"B": 1, **formats.UNITS},
-}
-
-
+UNITS = {"params": PARAMETERS, "memory": BYTES}
 EXAMPLES = {"params": "6B", "memory": "4GB"}
 
 
@@ -156,15 +151,14 @@ def parse_goal(name: str, text: str) -> int:
     >>> parse_goal("params", "6.5B"), parse_goal("memory", "4GB")
     (6500000000, 4000000000)
     """
-    number, unit = re.fullmatch(r"(\d{0,9}(?:\.\d{1,9})?)\s*(.*)", text.strip(), re.DOTALL).groups()  # type: ignore[union-attr]  # matches all
-    amount = int(Fraction(number) * UNITS[name].get(unit.upper(), 0)) if number else 0
-    if amount < 1:
+    amount = count_in(UNITS[name], text)
+    if not amount:
         share = "; a share of the layers is named by drop" if text.strip().endswith("%") else ""
-        bare = name == "memory" and bool(number) and not unit
+        bare = name == "memory" and count_in({"": 1}, text) is not None
         raise PlanError(
-            f"{number} without a unit" if bare else repr(text),
+            f"{text} without a unit" if bare else repr(text),
             expected=f"a number and one of {', '.join(filter(None, UNITS[name]))}",
-            fix=f"write {number}MB or {number}GB" if bare else f"write it like {EXAMPLES[name]}{share}",
+            fix=f"write {text}MB or {text}GB" if bare else f"write it like {EXAMPLES[name]}{share}",
             option=name,
         )
     return amount

@@ -58,13 +58,7 @@ def prune(
     check_self_contained(checkpoint)
     scores = plan.scores if isinstance(plan, Chosen) else None
     plan = plan_of(plan, checkpoint.depth)
-    if repair and {*repair.removed} != {*plan.removed}:
-        raise PlanError(
-            f"one for a cut of layers {show_layers(repair.removed)}",
-            expected=f"a repair for a cut of layers {show_layers(plan.removed)}",
-            fix="repair again, with plan.removed",
-            option="repair",
-        )
+    _check_same_cut(plan, repair)
     settings = _renumbered(checkpoint, plan)
     cut = _Division(checkpoint, plan, repair.tensors if repair else {})
     early = cut.seen()
@@ -91,6 +85,16 @@ def prune(
             }
         )
     return Checkpoint.open(writer.out, trust_remote_code=checkpoint.trust_remote_code)
+
+
+def _check_same_cut(plan: Plan, repair: Repair | None) -> None:
+    if repair and {*repair.removed} != {*plan.removed}:
+        raise PlanError(
+            f"one for a cut of layers {show_layers(repair.removed)}",
+            expected=f"a repair for a cut of layers {show_layers(plan.removed)}",
+            fix="repair again, with plan.removed",
+            option="repair",
+        )
 
 
 @dataclass(frozen=True)

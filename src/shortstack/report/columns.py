@@ -9,7 +9,7 @@ from typing import Any
 from shortstack.machine.formats import listed, show_layers
 from shortstack.machine.tables import Column
 from shortstack.report.findings import Findings
-from shortstack.report.judged import EMPTY, Change, JudgedCell, ResultColumn, ResultRow
+from shortstack.report.judged import EMPTY, JudgedCell, MeasuredChange, ResultColumn, ResultRow
 from shortstack.report.results import AVERAGE, BASE, HEALED, Measure, Result
 from shortstack.report.significance import Difference, Judgement, judge
 from shortstack.runs.records import StepRecord
@@ -46,7 +46,7 @@ def _compared_columns(name: str, measure: Measure) -> list[ResultColumn]:
         return ResultColumn(label, unit=unit, title=title, measure=name, compares=cell)
 
     def change(difference: Difference) -> tuple[JudgedCell, JudgedCell]:
-        return Change.of(difference, measure.kind).cells
+        return MeasuredChange.of(difference, measure.kind).cells
 
     above = "difference from the unpruned model: a factor for a perplexity, else above 0 is better"
     chance = "p-value of the difference from the unpruned model, Holm-corrected over the comparisons of the block"

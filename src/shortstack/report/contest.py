@@ -13,7 +13,7 @@ from shortstack.machine.formats import brief, counted
 from shortstack.machine.tables import Block, Column, Table
 from shortstack.report.figures import OURS, Figure, score_text
 from shortstack.report.findings import Findings
-from shortstack.report.judged import EMPTY, Change, JudgedCell, ResultRow
+from shortstack.report.judged import EMPTY, JudgedCell, MeasuredChange, ResultRow
 from shortstack.report.results import Measure, Result
 from shortstack.report.significance import Difference, difference
 
@@ -21,7 +21,7 @@ ROWS, RIVALS = 8, 3  # settings that are shown, and of them those of the cut tha
 
 
 @dataclass(frozen=True)
-class Entry:
+class ContestEntry:
     """A setting, its score, and how far that is from the unpruned model's."""
 
     result: Result
@@ -48,7 +48,7 @@ class Contest:
     findings: Findings
     model: str
     base: Measure
-    entries: Sequence[Entry]
+    entries: Sequence[ContestEntry]
     held: Sequence[int]
     beyond: Sequence[int]
 
@@ -61,19 +61,19 @@ class Contest:
         ]
         if not base or not ranked:
             return None
-        entries = [Entry(result, score, difference(score, base)) for result, score in ranked]
+        entries = [ContestEntry(result, score, difference(score, base)) for result, score in ranked]
         amounts = sorted({entry.removed for entry in entries})
         fine = {entry.removed for entry in entries if not entry.worse}
         not_worse = [*takewhile(lambda amount: amount in fine, amounts)]
         return cls(findings, model, base, entries, not_worse, amounts[len(not_worse) :])
 
     @property
-    def rivals(self) -> list[Entry]:
+    def rivals(self) -> list[ContestEntry]:
         """The settings of the largest cut at which one is not shown to be worse, as at all smaller ones; else all."""
         return [entry for entry in self.entries if not self.held or entry.removed == self.held[-1]]
 
     @property
-    def shown(self) -> list[Entry]:
+    def shown(self) -> list[ContestEntry]:
         """The best of the rivals, then the best of each other number of layers."""
         best = {entry.removed: entry for entry in reversed(self.entries)}
         others = [best[amount] for amount in sorted(best)]
@@ -89,14 +89,14 @@ class Contest:
         first = f"With {counted(best.removed, 'layer')}{of} gone, {name} is best, {where} {score_text(best.score)}"
         return f"{first}{self._next(best, others)}. {self._worth(best)}"
 
-    def name(self, entry: Entry) -> str:
+    def name(self, entry: ContestEntry) -> str:
         return self.findings.name(entry.result, {"model", "drop"})
 
-    def row_name(self, entry: Entry) -> str:
+    def row_name(self, entry: ContestEntry) -> str:
         """Name the setting, with how many layers are gone."""
         return f"{counted(entry.removed, 'layer')}: {self.name(entry)}"
 
-    def _next(self, best: Entry, others: Sequence[Entry]) -> str:
+    def _next(self, best: ContestEntry, others: Sequence[ContestEntry]) -> str:
         if not others:
             return ", and no other was measured"
         second, change = others[0], difference(others[0].score, best.score)
@@ -104,11 +104,11 @@ class Contest:
         name = f"the next, {amount}{self.name(second)},"
         if change.p is None:
             return f"; {name} has no standard error to tell them apart"
-        return f"; {name} {Change.of(change, best.score.kind).said()}, {_chance(change)}"
+        return f"; {name} {MeasuredChange.of(change, best.score.kind).said()}, {_chance(change)}"
 
-    def _worth(self, best: Entry) -> str:
+    def _worth(self, best: ContestEntry) -> str:
         step, change = best.result.evaluation, best.change
-        apart = f"it {Change.of(change, self.base.kind).said(than='the unpruned model')}"
+        apart = f"it {MeasuredChange.of(change, self.base.kind).said(than='the unpruned model')}"
         if step and (step.result.get("collapse") or {}).get("collapsed"):
             return "It is not worth keeping: its generated text has collapsed."
         if best.worse:
@@ -132,7 +132,7 @@ def best_table(contests: Sequence[Contest]) -> Table:
     columns = (
         Column("setting", "text"),
         Column(findings.title(findings.headline), base.kind, "%" if base.kind == "share" else ""),
-        Column("change", unit=Change.of(contests[0].entries[0].change, base.kind).unit),
+        Column("change", unit=MeasuredChange.of(contests[0].entries[0].change, base.kind).unit),
         Column("95% interval"),
     )
     blocks = [Block(brief(contest.model) if len(contests) > 1 else "", tuple(_rows(contest))) for contest in contests]
@@ -145,8 +145,8 @@ def _rows(contest: Contest) -> list[ResultRow]:
     return [ResultRow(unpruned, base=True), *(_row(contest, entry) for entry in contest.shown)]
 
 
-def _row(contest: Contest, entry: Entry) -> ResultRow:
-    change, interval = Change.of(entry.change, entry.score.kind).cells
+def _row(contest: Contest, entry: ContestEntry) -> ResultRow:
+    change, interval = MeasuredChange.of(entry.change, entry.score.kind).cells
     cells = JudgedCell(contest.row_name(entry), "text"), JudgedCell.of(entry.score), replace(change, note=""), interval
     return ResultRow(cells, trials=entry.result.numbers)
 
@@ -154,7 +154,7 @@ def _row(contest: Contest, entry: Entry) -> ResultRow:
 def differences(contests: Sequence[Contest]) -> Figure:
     """Draw the same settings by their difference from the unpruned model."""
     shown_entries = [(contest, entry) for contest in contests for entry in contest.shown]
-    changes = [Change.of(entry.change, entry.score.kind) for _, entry in shown_entries]
+    changes = [MeasuredChange.of(entry.change, entry.score.kind) for _, entry in shown_entries]
     factor = contests[0].base.kind == "perplexity"
     level = 1.0 if factor else 0.0
     ends = [end for change in changes for end in (change.value, *(change.interval or ()))]
@@ -172,12 +172,12 @@ def differences(contests: Sequence[Contest]) -> Figure:
     return Figure("first", title, caption, dots(rows, title=title, scale=scale))
 
 
-def _named(contest: Contest, entry: Entry) -> str:
+def _named(contest: Contest, entry: ContestEntry) -> str:
     model = f"{brief(contest.model, 16)}, " if len(contest.findings.bases) > 1 else ""
     return brief(f"{model}{contest.row_name(entry)}", 58)
 
 
-def _dot(best: bool, change: Change) -> list[Dot]:
+def _dot(best: bool, change: MeasuredChange) -> list[Dot]:
     if math.isnan(change.value):
         return []
     low, high = change.interval or (change.value, change.value)

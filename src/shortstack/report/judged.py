@@ -15,7 +15,7 @@ from shortstack.report.significance import Difference, Judgement
 
 
 @dataclass(frozen=True)
-class Change:
+class MeasuredChange:
     """A difference as people read it, with its 95 % interval: in points of a share, as a factor of a perplexity."""
 
     value: float
@@ -24,7 +24,7 @@ class Change:
     unit: str
 
     @classmethod
-    def of(cls, difference: Difference, kind: str) -> Change:
+    def of(cls, difference: Difference, kind: str) -> MeasuredChange:
         """Take the difference of two measures of a kind."""
         if kind == "perplexity":
             ends = difference.interval and (perplexity(-difference.interval[1]), perplexity(-difference.interval[0]))
@@ -98,7 +98,7 @@ class JudgedCell(Cell):
 
 def _tested(difference: Difference, kind: str) -> str:
     p = "" if difference.p is None else f"p {'< 0.001' if difference.p < 0.001 else f'= {difference.p:.3f}'}, "
-    return f"{Change.of(difference, kind).text} ({p}{difference.how})"
+    return f"{MeasuredChange.of(difference, kind).text} ({p}{difference.how})"
 
 
 EMPTY = JudgedCell(None, "text")

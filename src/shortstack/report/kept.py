@@ -13,7 +13,7 @@ from shortstack.machine.formats import counted, listed, shown
 from shortstack.machine.tables import Block, Column, Table
 from shortstack.report.figures import OURS, Figure
 from shortstack.report.findings import Findings
-from shortstack.report.judged import EMPTY, Change, JudgedCell, ResultRow
+from shortstack.report.judged import EMPTY, JudgedCell, MeasuredChange, ResultRow
 from shortstack.report.results import Measure, Result, mean
 from shortstack.report.significance import Difference, difference
 
@@ -58,7 +58,7 @@ class Kept:
         texts = [(loss, name) for name, loss in lost.items() if not math.isnan(loss)]  # shares have no loss
         if texts:
             most, name = max(texts)
-            times = Change.of(Difference(-most, None, None, ""), "perplexity").text
+            times = MeasuredChange.of(Difference(-most, None, None, ""), "perplexity").text
             yield f"its {self.findings.title(name)} is {times} the unpruned model's"
         theirs, ours = self.pairs.get(WRITING, (None, None))
         if theirs and ours and theirs.value:
@@ -77,7 +77,7 @@ class Kept:
         name = self.findings.headline
         if name in self.pairs and not name.startswith("perplexity:"):
             theirs, ours = self.pairs[name]
-            yield Change.of(difference(ours, theirs), ours.kind).said(self.findings.title(name))
+            yield MeasuredChange.of(difference(ours, theirs), ours.kind).said(self.findings.title(name))
 
     @property
     def _sizes(self) -> tuple[float | None, float | None]:
@@ -132,7 +132,7 @@ class Kept:
 
     def _measured(self, name: str, theirs: Measure, ours: Measure) -> ResultRow:
         label = self.findings.title(name) + (" (%)" if ours.kind == "share" else "")
-        change = Change.of(difference(ours, theirs), ours.kind)
+        change = MeasuredChange.of(difference(ours, theirs), ours.kind)
         return ResultRow((JudgedCell(label, "text"), JudgedCell.of(theirs), JudgedCell.of(ours), *change.cells))
 
 

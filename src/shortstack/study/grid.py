@@ -31,7 +31,7 @@ from shortstack.machine.yamlfile import Part, part_of
 from shortstack.runs.records import ONE_SHOT
 from shortstack.study.measures import EvaluationOptions
 from shortstack.study.step_types import KINDS
-from shortstack.study.trial import HealOptions, RepairText, StudyCalibration, Trial, read_setting
+from shortstack.study.trial import HealOptions, StudyCalibration, StudyRepair, Trial, read_setting
 
 
 class PercentRange(Part):
@@ -72,7 +72,7 @@ class HealEntry(HealPart):
 
 
 HealValue = str | None | HealEntry
-RepairValue = bool | RepairText
+RepairValue = bool | StudyRepair
 DropValue = str | int | PercentRange | list[str | int]
 CalibrationValue = StudyCalibration | list[StudyCalibration]
 

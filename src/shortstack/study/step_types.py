@@ -19,13 +19,13 @@ from shortstack.healing.task import option_defaults, task_of
 from shortstack.machine.device import Compute
 from shortstack.machine.files import scratch_beside
 from shortstack.machine.formats import option_words, show_layers
-from shortstack.machine.options import defaults_of
+from shortstack.machine.options import defaults_of, made_of
 from shortstack.machine.progress import Progress
 from shortstack.planning import Choice, Plan
 from shortstack.scoring import Scores
 from shortstack.study.measures import EvaluateStep, ProfileStep
 from shortstack.study.steps import Contents, Job, Known, Places, Step, changed_words, model_words
-from shortstack.study.trial import RepairText, Trial, calibration_text
+from shortstack.study.trial import StudyRepair, Trial, calibration_text
 
 if TYPE_CHECKING:
     from shortstack.healing import HealingTask
@@ -76,7 +76,6 @@ class PlanStep(Step):
         choice = trial.choice
         arguments: dict[str, Any] = {
             "metric": choice.metric,
-            "block": trial.removes_window,
             "layers": choice.layers,
             "drop": choice.drop,
             "step": choice.step,
@@ -92,9 +91,7 @@ class PlanStep(Step):
 
     @property
     def choice(self) -> Choice:
-        names = ("metric", "block", "layers", "drop", "step", "strategy")
-        search = all(self.arguments[name] is None for name in ("metric", "layers", "strategy"))
-        return Choice(**{name: self.arguments[name] for name in names}, search=search)
+        return made_of(Choice, self.arguments)  # type: ignore[no-any-return]
 
     def run(self, job: Job, progress: Progress) -> dict[str, Any]:
         checkpoint = job.open("model", progress)
@@ -109,8 +106,7 @@ class PlanStep(Step):
 
     def words(self, places: Places) -> list[str]:
         source = [f"{places['score']}/scores.json"] if "score" in places else model_words(places["model"])
-        arguments = {**self.arguments, "search": self.choice.search}
-        options = changed_words(arguments, defaults_of(Choice, CalibrationText, Compute))
+        options = changed_words(self.arguments, defaults_of(Choice, CalibrationText, Compute))
         return ["plan", *source, *options, "-o", "plan.json"]
 
 
@@ -148,7 +144,7 @@ class PruneStep(Step):
 
     def words(self, places: Places) -> list[str]:
         options: dict[str, Any] = {"layers": show_layers(self.arguments["removed"]).replace(" ", "")}
-        defaults: dict[str, Any] = {"layers": None, "repair": False, "repair_samples": RepairText().samples}
+        defaults: dict[str, Any] = {"layers": None, "repair": False, "repair_samples": StudyRepair().samples}
         if self.arguments["repair"]:
             repair = dict(self.arguments["repair"])
             options |= {"repair": True, "repair_samples": repair.pop("samples"), **repair}

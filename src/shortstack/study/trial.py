@@ -12,7 +12,7 @@ from typing import Any
 
 from pydantic import Field
 
-from shortstack.data import CalibrationText
+from shortstack.data import CalibrationText, RepairText
 from shortstack.errors import InputError, PlanError
 from shortstack.healing.recipes import read_recipe
 from shortstack.healing.task import option_defaults, task_of
@@ -24,38 +24,25 @@ from shortstack.runs.records import ONE_SHOT
 NOT_IN_HEAL = {"step": "write strategy: step 1 in the study", "seed": "write seeds: [0] in the study"}
 
 
-class _Text(part_of("CalibrationText", CalibrationText)):  # type: ignore[misc]  # made of options
-    """A text of which windows are looked at."""
-
-    def check(self) -> None:
-        CalibrationText(self.text, self.samples, self.length)  # refuses what is out of range
-
-
-class StudyCalibration(_Text):
+class StudyCalibration(part_of("StudyCalibration", CalibrationText)):  # type: ignore[misc]  # made of options
     """The text that metrics look at; seed: of the windows, the trial's own without one."""
 
     seed: int | None = Field(default=None, ge=0, description="Seed of the windows; the trial's own without one.")
 
 
-class RepairText(_Text):
+class StudyRepair(part_of("StudyRepair", RepairText, bounded=True)):  # type: ignore[misc]  # made of options
     """The text that closed-form repair looks at."""
-
-    samples: int = Field(default=256, ge=8, description="Maximum windows to repair on; at least eight per text.")
 
 
 def parse_choice(text: str, *, drop: str | None = None, step: int | None = None) -> Choice:
     """Read how layers are chosen, in a study's words: a metric, a metric and a strategy, search, or layers by name.
 
-    >>> parse_choice("angular block").metric, parse_choice("search").search, parse_choice("layers 3-5").layers
-    ('angular', True, '3-5')
+    >>> parse_choice("angular block").metric, parse_choice("search").strategy, parse_choice("layers 3-5").layers
+    ('angular', 'search', '3-5')
     """
-    if text == "search":
-        return Choice(drop=drop, search=True)
     if text.startswith("layers "):
         return Choice(layers=text.removeprefix("layers "))
     metric, _, strategy = text.rpartition(" ")
-    if strategy == "block":
-        return Choice(metric, drop, block=True, step=step)
     if strategy in STRATEGIES:
         usual = "ppl" if STRATEGIES[strategy].by_metric else None
         return Choice(metric or usual, drop, strategy=strategy, step=step)
@@ -100,7 +87,7 @@ class Trial:
     drop: str | None
     calibration: StudyCalibration | None
     strategy: str
-    repair: RepairText | None
+    repair: StudyRepair | None
     heal: HealOptions | None
     seed: int
 
@@ -110,7 +97,7 @@ class Trial:
         choice, strategy = parse_choice(settings["metric"]), settings["strategy"]
         calibration, repair = settings["calibration"], settings["repair"]
         for text in filter(None, (calibration, repair)):
-            text.check()
+            calibration_text(text.model_dump())  # refuses what is out of range
         drop = None if choice.layers else settings["drop"]
         check_choice(drop, choice.layers)
         if strategy != ONE_SHOT and not re.fullmatch(r"step [1-9]\d{0,4}", strategy):
@@ -134,7 +121,7 @@ class Trial:
     @property
     def removes_window(self) -> bool:
         """Whether one contiguous window of layers goes."""
-        return self.choice.block
+        return self.choice.how.window
 
     @property
     def needs_scores(self) -> bool:
@@ -198,7 +185,7 @@ class Trial:
             return
         choice = self.choice
         wrong = None
-        if choice.search or choice.layers or self.removes_window or choice.strategy:
+        if choice.layers or choice.strategy:
             wrong = "metric", self.metric, "a metric that scores single layers"
         elif self.heal is None and not choice.needs_text:
             wrong = "metric", self.metric, "a metric that the layers removed before can change, or healing between"
@@ -230,5 +217,5 @@ def read_setting(name: str, value: Any, named: Mapping[str, HealOptions]) -> Any
     if name == "drop":
         return str(value)
     if name == "repair":
-        return RepairText() if value is True else value or None
+        return StudyRepair() if value is True else value or None
     return HealOptions.of(value, named) if name == "heal" else value
