@@ -87,7 +87,7 @@ def test_finished_turns_are_not_repeated_and_other_requests_refused(source, tmp_
     monkeypatch.setattr(turning, "heal", failing)
     with pytest.raises(KeyboardInterrupt):
         heal_in_turns(source, tmp_path / "out", turns, SHORT)
-    with pytest.raises(OutputError, match="turn resume on to go on"):
+    with pytest.raises(OutputError, match="turn resume on to continue"):
         heal_in_turns(source, tmp_path / "out", turns, SHORT)
     with pytest.raises(InputError, match=r"turns\.step 1"):
         heal_in_turns(source, tmp_path / "out", IterativeSchedule("2", 2, "reverse"), SHORT, resume=True)

@@ -61,7 +61,7 @@ def test_a_killed_healing_goes_on_and_ends_in_the_same_weights(folder, tmp_path)
     assert not out.exists()
 
     source = Checkpoint.open(folder)
-    with pytest.raises(OutputError, match=r"at step 5.*turn resume on to go on"):
+    with pytest.raises(OutputError, match=r"at step 5.*turn resume on to continue"):
         healed(source, out)
     for changed, named in (
         ({"schedule": {**SCHEDULE, "learning_rate": 2e-2}}, r"schedule\.learning_rate 0\.01"),
