@@ -80,7 +80,7 @@ def test_a_killed_healing_goes_on_and_ends_in_the_same_weights(folder, tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["cache", "out", "said", "whole"]
     again = invoke(*words(folder, out, "--resume"))
     assert isinstance(again.exception, OutputError)
-    assert "that run has ended" in str(again.exception)
+    assert "found a finished output" in str(again.exception)
 
 
 def test_a_new_start_forgets_the_unfinished_run(source, tmp_path):
