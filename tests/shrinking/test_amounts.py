@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shortstack.data.mixture import parse_sources
+from shortstack.data.mixture import MIX, READ, parse_sources
 from shortstack.errors import InputError
 from shortstack.machine.clock import Clock
 from shortstack.shrinking.clock import LEVELS, Amounts, amounts_for, check_minutes
@@ -24,6 +24,11 @@ def test_what_is_asked_for_is_never_exceeded_and_what_is_not_asked_for_stays_out
     assert amounts_for(1e9, wanted, rate=1e6, layers=30) == wanted
     assert amounts_for(1.0, wanted, rate=1.0, layers=30).probe_items == 0
     assert amounts_for(1.0, wanted, rate=1.0, layers=30).judged == 2
+
+
+def test_the_text_that_the_model_writes_is_shared_by_all_cuts():
+    texts = [amounts_for(100.0, Amounts(), rate=500.0, layers=30, cuts=cuts).text for cuts in (1, 2)]
+    assert texts == [READ, MIX]
 
 
 def test_what_there_is_less_of_is_said():

@@ -103,10 +103,11 @@ class Amounts:
 
 
 def amounts_for(
-    seconds: float, wanted: Amounts, *, rate: float, layers: int, texts: int = 1, tasks: int = 1
+    seconds: float, wanted: Amounts, *, rate: float, layers: int, cuts: int = 1, texts: int = 1, tasks: int = 1
 ) -> Amounts:
-    """Fit as much of what is wanted into so many seconds. rate: tokens a second through the whole model, forward."""
-    text = READ if wanted.text == MIX and WRITING * seconds * rate < WRITTEN_TOKENS else wanted.text
+    """Fit as much of what is wanted into so many seconds for each cut. rate: tokens a second through the model, forward."""
+    written = WRITING * seconds * cuts * rate  # text that the model writes is the same for all cuts
+    text = READ if wanted.text == MIX and written < WRITTEN_TOKENS else wanted.text
     room = CHOOSING * seconds * rate * LAYERS / layers / WINDOW * SOURCES / len(parse_sources(wanted.text))
     level = next((level for level in LEVELS if level.passes <= room), LEVELS[-1])
     fewest = JUDGING * len(parse_sources(text))  # that repair reads, whatever it is told

@@ -217,9 +217,10 @@ class Line:
         rate = forward_speed(self.source, dtype=arithmetic(self.compute.dtype, self.source, device), device=device)
         if not self.route.repeats:
             check_minutes(self.clock, rate, layers, self.cuts)
-        seconds = self.clock.left / (TRIALS if self.options.share else self.cuts)
-        of_each = {"texts": len(self.options.texts), "tasks": self.checked.tasks or 1}
-        return self.route.amounts(amounts_for(seconds, self.wanted, rate=rate, layers=layers, **of_each))
+        cuts = TRIALS if self.options.share else self.cuts
+        of_each = {"cuts": cuts, "texts": len(self.options.texts), "tasks": self.checked.tasks or 1}
+        fitting = amounts_for(self.clock.left / cuts, self.wanted, rate=rate, layers=layers, **of_each)
+        return self.route.amounts(fitting)
 
     def _written(self, amounts: Amounts) -> Amounts:
         """Ask for as many windows as the model can write itself in time, where it is to write some."""
