@@ -188,6 +188,9 @@ def test_the_schema_knows_every_key_of_a_study_and_refuses_others():
     assert validator.is_valid(good | {"except": [{"metric": "ppl"}], "trials": [{"drop": 8}]})
     assert not validator.is_valid(good | {"metric": ["ppl"]})
     assert not validator.is_valid(good | {"heal": {"epoch": 1}})
+    for wrong in ({"lora_r": 0}, {"lora_dropout": 1}, {"learning_rate": 0}, {"loss": "mse"}):
+        (name,) = wrong
+        assert not validator.is_valid(good | {"heal": [{"data": "a", **wrong}]}), name
     for share in (100, 0.1, "10%", None):
         shared = {"evaluation": {"limit": share, "samples": share}, "heal": [{"data": "a", "max_samples": share}]}
         assert validator.is_valid(good | shared)

@@ -62,6 +62,24 @@ class Option:
         ]
         return " ".join(["a number", " and ".join(bounds)]).strip()
 
+    @property
+    def schema(self) -> dict[str, Any]:
+        """The range and the choices, as JSON schema has them.
+
+        >>> Option("", minimum=0, below=1).schema
+        {'minimum': 0, 'exclusiveMaximum': 1}
+        """
+        if self.shares:
+            return {}
+        bounds = {
+            "minimum": self.minimum,
+            "maximum": self.maximum,
+            "exclusiveMinimum": self.above,
+            "exclusiveMaximum": self.below,
+            "enum": [*self.choices, None] if self.choices else None,
+        }
+        return {name: bound for name, bound in bounds.items() if bound is not None}
+
     def holds(self, value: float) -> bool:
         """Say whether a number is finite and within the range; a share is above 0 and at most 1."""
         if self.shares and is_share(value):

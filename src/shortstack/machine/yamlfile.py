@@ -53,7 +53,7 @@ def part_of(name: str, *components: Any, only: Sequence[str] = (), bounded: bool
             if bounded:
                 hint = Annotated[hint, AfterValidator(functools.partial(_within, known))]
             if not only or key in only:
-                keys[key] = hint, Field(default=default, description=known.help)
+                keys[key] = hint, Field(default=default, description=known.help, json_schema_extra=known.schema)
     return create_model(name, __base__=Part, **keys, **more)
 
 
