@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import importlib.util
 import os
 import re
@@ -54,6 +55,8 @@ def locate(model: str, revision: str | None, progress: Progress, *, download: bo
 
 
 def _other_name(model: str) -> str:
+    if difflib.get_close_matches(model, ["demo"], 1):
+        return "did you mean demo?"
     return (
         "check the path"
         if "/" in model or not model

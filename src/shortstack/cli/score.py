@@ -71,5 +71,8 @@ def score(
     session.report.result(scores, options.output, options.plot)
     if options.output:
         session.report.next_step("plan", options.output, "--metric", scores.default_metric, "--drop", "25%")
+    elif options.metric != ScoreOptions.metric:
+        how = "--metric", scores.default_metric, "--drop", "25%", "-o", "plan.json"
+        session.report.next_step("plan", model, *how, *session.source.words)
     else:
         session.report.next_cut(model, checkpoint, *session.source.words)

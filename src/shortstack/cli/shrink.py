@@ -48,9 +48,9 @@ def shrink(
         return console.show_json(shrunk.to_dict())
     show_shrunk(shrunk)
     if shrunk.healing is None and shrunk.left_out:
-        session.report.next_heal(output, model)
+        session.report.next_heal(output, model, data=options.data)
     else:
-        session.report.next_measure(output, model)
+        session.report.next_measure(output, model, *(("--tasks", options.tasks) if options.tasks else ()))
     return None
 
 
@@ -65,7 +65,8 @@ def _preview(model: str, output: Path, options: ShrinkOptions, session: Session)
     rows = [(what, "all" if amounts[name] is None else str(amounts[name])) for name, what in WHAT.items()]
     rows = rows if options.tasks else rows[:-1]  # of tasks
     rows = [*_cut_rows(forecast.cut), *rows]
-    healing = f"{forecast.steps} steps" if forecast.steps else "as many steps as the other work leaves time for"
+    by_clock = "as many steps as the other work leaves time for" if forecast.heals else "none"
+    healing = f"{forecast.steps} steps" if forecast.steps else by_clock
     rows += [("healing", healing), ("time for everything", duration(60 * options.minutes))]
     removed = len(forecast.cut.removed) if forecast.cut else None
     data = {"remove": removed, "steps": forecast.steps, "amounts": amounts, "left_out": list(forecast.left_out)}

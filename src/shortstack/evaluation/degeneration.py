@@ -125,7 +125,7 @@ class Collapse:
         base = "the unpruned model's" if self.against_base else "those of SmolLM2-135M-Instruct"
         least = min(self.shares.values())
         kept = f"variety and length are at least {least:.0%} of {base}"
-        return f"Generated text has not collapsed: {kept} (limit {LEAST:.0%})."
+        return f"Generated text has not collapsed: {kept} (limit {LEAST:.0%}). Read what it writes, too."
 
     def to_dict(self) -> dict[str, Any]:
         return {
@@ -145,7 +145,7 @@ def check_collapse(
 
     Loops and silence are seen; varied nonsense is not.
     """
-    texts = generate(model, *_prompts(tokenizer), stage="writing freely", progress=progress)
+    texts = generate(model, *_prompts(tokenizer), stage="generating text", progress=progress)
     return Collapse(Fluency.of(texts), _sample(texts, tokenizer))
 
 

@@ -126,7 +126,7 @@ class Evaluation(Tabled):
 
     def _not_compared(self, name: str) -> str:
         number = f"{self.tasks[name].metric} is one number for all documents, not one for each"
-        return f"{name}: not compared, since {number}." if self.base else ""
+        return f"{name}: not compared, since {number}." if self.base and not self.tasks[name].by_document else ""
 
     @property
     def average(self) -> float | None:

@@ -142,9 +142,9 @@ def _loaded(manager: Any, name: str, data: Path | None) -> list[LoadedTask]:
 
 def _remedy(name: str, data: Path | None) -> str:
     if data and name in TASKS:
-        return f"mend {', '.join(sorted(TASKS[name].files.values()))}: the page of evaluate says how each is laid out"
+        return f"mend {', '.join(sorted(TASKS[name].files.values()))}: docs/evaluate.md says how each is laid out"
     return (
-        "connect to the hub, or put the tasks' documents into a folder, as the page of evaluate lists them, and name it "
+        "connect to the hub, or put the tasks' documents into a folder, as docs/evaluate.md lists them, and name it "
         "as data_dir"
     )
 

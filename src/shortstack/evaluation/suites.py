@@ -110,7 +110,9 @@ def named(tasks: str | Sequence[str]) -> tuple[str, ...]:
 
 def unknown(name: str, known: Sequence[str]) -> InputError:
     """Make the error for a name that no task has, with the nearest that there is."""
-    near = get_close_matches(name, [*TASKS, *SUITES, *known], n=1, cutoff=0.5)
+    near = get_close_matches(name, [*TASKS, *SUITES], n=1, cutoff=0.5) or get_close_matches(
+        name, known, n=1, cutoff=0.5
+    )
     return InputError(
         repr(name),
         expected="a task of lm-evaluation-harness, one in include, or a suite",

@@ -55,7 +55,7 @@ def _source(task: StandardTask, part: str, data: Path) -> dict[str, Any]:
         raise DataError(
             f"neither in {data}",
             expected=f"{stems[split]}.jsonl or {stems[split]}.parquet, for {task.name}",
-            fix="put it there; the page of evaluate shows the layout",
+            fix="put it there; docs/evaluate.md shows the layout",
             option="data_dir",
         )
     for file in present.values():

@@ -73,6 +73,7 @@ class TrainingData:
                 f"{samples} sample{'s' * (samples != 1)}, of which {held_out} would be held out",
                 expected="at least one sample to train on besides the held-out ones",
                 fix="give more data, raise max_samples, or hold out fewer",
+                option="held_out",
                 where=self.source,
             )
         return held_out

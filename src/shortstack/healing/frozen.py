@@ -184,7 +184,7 @@ class Freezer:
         if frozen.states and not frozen.states.kept:
             self._walk(frozen, frozen.states, "walking the frozen layers", self.checkpoint, frozen.first)
         if self.teacher and frozen.teacher and not frozen.teacher.kept:
-            self._walk(frozen, frozen.teacher, "asking the teacher", self.teacher, self.teacher.anatomy.layers)
+            self._walk(frozen, frozen.teacher, "running the teacher", self.teacher, self.teacher.anatomy.layers)
         return frozen
 
     def _walk(self, frozen: Frozen, file: Activations, stage: str, model: Checkpoint, layers: int) -> None:

@@ -10,7 +10,6 @@ from shortstack.errors import InputError, PlanError
 from shortstack.machine.formats import size
 from shortstack.machine.options import check_options, option
 from shortstack.planning.layer_sets import (
-    EXAMPLES,
     FINALISTS,
     Removal,
     check_choice,
@@ -146,7 +145,7 @@ class Choice:
         if most < least:
             expected, fix = (
                 f"at least {shown(least)}, which the largest cut leaves",
-                f"ask for more, as in {EXAMPLES[name]}",
+                "ask for at least that",
             )
             raise PlanError(shown(most), expected=expected, fix=fix, option=name)
         return replace(self, params=None, memory=None, fits=lambda kept: sizes.of(kept)[place] <= most)

@@ -208,7 +208,7 @@ def _logits(checkpoint: Checkpoint, against: Checkpoint, device: str, streamed: 
     plural = "s" if len(skipped) > 1 else ""
     without = f"without layer{plural} {show_layers(sorted(skipped))}" if skipped else "with the same layers"
     if changed := changed_since(checkpoint, against):
-        without += "; only NaN or infinity would fail: it was repaired or trained since"
+        without += "; it was repaired or trained since, so that only NaN or infinity fails"
     elif resized:
         allowed = ROUNDING * float(expected.abs().max())
         without += f"; up to {allowed:.0e} is rounding, since {resized} is smaller"

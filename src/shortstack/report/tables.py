@@ -76,7 +76,7 @@ def probes(findings: Findings) -> Table | None:
         columns.append(FREE_TEXT)
     if not columns:
         return None
-    caption = "Small tasks of writing whose answers a program knows."
+    caption = "Small generation tasks that a program scores."
     return Table("Can it still write", (SETTING, *columns), _by_model(findings, columns), caption, key="probes")
 
 

@@ -124,7 +124,7 @@ def _weighed(checkpoint: Checkpoint, metrics: Sequence[Metric], progress: Progre
 
 
 def _checked(name: str, values: Sequence[float]) -> tuple[float, ...]:
-    return tuple(checked(value, f"metric {name}, layer {layer}") for layer, value in enumerate(values))
+    return tuple(checked(float(value), f"metric {name}, layer {layer}") for layer, value in enumerate(values))
 
 
 def _record(checkpoint: Checkpoint) -> dict[str, Any]:

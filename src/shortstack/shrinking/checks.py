@@ -103,9 +103,8 @@ def _check_healing(checkpoint: Checkpoint, out: Path, route: Route, compute: Com
         route.heals_by_clock and data.max_samples is None
     ):  # the clock will say how many; of all the cache may have no room
         data = replace(data, max_samples=max(LOOKED_AT, 2 * (held_out or 0)))
-    with _of("data"):
+    with _of("data", f"give more data{fewer}", about="held_out"):
         data.check()
-    with _of("data", f"give more data{fewer}"):
         return preview(checkpoint, out, replace(task, data=data)).requirements
 
 
@@ -123,9 +122,13 @@ def _check_texts(checkpoint: Checkpoint, options: ShrinkOptions) -> int:
 
 
 @contextmanager
-def _of(option: str, fix: str = "") -> Iterator[None]:
-    """Attribute errors about a text to the option that named it; fix: the remedy, if the usual one is no option here."""
+def _of(option: str, fix: str = "", *, about: str = "") -> Iterator[None]:
+    """Attribute errors about a text to the option that named it.
+
+    fix: the remedy of an error about the option `about`, which shrink does not have.
+    """
     try:
         yield
     except DataError as error:
-        raise error.but(option=option, where=error.where or error.option, fix=fix or error.fix) from error
+        remedy = fix if about and error.option == about else error.fix
+        raise error.but(option=option, where=error.where or error.option, fix=remedy) from error

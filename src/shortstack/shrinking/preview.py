@@ -23,10 +23,11 @@ from shortstack.shrinking.stages import Stages
 class Foreseen:
     """A forecast of shrink(): a cut of the same size, the amounts that fit in the time, those reduced, and the resources.
 
-    cut: None where trials find it. steps: of healing, where the recipe says how many; None where the clock does.
+    cut: None where trials find it. heals: whether the recipe does; steps: of healing, None where the clock says how many.
     """
 
     cut: Plan | None
+    heals: bool
     steps: int | None
     amounts: Amounts
     left_out: tuple[str, ...]
@@ -43,4 +44,4 @@ def foresee(model: Model, out: Path, options: ShrinkOptions, *, compute: Compute
     choice = route.choice.sized(source.sizes)
     cut = None if options.share else choice.like(source.anatomy.layers).sized(source.sizes)
     steps = route.healing.schedule.max_steps if route.healing else None
-    return Foreseen(cut, steps, amounts, tuple(amounts.less(line.wanted)), checked.needed)
+    return Foreseen(cut, route.healing is not None, steps, amounts, tuple(amounts.less(line.wanted)), checked.needed)

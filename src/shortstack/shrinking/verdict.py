@@ -67,10 +67,10 @@ def verdict(base: Evaluation, last: Evaluation, answers: Sequence[Mapping[str, s
             times <= NEAR and kept.value - SURE * kept.stderr >= KEPT,
             bad or kept.value + SURE * kept.stderr < LOST,
         )
-        reasons.append(_right("generation probes", before, after))
+        reasons.append(_right("Generation probes", before, after))
     before, after = tasks_right(base), tasks_right(last)
-    if before and after:
-        reasons.append(_right(", ".join(share_tasks(last)), before, after))
+    if before and after:  # what is kept of what guessing gets, too, would say little
+        reasons.append(f"{', '.join(share_tasks(last))}: {after} right, {before} before the cut.")
     if last.collapse and base.collapse:
         judged = last.collapse.against(base.collapse)
         if judged.fallen:
@@ -115,8 +115,7 @@ def beside_others(last: Evaluation, nbytes: int, speed: Speed, int8: Int8) -> li
 
 def _right(what: str, before: Share, after: Share) -> str:
     """Say how much is right of something, with standard errors, and which share of the unpruned model's that is."""
-    kept = f", so {ratio(before, after)} is kept" if before.value else ""
-    return f"{what[0].upper()}{what[1:]}: {after} right, {before} before the cut{kept}."
+    return f"{what}: {after} right, {before} before the cut, so {ratio(before, after)} is kept."
 
 
 def _times(base: Evaluation, last: Evaluation, text: str) -> float:
@@ -146,11 +145,13 @@ def concluded(
     answers = reference.beside(unpruned.measured.answers, made.measured.answers)
     judged = verdict(base, last, answers)
     others = beside_others(last, made.checkpoint.weight_bytes, made.speed, unpruned.int8)
+    if NO_HEALING in made.left_out:
+        unused = f"; {options.data} was not used" if options.data else ""
+        others.insert(0, f"It was not healed: the minutes were too few{unused}.")
     if made.healing:
         others.append(_healed(made.healing, made.checkpoint.record["healing"]["samples"]))
     if made.left_out:
-        advice = " More minutes would heal it." if NO_HEALING in made.left_out else ""
-        others.append(f"Reduced to fit the minutes: {'; '.join(made.left_out)}.{advice}")
+        others.append(f"Reduced to fit the minutes: {'; '.join(made.left_out)}.")
     return Shrunk(
         output=out,
         verdict=judged.decision,
@@ -168,7 +169,7 @@ def concluded(
         tried=made.tried,
         seconds=seconds,
         recipe=route.repeating(amounts, made.healing, drop=len(made.plan.removed), repaired=bool(made.repair)),
-        command=_command(unpruned.checkpoint, options, out, compute=compute, heals=made.healing is not None),
+        command=_command(unpruned.checkpoint, options, out, compute=compute),
     )
 
 
@@ -208,9 +209,9 @@ def _why(route: Route, plan: Plan, text: str) -> str:
     )
 
 
-def _command(source: Checkpoint, options: ShrinkOptions, out: Path, *, compute: Compute, heals: bool) -> str:
+def _command(source: Checkpoint, options: ShrinkOptions, out: Path, *, compute: Compute) -> str:
     """Return the command that repeats a shrink with its own recipe, which has all that is left out here."""
-    stated = {"minutes", "min_quality", "text", "samples", *(() if heals else ("data",))}
+    stated = {"minutes", "min_quality", "text", "samples", "data"}
     again = {name: value for name, value in changed_options(options).items() if name not in stated}
     again |= {**changed_options(compute), "recipe": str(out / RECIPE)}
     again |= {"trust_remote_code": True} if source.trust_remote_code else {}
