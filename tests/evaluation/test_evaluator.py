@@ -142,6 +142,12 @@ def test_probes_are_asked_of_the_evaluated_model(pruned, text):
     found = evaluate(pruned, text=EvaluationText([text], 24, samples=2), generation=generation, compute=compute)
     expected = run_probes(Decoder.load(pruned, dtype=torch.float32), pruned.tokenizer(), probes(seed=5, n=2))
     assert found.probes == expected
+    row = next(row for row in found.table().rows if row.label == "generation probes")
+    value = row.cells[2]
+    assert value.value == pytest.approx(sum(probe.accuracy.value for probe in expected.values()) / len(expected))
+    assert value.error == pytest.approx(
+        sum(probe.accuracy.stderr**2 for probe in expected.values()) ** 0.5 / len(expected)
+    )
     said = found.to_dict()["probes"]["arithmetic-1"]
     assert (said["n"], said["chance"]) == (2, pytest.approx(1 / 19))
 

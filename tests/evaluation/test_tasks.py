@@ -407,7 +407,7 @@ def test_what_is_missing_is_said(data, tmp_path, monkeypatch):
         ("jsonl", b'{"goal": "a", "label": 0}', "no sol1, sol2"),
         ("jsonl", b"\n", "nothing but white space"),
         ("jsonl", GOOD + b"\n{", "line 2"),
-        ("jsonl", GOOD + b"\n5", r"piqa/validation.*page of evaluate"),
+        ("jsonl", GOOD + b"\n5", r"piqa/validation.*docs/evaluate"),
         ("parquet", None, "an empty table"),
         ("parquet", b"no parquet", "a parquet file"),
     ],

@@ -39,7 +39,15 @@ if TYPE_CHECKING:
     from shortstack.evaluation.harness import LoadedTask
 
 
+FEW = 20  # items of a probe: with fewer its share says little by itself
 TEXT, GENERATION = EvaluationText(), GenerationChecks()
+
+
+def _mean(probes: Mapping[str, Probed]) -> Cell:
+    """Average the shares right over the probes."""
+    shares = [probe.accuracy for probe in probes.values()]
+    error = math.hypot(*(share.stderr for share in shares)) / len(shares)
+    return Cell(sum(share.value for share in shares) / len(shares), "score", error)
 
 
 def _paired(paired: Paired | None) -> tuple[Any, ...]:
@@ -99,14 +107,23 @@ class Evaluation(Tabled):
         for name, task in self.tasks.items():
             other = base.tasks[name].cell if base else None
             yield name, task.metric, task.cell, other, task.n, task.chance, task.bos, *_paired(self.against.get(name))
-        for name, probe in self.probes.items():
-            other = base.probes[name].cell if base else None
-            paired = _paired(self.probes_against.get(name))
-            yield name, "accuracy", probe.cell, other, probe.n, probe.chance, None, *paired
+        yield from self._probe_rows()
         others = base.named_averages if base else {}
         for name, value in self.named_averages.items():
             average = Cell(others.get(name), "score")
             yield name, "mean of shares", Cell(value, "score"), average, None, None, None, *(None,) * 5
+
+    def _probe_rows(self) -> Iterator[tuple[Any, ...]]:
+        """Yield a row for each probe; of few items, whose shares say little one by one, one row for all."""
+        base, n = self.base, sum(probe.n for probe in self.probes.values())
+        if any(probe.n < FEW for probe in self.probes.values()):
+            other = _mean(base.probes) if base and base.probes else None
+            yield "generation probes", "accuracy", _mean(self.probes), other, n, None, None, *(None,) * 5
+            return
+        for name, probe in self.probes.items():
+            other = base.probes[name].cell if base else None
+            paired = _paired(self.probes_against.get(name))
+            yield name, "accuracy", probe.cell, other, probe.n, probe.chance, None, *paired
 
     @property
     def named_averages(self) -> dict[str, float]:

@@ -16,7 +16,6 @@ from shortstack.planning import Plan
 from shortstack.shrinking.reference import Int8, Speed
 from shortstack.shrinking.retention import Tried
 
-ITEMS = 20  # of a probe: with fewer its share says little by itself
 NO_HEALING = "no healing"  # as it is said to be left out
 
 
@@ -84,10 +83,8 @@ class Shrunk(Tabled):
     command: str
 
     def table(self) -> Table:
-        """Return a table of both models' results; probes one by one where they have items enough."""
-        probes = self.last.probes
-        few = any(probe.accuracy.n < ITEMS for probe in probes.values())
-        return replace(self.last, base=self.base, probes={} if few else probes).table()
+        """Return a table of both models' results."""
+        return replace(self.last, base=self.base).table()
 
     def tables(self) -> list[Table]:
         """Return the tables of both models' results and of the cuts that were compared."""
