@@ -62,13 +62,13 @@ def test_texts_are_measured_on_weights_read_layer_by_layer(checkpoint, tmp_path,
 def test_a_collapse_check_that_nobody_asked_for_is_left_out_where_the_model_does_not_fit(pruned, text, monkeypatch):
     monkeypatch.setattr("shortstack.decoder.streaming.available_memory", lambda _device: 1000)
     asked = EvaluationText([text], 24, samples=2)
-    with pytest.warns(UserWarning, match="what the model writes is not checked for collapse"):
+    with pytest.warns(UserWarning, match="the collapse check is skipped, since the model does not fit"):
         found = evaluate(pruned, text=asked)
     assert found.collapse is None
     assert found.perplexity[text].tokens
     monkeypatch.setattr("shortstack.machine.memory.available_memory", lambda _device: 1000)
     with pytest.raises(
-        InputError, match=r"room for its weights.*leave out what it writes: with collapse_check turned off"
+        InputError, match=r"for its weights.*evaluate without generation: with collapse_check turned off"
     ):
         evaluate(pruned, text=asked, generation=GenerationChecks(collapse_check=True))
 
@@ -145,7 +145,7 @@ def test_probes_are_asked_of_the_evaluated_model(pruned, text):
     row = next(row for row in found.table().rows if row.label == "generation probes")
     value = row.cells[2]
     assert value.value == pytest.approx(sum(probe.accuracy.value for probe in expected.values()) / len(expected))
-    assert value.error == pytest.approx(
+    assert value.stderr == pytest.approx(
         sum(probe.accuracy.stderr**2 for probe in expected.values()) ** 0.5 / len(expected)
     )
     said = found.to_dict()["probes"]["arithmetic-1"]
