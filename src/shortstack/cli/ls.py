@@ -14,7 +14,7 @@ from shortstack.machine.tables import Table
 from shortstack.planning import STRATEGIES
 from shortstack.scoring import METRICS
 
-Listed = Literal["metrics", "strategies", "methods", "recipes", "tasks"]
+Listed = Literal["metrics", "strategies", "methods", "recipes", "tasks", "texts"]
 
 
 def ls(
@@ -23,10 +23,11 @@ def ls(
     *,
     as_json: Annotated[bool, Parameter(name="--json", help="One JSON object on stdout.")] = False,
 ) -> None:
-    """List metrics, strategies, methods, recipes and tasks.
+    """List metrics, strategies, methods, recipes, tasks and texts.
 
     $ shortstack ls recipes
     """
+    from shortstack.data.mixture import listed_texts
     from shortstack.healing.recipes import listed_recipes
 
     listings = {
@@ -39,6 +40,7 @@ def ls(
             for suite, names in SUITES.items()
             for row in _rows((TASKS[name] for name in names), "name", "metric", "chance", "about")
         ],
+        "texts": listed_texts(),
     }
     wanted = {name: rows for name, rows in listings.items() if what in (None, name)}
     if as_json:

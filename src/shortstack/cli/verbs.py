@@ -32,7 +32,7 @@ VERBS = {
     "report": "Show what a study found, as one page or as tables.",
     "export": "Export a checkpoint to llama.cpp, Ollama or the hub.",
     "demo": "Shorten a small model that comes with the package, and measure it.",
-    "ls": "List metrics, strategies, methods, recipes and tasks.",
+    "ls": "List metrics, strategies, methods, recipes, tasks and texts.",
     "cache": "Show or clear the cache.",
 }
 HELP = ("--help", "-h")

@@ -72,7 +72,7 @@ class Family(NamedTuple):
 
 
 def drills(rng: random.Random, most: int = MOST) -> Passages:
-    """Write questions of one family in one template, with answers, which count from the third on; about `most` words.
+    """Write questions of one family, as of 27, each with its answer; answers count from the third on.
 
     >>> text = "".join(part for part, _ in drills(random.Random(4)))
     >>> print(text.splitlines()[0])

@@ -57,6 +57,13 @@ class Weighted:
             deque(read_records(self.source), maxlen=0)
 
 
+def listed_texts() -> list[dict[str, str]]:
+    """Return name and content of the texts that come along, by the first line of what makes each."""
+    rows = [(name, (make.__doc__ or name).splitlines()[0]) for name, make in {**SOURCES, **IN_CONTEXT}.items()]
+    rows += [(OWN, "Let the model generate chats, questions as well as answers."), (MIX, f"Take {MIXED}.")]
+    return [{"name": name, "content": content} for name, content in rows]
+
+
 def parse_sources(text: str) -> tuple[Weighted, ...]:
     """List the sources that are named, in this order.
 
