@@ -74,7 +74,8 @@ def measured(command: Sequence[str], environment: Mapping[str, str] | None = Non
         if "--smoke" in sys.argv and command[0] == sys.executable and command[1].endswith(".py"):
             pid = _forked(command[1:], log, environment)
         else:
-            pid = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=environment).pid
+            process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=environment)
+            pid = process.pid  # while it is held: as it is forgotten it is waited for, and wait4 finds no child
         sampler = _AnonymousSampler(pid)
         _, status, usage = os.wait4(pid, 0)
         seconds = time.perf_counter() - started

@@ -258,7 +258,7 @@ def test_the_benchmark_of_shrink_shows_what_the_record_of_its_run_has(tmp_path, 
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text("plan: {metric: ppl}\nheal: {method: lora, max_steps: 3, max_length: 32}\n", encoding="utf-8")
     small = {"recipe": str(recipe), "data": str(tmp_path / "lines.jsonl"), "text": str(tmp_path / "text.txt")}
-    small |= {"samples": 4, "length": 16, "perplexity_samples": "2"}
+    small |= {"samples": 4, "length": 16, "perplexity_samples": 2}
     monkeypatch.setenv("SHORTSTACK_CACHE", os.environ.get("SHORTSTACK_CACHE", ""))  # which the run changes
     monkeypatch.setattr(ss, "ShrinkOptions", partial(ss.ShrinkOptions, **small))
     monkeypatch.setattr(sys, "argv", ["shrink.py", "--smoke"])

@@ -30,7 +30,7 @@ def test_a_warning_of_ours_is_a_line_and_others_stay_as_they_were(command, monke
 def test_a_run_that_is_stopped_says_how_it_goes_on(stop, capsys):
     with pytest.raises((KeyboardInterrupt, SystemExit)), going_on("the same command goes on from there"):
         raise stop
-    assert capsys.readouterr().err == "To go on: the same command goes on from there.\n"
+    assert capsys.readouterr().err == "To continue: the same command goes on from there.\n"
 
 
 def test_a_run_that_ends_or_fails_says_nothing_of_that(capsys):

@@ -99,7 +99,7 @@ def test_a_model_that_is_read_layer_by_layer_is_judged_alike(compared, place, ca
         assert row.tasks["q"]["value"] == pytest.approx(whole[name].tasks["q"]["value"], abs=1e-6)
         assert (row.speed, row.ratio, row.collapse) == (None, None, None)
     show_result(streamed)
-    assert "Not timed, and not asked to write" in capsys.readouterr().out
+    assert "No speed and no collapse check" in capsys.readouterr().out
 
 
 def test_the_unpruned_row_is_the_model_itself(compared):
