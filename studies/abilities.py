@@ -73,7 +73,7 @@ def ability_map(lost: Mapping[str, Sequence[float]]) -> list[str]:
             for layer, (cheap, dear) in enumerate(zip(lost[first], lost[kind], strict=True))
             if cheap <= half and dear > DEAR * usual
         ]
-        lines.append(f"\nCheap on C4 and dear on {kind}: {show_layers(carriers) or 'none'}.")
+        lines.append(f"\nLow impact on C4, high on {kind}: {show_layers(carriers) or 'none'}.")
     return lines
 
 

@@ -260,7 +260,7 @@ CUTS = {
     "no samples": (("--drop", "2", "--samples", "0"), "found     '0'"),
     "samples of words": (("--drop", "2", "--samples", "many"), "a number of windows, or all"),
     "metric": (("--drop", "1", "--metric", "zork"), "one of random, reverse, magnitude-l1"),
-    "plan beside": (("--plan", "plan.json", "--drop", "1"), "no --drop: it changes nothing here"),
+    "plan beside": (("--plan", "plan.json", "--drop", "1"), "no --drop: it has no effect here"),
 }
 
 
@@ -497,7 +497,7 @@ def test_options_that_change_nothing_are_refused(words, command, model):
     assert command("plan", "scores.json", "--drop", "2", "-o", "plan.json")[0] == 0
     for option in UNUSED[words]:
         said = command.refused(*words.split(), *option.split())
-        assert f"no {option.split()[0]}: it changes nothing here" in said
+        assert f"no {option.split()[0]}: it has no effect here" in said
 
 
 def test_options_that_need_others_are_refused(command, model):

@@ -160,5 +160,5 @@ def test_what_a_recipe_does_not_do_here_is_said(tmp_path):
     words = ["heal", str(tmp_path / "source"), "--recipe", "paper-last3", "--data", "pydoc", "--held-out", "2"]
     words += ["--max-length", "32", "--max-samples", "16", "--dry-run", "-o", str(tmp_path / "out")]
     said = " ".join(invoke(*words).stderr.split())
-    assert "is not cut, and heal only heals" in said
+    assert "has no layers removed, and heal removes none" in said
     assert "the head is the embedding matrix and stays frozen" in said

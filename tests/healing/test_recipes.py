@@ -123,7 +123,7 @@ def test_options_that_a_method_does_not_know_are_refused():
         (["--recipe", "none.yaml"], "no such file"),
         ([], "data: expected text or instructions to learn from, found none. To fix it: name some, such as pydoc"),
         (["--data", "pydoc", "--loss", "distill"], "self learn, found none. To fix it: name that model"),
-        (["--data", "pydoc", "--teacher", "demo"], "self alone learn from it, found demo. To fix it: leave it out"),
+        (["--data", "pydoc", "--teacher", "demo"], "self use one, found demo. To fix it: leave it out"),
         (["--data", "pydoc", "--report-to", "nothing"], "pip install nothing, or name another"),
     ],
 )

@@ -57,11 +57,11 @@ def test_it_is_of_the_largest_cut_that_is_not_shown_to_be_worse(store: Store, tm
     cuts(store, {8: CUT}, "step 1")
     report = Report.of(found(store, tmp_path))
     first, second = report.opening.lead.split(". ")
-    assert first.startswith("With 8 layers gone, pruned is best, average 62.5 ± ")
+    assert first.startswith("With 8 layers removed, pruned is best, average 62.5 ± ")
     assert "; the next, step 1, is 47.5 points worse (95% interval " in first, "18 of 40 and 20 of 40, on average"
     assert first.endswith("), which is more than noise")
     assert second.startswith("It is worth keeping as far as this study can tell: it is 0.0 points apart")
-    assert second.endswith("; with 16 layers gone every setting is worse.")
+    assert second.endswith("; with 16 layers removed every setting is worse.")
     table = report.tables[0]
     assert table is report.opening.table
     names = ["unpruned", "8 layers: pruned", "8 layers: step 1", "3 layers: pruned", "16 layers: pruned"]
@@ -72,8 +72,11 @@ def test_it_is_of_the_largest_cut_that_is_not_shown_to_be_worse(store: Store, tm
 @pytest.mark.parametrize(
     ("amounts", "words"),
     [
-        ({3: CUT, 8: RIGHT, 16: CUT}, ["8 layers gone", "keeping is open", "every setting without 3 layers is worse."]),
-        ({3: CUT, 8: CUT}, ["3 layers gone", "only if the smaller size is worth it: it is 47.5 points worse"]),
+        (
+            {3: CUT, 8: RIGHT, 16: CUT},
+            ["8 layers removed", "unclear whether to keep it", "every setting with 3 layers removed is worse."],
+        ),
+        ({3: CUT, 8: CUT}, ["3 layers removed", "only if the smaller size is worth it: it is 47.5 points worse"]),
     ],
 )
 def test_what_is_worse_is_said_to_be(

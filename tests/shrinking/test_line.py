@@ -169,8 +169,8 @@ def test_what_is_wrong_is_said_before_anything_is_written(tiny):
         ({"drop": "lots"}, "drop: expected a count"),
         ({"data": None}, "data: expected what the recipe"),
         ({"length": 4096}, "4096"),
-        ({"min_quality": "95%", "drop": "2"}, "min_quality: expected one goal, found drop as well"),
-        ({"memory": "60000B", "drop": "2"}, "memory: expected one goal"),
+        ({"min_quality": "95%", "drop": "2"}, "min_quality: expected only one target size or quality, found drop as well"),
+        ({"memory": "60000B", "drop": "2"}, "memory: expected only one target size or quality"),
         ({"min_quality": "lots"}, "a share above 0% and below 100%"),
         ({"min_quality": "0.0%"}, "a share above 0% and below 100%"),
         ({"recipe": str(named), "drop": "1"}, "expected a recipe that chooses layers, beside drop"),
@@ -274,7 +274,7 @@ def test_several_cuts_share_what_does_not_depend_on_the_cut_and_a_kill_loses_non
     assert not list(tiny.glob("*.partial"))
     with pytest.raises(OutputError, match="it exists"):
         shrink_each(str(tiny / "model"), outs, options_of(tiny))
-    with pytest.raises(InputError, match="one goal"):
+    with pytest.raises(InputError, match="only one target size or quality"):
         shrink_each(str(tiny / "model"), outs, options_of(tiny, min_quality="50%"))
 
 

@@ -259,7 +259,7 @@ def halving(name: str, value: Any, cut: Cut) -> None:
     if before != after:
         raise _refusal(
             f"{after} in {len(cut.kept)} layers",
-            expected=f"the final norm to stay behind {before} halvings of the hidden states",
+            expected=f"the final norm to come after {before} halvings of the hidden states",
             fix=f"keep at least {before * value} layers, {unscaled}",
             where=name,
         )
@@ -267,7 +267,7 @@ def halving(name: str, value: Any, cut: Cut) -> None:
         if old // value != new // value:
             raise _refusal(
                 f"{new // value}, as layer {new} of the shortened model",
-                expected=f"layer {old} to stay behind {old // value} halvings of the hidden states",
+                expected=f"layer {old} to come after {old // value} halvings of the hidden states",
                 fix=f"remove the tail, {unscaled}",
                 where=name,
             )

@@ -171,7 +171,7 @@ def _read_part(path: Path) -> GgufFile:
             return _Part(path, mapped).read()
     except _Truncated:
         size = path.stat().st_size
-        raise _broken(path, "a whole GGUF file", f"one that ends after {size:,} bytes") from None
+        raise _broken(path, "a whole GGUF file", f"a truncated file of {size:,} bytes") from None
     except KeyError as error:
         raise _broken(path, "metadata of a kind that GGUF has", f"kind {error.args[0]}") from error
     except (OSError, ValueError) as error:  # the latter of an empty file

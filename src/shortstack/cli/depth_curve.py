@@ -28,7 +28,7 @@ def depth_curve(
     text: Annotated[CalibrationText, flat(CALIBRATION)] = CalibrationText(),
     session: Annotated[Session, flat()] = Session(),
 ) -> None:
-    """Measure the model cut at every depth, in one walk.
+    """Measure the model cut at every depth, in one pass over the layers.
 
     A cut takes the last layers.
 

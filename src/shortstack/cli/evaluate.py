@@ -72,7 +72,7 @@ def evaluate(
     finally:  # what was measured is not lost, whatever becomes of the other model
         session.report.warn(result.collapse.warning if result.collapse else None)
         if base and result.base is None:
-            session.report.warn(f"{against} was not measured, so that nothing is compared")
+            session.report.warn(f"{against} was not measured, so nothing is compared")
         session.report.result(result, output)
     if checkpoint.made_from and not against and not session.report.json:
         console.show(f"Add --against {shlex.quote(checkpoint.made_from)} to compare it with the unpruned model.")

@@ -177,7 +177,8 @@ def _remark(
         return
     if not turns and checkpoint.record.get("verb") not in ("prune", "heal"):
         report.warn(
-            f"{checkpoint.source} is not cut, and heal only heals: `shortstack shrink` carries out a recipe's plan, too"
+            f"{checkpoint.source} has no layers removed, and heal removes none; `shortstack shrink` prunes by the recipe "
+            "and then heals"
         )
     method = task.method
     if isinstance(method, Partial) and method.head is None and not method.untie_head and checkpoint.anatomy.tied:

@@ -97,9 +97,7 @@ def check_unused(where: str, *groups: object) -> None:
 
 
 def unused(where: str, name: str, value: object) -> InputError:
-    return InputError(
-        f"{name} {value}", expected=f"no {name}: it changes nothing here", fix="leave it out", where=where
-    )
+    return InputError(f"{name} {value}", expected=f"no {name}: it has no effect here", fix="leave it out", where=where)
 
 
 @dataclass(frozen=True)

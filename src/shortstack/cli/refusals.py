@@ -38,7 +38,7 @@ def refused(error: CycloptsError) -> InputError:
             return InputError("none", expected="a value", fix=f"give one; {explained}", where=name)
         case CoercionError():
             return _unread(error)
-    return InputError(error, expected="words that it knows", fix=explained, where=verb)
+    return InputError(error, expected="valid options and arguments", fix=explained, where=verb)
 
 
 def _unread(error: CoercionError) -> InputError:

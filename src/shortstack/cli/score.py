@@ -1,4 +1,4 @@
-"""score: every layer by one or more metrics, in one walk."""
+"""score: every layer by one or more metrics, in one pass over the layers."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def score(
     text: Annotated[CalibrationText, flat(CALIBRATION)] = CalibrationText(),
     session: Annotated[Session, flat()] = Session(),
 ) -> None:
-    """Score every layer by one or more metrics, in one walk.
+    """Score every layer by one or more metrics, in one pass over the layers.
 
     Low = remove first.
 

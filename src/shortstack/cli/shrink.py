@@ -28,7 +28,7 @@ def shrink(
     dry_run: DryRun = False,
     session: Annotated[Session, flat(without="stream|device_map")] = Session(),
 ) -> None:
-    """Make a model shorter, from its name to a healed checkpoint.
+    """Prune, repair, heal and measure a model in one command.
 
     Choose layers, remove them, repair, heal and measure, by a recipe. The weights come with a report and a model card.
 

@@ -72,5 +72,5 @@ def frame(study: StudyProgress) -> Group:
         for step in study.running
     ]
     lines += [f"failed: {failure}" for failure in study.failures]
-    ended = "finished" if study.finished else f"to go, at most: {duration(study.eta)}"
+    ended = "finished" if study.finished else f"time left, at most: {duration(study.eta)}"
     return Group(console.title(table), console.drawn(table), *(Text(line) for line in [*lines, ended]))

@@ -230,7 +230,7 @@ def _check_lengths(checkpoint: Checkpoint, judging: EvaluationSpec) -> None:
     for tokens in judging.texts.values():
         check_positions(checkpoint, tokens.ids.shape[1], "length")
     check_load(checkpoint, judging.load)
-    written, note = collapse_tokens(checkpoint.tokenizer()), ", written after eight beginnings to see what collapses"
+    written, note = collapse_tokens(checkpoint.tokenizer()), ", generated for the collapse check"
     fix = "measure it with evaluate, with collapse_check turned off"
     check_positions(checkpoint, written, "", fix=fix, note=note, where="compare")
 

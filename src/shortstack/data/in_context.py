@@ -34,7 +34,7 @@ Make = Callable[[random.Random, int], tuple[str, str]]  # of a size from 2 to 5:
 
 
 def copying(rng: random.Random, most: int = MOST) -> Passages:
-    """Draw words, or symbols and numbers in one text of three, and repeat them once.
+    """List random words (in every third text symbols and numbers), then repeat the list.
 
     >>> first, again = copying(random.Random(1))
     >>> first[0] == again[0] + "\\n", first[1], again[1]
@@ -72,7 +72,7 @@ class Family(NamedTuple):
 
 
 def drills(rng: random.Random, most: int = MOST) -> Passages:
-    """Write questions of one family, as of 27, each with its answer; answers count from the third on.
+    """Write few-shot questions of one of 27 kinds with their answers; answers count from the third on.
 
     >>> text = "".join(part for part, _ in drills(random.Random(4)))
     >>> print(text.splitlines()[0])

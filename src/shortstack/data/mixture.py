@@ -60,7 +60,7 @@ class Weighted:
 def listed_texts() -> list[dict[str, str]]:
     """Return name and content of the texts that come along, by the first line of what makes each."""
     rows = [(name, (make.__doc__ or name).splitlines()[0]) for name, make in {**SOURCES, **IN_CONTEXT}.items()]
-    rows += [(OWN, "Let the model generate chats, questions as well as answers."), (MIX, f"Take {MIXED}.")]
+    rows += [(OWN, "Let the model generate chats, questions as well as answers."), (MIX, f"Use {MIXED} together.")]
     return [{"name": name, "content": content} for name, content in rows]
 
 

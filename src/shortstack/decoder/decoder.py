@@ -195,8 +195,8 @@ class Decoder(Layered):
         self.forms()
         if self._gap is not None:
             raise ArchitectureError(
-                f"something else enters layer {self._gap}: the model loops, or computes between layers",
-                expected="each layer to be entered by what the one before it returned",
+                f"layer {self._gap} gets another input: the model loops, or computes between layers",
+                expected="each layer to take the output of the one before it",
                 fix="cut it by the metric reverse, or name its layers; scoring and healing walk layer by layer",
                 where=self.anatomy.architecture,
             )

@@ -158,7 +158,7 @@ class OwnText:
             writer.forget()
         if len(written) < amount and not late:
             raise DataError(
-                f"{len(written)} texts, and then only such as end where they begin",
+                f"{len(written)} texts, then only empty ones",
                 expected="a model that writes something to calibrate or to heal on",
                 fix="name other texts than self",
                 where=self.checkpoint.source,

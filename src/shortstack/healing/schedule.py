@@ -144,7 +144,7 @@ class Schedule:
     )
     replanned: str | None = option(
         None,
-        help="Repeat a run by the clock: STEP:STEPS pairs, as printed at its end.",
+        help="Repeat a run by the clock: the STEP:STEPS pairs that it printed at its end.",
     )
     learning_rate: float = option(1e-4, help="Peak learning rate.", above=0)
     per_device_train_batch_size: int = option(16, help="Samples per forward pass.", minimum=1)

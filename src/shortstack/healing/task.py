@@ -74,7 +74,7 @@ class HealingTask:
             expected = f"the unpruned model, from which {users} learn"
             raise InputError("none", expected=expected, fix="name that model", option="teacher")
         if teacher is not None and not self.needs_teacher:
-            expected = f"none: {users} alone learn from it"
+            expected = f"no teacher: only {users} use one"
             raise InputError(teacher, expected=expected, fix="leave it out", option="teacher")
 
 

@@ -65,7 +65,7 @@ def _metadata(model: GgufFile, wanted: Mapping[str, Entry]) -> dict[str, Any]:
     wrong = sorted(name for name in wanted.keys() | metadata.keys() if not _same(name, wanted, metadata))
     return {
         "ok": not wrong,
-        "detail": f"{wrong[0]} reads otherwise" if wrong else f"{len(metadata)} entries as they should",
+        "detail": f"{wrong[0]} has another value" if wrong else f"{len(metadata)} entries as expected",
     }
 
 
@@ -84,7 +84,7 @@ def _bytes(model: GgufFile, wanted: Sequence[GgufTensor], progress: Progress) ->
         other = tensors[tensor.name]
         alike = (tensor.shape, tensor.kind) == (other.shape, other.kind)
         if not alike or not same_bytes(tensor.data, other.data, padding=padding):
-            return {"ok": False, "detail": f"{tensor.name} is another than the source's"}
+            return {"ok": False, "detail": f"{tensor.name} differs from the source's"}
         done += len(tensor.data)
         progress("comparing bytes", done, total)
     return {"ok": True, "detail": f"{total:,} bytes of {len(wanted)} tensors equal the source's"}

@@ -86,7 +86,7 @@ class Contest:
         best, *others = self.rivals
         of = f" of {brief(self.model)}" if len(self.findings.bases) > 1 else ""
         name, where = self.name(best), self.findings.title(self.findings.headline)
-        first = f"With {counted(best.removed, 'layer')}{of} gone, {name} is best, {where} {score_text(best.score)}"
+        first = f"With {counted(best.removed, 'layer')}{of} removed, {name} is best, {where} {score_text(best.score)}"
         return f"{first}{self._next(best, others)}. {self._worth(best)}"
 
     def name(self, entry: ContestEntry) -> str:
@@ -100,7 +100,7 @@ class Contest:
         if not others:
             return ", and no other was measured"
         second, change = others[0], difference(others[0].score, best.score)
-        amount = "" if second.removed == best.removed else f"with {counted(second.removed, 'layer')} gone, "
+        amount = "" if second.removed == best.removed else f"with {counted(second.removed, 'layer')} removed, "
         name = f"the next, {amount}{self.name(second)},"
         if change.p is None:
             return f"; {name} has no standard error to tell them apart"
@@ -116,9 +116,9 @@ class Contest:
         if change.p is None:
             return "Whether it is worse than the unpruned model is not known: there is no standard error."
         if not self.held:
-            every = f"every setting without {counted(self.beyond[0], 'layer')} is worse"
-            return f"Whether it is worth keeping is open: {apart}, {_chance(change)}, but {every}."
-        rest = f"; with {counted(self.beyond[0], 'layer')} gone every setting is worse" if self.beyond else ""
+            every = f"every setting with {counted(self.beyond[0], 'layer')} removed is worse"
+            return f"It is unclear whether to keep it: {apart}, {_chance(change)}, but {every}."
+        rest = f"; with {counted(self.beyond[0], 'layer')} removed every setting is worse" if self.beyond else ""
         return f"It is worth keeping as far as this study can tell: {apart}, {_chance(change)}{rest}."
 
 
@@ -174,7 +174,7 @@ def differences(contests: Sequence[Contest]) -> Figure:
 
 def _named(contest: Contest, entry: ContestEntry) -> str:
     model = f"{brief(contest.model, 16)}, " if len(contest.findings.bases) > 1 else ""
-    return brief(f"{model}{contest.row_name(entry)}", 58)
+    return brief(f"{model}{contest.row_name(entry)}", 84)
 
 
 def _dot(best: bool, change: MeasuredChange) -> list[Dot]:

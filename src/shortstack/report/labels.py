@@ -41,15 +41,19 @@ def factors(all_settings: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
     shortened = json.loads(text)
     healings = _healing_names([heal for settings in shortened if isinstance(heal := settings.get("heal"), Mapping)])
     repairs = {json.dumps(settings["repair"], sort_keys=True) for settings in shortened if settings.get("repair")}
-    return [_factors(settings, healings, one_repair=len(repairs) == 1) for settings in shortened]
+    amounts = {heal.get("max_samples") for settings in shortened if isinstance(heal := settings.get("heal"), Mapping)}
+    telling = DATA if len(amounts) > 1 else DATA[:1]
+    return [_factors(settings, healings, telling, one_repair=len(repairs) == 1) for settings in shortened]
 
 
-def _factors(settings: Mapping[str, Any], healings: Mapping[str, str], *, one_repair: bool) -> dict[str, str]:
+def _factors(
+    settings: Mapping[str, Any], healings: Mapping[str, str], data: Sequence[str], *, one_repair: bool
+) -> dict[str, str]:
     levels = {name: value for name, value in settings.items() if name != "seed"}
     heal, repair = levels.get("heal"), levels.get("repair")
     if isinstance(heal, Mapping):
         levels["heal"] = healings[_kind(heal)]
-        levels["data"] = {key: heal[key] for key in DATA if heal.get(key) is not None}
+        levels["data"] = {key: heal[key] for key in data if heal.get(key) is not None}
     if repair:
         levels["repair"] = "repaired" if one_repair else f"repaired on {words(repair)}"
     first = {name: words(levels.pop(name, None), PLAIN.get(name, "none")) for name in FACTORS}
@@ -59,16 +63,17 @@ def _factors(settings: Mapping[str, Any], healings: Mapping[str, str], *, one_re
 def _healing_names(heals: Sequence[Mapping[str, Any]]) -> dict[str, str]:
     """Find a word for each way to heal, whatever it learns from: its name in the study, where it has one to itself.
 
-    Otherwise its method, with those options that not all ways have alike.
+    Otherwise its method, with those options that not all ways of that method have alike.
     """
     kinds = {_kind(heal): _options(heal) for heal in heals}
     names = {kind: {heal.get("name") or "" for heal in heals if _kind(heal) == kind} for kind in kinds}
     uses = Counter(name for of_kind in names.values() for name in of_kind)
     every = {key for options in kinds.values() for key in options}
-    differ = {key for key in every if len({json.dumps(options.get(key)) for options in kinds.values()}) > 1}
     labels = {}
     for kind, options in kinds.items():
         name, *others = names[kind]
+        peers = [other for other in kinds.values() if other.get("method") == options.get("method")]
+        differ = {key for key in every if len({json.dumps(peer.get(key)) for peer in peers}) > 1}
         telling = {key: value for key, value in options.items() if key in ("method", *differ)}
         labels[kind] = name if name and not others and uses[name] == 1 else words(telling, "healed")
     return labels

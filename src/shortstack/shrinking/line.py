@@ -434,7 +434,7 @@ def _noted(place: Path) -> Path:
 
 @dataclass(frozen=True)
 class Decision:
-    """What the clock decided."""
+    """A yes-or-no answer of the clock, kept so that a run that goes on gives the same."""
 
     yes: bool
 

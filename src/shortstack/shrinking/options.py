@@ -60,7 +60,12 @@ class ShrinkOptions:
         named = [name for name in GOALS if getattr(self, name) is not None]
         if len(named) > 1:
             conflict = f"{named[0]} as well"
-            raise InputError(conflict, expected="one goal", fix="give one of them", option=named[-1])
+            raise InputError(
+                conflict,
+                expected="only one target size or quality",
+                fix="keep one of the two options",
+                option=named[-1],
+            )
         share = self.min_quality
         if share is not None and (not re.fullmatch(r"\d{1,2}(\.\d+)?%", share) or not float(share[:-1])):
             expected = "a share above 0% and below 100%"

@@ -60,7 +60,7 @@ class Shrunk(Tabled):
     """The result of shrink(). verdict: keep it or not; reasons: the numbers that say so.
 
     plan: `compared` has the cuts that were compared, and `why` says what by. base, last: the evaluations of the unpruned
-    model and of this one. left_out: what there was less of than was wanted, for want of time. tried: the cuts that were
+    model and of this one. left_out: what there was less of than was wanted, to fit the time. tried: the cuts that were
     tried where a share was to be kept. recipe: with all amounts, so that command repeats it bit for bit, without a clock.
     """
 

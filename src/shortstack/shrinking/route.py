@@ -96,7 +96,7 @@ def _choice(recipe: Recipe, options: ShrinkOptions, drop: str | None) -> Choice:
     plan: dict[str, Any] = {name: value for name, value in recipe.plan.given.items() if name in PLANNED}
     goals = {name: getattr(options, name) for name in GOALS if getattr(options, name) is not None}
     if drop is not None and goals:
-        conflict, expected = f"{drop} as well", "one goal for each output"
+        conflict, expected = f"{drop} as well", "only one target size or quality for each output"
         raise InputError(conflict, expected=expected, fix="leave it out", option=next(iter(goals)))
     if drop is not None:
         goals = {"drop": drop}
