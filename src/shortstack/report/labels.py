@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 from shortstack.machine.formats import counted
@@ -39,21 +39,26 @@ def factors(all_settings: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
     for name, short in short_paths(json.loads(quoted) for quoted in QUOTED.findall(text)).items():
         text = text.replace(json.dumps(name), json.dumps(short))
     shortened = json.loads(text)
-    healings = _healing_names([heal for settings in shortened if isinstance(heal := settings.get("heal"), Mapping)])
+    heals = [heal for settings in shortened if isinstance(heal := settings.get("heal"), Mapping)]
+    healings = _healing_names(heals)
     repairs = {json.dumps(settings["repair"], sort_keys=True) for settings in shortened if settings.get("repair")}
-    amounts = {heal.get("max_samples") for settings in shortened if isinstance(heal := settings.get("heal"), Mapping)}
-    telling = DATA if len(amounts) > 1 else DATA[:1]
-    return [_factors(settings, healings, telling, one_repair=len(repairs) == 1) for settings in shortened]
+    amounts: dict[str, set[Any]] = {}
+    for heal in heals:
+        amounts.setdefault(str(heal.get("data")), set()).add(heal.get("max_samples"))
+    several = {source for source, known in amounts.items() if len(known) > 1}
+    return [_factors(settings, healings, several, one_repair=len(repairs) == 1) for settings in shortened]
 
 
 def _factors(
-    settings: Mapping[str, Any], healings: Mapping[str, str], data: Sequence[str], *, one_repair: bool
+    settings: Mapping[str, Any], healings: Mapping[str, str], several: Collection[str], *, one_repair: bool
 ) -> dict[str, str]:
+    """Put a trial's factors in words. several: the data that trials take different amounts of."""
     levels = {name: value for name, value in settings.items() if name != "seed"}
     heal, repair = levels.get("heal"), levels.get("repair")
     if isinstance(heal, Mapping):
         levels["heal"] = healings[_kind(heal)]
-        levels["data"] = {key: heal[key] for key in data if heal.get(key) is not None}
+        keys = DATA if str(heal.get("data")) in several else DATA[:1]
+        levels["data"] = {key: heal[key] for key in keys if heal.get(key) is not None}
     if repair:
         levels["repair"] = "repaired" if one_repair else f"repaired on {words(repair)}"
     first = {name: words(levels.pop(name, None), PLAIN.get(name, "none")) for name in FACTORS}
