@@ -29,7 +29,9 @@ from typing import Any
 import harness
 
 MODELS = (("demo", "4"), ("demo", "8"), ("0.5B", "25%"))
-RUNS = [(model, drop, minutes, load) for minutes in (3, 5, 15, 40, 60) for model, drop in MODELS for load in (False, True)]
+RUNS = [
+    (model, drop, minutes, load) for minutes in (3, 5, 15, 40, 60) for model, drop in MODELS for load in (False, True)
+]
 AIM = 0.10  # of the minutes, beyond them
 SMOKE = ("tiny", "2", 0.8, True)
 BUSY = "import sys, time\ntime.sleep(float(sys.argv[1]))\nwhile True: pass"

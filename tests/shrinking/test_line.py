@@ -169,7 +169,10 @@ def test_what_is_wrong_is_said_before_anything_is_written(tiny):
         ({"drop": "lots"}, "drop: expected a count"),
         ({"data": None}, "data: expected what the recipe"),
         ({"length": 4096}, "4096"),
-        ({"min_quality": "95%", "drop": "2"}, "min_quality: expected only one target size or quality, found drop as well"),
+        (
+            {"min_quality": "95%", "drop": "2"},
+            "min_quality: expected only one target size or quality, found drop as well",
+        ),
         ({"memory": "60000B", "drop": "2"}, "memory: expected only one target size or quality"),
         ({"min_quality": "lots"}, "a share above 0% and below 100%"),
         ({"min_quality": "0.0%"}, "a share above 0% and below 100%"),
