@@ -423,6 +423,20 @@ def test_where_it_is_late_nothing_is_repaired_or_written_and_that_is_said_and_re
     assert Checkpoint.open(again.output).weights_sha256 == Checkpoint.open(made.output).weights_sha256
 
 
+def test_where_measuring_the_text_took_all_the_time_left_the_probes_are_left_out_and_that_is_said(tiny, monkeypatch):
+    measured = line.Line.measured
+
+    def late(self, checkpoint, name, until):
+        return measured(self, checkpoint, name, Clock(0.0) if name == "shortened" else until)
+
+    monkeypatch.setattr(line.Line, "measured", late)
+    made = shrunk(tiny, probe_items=2)
+    assert made.base.probes
+    assert not made.last.probes
+    assert made.last.perplexity
+    assert {"probes of the shortened model", "what the shortened model writes freely"} <= {*made.left_out}
+
+
 def test_a_model_that_says_nothing_is_not_kept(tiny, monkeypatch):
     monkeypatch.setattr(
         line.reference,

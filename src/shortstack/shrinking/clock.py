@@ -129,7 +129,8 @@ def check_minutes(clock: Clock, rate: float, layers: int, cuts: int = 1) -> None
     """Refuse minutes in which the model cannot even be loaded and the least be chosen, for each of the cuts."""
     least = clock.used + cuts * LEVELS[-1].passes * WINDOW * layers / LAYERS / rate
     if least > clock.seconds:
-        expected = f"at least {duration(least)}, which loading the model and choosing layers take here"
+        used = duration(clock.used)
+        expected = f"at least {duration(least)} for loading the model and choosing layers, with {used} used already"
         fix = f"allow {-(-int(2 * least) // 60)} minutes"
         raise InputError(duration(clock.seconds), expected=expected, fix=fix, option="minutes")
 
@@ -173,7 +174,8 @@ def clock_of(seconds: float, file: Path, *, before: float) -> Clock:
     Raises:
         OutputError: the folder of the file holds something else than an unfinished run.
     """
-    if file.parent.exists() and not file.exists() and any(file.parent.iterdir()):
-        check_new(file.parent)
+    folder = file.parent
+    if folder.exists() and not file.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        check_new(folder)
     used = json.loads(file.read_text(encoding="utf-8"))["used"] if file.exists() else 0.0
     return Clock(seconds, used=used + before)

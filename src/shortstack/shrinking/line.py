@@ -23,7 +23,7 @@ from shortstack.data.tokens import JUDGING
 from shortstack.decoder import calibration_tokens, text_in_time
 from shortstack.decoder.wrapping import arithmetic
 from shortstack.errors import ShortstackError
-from shortstack.evaluation import EvaluationText, GenerationChecks, Tasks, evaluate
+from shortstack.evaluation import Evaluation, EvaluationText, GenerationChecks, Tasks, evaluate
 from shortstack.healing import Healing, heal
 from shortstack.machine.clock import Clock
 from shortstack.machine.device import AUTO, Compute, pick_device
@@ -272,10 +272,12 @@ class Line:
             if self.clock.until(PROBED_BY if checkpoint is self.source else 1.0).over:
                 writing = NO_WRITING
                 left_out.append(f"what the {name} model writes")
-            elif checkpoint is not self.source and until.left < self.unpruned.measured.seconds:
-                writing = replace(writing, collapse_check=False)
+            short = checkpoint is not self.source and until.left < self.unpruned.measured.seconds
+            hurried = short and writing is not NO_WRITING
+            evaluation = evaluate(checkpoint, text=text, generation=NO_WRITING if hurried else writing, **how)
+            if hurried:
                 left_out.append(f"what the {name} model writes freely")
-            evaluation = evaluate(checkpoint, text=text, generation=writing, **how)
+                evaluation = self._probed(evaluation, checkpoint, until, left_out)
             for task in tasks:
                 if until.over:
                     left_out.append(f"{', '.join(task.names)} of the {name} model")
@@ -291,12 +293,28 @@ class Line:
         known = {"of": checkpoint.identity, "texts": texts, "tasks": repr(tasks), "items": items}
         return self.stages.result("measured", Measured, measure, **known, minutes=self.options.minutes)
 
+    def _probed(self, evaluation: Evaluation, checkpoint: Checkpoint, until: Clock, left_out: list[str]) -> Evaluation:
+        """Probe a model of which the text alone was measured, if there is time for that."""
+        writing = replace(self.options.generation(self.amounts.probe_items), collapse_check=False)
+        if not writing.probes:
+            return evaluation
+        if until.over:
+            left_out.append("probes of the shortened model")
+            return evaluation
+        how: dict[str, Any] = {"compute": self.compute, "progress": self.progress}
+        return replace(evaluation, probes=evaluate(checkpoint, text=NO_TEXT, generation=writing, **how).probes)
+
     def made(self, route: Route, until: Clock) -> Candidate:
         """Make one cut: choose, repair, heal and measure it, and hold it against the unpruned model."""
         until_healed = until.reserving(SLOWER * self.unpruned.measured.seconds + CONCLUDING)
         plan = self.chosen(route)
-        late = route.repair and not route.repeats
-        late = late and self.decided("unrepaired", lambda: until.share > REPAIRED_BY, removed=list(plan.removed))
+        late = (
+            route.repair
+            and not route.repeats
+            and self.decided(
+                "unrepaired", lambda: until_healed.over or until.share > REPAIRED_BY, removed=list(plan.removed)
+            )
+        )
         pruned = self.pruned(replace(route, repair=route.repair and not late), plan)
         speed = self.speed(pruned, until_healed)  # before healing, which has all that is left
         made, healing = self.healed(route, pruned, until_healed)
