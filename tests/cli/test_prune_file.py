@@ -59,7 +59,7 @@ def test_a_dry_run_counts_what_stays_and_writes_no_model(place, command):
         (("prune", "whole.gguf", "--layers", "9", "-o", "small.gguf", "--dry-run"), "layers from 0 to 7"),
         (("prune", "whole.gguf", "--memory", "900GB", "-o", "small.gguf"), "--memory"),
         (("prune", ".", "--layers", "2", "-o", "small.gguf"), "GGUF is cut from GGUF"),
-        (("prune", "cut.gguf", "--layers", "2", "-o", "small.gguf"), "ends after 3,000 bytes"),
+        (("prune", "cut.gguf", "--layers", "2", "-o", "small.gguf"), "a truncated file of 3,000 bytes"),
         (("verify", "whole.gguf", "--against", "whole.gguf"), "shortstack.kept_layers"),
         (("verify", "whole.gguf", "--against", "."), "--against"),
     ],
