@@ -506,6 +506,7 @@ def test_a_run_killed_after_healing_delivers_the_healed_model_though_its_time_is
     with killed_in(monkeypatch, "measured", lambda _checkpoint, name, _until: name == "shortened"):
         shrunk(tiny)
     use_up(tiny / "out.partial")
+    monkeypatch.setattr(line, "LEAST_HEALING", 20.0)  # more than is left now
     called = counted(monkeypatch, "choose", "prune", "heal")
     made = shrunk(tiny)
     assert called == []

@@ -99,9 +99,7 @@ def _check_healing(checkpoint: Checkpoint, out: Path, route: Route, compute: Com
     task = route.healing_of(checkpoint, compute)
     data, held_out = task.data, task.data.held_out
     fewer = f", or write a recipe that holds out fewer than the {held_out} samples of {route.name}" if held_out else ""
-    if (
-        route.heals_by_clock and data.max_samples is None
-    ):  # the clock will say how many; of all the cache may have no room
+    if route.heals_by_clock and data.max_samples is None:  # the clock says how many: the cache need not hold all
         data = replace(data, max_samples=max(LOOKED_AT, 2 * (held_out or 0)))
     with _of("data", f"give more data{fewer}", about="held_out"):
         data.check()
