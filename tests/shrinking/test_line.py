@@ -31,6 +31,7 @@ from shortstack.planning.layer_sets import parse_layers
 from shortstack.profiling import Timing
 from shortstack.pruning import verify
 from shortstack.shrinking import ShrinkOptions, line, reference, shrink, shrink_each
+from shortstack.shrinking.clock import STAGE
 from shortstack.shrinking.retention import Share
 from studies import make_data
 
@@ -419,8 +420,13 @@ def test_where_it_is_late_nothing_is_repaired_or_written_and_that_is_said_and_re
     assert not made.base.probes
     assert made.last.probes
     assert yaml.safe_load(made.recipe)["plan"]["repair"] is False
-    again = shrink(str(tiny / "model"), tiny / "again", options_of(tiny, recipe=str(tiny / "out" / "recipe.yaml")))
+    told, text = [], str(tiny / "text.txt")
+    options = ShrinkOptions(recipe=str(tiny / "out" / "recipe.yaml"), perplexity=text, probe_items=0)
+    monkeypatch.setattr(line, "forward_speed", None)  # no speed is measured: nothing goes by the clock
+    again = shrink(str(tiny / "model"), tiny / "again", options, progress=lambda stage, *_, note="": told.append(stage))
     assert Checkpoint.open(again.output).weights_sha256 == Checkpoint.open(made.output).weights_sha256
+    assert {"checking", "choosing layers"} <= {*told}
+    assert STAGE not in told, "the share of the time that has passed"
 
 
 def test_where_measuring_the_text_took_all_the_time_left_the_probes_are_left_out_and_that_is_said(tiny, monkeypatch):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -56,18 +57,21 @@ def shrink(
 
 def _preview(model: str, output: Path, options: ShrinkOptions, session: Session) -> None:
     from shortstack.shrinking.clock import WHAT
-    from shortstack.shrinking.preview import foresee
+    from shortstack.shrinking.preview import preview_shrink
 
     with session.report.bars() as progress:
         source = session.source.open(model, progress)
-        forecast = foresee(source, output, options, compute=session.compute)
+        forecast = preview_shrink(source, output, options, compute=session.compute)
     amounts = asdict(forecast.amounts)
     rows = [(what, "all" if amounts[name] is None else str(amounts[name])) for name, what in WHAT.items()]
     rows = rows if options.tasks else rows[:-1]  # of tasks
     rows = [*_cut_rows(forecast.cut), *rows]
     by_clock = "as many steps as the other work leaves time for" if forecast.heals else "none"
     healing = f"{forecast.steps} steps" if forecast.steps else by_clock
-    rows += [("healing", healing), ("time for everything", duration(60 * options.minutes))]
+    rows += [
+        ("healing", healing),
+        ("time limit", duration(forecast.seconds) if math.isfinite(forecast.seconds) else "none"),
+    ]
     removed = len(forecast.cut.removed) if forecast.cut else None
     data = {"remove": removed, "steps": forecast.steps, "amounts": amounts, "left_out": list(forecast.left_out)}
     show_dry_run(rows, forecast.requirements, session.report, output=output, data=data)

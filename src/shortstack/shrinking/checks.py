@@ -50,7 +50,7 @@ def disk_bytes(checkpoint: Checkpoint, options: ShrinkOptions, cuts: int) -> int
 
 
 @dataclass(frozen=True)
-class Checked:
+class CheckResult:
     """A shrink that can be done. windows: of each text to measure on; tasks: how many, generating ones for several."""
 
     windows: int
@@ -60,7 +60,7 @@ class Checked:
 
 def check_shrink(
     checkpoint: Checkpoint, outs: Mapping[Path, Route], options: ShrinkOptions, compute: Compute
-) -> Checked:
+) -> CheckResult:
     """Refuse what cannot end well; writes nothing."""
     check_unquantised(checkpoint, "to refit and to train", "shrink")
     nbytes, device = disk_bytes(checkpoint, options, len(outs)), pick_device(compute.device)
@@ -82,7 +82,7 @@ def check_shrink(
     for task in options.evaluation_tasks():
         task.check_paired()
         tasks += sum(GENERATING if loaded.generates else 1 for loaded in task.load_for(checkpoint))
-    return Checked(_check_texts(checkpoint, options), tasks, replace(needed, disk_bytes=nbytes))
+    return CheckResult(_check_texts(checkpoint, options), tasks, replace(needed, disk_bytes=nbytes))
 
 
 def _check_calibration(checkpoint: Checkpoint, amounts: Amounts) -> None:

@@ -11,6 +11,7 @@ A run notes the seconds it has used in its folder, so that a killed one goes on 
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import NamedTuple
@@ -136,13 +137,19 @@ def check_minutes(clock: Clock, rate: float, layers: int, cuts: int = 1) -> None
 
 
 class ClockProgress:
-    """One line: the milliseconds used of all, so that the time left is the clock's, and what is being done."""
+    """One line: the milliseconds used of all, so that the time left is the clock's, and what is being done.
+
+    Without a time limit a line for each stage.
+    """
 
     def __init__(self, progress: Progress, clock: Clock, file: Path) -> None:
         self.told, self.clock, self.file, self.noted = progress, clock, file, 0.0
 
     def __call__(self, stage: str, done: int, total: int, /, *, note: str = "") -> None:
         used = self.clock.used
+        if math.isinf(self.clock.seconds):
+            self.told(stage, done, total, note=note)
+            return
         far = f", {done / total:.0%}" if total > 1 else ""
         self.told(STAGE, _ms(used), self._all(used), note=f"{stage}{far}{f', {note}' if note else ''}")
         if used - self.noted > EVERY:
@@ -157,8 +164,9 @@ class ClockProgress:
         save_json(self.file, {"used": 0.0})
 
     def end(self) -> None:
-        used = max(1, _ms(self.clock.used))
-        self.told(STAGE, used, used)
+        if math.isfinite(self.clock.seconds):
+            used = max(1, _ms(self.clock.used))
+            self.told(STAGE, used, used)
 
     def _all(self, used: float) -> int:
         return max(_ms(self.clock.seconds), _ms(used) + 1)

@@ -38,11 +38,11 @@ from shortstack.repairing import repair
 from shortstack.scoring import score
 from shortstack.shrinking import reference
 from shortstack.shrinking.card import dress
-from shortstack.shrinking.checks import Checked, check_shrink, in_words_of_shrink
+from shortstack.shrinking.checks import CheckResult, check_shrink, in_words_of_shrink
 from shortstack.shrinking.clock import LEVELS, WRITING, Amounts, ClockProgress, amounts_for, check_minutes, clock_of
 from shortstack.shrinking.options import ShrinkOptions
 from shortstack.shrinking.result import NO_HEALING, Candidate, Measured, Shrunk, Unpruned
-from shortstack.shrinking.retention import TRIALS, Tried, first_amount, kept, largest, least, next_amount
+from shortstack.shrinking.retention import TRIALS, TriedCut, first_amount, kept, largest, least, next_amount
 from shortstack.shrinking.route import Route
 from shortstack.shrinking.stages import Stages, loaded, save
 from shortstack.shrinking.verdict import concluded, settings
@@ -127,10 +127,12 @@ def _shrink(
         }
         missing = {out: route for out, route in routes.items() if not (out.exists() and _noted(places[out]).exists())}
         if missing:
+            progress("checking", 0, 1)
             checked = check_shrink(source, missing, options, compute)
-            clock = clock_of(60 * options.minutes, folder / NOTED, before=time.monotonic() - began)
+            progress("checking", 1, 1)
+            first_route = next(iter(routes.values()))
+            clock = clock_of(first_route.seconds(options), folder / NOTED, before=time.monotonic() - began)
             with _noting(ClockProgress(progress, clock, folder / NOTED)) as told:
-                first_route = next(iter(routes.values()))
                 line = Line(source, first_route, options, compute, clock, stages, told, checked, len(routes))
                 for number, (out, route) in enumerate(missing.items()):
                     if not places[out].exists():
@@ -175,7 +177,7 @@ class Line:
     clock: Clock
     stages: Stages
     progress: Progress
-    checked: Checked
+    checked: CheckResult
     cuts: int = 1
 
     def finish(self, place: Path, out: Path, route: Route, *, share: float) -> None:
@@ -212,6 +214,8 @@ class Line:
 
     def fitting(self) -> Amounts:
         """Choose amounts by the speed of this machine, as far as no text is to be written for it."""
+        if math.isinf(self.clock.seconds):
+            return self.wanted
         self.progress("measuring the speed of this machine", 0, 1)
         device, layers = pick_device(self.compute.device), self.source.anatomy.layers
         rate = forward_speed(self.source, dtype=arithmetic(self.compute.dtype, self.source, device), device=device)
@@ -393,11 +397,11 @@ class Line:
 
     def keeping(self, share: float) -> Candidate:
         """Find the largest of at most TRIALS cuts that keeps a share of every measure; try as many as there is time for."""
-        tried: dict[int, tuple[Tried, Candidate]] = {}
+        tried: dict[int, tuple[TriedCut, Candidate]] = {}
         for amount, until in self._amounts_tried(share, tried):
             made = self.made(self.route.dropping(str(amount)), until)
             measure, kept_share = least(kept(self.unpruned.measured.evaluation, made.measured.evaluation))
-            tried[amount] = Tried(amount, measure, kept_share), made
+            tried[amount] = TriedCut(amount, measure, kept_share), made
         best = largest(_least_kept(tried), share)
         if best is None:
             raise self._nothing_keeps(tried)
@@ -435,7 +439,7 @@ class Line:
         text = self.amounts.text, self.amounts.length, text_digest(self.amounts.text)
         return first_amount(self.stages.result("costs", Costs, costs, text=text).values, share)
 
-    def _nothing_keeps(self, tried: Mapping[int, tuple[Tried, Candidate]]) -> ShortstackError:
+    def _nothing_keeps(self, tried: Mapping[int, tuple[TriedCut, Candidate]]) -> ShortstackError:
         fewest = tried[min(tried)][0]
         return ShortstackError(
             fewest,
@@ -464,5 +468,5 @@ class Costs:
     values: tuple[float, ...]
 
 
-def _least_kept(tried: Mapping[int, tuple[Tried, Any]]) -> dict[int, float]:
+def _least_kept(tried: Mapping[int, tuple[TriedCut, Any]]) -> dict[int, float]:
     return {amount: trial.share.value for amount, (trial, _) in tried.items()}

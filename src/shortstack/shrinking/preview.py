@@ -20,10 +20,11 @@ from shortstack.shrinking.stages import Stages
 
 
 @dataclass(frozen=True)
-class Foreseen:
+class ShrinkPreview:
     """A forecast of shrink(): a cut of the same size, the amounts that fit in the time, those reduced, and the resources.
 
     cut: None where trials find it. heals: whether the recipe does; steps: of healing, None where the clock says how many.
+    seconds: the time limit, math.inf where there is none.
     """
 
     cut: Plan | None
@@ -32,16 +33,18 @@ class Foreseen:
     amounts: Amounts
     left_out: tuple[str, ...]
     requirements: Requirements
+    seconds: float
 
 
-def foresee(model: Model, out: Path, options: ShrinkOptions, *, compute: Compute = AUTO) -> Foreseen:
+def preview_shrink(model: Model, out: Path, options: ShrinkOptions, *, compute: Compute = AUTO) -> ShrinkPreview:
     """Make every check of shrink(), and measure the speed of this machine; nothing is chosen or written."""
     source, route = Checkpoint.of(model), Route.of(options)
     with in_words_of_shrink():
         checked = check_shrink(source, {out: route}, options, compute)
-        line = Line(source, route, options, compute, Clock(60 * options.minutes), Stages(out, {}), silent, checked)
+        line = Line(source, route, options, compute, Clock(route.seconds(options)), Stages(out, {}), silent, checked)
         amounts = line.fitting()
     choice = route.choice.sized(source.sizes)
     cut = None if options.share else choice.like(source.anatomy.layers).sized(source.sizes)
     steps = route.healing.schedule.max_steps if route.healing else None
-    return Foreseen(cut, route.healing is not None, steps, amounts, tuple(amounts.less(line.wanted)), checked.needed)
+    left_out = tuple(amounts.less(line.wanted))
+    return ShrinkPreview(cut, route.healing is not None, steps, amounts, left_out, checked.needed, line.clock.seconds)

@@ -14,7 +14,7 @@ from shortstack.machine.files import to_jsonable
 from shortstack.machine.tables import Table, Tabled
 from shortstack.planning import Plan
 from shortstack.shrinking.reference import Int8, Speed
-from shortstack.shrinking.retention import Tried
+from shortstack.shrinking.retention import TriedCut
 
 NO_HEALING = "no healing"  # as it is said to be left out
 
@@ -52,7 +52,7 @@ class Candidate:
     measured: Measured
     speed: Speed
     left_out: tuple[str, ...]
-    tried: tuple[Tried, ...] = ()
+    tried: tuple[TriedCut, ...] = ()
 
 
 @dataclass(frozen=True, repr=False)
@@ -77,7 +77,7 @@ class Shrunk(Tabled):
     speed: Speed
     int8: Int8
     left_out: tuple[str, ...]
-    tried: tuple[Tried, ...]
+    tried: tuple[TriedCut, ...]
     seconds: float
     recipe: str
     command: str

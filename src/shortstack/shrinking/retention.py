@@ -33,7 +33,7 @@ class Share:
 
 
 @dataclass(frozen=True)
-class Tried:
+class TriedCut:
     """A cut that was tried: how many layers went, and the measure of which it keeps least."""
 
     layers: int

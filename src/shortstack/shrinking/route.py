@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -75,6 +76,10 @@ class Route:
         """Whether the recipe has every number, as that beside a shrink's output: then no clock decides on any."""
         stated = {*ON_TEXT, *(("repair_samples",) if self.repair else ())}
         return stated <= self.given.keys() and not self.heals_by_clock
+
+    def seconds(self, options: ShrinkOptions) -> float:
+        """Return the time limit; a recipe that has every number has none, unless minutes are asked for."""
+        return math.inf if self.repeats and "minutes" not in changed_options(options) else 60 * options.minutes
 
     def healing_of(self, unpruned: Checkpoint, compute: Compute) -> HealingTask:
         """Return the recipe's healing task with its teacher, if it needs one, and the run's device and seed.
