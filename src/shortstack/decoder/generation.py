@@ -59,7 +59,8 @@ def generate(
             drawn = None if seed is None else _drawing(model, [draw_seed(seed, number) for number in numbers])
             rows = _write(model, [prompts[number] for number in numbers], limits, ends=ends, change=drawn, watch=tell)
             for number, tokens, limit in zip(numbers, rows, limits, strict=True):
-                written[number] = _ended(tokens, ends)[:limit]
+                end = next((place for place, token in enumerate(tokens) if token in ends), limit)
+                written[number] = tokens[: min(end + 1, limit)]  # what follows is padding
             done += sum(limits)
             tell(max(limits))
     return written
@@ -248,12 +249,6 @@ def _head_in_one_piece(model: PreTrainedModel) -> Iterator[None]:
         yield
     finally:
         hook.remove()
-
-
-def _ended(tokens: Sequence[int], ends: frozenset[int]) -> list[int]:
-    """Cut the tokens off after the end token; what follows is padding."""
-    place = next((place for place, token in enumerate(tokens) if token in ends), len(tokens))
-    return list(tokens[: place + 1])
 
 
 def end_tokens(model: PreTrainedModel) -> frozenset[int]:

@@ -101,16 +101,12 @@ def forms_of(calls: Sequence[Call], layers: int) -> list[Form]:
 def first_gap(calls: Sequence[Call]) -> int | None:
     """Find the first layer that is not entered by what the one before it returned, or is not called in order."""
     for call, following in pairwise(calls):
-        output = call.output[0] if isinstance(call.output, tuple | list) else call.output
-        same = following.hidden.shape == output.shape and _equal(following.hidden, output)
+        left, entered = call.output[0] if isinstance(call.output, tuple | list) else call.output, following.hidden
+        # NaN is equal to NaN: what is wrong with the weights is for the caller to see.
+        same = left.shape == entered.shape and ((left == entered) | (left.isnan() & entered.isnan())).all()
         if not same or following.layer <= call.layer:
             return following.layer
     return None
-
-
-def _equal(a: Tensor, b: Tensor) -> bool:
-    """Say whether both are equal, NaN to NaN, too: what is wrong with the weights is for the caller to see."""
-    return bool(((a == b) | (a.isnan() & b.isnan())).all())
 
 
 def hidden_of(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor:

@@ -46,7 +46,6 @@ class Request:
 
     @property
     def ending(self) -> tuple[int, ...]:
-        """The tokens of the choice."""
         return self.ids[self.start :]
 
 

@@ -55,17 +55,12 @@ def divergences(
         yield torch.stack(losses), torch.stack(kls)
 
 
-def kl_divergence(log_p: Tensor, p: Tensor, log_q: Tensor) -> Tensor:
-    """Compute KL(p || q) in nats of each row, [tokens]."""
-    return (log_p - log_q).mul_(p).sum(-1)
-
-
 def _against(expected: Sequence[tuple[Tensor, Tensor, Tensor]], logits: Tensor) -> tuple[Tensor, Tensor]:
-    """Compute losses and KL divergences, [tokens] each; expected: of each piece log p, p and the targets."""
+    """Compute losses and KL(p || q), [tokens] each; expected: of each piece log p, p and the targets."""
     losses, kls = [], []
     for (log_q,), (log_p, p, wanted) in zip(pieces(logits), expected, strict=True):
         losses.append(-_chosen(log_q, wanted))
-        kls.append(kl_divergence(log_p, p, log_q))
+        kls.append((log_p - log_q).mul_(p).sum(-1))
     return torch.cat(losses), torch.cat(kls)
 
 

@@ -120,7 +120,6 @@ def _int8(parent: nn.Module, name: str) -> None:
 
 
 def _nf4(parent: nn.Module, name: str) -> None:
-    """Put a layer in nf4, in blocks of 64 weights (bitsandbytes, Linear4bit)."""
     setattr(parent, name, four_bit(parent.get_submodule(name), needed_by="nf4"))
 
 
