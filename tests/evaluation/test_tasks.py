@@ -16,14 +16,13 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from documents import COUNT, data_folder, write
+from evaluations import ITEMS, evaluation
 from shortstack.checkpoint import Checkpoint
 from shortstack.cli.console import show_result
 from shortstack.comparison import judge_tasks
 from shortstack.decoder import Decoder
-from shortstack.decoder.likelihoods import Accuracy
 from shortstack.errors import DataError, InputError
 from shortstack.evaluation import Evaluation, EvaluationText, TaskResult, Tasks, compared, evaluate, load_harness
-from shortstack.evaluation.probes import Probed
 from shortstack.evaluation.suites import SUITES, TASKS, named
 from shortstack.evaluation.task_files import write_overlays
 from shortstack.machine.device import Compute
@@ -293,18 +292,14 @@ def test_a_suite_s_average_is_of_its_own_tasks_and_stands_for_itself(capsys):
 
 
 def test_a_comparison_pairs_probes_item_by_item():
-    def probed(*right):
-        return Probed(Accuracy.of(right), 0.0, tuple(map(str, range(len(right)))))
-
-    model = Evaluation("m", {}, probes={"copying": probed(*[False] * 6, True, True), "json": probed(*[True] * 8)})
-    base = Evaluation("base", {}, probes={"copying": probed(*[True] * 8), "json": probed(*[True] * 8)})
+    model, base = evaluation({}, (ITEMS - 6, ITEMS)), replace(evaluation({}, (ITEMS, ITEMS)), model="base")
     found = compared(model, base)
     assert found.against == {}
     assert found.to_dict()["base"]["model"] == "base"
-    assert found.probes_against["copying"].difference == -0.75
-    assert found.probes_against["copying"].p == pytest.approx(2 * 0.5**6)
-    assert found.probes_against["copying"].p_holm == pytest.approx(4 * 0.5**6), "two probes are compared together"
-    assert found.to_dict()["probes_against"]["json"]["difference"] == 0
+    assert found.probes_against["0"].difference == -6 / ITEMS
+    assert found.probes_against["0"].p == pytest.approx(2 * 0.5**6)
+    assert found.probes_against["0"].p_holm == pytest.approx(4 * 0.5**6), "two probes are compared together"
+    assert found.to_dict()["probes_against"]["1"]["difference"] == 0
     with pytest.raises(DataError):
         compared(model, Evaluation("base", {}))
 
