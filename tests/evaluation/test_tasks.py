@@ -24,7 +24,6 @@ from shortstack.decoder import Decoder
 from shortstack.errors import DataError, InputError
 from shortstack.evaluation import Evaluation, EvaluationText, TaskResult, Tasks, compared, evaluate, load_harness
 from shortstack.evaluation.suites import SUITES, TASKS, named
-from shortstack.evaluation.task_files import write_overlays
 from shortstack.machine.device import Compute
 from shortstack.machine.formats import MINUS
 from shortstack.machine.numbers import share_stderr
@@ -339,20 +338,19 @@ def test_the_paper_s_suite_and_every_standard_task_are_the_harness_s(tmp_path):
     assert {TASKS[name].metric for name in SUITES["paper"]} == {"acc"}
     from lm_eval.tasks import TaskManager
 
-    stock = load_harness().STOCK
+    harness = load_harness()
     for task in TASKS.values():
         folder = tmp_path / task.name
         for split in {task.evaluated, *task.needs}:
-            parts = [
-                path.stem.removeprefix(f"{task.name}_") for path in (stock / task.stock).parent.glob(f"{task.name}_*")
-            ]
+            files = (harness.STOCK / task.stock).parent.glob(f"{task.name}_*")
+            parts = [path.stem.removeprefix(f"{task.name}_") for path in files]
             for part in parts if task.group else [""]:
                 write(
                     tmp_path / "data" / f"{task.files[split].format(part=part)}.jsonl",
                     [dict.fromkeys(task.columns.split(), 1)],
                 )
         folder.mkdir()
-        write_overlays([task.name], tmp_path / "data", stock, folder)
+        harness.write_overlays([task.name], tmp_path / "data", folder)
         manager = TaskManager(include_path=str(folder), include_defaults=False)
         assert task.name in manager.all_tasks
         assert len(manager.all_subtasks) == {"mmlu": 57, "cmmlu": 67}.get(task.name, 1)
