@@ -26,6 +26,7 @@ from shortstack.evaluation.probes import Item, Probed, probe_tokens, probes, run
 from shortstack.evaluation.suites import PERPLEXITIES, SUITES
 from shortstack.evaluation.task_results import TaskResult, mean_result
 from shortstack.machine.device import AUTO, Compute, pick_device
+from shortstack.machine.files import to_jsonable
 from shortstack.machine.formats import shown
 from shortstack.machine.memory import Requirements
 from shortstack.machine.progress import Progress, in_notebooks, silent
@@ -164,20 +165,17 @@ class Evaluation(Tabled):
         return math.fsum(shares) / len(shares) if shares else None
 
     def to_dict(self) -> dict[str, Any]:
-        def to_dicts(results: Mapping[str, Any]) -> dict[str, Any]:
-            return {name: result.to_dict() for name, result in results.items()}
-
         return {
             "model": self.model,
-            "perplexity": to_dicts(self.perplexity),
-            "probes": to_dicts(self.probes),
+            "perplexity": to_jsonable(self.perplexity),
+            "probes": {name: probe.to_dict() for name, probe in self.probes.items()},
             "collapse": self.collapse.to_dict() if self.collapse else None,
-            "tasks": to_dicts(self.tasks),
+            "tasks": to_jsonable(self.tasks),
             "average": self.average,
             "averages": self.averages,
             "base": self.base.to_dict() if self.base else None,
-            "against": to_dicts(self.against),
-            "probes_against": to_dicts(self.probes_against),
+            "against": to_jsonable(self.against),
+            "probes_against": to_jsonable(self.probes_against),
         }
 
 

@@ -7,12 +7,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cache
 from statistics import NormalDist
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from shortstack.errors import DataError
-from shortstack.machine.files import to_jsonable
 from shortstack.machine.numbers import share_stderr
 
 if TYPE_CHECKING:
@@ -57,9 +56,6 @@ class Paired:
     retention: float | None
     retention_above_chance: float | None
     base_at_chance: bool
-
-    def to_dict(self) -> dict[str, Any]:
-        return dict(to_jsonable(self))
 
 
 def compare_tasks(

@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from shortstack.evaluation.paired import Outcomes
 from shortstack.evaluation.suites import SHARES
@@ -47,9 +47,6 @@ class TaskResult:
     @property
     def cell(self) -> Cell:
         return Cell(self.value, "score", self.stderr)
-
-    def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
 
     @property
     def is_share(self) -> bool:
