@@ -288,10 +288,7 @@ def made_windows(
     rng: random.Random,
     written: Written | None,
 ) -> tuple[Tensor, Tensor]:
-    """Make windows of a source that is written as it is read, and say which of their tokens count: [amount, length] each.
-
-    There are fewer of what a model writes where its time is over.
-    """
+    """Make windows of a source that is written as it is read, and say which of their tokens count: [amount, length] each."""
     import torch
 
     bos = [(token, source == OWN) for token in bos_ids(tokenizer)]

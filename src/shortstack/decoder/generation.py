@@ -136,10 +136,7 @@ def _writes_as_alone(model: PreTrainedModel, lengths: Sequence[int]) -> bool:
 
 
 def _probabilities(model: PreTrainedModel, prompts: Sequence[Sequence[int]]) -> Tensor:
-    """Compute each token's probabilities, [rows, TRIED_STEPS, vocabulary], after the prompts.
-
-    The last token of a prompt is written again and again.
-    """
+    """Compute each token's probabilities, [rows, TRIED_STEPS, vocabulary], as a prompt's last token is written again."""
     seen: list[Tensor] = []
 
     def repeat(ids: Tensor, logits: Tensor) -> Tensor:
@@ -156,10 +153,7 @@ def _by_total(prompts: Sequence[Sequence[int]], limits: Sequence[int]) -> list[i
 
 
 def _rows(model: PreTrainedModel, tokens: int) -> int:
-    """Return ROWS, or as many as half of the free memory holds keys, values and logits of.
-
-    They are counted at the most that an architecture keeps.
-    """
+    """Return ROWS, or as many rows as half of the free memory holds the logits, keys and values of, these at their most."""
     config = model.config.get_text_config(decoder=True)
     keys_and_values = 2 * config.num_hidden_layers * config.hidden_size * tokens * model.dtype.itemsize
     logits = 4 * 4 * config.vocab_size  # a few copies in fp32

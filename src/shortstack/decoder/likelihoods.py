@@ -191,10 +191,7 @@ def _predicting(requests: Sequence[Request], hidden: Tensor) -> Tensor:
 def _after_contexts(
     decoder: Decoder, requests: Sequence[Request], groups: Sequence[Sequence[int]], batch: int | None
 ) -> Iterator[tuple[list[int], Tensor]]:
-    """Yield requests' places, and the states that predict their endings, for groups that share a context.
-
-    Contexts pass once, then the continuations behind copies of them.
-    """
+    """Yield requests' places, and the states that predict their endings, for groups that share a context."""
     from transformers import DynamicCache
 
     contexts = [requests[group[0]].context for group in groups]

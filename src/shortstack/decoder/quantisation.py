@@ -48,10 +48,7 @@ class Held:
 
 @torch.no_grad()
 def quantise(decoder: Decoder, scheme: Scheme) -> list[Held]:
-    """Quantise every linear layer inside the decoder's layers in place, and say what each layer's take; biases stay.
-
-    Embedding and head are outside the layers, and stay as they are.
-    """
+    """Quantise every linear layer inside the decoder's layers in place, and say what each layer's take; biases stay."""
     return [_quantised(number, layer, scheme) for number, layer in enumerate(decoder.layers)]
 
 
