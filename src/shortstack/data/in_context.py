@@ -1,7 +1,7 @@
 """The texts that come along: reference topics of Python's standard library, and what a seeded program makes.
 
-What is made only what comes before explains: a model must do what it was just shown. Prose hardly asks for it, so a model
-that lost layers may still predict prose and no longer copy, look up or follow examples.
+In the latter only what comes before explains what follows: a model must do what it was just shown. Prose hardly asks for
+it, so a model that lost layers may still predict prose and no longer copy, look up or follow examples.
 Half of such a text is noise; the passages that the rest determines are marked, and they alone count. No template is one of
 `evaluate --probes`.
 """
