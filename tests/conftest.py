@@ -46,7 +46,7 @@ def short_pydoc(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch)
         return
     from pydoc_data import topics
 
-    from shortstack.data.pydoc import words
+    from shortstack.data.in_context import words
 
     monkeypatch.setattr(topics, "topics", dict(sorted(topics.topics.items())[:12]))
     for file in ("in_context", "mixture"):  # what is kept is of the whole text

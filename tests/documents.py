@@ -8,9 +8,10 @@ THINGS = ["cup", "door", "lamp", "road", "tree", "boat", "wall", "hill", "fish",
 COUNT = 12
 
 
-def write(path: Path, rows: list[dict]) -> None:
+def write(path: Path, rows: list[dict]) -> str:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return str(path)
 
 
 def data_folder(folder: Path, *, seed: int = 0) -> Path:

@@ -29,7 +29,7 @@ import stores
 from command import Ended, ended, names, read
 from documents import data_folder
 from shortstack.cli.verbs import VERBS
-from shortstack.data.pydoc import words
+from shortstack.data.in_context import words
 from shortstack.machine.clock import Clock
 from shortstack.profiling import Timing
 from shortstack.shrinking import demo

@@ -5,6 +5,7 @@ import json
 
 import pytest
 
+from documents import write
 from shortstack.data import Tokens, read_examples, sources
 from shortstack.data import examples as examples_module
 from shortstack.data.sources import prompt_and_response, read_documents
@@ -14,11 +15,6 @@ from shortstack.healing import TrainingData
 from zoo import tokenizer
 
 PLAIN, WITH_BOS, CHAT = tokenizer(), tokenizer(bos=True), tokenizer(chat=True)
-
-
-def write(path, records):
-    path.write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")
-    return str(path)
 
 
 def test_all_windows_of_a_text_are_the_text(tmp_path):

@@ -2,7 +2,6 @@
 
 import copy
 
-import accelerate.hooks
 import architectures
 import pytest
 import torch
@@ -46,25 +45,6 @@ def test_every_route_of_one_walk_gives_the_logits_of_the_model_without_those_lay
         arrived = decoder.walk(IDS, sets)
         for skipped in sets:
             assert torch.equal(decoder.logits(IDS, arrived[skipped]), skipping(decoder, skipped)), skipped
-
-
-def test_the_observer_sees_what_forward_hooks_see_the_last_layer_before_the_final_norm():
-    decoder = load("llama")
-    hooked, seen = [], []
-    handles = [
-        layer.register_forward_hook(lambda _m, args, out: hooked.append((args[0], out))) for layer in decoder.layers
-    ]
-    with torch.no_grad():
-        decoder.model(input_ids=IDS, use_cache=False)
-    for handle in handles:
-        handle.remove()
-    with torch.no_grad():
-        for _ in decoder.through([decoder.enter(IDS)], range(8), observe=lambda _walk, *what: seen.append(what)):
-            pass
-    assert [layer for layer, _, _ in seen] == list(range(8))
-    for (_, before, after), (hook_in, hook_out) in zip(seen, hooked, strict=True):
-        assert torch.equal(before, hook_in)
-        assert torch.equal(after, hook_out)
 
 
 @pytest.mark.parametrize("name", ["zaya", "hy_v4", "gemma3n_text", "mllama", "openai-gpt", "bamba"])
@@ -116,16 +96,6 @@ def test_streams_that_pass_a_layer_together_arrive_as_they_do_alone(model_type, 
         stacked = decoder.walk(IDS, LEAVE_ONE_OUT)
     for skipped in LEAVE_ONE_OUT:
         torch.testing.assert_close(stacked[skipped], alone[skipped], atol=2e-5, rtol=1e-5)
-
-
-def test_a_model_that_accelerate_has_placed_is_walked_and_left_as_it_was():
-    plain, placed = load("llama"), load("llama")
-    for layer in placed.layers:
-        accelerate.hooks.add_hook_to_module(layer, accelerate.hooks.AlignDevicesHook(execution_device="cpu"))
-    before = [vars(layer)["forward"] for layer in placed.layers]
-    with torch.no_grad():
-        assert torch.equal(placed.walk(IDS)[UNPRUNED], plain.walk(IDS)[UNPRUNED])
-    assert [vars(layer)["forward"] for layer in placed.layers] == before
 
 
 @pytest.mark.parametrize("at", [0, 3, 8])

@@ -32,6 +32,19 @@ def checkpoint(tmp_path_factory):
     return Checkpoint.open(speaking(tmp_path_factory.mktemp("speaking") / "model"))
 
 
+@pytest.fixture
+def calls(monkeypatch):
+    """The prompts and the seed of each call of generate()."""
+    seen = []
+
+    def recorded(model, prompts, rooms, *, seed, **how):
+        seen.append((prompts, seed))
+        return generate(model, prompts, rooms, seed=seed, **how)
+
+    monkeypatch.setattr(shortstack.decoder.own_text, "generate", recorded)
+    return seen
+
+
 def drawn(what, seed=0):
     """The seed of a part of a batch."""
     return int(hashlib.sha256(f"{seed} {what}".encode()).hexdigest()[:8], 16)
@@ -51,21 +64,15 @@ def test_a_chat_is_a_question_after_the_template_and_an_answer_after_that(checkp
 
 
 @pytest.mark.parametrize("doubled", [True, False])
-def test_a_chat_is_written_after_one_bos_and_kept_without(tmp_path, doubled, monkeypatch):
+def test_a_chat_is_written_after_one_bos_and_kept_without(tmp_path, doubled, calls, monkeypatch):
     """The tokenizer puts <s> before text; the template has it, too, or has not."""
     checkpoint = Checkpoint.open(speaking(tmp_path / "model", bos=True))
-    tokenizer, seen = checkpoint.tokenizer(), []
+    tokenizer = checkpoint.tokenizer()
     if not doubled:
         tokenizer.chat_template = tokenizer.chat_template.replace("<s>", "")
     monkeypatch.setattr(Checkpoint, "tokenizer", lambda _self: tokenizer)
-
-    def recorded(model, prompts, *rest, **how):
-        seen.extend(prompts)
-        return generate(model, prompts, *rest, **how)
-
-    monkeypatch.setattr(shortstack.decoder.own_text, "generate", recorded)
     texts = OwnText(checkpoint).texts(2)
-    prefixes = {tuple(prompt[:2]) for prompt in seen}
+    prefixes = {tuple(prompt[:2]) for prompts, _ in calls for prompt in prompts}
     assert all(first == 1 and second != 1 for first, second in prefixes)
     assert not any(text[0] == 1 for text in texts)
 
@@ -76,14 +83,7 @@ def test_a_base_model_writes_from_bos(tmp_path):
     assert OwnText(checkpoint).texts(3) == [text for text in expected if len(text) > 1]
 
 
-def test_texts_are_kept_and_more_of_them_begin_with_the_same(checkpoint, tmp_path, monkeypatch):
-    seeds = []
-
-    def recorded(*given, seed, **how):
-        seeds.append(seed)
-        return generate(*given, seed=seed, **how)
-
-    monkeypatch.setattr(shortstack.decoder.own_text, "generate", recorded)
+def test_texts_are_kept_and_more_of_them_begin_with_the_same(checkpoint, tmp_path, calls):
     first = OwnText(checkpoint).texts(3)
     assert OwnText(checkpoint, Compute(seed=1)).texts(3) != first
     more = OwnText(checkpoint).texts(5)
@@ -91,11 +91,11 @@ def test_texts_are_kept_and_more_of_them_begin_with_the_same(checkpoint, tmp_pat
     assert len(more) == 7
     assert not {tuple(text) for text in more[3:]} & {tuple(text) for text in first}, "each batch has draws of its own"
     # Seeds that differ above their 32 lower bits alone are one seed to torch's generator on a CPU.
-    assert len({seed & 0xFFFFFFFF for seed in seeds}) == len(seeds) == 6, "questions and answers of three batches"
+    assert len({seed & 0xFFFFFFFF for _, seed in calls}) == len(calls) == 6, "questions and answers of three batches"
     kept = [path.name for path in (tmp_path / "cache" / "own-texts").rglob("*.json")]
     assert sorted(kept) == ["00000.json", "00000.json", "00001.json"]
-    monkeypatch.setattr(shortstack.decoder.own_text, "generate", None)
     assert OwnText(checkpoint).texts(7) == more
+    assert len(calls) == 6
 
 
 def test_texts_of_a_model_that_is_shared_out_are_others(checkpoint):

@@ -3,14 +3,14 @@
 import json
 import math
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
 
-from command import invoke
+from command import ended, invoke
 from plans import plan
 from shortstack.checkpoint import Checkpoint
-from shortstack.cli import main
 from shortstack.data import Tokens
 from shortstack.decoder import Decoder
 from shortstack.decoder.wrapping import arithmetic
@@ -30,21 +30,32 @@ def checkpoint(tmp_path_factory):
     return Checkpoint.open(speaking(tmp_path_factory.mktemp("speaking") / "model", bos=True))
 
 
-def test_perplexity_is_exp_of_the_mean_loss_transformers_computes(checkpoint, tmp_path):
-    (tmp_path / "a.txt").write_text("".join(f"layer {number} of many; " for number in range(120)))
-    source = str(tmp_path / "a.txt")
-    found = evaluate(checkpoint, text=EvaluationText([source], 24), compute=Compute(dtype="float32")).perplexity[source]
-    ids = Tokens.read(source, checkpoint.tokenizer(), samples=None, length=24).ids
+@pytest.mark.parametrize("source", ["a.txt", "copying"])
+def test_perplexity_is_exp_of_the_mean_loss_transformers_computes(source, checkpoint, tmp_path, monkeypatch):
+    """Of copying what was said before counts, and it is not what calibrates."""
+    monkeypatch.chdir(tmp_path)
+    Path("a.txt").write_text("".join(f"layer {number} of many; " for number in range(120)))
+    found = evaluate(checkpoint, text=EvaluationText([source], 96, 3), compute=Compute(dtype="float32"))
+    text = found.perplexity[source]
+    tokens = Tokens.read(source, checkpoint.tokenizer(), samples=3, length=96, held_out=True)
+    counted = torch.ones_like(tokens.ids, dtype=torch.bool) if tokens.counted is None else tokens.counted
+    labels = tokens.ids.masked_fill(~counted, -100)  # what transformers' loss leaves out
     model = checkpoint.model(dtype=torch.float32)
     with torch.no_grad():
-        losses = torch.stack([model(input_ids=row[None], labels=row[None]).loss for row in ids])
-        whole = model(input_ids=ids, labels=ids).loss
-    assert found.value == pytest.approx(math.exp(whole), rel=1e-5)
-    assert found.loss_stderr == pytest.approx(float(losses.std() / math.sqrt(len(losses))), rel=1e-3)
-    assert found.window_losses == pytest.approx(losses.tolist(), rel=1e-4)
-    assert found.tokens == ids.shape[0] * 23
-    assert found.windows["bos"] is True
-    assert found.dtype == "float32"
+        losses = torch.stack(
+            [model(input_ids=row[None], labels=of[None]).loss for row, of in zip(tokens.ids, labels, strict=True)]
+        )
+        whole = model(input_ids=tokens.ids, labels=labels).loss
+    assert (text.value, text.loss) == (pytest.approx(math.exp(whole), rel=1e-5), pytest.approx(float(whole), rel=1e-5))
+    assert text.loss_stderr == pytest.approx(float(losses.std() / math.sqrt(3)), rel=1e-3)
+    assert text.tokens == int(counted[:, 1:].sum())
+    assert math.fsum(text.window_losses) / 3 == pytest.approx(text.loss)
+    assert (text.windows["bos"], text.dtype) == (True, "float32")
+    if source == "copying":
+        calibrating = Tokens.read(source, checkpoint.tokenizer(), samples=3, length=96)
+        assert not set(map(tuple, calibrating.ids.tolist())) & set(map(tuple, tokens.ids.tolist()))
+    else:
+        assert text.window_losses == pytest.approx(losses.tolist(), rel=1e-4)
 
 
 def test_texts_are_measured_on_weights_read_layer_by_layer(checkpoint, tmp_path, monkeypatch):
@@ -71,24 +82,6 @@ def test_a_collapse_check_that_nobody_asked_for_is_left_out_where_the_model_does
         InputError, match=r"for its weights.*evaluate without generation: with collapse_check turned off"
     ):
         evaluate(pruned, text=asked, generation=GenerationChecks(collapse_check=True))
-
-
-def test_of_copying_what_was_said_before_counts_and_it_is_not_what_calibrates(checkpoint):
-    text = EvaluationText(["copying"], 96, samples=3)
-    found = evaluate(checkpoint, text=text, compute=Compute(dtype="float32")).perplexity["copying"]
-    tokens = Tokens.read("copying", checkpoint.tokenizer(), samples=3, length=96, held_out=True)
-    labels = tokens.ids.masked_fill(~tokens.counted, -100)  # what transformers' loss leaves out
-    model = checkpoint.model(dtype=torch.float32)
-    with torch.no_grad():
-        losses = [
-            model(input_ids=row[None], labels=wanted[None]).loss for row, wanted in zip(tokens.ids, labels, strict=True)
-        ]
-        whole = model(input_ids=tokens.ids, labels=labels).loss
-    assert found.loss == pytest.approx(float(whole), rel=1e-5)
-    assert found.tokens == int(tokens.counted[:, 1:].sum())
-    assert found.loss_stderr == pytest.approx(float(torch.stack(losses).std() / math.sqrt(3)), rel=1e-3)
-    calibrating = Tokens.read("copying", checkpoint.tokenizer(), samples=3, length=96)
-    assert not set(map(tuple, calibrating.ids.tolist())) & set(map(tuple, tokens.ids.tolist()))
 
 
 def test_a_share_of_the_windows_is_drawn_by_seed_from_all(checkpoint, tmp_path):
@@ -168,43 +161,32 @@ def test_more_tokens_than_positions_are_refused_before_the_model_is_loaded(asked
     assert refused.value.option == option
 
 
-def shown(monkeypatch, capsys, *words):
-    monkeypatch.setattr("sys.argv", ["shortstack", "evaluate", *map(str, words)])
-    monkeypatch.setattr("signal.signal", lambda *_: None)
-    with pytest.raises(SystemExit) as ended:
-        main()
-    said = capsys.readouterr()
-    assert not ended.value.code, said.err
-    return said
-
-
-def test_a_table_without_the_unpruned_model_says_how_to_have_it(
-    pruned, checkpoint, text, tmp_path, monkeypatch, capsys
-):
-    words = ["--perplexity", text, "--length", 24, "--samples", 2, "--no-collapse-check"]
+def test_a_table_without_the_unpruned_model_says_how_to_have_it(pruned, checkpoint, text, tmp_path):
+    words = ["evaluate", "--perplexity", text, "--length", 24, "--samples", 2, "--no-collapse-check"]
     again = prune(pruned, plan(pruned.anatomy.layers, layers="1"), tmp_path / "shorter")
     assert again.made_from == pruned.made_from == str(checkpoint.source)
     assert checkpoint.made_from is None
     for made in (pruned, again):
-        assert f"Add --against {checkpoint.source} to compare" in shown(monkeypatch, capsys, made.directory, *words).out
-    beside = shown(monkeypatch, capsys, pruned.directory, *words, "--against", checkpoint.directory)
-    assert "--against" not in beside.out + shown(monkeypatch, capsys, checkpoint.directory, *words).out
+        assert f"Add --against {checkpoint.source} to compare" in ended(*words, made.directory).stdout
+    beside = ended(*words, pruned.directory, "--against", checkpoint.directory)
+    assert (beside.exit_code, "unpruned" in beside.stdout) == (0, True)
+    assert "--against" not in beside.stdout + ended(*words, checkpoint.directory).stdout
 
 
-def test_a_collapse_is_in_the_table_and_at_the_end(pruned, text, monkeypatch, capsys):
+def test_a_collapse_is_in_the_table_and_at_the_end(pruned, text, monkeypatch):
     def loop(_model, prompts, rooms, **_):
         return [[40, 41] * (room // 2) for room in rooms]
 
     monkeypatch.setattr("shortstack.evaluation.degeneration.generate", loop)
-    words = [pruned.directory, "--perplexity", text, "--length", 24, "--samples", 2]
-    said = shown(monkeypatch, capsys, *words)
+    words = ["evaluate", pruned.directory, "--perplexity", text, "--length", 24, "--samples", 2]
+    said = ended(*words)
     sample = json.dumps("The city lies on a river, and" + pruned.tokenizer().decode([40, 41] * 32))[:60]
-    assert f"It writes: {sample}" in said.out
-    assert said.err.index("Warning: the model has collapsed (repetition,") < said.err.index("Next:")
-    assert sample in said.err
-    said = shown(monkeypatch, capsys, *words, "--json")
-    assert json.loads(said.out)["collapse"]["fallen"] == ["repetition", "distinct_1", "distinct_2", "entropy"]
-    assert "Warning: the model has collapsed" in said.err
+    assert f"It writes: {sample}" in said.stdout
+    assert said.stderr.index("Warning: the model has collapsed (repetition,") < said.stderr.index("Next:")
+    assert sample in said.stderr
+    said = ended(*words, "--json")
+    assert json.loads(said.stdout)["collapse"]["fallen"] == ["repetition", "distinct_1", "distinct_2", "entropy"]
+    assert "Warning: the model has collapsed" in said.stderr
 
 
 def test_nothing_to_measure_says_what_there_is(checkpoint):

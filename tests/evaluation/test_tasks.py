@@ -16,16 +16,14 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from documents import COUNT, data_folder, write
+from evaluations import ITEMS, evaluation
 from shortstack.checkpoint import Checkpoint
 from shortstack.cli.console import show_result
 from shortstack.comparison import judge_tasks
 from shortstack.decoder import Decoder
-from shortstack.decoder.likelihoods import Accuracy
 from shortstack.errors import DataError, InputError
 from shortstack.evaluation import Evaluation, EvaluationText, TaskResult, Tasks, compared, evaluate, load_harness
-from shortstack.evaluation.probes import Probed
 from shortstack.evaluation.suites import SUITES, TASKS, named
-from shortstack.evaluation.task_files import write_overlays
 from shortstack.machine.device import Compute
 from shortstack.machine.formats import MINUS
 from shortstack.machine.numbers import share_stderr
@@ -34,7 +32,6 @@ from zoo import speaking
 pytest.importorskip("lm_eval")
 
 NO_TEXT = EvaluationText(())
-CHOICES = ("winogrande", "hellaswag", "lambada_openai")
 
 
 @pytest.fixture(scope="module")
@@ -76,29 +73,24 @@ def barely(directory, loaded, *, limit=None, batch=4, max_length=None):
     return run(bare, asked, limit=limit, bootstrap_iters=100)
 
 
-@pytest.mark.parametrize("name", CHOICES)
-def test_choices_are_judged_as_by_the_harness_alone(name, checkpoint, data):
-    found = measured(checkpoint, name, data_dir=data).tasks[name]
-    expected = barely(checkpoint.directory, load_harness().load([name], data=data)[0])
+@pytest.mark.parametrize(
+    ("name", "shots"), [("winogrande", None), ("hellaswag", None), ("lambada_openai", None), ("piqa", 2)]
+)
+def test_choices_are_judged_as_by_the_harness_alone(name, shots, checkpoint, data):
+    found = measured(checkpoint, name, data_dir=data, num_fewshot=shots).tasks[name]
+    (loaded,) = load_harness().load([name], data=data)
+    for task in loaded.tasks.values() if shots else ():
+        task.set_config(key="num_fewshot", value=shots)
+    expected = barely(checkpoint.directory, loaded)
     assert found.value == expected["results"][name]["acc,none"]
     of_none = share_stderr(0, COUNT)  # where the harness has 0
     assert found.stderr == pytest.approx(expected["results"][name]["acc_stderr,none"] or of_none)
     assert list(found.outcomes) == [sample["acc"] for sample in expected["samples"][name]]
     assert (found.n, found.metric, found.bos, found.dtype) == (COUNT, "acc", True, "float32")
+    assert found.shots == (shots or 0)
     assert len(set(found.documents)) == COUNT
     for metric, value in found.also.items():
         assert value == pytest.approx(expected["results"][name][f"{metric},none"], rel=1e-5)
-
-
-def test_examples_stand_in_prompts_where_they_are_asked_for(checkpoint, data):
-    found = measured(checkpoint, "piqa", data_dir=data, num_fewshot=2).tasks["piqa"]
-    (loaded,) = load_harness().load(["piqa"], data=data)
-    for task in loaded.tasks.values():
-        task.set_config(key="num_fewshot", value=2)
-    expected = barely(checkpoint.directory, loaded)
-    assert found.shots == 2
-    assert found.value == expected["results"]["piqa"]["acc,none"]
-    assert list(found.outcomes) == [sample["acc"] for sample in expected["samples"]["piqa"]]
 
 
 @pytest.mark.parametrize(("share", "count"), [(0.07, 1), (0.25, 3)])
@@ -270,28 +262,19 @@ def test_one_document_is_nothing_to_compare_two_models_on():
     Tasks("piqa", limit=1.0).check_paired()  # all of them
 
 
-def averages(found):
-    """The value and the base's of each average in the table."""
-    table = found.table()
-    places = [[column.label for column in table.columns].index("value")]
-    places += [place for place, column in enumerate(table.columns) if column.label == "unpruned"]
-    rows = [row for row in table.rows if row.label.startswith("Average")]
-    return {row.label: (*(row.cells[place].text for place in places), None)[:2] for row in rows}
-
-
-def test_a_suite_s_average_is_of_its_own_tasks_and_stands_for_itself(capsys):
+def test_a_suite_s_average_is_of_its_own_tasks_and_stands_for_itself(monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", "200")
     paper = {name: result("acc", 0.1 * number) for number, name in enumerate(SUITES["paper"], start=1)}
     found = Evaluation("m", {}, tasks={**paper, "gsm8k": result("exact_match", 0.0)})
     assert found.averages == {"paper": pytest.approx(0.45)}
     assert found.to_dict()["averages"] == found.averages
     assert found.average == pytest.approx(0.4)
-    beside = compared(found, replace(found, model="base"))
-    show_result(beside)
-    assert "Average, paper │ mean of shares" in capsys.readouterr().out
-    assert averages(beside) == {"Average, paper": ("0.4500", "0.4500")}
+    show_result(compared(found, replace(found, model="base")))
+    (row,) = [line for line in capsys.readouterr().out.splitlines() if "Average" in line]
+    assert re.search(r"Average, paper +│ mean of shares +│ +0\.4500 +│ +0\.4500 ", row)
     some = Evaluation("m", {}, tasks={name: paper[name] for name in ("piqa", "arc_easy")})
     assert some.averages == {}
-    assert averages(some) == {"Average": ("0.5000", None)}
+    assert some.named_averages == {"Average": pytest.approx(0.5)}
     language = {"wikitext": result("word_perplexity", 30.0), "lambada_openai": result("acc", 0.5)}
     assert Evaluation("m", {}, tasks=language).averages == {}
     assert Evaluation("m", {}, tasks=language).average == 0.5, "only of shares"
@@ -299,18 +282,14 @@ def test_a_suite_s_average_is_of_its_own_tasks_and_stands_for_itself(capsys):
 
 
 def test_a_comparison_pairs_probes_item_by_item():
-    def probed(*right):
-        return Probed(Accuracy.of(right), 0.0, tuple(map(str, range(len(right)))))
-
-    model = Evaluation("m", {}, probes={"copying": probed(*[False] * 6, True, True), "json": probed(*[True] * 8)})
-    base = Evaluation("base", {}, probes={"copying": probed(*[True] * 8), "json": probed(*[True] * 8)})
+    model, base = evaluation({}, (ITEMS - 6, ITEMS)), replace(evaluation({}, (ITEMS, ITEMS)), model="base")
     found = compared(model, base)
     assert found.against == {}
     assert found.to_dict()["base"]["model"] == "base"
-    assert found.probes_against["copying"].difference == -0.75
-    assert found.probes_against["copying"].p == pytest.approx(2 * 0.5**6)
-    assert found.probes_against["copying"].p_holm == pytest.approx(4 * 0.5**6), "two probes are compared together"
-    assert found.to_dict()["probes_against"]["json"]["difference"] == 0
+    assert found.probes_against["0"].difference == -6 / ITEMS
+    assert found.probes_against["0"].p == pytest.approx(2 * 0.5**6)
+    assert found.probes_against["0"].p_holm == pytest.approx(4 * 0.5**6), "two probes are compared together"
+    assert found.to_dict()["probes_against"]["1"]["difference"] == 0
     with pytest.raises(DataError):
         compared(model, Evaluation("base", {}))
 
@@ -346,24 +325,21 @@ def test_a_number_of_all_documents_together_is_shown_and_not_compared(monkeypatc
 
 
 def test_the_paper_s_suite_and_every_standard_task_are_the_harness_s(tmp_path):
-    assert len(SUITES["paper"]) == 8
-    assert {TASKS[name].metric for name in SUITES["paper"]} == {"acc"}
     from lm_eval.tasks import TaskManager
 
-    stock = load_harness().STOCK
+    harness = load_harness()
     for task in TASKS.values():
         folder = tmp_path / task.name
         for split in {task.evaluated, *task.needs}:
-            parts = [
-                path.stem.removeprefix(f"{task.name}_") for path in (stock / task.stock).parent.glob(f"{task.name}_*")
-            ]
+            files = (harness.STOCK / task.stock).parent.glob(f"{task.name}_*")
+            parts = [path.stem.removeprefix(f"{task.name}_") for path in files]
             for part in parts if task.group else [""]:
                 write(
                     tmp_path / "data" / f"{task.files[split].format(part=part)}.jsonl",
                     [dict.fromkeys(task.columns.split(), 1)],
                 )
         folder.mkdir()
-        write_overlays([task.name], tmp_path / "data", stock, folder)
+        harness.write_overlays([task.name], tmp_path / "data", folder)
         manager = TaskManager(include_path=str(folder), include_defaults=False)
         assert task.name in manager.all_tasks
         assert len(manager.all_subtasks) == {"mmlu": 57, "cmmlu": 67}.get(task.name, 1)

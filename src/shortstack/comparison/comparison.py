@@ -22,8 +22,8 @@ from shortstack.decoder.requirements import writing_requirements
 from shortstack.errors import InputError
 from shortstack.evaluation import Perplexity, Tasks
 from shortstack.evaluation.degeneration import Collapse, check_collapse, collapse_tokens
+from shortstack.evaluation.evaluator import answer_task
 from shortstack.evaluation.perplexity import measure
-from shortstack.evaluation.tasks import answer_task
 from shortstack.machine.device import AUTO, Compute
 from shortstack.machine.files import to_jsonable
 from shortstack.machine.formats import number, size

@@ -5,8 +5,8 @@ from . import sources as sources
 from . import tokens as tokens
 from .examples import Example as Example
 from .examples import read_examples as read_examples
-from .given import Rows as Rows
-from .given import source_of as source_of
+from .sources import Rows as Rows
+from .sources import source_of as source_of
 from .tokens import CalibrationText as CalibrationText
 from .tokens import RepairText as RepairText
 from .tokens import Tokens as Tokens

@@ -49,8 +49,7 @@ def read_examples(
     Samples longer than max_length are cut at its end; one with nothing left to learn is dropped. Of several sources each
     gives a part of the samples by its weight, as many as the one that has least allows. Samples of one conversation follow
     each other. most: not more than so many in all, from no more records than that, which are drawn by the seed before any is
-    tokenised; a float is a share of all.
-    written: for `self`, gives texts that the model wrote.
+    tokenised; a float is a share of all. written: for `self`, gives texts that the model wrote.
     """
     rng = random.Random(seed)
     read, wanted = shared_out(source, tokenizer, max_length, seed, most)

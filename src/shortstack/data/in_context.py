@@ -1,19 +1,23 @@
-"""Texts that only what comes before explains, made by a seeded program: a model must do what it was just shown.
+"""The texts that come along: reference topics of Python's standard library, and what a seeded program makes.
 
-Prose hardly asks for it, so a model that lost layers may still predict prose and no longer copy, look up or follow examples.
+In the latter only what comes before explains what follows: a model must do what it was just shown. Prose hardly asks for
+it, so a model that lost layers may still predict prose and no longer copy, look up or follow examples.
 Half of such a text is noise; the passages that the rest determines are marked, and they alone count. No template is one of
 `evaluate --probes`.
 """
 
 from __future__ import annotations
 
+import bisect
+import functools
+import itertools
 import json
 import random
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
-from shortstack.data.pydoc import words
-
+HELD_OUT_SHARE = 0.2  # of the reference topics
 SYMBOLS = "{}[]()<>;:=+-*/#"
 MOST = 48  # words of a text
 MOST_NUMBER = 99  # behind a symbol, so that a sequence of them does not repeat itself
@@ -31,6 +35,26 @@ PAIRS = {"(": ")", "[": "]", "{": "}", "<": ">"}
 
 Passages = Sequence[tuple[str, bool]]  # text, and whether what stands before it says what it is
 Make = Callable[[random.Random, int], tuple[str, str]]  # of a size from 2 to 5: a question and its answer
+
+
+def pydoc(held_out: bool) -> str:
+    """Read the standard library's reference topics, each paragraph once.
+
+    Topics quote each other, and would leak otherwise.
+    """
+    from pydoc_data import topics
+
+    texts = "\n\n".join(topics.topics[name].strip() for name in sorted(topics.topics))
+    paragraphs = list(dict.fromkeys(texts.split("\n\n")))
+    ends = list(itertools.accumulate(map(len, paragraphs)))
+    first = bisect.bisect_left(ends, (1 - HELD_OUT_SHARE) * ends[-1]) + 1
+    return "\n\n".join(paragraphs[first:] if held_out else paragraphs[:first])
+
+
+@functools.cache
+def words() -> tuple[str, ...]:
+    """List the words of the text that comes along, from the part that calibrates."""
+    return tuple(sorted(set(re.findall(r"\b[a-z]{3,9}\b", pydoc(False)))))
 
 
 def copying(rng: random.Random, most: int = MOST) -> Passages:

@@ -8,8 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from shortstack.data.in_context import IN_CONTEXT
-from shortstack.data.pydoc import words
+from shortstack.data.in_context import IN_CONTEXT, words
 from shortstack.data.sources import OWN, SOURCES, check_source, read_records
 from shortstack.errors import DataError
 from shortstack.machine.files import digest, file_digest
@@ -74,7 +73,7 @@ def parse_sources(text: str) -> tuple[Weighted, ...]:
     """
     if text in SOURCES or Path(text).is_file():  # a file's name may have commas
         return (Weighted(text),)
-    sources = [weighted for part in text.split(",") for weighted in _expanded(_weighted(part.strip(), text))]
+    sources = [weighted for part in text.split(",") for weighted in _weighted(part.strip(), text)]
     names = [weighted.source for weighted in sources]
     twice = next((name for place, name in enumerate(names) if name in names[:place]), None)
     if twice is not None:
@@ -83,14 +82,8 @@ def parse_sources(text: str) -> tuple[Weighted, ...]:
     return tuple(sources)
 
 
-def _expanded(named: Weighted) -> tuple[Weighted, ...]:
-    """Expand `mix` into its sources, their weights multiplied by its own."""
-    if named.source != MIX:
-        return (named,)
-    return tuple(Weighted(weighted.source, named.weight * weighted.weight) for weighted in parse_sources(MIXED))
-
-
-def _weighted(part: str, text: str) -> Weighted:
+def _weighted(part: str, text: str) -> tuple[Weighted, ...]:
+    """Read the name of a source and its weight; `mix` is its sources, their weights multiplied by its own."""
     name, _, weight = part.rpartition("=") if "=" in part else (part, "", "1")
     try:
         number = float(weight)
@@ -103,7 +96,9 @@ def _weighted(part: str, text: str) -> Weighted:
             fix="write a number above 0 behind the name, as in pydoc=2,self",
             where=text,
         )
-    return Weighted(name, number)
+    if name == MIX:
+        return tuple(Weighted(weighted.source, number * weighted.weight) for weighted in parse_sources(MIXED))
+    return (Weighted(name, number),)
 
 
 def check_sources(text: str) -> tuple[Weighted, ...]:

@@ -9,10 +9,9 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from shortstack.data.given import Rows, source_of
 from shortstack.data.in_context import IN_CONTEXT, MOST
 from shortstack.data.mixture import MIX, SEVERAL, Weighted, Written, check_sources, parse_sources
-from shortstack.data.sources import OWN, TEXT, parse_samples, read_documents
+from shortstack.data.sources import OWN, TEXT, Rows, parse_samples, read_documents, source_of
 from shortstack.errors import DataError
 from shortstack.machine.options import check_options, option
 
@@ -89,11 +88,11 @@ class Tokens:
                 fix="ask for more",
                 where=source,
             )
-        if samples is None and Weighted(source).endless:
-            raise _endless(source)
         if Weighted(source).endless:
+            if samples is None:
+                raise _endless(source)
             rng = random.Random(f"{seed} held out {source}" if held_out else f"{seed} {source}")
-            ids, counted = made_windows(source, tokenizer, length, samples or 1, rng, written)
+            ids, counted = made_windows(source, tokenizer, length, samples, rng, written)
             return cls(ids, source, bool(bos), seed, counted=None if source == OWN else counted)
         sizes: list[int] = []
 
@@ -121,24 +120,19 @@ class Tokens:
         import torch
 
         ids = torch.cat([part.ids for part in parts])
-        masks = [part._counting() for part in parts]
+        masks = [
+            torch.ones_like(part.ids, dtype=torch.bool) if part.counted is None else part.counted for part in parts
+        ]
         counted = torch.cat(masks) if any(part.counted is not None for part in parts) else None
         kinds = [Kind(part.source, len(part.ids), weight) for part, weight in zip(parts, weights, strict=True)]
         return cls(ids, source, parts[0].bos, parts[0].seed, tuple(kinds), counted)
 
-    def _counting(self) -> Tensor:
-        import torch
-
-        return torch.ones_like(self.ids, dtype=torch.bool) if self.counted is None else self.counted
-
     @property
     def parts(self) -> tuple[tuple[Kind, slice], ...]:
         """Each kind and its rows; one kind where there is one source."""
-        ends = list(itertools.accumulate(kind.samples for kind in self.kinds))
-        rows = [slice(end - kind.samples, end) for kind, end in zip(self.kinds, ends, strict=True)]
-        return tuple(zip(self.kinds, rows, strict=True)) or (
-            (Kind(self.source, len(self.ids)), slice(0, len(self.ids))),
-        )
+        kinds = self.kinds or (Kind(self.source, len(self.ids)),)
+        ends = itertools.accumulate(kind.samples for kind in kinds)
+        return tuple((kind, slice(end - kind.samples, end)) for kind, end in zip(kinds, ends, strict=True))
 
     def rows(self, chosen: Tensor) -> Tokens:
         """Take the windows for which chosen [samples] is true; of each kind at least one must be."""
@@ -216,21 +210,11 @@ class CalibrationText:
             DataError: as Tokens.read and parse_sources.
         """
         samples, sources = parse_samples(self.samples), parse_sources(self.text)
-        parts = [
-            Tokens.read(
-                weighted.source,
-                tokenizer,
-                samples=samples,
-                length=self.length,
-                seed=seed,
-                at_least=at_least,
-                written=written,
-            )
-            for weighted in sources
-        ]
-        return (
-            parts[0] if len(parts) == 1 else Tokens.joined(parts, [weighted.weight for weighted in sources], self.text)
-        )
+        how: dict[str, Any] = {"length": self.length, "seed": seed, "at_least": at_least, "written": written}
+        parts = [Tokens.read(weighted.source, tokenizer, samples=samples, **how) for weighted in sources]
+        if len(parts) == 1:
+            return parts[0]
+        return Tokens.joined(parts, [weighted.weight for weighted in sources], self.text)
 
 
 def bos_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
@@ -304,10 +288,7 @@ def made_windows(
     rng: random.Random,
     written: Written | None,
 ) -> tuple[Tensor, Tensor]:
-    """Make windows of a source that is written as it is read, and say which of their tokens count: [amount, length] each.
-
-    There are fewer of what a model writes where its time is over.
-    """
+    """Make windows of a source that is written as it is read, and say which of their tokens count: [amount, length] each."""
     import torch
 
     bos = [(token, source == OWN) for token in bos_ids(tokenizer)]

@@ -59,7 +59,8 @@ def generate(
             drawn = None if seed is None else _drawing(model, [draw_seed(seed, number) for number in numbers])
             rows = _write(model, [prompts[number] for number in numbers], limits, ends=ends, change=drawn, watch=tell)
             for number, tokens, limit in zip(numbers, rows, limits, strict=True):
-                written[number] = _ended(tokens, ends)[:limit]
+                end = next((place for place, token in enumerate(tokens) if token in ends), limit)
+                written[number] = tokens[: min(end + 1, limit)]  # what follows is padding
             done += sum(limits)
             tell(max(limits))
     return written
@@ -135,10 +136,7 @@ def _writes_as_alone(model: PreTrainedModel, lengths: Sequence[int]) -> bool:
 
 
 def _probabilities(model: PreTrainedModel, prompts: Sequence[Sequence[int]]) -> Tensor:
-    """Compute each token's probabilities, [rows, TRIED_STEPS, vocabulary], after the prompts.
-
-    The last token of a prompt is written again and again.
-    """
+    """Compute each token's probabilities, [rows, TRIED_STEPS, vocabulary], as a prompt's last token is written again."""
     seen: list[Tensor] = []
 
     def repeat(ids: Tensor, logits: Tensor) -> Tensor:
@@ -155,10 +153,7 @@ def _by_total(prompts: Sequence[Sequence[int]], limits: Sequence[int]) -> list[i
 
 
 def _rows(model: PreTrainedModel, tokens: int) -> int:
-    """Return ROWS, or as many as half of the free memory holds keys, values and logits of.
-
-    They are counted at the most that an architecture keeps.
-    """
+    """Return ROWS, or as many rows as half of the free memory holds the logits, keys and values of, these at their most."""
     config = model.config.get_text_config(decoder=True)
     keys_and_values = 2 * config.num_hidden_layers * config.hidden_size * tokens * model.dtype.itemsize
     logits = 4 * 4 * config.vocab_size  # a few copies in fp32
@@ -248,12 +243,6 @@ def _head_in_one_piece(model: PreTrainedModel) -> Iterator[None]:
         yield
     finally:
         hook.remove()
-
-
-def _ended(tokens: Sequence[int], ends: frozenset[int]) -> list[int]:
-    """Cut the tokens off after the end token; what follows is padding."""
-    place = next((place for place, token in enumerate(tokens) if token in ends), len(tokens))
-    return list(tokens[: place + 1])
 
 
 def end_tokens(model: PreTrainedModel) -> frozenset[int]:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, MutableMapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from copy import copy
 from dataclasses import dataclass
 from itertools import pairwise
@@ -101,16 +101,12 @@ def forms_of(calls: Sequence[Call], layers: int) -> list[Form]:
 def first_gap(calls: Sequence[Call]) -> int | None:
     """Find the first layer that is not entered by what the one before it returned, or is not called in order."""
     for call, following in pairwise(calls):
-        output = call.output[0] if isinstance(call.output, tuple | list) else call.output
-        same = following.hidden.shape == output.shape and _equal(following.hidden, output)
+        left, entered = call.output[0] if isinstance(call.output, tuple | list) else call.output, following.hidden
+        # NaN is equal to NaN: what is wrong with the weights is for the caller to see.
+        same = left.shape == entered.shape and ((left == entered) | (left.isnan() & entered.isnan())).all()
         if not same or following.layer <= call.layer:
             return following.layer
     return None
-
-
-def _equal(a: Tensor, b: Tensor) -> bool:
-    """Say whether both are equal, NaN to NaN, too: what is wrong with the weights is for the caller to see."""
-    return bool(((a == b) | (a.isnan() & b.isnan())).all())
 
 
 def hidden_of(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor:
@@ -134,37 +130,33 @@ def entered_by(
     return ((state.hidden, *rest) if args else ()), named
 
 
-@contextmanager
-def recorded_inputs(layer: nn.Module, names: Sequence[str]) -> Iterator[Recorded]:
+def recorded_inputs(layer: nn.Module, names: Sequence[str]) -> AbstractContextManager[Recorded]:
     """Record, while it lasts, the tensors that enter these modules."""
-    recorded: Recorded = {}
-    with ExitStack() as hooks:
-        for name in names:
+    entering = nn.Module.register_forward_pre_hook
+    return _recorded(layer, names, entering, lambda args, kwargs: args[0] if args else kwargs.get("hidden_states"))
 
-            def record(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], name: str = name) -> None:
-                _append(recorded, name, args[0] if args else kwargs.get("hidden_states"))
 
-            hooks.callback(layer.get_submodule(name).register_forward_pre_hook(record, with_kwargs=True).remove)
-        yield recorded
+def recorded_outputs(layer: nn.Module, names: Sequence[str]) -> AbstractContextManager[Recorded]:
+    """Record, while it lasts, the tensors that leave these modules (the first, of several)."""
+    leaving = nn.Module.register_forward_hook
+    return _recorded(layer, names, leaving, lambda _args, _kwargs, left: left[0] if isinstance(left, tuple) else left)
 
 
 @contextmanager
-def recorded_outputs(layer: nn.Module, names: Sequence[str]) -> Iterator[Recorded]:
-    """Record, while it lasts, the tensors that leave these modules (the first, of several)."""
+def _recorded(
+    layer: nn.Module, names: Sequence[str], register: Callable[..., Any], of: Callable[..., Any]
+) -> Iterator[Recorded]:
     recorded: Recorded = {}
     with ExitStack() as hooks:
         for name in names:
 
-            def record(_module: nn.Module, _args: Any, output: Any, name: str = name) -> None:
-                _append(recorded, name, output[0] if isinstance(output, tuple) else output)
+            def record(_module: nn.Module, *call: Any, name: str = name) -> None:
+                value = of(*call)
+                if isinstance(value, Tensor):
+                    recorded.setdefault(name, []).append(value)
 
-            hooks.callback(layer.get_submodule(name).register_forward_hook(record).remove)
+            hooks.callback(register(layer.get_submodule(name), record, with_kwargs=True).remove)
         yield recorded
-
-
-def _append(recorded: Recorded, name: str, value: Any) -> None:
-    if isinstance(value, Tensor):
-        recorded.setdefault(name, []).append(value)
 
 
 def linear_layers(layer: nn.Module) -> dict[str, nn.Linear]:

@@ -46,7 +46,6 @@ class Request:
 
     @property
     def ending(self) -> tuple[int, ...]:
-        """The tokens of the choice."""
         return self.ids[self.start :]
 
 
@@ -192,10 +191,7 @@ def _predicting(requests: Sequence[Request], hidden: Tensor) -> Tensor:
 def _after_contexts(
     decoder: Decoder, requests: Sequence[Request], groups: Sequence[Sequence[int]], batch: int | None
 ) -> Iterator[tuple[list[int], Tensor]]:
-    """Yield requests' places, and the states that predict their endings, for groups that share a context.
-
-    Contexts pass once, then the continuations behind copies of them.
-    """
+    """Yield requests' places, and the states that predict their endings, for groups that share a context."""
     from transformers import DynamicCache
 
     contexts = [requests[group[0]].context for group in groups]
@@ -239,10 +235,10 @@ def _likelihoods(decoder: Decoder, requests: Sequence[Request], states: Tensor) 
     endings = [request.ending for request in requests]
     targets = torch.tensor([token for ending in endings for token in ending], device=states.device)
     values, likeliest = [], []
-    for some, wanted in chunks(decoder, states, targets):
-        for log_p, here in pieces(decoder.token_logits(some), wanted):
-            values.append(log_p.gather(-1, here[:, None])[:, 0])
-            likeliest.append(log_p.argmax(-1) == here)
+    for here in chunks(decoder, states):
+        for log_p, wanted in pieces(decoder.token_logits(states[here]), targets[here]):
+            values.append(log_p.gather(-1, wanted[:, None])[:, 0])
+            likeliest.append(log_p.argmax(-1) == wanted)
     sizes = [len(ending) for ending in endings]
     sums = in_float64(torch.cat(values)).cpu().split(sizes)
     hits = torch.cat(likeliest).cpu().split(sizes)

@@ -24,10 +24,11 @@ def next_token_losses(decoder: Decoder, ids: Tensor, hidden: Tensor, counted: Te
 
     ids: [batch, length]; hidden: [batch, length, width] as it leaves the last layer; counted: as in predicting.
     """
+    states, targets = predicting(ids, hidden, counted)
     parts = [
         -_chosen(log_softmax, wanted)
-        for some, targets in chunks(decoder, *predicting(ids, hidden, counted))
-        for log_softmax, wanted in pieces(decoder.token_logits(some), targets)
+        for here in chunks(decoder, states)
+        for log_softmax, wanted in pieces(decoder.token_logits(states[here]), targets[here])
     ]
     return torch.cat(parts)
 
@@ -47,26 +48,19 @@ def divergences(
     """
     states, targets = predicting(ids, whole, counted)
     shorter = [predicting(ids, hidden, counted)[0] for hidden in others]
-    rows = decoder.chunk_rows(states)
-    for start in range(0, len(targets), rows):
-        here = slice(start, start + rows)
+    for here in chunks(decoder, states):
         whole_pieces = pieces(decoder.token_logits(states[here]), targets[here])
         expected = [(log_p, log_p.exp(), wanted) for log_p, wanted in whole_pieces]
         losses, kls = zip(*(_against(expected, decoder.token_logits(other[here])) for other in shorter), strict=True)
         yield torch.stack(losses), torch.stack(kls)
 
 
-def kl_divergence(log_p: Tensor, p: Tensor, log_q: Tensor) -> Tensor:
-    """Compute KL(p || q) in nats of each row, [tokens]."""
-    return (log_p - log_q).mul_(p).sum(-1)
-
-
 def _against(expected: Sequence[tuple[Tensor, Tensor, Tensor]], logits: Tensor) -> tuple[Tensor, Tensor]:
-    """Compute losses and KL divergences, [tokens] each; expected: of each piece log p, p and the targets."""
+    """Compute losses and KL(p || q), [tokens] each; expected: of each piece log p, p and the targets."""
     losses, kls = [], []
     for (log_q,), (log_p, p, wanted) in zip(pieces(logits), expected, strict=True):
         losses.append(-_chosen(log_q, wanted))
-        kls.append(kl_divergence(log_p, p, log_q))
+        kls.append((log_p - log_q).mul_(p).sum(-1))
     return torch.cat(losses), torch.cat(kls)
 
 
@@ -80,10 +74,11 @@ def predicting(ids: Tensor, hidden: Tensor, counted: Tensor | None = None) -> tu
     return hidden[:, :-1][counted[:, 1:]], ids[:, 1:][counted[:, 1:]]
 
 
-def chunks(decoder: Decoder, states: Tensor, targets: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-    """Split states and targets into as many tokens at a time as chunk_rows allows."""
+def chunks(decoder: Decoder, states: Tensor) -> Iterator[slice]:
+    """Yield slices of states [tokens, width], as many tokens at a time as chunk_rows allows."""
     rows = decoder.chunk_rows(states)
-    return zip(states.split(rows), targets.split(rows), strict=True)
+    for start in range(0, len(states), rows):
+        yield slice(start, start + rows)
 
 
 def pieces(logits: Tensor, *others: Tensor) -> Iterator[tuple[Tensor, ...]]:
@@ -178,7 +173,9 @@ def chunked_loss(decoder: Decoder, states: Tensor, criterion: Criterion) -> Tens
     computed twice; the backward pass only scales it.
     """
     if not torch.is_grad_enabled():
-        totals = [_slopes(decoder.token_logits(some), part)[0] for some, part in _chunks(decoder, states, criterion)]
+        totals = [
+            _slopes(decoder.token_logits(states[here]), criterion.part(here))[0] for here in chunks(decoder, states)
+        ]
         return torch.stack(totals).sum()
     weights = [
         parameter
@@ -197,11 +194,11 @@ class _ChunkedLoss(torch.autograd.Function):
     def forward(ctx: Any, decoder: Decoder, criterion: Criterion, states: Tensor, *weights: Tensor) -> Tensor:
         total, parts = states.new_zeros((), dtype=torch.float32), []
         sums = [torch.zeros_like(weight) for weight in weights]
-        for some, wanted in _chunks(decoder, states.detach(), criterion):
+        for here in chunks(decoder, states):
             with torch.enable_grad():
-                some = some.requires_grad_(True)
+                some = states.detach()[here].requires_grad_(True)
                 logits = decoder.token_logits(some)
-            loss, slopes = _slopes(logits.detach(), wanted)
+            loss, slopes = _slopes(logits.detach(), criterion.part(here))
             in_states, *in_weights = torch.autograd.grad(logits, (some, *weights), slopes)
             parts.append(in_states)
             for accumulated, gradient in zip(sums, in_weights, strict=True):
@@ -213,12 +210,6 @@ class _ChunkedLoss(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> Any:
         return (None, None, *(tensor * gradients[0] for tensor in ctx.saved_tensors))
-
-
-def _chunks(decoder: Decoder, states: Tensor, criterion: Criterion) -> Iterator[tuple[Tensor, Criterion]]:
-    rows = decoder.chunk_rows(states)
-    for start in range(0, len(states), rows):
-        yield states[start : start + rows], criterion.part(slice(start, start + rows))
 
 
 def _slopes(logits: Tensor, criterion: Criterion) -> tuple[Tensor, Tensor]:

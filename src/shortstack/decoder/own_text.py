@@ -88,8 +88,6 @@ def text_in_time(
 ) -> CalibrationText:
     """Return the text with as many samples as the model can write until the deadline, at least one.
 
-    The same text gives them again.
-
     A text without `self` is as it was, and so is one that the model cannot write.
     """
     own = OwnText(checkpoint, compute, progress, deadline)

@@ -16,21 +16,22 @@ from shortstack.decoder.layer_io import fused_experts, linear_layers
 from shortstack.errors import ArchitectureError, InputError
 from shortstack.machine.options import install
 
+DEVICES = ("cpu", "cuda")  # where the schemes were run
+
 
 @dataclass(frozen=True)
 class Scheme:
-    """A way to hold matrices in fewer bits. library: what does it, from the extra `quant`; devices: where it was run."""
+    """A way to hold matrices in fewer bits. library: what does it, from the extra `quant`."""
 
     name: str
     library: str
-    devices: tuple[str, ...]
     convert: Callable[[nn.Module, str], None]
 
     def missing(self, device: str) -> str | None:
         """Say why it cannot be had on a device, as far as that is known without trying; None where it can."""
         if importlib.util.find_spec(self.library) is None:
             return f"needs {self.library}; {install('quant')}"
-        if device.partition(":")[0] not in self.devices:
+        if device.partition(":")[0] not in DEVICES:
             return f"{self.library} is not used on {device}"
         return None
 
@@ -47,10 +48,7 @@ class Held:
 
 @torch.no_grad()
 def quantise(decoder: Decoder, scheme: Scheme) -> list[Held]:
-    """Quantise every linear layer inside the decoder's layers in place, and say what each layer's take; biases stay.
-
-    Embedding and head are outside the layers, and stay as they are.
-    """
+    """Quantise every linear layer inside the decoder's layers in place, and say what each layer's take; biases stay."""
     return [_quantised(number, layer, scheme) for number, layer in enumerate(decoder.layers)]
 
 
@@ -120,12 +118,11 @@ def _int8(parent: nn.Module, name: str) -> None:
 
 
 def _nf4(parent: nn.Module, name: str) -> None:
-    """Put a layer in nf4, in blocks of 64 weights (bitsandbytes, Linear4bit)."""
     setattr(parent, name, four_bit(parent.get_submodule(name), needed_by="nf4"))
 
 
-INT8 = Scheme("int8", "torchao", ("cpu", "cuda"), _int8)
-NF4 = Scheme("nf4", "bitsandbytes", ("cpu", "cuda"), _nf4)
+INT8 = Scheme("int8", "torchao", _int8)
+NF4 = Scheme("nf4", "bitsandbytes", _nf4)
 SCHEMES: Mapping[str, Scheme] = {scheme.name: scheme for scheme in (INT8, NF4)}
 
 

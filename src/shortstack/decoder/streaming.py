@@ -69,7 +69,9 @@ class LayerWeights:
         # Two pieces of memory for the whole walk: fresh ones for each layer would leave holes that take as much again.
         self._free, self._taken = (torch.empty(largest, dtype=torch.uint8) for _ in range(2))
         self._load({name: read_weight(checkpoint.tensors[name]) for name in self._stored[None]})
-        self._move_buffers()
+        for module in self.model.modules():
+            for name, buffer in module.named_buffers(recurse=False):
+                module._buffers[name] = buffer.to(device)
         self._check_loaded(None)
 
     @contextmanager
@@ -160,11 +162,6 @@ class LayerWeights:
             weight = module.get_parameter(name)
             blank = torch.zeros_like(weight, device=device, dtype=self._dtype if weight.is_floating_point() else None)
             setattr(module, name, nn.Parameter(blank, requires_grad=False))
-
-    def _move_buffers(self) -> None:
-        for module in self.model.modules():
-            for name, buffer in module.named_buffers(recurse=False):
-                module._buffers[name] = buffer.to(self._device)
 
     def _check_loaded(self, layer: int | None) -> None:
         if layer is None:

@@ -131,8 +131,7 @@ class Layered:
             )
 
     def finish(self, ids: Tensor, start: tuple[int, Tensor] | None = None, **inputs: Any) -> Tensor:
-        """Return the last layer's output, [batch, length, width], in one forward of the model: for training, and with a
-        cache.
+        """Return the last layer's output [batch, length, width] in one forward of the model: to train, and with a cache.
 
         start: (layer, hidden): that layer is entered by `hidden`, and those before it do not run. Gradients flow.
         inputs: go to the model beside the token ids (attention_mask, position_ids, past_key_values).

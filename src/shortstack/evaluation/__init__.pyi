@@ -5,7 +5,6 @@ from . import perplexity as perplexity
 from . import probes as probes
 from . import suites as suites
 from . import task_results as task_results
-from . import tasks as tasks
 from .evaluator import Evaluation as Evaluation
 from .evaluator import compared as compared
 from .evaluator import evaluate as evaluate
@@ -15,3 +14,4 @@ from .options import Tasks as Tasks
 from .options import load_harness as load_harness
 from .perplexity import Perplexity as Perplexity
 from .task_results import TaskResult as TaskResult
+from .task_results import mean_result as mean_result

@@ -19,17 +19,17 @@ from shortstack.decoder.streaming import must_stream
 from shortstack.decoder.wrapping import arithmetic
 from shortstack.errors import InputError, ShortstackWarning
 from shortstack.evaluation.degeneration import Collapse, check_collapse, collapse_tokens
-from shortstack.evaluation.options import EvaluationText, GenerationChecks, Tasks
+from shortstack.evaluation.options import EvaluationText, GenerationChecks, Tasks, load_harness
 from shortstack.evaluation.paired import Paired, compare_tasks, mismatch
 from shortstack.evaluation.perplexity import Perplexity, measure
 from shortstack.evaluation.probes import Item, Probed, probe_tokens, probes, run_probes
 from shortstack.evaluation.suites import PERPLEXITIES, SUITES
-from shortstack.evaluation.task_results import TaskResult
-from shortstack.evaluation.tasks import answer_task
+from shortstack.evaluation.task_results import TaskResult, mean_result
 from shortstack.machine.device import AUTO, Compute, pick_device
+from shortstack.machine.files import to_jsonable
 from shortstack.machine.formats import shown
 from shortstack.machine.memory import Requirements
-from shortstack.machine.progress import Progress, in_notebooks
+from shortstack.machine.progress import Progress, in_notebooks, silent
 from shortstack.machine.tables import Cell, Column, Table, Tabled
 from shortstack.machine.typed import typed
 
@@ -43,16 +43,17 @@ FEW = 20  # items of a probe: with fewer its share says little by itself
 TEXT, GENERATION = EvaluationText(), GenerationChecks()
 
 
+UNPAIRED = (None,) * 5
+
+
 def _mean(probes: Mapping[str, Probed]) -> Cell:
-    """Average the shares right over the probes."""
-    shares = [probe.accuracy for probe in probes.values()]
-    error = math.hypot(*(share.stderr for share in shares)) / len(shares)
-    return Cell(sum(share.value for share in shares) / len(shares), "score", error)
+    value, stderr = mean_result([probe.accuracy for probe in probes.values()])
+    return Cell(value, "score", stderr)
 
 
 def _paired(paired: Paired | None) -> tuple[Any, ...]:
     if paired is None:
-        return (None,) * 5
+        return UNPAIRED
     kept, above = (
         None if percent is None else percent / 100 for percent in (paired.retention, paired.retention_above_chance)
     )
@@ -101,9 +102,8 @@ class Evaluation(Tabled):
         base = self.base
         for name, text in self.perplexity.items():
             beside, bos = base.perplexity[name] if base else None, text.windows["bos"]
-            unpaired = (None,) * 5
-            yield name, "perplexity", text.cell, beside and beside.cell, text.tokens, None, bos, *unpaired
-            yield name, "nats per token", text.loss_cell, beside and beside.loss_cell, text.tokens, None, bos, *unpaired
+            yield name, "perplexity", text.cell, beside and beside.cell, text.tokens, None, bos, *UNPAIRED
+            yield name, "nats per token", text.loss_cell, beside and beside.loss_cell, text.tokens, None, bos, *UNPAIRED
         for name, task in self.tasks.items():
             other = base.tasks[name].cell if base else None
             yield name, task.metric, task.cell, other, task.n, task.chance, task.bos, *_paired(self.against.get(name))
@@ -111,14 +111,14 @@ class Evaluation(Tabled):
         others = base.named_averages if base else {}
         for name, value in self.named_averages.items():
             average = Cell(others.get(name), "score")
-            yield name, "mean of shares", Cell(value, "score"), average, None, None, None, *(None,) * 5
+            yield name, "mean of shares", Cell(value, "score"), average, None, None, None, *UNPAIRED
 
     def _probe_rows(self) -> Iterator[tuple[Any, ...]]:
         """Yield a row for each probe; of few items, whose shares say little one by one, one row for all."""
         base, n = self.base, sum(probe.n for probe in self.probes.values())
         if any(probe.n < FEW for probe in self.probes.values()):
             other = _mean(base.probes) if base and base.probes else None
-            yield "generation probes", "accuracy", _mean(self.probes), other, n, None, None, *(None,) * 5
+            yield "generation probes", "accuracy", _mean(self.probes), other, n, None, None, *UNPAIRED
             return
         for name, probe in self.probes.items():
             other = base.probes[name].cell if base else None
@@ -165,20 +165,17 @@ class Evaluation(Tabled):
         return math.fsum(shares) / len(shares) if shares else None
 
     def to_dict(self) -> dict[str, Any]:
-        def to_dicts(results: Mapping[str, Any]) -> dict[str, Any]:
-            return {name: result.to_dict() for name, result in results.items()}
-
         return {
             "model": self.model,
-            "perplexity": to_dicts(self.perplexity),
-            "probes": to_dicts(self.probes),
+            "perplexity": to_jsonable(self.perplexity),
+            "probes": {name: probe.to_dict() for name, probe in self.probes.items()},
             "collapse": self.collapse.to_dict() if self.collapse else None,
-            "tasks": to_dicts(self.tasks),
+            "tasks": to_jsonable(self.tasks),
             "average": self.average,
             "averages": self.averages,
             "base": self.base.to_dict() if self.base else None,
-            "against": to_dicts(self.against),
-            "probes_against": to_dicts(self.probes_against),
+            "against": to_jsonable(self.against),
+            "probes_against": to_jsonable(self.probes_against),
         }
 
 
@@ -215,7 +212,7 @@ class Prepared:
     texts: Mapping[str, Tokens]
     items: Sequence[Item]
     collapse: bool
-    tasks: Tasks | None
+    tasks: Tasks
     loaded: Sequence[LoadedTask]
     compute: Compute
 
@@ -240,7 +237,10 @@ class Prepared:
         checkpoint, tokenizer = self.checkpoint, self.checkpoint.tokenizer()
         compute = replace(self.compute, stream=False) if self.writes else self.compute
         decoder = Decoder.open(checkpoint, compute)
-        results = self._answered(decoder, tokenizer, progress)
+        results = {
+            loaded.name: answer_task(loaded, decoder, tokenizer, self.tasks, progress=progress)
+            for loaded in self.loaded
+        }
         return Evaluation(
             checkpoint.source,
             {source: measure(decoder, tokens, progress=progress) for source, tokens in self.texts.items()},
@@ -248,17 +248,6 @@ class Prepared:
             check_collapse(decoder.model, tokenizer, progress=progress) if self.collapse else None,
             results,
         )
-
-    def _answered(
-        self, decoder: Decoder, tokenizer: PreTrainedTokenizerBase, progress: Progress
-    ) -> dict[str, TaskResult]:
-        """Have the model answer each task."""
-        if self.tasks is None:
-            return {}
-        return {
-            loaded.name: answer_task(loaded, decoder, tokenizer, self.tasks, progress=progress)
-            for loaded in self.loaded
-        }
 
 
 def prepare(
@@ -284,10 +273,29 @@ def prepare(
     collapse = _looks_for_collapse(checkpoint, generation, compute)
     _check_lengths(checkpoint, tokenizer, items, collapse=collapse, length=text.length if texts else 0)
     loaded = tasks.load_for(checkpoint) if tasks else []
-    ready = Prepared(checkpoint, texts, items, collapse, tasks, loaded, compute)
+    ready = Prepared(checkpoint, texts, items, collapse, tasks or Tasks(), loaded, compute)
     if ready.writes and not compute.device_map:
         _check_room_to_write(checkpoint, compute)
     return ready
+
+
+def answer_task(
+    loaded: LoadedTask,
+    decoder: Decoder,
+    tokenizer: PreTrainedTokenizerBase,
+    tasks: Tasks,
+    *,
+    progress: Progress = silent,
+) -> TaskResult:
+    """Evaluate a model in memory on a task."""
+
+    def staged(_: str, done: int, total: int, /, *, note: str = "") -> None:
+        progress(f"answering {loaded.name}", done, total, note=note)
+
+    harness = load_harness()
+    model = harness.HarnessModel(decoder, tokenizer, batch=tasks.batch, max_length=tasks.max_length, progress=staged)
+    result: TaskResult = harness.run(loaded, model, limit=tasks.limit, seed=tasks.seed)
+    return result
 
 
 def _looks_for_collapse(checkpoint: Checkpoint, generation: GenerationChecks, compute: Compute) -> bool:

@@ -7,12 +7,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cache
 from statistics import NormalDist
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from shortstack.errors import DataError
-from shortstack.machine.files import to_jsonable
 from shortstack.machine.numbers import share_stderr
 
 if TYPE_CHECKING:
@@ -57,9 +56,6 @@ class Paired:
     retention: float | None
     retention_above_chance: float | None
     base_at_chance: bool
-
-    def to_dict(self) -> dict[str, Any]:
-        return dict(to_jsonable(self))
 
 
 def compare_tasks(
@@ -157,17 +153,13 @@ def students_p(ratio: float, freedom: float) -> float:
 
 def students_interval(value: float, stderr: float, freedom: float) -> tuple[float, float]:
     """Return 95 % of where a value with that standard error may lie, by Student's law."""
-    reach = stderr * _students_reach(freedom)
-    return value - reach, value + reach
-
-
-def _students_reach(freedom: float) -> float:
-    """Return how many standard errors 95 % of values are away at most."""
     if math.isinf(freedom):
-        return NormalDist().inv_cdf((1 + COVERAGE) / 2)
-    from scipy.stats import t
+        reach = stderr * NormalDist().inv_cdf((1 + COVERAGE) / 2)
+    else:
+        from scipy.stats import t
 
-    return float(t.ppf((1 + COVERAGE) / 2, freedom))
+        reach = stderr * float(t.ppf((1 + COVERAGE) / 2, freedom))
+    return value - reach, value + reach
 
 
 def mean_stderr(values: Values) -> float:

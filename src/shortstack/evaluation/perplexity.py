@@ -14,7 +14,6 @@ from shortstack.data import Tokens
 from shortstack.decoder import Decoder
 from shortstack.decoder.decoder import UNPRUNED, SkippedLayers
 from shortstack.decoder.losses import next_token_losses
-from shortstack.machine.files import to_jsonable
 from shortstack.machine.numbers import checked, in_float64
 from shortstack.machine.numbers import perplexity as value
 from shortstack.machine.progress import Progress, paced, silent
@@ -44,9 +43,6 @@ class Perplexity:
     @property
     def loss_cell(self) -> Cell:
         return Cell(self.loss, "loss", self.loss_stderr)
-
-    def to_dict(self) -> dict[str, Any]:
-        return dict(to_jsonable(self))
 
 
 @torch.no_grad()

@@ -5,12 +5,15 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
-from typing import Any
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from shortstack.evaluation.paired import Outcomes
 from shortstack.evaluation.suites import SHARES
 from shortstack.machine.tables import Cell
+
+if TYPE_CHECKING:
+    from shortstack.decoder.likelihoods import Accuracy
 
 
 @dataclass(frozen=True)
@@ -45,9 +48,6 @@ class TaskResult:
     def cell(self) -> Cell:
         return Cell(self.value, "score", self.stderr)
 
-    def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
-
     @property
     def is_share(self) -> bool:
         """Whether the metric is a share of documents."""
@@ -79,3 +79,9 @@ def weighted(documents: Sequence[str], outcomes: Sequence[float], *, macro: bool
     return tuple(
         outcome * (len(tasks) / len(sizes) / sizes[task]) for task, outcome in zip(tasks, outcomes, strict=True)
     )
+
+
+def mean_result(results: Sequence[Accuracy | TaskResult]) -> tuple[float, float]:
+    """Average the values of several probes or tasks; return the mean with its standard error."""
+    error = math.sqrt(sum(result.stderr**2 for result in results)) / len(results)
+    return sum(result.value for result in results) / len(results), error

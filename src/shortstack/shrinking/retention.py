@@ -11,10 +11,9 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from shortstack.evaluation import Evaluation
+from shortstack.decoder.likelihoods import Accuracy
+from shortstack.evaluation import Evaluation, TaskResult, mean_result
 from shortstack.evaluation.perplexity import Perplexity
-from shortstack.evaluation.probes import Probed
-from shortstack.evaluation.task_results import TaskResult
 
 TRIALS = 3  # cuts that are tried at most for a share that is to be kept
 RECOVERED = 0.5  # of what single layers cost together, repair and healing bring back about so much: a first guess only
@@ -88,8 +87,7 @@ def _likelihood(base: Perplexity, last: Perplexity) -> Share:
 
 def probes_right(evaluation: Evaluation) -> Share | None:
     """Average the accuracy over the probes; None where there are none."""
-    probes: Sequence[Probed] = list(evaluation.probes.values())
-    return _mean([Share(probe.accuracy.value, probe.accuracy.stderr) for probe in probes])
+    return _mean([probe.accuracy for probe in evaluation.probes.values()])
 
 
 def share_tasks(evaluation: Evaluation) -> dict[str, TaskResult]:
@@ -99,14 +97,11 @@ def share_tasks(evaluation: Evaluation) -> dict[str, TaskResult]:
 
 def tasks_right(evaluation: Evaluation) -> Share | None:
     """Average the tasks whose metric is a share; None where there are none."""
-    return _mean([Share(task.value, task.stderr) for task in share_tasks(evaluation).values()])
+    return _mean([*share_tasks(evaluation).values()])
 
 
-def _mean(shares: Sequence[Share]) -> Share | None:
-    if not shares:
-        return None
-    error = math.sqrt(sum(share.stderr**2 for share in shares)) / len(shares)
-    return Share(sum(share.value for share in shares) / len(shares), error)
+def _mean(results: Sequence[Accuracy | TaskResult]) -> Share | None:
+    return Share(*mean_result(results)) if results else None
 
 
 def first_amount(costs: Sequence[float], keep: float) -> int:
