@@ -29,12 +29,11 @@ from shortstack.data.tokens import same_tokens
 from shortstack.decoder import Decoder, OwnText
 from shortstack.errors import InputError, ShortstackWarning, TrainingError
 from shortstack.healing.batches import Data
-from shortstack.healing.dataset import TrainingData
 from shortstack.healing.frozen import Freezer
 from shortstack.healing.learner import Learner
 from shortstack.healing.pacing import affordable_samples, kept_pacing
 from shortstack.healing.schedule import LOSSES, Schedule
-from shortstack.healing.task import HealingTask
+from shortstack.healing.task import HealingTask, TrainingData
 from shortstack.healing.training import Environment, History, train, training_device
 from shortstack.healing.unfinished import Unfinished, newest_state
 from shortstack.machine.cache import cache_limit, library_versions

@@ -14,8 +14,8 @@ from shortstack.data.examples import shared_out, shares
 from shortstack.data.mixture import parse_sources
 from shortstack.data.sources import OWN
 from shortstack.data.tokens import bos_ids, own_windows
-from shortstack.healing.dataset import TrainingData
 from shortstack.healing.schedule import EVALUATIONS, Course
+from shortstack.healing.task import TrainingData
 from shortstack.machine.clock import Clock
 from shortstack.machine.files import read_json
 

@@ -5,13 +5,11 @@ from __future__ import annotations
 import difflib
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import fields
 from importlib import resources
 from typing import Any
 
 from shortstack.data import CalibrationText
 from shortstack.errors import InputError
-from shortstack.healing.layer_choice import TrainedLayers
 from shortstack.healing.task import COMPONENTS, task_of
 from shortstack.machine import yamlfile
 from shortstack.machine.options import made_of
@@ -77,9 +75,8 @@ def with_recipe(typed: Mapping[str, Any], name: str) -> dict[str, Any]:
     given = dict(recipe.heal.given)
     if given.get("step") is not None:  # turns are chosen as the plan says
         given |= {name: str(recipe.plan.given[name]) for name in ("drop", "metric") if name in recipe.plan.given}
-    ways = [field.name for field in fields(TrainedLayers)]
-    if typed.keys() & {*ways}:  # which layers train is one thing, however it is said
-        given = {option: value for option, value in given.items() if option not in ways}
+    if typed.keys() & {"last", "layers"}:  # which layers train is one thing, however it is said
+        given = {option: value for option, value in given.items() if option not in ("last", "layers")}
     return {**given, **typed}
 
 

@@ -65,9 +65,8 @@ class _Windows:
         shorter: dict[Window, Sequence[Tensor]] = {}  # [held-out batch]
         for layer in range(self.layers):
             with self.decoder.resident(layer):
-                behind = (
-                    0 if layer < end else self.fitting
-                )  # of the whole model's streams the held-out ones go to the end
+                # Of the whole model's streams those of held-out samples alone go to the end.
+                behind = 0 if layer < end else self.fitting
                 streams, batches = entering[layer][-len(self.batches) + behind :], self.batches[behind:]
                 entering[layer + 1] = stepped(self.decoder, layer, streams, batches)
                 shorter = self._advanced(layer, shorter)
@@ -114,9 +113,8 @@ class _Windows:
         if not start:
             return dict.fromkeys(windows, here[self.fitting :])
         with self.decoder.resident(before):
-            point = at_output(
-                self.decoder, before, find_fold_points(self.decoder, before), "choose by a metric, or search"
-            )
+            points = find_fold_points(self.decoder, before)
+            point = at_output(self.decoder, before, points, "choose by a metric, or search")
             with point.recorded(self.decoder.layers[before]) as inputs:
                 stepped(self.decoder, before, entering[before], self.batches)
         theres = {_named(window): entering[sum(window)] for window in windows}

@@ -46,11 +46,10 @@ def mean_loss(decoder: Decoder, batches: Batches, streams: Sequence[Tensor], whe
 def mean_divergences(
     decoder: Decoder, batches: Batches, whole: Sequence[Tensor], others: Mapping[Name, Sequence[Tensor]]
 ) -> dict[Name, float]:
-    """Compute, by name, the KL divergence from the whole model of other streams that leave the last layer.
+    """Compute, by name, the KL divergence from the whole model of other streams, in nats per predicted token.
 
-    It is in nats per predicted token.
-
-    whole, others: of each batch hidden states [batch, length, width]. Of several kinds of text it is the mean by weights.
+    whole, others: of each batch hidden states [batch, length, width] that leave the last layer. Of several kinds of text
+    it is the mean by weights.
     """
     kls: list[list[Tensor]] = [[] for _ in batches.kinds]  # [others, tokens] each
     streams = zip(*others.values(), strict=True)
@@ -94,23 +93,6 @@ class Correction:
         ]
 
 
-def fit_correction(
-    point: FoldPoint,
-    inputs: Sequence[Tensor],
-    *,
-    here: Sequence[Tensor],
-    there: Sequence[Tensor],
-    fitting: int,
-    where: str,
-) -> Correction:
-    """Fit the change that brings the streams `here` closest to `there`.
-
-    Batches from number `fitting` on are held out. A token counts by 1 / |there|: a few with massive activations would own
-    the fit otherwise. where: what an error names.
-    """
-    return fit_corrections(point, inputs, here=here, theres={where: there}, fitting=fitting)[where]
-
-
 def fit_corrections(
     point: FoldPoint,
     inputs: Sequence[Tensor],
@@ -119,9 +101,10 @@ def fit_corrections(
     theres: Mapping[str, Sequence[Tensor]],
     fitting: int,
 ) -> dict[str, Correction]:
-    """Fit like fit_correction(), for several streams to come close to, by what an error names; they share what inputs cost.
+    """Fit the changes that bring the streams `here` closest to several others, by what an error names.
 
-    A token counts by 1 / |there| of the stream where it is largest.
+    Batches from number `fitting` on are held out. A token counts by 1 / |there| of the stream where it is largest: a few
+    with massive activations would own the fit otherwise.
     """
     fitted, judged = point.regression(), point.regression()
     for number, (batch, hidden) in enumerate(zip(inputs, here, strict=True)):
