@@ -8,15 +8,7 @@ import pytest
 
 import shortstack.decoder.own_text
 from shortstack.errors import ShortstackWarning
-from shortstack.healing import (
-    HealingTask,
-    Objective,
-    Partial,
-    Schedule,
-    TrainingData,
-    heal,
-    healer,
-)
+from shortstack.healing import HealingTask, Objective, Partial, Schedule, TrainingData, heal, healer
 from shortstack.healing.healer import started_clock
 from shortstack.healing.pacing import affordable_samples
 from shortstack.machine.clock import Clock

@@ -121,11 +121,7 @@ def test_named_layers_targets_and_the_head_train_and_nothing_else(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("method", "complaint"),
-    [
-        (Lora(target_modules="q_proj,w_proj"), "w_proj"),
-        (Lora(head=True), "untie_head"),
-    ],
+    ("method", "complaint"), [(Lora(target_modules="q_proj,w_proj"), "w_proj"), (Lora(head=True), "untie_head")]
 )
 def test_what_cannot_be_adapted_is_refused(method, complaint, tmp_path):
     source = Checkpoint.open(speaking(tmp_path / "source", tie_word_embeddings=True))

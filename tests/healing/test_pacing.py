@@ -65,11 +65,7 @@ def test_on_a_quiet_machine_there_is_one_plan_and_it_fills_the_time(tmp_path):
 
 @pytest.mark.parametrize(
     "pace",
-    [
-        lambda at: 2.5 if at < 400 else 1.0,
-        lambda at: 1.0 if at < 700 else 6.0,
-        lambda at: 8.0 if at < 2 else 1.0,
-    ],
+    [lambda at: 2.5 if at < 400 else 1.0, lambda at: 1.0 if at < 700 else 6.0, lambda at: 8.0 if at < 2 else 1.0],
     ids=["load ends", "load begins at the end", "a slow start"],
 )
 def test_the_rest_is_planned_anew_and_the_record_repeats_the_run_bit_for_bit(pace, tmp_path):

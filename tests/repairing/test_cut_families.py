@@ -142,8 +142,7 @@ def test_a_token_counts_by_its_norm_in_the_stream_where_it_is_largest():
 
 
 @pytest.mark.parametrize(
-    ("model_type", "said"),
-    [("gemma3n_text", "share"), ("jetmoe", "multiplied or mixed again.*choose by a metric")],
+    ("model_type", "said"), [("gemma3n_text", "share"), ("jetmoe", "multiplied or mixed again.*choose by a metric")]
 )
 def test_where_it_cannot_be_used_it_says_so(model_type, said, tmp_path):
     checkpoint = Checkpoint.open(architectures.make(model_type, tmp_path / "model"))

@@ -205,10 +205,7 @@ def test_a_cut_of_the_first_layers_has_no_mlp_to_merge_into():
 
 @pytest.mark.parametrize(
     ("model_type", "kinds"),
-    [
-        ("deepseek_v3", {"first_k_dense_replace": 3}),
-        ("qwen2_moe", {"mlp_only_layers": [0, 1, 2, 5]}),
-    ],
+    [("deepseek_v3", {"first_k_dense_replace": 3}), ("qwen2_moe", {"mlp_only_layers": [0, 1, 2, 5]})],
 )
 def test_layers_of_experts_offer_no_neurons_to_a_dense_one(model_type, kinds, tmp_path, monkeypatch):
     """Layer 2 is dense, 3 and 4 are not; behind them dense layers would offer what they have."""

@@ -41,18 +41,13 @@ class Learner(nn.Module):
     Only what trains is part of this module, in float32.
     """
 
-    def __init__(
-        self, decoder: Decoder, first: int, trained: Mapping[str, nn.Module], objective: Objective | None = None
-    ) -> None:
-        """Make the modules trainable.
-
-        first: the layer that hidden states enter. trained: modules by their name in the model.
-        """
+    def __init__(self, decoder: Decoder, first: int, trained: Mapping[str, nn.Module], objective: Objective) -> None:
+        """first: the layer that hidden states enter. trained: modules by their name in the model."""
         super().__init__()
         decoder.model.requires_grad_(False)
         self.names, self.trained = list(trained), nn.ModuleList(trained.values())
         self.trained.float().requires_grad_(True)
-        self.first, self.objective = first, objective or Objective()
+        self.first, self.objective = first, objective
         self._decoder = (decoder,)  # in a tuple: the rest of the model is not this module's to train or move
 
     @property
@@ -113,10 +108,10 @@ class Learner(nn.Module):
 
     def trained_tensors(self) -> dict[str, Tensor]:
         """Return the trained weights by their names in the whole model's state dict."""
-        return {name: whole(parameter).cpu() for name, parameter in self._named()}
+        return {name: _whole(parameter).cpu() for name, parameter in self._named()}
 
 
-def whole(parameter: Tensor) -> Tensor:
+def _whole(parameter: Tensor) -> Tensor:
     """Gather a parameter that may be sharded over processes into one tensor; every process has to ask."""
     weight: Any = parameter.detach()
     gathered: Tensor = weight.full_tensor() if hasattr(weight, "full_tensor") else weight

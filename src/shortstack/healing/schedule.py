@@ -37,8 +37,6 @@ OPTIMIZERS = (
     "adamw_8bit",
     "paged_adamw_8bit",
 )
-
-
 EVALUATIONS = 10  # held-out losses of a training by the clock, where they take little of its time
 
 
@@ -138,13 +136,10 @@ class Schedule:
     num_train_epochs: float = option(2, help="Passes over the data.", above=0)
     max_steps: int | None = option(None, help="Optimizer steps; overrides the epochs.", minimum=1)
     minutes: float | None = option(
-        None,
-        help="Train for this long, loading and writing included, instead of a number of steps.",
-        above=0,
+        None, help="Train for this long, loading and writing included, instead of a number of steps.", above=0
     )
     replanned: str | None = option(
-        None,
-        help="Repeat a run by the clock: the STEP:STEPS pairs that it printed at its end.",
+        None, help="Repeat a run by the clock: the STEP:STEPS pairs that it printed at its end."
     )
     learning_rate: float = option(1e-4, help="Peak learning rate.", above=0)
     per_device_train_batch_size: int = option(16, help="Samples per forward pass.", minimum=1)
@@ -241,10 +236,6 @@ class Schedule:
     def warmup(self, steps: int) -> int:
         """Count the steps until the peak rate, of so many."""
         return min(self.warmup_steps, steps // 10)
-
-    def followed(self, course: Course) -> Schedule:
-        """Return the schedule that takes this course without a clock."""
-        return replace(self, minutes=None, max_steps=course.steps, replanned=str(course) or None)
 
 
 @dataclass(frozen=True)

@@ -108,7 +108,7 @@ class HealingTask:
     @classmethod
     def of(cls, task: HealingTask | Rows) -> HealingTask:
         """Take a task however it is given: also its data alone, where all else is as usual."""
-        return task if isinstance(task, HealingTask) else cls(TrainingData(source_of(task)))
+        return task if isinstance(task, HealingTask) else cls(cast("TrainingData", task))
 
     @cached_property
     def unpruned(self) -> Checkpoint | None:

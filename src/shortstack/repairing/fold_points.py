@@ -218,8 +218,6 @@ class _Pass:
 
 
 class _Trial:
-    """A few random hidden states through one layer."""
-
     def __init__(self, decoder: Decoder, number: int) -> None:
         self.decoder, self.number, self.layer = decoder, number, decoder.layers[number]
         self.random, self.ids = torch.Generator().manual_seed(0), torch.arange(TOKENS, device=decoder.device)[None]

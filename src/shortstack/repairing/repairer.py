@@ -201,7 +201,6 @@ class ChangedTensors:
         self.numbers = itertools.count()
 
     def edit(self, weight: str, edit: Edit) -> None:
-        """Change a weight of the whole model's state dict."""
         for name, tensor in edited_tensors(self.checkpoint, {weight: edit}).items():
             self.tensors[name] = spill(tensor, self.folder / str(next(self.numbers))) if self.folder else tensor
 
