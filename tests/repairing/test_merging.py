@@ -1,10 +1,9 @@
 """Neurons of removed layers in the MLP before the cut, against a plain forward pass, sorting and least squares."""
 
-import math
-
 import architectures
 import pytest
 import torch
+from least_squares import best, weighted
 from transformers import AutoModelForCausalLM
 
 from shortstack.checkpoint import Checkpoint
@@ -14,15 +13,14 @@ from shortstack.machine.device import Compute
 from shortstack.planning import Plan
 from shortstack.pruning import prune
 from shortstack.repairing import repair
-from shortstack.repairing.fit import RIDGES
 from shortstack.repairing.fold_points import find_fold_points
 from shortstack.repairing.merging import mergeable_mlp
-from zoo import make, tiny
+from zoo import make
 
 IDS = torch.randint(3, 90, (64, 24), generator=torch.Generator().manual_seed(3))
 TOKENS = Tokens(IDS, "made", False, 0)
 SEEN = IDS[torch.arange(64) % 8 != 7]  # by what is fitted or chosen; the others judge
-HELD_OUT = torch.arange(len(SEEN)) % 4 == 3
+HELD_OUT = (torch.arange(len(SEEN)) % 4 == 3).repeat_interleave(SEEN.shape[1])  # of its tokens
 BEFORE, REMOVED = 2, (3, 4)
 
 
@@ -63,7 +61,6 @@ def whole(directory):
 def neurons(model, inside, after):
     """For each neuron of layer BEFORE and the removed ones: what it gives [tokens], its column, and its strength."""
     given, columns, strengths = [], [], []
-    fitted = ~HELD_OUT.repeat_interleave(SEEN.shape[1])
     for number in (BEFORE, *REMOVED):
         layer = model.model.layers[number]
         entering = layer.post_attention_layernorm(inside)
@@ -71,32 +68,18 @@ def neurons(model, inside, after):
         weights = 1 / after[max(number, REMOVED[0])].norm(dim=1)
         given.append(each)
         columns.append(layer.mlp.down_proj.weight)
-        strengths.append((each.square() * weights[:, None])[fitted].sum(0).sqrt() * columns[-1].norm(dim=0))
+        strengths.append((each.square() * weights[:, None])[~HELD_OUT].sum(0).sqrt() * columns[-1].norm(dim=0))
     return torch.cat(given, dim=1), torch.cat(columns, dim=1), torch.cat(strengths)
 
 
 @torch.no_grad()
-def fitted(given, missing, there):
-    """The ridge with the least held-out error: (error left, ridge, change), by least squares in float64."""
-    root, back = there.double().norm(dim=1, keepdim=True) ** -0.5, HELD_OUT.repeat_interleave(SEEN.shape[1])
-    x, r = given.double() * root, missing.double() * root
-    found = {}
-    for ridge in RIDGES:
-        penalty = math.sqrt(ridge * x[~back].square().sum() / x.shape[1]) * torch.eye(x.shape[1], dtype=torch.float64)
-        wanted = torch.cat([r[~back], torch.zeros(x.shape[1], r.shape[1], dtype=torch.float64)])
-        change = torch.linalg.lstsq(torch.cat([x[~back], penalty]), wanted).solution.T
-        found[ridge] = float((r - x @ change.T)[back].square().sum()), change
-    ridge = min(found, key=lambda ridge: found[ridge][0])
-    return (*found[ridge], ridge, float(r[back].square().sum()))
-
-
-@torch.no_grad()
 def both(given, columns, strongest, after):
-    """Return what fitted() finds with the strongest neurons in place, and with the layer's own."""
+    """Return what best() finds with the strongest neurons in place, and with the layer's own."""
     here, there = after[BEFORE], after[REMOVED[-1]]
     taken, gone = strongest[strongest >= 48], torch.tensor(sorted(set(range(48)) - set(strongest.tolist())))
     merged = here + given[:, taken] @ columns[:, taken].T - given[:, gone] @ columns[:, gone].T
-    return fitted(given[:, strongest], there - merged, there), fitted(given[:, :48], there - here, there)
+    pairs = (given[:, strongest], there - merged), (given[:, :48], there - here)
+    return [best(*weighted(there, *pair), HELD_OUT) for pair in pairs]
 
 
 @pytest.mark.parametrize("stream", [False, True])
@@ -196,11 +179,6 @@ def test_gains_are_what_the_norm_multiplies(model_type, tmp_path):
     ratio = found.gains(decoder.layers[4]) / found.gains(decoder.layers[3])
     multiplied = [decoder.layers[n].post_attention_layernorm.weight + (model_type == "gemma") for n in (3, 4)]
     torch.testing.assert_close(ratio, multiplied[1] / multiplied[0], rtol=1e-4, atol=1e-5)
-
-
-def test_a_cut_of_the_first_layers_has_no_mlp_to_merge_into():
-    found = repair(Checkpoint.open(tiny("llama")), frozenset({0, 1}), TOKENS, compute=Compute(dtype="float32"))
-    assert not any(fit.neurons for fit in found.fits)
 
 
 @pytest.mark.parametrize(
