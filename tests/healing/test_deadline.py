@@ -28,14 +28,15 @@ class Ticking:
         return self.at
 
 
-def healed(source, out, *, schedule, samples=None, data="pydoc", clock=None, **options):
-    task = HealingTask(
-        TrainingData(data, max_length=32, max_samples=samples),
-        Partial(last=1),
-        schedule=Schedule(**TRAINING, **schedule),
-        **options,
-    )
-    return heal(source, out, task, clock=clock)
+def task(*, data="pydoc", samples=None, held_out=None, teacher=None, loss="sft", **schedule):
+    read = TrainingData(data, max_length=32, max_samples=samples, held_out=held_out)
+    return HealingTask(read, Partial(last=1), Objective(loss), Schedule(**TRAINING, **schedule), teacher)
+
+
+def repeated(source, out, result, **how):
+    """The run without a clock that a run by it asks for."""
+    options = dict(result.repeat)
+    return heal(source, out, task(samples=options.pop("max_samples"), **options, **how))
 
 
 def weights(out):
@@ -46,14 +47,13 @@ def test_the_record_of_a_run_by_the_clock_repeats_it(source, tmp_path, monkeypat
     monkeypatch.setattr(healer, "forward_speed", lambda *_, **__: 32.0)
     hands = Ticking(slower=4.0, since=200)
     with pytest.warns(ShortstackWarning, match=r"healing uses \d+ of the [\d,]+ samples, as many as the time allows"):
-        result = healed(source, tmp_path / "clocked", schedule={}, clock=Clock(400, now=hands))
+        result = heal(source, tmp_path / "clocked", task(), clock=Clock(400, now=hands))
     assert hands.at < 1.1 * 400
     record = json.loads((tmp_path / "clocked" / "shortstack.json").read_text())["healing"]
     assert record["repeat"] == result.to_dict()["repeat"]
     assert record["samples"] == record["repeat"]["max_samples"] == pytest.approx(0.25 * 400, abs=5)
     assert "replanned" in record["repeat"]
-    options = dict(record["repeat"])
-    again = healed(source, tmp_path / "again", samples=options.pop("max_samples"), schedule=options)
+    again = repeated(source, tmp_path / "again", result)
     assert weights(tmp_path / "again") == weights(tmp_path / "clocked") != weights(source.directory)
     assert again.history.held_out == result.history.held_out
     assert again.to_dict()["repeat"] is None
@@ -62,10 +62,8 @@ def test_the_record_of_a_run_by_the_clock_repeats_it(source, tmp_path, monkeypat
 def test_at_most_half_of_the_samples_there_is_time_for_are_held_out(source, tmp_path, monkeypatch):
     monkeypatch.setattr(healer, "forward_speed", lambda *_, **__: 32.0)
     hands = Ticking()
-    data = TrainingData("pydoc", max_length=32, held_out=2000)
-    task = HealingTask(data, Partial(last=1), schedule=Schedule(**TRAINING))
     with pytest.warns(ShortstackWarning, match="healing uses"):
-        result = heal(source, tmp_path / "out", task, clock=Clock(400, now=hands))
+        result = heal(source, tmp_path / "out", task(held_out=2000), clock=Clock(400, now=hands))
     assert hands.at < 1.1 * 400
     assert result.history.steps > 0
     assert result.repeat["held_out"] == result.repeat["max_samples"] // 2
@@ -75,22 +73,19 @@ def test_a_killed_run_goes_on_with_its_samples_and_the_time_it_has_left(source, 
     monkeypatch.setattr(healer, "forward_speed", lambda *_, **__: 32.0)
     out, hands = tmp_path / "out", Ticking()
     monkeypatch.setattr(healer, "Clock", lambda seconds, *, used: Clock(seconds, used=used, now=hands))
-    task = HealingTask(
-        TrainingData("pydoc", max_length=32), Partial(last=1), schedule=Schedule(**TRAINING, minutes=400 / 60)
-    )
+    timed = task(minutes=400 / 60)
 
     def interrupt(stage, done, _total, note=""):
         if stage == "healing" and done == 20:
             os.kill(os.getpid(), signal.SIGINT)
 
     with pytest.warns(ShortstackWarning), pytest.raises(KeyboardInterrupt):
-        heal(source, out, task, progress=interrupt)
+        heal(source, out, timed, progress=interrupt)
     used, hands.at = hands.at, 10_000.0
     monkeypatch.setattr(healer, "forward_speed", None)  # amounts are those of the run that goes on
-    result = heal(source, out, task, resume=True)
+    result = heal(source, out, timed, resume=True)
     assert 300 < used + hands.at - 10_000 < 1.1 * 400
-    options = dict(result.repeat)
-    healed(source, tmp_path / "again", samples=options.pop("max_samples"), schedule=options)
+    repeated(source, tmp_path / "again", result)
     assert weights(tmp_path / "again") == weights(out)
 
 
@@ -106,12 +101,11 @@ def test_samples_that_the_teacher_writes_are_as_many_as_come_in_time(source, tmp
     for name, length in (("QUESTION_TOKENS", 12), ("ANSWER_TOKENS", 20), ("TEXT_TOKENS", 24)):
         monkeypatch.setattr(shortstack.decoder.own_text, name, length)
     monkeypatch.setattr(healer, "forward_speed", lambda *_, **__: 1e9)
-    how = {"data": "pydoc,self=0.5,copying", "teacher": source, "objective": Objective("distill")}
+    how = {"data": "pydoc,self=0.5,copying", "teacher": source, "loss": "distill"}
     with pytest.warns(ShortstackWarning, match="healing uses"):
-        result = healed(source, tmp_path / "clocked", schedule={}, clock=Clock(120, now=Ticking()), **how)
+        result = heal(source, tmp_path / "clocked", task(**how), clock=Clock(120, now=Ticking()))
     monkeypatch.setattr(shortstack.decoder.own_text, "generate", None)  # no more of it than was written
-    options = dict(result.repeat)
-    healed(source, tmp_path / "again", samples=options.pop("max_samples"), schedule=options, **how)
+    repeated(source, tmp_path / "again", result, **how)
     assert weights(tmp_path / "again") == weights(tmp_path / "clocked")
 
 

@@ -5,9 +5,7 @@ from itertools import pairwise
 import pytest
 import torch
 from test_training import Line, data
-from transformers import get_scheduler
 
-from shortstack.errors import InputError
 from shortstack.healing import Schedule
 from shortstack.healing.schedule import Course
 from shortstack.healing.training import Environment, train
@@ -48,19 +46,20 @@ def repeated(folder, history):
     return trained(folder, Timed(), Schedule(**options))
 
 
-def test_on_a_quiet_machine_there_is_one_plan_and_it_fills_the_time(tmp_path):
+def test_on_a_quiet_machine_there_is_one_plan_that_fills_the_time_and_its_rate_is_transformers_own(tmp_path):
     module, told = Timed(), []
 
     def tell(_stage, done, total, note):
         told.append((done, total, note))
 
-    _, history = trained(tmp_path, module, seconds=800, progress=tell)
+    weight, history = trained(tmp_path / "clock", module, seconds=800, progress=tell)
     assert told[0][2].startswith("0:13:10 left, ")
     assert told[-1][0] == told[-1][1]
     assert 0.9 * 800 < module.at <= 800
     assert history.steps == history.settings["max_steps"] == (0.97 * 798 - 10 * 2) // 8 == 94
     assert (history.settings["replanned"], history.settings["minutes"], history.stopped) == (None, None, None)
     assert len(history.held_out) == 11, "before, and after each tenth"
+    assert repeated(tmp_path / "again", history)[0] == weight
 
 
 @pytest.mark.parametrize(
@@ -108,46 +107,3 @@ def test_the_rate_never_jumps_and_ends_where_it_is_to_end():
     steps = [after - before for before, after in pairwise(shares)]
     assert min(steps) > 0
     assert max(steps) == pytest.approx(0.7 / 20)
-
-
-def test_a_plan_that_was_not_changed_is_transformers_own_schedule(tmp_path):
-    rates = []
-
-    class Watched(Timed):
-        def forward(self, **batch):
-            if torch.is_grad_enabled():
-                rates.append(optimizers[-1].param_groups[0]["lr"])
-            return super().forward(**batch)
-
-    optimizers = []
-    made = torch.optim.AdamW.__init__
-
-    def remembering(self, *args, **options):
-        optimizers.append(self)
-        made(self, *args, **options)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(torch.optim.AdamW, "__init__", remembering)
-        _, history = trained(tmp_path, Watched(), seconds=800)
-    scheduler = get_scheduler("cosine", torch.optim.SGD([torch.zeros(1)], lr=1), history.steps // 10, history.steps)
-    expected = [0.05 * scheduler.lr_lambdas[0](step) for step in range(history.steps)]
-    assert history.steps // 10 < 10
-    assert rates == pytest.approx(expected, rel=1e-12)
-
-
-@pytest.mark.parametrize(
-    "wrong",
-    [
-        {"minutes": 5.0, "max_steps": 10},
-        {"replanned": "3:5"},
-        {"replanned": "3:5", "max_steps": 2},
-        {"replanned": "5:3", "max_steps": 9},
-        {"replanned": "3:5,3:6", "max_steps": 9},
-        {"replanned": "3:0.5", "max_steps": 9},
-        {"replanned": "", "max_steps": 9},
-    ],
-    ids=str,
-)
-def test_lengths_that_do_not_go_together_are_refused(wrong):
-    with pytest.raises(InputError):
-        Schedule(**wrong)

@@ -145,6 +145,11 @@ def test_neurons_of_two_cuts_go_into_the_layers_before_each(tmp_path):
     assert {fit.layer for fit in found.fits if fit.neurons} == {2, 5}
 
 
+def mlp_of(decoder, number):
+    (point,) = [point for point in find_fold_points(decoder, number) if not point.place]
+    return mergeable_mlp(decoder, number, point)
+
+
 @pytest.mark.parametrize(
     ("model_type", "norm"),
     [
@@ -163,8 +168,7 @@ def test_neurons_of_two_cuts_go_into_the_layers_before_each(tmp_path):
 )
 def test_an_mlp_is_merged_where_it_is_a_module_whose_output_is_added(model_type, norm, tmp_path):
     decoder = Decoder.load(Checkpoint.open(architectures.make(model_type, tmp_path / "model")), dtype=torch.float32)
-    (point,) = [point for point in find_fold_points(decoder, 3) if not point.place]
-    found = mergeable_mlp(decoder, 3, point)
+    found = mlp_of(decoder, 3)
     assert (found.norm if found else None) == norm
 
 
@@ -174,8 +178,7 @@ def test_gains_are_what_the_norm_multiplies(model_type, tmp_path):
     for number in (3, 4):
         norm = decoder.layers[number].post_attention_layernorm
         norm.weight.data = torch.rand(norm.weight.shape, generator=torch.Generator().manual_seed(number)) + 0.5
-    (point,) = [point for point in find_fold_points(decoder, 3) if not point.place]
-    found = mergeable_mlp(decoder, 3, point)
+    found = mlp_of(decoder, 3)
     ratio = found.gains(decoder.layers[4]) / found.gains(decoder.layers[3])
     multiplied = [decoder.layers[n].post_attention_layernorm.weight + (model_type == "gemma") for n in (3, 4)]
     torch.testing.assert_close(ratio, multiplied[1] / multiplied[0], rtol=1e-4, atol=1e-5)
@@ -194,8 +197,7 @@ def test_layers_of_experts_offer_no_neurons_to_a_dense_one(model_type, kinds, tm
     assert [fit.weight.rpartition(".")[2] for fit in found.fits if fit.layer == BEFORE] == ["down_proj"]
     if "first_k_dense_replace" not in kinds:
         decoder = Decoder.load(checkpoint, dtype=torch.float32)
-        (point,) = [point for point in find_fold_points(decoder, BEFORE) if not point.place]
-        mlp = mergeable_mlp(decoder, BEFORE, point)
+        mlp = mlp_of(decoder, BEFORE)
         assert [layer for layer in range(3, 8) if mlp.stands_in(decoder.layers[layer])] == [5]
 
 
