@@ -91,10 +91,7 @@ class _Windows:
         return {window: [states[place].hidden for states in after] for place, window in enumerate(shorter)}
 
     def _repaired(self, start: int, entering: Mapping[int, Sequence[Tensor]]) -> dict[Window, Sequence[Tensor]]:
-        """Compute held-out streams without each window that starts here, as they enter the layer behind the largest of them.
-
-        The fold point before the windows is refitted for each.
-        """
+        """Compute held-out streams without each window that starts here, repaired, as they enter the layer behind all."""
         end, behind = self._end(start), dict[Window, Sequence[Tensor]]()
         windows = [(start, size) for size in self.sizes if start + size <= end]
         applied = self._fitted(start, windows, entering)

@@ -32,7 +32,7 @@ def stepped(decoder: Decoder, layer: int, streams: Sequence[Tensor], batches: Se
     ]
 
 
-def mean_loss(decoder: Decoder, batches: Batches, streams: Sequence[Tensor], where: str) -> float:
+def mean_loss(decoder: Decoder, batches: Batches, streams: Sequence[Tensor]) -> float:
     """Compute the loss in nats per predicted token of hidden states [batch, length, width] that leave the last layer.
 
     Of several kinds of text it is the mean by their weights.
@@ -40,7 +40,8 @@ def mean_loss(decoder: Decoder, batches: Batches, streams: Sequence[Tensor], whe
     losses: list[list[Tensor]] = [[] for _ in batches.kinds]
     for ids, counted, kind, hidden in zip(batches.ids, batches.counted, batches.kind_of, streams, strict=True):
         losses[kind].append(next_token_losses(decoder, ids, hidden, counted))
-    return checked(batches.mean([float(in_float64(torch.cat(kind_losses)).mean()) for kind_losses in losses]), where)
+    means = [float(in_float64(torch.cat(kind_losses)).mean()) for kind_losses in losses]
+    return checked(batches.mean(means), "held-out loss")
 
 
 def mean_divergences(

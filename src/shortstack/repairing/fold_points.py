@@ -263,9 +263,7 @@ class _Trial:
         return None
 
     def _gain(self, product: Tensor) -> float:
-        """Return the factor that lifts a product to the size of the stream, since much smaller ones are lost in a
-        16-bit sum.
-        """
+        """Return the factor that lifts a product to the size of the stream: a 16-bit sum loses much smaller ones."""
         size = product.norm()
         return max(1.0, float(self.state.hidden.float().norm() / size)) if size > 0 else 1.0
 

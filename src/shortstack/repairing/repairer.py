@@ -71,12 +71,11 @@ class Fit:
 
 @dataclass(frozen=True, repr=False)
 class Repair(Tabled):
-    """The effect of refitting on the loss, nats per token. removed: the layers of the cut that it is for.
+    """The effect of refitting on the loss, nats per token.
 
-    tensors: the changed ones, by the source's names.
-
-    The losses are of samples that nothing was fitted or chosen on. kept: whether the repair lowered the loss of the samples
-    that also chose the ridges; if not, there are no tensors, and the fits are what was tried.
+    removed: the layers of the cut that it is for. tensors: the changed ones, by the source's names. The losses are of
+    samples that nothing was fitted or chosen on. kept: whether the repair lowered the loss of the samples that also chose
+    the ridges; if not, there are no tensors, and the fits are what was tried.
     """
 
     removed: tuple[int, ...]
@@ -258,7 +257,7 @@ class RepairWalk:
         """Compute the loss of the whole model, of the shortened one, and of that repaired, on what judges."""
         assert self.judging  # noqa: S101  the caller gave it
         streams = (self.whole[self.seen :], self.plain[len(self.choosing) :], self.short[self.seen :])
-        whole, plain, short = (self._loss(self.judging, some) for some in streams)
+        whole, plain, short = (mean_loss(self.decoder, self.judging, some) for some in streams)
         return whole, plain, short
 
     def divergence(self) -> float:
@@ -270,10 +269,7 @@ class RepairWalk:
     def helps(self) -> bool:
         """Say whether the repair lowers the loss on what chose the ridges."""
         plain, short = self.plain[: len(self.choosing)], self.short[self.fitting : self.seen]
-        return self._loss(self.choosing, short) < self._loss(self.choosing, plain)
-
-    def _loss(self, batches: Batches, streams: Sequence[Tensor]) -> float:
-        return mean_loss(self.decoder, batches, streams, "held-out loss")
+        return mean_loss(self.decoder, self.choosing, short) < mean_loss(self.decoder, self.choosing, plain)
 
     def _pass(self, layer: int) -> None:
         cut_follows = layer + 1 in self.removed
