@@ -7,6 +7,7 @@ import signal
 import pytest
 
 import shortstack.decoder.own_text
+from learning import weights
 from shortstack.errors import ShortstackWarning
 from shortstack.healing import HealingTask, Objective, Partial, Schedule, TrainingData, heal, healer
 from shortstack.healing.healer import started_clock
@@ -37,10 +38,6 @@ def repeated(source, out, result, **how):
     """The run without a clock that a run by it asks for."""
     options = dict(result.repeat)
     return heal(source, out, task(samples=options.pop("max_samples"), **options, **how))
-
-
-def weights(out):
-    return (out / "model.safetensors").read_bytes()
 
 
 def test_the_record_of_a_run_by_the_clock_repeats_it(source, tmp_path, monkeypatch):

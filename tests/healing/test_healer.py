@@ -7,20 +7,18 @@ import architectures
 import pytest
 import torch
 
-from learning import EXAMPLES, learning
+from learning import EXAMPLES, SHORT, learning
 from shortstack.checkpoint import Checkpoint
 from shortstack.decoder import Decoder
 from shortstack.decoder.own_text import Writer
 from shortstack.errors import ArchitectureError, CheckpointError, InputError, TrainingError
-from shortstack.healing import Full, HealingTask, Objective, Partial, Schedule, TrainingData, heal
+from shortstack.healing import Full, HealingTask, Objective, Partial, Schedule, heal
 from shortstack.healing.frozen import Freezer
 from shortstack.healing.learner import padded
 from shortstack.machine.device import Compute
 from zoo import ZOO, speaking, tiny
 
 pytestmark = pytest.mark.usefixtures("own_cache")
-DATA = TrainingData("pydoc", max_length=32, max_samples=16)
-SHORT = HealingTask(DATA, schedule=Schedule(num_train_epochs=1, learning_rate=1e-2))
 
 
 def whole_model_gradients(checkpoint: Checkpoint, names: set[str]) -> tuple[float, dict[str, torch.Tensor]]:
@@ -63,7 +61,7 @@ def changed(before: Checkpoint, after: Checkpoint) -> set[str]:
 
 
 def test_what_healing_changes_is_the_tail_and_nothing_else(source, tmp_path):
-    data = replace(DATA, max_samples=64)
+    data = replace(SHORT.data, max_samples=64)
     result = heal(source, tmp_path / "healed", replace(SHORT, data=data, method=Partial(last=2)))
     healed, weights = Checkpoint.open(tmp_path / "healed"), source.model(dtype=torch.float32).state_dict()
     expected = {
@@ -140,7 +138,7 @@ def test_the_prefix_is_walked_once_and_found_again_by_content(source, tmp_path, 
         return original(self, walks, layers, **options)
 
     monkeypatch.setattr(Decoder, "through", counted)
-    two = HealingTask(DATA, Partial(last=2), schedule=Schedule(num_train_epochs=2, learning_rate=1e-3))
+    two = HealingTask(SHORT.data, Partial(last=2), schedule=Schedule(num_train_epochs=2, learning_rate=1e-3))
     heal(source, tmp_path / "a", two)
     assert walked == [list(range(6))], "once, whatever the epochs"
     heal(source, tmp_path / "b", two)

@@ -7,7 +7,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from learning import learning
+from learning import SHORT, learning
 from shortstack.checkpoint import Checkpoint
 from shortstack.errors import InputError
 from shortstack.healing import DoRA, HealingTask, Lora, QLora, RsLora, Schedule, TrainingData, heal
@@ -15,9 +15,6 @@ from zoo import speaking
 
 pytest.importorskip("peft")
 pytestmark = pytest.mark.usefixtures("own_cache")
-SHORT = HealingTask(
-    TrainingData("pydoc", max_length=32, max_samples=32), schedule=Schedule(num_train_epochs=1, learning_rate=1e-2)
-)
 WIDE = {"hidden_size": 128, "intermediate_size": 128, "num_attention_heads": 4, "num_key_value_heads": 2}
 
 

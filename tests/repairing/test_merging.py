@@ -24,14 +24,14 @@ HELD_OUT = (torch.arange(len(SEEN)) % 4 == 3).repeat_interleave(SEEN.shape[1])  
 BEFORE, REMOVED = 2, (3, 4)
 
 
-def uneven(directory, *, seed=5, **config):
+def uneven(directory, **config):
     """A tiny llama whose norms differ from layer to layer and channel to channel, and whose biases are not 0.
 
     Its blocks add little to the stream, so that what a removed MLP gives is near to what it gives before the cut.
     """
     make("llama", directory, **config)
     model = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32)
-    random = torch.Generator().manual_seed(seed)
+    random = torch.Generator().manual_seed(5)
     for number, layer in enumerate(model.model.layers):
         layer.post_attention_layernorm.weight.data = torch.rand(32, generator=random) + 0.5
         layer.self_attn.o_proj.weight.data *= 0.1

@@ -106,6 +106,7 @@ class Healing(Tabled):
             yield f"To repeat it without a clock: {' '.join(option_words(self.repeat))}"
 
     def plot(self) -> Picture:
+        """Draw training and held-out loss over optimizer steps."""
         return loss_picture(self.history, str(self.output))
 
     def to_dict(self) -> dict[str, Any]:
