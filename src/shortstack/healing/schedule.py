@@ -37,7 +37,6 @@ OPTIMIZERS = (
     "adamw_8bit",
     "paged_adamw_8bit",
 )
-EVALUATIONS = 10  # held-out losses of a training by the clock, where they take little of its time
 
 
 def _either(names: tuple[str, ...]) -> str:

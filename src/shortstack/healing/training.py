@@ -148,7 +148,7 @@ class _Run(TrainerCallback):  # type: ignore[misc]  # transformers is untyped he
             with self.interruption.deferring(), suppress(TrainingLeft):
                 self.loop.train(resume_from_checkpoint=str(self.state) if self.state else None)
         except RuntimeError as error:
-            # A smaller one does not help inside an optimizer step, nor where other processes wait.
+            # A smaller micro-batch does not help inside an optimizer step, nor where other processes wait.
             can_halve = self.schedule.per_device_train_batch_size > 1 and self.interruption.alone and not self.stepping
             if not should_reduce_batch_size(error) or not can_halve:
                 raise
