@@ -11,7 +11,7 @@ import torch
 
 from shortstack.errors import InputError, TrainingError
 from shortstack.healing import Schedule, training, unfinished
-from shortstack.healing.batches import IGNORED, Data, Ordered, grouped
+from shortstack.healing.learner import IGNORED, Data, Ordered, grouped
 from shortstack.healing.schedule import DECAYS, OPTIMIZERS
 from shortstack.healing.training import Environment, train
 

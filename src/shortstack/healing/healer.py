@@ -28,9 +28,8 @@ from shortstack.data import Example, Rows, read_examples
 from shortstack.data.tokens import same_tokens
 from shortstack.decoder import Decoder, OwnText
 from shortstack.errors import InputError, ShortstackWarning, TrainingError
-from shortstack.healing.batches import Data
 from shortstack.healing.frozen import Freezer
-from shortstack.healing.learner import Learner
+from shortstack.healing.learner import Data, Learner
 from shortstack.healing.pacing import affordable_samples, kept_pacing
 from shortstack.healing.schedule import LOSSES, Schedule
 from shortstack.healing.task import HealingTask, TrainingData

@@ -32,7 +32,7 @@ from transformers.trainer_callback import ProgressCallback
 
 from shortstack.checkpoint.safetensors import save_tensors
 from shortstack.errors import InputError, TrainingError
-from shortstack.healing.batches import IGNORED, Data, Ordered
+from shortstack.healing.learner import IGNORED, Data, Ordered
 from shortstack.healing.pacing import CLOCK, TIME_OVER, Pacing, kept_pacing
 from shortstack.healing.schedule import Course, Schedule
 from shortstack.healing.unfinished import Interruption, TrainingLeft, log_of, mark_whole, newest_state, step_of
