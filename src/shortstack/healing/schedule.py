@@ -184,7 +184,7 @@ class Schedule:
         changes = self._changes
         begun = [0, *(step for step, _ in changes)]
         in_order = all(before < step for before, step in pairwise(begun))
-        planned = all(step <= steps and before < steps for before, (step, steps) in zip(begun, changes, strict=False))
+        planned = all(step <= steps for step, steps in changes)
         return in_order and planned and begun[-1] <= (self.max_steps or 0)
 
     @property
