@@ -249,7 +249,8 @@ class RepairWalk:
             with self.decoder.resident(layer):
                 self._pass(layer)
             if self.waiting and layer + 1 not in self.removed:
-                self._close()
+                self._close(self.waiting)
+                self.waiting = None
             self.progress("repairing", layer + 1, self.layers)
         return self
 
@@ -321,10 +322,8 @@ class RepairWalk:
             self.short = self._step(layer, self.short, self.batches) if short is None else short
         self.whole = after
 
-    def _close(self) -> None:
+    def _close(self, waiting: _BeforeCut) -> None:
         """Refit, behind a cut, the last fold point before it to give what the removed layers gave, merged or as it was."""
-        assert self.waiting  # noqa: S101  the caller has looked
-        waiting, self.waiting = self.waiting, None
         own = self._correction(waiting.layer, waiting.point, waiting.inputs, self.short, self.whole)
         if waiting.merged and len(waiting.merged.taken):
             streams, inputs = waiting.merged.applied(self.short), waiting.merged.inputs
