@@ -99,7 +99,7 @@ class Learner(nn.Module):
     """
 
     def __init__(self, decoder: Decoder, first: int, trained: Mapping[str, nn.Module], objective: Objective) -> None:
-        """first: the layer that hidden states enter. trained: modules by their name in the model."""
+        """Make modules trainable, by their names in the model; hidden states enter the layer `first`."""
         super().__init__()
         decoder.model.requires_grad_(False)
         self.names, self.trained = list(trained), nn.ModuleList(trained.values())
