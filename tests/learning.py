@@ -1,11 +1,11 @@
-"""A few examples and what is frozen of them, for tests of what trains."""
+"""A few examples and what is frozen of them, and a short healing, for tests of what trains."""
 
 import torch
 
 from shortstack.checkpoint import Checkpoint
 from shortstack.data import Example
 from shortstack.decoder import Decoder
-from shortstack.healing import Objective
+from shortstack.healing import HealingTask, Objective, Schedule, TrainingData
 from shortstack.healing.frozen import Freezer
 from shortstack.healing.learner import Learner
 
@@ -14,6 +14,13 @@ EXAMPLES = [
     Example(tuple(range(20, 27)), (False,) * 3 + (True,) * 4),
     Example((5, 9, 30, 31), (False, False, False, True)),
 ]
+SHORT = HealingTask(
+    TrainingData("pydoc", max_length=32, max_samples=16), schedule=Schedule(num_train_epochs=1, learning_rate=1e-2)
+)
+
+
+def weights(folder):
+    return (folder / "model.safetensors").read_bytes()
 
 
 def learning(checkpoint: Checkpoint, method, objective=None, teacher=None):

@@ -5,7 +5,7 @@ import random
 
 import pytest
 
-from shortstack.data import CalibrationText, Tokens, read_examples
+from shortstack.data import CalibrationText, Example, Tokens, read_examples
 from shortstack.data.examples import shares
 from shortstack.data.in_context import IN_CONTEXT
 from shortstack.data.mixture import MIX, READ, parse_sources
@@ -137,7 +137,7 @@ def test_no_more_than_most_are_read_in_all():
 
 def test_too_few_samples_to_hold_some_out_say_what_to_raise():
     with pytest.raises(DataError, match="give more data, raise max_samples, or hold out fewer"):
-        TrainingData("pydoc", max_samples=0.05).held_out_of(1)
+        TrainingData("pydoc", max_samples=0.05).held_out_among([Example((3, 4), (True, True))])
 
 
 def test_a_share_is_of_what_would_be_read_without_it(tmp_path):

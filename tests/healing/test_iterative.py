@@ -5,12 +5,13 @@ from dataclasses import replace
 
 import pytest
 
+import learning
 from command import invoke
+from learning import weights
 from plans import plan
 from shortstack.checkpoint import Checkpoint
 from shortstack.errors import InputError, OutputError
 from shortstack.healing import (
-    HealingTask,
     IterativeSchedule,
     Objective,
     Partial,
@@ -25,15 +26,7 @@ from shortstack.pruning import prune
 from zoo import speaking
 
 pytestmark = pytest.mark.usefixtures("own_cache")
-SHORT = HealingTask(
-    TrainingData("pydoc", max_length=32, max_samples=16),
-    Partial(last=1),
-    schedule=Schedule(num_train_epochs=1, learning_rate=1e-2),
-)
-
-
-def weights(directory):
-    return (directory / "model.safetensors").read_bytes()
+SHORT = replace(learning.SHORT, method=Partial(last=1))
 
 
 def interrupted(*_arguments, **_options):
@@ -89,28 +82,19 @@ def test_finished_turns_are_not_repeated_and_other_requests_refused(source, tmp_
         heal_in_turns(source, tmp_path / "out", turns, SHORT)
     with pytest.raises(OutputError, match="turn resume on to continue"):
         heal_in_turns(source, tmp_path / "out", turns, SHORT)
-    with pytest.raises(InputError, match=r"turns\.step 1"):
-        heal_in_turns(source, tmp_path / "out", IterativeSchedule("2", 2, "reverse"), SHORT, resume=True)
+    other = TrainingData("copying", max_length=32, max_samples=16)
+    for changed, task, named in (
+        (IterativeSchedule("2", 2, "reverse"), SHORT, r"turns\.step 1"),
+        (IterativeSchedule("2", 1, "reverse", text="copying"), SHORT, r"turns\.text"),
+        (turns, replace(SHORT, data=other), r"data\.data pydoc|data\.sha256"),
+        (turns, replace(SHORT, objective=Objective("distill"), teacher=source), r"objective\.loss sft"),
+    ):
+        with pytest.raises(InputError, match=named):
+            heal_in_turns(source, tmp_path / "out", changed, task, resume=True)
     heal_in_turns(source, tmp_path / "out", turns, SHORT, resume=True)
     assert healed == ["1-healed", "2-healed", "2-healed"]
     heal_in_turns(source, tmp_path / "whole", turns, SHORT)
     assert weights(tmp_path / "out") == weights(tmp_path / "whole")
-
-
-def test_turns_go_on_only_with_all_that_they_began_with(source, tmp_path, monkeypatch):
-    calibrating = {"text": "pydoc", "samples": 4, "length": 24}
-    monkeypatch.setattr(turning, "heal", interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        heal_in_turns(source, tmp_path / "out", IterativeSchedule("2", 1, "bi", **calibrating), SHORT)
-    for changed, named in (
-        ({"objective": Objective("distill"), "teacher": source}, r"objective\.loss sft"),
-        ({"data": TrainingData("copying", max_length=32, max_samples=16)}, r"data\.data pydoc|data\.sha256"),
-        ({"text": "copying"}, r"turns\.text pydoc|text\."),
-    ):
-        own = {name: changed.pop(name) for name in calibrating.keys() & changed.keys()}
-        turns = IterativeSchedule("2", 1, "bi", **{**calibrating, **own})
-        with pytest.raises(InputError, match=named):
-            heal_in_turns(source, tmp_path / "out", turns, replace(SHORT, **changed), resume=True)
 
 
 def test_an_edited_model_does_not_go_on(tmp_path, monkeypatch):

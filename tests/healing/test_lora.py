@@ -7,7 +7,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from learning import learning
+from learning import SHORT, learning
 from shortstack.checkpoint import Checkpoint
 from shortstack.errors import InputError
 from shortstack.healing import DoRA, HealingTask, Lora, QLora, RsLora, Schedule, TrainingData, heal
@@ -15,9 +15,6 @@ from zoo import speaking
 
 pytest.importorskip("peft")
 pytestmark = pytest.mark.usefixtures("own_cache")
-SHORT = HealingTask(
-    TrainingData("pydoc", max_length=32, max_samples=32), schedule=Schedule(num_train_epochs=1, learning_rate=1e-2)
-)
 WIDE = {"hidden_size": 128, "intermediate_size": 128, "num_attention_heads": 4, "num_key_value_heads": 2}
 
 
@@ -54,18 +51,26 @@ def merged(before, parts, method):
     return parts["lora_magnitude_vector"].double()[:, None] * turned / turned.norm(dim=1, keepdim=True)
 
 
-@pytest.mark.parametrize("method", [Lora(), RsLora(lora_r=4), DoRA(), QLora()], ids=lambda method: method.name)
-def test_the_written_weights_are_those_of_the_formula(method, adapters, tmp_path):
+@pytest.mark.parametrize(
+    ("model_type", "method", "count"),
+    [
+        *(("llama", method, 8 * 7) for method in (Lora(), RsLora(lora_r=4), DoRA(), QLora())),
+        ("gpt2", Lora(target_modules="c_attn"), 8),  # matrices that lie transposed
+    ],
+    ids=lambda value: getattr(value, "name", str(value)),
+)
+def test_the_written_weights_are_those_of_the_formula(model_type, method, count, adapters, tmp_path):
     if isinstance(method, QLora):
         pytest.importorskip("bitsandbytes")
-    source = Checkpoint.open(speaking(tmp_path / "source", **WIDE))
+    turned = model_type == "gpt2"
+    source = Checkpoint.open(speaking(tmp_path / "source", model_type, **({} if turned else WIDE)))
     result = heal(source, tmp_path / "healed", replace(SHORT, method=method))
     before, after = weights(source.directory), weights(tmp_path / "healed")
-    assert len(adapters) == 8 * 7
+    assert len(adapters) == count
     for name, parts in adapters.items():
         assert parts["lora_B"].abs().max() > 0, f"{name} did not train"
-        expected = merged(before[f"{name}.weight"], parts, method)
-        torch.testing.assert_close(after[f"{name}.weight"].double(), expected, atol=1e-6, rtol=1e-5)
+        one, other = (each[f"{name}.weight"].T if turned else each[f"{name}.weight"] for each in (before, after))
+        torch.testing.assert_close(other.double(), merged(one, parts, method), atol=1e-6, rtol=1e-5)
     others = before.keys() - {f"{name}.weight" for name in adapters}
     assert all(torch.equal(before[name], after[name]) for name in others)
     assert result.trainable_parameters == sum(part.numel() for parts in adapters.values() for part in parts.values())
@@ -99,16 +104,6 @@ def test_a_quantised_matrix_gives_the_gradient_of_its_dequantised_self_also_afte
     assert all(gradient.abs().max() > 0 for gradient in found[0])
 
 
-def test_adapters_of_transposed_matrices_are_merged_as_they_lie(adapters, tmp_path):
-    source = Checkpoint.open(speaking(tmp_path / "source", "gpt2"))
-    heal(source, tmp_path / "healed", replace(SHORT, method=Lora(target_modules="c_attn")))
-    before, after = weights(source.directory), weights(tmp_path / "healed")
-    assert len(adapters) == 8
-    for name, parts in adapters.items():
-        expected = merged(before[f"{name}.weight"].T, parts, Lora()).T
-        torch.testing.assert_close(after[f"{name}.weight"].double(), expected, atol=1e-6, rtol=1e-5)
-
-
 def test_named_layers_targets_and_the_head_train_and_nothing_else(tmp_path):
     source = Checkpoint.open(speaking(tmp_path / "source", tie_word_embeddings=False))
     method = Lora(layers="5-6", target_modules="q_proj,down_proj", head=True)
@@ -121,11 +116,7 @@ def test_named_layers_targets_and_the_head_train_and_nothing_else(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("method", "complaint"),
-    [
-        (Lora(target_modules="q_proj,w_proj"), "w_proj"),
-        (Lora(head=True), "untie_head"),
-    ],
+    ("method", "complaint"), [(Lora(target_modules="q_proj,w_proj"), "w_proj"), (Lora(head=True), "untie_head")]
 )
 def test_what_cannot_be_adapted_is_refused(method, complaint, tmp_path):
     source = Checkpoint.open(speaking(tmp_path / "source", tie_word_embeddings=True))

@@ -15,18 +15,14 @@ def values(name, typed=()):
 
 
 @pytest.mark.parametrize("name", recipe_names())
-def test_every_recipe_makes_a_method_a_schedule_and_an_objective(name):
+def test_every_recipe_makes_a_task_and_the_papers_have_its_schedule(name):
     recipe, task = read_recipe(name), task_of(values(name))
     assert recipe.title
     assert task.method.name == recipe.heal.given["method"]
-    assert task.schedule.learning_rate == recipe.heal.given["learning_rate"]
-    assert task.objective.loss == recipe.heal.given.get("loss", "sft")
-
-
-@pytest.mark.parametrize("name", [name for name in recipe_names() if name.startswith("paper-")])
-def test_the_papers_recipes_have_its_schedule(name):
-    assert read_recipe(name).plan.metric == "reverse"
-    task = task_of(values(name))
+    if name == "best":
+        assert (task.objective.loss, task.schedule.learning_rate) == ("distill", 2e-3)
+        return
+    assert recipe.plan.metric == "reverse"
     expected = {"num_train_epochs": 2, "learning_rate": 1e-5, "per_device_train_batch_size": 4, "warmup_steps": 100}
     expected |= {"lr_scheduler_type": "linear", "max_grad_norm": 1.0, "seed": 42}
     assert {option: getattr(task.schedule, option) for option in expected} == expected
@@ -39,14 +35,6 @@ def test_turns_come_from_the_recipe_with_their_plan():
     assert IterativeSchedule.of_options(values("paper-lora")) is None
 
 
-def test_a_recipe_cannot_name_the_teacher_nor_the_plan_among_heals_options(tmp_path):
-    path = tmp_path / "a.yaml"
-    for name in ("teacher", "metric", "drop"):
-        path.write_text(f"heal:\n  {name}: x\n")
-        with pytest.raises(InputError, match=rf"found +{name}"):
-            read_recipe(str(path))
-
-
 def test_what_was_typed_goes_before_the_recipe():
     task = task_of(values("paper-last3", typed={"learning_rate", "last"}))
     assert task.schedule.learning_rate == option_defaults()["learning_rate"]
@@ -56,39 +44,29 @@ def test_what_was_typed_goes_before_the_recipe():
 
 
 @pytest.mark.parametrize(
-    ("text", "where", "said"),
+    ("text", "said"),
     [
-        ("heal:\n  num_train_epochs: 2\n  num_train_epoch: 3\n", "line 3", "did you mean num_train_epochs"),
-        ("title: x\nheel: {}\n", "line 2", "did you mean heal"),
-        ("heal:\n  num_train_epochs: two\n", "line 2", "valid number"),
-        ("heal: [\n", "a.yaml", "YAML"),
-        ("- 1\n", "a.yaml", "keys title, plan, heal"),
+        ("heal:\n  num_train_epochs: 2\n  num_train_epoch: 3\n", "line 3.*did you mean num_train_epochs"),
+        ("title: x\nheel: {}\n", "line 2.*did you mean heal"),
+        ("heal:\n  num_train_epochs: two\n", "line 2.*valid number"),
+        ("heal: [\n", "YAML"),
+        ("- 1\n", "keys title, plan, heal"),
+        ("heal:\n  teacher: x\n", "line 2.*found +teacher"),
+        ("heal:\n  metric: x\n", "line 2.*found +metric"),
+        ("heal:\n  learning_rate: .nan\n", "line 2: learning_rate: "),
+        ("heal:\n  method: lore\n", "line 2: method: "),
+        ("heal:\n  last: 1\n  layers: 1-2\n", "line 3: layers: "),
+        ("plan:\n  metric: none\n", "line 2: metric: "),
+        ('heal:\n  layers: "1"\nplan:\n  layers: "1"\n  drop: 1\n', "line 4: layers: "),
+        ("heal: {data: pydoc, top_k: 3}\n", "loss: expected distill, which alone has top_k and temperature"),
+        ("heal: {lora_r: 4}\n", "line 1: lora_r: .* that the method partial knows.*lora, rslora"),
     ],
 )
-def test_a_wrong_file_is_explained_with_its_line(text, where, said, tmp_path):
+def test_what_is_wrong_with_a_file_is_explained_with_its_line(text, said, tmp_path):
     path = tmp_path / "a.yaml"
     path.write_text(text)
-    with pytest.raises(InputError, match=said) as error:
+    with pytest.raises(InputError, match=f"(?s){path}.*{said}"):
         read_recipe(str(path))
-    assert where in str(error.value)
-
-
-@pytest.mark.parametrize(
-    ("text", "where"),
-    [
-        ("heal:\n  learning_rate: .nan\n", "line 2: learning_rate"),
-        ("heal:\n  method: lore\n", "line 2: method"),
-        ("heal:\n  last: 1\n  layers: 1-2\n", "line 3: layers"),
-        ("plan:\n  metric: none\n", "line 2: metric"),
-        ('heal:\n  layers: "1"\nplan:\n  layers: "1"\n  drop: 1\n', "line 4: layers"),
-    ],
-)
-def test_a_value_out_of_its_range_is_explained_with_its_line(text, where, tmp_path):
-    path = tmp_path / "a.yaml"
-    path.write_text(text)
-    with pytest.raises(InputError) as error:
-        read_recipe(str(path))
-    assert error.value.where == f"{path}, {where}"
 
 
 def test_what_only_the_model_tells_is_explained_with_the_recipes_line_unless_it_was_typed(folder, tmp_path):
@@ -110,11 +88,6 @@ def test_a_logger_that_is_missing_is_said_with_how_to_install_it(monkeypatch):
         check_loggers(loggers)
 
 
-def test_options_that_a_method_does_not_know_are_refused():
-    with pytest.raises(InputError, match=r"lora_r: expected an option that the method partial knows.*lora, rslora"):
-        task_of({"method": "partial", "lora_r": 4})
-
-
 @pytest.mark.parametrize(
     ("words", "said"),
     [
@@ -132,9 +105,3 @@ def test_halves_of_options_are_refused(words, said, folder, tmp_path):
     assert isinstance(found.exception, InputError)
     assert said in str(found.exception)
     assert not list(tmp_path.glob("out*"))
-
-
-def test_what_no_line_of_a_recipe_alone_has_wrong_names_the_recipe(tmp_path):
-    (tmp_path / "wrong.yaml").write_text("heal: {data: pydoc, top_k: 3}\n")
-    with pytest.raises(InputError, match=r"wrong.yaml: loss: expected distill, which alone has top_k and temperature"):
-        read_recipe(str(tmp_path / "wrong.yaml"))

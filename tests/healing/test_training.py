@@ -11,7 +11,7 @@ import torch
 
 from shortstack.errors import InputError, TrainingError
 from shortstack.healing import Schedule, training, unfinished
-from shortstack.healing.batches import IGNORED, Data, Ordered, grouped
+from shortstack.healing.learner import IGNORED, Data, Ordered, grouped
 from shortstack.healing.schedule import DECAYS, OPTIMIZERS
 from shortstack.healing.training import Environment, train
 
@@ -54,6 +54,9 @@ SCHEDULE = Schedule(
 )
 
 
+WANDERING = replace(SCHEDULE, num_train_epochs=4, learning_rate=0.2, eval_steps=1, lr_scheduler_type="constant")
+
+
 def data(training=SAMPLES, held_out=None):
     return Data(training, training[:8] if held_out is None else held_out, list(map(len, training)), collate)
 
@@ -90,6 +93,13 @@ def test_an_optimizer_of_a_library_that_is_missing_is_refused(monkeypatch):
         {"per_device_train_batch_size": 0},
         {"seed": -1},
         {"learning_rate": math.nan},
+        {"minutes": 5.0, "max_steps": 10},
+        {"replanned": "3:5"},
+        {"replanned": "3:5", "max_steps": 2},
+        {"replanned": "5:3", "max_steps": 9},
+        {"replanned": "3:5,3:6", "max_steps": 9},
+        {"replanned": "3:0.5", "max_steps": 9},
+        {"replanned": "", "max_steps": 9},
     ],
     ids=str,
 )
@@ -151,32 +161,6 @@ def test_tokens_that_passed_are_those_of_whole_steps_not_of_what_was_fetched_ahe
     given = [samples[index] for index in range(24)]
     assert samples.tokens(16) == sum(lengths[sample] for sample in given[:16])
     assert samples.tokens(40) == samples.handed[-1] == sum(lengths[sample] for sample in given)
-
-
-def test_a_signal_waits_for_the_state_and_the_run_goes_on_from_that_step(tmp_path):
-    def interrupt(_stage, done, _total, note):
-        if done == 5:
-            os.kill(os.getpid(), signal.SIGTERM)
-
-    class Heard(Exception):
-        pass
-
-    def hear(_number, _frame):
-        raise Heard
-
-    earlier = signal.signal(signal.SIGTERM, hear)
-    try:
-        with pytest.raises(Heard):
-            trained(tmp_path / "left", progress=interrupt)
-        assert signal.getsignal(signal.SIGTERM) is hear
-    finally:
-        signal.signal(signal.SIGTERM, earlier)
-    state = training.newest_state(tmp_path / "left")
-    assert state.name == "checkpoint-5"
-    seen = []
-    weight, _ = trained(tmp_path / "left", progress=lambda _stage, done, _total, note: seen.append(done))
-    assert seen == list(range(6, 17))
-    assert weight == trained(tmp_path / "whole")[0]
 
 
 @pytest.mark.usefixtures("keeping_each_step")
@@ -263,28 +247,19 @@ def test_without_any_good_weights_there_is_an_error(tmp_path):
 
 def test_the_weights_of_the_lowest_held_out_loss_win(tmp_path):
     wanting_one = [[(1.0, 1.0)]] * 4  # training goes on to 3
-    schedule = replace(SCHEDULE, num_train_epochs=4, learning_rate=0.2, eval_steps=1, lr_scheduler_type="constant")
-    weight, history = trained(tmp_path / "one", schedule, data(held_out=wanting_one))
+    weight, history = trained(tmp_path / "one", WANDERING, data(held_out=wanting_one))
     steps, losses = zip(*history.held_out, strict=True)
     assert steps == tuple(range(33))
     assert history.best == steps[losses.index(min(losses))]
     assert 0 < history.best < 16
     assert (weight - 1) ** 2 == pytest.approx(min(losses))
     wanting_none = data(held_out=[[(1.0, 0.0)]] * 4)  # 0, from where it starts
-    weight, history = trained(tmp_path / "none", replace(schedule, early_stopping_patience=3), wanting_none)
+    weight, history = trained(tmp_path / "none", replace(WANDERING, early_stopping_patience=3), wanting_none)
     assert (weight, history.best, history.steps) == (0.0, 0, 3)
 
 
 def test_patience_ends_training_early_and_goes_on_counting_after_a_kill(tmp_path):
-    schedule = replace(
-        SCHEDULE,
-        num_train_epochs=4,
-        learning_rate=0.2,
-        eval_steps=1,
-        lr_scheduler_type="constant",
-        early_stopping_patience=3,
-    )
-    some = data(held_out=[[(1.0, 1.0)]] * 4)
+    schedule, some = replace(WANDERING, early_stopping_patience=3), data(held_out=[[(1.0, 1.0)]] * 4)
     _, whole = trained(tmp_path / "whole", schedule, some)
     assert whole.steps == whole.best + 3 < 32
     assert whole.stopped == "3 held-out losses in a row without a lower one"

@@ -1,10 +1,9 @@
 """Neurons of removed layers in the MLP before the cut, against a plain forward pass, sorting and least squares."""
 
-import math
-
 import architectures
 import pytest
 import torch
+from least_squares import best, weighted
 from transformers import AutoModelForCausalLM
 
 from shortstack.checkpoint import Checkpoint
@@ -14,26 +13,25 @@ from shortstack.machine.device import Compute
 from shortstack.planning import Plan
 from shortstack.pruning import prune
 from shortstack.repairing import repair
-from shortstack.repairing.fit import RIDGES
 from shortstack.repairing.fold_points import find_fold_points
 from shortstack.repairing.merging import mergeable_mlp
-from zoo import make, tiny
+from zoo import make
 
 IDS = torch.randint(3, 90, (64, 24), generator=torch.Generator().manual_seed(3))
 TOKENS = Tokens(IDS, "made", False, 0)
 SEEN = IDS[torch.arange(64) % 8 != 7]  # by what is fitted or chosen; the others judge
-HELD_OUT = torch.arange(len(SEEN)) % 4 == 3
+HELD_OUT = (torch.arange(len(SEEN)) % 4 == 3).repeat_interleave(SEEN.shape[1])  # of its tokens
 BEFORE, REMOVED = 2, (3, 4)
 
 
-def uneven(directory, *, seed=5, **config):
+def uneven(directory, **config):
     """A tiny llama whose norms differ from layer to layer and channel to channel, and whose biases are not 0.
 
     Its blocks add little to the stream, so that what a removed MLP gives is near to what it gives before the cut.
     """
     make("llama", directory, **config)
     model = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32)
-    random = torch.Generator().manual_seed(seed)
+    random = torch.Generator().manual_seed(5)
     for number, layer in enumerate(model.model.layers):
         layer.post_attention_layernorm.weight.data = torch.rand(32, generator=random) + 0.5
         layer.self_attn.o_proj.weight.data *= 0.1
@@ -63,7 +61,6 @@ def whole(directory):
 def neurons(model, inside, after):
     """For each neuron of layer BEFORE and the removed ones: what it gives [tokens], its column, and its strength."""
     given, columns, strengths = [], [], []
-    fitted = ~HELD_OUT.repeat_interleave(SEEN.shape[1])
     for number in (BEFORE, *REMOVED):
         layer = model.model.layers[number]
         entering = layer.post_attention_layernorm(inside)
@@ -71,32 +68,18 @@ def neurons(model, inside, after):
         weights = 1 / after[max(number, REMOVED[0])].norm(dim=1)
         given.append(each)
         columns.append(layer.mlp.down_proj.weight)
-        strengths.append((each.square() * weights[:, None])[fitted].sum(0).sqrt() * columns[-1].norm(dim=0))
+        strengths.append((each.square() * weights[:, None])[~HELD_OUT].sum(0).sqrt() * columns[-1].norm(dim=0))
     return torch.cat(given, dim=1), torch.cat(columns, dim=1), torch.cat(strengths)
 
 
 @torch.no_grad()
-def fitted(given, missing, there):
-    """The ridge with the least held-out error: (error left, ridge, change), by least squares in float64."""
-    root, back = there.double().norm(dim=1, keepdim=True) ** -0.5, HELD_OUT.repeat_interleave(SEEN.shape[1])
-    x, r = given.double() * root, missing.double() * root
-    found = {}
-    for ridge in RIDGES:
-        penalty = math.sqrt(ridge * x[~back].square().sum() / x.shape[1]) * torch.eye(x.shape[1], dtype=torch.float64)
-        wanted = torch.cat([r[~back], torch.zeros(x.shape[1], r.shape[1], dtype=torch.float64)])
-        change = torch.linalg.lstsq(torch.cat([x[~back], penalty]), wanted).solution.T
-        found[ridge] = float((r - x @ change.T)[back].square().sum()), change
-    ridge = min(found, key=lambda ridge: found[ridge][0])
-    return (*found[ridge], ridge, float(r[back].square().sum()))
-
-
-@torch.no_grad()
 def both(given, columns, strongest, after):
-    """Return what fitted() finds with the strongest neurons in place, and with the layer's own."""
+    """Return what best() finds with the strongest neurons in place, and with the layer's own."""
     here, there = after[BEFORE], after[REMOVED[-1]]
     taken, gone = strongest[strongest >= 48], torch.tensor(sorted(set(range(48)) - set(strongest.tolist())))
     merged = here + given[:, taken] @ columns[:, taken].T - given[:, gone] @ columns[:, gone].T
-    return fitted(given[:, strongest], there - merged, there), fitted(given[:, :48], there - here, there)
+    pairs = (given[:, strongest], there - merged), (given[:, :48], there - here)
+    return [best(*weighted(there, *pair), HELD_OUT) for pair in pairs]
 
 
 @pytest.mark.parametrize("stream", [False, True])
@@ -162,6 +145,11 @@ def test_neurons_of_two_cuts_go_into_the_layers_before_each(tmp_path):
     assert {fit.layer for fit in found.fits if fit.neurons} == {2, 5}
 
 
+def mlp_of(decoder, number):
+    (point,) = [point for point in find_fold_points(decoder, number) if not point.place]
+    return mergeable_mlp(decoder, number, point)
+
+
 @pytest.mark.parametrize(
     ("model_type", "norm"),
     [
@@ -180,8 +168,7 @@ def test_neurons_of_two_cuts_go_into_the_layers_before_each(tmp_path):
 )
 def test_an_mlp_is_merged_where_it_is_a_module_whose_output_is_added(model_type, norm, tmp_path):
     decoder = Decoder.load(Checkpoint.open(architectures.make(model_type, tmp_path / "model")), dtype=torch.float32)
-    (point,) = [point for point in find_fold_points(decoder, 3) if not point.place]
-    found = mergeable_mlp(decoder, 3, point)
+    found = mlp_of(decoder, 3)
     assert (found.norm if found else None) == norm
 
 
@@ -191,24 +178,15 @@ def test_gains_are_what_the_norm_multiplies(model_type, tmp_path):
     for number in (3, 4):
         norm = decoder.layers[number].post_attention_layernorm
         norm.weight.data = torch.rand(norm.weight.shape, generator=torch.Generator().manual_seed(number)) + 0.5
-    (point,) = [point for point in find_fold_points(decoder, 3) if not point.place]
-    found = mergeable_mlp(decoder, 3, point)
+    found = mlp_of(decoder, 3)
     ratio = found.gains(decoder.layers[4]) / found.gains(decoder.layers[3])
     multiplied = [decoder.layers[n].post_attention_layernorm.weight + (model_type == "gemma") for n in (3, 4)]
     torch.testing.assert_close(ratio, multiplied[1] / multiplied[0], rtol=1e-4, atol=1e-5)
 
 
-def test_a_cut_of_the_first_layers_has_no_mlp_to_merge_into():
-    found = repair(Checkpoint.open(tiny("llama")), frozenset({0, 1}), TOKENS, compute=Compute(dtype="float32"))
-    assert not any(fit.neurons for fit in found.fits)
-
-
 @pytest.mark.parametrize(
     ("model_type", "kinds"),
-    [
-        ("deepseek_v3", {"first_k_dense_replace": 3}),
-        ("qwen2_moe", {"mlp_only_layers": [0, 1, 2, 5]}),
-    ],
+    [("deepseek_v3", {"first_k_dense_replace": 3}), ("qwen2_moe", {"mlp_only_layers": [0, 1, 2, 5]})],
 )
 def test_layers_of_experts_offer_no_neurons_to_a_dense_one(model_type, kinds, tmp_path, monkeypatch):
     """Layer 2 is dense, 3 and 4 are not; behind them dense layers would offer what they have."""
@@ -219,8 +197,7 @@ def test_layers_of_experts_offer_no_neurons_to_a_dense_one(model_type, kinds, tm
     assert [fit.weight.rpartition(".")[2] for fit in found.fits if fit.layer == BEFORE] == ["down_proj"]
     if "first_k_dense_replace" not in kinds:
         decoder = Decoder.load(checkpoint, dtype=torch.float32)
-        (point,) = [point for point in find_fold_points(decoder, BEFORE) if not point.place]
-        mlp = mergeable_mlp(decoder, BEFORE, point)
+        mlp = mlp_of(decoder, BEFORE)
         assert [layer for layer in range(3, 8) if mlp.stands_in(decoder.layers[layer])] == [5]
 
 

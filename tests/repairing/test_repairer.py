@@ -1,13 +1,13 @@
-"""Repair against numpy's least squares on hidden states taken by hooks, and against what the written model then does."""
+"""Repair against least squares on hidden states taken by hooks, and against what the written model then does."""
 
 import json
 import math
 from dataclasses import replace
 
 import architectures
-import numpy
 import pytest
 import torch
+from least_squares import best, left, solved, weighted
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
@@ -24,7 +24,7 @@ from shortstack.repairing import repair
 from shortstack.repairing.fit import RIDGES
 from shortstack.repairing.fold_points import find_fold_points
 from shortstack.repairing.ridge import ChannelRegression, MatrixRegression, ScaleRegression
-from zoo import pass_over, tiny
+from zoo import tiny
 
 IDS = torch.randint(3, 90, (64, 24), generator=torch.Generator().manual_seed(3))
 TOKENS = Tokens(IDS, "made", False, 0)
@@ -59,41 +59,46 @@ FOLD_POINTS = {
 }
 
 
-@pytest.mark.parametrize("model_type", FOLD_POINTS)
-def test_fold_points_are_the_weights_whose_product_is_added_to_the_stream(model_type, tmp_path):
-    decoder = Decoder.load(Checkpoint.open(architectures.make(model_type, tmp_path / "model")), dtype=torch.float32)
+QUIET = ("llama", "gpt2", "gemma2", "mixtral", "deepseek_v3")
+
+
+@pytest.mark.parametrize(
+    ("model_type", "dtype"),
+    [*((name, torch.float32) for name in FOLD_POINTS), *((name, torch.bfloat16) for name in QUIET)],
+)
+def test_fold_points_are_the_weights_whose_product_is_added_to_the_stream(model_type, dtype, tmp_path):
+    """In 16 bits also of blocks that add next to nothing."""
+    decoder = Decoder.load(Checkpoint.open(architectures.make(model_type, tmp_path / "model")), dtype=dtype)
+    if dtype == torch.bfloat16:
+        for weight in decoder.layers[3].parameters():
+            weight.data *= 0.1 if weight.dim() > 1 else 1
     before = {name: weight.clone() for name, weight in decoder.model.state_dict().items()}
     found = find_fold_points(decoder, 3)
     assert [(point.kind, point.name, point.place) for point in found] == FOLD_POINTS[model_type]
     assert all(torch.equal(weight, before[name]) for name, weight in decoder.model.state_dict().items())
 
 
-@pytest.mark.parametrize("model_type", ["llama", "gpt2", "gemma2", "mixtral", "deepseek_v3"])
-def test_fold_points_of_blocks_that_add_next_to_nothing_are_found_in_16_bits(model_type, tmp_path):
-    decoder = Decoder.load(Checkpoint.open(architectures.make(model_type, tmp_path / "model")), dtype=torch.bfloat16)
-    for weight in decoder.layers[3].parameters():
-        weight.data *= 0.1 if weight.dim() > 1 else 1
-    assert [(point.kind, point.name, point.place) for point in find_fold_points(decoder, 3)] == FOLD_POINTS[model_type]
+KINDS = {"matrix": MatrixRegression, "diagonal": ChannelRegression, "scalar": ScaleRegression}
 
 
-@pytest.mark.parametrize("size", [7, 30, 80])
-def test_the_ridge_is_what_numpy_finds(size):
+@pytest.mark.parametrize(
+    ("kind", "size"), [("matrix", 7), ("matrix", 30), ("matrix", 80), ("diagonal", 7), ("scalar", 7)]
+)
+def test_the_ridge_is_what_least_squares_finds(kind, size):
     """Fifty tokens: more than inputs, so that sums are kept from the first or from the second part on, and fewer."""
     torch.manual_seed(0)
-    inputs, residuals, weights = torch.randn(50, size), torch.randn(2, 50, 3), torch.rand(50) + 0.1
-    regression = MatrixRegression()
+    inputs, weights = torch.randn(50, size), torch.rand(50) + 0.1
+    residuals = torch.randn(2, 50, 3 if kind == "matrix" else size)
+    regression = KINDS[kind]()
     regression.add(inputs[:20], residuals[:, :20], weights[:20])
     regression.add(inputs[20:], residuals[:, 20:], weights[20:])
-    x, w = inputs.double().numpy(), weights.double().numpy()
-    penalty = 0.1 * (x * x * w[:, None]).sum() / size
-    rows = numpy.vstack([x * numpy.sqrt(w)[:, None], math.sqrt(penalty) * numpy.eye(size)])
-    found = regression.solve(0.1)
-    for number, r in enumerate(residuals.double().numpy()):
-        wanted = numpy.vstack([r * numpy.sqrt(w)[:, None], numpy.zeros((size, 3))])
-        expected = numpy.linalg.lstsq(rows, wanted, rcond=None)[0].T
-        assert found[number].numpy() == pytest.approx(expected, rel=1e-5, abs=1e-7)
-        error = ((r - x @ expected.T) ** 2).sum(1) @ w / ((r**2).sum(1) @ w)
-        assert regression.errors(found)[number] == pytest.approx(error, rel=1e-5)
+    found, root = regression.solve(0.1), weights.double().sqrt()[:, None]
+    for number in range(2):
+        x, r = inputs.double() * root, residuals[number].double() * root
+        expected = solved(x, r, 0.1, kind)
+        torch.testing.assert_close(found[number].view(expected.shape), expected, rtol=1e-5, atol=1e-7)
+        error = left(x, r, expected, kind).square().sum() / r.square().sum()
+        assert regression.errors(found)[number] == pytest.approx(float(error), rel=1e-5)
 
 
 @pytest.mark.parametrize("size", [10, 200])
@@ -125,65 +130,8 @@ def test_what_there_is_nothing_of_needs_no_change_and_what_is_no_number_is_not_t
     assert math.isnan(none)
 
 
-@pytest.mark.parametrize("kind", [ChannelRegression, ScaleRegression])
-def test_the_ridge_of_scales_is_what_least_squares_finds(kind):
-    torch.manual_seed(0)
-    inputs, residuals, weights = torch.randn(50, 7), torch.randn(2, 50, 7), torch.rand(50) + 0.1
-    regression = kind()
-    regression.add(inputs[:20], residuals[:, :20], weights[:20])
-    regression.add(inputs[20:], residuals[:, 20:], weights[20:])
-    found = regression.solve(0.1)
-    for number in range(2):
-        x, r = (part.double() * weights[:, None].double().sqrt() for part in (inputs, residuals[number]))
-        expected = scales(x, r, 0.1, "scalar" if kind is ScaleRegression else "diagonal")
-        torch.testing.assert_close(found[number].view(-1), expected, rtol=1e-5, atol=1e-7)
-        left = float((r - x * expected).square().sum() / r.square().sum())
-        assert regression.errors(found)[number] == pytest.approx(left, rel=1e-5)
-
-
-@torch.no_grad()
-def hidden_states(directory, removed, ids):
-    """Return the output of each layer, the removed ones passed over, and what enters each layer's down_proj."""
-    model = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32).eval()
-    pass_over(model, "model.layers", removed)
-    inner, after = [], []
-    for layer in model.model.layers:
-        layer.mlp.down_proj.register_forward_pre_hook(lambda _module, args: inner.append(args[0]))
-        layer.register_forward_hook(lambda _module, _args, output: after.append(output))
-    model(input_ids=ids, use_cache=False)
-    return after, inner
-
-
-def test_the_matrix_before_the_cut_is_the_weighted_ridge_of_what_was_removed(monkeypatch):
-    """A tail cut has one fit: down_proj of the last kept layer; what merging does to it has tests of its own."""
-    checkpoint = Checkpoint.open(tiny("llama"))
-    monkeypatch.setattr(shortstack.repairing.repairer, "mergeable_mlp", lambda *_: None)
-    monkeypatch.setattr(shortstack.repairing.repairer.RepairWalk, "helps", lambda _self: True)
-    found = repair(checkpoint, frozenset({6, 7}), TOKENS, compute=Compute(dtype="float32"))
-    (fit,) = found.fits
-    assert (fit.layer, fit.weight) == (5, "mlp.down_proj")
-    after, inner = hidden_states(checkpoint.directory, [], SEEN)
-    x, r, y = (state.flatten(0, 1).double().numpy() for state in (inner[5], after[7] - after[5], after[7]))
-    weights, back = 1 / numpy.linalg.norm(y, axis=1), numpy.repeat(HELD_OUT.numpy(), IDS.shape[1])
-    scaled = x * numpy.sqrt(weights)[:, None]
-    errors, changes = {}, {}
-    for ridge in RIDGES:
-        penalty = ridge * (scaled[~back] ** 2).sum() / x.shape[1]
-        rows = numpy.vstack([scaled[~back], math.sqrt(penalty) * numpy.eye(x.shape[1])])
-        wanted = numpy.vstack([(r * numpy.sqrt(weights)[:, None])[~back], numpy.zeros((x.shape[1], r.shape[1]))])
-        changes[ridge] = numpy.linalg.lstsq(rows, wanted, rcond=None)[0].T
-        left = ((r - x @ changes[ridge].T) ** 2).sum(1)
-        errors[ridge] = left[back] @ weights[back] / ((r**2).sum(1)[back] @ weights[back])
-    best = min(errors, key=errors.get)
-    assert fit.ridge == best
-    assert fit.error == pytest.approx(errors[best], rel=1e-3)
-    name = "model.layers.5.mlp.down_proj.weight"
-    model = AutoModelForCausalLM.from_pretrained(checkpoint.directory, dtype=torch.float32)
-    stored = torch.frombuffer(bytearray(found.tensors[name].data), dtype=torch.float32).view(found.tensors[name].shape)
-    assert stored.numpy() == pytest.approx(model.state_dict()[name].numpy() + changes[best], rel=1e-3, abs=1e-5)
-
-
-SCALED = {  # where no matrix is added as it is: what is fitted, and the stored weights it is in
+BEFORE = {  # a tail cut has one fit: what is fitted in the last kept layer, and the stored weights that it is in
+    "llama": ("matrix", "mlp.down_proj", ["mlp.down_proj.weight"]),
     "gemma2": ("diagonal", "post_feedforward_layernorm", ["post_feedforward_layernorm.weight"]),
     "olmo2": ("diagonal", "post_feedforward_layernorm", ["post_feedforward_layernorm.weight"]),
     "mixtral": ("scalar", "mlp.experts.down_proj", [f"block_sparse_moe.experts.{n}.w2.weight" for n in range(4)]),
@@ -198,52 +146,37 @@ def multiplied(model, kind, ids):
     if kind == "scalar":
         layer.mlp.register_forward_hook(lambda _module, _args, output: heard.append(output))
     else:
-        layer.post_feedforward_layernorm.register_forward_pre_hook(lambda _module, args: heard.append(args[0]))
+        module = layer.mlp.down_proj if kind == "matrix" else layer.post_feedforward_layernorm
+        module.register_forward_pre_hook(lambda _module, args: heard.append(args[0]))
     for number in (5, 7):
         model.model.layers[number].register_forward_hook(lambda *each, number=number: after.update({number: each[2]}))
     model(input_ids=ids, use_cache=False)
     x, h, y = (state.flatten(0, 1).double() for state in (heard[0], after[5], after[7]))
-    return (x if kind == "scalar" else x / (x.square().mean(1, keepdim=True) + 1e-6).sqrt()), h, y
+    return (x / (x.square().mean(1, keepdim=True) + 1e-6).sqrt() if kind == "diagonal" else x), h, y
 
 
-def scales(x, r, ridge, kind):
-    """The ridge's change by least squares, channel by channel, or of all channels in one column."""
-    columns = [x.flatten()[:, None]] if kind == "scalar" else list(x.T[..., None])
-    wanted = [r.flatten()[:, None]] if kind == "scalar" else list(r.T[..., None])
-    penalty = torch.stack([column.square().sum() for column in columns]).mean().mul(ridge).sqrt().view(1, 1)
-    rows = [torch.cat([column, penalty]) for column in columns]
-    ends = [torch.cat([column, torch.zeros(1, 1, dtype=column.dtype)]) for column in wanted]
-    return torch.cat([torch.linalg.lstsq(a, b).solution[0] for a, b in zip(rows, ends, strict=True)])
-
-
-@pytest.mark.parametrize("model_type", SCALED)
-def test_without_a_matrix_the_scale_before_the_cut_is_the_weighted_ridge_of_what_was_removed(
-    model_type, tmp_path, monkeypatch
-):
+@pytest.mark.parametrize("model_type", BEFORE)
+def test_the_weight_before_the_cut_is_the_weighted_ridge_of_what_was_removed(model_type, tmp_path, monkeypatch):
+    """What merging does to it has tests of its own."""
     checkpoint = Checkpoint.open(architectures.make(model_type, tmp_path / "model"))
+    monkeypatch.setattr(shortstack.repairing.repairer, "mergeable_mlp", lambda *_: None)
     monkeypatch.setattr(shortstack.repairing.repairer.RepairWalk, "helps", lambda _self: True)
     found = repair(checkpoint, frozenset({6, 7}), TOKENS, compute=Compute(dtype="float32"))
     (fit,) = found.fits
-    kind, name, weights = SCALED[model_type]
+    kind, name, weights = BEFORE[model_type]
     assert (fit.layer, fit.kind, fit.weight) == (5, kind, name)
     model = AutoModelForCausalLM.from_pretrained(checkpoint.directory, dtype=torch.float32).eval()
     x, here, there = multiplied(model, kind, SEEN)
-    root = there.norm(dim=1, keepdim=True) ** -0.5
-    x, r, back = x * root, (there - here) * root, HELD_OUT.repeat_interleave(IDS.shape[1])
-    changes = {ridge: scales(x[~back], r[~back], ridge, kind) for ridge in RIDGES}
-    errors = {
-        ridge: float((r - x * change)[back].square().sum() / r[back].square().sum())
-        for ridge, change in changes.items()
-    }
-    best = min(errors, key=errors.get)
-    assert fit.ridge == best
-    assert fit.error == pytest.approx(errors[best], rel=1e-4)
+    held_out = HELD_OUT.repeat_interleave(IDS.shape[1])
+    error, change, ridge, missing = best(*weighted(there, x, there - here), held_out, kind)
+    assert fit.ridge == ridge
+    assert fit.error == pytest.approx(error / missing, rel=1e-4)
     stored = load_file(checkpoint.directory / "model.safetensors")
     assert set(found.tensors) == {f"model.layers.5.{weight}" for weight in weights}
     for name, tensor in found.tensors.items():
         written = torch.frombuffer(bytearray(tensor.data), dtype=torch.float32).view(tensor.shape)
-        expected = stored[name] * (1 + changes[best]) if kind == "scalar" else stored[name] + changes[best]
-        torch.testing.assert_close(written.double(), expected, rtol=1e-4, atol=1e-5)
+        expected = stored[name] * (1 + change) if kind == "scalar" else stored[name] + change
+        torch.testing.assert_close(written.double(), expected.double(), rtol=1e-4, atol=1e-5)
 
 
 def loss_of(directory, ids):
@@ -353,7 +286,7 @@ def test_what_judges_chose_nothing():
     assert found.loss_before != same.loss_before
 
 
-@pytest.mark.parametrize("kind", [MatrixRegression, ChannelRegression, ScaleRegression])
+@pytest.mark.parametrize("kind", KINDS.values())
 @pytest.mark.parametrize("tokens", [4, 50])
 def test_inputs_that_are_all_zero_need_no_change(kind, tokens):
     """A neuron that never fires, or an expert that no token reaches."""

@@ -5,7 +5,6 @@ from . import recipes as recipes
 from . import task as task
 from . import training as training
 from . import unfinished as unfinished
-from .dataset import TrainingData as TrainingData
 from .healer import Healing as Healing
 from .healer import heal as heal
 from .iterative import heal_in_turns as heal_in_turns
@@ -20,3 +19,4 @@ from .schedule import IterativeSchedule as IterativeSchedule
 from .schedule import Objective as Objective
 from .schedule import Schedule as Schedule
 from .task import HealingTask as HealingTask
+from .task import TrainingData as TrainingData

@@ -58,7 +58,6 @@ class Activations:
 
     @property
     def size(self) -> int:
-        """Bytes on disk."""
         return sum(self.lengths) * self._row_bytes
 
     @cached_property
@@ -74,6 +73,17 @@ class Activations:
     def _row_bytes(self) -> int:
         return self.width * self.dtype.itemsize
 
+    @contextmanager
+    def written(self) -> Iterator[Callable[[int, Tensor], None]]:
+        """Take put(sample, states) of every sample, in any order; the file is there when all went well, else not at all."""
+        with atomic_write(self.path) as partial, partial.open("wb") as file:
+
+            def put(sample: int, states: Tensor) -> None:
+                file.seek(self._starts[sample] * self._row_bytes)
+                file.write(states.to(self.dtype).contiguous().cpu().view(torch.uint8).numpy().tobytes())
+
+            yield put
+
 
 def activations_under(key: str, lengths: Sequence[int], width: int, dtype: torch.dtype) -> Activations:
     """Name the states under `key`, whether they are kept yet or not."""
@@ -86,18 +96,6 @@ def check_room(nbytes: int) -> None:
         make_room(nbytes)
         fix = "free some space, set SHORTSTACK_CACHE to another disk, or use fewer samples"
         check_disk(cache_directory("activations"), nbytes + MARGIN_BYTES, fix=fix)
-
-
-@contextmanager
-def keeping(activations: Activations) -> Iterator[Callable[[int, Tensor], None]]:
-    """Take put(sample, states) for every sample, in any order; the file is there when all went well, else not at all."""
-    with atomic_write(activations.path) as partial, partial.open("wb") as file:
-
-        def put(sample: int, states: Tensor) -> None:
-            file.seek(activations._starts[sample] * activations._row_bytes)
-            file.write(states.to(activations.dtype).contiguous().cpu().view(torch.uint8).numpy().tobytes())
-
-        yield put
 
 
 @dataclass(frozen=True)
@@ -116,10 +114,6 @@ class Frozen:
     @property
     def lengths(self) -> list[int]:
         return [len(example.ids) for example in self.examples]
-
-    def ids(self, samples: Sequence[int]) -> Tensor:
-        """Return the token ids of some samples, padded."""
-        return padded([self.examples[sample] for sample in samples])["input_ids"]
 
     def collate(self, samples: Sequence[int]) -> dict[str, Tensor]:
         """Make a Learner's arguments of some samples, padded."""
@@ -179,7 +173,6 @@ class Freezer:
 
     @torch.no_grad()
     def fill(self, frozen: Frozen) -> Frozen:
-        """Compute what is not on disk yet."""
         check_room(missing_bytes(frozen))
         if frozen.states and not frozen.states.kept:
             self._walk(frozen, frozen.states, "walking the frozen layers", self.checkpoint, frozen.first)
@@ -192,22 +185,21 @@ class Freezer:
         dtype = cast("Dtype", str(self.dtype).removeprefix("torch."))
         decoder = Decoder.open(model, Compute(dtype=dtype, device=self.device))
         decoder.check_bare(train_all(self.checkpoint))
-        batches = [(numbers, frozen.ids(numbers).to(decoder.device)) for numbers in by_length(frozen.lengths)]
-        turns = decoder.memory_batches(batches, tokens=max(ids.numel() for _, ids in batches), streams=1)
+        batches = []
+        for numbers in by_length(frozen.lengths):
+            examples = [frozen.examples[sample] for sample in numbers]
+            batches.append((numbers, examples, padded(examples)["input_ids"].to(decoder.device)))
+        turns = decoder.memory_batches(batches, tokens=max(ids.numel() for *_, ids in batches), streams=1)
         progress, note = paced(self.progress, sum(frozen.lengths)), f"{size(file.size)} to disk"
-        rows_of = self._states if file is frozen.states else self._predictions
-        with keeping(file) as put:
+        rows_of = self._predictions if file is frozen.teacher else _states
+        with file.written() as put:
             for number, turn in enumerate(turns):
-                walks = [decoder.enter(ids) for _, ids in turn]
+                walks = [decoder.enter(ids) for *_, ids in turn]
                 for layer in decoder.through(walks, range(layers)):
                     progress(stage, number * layers + layer + 1, len(turns) * layers, note=note)
-                for (numbers, _), walk in zip(turn, walks, strict=True):
-                    examples = [frozen.examples[sample] for sample in numbers]
+                for (numbers, examples, _), walk in zip(turn, walks, strict=True):
                     for sample, rows in zip(numbers, rows_of(decoder, examples, walk.hidden[UNPRUNED]), strict=True):
                         put(sample, rows)
-
-    def _states(self, _decoder: Decoder, examples: Sequence[Example], hidden: Tensor) -> list[Tensor]:
-        return [row[: len(example.ids)] for example, row in zip(examples, hidden, strict=True)]
 
     def _predictions(self, decoder: Decoder, examples: Sequence[Example], hidden: Tensor) -> list[Tensor]:
         """Return the likeliest tokens, packed, after each token that counts, given states [samples, length, width]."""
@@ -220,8 +212,11 @@ class Freezer:
         return list(packed.split([len(rows) for rows in states]))
 
 
+def _states(_decoder: Decoder, examples: Sequence[Example], hidden: Tensor) -> list[Tensor]:
+    return [row[: len(example.ids)] for example, row in zip(examples, hidden, strict=True)]
+
+
 def missing_bytes(frozen: Frozen) -> int:
-    """Count the bytes of what is not on disk yet."""
     files = [file for file in (frozen.states, frozen.teacher) if file]
     return sum(file.size for file in files if not file.kept)
 

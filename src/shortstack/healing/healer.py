@@ -28,13 +28,11 @@ from shortstack.data import Example, Rows, read_examples
 from shortstack.data.tokens import same_tokens
 from shortstack.decoder import Decoder, OwnText
 from shortstack.errors import InputError, ShortstackWarning, TrainingError
-from shortstack.healing.batches import Data
-from shortstack.healing.dataset import TrainingData
 from shortstack.healing.frozen import Freezer
-from shortstack.healing.learner import Learner
+from shortstack.healing.learner import Data, Learner
 from shortstack.healing.pacing import affordable_samples, kept_pacing
 from shortstack.healing.schedule import LOSSES, Schedule
-from shortstack.healing.task import HealingTask
+from shortstack.healing.task import HealingTask, TrainingData
 from shortstack.healing.training import Environment, History, train, training_device
 from shortstack.healing.unfinished import Unfinished, newest_state
 from shortstack.machine.cache import cache_limit, library_versions
@@ -197,17 +195,16 @@ def heal(
             unfinished.remove()
             raise
         with scratch_beside(writer.out) if run.processes.is_main_process else nullcontext() as scratch:
-            tensors = run.changed(learner, scratch)
+            tensors, repeat = run.changed(learner, scratch), run.repeating(history)
             seconds = round(time.perf_counter() - started, 3)
             if scratch:
-                healing = {**record, "history": asdict(history), "repeat": run.repeating(history)}
+                healing = {**record, "history": asdict(history), "repeat": repeat}
                 run.write(writer, tensors, {**provenance(checkpoint, "heal", seconds), "healing": healing})
                 unfinished.remove()
     run.processes.wait_for_everyone()
-    method, loss = run.task.method.name, run.task.objective.loss
-    layers = run.task.method.trained_layers(checkpoint)
-    repeat, count = run.repeating(history), learner.trainable_parameters
-    return Healing(writer.out, method, loss, count, history, seconds, peak_rss(), layers, repeat)
+    method, loss = run.task.method, run.task.objective.loss
+    layers, count = method.trained_layers(checkpoint), learner.trainable_parameters
+    return Healing(writer.out, method.name, loss, count, history, seconds, peak_rss(), layers, repeat)
 
 
 def started_clock(
@@ -222,8 +219,6 @@ def started_clock(
 
 @dataclass(frozen=True)
 class HealingRun:
-    """A checkpoint that heals as a task says, on this machine."""
-
     checkpoint: Checkpoint
     task: HealingTask
     progress: Progress = silent
@@ -250,11 +245,9 @@ class HealingRun:
 
     @cached_property
     def first(self) -> int:
-        """The first layer that is not frozen."""
         return self.task.method.first(self.checkpoint)
 
     def check(self) -> None:
-        """Refuse what cannot be, before anything is read."""
         self.task.check()
         cache_limit()
         _ = self.checkpoint.record  # goes into the result's; what is wrong with it is said now
@@ -355,9 +348,8 @@ class HealingRun:
         training = range(held_out, len(examples))
         data = Data(training, range(held_out), frozen.lengths[held_out:], frozen.collate)
         logs = folder.with_suffix(".logs")
-        clock = self.clock and self.clock.reserving(
-            WRITING_SECONDS + self.checkpoint.weight_bytes / WRITING_BYTES_PER_S
-        )
+        writing = WRITING_SECONDS + self.checkpoint.weight_bytes / WRITING_BYTES_PER_S
+        clock = self.clock and self.clock.reserving(writing)
         environment = Environment(self.device, self.dtype == torch.bfloat16, task.loggers, logs, self.progress, clock)
         return learner, train(learner, data, task.schedule, folder, environment=environment)
 
@@ -381,7 +373,6 @@ class HealingRun:
             writer.commit({**record, "plan": None, "layer_map": kept})
 
     def learner(self, decoder: Decoder) -> Learner:
-        """Make the module that trains of the decoder."""
         task = self.task
         torch.manual_seed(task.schedule.seed)  # adapters begin at random
         learner = Learner(decoder, self.first, task.method.prepare(self.checkpoint, decoder), task.objective)
@@ -390,7 +381,7 @@ class HealingRun:
         return learner
 
     def decoder(self) -> Decoder:
-        """Load the model that trains, without weights for the layers that are frozen."""
+        """Load the model without weights for the layers that are frozen."""
         if self.first:
             return Decoder.tail(self.checkpoint, self.first, dtype=self.dtype, device=self.device)
         return Decoder.load(self.checkpoint, dtype=self.dtype, device=self.device)

@@ -16,7 +16,6 @@ from shortstack.healing.healer import Healing, HealingRun, heal
 from shortstack.healing.schedule import IterativeSchedule
 from shortstack.healing.task import HealingTask
 from shortstack.healing.unfinished import Unfinished
-from shortstack.machine.clock import Clock
 from shortstack.machine.device import Compute
 from shortstack.machine.files import rename_new
 from shortstack.machine.progress import Progress, in_notebooks, under
@@ -34,12 +33,11 @@ def heal_in_turns(
     *,
     resume: bool | None = None,
     progress: Progress = in_notebooks,
-    clock: Clock | None = None,
 ) -> Healing:
     """Cut and heal() in turns; what is between lies in `<out>.turns` until the end.
 
     A turn that is finished is not repeated, and with resume one that was killed goes on where it was. Of several processes
-    the first chooses and cuts, and all heal. clock: all of it ends with this one, in whose time the turns have equal parts.
+    the first chooses and cuts, and all heal.
 
     Raises:
         PlanError, ArchitectureError: no layer is to go, or no cut of so many is exact.
@@ -71,9 +69,7 @@ def heal_in_turns(
                     prune(checkpoint, plan, pruned, progress=turn)
             run.processes.wait_for_everyone()
             if not healed.exists():
-                turn_clock = clock.next(1 / (len(sizes) - number + 1)) if clock else None
-                opened = _opened(pruned, checkpoint)
-                result = heal(opened, healed, task, resume=resume, progress=turn, clock=turn_clock)
+                result = heal(_opened(pruned, checkpoint), healed, task, resume=resume, progress=turn)
             checkpoint = _opened(healed, checkpoint)
         run.processes.wait_for_everyone()  # all have opened what is renamed now
         if first:

@@ -1,45 +1,118 @@
-"""Which layers train and whether the head does, as options; and the methods that train whole weights."""
+"""The base of every healing method; which layers train, and whether the head; and the methods that train whole weights.
+
+Neither this file nor those of other methods import torch before a method runs, so that naming one costs nothing.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from shortstack.architecture.anatomy import text_attribute
 from shortstack.errors import InputError
-from shortstack.healing.method import HealingMethod
-from shortstack.machine.options import option
+from shortstack.machine.options import check_installed, check_options, option
 from shortstack.planning.layer_sets import parse_layers
 
 if TYPE_CHECKING:
     from torch import nn
 
     from shortstack.checkpoint import Checkpoint
+    from shortstack.checkpoint.safetensors import StoredTensor
     from shortstack.decoder import Decoder
+    from shortstack.healing.learner import Learner
+
+EXTRAS = {"peft": ("lora", "for adapters"), "bitsandbytes": ("quant", "for 4-bit weights")}  # what brings it, and why
+
+
+@dataclass(frozen=True)
+class HealingMethod:
+    """Which part of a model trains. A method is a subclass whose fields are its options, and an entry in METHODS.
+
+    trains: in words. needs: libraries that are not everywhere.
+    """
+
+    name: ClassVar[str]
+    trains: ClassVar[str]
+    paper: ClassVar[str] = "-"
+    needs: ClassVar[tuple[str, ...]] = ()
+
+    def __post_init__(self) -> None:
+        check_options(self)
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"name": self.name, **asdict(self)}
+
+    def check(self) -> None:
+        """Refuse a method whose libraries are not installed, before minutes of other work."""
+        for library in self.needs:
+            extra, why = EXTRAS[library]
+            check_installed(library, extra, option="method", why=why)
+
+    def first(self, checkpoint: Checkpoint) -> int:
+        """Return the first layer that is not frozen; the number of layers where all are."""
+        raise NotImplementedError
+
+    def trained_layers(self, checkpoint: Checkpoint) -> tuple[int, ...]:
+        """Return the layers that train, in order, by the numbers that they have in this model."""
+        return tuple(range(checkpoint.anatomy.layers))
+
+    def check_fits(self, layers: int) -> None:
+        """Refuse to train more layers than so many, as far as no checkpoint is needed to see it."""
+
+    def prepare(self, checkpoint: Checkpoint, decoder: Decoder) -> Mapping[str, nn.Module]:
+        """Return the modules that train, by their names in the model, which is changed where the method needs that."""
+        raise NotImplementedError
+
+    def tensors(self, checkpoint: Checkpoint, learner: Learner) -> Iterator[StoredTensor]:
+        """Yield the tensors that changed, as the checkpoint stores them; a few are in memory at a time."""
+        from shortstack.checkpoint.weights import stored_tensors
+
+        for name, weight in learner.trained_tensors().items():
+            yield from stored_tensors(checkpoint, {name: weight}).values()
+
+    def added_bytes(self, _checkpoint: Checkpoint) -> int:
+        """Count the bytes that the healed checkpoint has more than the one that heals."""
+        return 0
+
+    def config(self, _checkpoint: Checkpoint) -> dict[str, Any]:
+        """Return the config fields that change."""
+        return {}
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainedLayers(HealingMethod):
-    """Layers by number, or the last ones; neither: the last `default_last`, of which None is all.
+class ChosenParts(HealingMethod):
+    """Layers by number, or the last ones, and the head.
 
-    Layers have the numbers that the pruned model gives them.
+    Layers have the numbers that the pruned model gives them. Where nothing is said, default_last of them train, of which
+    None is all, and default_head says whether a head of its own does.
     """
 
     default_last: ClassVar[int | None] = None
+    default_head: ClassVar[bool] = False
 
     last: int | None = option(None, help="Train the last k layers. Default: 3, or all with adapters.", minimum=0)
     layers: str | None = option(
         None, help="Train exactly these layers instead: 10-13,21 (numbered as in the pruned model)."
     )
+    head: bool | None = option(None, help="Train lm_head, or freeze it. Default: partial trains it, unless it is tied.")
+    untie_head: bool = option(
+        False, help="Untie lm_head from the embedding and train it; the model grows by that matrix."
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.layers is None:
-            return
-        if self.last is not None:
-            raise InputError("last as well", expected="only layers", fix="give one of them", option="layers")
-        parse_layers(self.layers)
+        if self.layers is not None:
+            if self.last is not None:
+                raise InputError("last as well", expected="only layers", fix="give one of them", option="layers")
+            parse_layers(self.layers)
+        if self.untie_head and self.head is False:
+            raise InputError(
+                "head turned off",
+                expected="a head that trains, since it gets a matrix of its own",
+                fix="leave out one of them",
+                option="untie_head",
+            )
 
     def trained_layers(self, checkpoint: Checkpoint) -> tuple[int, ...]:
         count = checkpoint.anatomy.layers
@@ -63,29 +136,8 @@ class TrainedLayers(HealingMethod):
             )
 
     def first(self, checkpoint: Checkpoint) -> int:
+        self.trains_head(checkpoint)
         return min(self.trained_layers(checkpoint), default=checkpoint.anatomy.layers)
-
-
-@dataclass(frozen=True, kw_only=True)
-class TrainedHead(HealingMethod):
-    """Whether the head trains. default_head: what the method does with a head of its own where nothing is said."""
-
-    default_head: ClassVar[bool] = False
-
-    head: bool | None = option(None, help="Train lm_head, or freeze it. Default: partial trains it, unless it is tied.")
-    untie_head: bool = option(
-        False, help="Untie lm_head from the embedding and train it; the model grows by that matrix."
-    )
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.untie_head and self.head is False:
-            raise InputError(
-                "head turned off",
-                expected="a head that trains, since it gets a matrix of its own",
-                fix="leave out one of them",
-                option="untie_head",
-            )
 
     def trains_head(self, checkpoint: Checkpoint) -> bool:
         """Say whether the head is among what trains; a tied one never is, unless it is untied."""
@@ -107,10 +159,6 @@ class TrainedHead(HealingMethod):
         if self.head is not None:
             return self.head
         return self.untie_head or (self.default_head and not tied)
-
-    def first(self, checkpoint: Checkpoint) -> int:
-        self.trains_head(checkpoint)
-        return super().first(checkpoint)
 
     def untie(self, decoder: Decoder) -> None:
         """Give the head a matrix of its own, if it is to have one."""
@@ -141,7 +189,7 @@ class TrainedHead(HealingMethod):
 
 
 @dataclass(frozen=True)
-class Partial(TrainedHead, TrainedLayers):
+class Partial(ChosenParts):
     """Layers (the last three by default, none with last=0), the final norm, and the head unless it is tied."""
 
     name: ClassVar[str] = "partial"

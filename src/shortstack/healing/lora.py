@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from shortstack.errors import InputError
-from shortstack.healing.layer_choice import TrainedHead, TrainedLayers
+from shortstack.healing.layer_choice import ChosenParts
 from shortstack.machine.options import option
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ ADAPTER = "default"
 
 
 @dataclass(frozen=True)
-class Lora(TrainedHead, TrainedLayers):
+class Lora(ChosenParts):
     """W + alpha / r B A, with A and B trained (Hu et al., arXiv 2106.09685); in every layer unless some are named.
 
     The defaults are the paper's (Lu et al., 4.1). target_modules: comma-separated last parts of the names of matrices; None

@@ -14,8 +14,8 @@ from shortstack.data.examples import shared_out, shares
 from shortstack.data.mixture import parse_sources
 from shortstack.data.sources import OWN
 from shortstack.data.tokens import bos_ids, own_windows
-from shortstack.healing.dataset import TrainingData
-from shortstack.healing.schedule import EVALUATIONS, Course
+from shortstack.healing.schedule import Course
+from shortstack.healing.task import TrainingData
 from shortstack.machine.clock import Clock
 from shortstack.machine.files import read_json
 
@@ -33,6 +33,7 @@ OFF = 0.05  # of the steps that are left: a plan that is wrong by more is made a
 SLACK = 0.97  # of the time is planned: steps differ in length
 TRAINING_PASSES = 3  # a step takes as long as so many passes without gradients
 HELD_OUT_SHARE = 0.1  # of the time, at most, goes into held-out losses
+EVALUATIONS = 10  # held-out losses, where they take less
 TIME_OVER = "the time was up"
 CLOCK = "clock.json"  # in the folder of a state
 

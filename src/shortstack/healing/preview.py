@@ -70,7 +70,7 @@ def preview(
     unfinished = Unfinished(writer.out, "turns" if turns else "training")
     if not (resume and (turns or task.data.own)):  # a teacher that writes would have to say what those were begun with
         unfinished.check(run.record(examples), resume=resume)
-    held_out = task.data.held_out_of(len(examples))
+    held_out = task.data.held_out_among(examples)
     cached = missing_bytes(run.freezer.planned(examples, run.first))
     check_room(cached)
     outline = Decoder.outline(run.checkpoint, Compute(device=run.device)) if run.first else None

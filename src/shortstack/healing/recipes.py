@@ -5,19 +5,17 @@ from __future__ import annotations
 import difflib
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import fields
 from importlib import resources
 from typing import Any
 
 from shortstack.data import CalibrationText
 from shortstack.errors import InputError
-from shortstack.healing.layer_choice import TrainedLayers
 from shortstack.healing.task import COMPONENTS, task_of
 from shortstack.machine import yamlfile
 from shortstack.machine.options import made_of
 from shortstack.planning import Choice
 
-FOLDER = "presets"
+FOLDER = resources.files("shortstack.healing") / "presets"
 PLANNED = ("metric", "drop", "layers", "strategy", "keep_first", "keep_last")
 ON_TEXT = ("text", "samples", "length")
 IN_PLAN = (*PLANNED, "finalists", *ON_TEXT)
@@ -44,8 +42,7 @@ class Recipe(yamlfile.Part):
 
 def recipe_names() -> list[str]:
     """List the presets of the package."""
-    folder = resources.files("shortstack.healing") / FOLDER
-    return sorted(path.name.removesuffix(".yaml") for path in folder.iterdir() if path.name.endswith(".yaml"))
+    return sorted(path.name.removesuffix(".yaml") for path in FOLDER.iterdir() if path.name.endswith(".yaml"))
 
 
 def listed_recipes() -> list[dict[str, str]]:
@@ -77,19 +74,14 @@ def with_recipe(typed: Mapping[str, Any], name: str) -> dict[str, Any]:
     given = dict(recipe.heal.given)
     if given.get("step") is not None:  # turns are chosen as the plan says
         given |= {name: str(recipe.plan.given[name]) for name in ("drop", "metric") if name in recipe.plan.given}
-    ways = [field.name for field in fields(TrainedLayers)]
-    if typed.keys() & {*ways}:  # which layers train is one thing, however it is said
-        given = {option: value for option, value in given.items() if option not in ways}
+    if typed.keys() & {"last", "layers"}:  # which layers train is one thing, however it is said
+        given = {option: value for option, value in given.items() if option not in ("last", "layers")}
     return {**given, **typed}
 
 
 @contextmanager
 def named_by_line(
-    recipe: str | None,
-    typed: Collection[str] = (),
-    *,
-    parts: Sequence[str] = ("heal", "plan"),
-    whole: bool = False,
+    recipe: str | None, typed: Collection[str] = (), *, parts: Sequence[str] = ("heal", "plan"), whole: bool = False
 ) -> Iterator[None]:
     """Let an error about an option name the recipe's line, where that option was not typed but stands there.
 
@@ -109,7 +101,7 @@ def named_by_line(
 
 def _text(name: str) -> str:
     if name in recipe_names():
-        return (resources.files("shortstack.healing") / FOLDER / f"{name}.yaml").read_text(encoding="utf-8")
+        return (FOLDER / f"{name}.yaml").read_text(encoding="utf-8")
     if not name.endswith((".yaml", ".yml")):
         near = difflib.get_close_matches(name, recipe_names(), 1)
         raise InputError(

@@ -39,9 +39,6 @@ OPTIMIZERS = (
 )
 
 
-EVALUATIONS = 10  # held-out losses of a training by the clock, where they take little of its time
-
-
 def _either(names: tuple[str, ...]) -> str:
     return f"{', '.join(names[:-1])} or {names[-1]}."
 
@@ -138,13 +135,10 @@ class Schedule:
     num_train_epochs: float = option(2, help="Passes over the data.", above=0)
     max_steps: int | None = option(None, help="Optimizer steps; overrides the epochs.", minimum=1)
     minutes: float | None = option(
-        None,
-        help="Train for this long, loading and writing included, instead of a number of steps.",
-        above=0,
+        None, help="Train for this long, loading and writing included, instead of a number of steps.", above=0
     )
     replanned: str | None = option(
-        None,
-        help="Repeat a run by the clock: the STEP:STEPS pairs that it printed at its end.",
+        None, help="Repeat a run by the clock: the STEP:STEPS pairs that it printed at its end."
     )
     learning_rate: float = option(1e-4, help="Peak learning rate.", above=0)
     per_device_train_batch_size: int = option(16, help="Samples per forward pass.", minimum=1)
@@ -190,7 +184,7 @@ class Schedule:
         changes = self._changes
         begun = [0, *(step for step, _ in changes)]
         in_order = all(before < step for before, step in pairwise(begun))
-        planned = all(step <= steps and before < steps for before, (step, steps) in zip(begun, changes, strict=False))
+        planned = all(step <= steps for step, steps in changes)
         return in_order and planned and begun[-1] <= (self.max_steps or 0)
 
     @property
@@ -241,10 +235,6 @@ class Schedule:
     def warmup(self, steps: int) -> int:
         """Count the steps until the peak rate, of so many."""
         return min(self.warmup_steps, steps // 10)
-
-    def followed(self, course: Course) -> Schedule:
-        """Return the schedule that takes this course without a clock."""
-        return replace(self, minutes=None, max_steps=course.steps, replanned=str(course) or None)
 
 
 @dataclass(frozen=True)

@@ -32,11 +32,10 @@ from transformers.trainer_callback import ProgressCallback
 
 from shortstack.checkpoint.safetensors import save_tensors
 from shortstack.errors import InputError, TrainingError
-from shortstack.healing.batches import IGNORED, Data, Ordered
+from shortstack.healing.learner import IGNORED, Data, Ordered
 from shortstack.healing.pacing import CLOCK, TIME_OVER, Pacing, kept_pacing
 from shortstack.healing.schedule import Course, Schedule
-from shortstack.healing.signals import Interruption, TrainingLeft
-from shortstack.healing.unfinished import log_of, mark_whole, newest_state, step_of
+from shortstack.healing.unfinished import Interruption, TrainingLeft, log_of, mark_whole, newest_state, step_of
 from shortstack.machine.clock import Clock
 from shortstack.machine.device import pick_device
 from shortstack.machine.files import atomic_write, disk_errors, save_json
@@ -87,9 +86,7 @@ class Environment:
     clock: Clock | None = None
 
 
-def train(
-    module: nn.Module, data: Data, schedule: Schedule, folder: Path, *, environment: Environment | None = None
-) -> History:
+def train(module: nn.Module, data: Data, schedule: Schedule, folder: Path, *, environment: Environment) -> History:
     """Train module's parameters that require a gradient; they end as those of the lowest held-out loss.
 
     module(**collate(samples), num_items_in_batch=n) returns {"loss": the sum over tokens that count, divided by n}, so
@@ -98,7 +95,7 @@ def train(
     """
     stage = "healing"
     while True:
-        run = _Run(module, data, schedule, folder, environment or Environment(), stage=stage)
+        run = _Run(module, data, schedule, folder, environment, stage=stage)
         if run.completes():
             return run.result()
         run.keep()
@@ -109,8 +106,8 @@ def train(
 def training_device(name: str = "auto") -> str:
     """Pick the device as pick_device() does; where several processes train together, take this one's own GPU."""
     device = pick_device(name)
-    if device.partition(":")[2].strip("0"):
-        number = device.partition(":")[2]
+    number = device.partition(":")[2]
+    if number.strip("0"):
         raise InputError(
             device,
             expected="the first GPU that this process sees, to train on",
@@ -151,15 +148,12 @@ class _Run(TrainerCallback):  # type: ignore[misc]  # transformers is untyped he
             with self.interruption.deferring(), suppress(TrainingLeft):
                 self.loop.train(resume_from_checkpoint=str(self.state) if self.state else None)
         except RuntimeError as error:
-            if not should_reduce_batch_size(error) or not self._can_halve:
+            # A smaller micro-batch does not help inside an optimizer step, nor where other processes wait.
+            can_halve = self.schedule.per_device_train_batch_size > 1 and self.interruption.alone and not self.stepping
+            if not should_reduce_batch_size(error) or not can_halve:
                 raise
             return False
         return True
-
-    @property
-    def _can_halve(self) -> bool:
-        """Whether a smaller micro-batch could help: not inside an optimizer step, nor where other processes wait."""
-        return self.schedule.per_device_train_batch_size > 1 and self.interruption.alone and not self.stepping
 
     def _pacing(self, clock: Clock | None) -> Pacing | None:
         if clock is None:
@@ -183,7 +177,8 @@ class _Run(TrainerCallback):  # type: ignore[misc]  # transformers is untyped he
         """The schedule that does the same without a clock."""
         if self.pacing is None:
             return self.schedule
-        return replace(self.schedule.followed(self.course), eval_steps=self.every)
+        steps, replanned = self.course.steps, str(self.course) or None
+        return replace(self.schedule, minutes=None, max_steps=steps, replanned=replanned, eval_steps=self.every)
 
     @property
     def every(self) -> float:
@@ -230,7 +225,6 @@ class _Run(TrainerCallback):  # type: ignore[misc]  # transformers is untyped he
         self.loop.control.should_training_stop |= self.stopped is not None
 
     def break_off(self, why: str) -> None:
-        """Stop, since something is no number."""
         self.stopped, self.broken = why, True
 
     def result(self) -> History:
@@ -355,11 +349,7 @@ class _Loop(Trainer):  # type: ignore[misc]
     def __init__(self, run: _Run, arguments: TrainingArguments) -> None:
         self.run = run
         super().__init__(
-            model=run.module,
-            args=arguments,
-            train_dataset=run.samples,
-            data_collator=run.data.collate,
-            callbacks=[run],
+            model=run.module, args=arguments, train_dataset=run.samples, data_collator=run.data.collate, callbacks=[run]
         )
         self.remove_callback(PrinterCallback)
         self.remove_callback(ProgressCallback)

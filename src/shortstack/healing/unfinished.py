@@ -1,10 +1,13 @@
-"""The folder of a run that is not finished: its state, and what it was started with, so that only the same run goes on."""
+"""A run that ends before its time: its state, what it was started with, so that only the same goes on, and signals."""
 
 from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator, Mapping
+import signal
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +17,7 @@ from shortstack.machine.files import finite, read_json, save_json, sync, sync_tr
 
 SETTINGS = "run.json"
 COMPLETE = "complete"  # in the folder of a state, the last file that is written
+SIGNALS = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGHUP", "SIGINT") if hasattr(signal, name))
 
 
 @dataclass(frozen=True)
@@ -39,7 +43,6 @@ class Unfinished:
         return self.folder
 
     def check(self, settings: Mapping[str, Any], *, resume: bool | None) -> bool:
-        """Say whether there is a run to go on with."""
         if resume is None and self.folder.exists() and any(path.is_dir() for path in self.folder.iterdir()):
             raise OutputError(
                 f"one{self._place}",
@@ -58,7 +61,6 @@ class Unfinished:
         return read_json(path) if path.exists() else {}
 
     def summary(self) -> str:
-        """Say what there is to go on with."""
         if not self.settings():
             return f"Nothing unfinished at {self.folder}: this run starts from the beginning."
         return f"An unfinished run lies at {self.folder}{self._place}."
@@ -80,7 +82,6 @@ class Unfinished:
                 )
 
     def remove(self) -> None:
-        """Remove the folder: the run has ended, or starts anew."""
         shutil.rmtree(self.folder, ignore_errors=True)
 
 
@@ -102,7 +103,6 @@ def newest_state(folder: Path) -> Path | None:
 
 
 def step_of(state: Path) -> int:
-    """Read from a state's name after which step it was kept."""
     return int(state.name.rpartition("-")[2])
 
 
@@ -122,3 +122,62 @@ def _flat(data: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, Any]]
             yield from _flat(value, f"{above}{name}.")
         else:
             yield f"{above}{name}", value
+
+
+class TrainingLeft(Exception):
+    """Leaves training when the state is kept."""
+
+
+class _PassLeft(BaseException):
+    """Leaves the model while a batch passes it, before the state is kept; no library catches it."""
+
+
+class Interruption:
+    """Lets a signal interrupt training only where the state can be kept.
+
+    keep: writes the state after the last whole step. alone: whether no other process waits for this one; if one does, all
+    leave after the same step, which is for the caller to see to.
+    """
+
+    def __init__(self, keep: Callable[[], None], *, alone: bool) -> None:
+        self.keep, self.alone = keep, alone
+        self.signal = 0  # the last that was received
+        self._in_pass = False
+
+    @contextmanager
+    def deferring(self) -> Iterator[None]:
+        """Let signals wait until the state is kept, and send them again then."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        handled = [number for number in SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
+        earlier = {number: signal.signal(number, self._receive) for number in handled}
+        try:
+            with suppress(TrainingLeft):
+                try:
+                    yield
+                except _PassLeft:
+                    self.keep()
+        finally:
+            for number, handler in earlier.items():
+                signal.signal(number, handler)
+        if self.signal:
+            signal.raise_signal(self.signal)
+
+    @contextmanager
+    def passing(self) -> Iterator[None]:
+        """Let a signal leave a batch that passes the model at once: the state is that after the last whole step."""
+        if self.signal and self.alone:
+            self.keep()
+            raise TrainingLeft
+        self._in_pass = self.alone
+        try:
+            yield
+        finally:
+            self._in_pass = False
+
+    def _receive(self, number: int, _frame: object) -> None:
+        self.signal = number
+        if self._in_pass:
+            self._in_pass = False
+            raise _PassLeft

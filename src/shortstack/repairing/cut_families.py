@@ -65,9 +65,8 @@ class _Windows:
         shorter: dict[Window, Sequence[Tensor]] = {}  # [held-out batch]
         for layer in range(self.layers):
             with self.decoder.resident(layer):
-                behind = (
-                    0 if layer < end else self.fitting
-                )  # of the whole model's streams the held-out ones go to the end
+                # Of the whole model's streams those of held-out samples alone go to the end.
+                behind = 0 if layer < end else self.fitting
                 streams, batches = entering[layer][-len(self.batches) + behind :], self.batches[behind:]
                 entering[layer + 1] = stepped(self.decoder, layer, streams, batches)
                 shorter = self._advanced(layer, shorter)
@@ -92,10 +91,7 @@ class _Windows:
         return {window: [states[place].hidden for states in after] for place, window in enumerate(shorter)}
 
     def _repaired(self, start: int, entering: Mapping[int, Sequence[Tensor]]) -> dict[Window, Sequence[Tensor]]:
-        """Compute held-out streams without each window that starts here, as they enter the layer behind the largest of them.
-
-        The fold point before the windows is refitted for each.
-        """
+        """Compute held-out streams without each window that starts here, repaired, as they enter the layer behind all."""
         end, behind = self._end(start), dict[Window, Sequence[Tensor]]()
         windows = [(start, size) for size in self.sizes if start + size <= end]
         applied = self._fitted(start, windows, entering)
@@ -114,9 +110,8 @@ class _Windows:
         if not start:
             return dict.fromkeys(windows, here[self.fitting :])
         with self.decoder.resident(before):
-            point = at_output(
-                self.decoder, before, find_fold_points(self.decoder, before), "choose by a metric, or search"
-            )
+            points = find_fold_points(self.decoder, before)
+            point = at_output(self.decoder, before, points, "choose by a metric, or search")
             with point.recorded(self.decoder.layers[before]) as inputs:
                 stepped(self.decoder, before, entering[before], self.batches)
         theres = {_named(window): entering[sum(window)] for window in windows}

@@ -32,7 +32,7 @@ def stepped(decoder: Decoder, layer: int, streams: Sequence[Tensor], batches: Se
     ]
 
 
-def mean_loss(decoder: Decoder, batches: Batches, streams: Sequence[Tensor], where: str) -> float:
+def mean_loss(decoder: Decoder, batches: Batches, streams: Sequence[Tensor]) -> float:
     """Compute the loss in nats per predicted token of hidden states [batch, length, width] that leave the last layer.
 
     Of several kinds of text it is the mean by their weights.
@@ -40,17 +40,17 @@ def mean_loss(decoder: Decoder, batches: Batches, streams: Sequence[Tensor], whe
     losses: list[list[Tensor]] = [[] for _ in batches.kinds]
     for ids, counted, kind, hidden in zip(batches.ids, batches.counted, batches.kind_of, streams, strict=True):
         losses[kind].append(next_token_losses(decoder, ids, hidden, counted))
-    return checked(batches.mean([float(in_float64(torch.cat(kind_losses)).mean()) for kind_losses in losses]), where)
+    means = [float(in_float64(torch.cat(kind_losses)).mean()) for kind_losses in losses]
+    return checked(batches.mean(means), "held-out loss")
 
 
 def mean_divergences(
     decoder: Decoder, batches: Batches, whole: Sequence[Tensor], others: Mapping[Name, Sequence[Tensor]]
 ) -> dict[Name, float]:
-    """Compute, by name, the KL divergence from the whole model of other streams that leave the last layer.
+    """Compute, by name, the KL divergence from the whole model of other streams, in nats per predicted token.
 
-    It is in nats per predicted token.
-
-    whole, others: of each batch hidden states [batch, length, width]. Of several kinds of text it is the mean by weights.
+    whole, others: of each batch hidden states [batch, length, width] that leave the last layer. Of several kinds of text
+    it is the mean by weights.
     """
     kls: list[list[Tensor]] = [[] for _ in batches.kinds]  # [others, tokens] each
     streams = zip(*others.values(), strict=True)
@@ -94,23 +94,6 @@ class Correction:
         ]
 
 
-def fit_correction(
-    point: FoldPoint,
-    inputs: Sequence[Tensor],
-    *,
-    here: Sequence[Tensor],
-    there: Sequence[Tensor],
-    fitting: int,
-    where: str,
-) -> Correction:
-    """Fit the change that brings the streams `here` closest to `there`.
-
-    Batches from number `fitting` on are held out. A token counts by 1 / |there|: a few with massive activations would own
-    the fit otherwise. where: what an error names.
-    """
-    return fit_corrections(point, inputs, here=here, theres={where: there}, fitting=fitting)[where]
-
-
 def fit_corrections(
     point: FoldPoint,
     inputs: Sequence[Tensor],
@@ -119,9 +102,10 @@ def fit_corrections(
     theres: Mapping[str, Sequence[Tensor]],
     fitting: int,
 ) -> dict[str, Correction]:
-    """Fit like fit_correction(), for several streams to come close to, by what an error names; they share what inputs cost.
+    """Fit the changes that bring the streams `here` closest to several others, by what an error names.
 
-    A token counts by 1 / |there| of the stream where it is largest.
+    Batches from number `fitting` on are held out. A token counts by 1 / |there| of the stream where it is largest: a few
+    with massive activations would own the fit otherwise.
     """
     fitted, judged = point.regression(), point.regression()
     for number, (batch, hidden) in enumerate(zip(inputs, here, strict=True)):

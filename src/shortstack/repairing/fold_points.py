@@ -218,8 +218,6 @@ class _Pass:
 
 
 class _Trial:
-    """A few random hidden states through one layer."""
-
     def __init__(self, decoder: Decoder, number: int) -> None:
         self.decoder, self.number, self.layer = decoder, number, decoder.layers[number]
         self.random, self.ids = torch.Generator().manual_seed(0), torch.arange(TOKENS, device=decoder.device)[None]
@@ -265,9 +263,7 @@ class _Trial:
         return None
 
     def _gain(self, product: Tensor) -> float:
-        """Return the factor that lifts a product to the size of the stream, since much smaller ones are lost in a
-        16-bit sum.
-        """
+        """Return the factor that lifts a product to the size of the stream: a 16-bit sum loses much smaller ones."""
         size = product.norm()
         return max(1.0, float(self.state.hidden.float().norm() / size)) if size > 0 else 1.0
 

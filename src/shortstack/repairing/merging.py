@@ -19,7 +19,7 @@ from shortstack.decoder import Decoder
 from shortstack.decoder.layer_io import State, recorded_inputs, recorded_outputs
 from shortstack.decoder.mlps import Mlp, mlps_of
 from shortstack.machine.numbers import in_float64
-from shortstack.repairing.fold_points import OUTPUT, FoldPoint, Matrix
+from shortstack.repairing.fold_points import FoldPoint, Matrix
 
 Weights = dict[str, Tensor]  # by the parameters' names in a layer, neurons along the first dimension
 
@@ -69,7 +69,7 @@ class MergeableMlp:
 @torch.no_grad()
 def mergeable_mlp(decoder: Decoder, number: int, point: FoldPoint) -> MergeableMlp | None:
     """Find the MLP that a fold point at a layer's output ends, where it is a module of its own; None where there is none."""
-    if not isinstance(point, Matrix) or point.place != OUTPUT:
+    if not isinstance(point, Matrix):
         return None
     mlps = [mlp for mlp in mlps_of(decoder, number) if mlp.leaving == point.name and mlp.module]
     return MergeableMlp(mlps[0], _norm_before(decoder, number, mlps[0])) if mlps else None

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from shortstack.checkpoint import Checkpoint, Model
 from shortstack.checkpoint.safetensors import StoredTensor, spill
@@ -40,18 +40,16 @@ from shortstack.machine.typed import typed
 from shortstack.repairing.fit import (
     Correction,
     at_output,
-    fit_correction,
+    fit_corrections,
     mean_divergences,
     mean_loss,
     stepped,
     token_weights,
 )
 from shortstack.repairing.fold_points import OUTPUT, FoldPoint, check_refittable, find_fold_points
-from shortstack.repairing.merging import MergeableMlp, MergedMlp, mergeable_mlp
+from shortstack.repairing.merging import MergedMlp, mergeable_mlp
 
-STREAMS = (
-    6  # of all tokens: the whole model's before and after a layer, the shortened one's, and what is recorded inside
-)
+STREAMS = 6  # of all tokens: the whole model's before and after a layer, the shortened one's, what is recorded inside
 SOLVING = 3  # matrices as large as the sums: the penalty, the sums with it, and their factor
 
 
@@ -73,12 +71,11 @@ class Fit:
 
 @dataclass(frozen=True, repr=False)
 class Repair(Tabled):
-    """The effect of refitting on the loss, nats per token. removed: the layers of the cut that it is for.
+    """The effect of refitting on the loss, nats per token.
 
-    tensors: the changed ones, by the source's names.
-
-    The losses are of samples that nothing was fitted or chosen on. kept: whether the repair lowered the loss of the samples
-    that also chose the ridges; if not, there are no tensors, and the fits are what was tried.
+    removed: the layers of the cut that it is for. tensors: the changed ones, by the source's names. The losses are of
+    samples that nothing was fitted or chosen on. kept: whether the repair lowered the loss of the samples that also chose
+    the ridges; if not, there are no tensors, and the fits are what was tried.
     """
 
     removed: tuple[int, ...]
@@ -203,7 +200,6 @@ class ChangedTensors:
         self.numbers = itertools.count()
 
     def edit(self, weight: str, edit: Edit) -> None:
-        """Change a weight of the whole model's state dict."""
         for name, tensor in edited_tensors(self.checkpoint, {weight: edit}).items():
             self.tensors[name] = spill(tensor, self.folder / str(next(self.numbers))) if self.folder else tensor
 
@@ -221,7 +217,7 @@ class _BeforeCut:
 class RepairWalk:
     """The whole model's streams, and the shortened one's, which is refitted to follow.
 
-    The first batches are fitted on, the next choose the ridges, and the last judge; without `judging` those that choose do.
+    The first batches are fitted on, the next choose the ridges, and the last judge, if there are any.
     """
 
     def __init__(
@@ -253,13 +249,16 @@ class RepairWalk:
             with self.decoder.resident(layer):
                 self._pass(layer)
             if self.waiting and layer + 1 not in self.removed:
-                self._close()
+                self._close(self.waiting)
+                self.waiting = None
             self.progress("repairing", layer + 1, self.layers)
         return self
 
     def losses(self) -> tuple[float, float, float]:
         """Compute the loss of the whole model, of the shortened one, and of that repaired, on what judges."""
-        whole, plain, short = (self._loss(streams, judged=self.judging is not None) for streams in self._held_out)
+        assert self.judging  # noqa: S101  the caller gave it
+        streams = (self.whole[self.seen :], self.plain[len(self.choosing) :], self.short[self.seen :])
+        whole, plain, short = (mean_loss(self.decoder, self.judging, some) for some in streams)
         return whole, plain, short
 
     def divergence(self) -> float:
@@ -270,18 +269,8 @@ class RepairWalk:
 
     def helps(self) -> bool:
         """Say whether the repair lowers the loss on what chose the ridges."""
-        _, plain, short = self._held_out
-        return self._loss(short, judged=False) < self._loss(plain, judged=False)
-
-    @property
-    def _held_out(self) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
-        return self.whole[self.fitting :], self.plain, self.short[self.fitting :]
-
-    def _loss(self, streams: Sequence[Tensor], *, judged: bool) -> float:
-        count = len(self.choosing)
-        batches, some = (self.judging, streams[count:]) if judged else (self.choosing, streams[:count])
-        assert batches  # noqa: S101  the caller has looked
-        return mean_loss(self.decoder, batches, some, "held-out loss")
+        plain, short = self.plain[: len(self.choosing)], self.short[self.fitting : self.seen]
+        return mean_loss(self.decoder, self.choosing, short) < mean_loss(self.decoder, self.choosing, plain)
 
     def _pass(self, layer: int) -> None:
         cut_follows = layer + 1 in self.removed
@@ -319,54 +308,43 @@ class RepairWalk:
                 with recorded_inputs(module, watched) as entered, point.recorded(module) as inputs:
                     entered[OUTPUT] = self._step(layer, self.short, self.batches)
                 if point.place == OUTPUT and cut_follows:
-                    merged = self._merging(module, mergeable, entered, inputs) if mergeable else None
+                    merged = None
+                    if mergeable:
+                        entering = entered[mergeable.mlp.entering[0]]
+                        merged = MergedMlp(module, mergeable, entering, inputs, self.fitting)
                     self.waiting, short = _BeforeCut(layer, point, inputs, merged), entered[OUTPUT]
                     continue
-                fitted = self._fitted(layer, point, inputs, entered[point.place], targets[point.place])
+                fitted = self._correction(layer, point, inputs, entered[point.place], targets[point.place])
+                self._keep(layer, fitted)
                 if fitted.change is not None:
                     changed.enter_context(point.changed(module, fitted.change))
                 short = fitted.applied(entered[OUTPUT], inputs) if point.place == OUTPUT else None
             self.short = self._step(layer, self.short, self.batches) if short is None else short
         self.whole = after
 
-    def _merging(
-        self, module: nn.Module, mergeable: MergeableMlp, entered: Mapping[str, list[Tensor]], inputs: list[Tensor]
-    ) -> MergedMlp:
-        return MergedMlp(module, mergeable, entered[mergeable.mlp.entering[0]], inputs, self.fitting)
-
-    def _close(self) -> None:
+    def _close(self, waiting: _BeforeCut) -> None:
         """Refit, behind a cut, the last fold point before it to give what the removed layers gave, merged or as it was."""
-        assert self.waiting  # noqa: S101  the caller has looked
-        waiting, self.waiting = self.waiting, None
         own = self._correction(waiting.layer, waiting.point, waiting.inputs, self.short, self.whole)
         if waiting.merged and len(waiting.merged.taken):
             streams, inputs = waiting.merged.applied(self.short), waiting.merged.inputs
             fitted = self._correction(waiting.layer, waiting.point, inputs, streams, self.whole)
             if fitted.left < own.left:
+                edits: Iterable[tuple[str, Edit]] = ()
+                if self.changed:
+                    edits = waiting.merged.edits(self.changed.checkpoint, waiting.layer, fitted.change)
                 error, taken = fitted.left / own.missing, len(waiting.merged.taken)
-                edits = (
-                    waiting.merged.edits(self.changed.checkpoint, waiting.layer, fitted.change) if self.changed else ()
-                )
                 self._keep(waiting.layer, replace(fitted, error=error), edits, taken)
                 self.short = fitted.applied(streams, inputs)
                 return
         self._keep(waiting.layer, own)
         self.short = own.applied(self.short, waiting.inputs)
 
-    def _fitted(
-        self, layer: int, point: FoldPoint, inputs: Sequence[Tensor], here: Sequence[Tensor], there: Sequence[Tensor]
-    ) -> Correction:
-        """Fit the correction that fit_correction() finds; keep what it does to weights under their names."""
-        fitted = self._correction(layer, point, inputs, here, there)
-        self._keep(layer, fitted)
-        return fitted
-
     def _correction(
         self, layer: int, point: FoldPoint, inputs: Sequence[Tensor], here: Sequence[Tensor], there: Sequence[Tensor]
     ) -> Correction:
         where = f"{self.decoder.anatomy.layer(layer)}.{point.name}"
         inputs, here, there = (batches[: self.seen] for batches in (inputs, here, there))
-        return fit_correction(point, inputs, here=here, there=there, fitting=self.fitting, where=where)
+        return fit_corrections(point, inputs, here=here, theres={where: there}, fitting=self.fitting)[where]
 
     def _keep(
         self, layer: int, fitted: Correction, edits: Iterable[tuple[str, Edit]] | None = None, neurons: int = 0

@@ -50,11 +50,7 @@ class Regression(ABC):
 
     @abstractmethod
     def solve(self, ridge: float) -> Tensor:
-        """Return the changes that minimise sum w |r - its product with x|^2 + ridge mean(w x^2) |change|^2, one for
-        each residual.
-
-        The changes' first dimension counts the residuals.
-        """
+        """Minimise sum w |r - the change's product with x|^2 + ridge mean(w x^2) |change|^2 -> changes, [residuals, ...]."""
 
     def errors(self, changes: Tensor) -> list[float]:
         """Compute sum w |r - its product with x|^2 over sum w |r|^2, of each residual; 1 where there is none to explain."""
