@@ -129,14 +129,14 @@ def test_what_was_copied_for_another_cut_than_the_checked_one_is_written_anew(tm
     """Names alone may mislead: here every layer seems to be the one after it."""
     source = Checkpoint.open(make("llama", tmp_path / "source"))
     cut, begun = plan(source.depth, layers="1"), []
-    other = kept_tensors(source, plan(source.depth, layers="2"), {})
+    other = kept_tensors(source, plan(source.depth, layers="2"))
     monkeypatch.setattr("shortstack.pruning.pruner._Division.seen", lambda _cut: [other])
     begin = CheckpointWriter.begin
     monkeypatch.setattr(
         CheckpointWriter, "begin", lambda self, shards, **rest: (begun.append(shards), begin(self, shards, **rest))
     )
     pruned = prune(source, cut, tmp_path / "out")
-    assert begun == [[other], [kept_tensors(source, cut, {})]]
+    assert begun == [[other], [kept_tensors(source, cut)]]
     assert verify(pruned, against=source).ok
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "source"]
 

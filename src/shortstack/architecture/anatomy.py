@@ -159,18 +159,12 @@ def auto_class(model_type: str) -> Any:
 
     Some of the latter are causal language models to transformers as well (gemma3); then both are the same.
     """
-    from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
-    from transformers.models.auto.modeling_auto import (
-        MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
-        MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES,
-    )
+    from transformers.models.auto import modeling_auto as auto
 
-    sees = model_type in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
-    return (
-        AutoModelForImageTextToText
-        if sees and model_type not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
-        else AutoModelForCausalLM
-    )
+    if model_type in auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
+        return auto.AutoModelForCausalLM
+    sees = model_type in auto.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
+    return auto.AutoModelForImageTextToText if sees else auto.AutoModelForCausalLM
 
 
 def _check_known(directory: Path, raw: Mapping[str, Any], trust_remote_code: bool) -> None:
@@ -196,11 +190,7 @@ def _check_known(directory: Path, raw: Mapping[str, Any], trust_remote_code: boo
 
 
 def _check_decoder_only(directory: Path, config: PretrainedConfig, raw: Mapping[str, Any]) -> None:
-    from transformers.models.auto.modeling_auto import (
-        MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
-        MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES,
-        MODEL_FOR_MASKED_LM_MAPPING_NAMES,
-    )
+    from transformers.models.auto import modeling_auto as auto
 
     def refuse(kind: str) -> None:
         raise ArchitectureError(
@@ -212,12 +202,12 @@ def _check_decoder_only(directory: Path, config: PretrainedConfig, raw: Mapping[
 
     if config.is_encoder_decoder:
         refuse(f"{config.model_type}, an encoder-decoder")
-    known = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.keys() | MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES.keys()
+    known = auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.keys() | auto.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES.keys()
     if config.model_type not in known and not raw.get("auto_map"):
         refuse(f"{config.model_type}, which has no causal language model in transformers")
     if raw["model_type"] in UNSUPPORTED:
         refuse(f"{raw['model_type']}, {UNSUPPORTED[raw['model_type']]}")
-    if config.model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES and getattr(config, "is_decoder", None) is False:
+    if config.model_type in auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES and getattr(config, "is_decoder", None) is False:
         refuse(f"{config.model_type}, an encoder")
 
 

@@ -332,12 +332,8 @@ NUMBER = re.compile(r"(?<![A-Za-z0-9_])\d+(?![A-Za-z0-9_])")
 def _renamed(name: str, paths: Collection[str], new_index: Mapping[int, int]) -> str | None:
     layer = re.fullmatch(rf"({'|'.join(map(re.escape, paths))})\.(\d+)(\..*)?", name)
     if PATTERN.search(name) and NUMBER.search(name) and (not layer or OTHER_THAN_STARS.search(name)):
-        raise ArchitectureError(
-            f"the pattern {name!r}",
-            expected="layers named one by one",
-            fix="replace it by the names it stands for",
-            where="config.json, quantization_config",
-        )
+        expected, fix = "layers named one by one", "replace it by the names it stands for"
+        raise _refusal(f"the pattern {name!r}", expected=expected, fix=fix, where="quantization_config")
     if not layer:
         return name
     new = new_index.get(int(layer[2]))

@@ -54,9 +54,9 @@ class _Comparison:
 
     def follows(self, old: Any, new: Any) -> bool:
         """Say whether a list is what the cut makes of it: one with an entry for each layer, or one of layer numbers."""
-        if not isinstance(old, list | tuple) or not isinstance(new, list | tuple):
-            return False
-        return self.sliced(old, new) or [self.kept.index(layer) for layer in old if layer in self.kept] == list(new)
+        lists = isinstance(old, list | tuple) and isinstance(new, list | tuple)
+        numbers = lists and [self.kept.index(layer) for layer in old if layer in self.kept] == list(new)
+        return numbers or self.sliced(old, new)
 
     def sliced(self, old: Any, new: Any) -> bool:
         """Return whether a list has an entry for each layer, and lost those of the removed ones."""
@@ -80,8 +80,8 @@ def check_cut(
     directory: Path,
     *,
     trust_remote_code: bool = False,
-) -> None:
-    """Compare what the pruned config builds on the meta device with the original's kept layers."""
+) -> tuple[PreTrainedModel, Anatomy]:
+    """Compare what the pruned config builds on the meta device with the original's kept layers, and return it."""
     after, rebuilt = built(config, directory, trust_remote_code)
     if rebuilt.layers != len(kept):
         raise ArchitectureError(
@@ -100,6 +100,7 @@ def check_cut(
     comparison = _Comparison(model, after, anatomy.layers_path, kept, directory)
     _compare_layers(comparison, rebuilt.layers_path)
     _compare_rest(comparison, rebuilt.layers_path)
+    return after, rebuilt
 
 
 def built(config: Mapping[str, Any], directory: Path, trust_remote_code: bool) -> tuple[PreTrainedModel, Anatomy]:

@@ -14,7 +14,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 
 from shortstack.architecture.anatomy import Anatomy, dissect, meta_model, shortened
 from shortstack.architecture.config_fields import DEPTH_BLOCKS
-from shortstack.architecture.selfcheck import built, check_cut, plain_attributes
+from shortstack.architecture.selfcheck import check_cut, plain_attributes
 from shortstack.errors import ArchitectureError, InputError
 from shortstack.machine.typed import typed
 from shortstack.planning import Cut, plan_of
@@ -46,8 +46,7 @@ def prune_layers(model: nn.Module, plan: Cut) -> nn.Module:
     plan = plan_of(plan, anatomy.layers)
     _check(live, before, anatomy)
     config = shortened(raw, before, anatomy, plan.kept, anatomy.layers_path)
-    check_cut(config, before, anatomy, plan.kept, IN_MEMORY)
-    after, rebuilt = built(config, IN_MEMORY, trust_remote_code=False)
+    after, rebuilt = check_cut(config, before, anatomy, plan.kept, IN_MEMORY)
     _follow(live, before, after, (anatomy.layers_path, rebuilt.layers_path), plan.kept)
     _keep(live, anatomy.layers_path, plan.kept)
     _tell_configs(live.config, raw, config, anatomy.text_key)

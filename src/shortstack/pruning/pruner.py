@@ -109,15 +109,14 @@ class _Division:
     changed: Mapping[str, StoredTensor]
 
     def shards(self) -> list[list[StoredTensor]]:
-        owners = shared_weight_owners(self.checkpoint, self.plan)
-        return self._divided(kept_tensors(self.checkpoint, self.plan, owners), self.checkpoint.layer_names)
+        return self._divided(kept_tensors(self.checkpoint, self.plan), self.checkpoint.layer_names)
 
     def seen(self) -> list[list[StoredTensor]] | None:
         """Return the same as far as tensors' names show it, which takes no time; None where they show no layers."""
         names = LayerNames.seen(self.checkpoint.tensors, self.checkpoint.config)
         if not names or names.layers != self.plan.layers:
             return None
-        return self._divided(kept_tensors(self.checkpoint, self.plan, {}, names=names), names)
+        return self._divided(kept_tensors(self.checkpoint, self.plan, names=names), names)
 
     def _divided(self, tensors: Sequence[StoredTensor], names: LayerNames) -> list[list[StoredTensor]]:
         origin = {tensor.name: tensor.file.name for tensor in tensors}
@@ -165,14 +164,13 @@ def check_cut(output: str | Path, checkpoint: Checkpoint, plan: Plan, *, copies:
     _Division(checkpoint, plan, {}).shards()
 
 
-def kept_tensors(
-    checkpoint: Checkpoint, plan: Plan, owners: Mapping[str, str], *, names: LayerNames | None = None
-) -> list[StoredTensor]:
+def kept_tensors(checkpoint: Checkpoint, plan: Plan, *, names: LayerNames | None = None) -> list[StoredTensor]:
     """List the tensors of the pruned model under their new names, still where the source has them, in the source's order.
 
-    owners: what shared_weight_owners() gives for this plan. names: how layers are named, where that is known without the
-    model's structure. Layers past the last (multi-token prediction heads) go: they were trained on top of the full stack.
+    names: how layers seem to be named, where the model's structure is not known yet. Layers past the last (multi-token
+    prediction heads) go: they were trained on top of the full stack.
     """
+    owners = {} if names else _shared_weight_owners(checkpoint, plan)
     names, kept, stay = names or checkpoint.layer_names, [], set(plan.kept)
     for tensor in checkpoint.tensors.values():
         name = owners.get(tensor.name, tensor.name)
@@ -210,7 +208,7 @@ def _renamed(name: str, names: LayerNames, plan: Plan) -> str:
     return name if layer is None else names.renumbered(name, plan.kept.index(layer))
 
 
-def shared_weight_owners(checkpoint: Checkpoint, plan: Plan) -> dict[str, str]:
+def _shared_weight_owners(checkpoint: Checkpoint, plan: Plan) -> dict[str, str]:
     """Name weights stored with a removed layer that kept layers share (zamba's one attention) as the first kept one does."""
     model, path = checkpoint.blueprint, checkpoint.anatomy.layers_path
     names: dict[int, list[str]] = {}

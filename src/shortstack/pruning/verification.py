@@ -28,7 +28,7 @@ from shortstack.machine.progress import Progress, in_notebooks, under
 from shortstack.machine.tables import Column, Table, Tabled
 from shortstack.machine.typed import typed
 from shortstack.planning import Plan
-from shortstack.pruning.pruner import kept_tensors, shared_weight_owners
+from shortstack.pruning.pruner import kept_tensors
 
 LOADABLE = {".safetensors", ".py", ".gguf", *PICKLED}  # weights or code that a loader might take
 ROUNDING = 1e-5  # of the largest logit: what sums in another order may differ by in fp32
@@ -160,15 +160,11 @@ def _bytes(checkpoint: Checkpoint, against: Checkpoint) -> dict[str, Any]:
     removed = tuple(sorted(skipped_layers(checkpoint, against)))
     expected = list(against.tensors.values())
     if removed:
-        expected = _kept(against, Plan(against.anatomy.layers, removed, "verify"))
+        expected = kept_tensors(against, Plan(against.anatomy.layers, removed, "verify"))
     strangers = checkpoint.tensors.keys() - {tensor.name for tensor in expected}
     wrong = [f"{name} is not the source's" for name in (*_differing(checkpoint, expected), *strangers)]
     said = f"{len(expected)} tensors equal to the source's, byte for byte"
     return {"ok": not wrong, "detail": "; ".join(wrong[:3]) or said}
-
-
-def _kept(against: Checkpoint, plan: Plan) -> list[StoredTensor]:
-    return kept_tensors(against, plan, shared_weight_owners(against, plan))
 
 
 def _differing(checkpoint: Checkpoint, expected: Iterable[StoredTensor]) -> Iterator[str]:
@@ -258,7 +254,7 @@ def cut_of(pruned: Checkpoint, origin: Checkpoint) -> Plan:
             where=pruned.directory,
         )
     plan = Plan(origin.anatomy.layers, tuple(sorted(skipped)), f"the cut of {pruned.source}")
-    other = next(_differing(pruned, _kept(origin, plan)), None)
+    other = next(_differing(pruned, kept_tensors(origin, plan)), None)
     if other:
         raise CheckpointError(
             f"another {other}",
