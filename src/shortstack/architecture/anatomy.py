@@ -73,7 +73,6 @@ class Anatomy:
     count_keys: tuple[str, ...]
 
     def layer(self, index: int) -> str:
-        """Return the module path of one layer."""
         return f"{self.layers_path}.{index}"
 
 
@@ -155,13 +154,10 @@ def meta_model(
 
 
 def auto_class(model_type: str) -> Any:
-    """Find the class of transformers that loads a type: that of causal language models, or of those that see images, too.
-
-    Some of the latter are causal language models to transformers as well (gemma3); then both are the same.
-    """
+    """Find the class of transformers that loads a type: that of causal language models, or of those that see images."""
     from transformers.models.auto import modeling_auto as auto
 
-    if model_type in auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
+    if model_type in auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:  # some see images, too (gemma3), and are one class
         return auto.AutoModelForCausalLM
     sees = model_type in auto.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
     return auto.AutoModelForImageTextToText if sees else auto.AutoModelForCausalLM
@@ -260,10 +256,7 @@ def text_attribute(config: PretrainedConfig) -> str | None:
 
 
 def resolved_fields(config: PretrainedConfig) -> dict[str, Any]:
-    """Return every field as the model reads it.
-
-    Some configs store other values (dory's counts attention and MLP apart).
-    """
+    """Return every field as the model reads it; some configs store others (dory's counts attention and MLP apart)."""
     stored: dict[str, Any] = config.to_dict()
     return stored | {name: value for name, value in vars(config).items() if name in stored}
 

@@ -41,10 +41,7 @@ def learned_positions(model: PreTrainedModel, anatomy: Anatomy) -> int | None:
 def check_positions(
     model: HasPositions, tokens: int, option: str, *, fix: str = "ask for fewer tokens", note: str = "", where: str = ""
 ) -> None:
-    """Refuse a text for which a model has too few positions; tokens: those it reads and those it generates after them.
-
-    note: follows their number in the message.
-    """
+    """Refuse a text for which a model has too few positions; tokens: those it reads and those it generates after them."""
     if model.positions and tokens > model.positions:
         raise InputError(
             f"{tokens}{note}",

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from shortstack.architecture import Anatomy, anatomy
-from shortstack.architecture.config_fields import DEPTH_BLOCKS
+from shortstack.architecture.config_fields import depth_axis
 from shortstack.architecture.layer_names import LayerNames
 from shortstack.architecture.positions import learned_positions
 from shortstack.checkpoint.file_names import TEMPLATES, TOKENIZER, check_own_files, is_carried_along, read_record
@@ -139,7 +139,7 @@ class Checkpoint:
         """Yield of each tensor the layer, or what it has of each layer, with its parameters and bytes."""
         layers, names = self.anatomy.layers, self.layer_names
         for tensor in self.tensors.values():
-            if any(f".{block}." in f".{tensor.name}" for block in DEPTH_BLOCKS):
+            if depth_axis(tensor.name) is not None:
                 for layer in range(layers):
                     yield layer, tensor.parameters // layers, tensor.size // layers
             else:
@@ -389,10 +389,7 @@ def _weights_digest(model: PreTrainedModel) -> str:
 
 
 def _tokenizer(source: str) -> PreTrainedTokenizerBase | None:
-    """Load the tokenizer of the place that a model was loaded from; None where it has none.
-
-    What needs one says then that it lacks.
-    """
+    """Load the tokenizer of the place that a model was loaded from; None where it has none."""
     from transformers import AutoTokenizer
 
     try:

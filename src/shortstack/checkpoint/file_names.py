@@ -89,10 +89,7 @@ def equal_elsewhere(names: Iterable[str]) -> tuple[str, str] | None:
 
 
 def leads_out(path: Path, directory: Path) -> bool:
-    """Say whether a file in a folder is a link to one elsewhere.
-
-    A snapshot in the hub's cache links to the blobs beside it.
-    """
+    """Say whether a file in a folder is a link to one elsewhere; a snapshot in the hub's cache links to its blobs."""
     home = directory.resolve()
     snapshot = next((folder for folder in (home, *home.parents) if folder.match("models--*/snapshots/*")), None)
     places = (home, snapshot.parents[1] / "blobs") if snapshot else (home,)
@@ -100,9 +97,7 @@ def leads_out(path: Path, directory: Path) -> bool:
 
 
 def check_own_files(directory: Path) -> None:
-    """Refuse a folder whose files are links to files elsewhere, no files, or name some elsewhere for transformers
-    to read.
-    """
+    """Refuse a folder whose files are links to others, no files, or name some elsewhere for transformers to read."""
     for path in sorted((*directory.iterdir(), *(directory / TEMPLATES).glob("*"))):
         if path.is_dir() and path.name != TEMPLATES:  # nothing is read of other folders
             continue
@@ -186,10 +181,7 @@ def _is_manifest(files: Any) -> bool:
 
 
 def _is_step(record: Mapping[str, Any]) -> bool:
-    """Say whether a step has a verb, its source's name and the versions.
-
-    A cut must also have the original number of each layer and which ones went.
-    """
+    """Say whether a step has a verb, its source's name and the versions, and what else it tells in its form."""
     names = ("source", "versions", "layer_map", "plan", "repair", "healing")
     parts = {name: {} if record.get(name) is None else record[name] for name in names}
     if not all(isinstance(part, dict) for part in parts.values()):

@@ -63,10 +63,7 @@ class _Writing:
 
 
 class CheckpointWriter:
-    """Fills `<out>.partial-<id>` and renames it to `out` in commit(), or leaves nothing.
-
-    Use as a context manager: leaving without commit(), or by an exception, removes the partial directory.
-    """
+    """A context in which `<out>.partial-<id>` is filled; commit() renames it to `out`, else nothing is left."""
 
     def __init__(self, out: str | Path, *, source: Path, nbytes: int) -> None:
         """Check the output and its room. nbytes: what will be written, checked against the free space before anything is.
@@ -144,9 +141,7 @@ class CheckpointWriter:
         self.files[name] = WrittenFile(len(content), file_digest(path))
 
     def commit(self, record: Mapping[str, Any]) -> Path:
-        """Write shortstack.json with every file's size and sha256, and the model card; then rename the directory
-        into place.
-        """
+        """Write shortstack.json with every file's size and sha256, and the card; then rename the directory into place."""
         manifest = {name: {"size": file.size, "sha256": file.sha256} for name, file in sorted(self.files.items())}
         self.json(RECORD, {**record, "files": manifest})
         card = model_card(self.out.name, record, CardContent(licence=licence_of(self.source)))

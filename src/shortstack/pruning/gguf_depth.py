@@ -105,7 +105,7 @@ def is_first(layer: int, _depth: int, _fields: Fields) -> bool:
 
 
 PLAIN = """
-    apertus arcee arctic bitnet bloom chameleon chatglm codeshell command-r dbrx exaone falcon falcon-h1 gemma
+    apertus arcee arctic bitnet bloom chameleon chatglm codeshell command-r dbrx ernie4_5 exaone falcon falcon-h1 gemma
     glm4 gpt2 gptneox granite granitehybrid granitemoe grok grovemoe hunyuan-dense hunyuan-moe internlm2 jais
     jamba lfm2 llama mamba mamba2 minicpm minicpm3 mpt nemotron nemotron_h olmo olmoe openelm orion phi2 phi3
     phimoe plamo2 plm qwen2 qwen2moe qwen2vl qwen3 qwen3moe seed_oss stablelm starcoder starcoder2 xverse
@@ -120,7 +120,6 @@ RULES: dict[str, tuple[Rule, ...]] = {
     "deepseek": (among_first(DENSE_FIRST),),
     "deepseek2": (among_first(DENSE_FIRST), depth_is(26), depth_is(27)),  # the lite ones have no rank of queries
     "dots1": (among_first(DENSE_FIRST),),
-    "ernie4_5": (),
     "ernie4_5-moe": (among_first(DENSE_FIRST), by_field(EXPERTS_EVERY)),
     "exaone4": (where("attention.sliding_window", every(4)), depth_is(64)),
     "gemma2": (every(2), by_field(SLIDING, 2), depth_is(46)),  # the 27B scales attention otherwise
@@ -152,12 +151,7 @@ class GgufDepth:
 
     @classmethod
     def of(cls, model: GgufFile) -> GgufDepth:
-        """Read what depends on depth in a model's metadata.
-
-        Raises:
-            CheckpointError: the metadata does not say how many layers there are, or a layer has no tensors.
-            ArchitectureError: nobody knows what depends on depth.
-        """
+        """Read what depends on depth in a model's metadata, and refuse a file that lacks a layer's tensors."""
         depth = cls(model.architecture, model.entries, model.parts[0])
         depth.check_known()
         depth.check_whole(model)
@@ -218,9 +212,7 @@ class GgufDepth:
         return [tuple(rule(layer, depth, fields) for rule in RULES[self.architecture]) for layer in range(depth)]
 
     def _changed(self, kept: Sequence[int]) -> dict[str, Entry] | None:
-        """Return the metadata that the shorter model needs changed; None if some layer would be of another kind in any
-        case.
-        """
+        """Return the metadata that the shorter model needs changed; None if some layer would be of another kind."""
         before = self._kinds(self.fields, self.layers)
         sliced = self._sliced(kept)
         fields = {**self.fields, **{name: entry.value for name, entry in sliced.items()}}

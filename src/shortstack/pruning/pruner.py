@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from shortstack.architecture.config_fields import DEPTH_BLOCKS, rename_layers
+from shortstack.architecture.config_fields import depth_axis, rename_layers
 from shortstack.architecture.layer_names import LayerNames, numbered_paths
 from shortstack.checkpoint import Checkpoint, CheckpointWriter, Model
 from shortstack.checkpoint.file_names import CONFIG, QUANTISER
@@ -99,14 +99,11 @@ def _check_same_cut(plan: Plan, repair: Repair | None) -> None:
 
 @dataclass(frozen=True)
 class _Division:
-    """The part of a checkpoint that a plan keeps, and how it is divided into files.
-
-    changed: tensors that repair made, by the source's names.
-    """
+    """The part of a checkpoint that a plan keeps, and how it is divided into files."""
 
     checkpoint: Checkpoint
     plan: Plan
-    changed: Mapping[str, StoredTensor]
+    changed: Mapping[str, StoredTensor]  # by repair, under the source's names
 
     def shards(self) -> list[list[StoredTensor]]:
         return self._divided(kept_tensors(self.checkpoint, self.plan), self.checkpoint.layer_names)
@@ -147,10 +144,7 @@ def requirements(checkpoint: Checkpoint, plan: Plan, *, copies: int = 1) -> Requ
 
 
 def check_fits(output: str | Path, checkpoint: Checkpoint, plan: Plan, *, copies: int = 1) -> None:
-    """Refuse an output that cannot be made, or that has no room for so many layers, before anything is computed for it.
-
-    copies: how many such checkpoints are to be written.
-    """
+    """Refuse an output that cannot be made, or has no room for so many copies, before anything is computed for it."""
     check_self_contained(checkpoint)
     _renumbered(checkpoint, plan)
     nbytes = requirements(checkpoint, plan, copies=copies).disk_bytes
@@ -178,7 +172,7 @@ def kept_tensors(checkpoint: Checkpoint, plan: Plan, *, names: LayerNames | None
         if names.is_extra_head(name):
             continue
         if layer is None:
-            axis = next((axis for block, axis in DEPTH_BLOCKS.items() if f".{block}." in f".{name}"), None)
+            axis = depth_axis(name)
             kept.append(tensor if axis is None else tensor.blocks(axis, plan.kept, plan.layers))
         elif layer in stay:
             kept.append(replace(tensor, name=_renamed(name, names, plan)))

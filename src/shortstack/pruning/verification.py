@@ -42,7 +42,6 @@ class Verification(Tabled):
     checks: Mapping[str, Mapping[str, Any]]
 
     def table(self) -> Table:
-        """Return a row for each check, and how it ended."""
         rows = [(name, "ok" if check["ok"] else "FAILED", check["detail"]) for name, check in self.checks.items()]
         title = "all checks passed" if self.ok else "a check failed"
         return Table.of(title, ("check", "result", Column("detail", "text")), rows)
@@ -127,10 +126,7 @@ def _files(checkpoint: Checkpoint, progress: Progress) -> dict[str, Any]:
 
 
 def _tensors(checkpoint: Checkpoint, *, stream: bool) -> dict[str, Any]:
-    """Check that transformers loads it with nothing missing, unexpected or of another shape, else Checkpoint.model raises.
-
-    stream: it is seen from headers that it would.
-    """
+    """Check that transformers loads it with nothing missing, unexpected or of another shape; stream: would, by headers."""
     try:
         check_fit(checkpoint, extra_heads=False) if stream else checkpoint.model(dtype=torch.float32, strict=True)
     except (ArchitectureError, CheckpointError) as error:
@@ -179,10 +175,7 @@ def _differing(checkpoint: Checkpoint, expected: Iterable[StoredTensor]) -> Iter
 
 
 def _logits(checkpoint: Checkpoint, against: Checkpoint, device: str, streamed: Progress | None) -> dict[str, Any]:
-    """Compare the cut's logits with its source's without those layers.
-
-    streamed: who is told how far that is, where weights are read layer by layer.
-    """
+    """Compare the cut's logits with its source's without those layers; streamed: read layer by layer, and told how far."""
     skipped = skipped_layers(checkpoint, against)
     vocabulary = against.vocabulary
     if vocabulary != checkpoint.vocabulary:
