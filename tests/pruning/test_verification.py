@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 import shutil
@@ -20,7 +19,7 @@ from shortstack.errors import CheckpointError
 from shortstack.healing import HealingTask, Partial, Schedule, TrainingData, heal
 from shortstack.pruning import prune, verify
 from shortstack.pruning.verification import cut_of
-from zoo import make, speaking, tiny
+from zoo import edit_config, forge, make, speaking, tiny
 
 SINGLE, RECORD = "model.safetensors", "shortstack.json"
 
@@ -51,15 +50,6 @@ def narrowed(tmp_path_factory):
     assert sum(source.sizes.layer_parameters) + source.sizes.other_parameters == source.parameters
     assert pruned.parameters == cut.sized(source.sizes).parameters.after
     return source, pruned.directory
-
-
-def forge(folder: Path) -> None:
-    """Make the manifest fit the files as they are."""
-    record = json.loads((folder / RECORD).read_text())
-    for name in record["files"]:
-        content = (folder / name).read_bytes()
-        record["files"][name] = {"size": len(content), "sha256": hashlib.sha256(content).hexdigest()}
-    (folder / RECORD).write_text(json.dumps(record))
 
 
 def changed(folder: Path, name: str, change: Callable[[torch.Tensor], torch.Tensor]) -> Checkpoint:
@@ -165,8 +155,7 @@ def test_a_changed_weight_with_a_forged_manifest_gives_other_logits(copy, source
     ],
 )
 def test_a_config_that_does_not_fit_with_a_forged_manifest_is_found(change, found, copy, source, stream):
-    config = json.loads((copy / "config.json").read_text())
-    (copy / "config.json").write_text(json.dumps(config | change))
+    edit_config(copy, **change)
     forge(copy)
     check, said = failed(copy, source, stream=stream)
     assert check == "tensors"

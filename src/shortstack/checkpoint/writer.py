@@ -106,8 +106,12 @@ class CheckpointWriter:
 
     def tensors(self, shards: Sequence[Sequence[StoredTensor]], *, progress: Progress = silent) -> None:
         """Write the weights, one file per entry of `shards`, and the index when there is more than one."""
-        if self.writing is None or self.writing.shards != shards:
-            self._drop()
+        if self.writing and self.writing.shards != shards:
+            self.writing.halt()
+            for path in self.writing.paths:
+                path.unlink(missing_ok=True)
+            self.writing = None
+        if self.writing is None:
             self.begin(shards, progress=progress)
         assert self.writing  # noqa: S101  just begun
         self.files |= self.writing.result()
@@ -117,12 +121,6 @@ class CheckpointWriter:
         if len(shards) > 1:
             total = self.writing.total
             self.json(INDEX, {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))})
-
-    def _drop(self) -> None:
-        if self.writing:
-            self.writing.halt()
-            for path in self.writing.paths:
-                path.unlink(missing_ok=True)
 
     def json(self, name: str, data: Mapping[str, Any]) -> None:
         """Write a JSON file."""

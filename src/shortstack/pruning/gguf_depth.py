@@ -84,19 +84,20 @@ def where(name: str, rule: Rule) -> Rule:
     return lambda layer, depth, fields: rule(layer, depth, fields) if fields.get(name) else None
 
 
-def among_first(name: str) -> Rule:
-    """Make the rule that a layer is one of the first, of which a field says how many they are."""
-    return lambda layer, _depth, fields: layer < fields.get(name, 0)
+def is_dense(layer: int, _depth: int, fields: Fields) -> bool:
+    """Say whether a layer is one of the first, which have no experts."""
+    return bool(layer < fields.get(DENSE_FIRST, 0))
 
 
-def nth_of_first(name: str) -> Rule:
-    """Make the rule of among_first() for layers each of which has something of its own: it gives their numbers."""
-    return lambda layer, _depth, fields: layer if layer < fields.get(name, 0) else None
+def deepstack(layer: int, _depth: int, fields: Fields) -> int | None:
+    """Return the number of one of the first layers, each of which sees something of its own."""
+    return layer if layer < fields.get("n_deepstack_layers", 0) else None
 
 
-def group(name: str) -> Rule:
-    """Make the rule that gives the group of so many layers in which a layer lies: its weights were scaled by that."""
-    return lambda layer, _depth, fields: layer // fields[name] if fields.get(name) else None
+def halvings(layer: int, _depth: int, fields: Fields) -> int | None:
+    """Return how often the weights of a layer were halved, once for every so many before it."""
+    every_so_many = fields.get("rescale_every_n_layers")
+    return layer // every_so_many if every_so_many else None
 
 
 def is_first(layer: int, _depth: int, _fields: Fields) -> bool:
@@ -114,27 +115,27 @@ PLAIN = """
 RULES: dict[str, tuple[Rule, ...]] = {
     **dict.fromkeys(PLAIN.split(), ()),
     "baichuan": (depth_is(40),),  # the 13B alone has ALiBi for positions
-    "bailingmoe": (among_first(DENSE_FIRST),),
-    "bailingmoe2": (among_first(DENSE_FIRST),),
+    "bailingmoe": (is_dense,),
+    "bailingmoe2": (is_dense,),
     "cohere2": (every(4), by_field(SLIDING, 4)),
-    "deepseek": (among_first(DENSE_FIRST),),
-    "deepseek2": (among_first(DENSE_FIRST), depth_is(26), depth_is(27)),  # the lite ones have no rank of queries
-    "dots1": (among_first(DENSE_FIRST),),
-    "ernie4_5-moe": (among_first(DENSE_FIRST), by_field(EXPERTS_EVERY)),
+    "deepseek": (is_dense,),
+    "deepseek2": (is_dense, depth_is(26), depth_is(27)),  # the lite ones have no rank of queries
+    "dots1": (is_dense,),
+    "ernie4_5-moe": (is_dense, by_field(EXPERTS_EVERY)),
     "exaone4": (where("attention.sliding_window", every(4)), depth_is(64)),
     "gemma2": (every(2), by_field(SLIDING, 2), depth_is(46)),  # the 27B scales attention otherwise
     "gemma3": (every(6), by_field(SLIDING, 6), depth_is(62)),
-    "glm4moe": (among_first(DENSE_FIRST),),
+    "glm4moe": (is_dense,),
     "gpt-oss": (every(2), by_field(SLIDING, 2)),
-    "lfm2moe": (among_first(DENSE_FIRST),),
+    "lfm2moe": (is_dense,),
     "llama4": (every(4), by_field(SLIDING, 4), by_field(EXPERTS_EVERY)),
     "olmo2": (where("attention.sliding_window", every(4)), by_field(SLIDING, 4)),
     "qwen35": (by_field(FULL_EVERY, 4),),
     "qwen35moe": (by_field(FULL_EVERY, 4),),
     "qwen3next": (by_field(FULL_EVERY, 4),),
-    "qwen3vl": (nth_of_first("n_deepstack_layers"),),
-    "qwen3vlmoe": (nth_of_first("n_deepstack_layers"),),
-    "rwkv6": (is_first, group("rescale_every_n_layers")),
+    "qwen3vl": (deepstack,),
+    "qwen3vlmoe": (deepstack,),
+    "rwkv6": (is_first, halvings),
     "rwkv7": (is_first,),
     "smallthinker": (every(4, first=True), by_field(SLIDING)),
     "smollm3": (every(4),),

@@ -174,6 +174,7 @@ def _differing(checkpoint: Checkpoint, expected: Iterable[StoredTensor]) -> Iter
             yield tensor.name
 
 
+@torch.no_grad()
 def _logits(checkpoint: Checkpoint, against: Checkpoint, device: str, streamed: Progress | None) -> dict[str, Any]:
     """Compare the cut's logits with its source's without those layers; streamed: read layer by layer, and told how far."""
     skipped = skipped_layers(checkpoint, against)
@@ -192,7 +193,8 @@ def _logits(checkpoint: Checkpoint, against: Checkpoint, device: str, streamed: 
         expected = _walked(against, ids, skipped, dtype=dtype, device=device, progress=streamed)
         logits = _walked(checkpoint, ids, UNPRUNED, dtype=dtype, device=device, progress=streamed)
     else:
-        expected, logits = _computed(checkpoint, against, ids, skipped, device)
+        expected = Decoder.load(against, dtype=torch.float32, device=device).skipping(ids, skipped)
+        logits = checkpoint.model(dtype=torch.float32, device=device)(input_ids=ids, use_cache=False).logits
     difference, allowed = float((logits - expected).abs().max()), 0.0
     plural = "s" if len(skipped) > 1 else ""
     without = f"without layer{plural} {show_layers(sorted(skipped))}" if skipped else "with the same layers"
@@ -207,15 +209,6 @@ def _logits(checkpoint: Checkpoint, against: Checkpoint, device: str, streamed: 
     }
 
 
-@torch.no_grad()
-def _computed(
-    checkpoint: Checkpoint, against: Checkpoint, ids: Tensor, skipped: SkippedLayers, device: str
-) -> tuple[Tensor, Tensor]:
-    expected = Decoder.load(against, dtype=torch.float32, device=device).skipping(ids, skipped)
-    return expected, checkpoint.model(dtype=torch.float32, device=device)(input_ids=ids, use_cache=False).logits
-
-
-@torch.no_grad()
 def _walked(
     checkpoint: Checkpoint, ids: Tensor, skipped: SkippedLayers, *, dtype: torch.dtype, device: str, progress: Progress
 ) -> Tensor:
