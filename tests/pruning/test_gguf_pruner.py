@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import os
-import re
 
 import gguf
 import pytest
@@ -12,7 +11,7 @@ import pytest
 from gguf_models import MAKERS, probabilities
 from shortstack.checkpoint import pieces
 from shortstack.checkpoint.gguf_file import INT32, UINT32, Entry, read_gguf, write_gguf
-from shortstack.errors import ArchitectureError, CheckpointError, InputError, OutputError, PlanError
+from shortstack.errors import ArchitectureError, CheckpointError, OutputError, PlanError
 from shortstack.planning import Plan
 from shortstack.planning.layer_sets import parse_layers
 from shortstack.pruning.gguf_depth import GgufDepth
@@ -158,10 +157,6 @@ def test_files_that_lack_layers_and_plans_of_other_depths_are_refused(tmp_path):
         prune_gguf(tmp_path / "lacking.gguf", plan(8, "3"), tmp_path / "small.gguf")
     with pytest.raises(PlanError, match="8 layers"):
         prune_gguf(whole, plan(9, "3"), tmp_path / "small.gguf")
-    with pytest.raises(OutputError, match="model itself"):
-        prune_gguf(whole, plan(8, "3"), whole)
-    with pytest.raises(InputError, match=re.escape("small.gguf")):
-        prune_gguf(whole, plan(8, "3"), tmp_path / "small-00001-of-00002.gguf")
     (tmp_path / "small.gguf").touch()
     with pytest.raises(OutputError, match="exists"):
         prune_gguf(whole, plan(8, "3"), tmp_path / "small.gguf")
@@ -196,8 +191,6 @@ def test_a_name_that_is_taken_meanwhile_is_not_replaced(tmp_path):
 def test_what_is_changed_afterwards_is_seen(tmp_path):
     whole = MAKERS["llama"](tmp_path / "whole.gguf")
     prune_gguf(whole, plan(8, "2-3"), tmp_path / "small.gguf")
-    with pytest.raises(CheckpointError, match="as shortstack writes it"):
-        verify_gguf(whole)
     content = bytearray((tmp_path / "small.gguf").read_bytes())
     content[-100] ^= 1
     (tmp_path / "small.gguf").write_bytes(content)

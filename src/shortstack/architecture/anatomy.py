@@ -1,4 +1,4 @@
-"""Where a model keeps its decoder layers, found by building it on the meta device.
+"""Where a model keeps its decoder layers, and for how many positions, found by building it on the meta device.
 
 Nothing is tabled by architecture: the layers are the outermost list inside the decoder with as many entries as the text
 config counts.
@@ -7,13 +7,14 @@ config counts.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from shortstack.architecture.config_fields import QUANTISERS, Cut, cut_fields, rename_layers
-from shortstack.errors import ArchitectureError, CheckpointError, is_out_of_memory, one_line
+from shortstack.errors import ArchitectureError, CheckpointError, InputError, is_out_of_memory, one_line
 
 if TYPE_CHECKING:
     import torch
@@ -323,3 +324,43 @@ def shortened(
         for name in filter(QUANTISERS.search, part):
             part[name] = rename_layers(part[name], {anatomy.layers_path, stored_path}, new_index)  # named by either
     return dict(config)
+
+
+class HasPositions(Protocol):
+    """A checkpoint, or a model in memory."""
+
+    @property
+    def positions(self) -> int | None: ...
+
+    @property
+    def anatomy(self) -> Anatomy: ...
+
+
+def learned_positions(model: PreTrainedModel, anatomy: Anatomy) -> int | None:
+    """Return how many positions a model with a table of them has; None where they are computed."""
+    from torch import nn
+
+    parents = {path.rpartition(".")[0] for path in (anatomy.layers_path, anatomy.embedding)}
+    tables = [
+        module.num_embeddings
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Embedding)
+        and name.rpartition(".")[0] in parents
+        and re.search(r"wpe|position", name.rpartition(".")[2])
+    ]
+    stated = getattr(model.config.get_text_config(decoder=True), "max_position_embeddings", None)
+    return min([*tables, stated or max(tables)]) if tables else None
+
+
+def check_positions(
+    model: HasPositions, tokens: int, option: str, *, fix: str = "ask for fewer tokens", note: str = "", where: str = ""
+) -> None:
+    """Refuse a text for which a model has too few positions; tokens: those it reads and those it generates after them."""
+    if model.positions and tokens > model.positions:
+        raise InputError(
+            f"{tokens}{note}",
+            expected=f"at most {model.positions} tokens, for which {model.anatomy.architecture} has positions",
+            fix=fix,
+            option=option,
+            where=where,
+        )

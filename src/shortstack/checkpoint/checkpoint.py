@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 from shortstack.architecture import Anatomy, anatomy
 from shortstack.architecture.config_fields import depth_axis
 from shortstack.architecture.layer_names import LayerNames
-from shortstack.architecture.positions import learned_positions
 from shortstack.checkpoint.file_names import TEMPLATES, TOKENIZER, check_own_files, is_carried_along, read_record
 from shortstack.checkpoint.index import how_to_load, read_tensors
 from shortstack.checkpoint.safetensors import StoredTensor
@@ -117,7 +116,7 @@ class Checkpoint:
     @functools.cached_property
     def positions(self) -> int | None:
         """How many positions the model has a table for; None where they are computed."""
-        return learned_positions(self.blueprint, self.anatomy)
+        return anatomy.learned_positions(self.blueprint, self.anatomy)
 
     @functools.cached_property
     def layer_names(self) -> LayerNames:
