@@ -70,19 +70,6 @@ def spoiled(weight: torch.Tensor) -> torch.Tensor:
     return weight.index_put((torch.tensor(5), torch.tensor(7)), weight[5, 7] + 0.5)
 
 
-def healed(source: Checkpoint, out: Path) -> Checkpoint:
-    heal(
-        source,
-        out,
-        HealingTask(
-            TrainingData("pydoc", max_length=32, max_samples=16),
-            Partial(last=1),
-            schedule=Schedule(num_train_epochs=1, learning_rate=1e-2),
-        ),
-    )
-    return Checkpoint.open(out)
-
-
 @pytest.fixture(params=[False, True], ids=["whole", "streamed"])
 def stream(request):
     """Whether weights are read layer by layer."""
@@ -204,7 +191,9 @@ def test_a_cut_of_a_healed_cut_differs_from_the_original_and_equals_what_was_hea
     first = prune(original, plan(8, layers="2"), tmp_path / "first")
     untrained = prune(first, plan(7, layers="3"), tmp_path / "untrained")
     assert "max abs difference 0 without layers 2, 4" in verify(untrained, against=original).checks["logits"]["detail"]
-    trained = healed(first, tmp_path / "trained")
+    data, schedule = TrainingData("pydoc", max_length=32, max_samples=16), Schedule(max_steps=2, learning_rate=1e-2)
+    heal(first, tmp_path / "trained", HealingTask(data, Partial(last=1), schedule=schedule))
+    trained = Checkpoint.open(tmp_path / "trained")
     second = prune(trained, plan(7, layers="3"), tmp_path / "second")
     for source in (original, first):
         result = verify(second, against=source)
