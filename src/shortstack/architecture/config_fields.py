@@ -189,17 +189,13 @@ def cut_fields(cut: Cut) -> dict[str, Any]:
             continue
         if isinstance(value, list | tuple) and len(value) == cut.layers:
             changes[name] = [value[layer] for layer in cut.kept]
-        elif _is_by_layer(value):
+        elif isinstance(value, Mapping) and value and all(re.fullmatch(r"\d+", str(key)) for key in value):
             by_layer = {int(number): entry for number, entry in value.items()}
             changes[name] = {str(new): by_layer[old] for new, old in enumerate(cut.kept) if old in by_layer}
     for name, rule in RULES.items():
         if name in cut.fields:
             changes.update(rule(name, cut.fields[name], cut))
     return changes
-
-
-def _is_by_layer(value: Any) -> bool:
-    return isinstance(value, Mapping) and bool(value) and all(re.fullmatch(r"\d+", str(key)) for key in value)
 
 
 def _refusal(actual: str, *, expected: str, fix: str, where: str) -> ArchitectureError:
