@@ -8,7 +8,8 @@ import os
 import gguf
 import pytest
 
-from gguf_models import MAKERS, probabilities
+from gguf_models import MAKERS, fields, probabilities
+from plans import plan
 from shortstack.checkpoint import pieces
 from shortstack.checkpoint.gguf_file import INT32, UINT32, Entry, read_gguf, write_gguf
 from shortstack.errors import ArchitectureError, CheckpointError, OutputError, PlanError
@@ -27,15 +28,6 @@ CUTS = {
     "gemma2": ["1-2,5-6"],
     "gemma3": ["0,2,5-7,10"],
 }
-
-
-def plan(layers, removed):
-    return Plan(layers, parse_layers(removed), "layers")
-
-
-def fields(path):
-    found = gguf.GGUFReader(path).fields
-    return {name: field.contents() for name, field in found.items() if not name.startswith("GGUF.")}
 
 
 @pytest.mark.parametrize(
@@ -78,7 +70,7 @@ def test_kept_layers_are_the_bytes_of_the_source_under_new_numbers(name, tmp_pat
     whole = MAKERS[name](tmp_path / "whole.gguf")
     removed = CUTS[name][-1]
     layers = GgufDepth.of(read_gguf(whole)).layers
-    cut = plan(layers, removed)
+    cut = plan(layers, layers=removed)
     prune_gguf(whole, cut.removed, tmp_path / "small.gguf")
     before, after = (
         {each.name: each for each in gguf.GGUFReader(path).tensors} for path in (whole, tmp_path / "small.gguf")
@@ -98,7 +90,7 @@ def test_kept_layers_are_the_bytes_of_the_source_under_new_numbers(name, tmp_pat
 
 def test_values_by_layer_follow_their_layers_and_others_stay(tmp_path):
     whole = MAKERS["openelm"](tmp_path / "whole.gguf", **{"rope.dimension_sections": [1, 2, 3, 4, 5, 6, 7, 8]})
-    prune_gguf(whole, plan(8, "1,3,6"), tmp_path / "small.gguf")
+    prune_gguf(whole, plan(8, layers="1,3,6"), tmp_path / "small.gguf")
     before, after = fields(whole), fields(tmp_path / "small.gguf")
     by_layer = {
         f"openelm.{name}" for name in ("attention.head_count", "attention.head_count_kv", "feed_forward_length")
@@ -111,7 +103,7 @@ def test_values_by_layer_follow_their_layers_and_others_stay(tmp_path):
 def test_dense_layers_are_counted_again_and_prediction_heads_go(tmp_path):
     whole = MAKERS["deepseek"](tmp_path / "whole.gguf", nextn_predict_layers=1)
     assert GgufDepth.of(read_gguf(whole)).layers == 7
-    prune_gguf(whole, plan(7, "0,2,5"), tmp_path / "small.gguf")
+    prune_gguf(whole, plan(7, layers="0,2,5"), tmp_path / "small.gguf")
     said = fields(tmp_path / "small.gguf")
     assert [said[f"deepseek.{name}"] for name in ("leading_dense_block_count", "nextn_predict_layers")] == [1, 0]
     assert {tensor.block for tensor in read_gguf(tmp_path / "small.gguf").tensors} == {None, 0, 1, 2, 3}
@@ -144,7 +136,7 @@ def test_an_interval_becomes_another_where_that_is_exact(tmp_path):
 def test_what_nobody_knows_or_is_not_exact_is_refused(architecture, more, expected, tmp_path):
     whole = MAKERS["llama"](tmp_path / "whole.gguf", architecture=architecture, **more)
     with pytest.raises(ArchitectureError, match=expected):
-        prune_gguf(whole, plan(8, "3,6"), tmp_path / "small.gguf")
+        prune_gguf(whole, plan(8, layers="3,6"), tmp_path / "small.gguf")
     assert [path.name for path in tmp_path.iterdir()] == ["whole.gguf"]
 
 
@@ -154,12 +146,12 @@ def test_files_that_lack_layers_and_plans_of_other_depths_are_refused(tmp_path):
     lacking = [tensor for tensor in model.tensors if tensor.block != 5]
     write_gguf(tmp_path / "lacking.gguf", model.entries, lacking, like=model)
     with pytest.raises(CheckpointError, match="none of layer 5"):
-        prune_gguf(tmp_path / "lacking.gguf", plan(8, "3"), tmp_path / "small.gguf")
+        prune_gguf(tmp_path / "lacking.gguf", plan(8, layers="3"), tmp_path / "small.gguf")
     with pytest.raises(PlanError, match="8 layers"):
-        prune_gguf(whole, plan(9, "3"), tmp_path / "small.gguf")
+        prune_gguf(whole, plan(9, layers="3"), tmp_path / "small.gguf")
     (tmp_path / "small.gguf").touch()
     with pytest.raises(OutputError, match="exists"):
-        prune_gguf(whole, plan(8, "3"), tmp_path / "small.gguf")
+        prune_gguf(whole, plan(8, layers="3"), tmp_path / "small.gguf")
     assert {path.name for path in tmp_path.iterdir()} == {"whole.gguf", "lacking.gguf", "small.gguf"}
 
 
@@ -170,8 +162,8 @@ def test_a_model_in_parts_is_cut_as_one(tmp_path):
         split = {"split.count": Entry.number(2, UINT32), "split.no": Entry.number(number - 1, UINT32)}
         entries = {**model.entries, **split} if number == 1 else split
         write_gguf(tmp_path / f"part-{number:05d}-of-00002.gguf", entries, tensors, like=model)
-    prune_gguf(whole, plan(8, "2-3"), tmp_path / "small.gguf")
-    small = prune_gguf(tmp_path / "part-00002-of-00002.gguf", plan(8, "2-3"), tmp_path / "of_parts.gguf")
+    prune_gguf(whole, plan(8, layers="2-3"), tmp_path / "small.gguf")
+    small = prune_gguf(tmp_path / "part-00002-of-00002.gguf", plan(8, layers="2-3"), tmp_path / "of_parts.gguf")
     assert not [name for name in fields(small) if name.startswith("split.")]
     assert verify_gguf(small, against=whole).ok
     assert verify_gguf(tmp_path / "small.gguf", against=tmp_path / "part-00001-of-00002.gguf").ok
@@ -184,13 +176,13 @@ def test_a_name_that_is_taken_meanwhile_is_not_replaced(tmp_path):
         (tmp_path / "small.gguf").touch()  # by somebody else
 
     with pytest.raises(OutputError, match="exists"):
-        prune_gguf(whole, plan(8, "2-3"), tmp_path / "small.gguf", progress=taking)
+        prune_gguf(whole, plan(8, layers="2-3"), tmp_path / "small.gguf", progress=taking)
     assert not (tmp_path / "small.gguf").read_bytes()
 
 
 def test_what_is_changed_afterwards_is_seen(tmp_path):
     whole = MAKERS["llama"](tmp_path / "whole.gguf")
-    prune_gguf(whole, plan(8, "2-3"), tmp_path / "small.gguf")
+    prune_gguf(whole, plan(8, layers="2-3"), tmp_path / "small.gguf")
     content = bytearray((tmp_path / "small.gguf").read_bytes())
     content[-100] ^= 1
     (tmp_path / "small.gguf").write_bytes(content)
@@ -211,7 +203,7 @@ def test_types_that_nobody_here_knows_are_copied(tmp_path):
     place = content.index(name) + len(name) + 4 + 16  # behind its dimensions
     assert content[place : place + 4] == bytes(4)
     whole.write_bytes(content[:place] + (999).to_bytes(4, "little") + content[place + 4 :])
-    prune_gguf(whole, plan(8, "2-3"), tmp_path / "small.gguf")
+    prune_gguf(whole, plan(8, layers="2-3"), tmp_path / "small.gguf")
     kinds = {tensor.name: tensor.kind for tensor in read_gguf(tmp_path / "small.gguf").tensors}
     assert kinds["blk.3.ffn_up.weight"] == 999
     assert verify_gguf(tmp_path / "small.gguf", against=whole).ok
@@ -230,7 +222,7 @@ def test_a_disk_that_fails_leaves_nothing(call, number, tmp_path, monkeypatch):
 
     monkeypatch.setattr(os, call, failing)
     with pytest.raises(OSError, match="No space left"):
-        prune_gguf(whole, plan(8, "2-3"), tmp_path / "new" / "small.gguf")
+        prune_gguf(whole, plan(8, layers="2-3"), tmp_path / "new" / "small.gguf")
     monkeypatch.undo()
     assert [path.name for path in tmp_path.iterdir()] == ["whole.gguf"]
 
@@ -243,5 +235,5 @@ def test_who_is_stopped_leaves_nothing(tmp_path):
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        prune_gguf(whole, plan(8, "2-3"), tmp_path / "new" / "small.gguf", progress=stop)
+        prune_gguf(whole, plan(8, layers="2-3"), tmp_path / "new" / "small.gguf", progress=stop)
     assert [path.name for path in tmp_path.iterdir()] == ["whole.gguf"]
