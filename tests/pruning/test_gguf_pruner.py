@@ -12,7 +12,7 @@ from gguf_models import MAKERS, fields, probabilities
 from plans import plan
 from shortstack.checkpoint import pieces
 from shortstack.checkpoint.gguf_file import INT32, UINT32, Entry, read_gguf, write_gguf
-from shortstack.errors import ArchitectureError, CheckpointError, OutputError, PlanError
+from shortstack.errors import ArchitectureError, CheckpointError, InputError, OutputError, PlanError
 from shortstack.planning import Plan
 from shortstack.planning.layer_sets import parse_layers
 from shortstack.pruning.gguf_depth import GgufDepth
@@ -149,6 +149,8 @@ def test_files_that_lack_layers_and_plans_of_other_depths_are_refused(tmp_path):
         prune_gguf(tmp_path / "lacking.gguf", plan(8, layers="3"), tmp_path / "small.gguf")
     with pytest.raises(PlanError, match="8 layers"):
         prune_gguf(whole, plan(9, layers="3"), tmp_path / "small.gguf")
+    with pytest.raises(InputError, match=r"name it small\.gguf"):
+        prune_gguf(whole, plan(8, layers="3"), tmp_path / "small-00001-of-00002.gguf")
     (tmp_path / "small.gguf").touch()
     with pytest.raises(OutputError, match="exists"):
         prune_gguf(whole, plan(8, layers="3"), tmp_path / "small.gguf")
