@@ -155,12 +155,12 @@ def child_fixed(source: str, layers: str) -> None:
     from shortstack.checkpoint import Checkpoint
     from shortstack.planning import plan_of
     from shortstack.planning.exactness import pruned_config
-    from shortstack.pruning.pruner import kept_tensors, shared_weight_owners
+    from shortstack.pruning.pruner import kept_tensors
 
     checkpoint = Checkpoint.open(source)
     chosen = plan_of(layers, checkpoint.anatomy.layers).sized(checkpoint.sizes)
     pruned_config(checkpoint, chosen)
-    kept_tensors(checkpoint, chosen, shared_weight_owners(checkpoint, chosen))
+    kept_tensors(checkpoint, chosen)
 
 
 def child_copy(source: str, layers: str, out: str) -> None:
@@ -175,7 +175,7 @@ def child_copy(source: str, layers: str, out: str) -> None:
     checkpoint = Checkpoint.open(source)
     started = time.perf_counter()
     names = LayerNames.seen(checkpoint.tensors, checkpoint.config)
-    kept = kept_tensors(checkpoint, plan_of(layers, checkpoint.depth), {}, names=names)
+    kept = kept_tensors(checkpoint, plan_of(layers, checkpoint.depth), names=names)
     origin = {tensor.name: tensor.file.name for tensor in kept}
     size = sum(tensor.size for tensor in kept)
     with CheckpointWriter(out, source=checkpoint.directory, nbytes=size) as writer:

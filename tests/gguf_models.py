@@ -269,6 +269,12 @@ MAKERS = {
 }
 
 
+def fields(path):
+    """The metadata of a file, read by gguf-py."""
+    found = gguf.GGUFReader(path).fields
+    return {name: field.contents() for name, field in found.items() if not name.startswith("GGUF.")}
+
+
 def serving(path):
     """llama.cpp in this process, with a file loaded."""
     import xllamacpp

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import atexit
 import functools
+import hashlib
+import json
 import shutil
 import tempfile
 from collections.abc import Iterable
@@ -76,6 +78,22 @@ def make(model_type: str, directory: Path, *, seed: int = 0, max_shard_size: str
             parameter.add_(torch.randn_like(parameter) * 0.1)
     model.save_pretrained(directory, max_shard_size=max_shard_size)
     return directory
+
+
+def edit_config(folder: Path, **fields: object) -> None:
+    """Give fields of a checkpoint's config other values."""
+    path = folder / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | fields))
+
+
+def forge(folder: Path) -> None:
+    """Make the manifest of a written checkpoint fit its files as they are."""
+    path = folder / "shortstack.json"
+    record = json.loads(path.read_text())
+    for name in record["files"]:
+        content = (folder / name).read_bytes()
+        record["files"][name] = {"size": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+    path.write_text(json.dumps(record))
 
 
 @functools.cache

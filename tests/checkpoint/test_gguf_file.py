@@ -10,14 +10,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from gguf_models import fields
 from shortstack.checkpoint.gguf_file import BOOL, FLOAT32, INT32, STRING, UINT32, Entry, read_gguf, write_gguf
 from shortstack.errors import CheckpointError
 
 RNG = np.random.default_rng(0)
 
 
-def made(path, *, alignment=None, **tensors):
-    """A file by gguf-py's writer."""
+def made(path, *, alignment=None):
+    """A file by gguf-py's writer, with tensors that do not end where the next begins."""
     writer = gguf.GGUFWriter(path, "llama")
     if alignment:
         writer.add_custom_alignment(alignment)
@@ -27,8 +28,9 @@ def made(path, *, alignment=None, **tensors):
     writer.add_bool("tokenizer.ggml.add_bos_token", True)
     writer.add_string("general.name", "ein Modell, größer als nötig")
     writer.add_token_list(["a", "b", "Ġc", "\u2581d"])
-    for name, values in (tensors or {"token_embd.weight": RNG.normal(size=(4, 8)).astype("float32")}).items():
-        writer.add_tensor(name.replace("__", "."), values)
+    writer.add_tensor("token_embd.weight", RNG.normal(size=(5, 8)).astype("float32"))
+    writer.add_tensor("blk.0.attn_norm.weight", RNG.normal(size=3).astype("float32"))
+    writer.add_tensor("blk.0.ffn_up.weight", RNG.normal(size=(3, 7)).astype("float16"))
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -36,27 +38,19 @@ def made(path, *, alignment=None, **tensors):
     return path
 
 
-def weights():
-    return {
-        "token_embd__weight": RNG.normal(size=(5, 8)).astype("float32"),
-        "blk__0__attn_norm__weight": RNG.normal(size=3).astype("float32"),
-        "blk__0__ffn_up__weight": RNG.normal(size=(3, 7)).astype("float16"),
-    }
-
-
 def seen(path):
     """Read a file by gguf-py."""
-    reader = gguf.GGUFReader(path)
-    fields = {name: field.contents() for name, field in reader.fields.items() if not name.startswith("GGUF.")}
-    tensors = {tensor.name: (int(tensor.tensor_type), tensor.data.tobytes()) for tensor in reader.tensors}
-    return fields, tensors
+    tensors = {
+        tensor.name: (int(tensor.tensor_type), tensor.data.tobytes()) for tensor in gguf.GGUFReader(path).tensors
+    }
+    return fields(path), tensors
 
 
 @pytest.mark.parametrize("alignment", [None, 8])
 def test_what_is_read_is_what_gguf_py_reads(alignment, tmp_path):
-    path = made(tmp_path / "a.gguf", alignment=alignment, **weights())
-    found, (fields, tensors) = read_gguf(path), seen(path)
-    assert {name: entry.value for name, entry in found.entries.items()} == fields
+    path = made(tmp_path / "a.gguf", alignment=alignment)
+    found, (said, tensors) = read_gguf(path), seen(path)
+    assert {name: entry.value for name, entry in found.entries.items()} == said
     assert found.architecture == "llama"
     for tensor in found.tensors:
         kind, data = tensors[tensor.name]
@@ -66,7 +60,7 @@ def test_what_is_read_is_what_gguf_py_reads(alignment, tmp_path):
 
 
 def test_what_is_written_again_is_the_same_to_gguf_py(tmp_path):
-    path = made(tmp_path / "a.gguf", alignment=64, **weights())
+    path = made(tmp_path / "a.gguf", alignment=64)
     found = read_gguf(path)
     write_gguf(tmp_path / "b.gguf", found.entries, found.tensors, like=found)
     assert seen(tmp_path / "b.gguf") == seen(path)
@@ -85,7 +79,7 @@ def test_values_of_every_kind_come_back(kind, value):
 
 
 def test_a_model_in_parts_is_one_and_a_missing_part_is_named(tmp_path):
-    found = read_gguf(made(tmp_path / "a.gguf", **weights()))
+    found = read_gguf(made(tmp_path / "a.gguf"))
     for number, tensors in enumerate((found.tensors[:1], found.tensors[1:]), start=1):
         entries = found.entries if number == 1 else {}
         write_gguf(tmp_path / f"m-{number:05d}-of-00002.gguf", entries, tensors, like=found)
@@ -101,7 +95,7 @@ def test_a_model_in_parts_is_one_and_a_missing_part_is_named(tmp_path):
 @settings(max_examples=60, deadline=None)
 @given(changes=st.lists(st.tuples(st.integers(0, 10**6), st.integers(0, 255)), min_size=1, max_size=4))
 def test_changed_bytes_are_read_or_refused_in_words(changes, tmp_path_factory):
-    path = made(tmp_path_factory.mktemp("gguf") / "a.gguf", **weights())
+    path = made(tmp_path_factory.mktemp("gguf") / "a.gguf")
     content = bytearray(path.read_bytes())
     header = min(tensor.data.start for tensor in read_gguf(path).tensors)
     for place, value in changes:
@@ -135,7 +129,7 @@ def test_what_is_no_such_file_is_said(content, expected, tmp_path):
 
 def test_a_download_that_was_broken_off_is_told(tmp_path):
     """Within the last tensor, of which less is there than its shape and type take."""
-    path = made(tmp_path / "a.gguf", **weights())
+    path = made(tmp_path / "a.gguf")
     path.write_bytes(path.read_bytes()[:-40])
     with pytest.raises(CheckpointError, match="a file that ends after"):
         read_gguf(path)

@@ -18,7 +18,7 @@ from shortstack.checkpoint.source import commit_of
 from shortstack.checkpoint.weights import read_weight
 from shortstack.errors import CheckpointError
 from shortstack.pruning import prune
-from zoo import make, tiny
+from zoo import edit_config, make, tiny
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 
@@ -41,11 +41,6 @@ def put_shards_beside(folder: Path) -> None:
 def map_all_to_the_single_file(folder: Path) -> None:
     names = Checkpoint.open(folder).tensors
     (folder / INDEX).write_text(json.dumps({"metadata": {}, "weight_map": dict.fromkeys(names, SINGLE)}))
-
-
-def set_config(folder: Path, **fields: object) -> None:
-    config = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps(config | fields))
 
 
 def put_other_weights_beside(folder: Path) -> None:
@@ -82,7 +77,7 @@ def put_an_adapter_beside(folder: Path) -> None:
 
 def name_the_weights(folder: Path) -> None:
     """transformers would read that file in place of the one of the usual name."""
-    set_config(folder, transformers_weights=f"../{SINGLE}")
+    edit_config(folder, transformers_weights=f"../{SINGLE}")
 
 
 def store_a_tensor_twice(folder: Path) -> None:
@@ -125,7 +120,7 @@ def change_a_weight(folder: Path) -> None:
 
 CHANGES = (
     change_a_weight,
-    lambda folder: set_config(folder, rope_theta=5e5),
+    lambda folder: edit_config(folder, rope_theta=5e5),
     change_file("tokenizer.json", '{"version": "1.0", "post_processor": "puts BOS first"}'),
     change_file("generation_config.json", '{"eos_token_id": 7}'),
     change_file("chat_template.jinja", "{{ messages[0] }}"),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import pytest
@@ -14,7 +13,7 @@ from plans import plan
 from shortstack.checkpoint import Checkpoint
 from shortstack.errors import CheckpointError
 from shortstack.pruning import prune, verify
-from zoo import make
+from zoo import edit_config, make
 
 CODE = """
 from pathlib import Path
@@ -49,10 +48,8 @@ def source(tmp_path: Path) -> Path:
     """A directory with code that leaves a mark when it runs; its weights are written without running it."""
     folder = make("llama", tmp_path / "source")
     (folder / "ours.py").write_text(CODE.format(marker=str(tmp_path / "ran")))
-    config = json.loads((folder / "config.json").read_text())
     names = {"AutoConfig": "ours.OursConfig", "AutoModelForCausalLM": "ours.OursForCausalLM"}
-    config |= {"model_type": "ours", "architectures": ["OursForCausalLM"], "auto_map": names, "scales": SCALES}
-    (folder / "config.json").write_text(json.dumps(config))
+    edit_config(folder, model_type="ours", architectures=["OursForCausalLM"], auto_map=names, scales=SCALES)
     return folder
 
 

@@ -16,33 +16,21 @@ from shortstack.checkpoint import Checkpoint
 from shortstack.healing.layer_choice import Partial
 from shortstack.pruning import prune, prune_layers, verify
 from zoo import IDS as SPECIAL
-from zoo import SMALL, pass_over
+from zoo import SMALL, ZOO, pass_over
 
-EIGHT = {**SMALL, "vocab_size": 128}
-SEEN = {"hidden_size": 16, "intermediate_size": 32, "num_attention_heads": 2, "num_hidden_layers": 8}
-IMAGE = 120  # the token that stands for a piece of an image
+IMAGE = ZOO["gemma3"]["image_token_index"]
 SOME = plan(8, layers="1,4,6")
 
 
 def llava():
-    vision = {"model_type": "clip_vision_model", **SEEN, "image_size": 16, "patch_size": 8, "projection_dim": 16}
-    text = {"model_type": "llama", **EIGHT}
+    vision = {"model_type": "clip_vision_model", **ZOO["gemma3"]["vision_config"], "projection_dim": 16}
+    text = {"model_type": "llama", **SMALL}
     config = LlavaConfig(text_config=text, vision_config=vision, image_token_index=IMAGE, vision_feature_layer=-2)
     return config, {"pixel_values": torch.randn(1, 3, 16, 16)}
 
 
 def gemma3():
-    text = {**EIGHT, "head_dim": 8, "sliding_window": 6, "sliding_window_pattern": 3, "max_position_embeddings": 64}
-    vision = {**SEEN, "image_size": 16, "patch_size": 8}
-    config = Gemma3Config(
-        text_config=text,
-        vision_config=vision,
-        mm_tokens_per_image=4,
-        image_token_index=IMAGE,
-        boi_token_index=121,
-        eoi_token_index=122,
-    )
-    return config, {"pixel_values": torch.randn(1, 3, 16, 16), "token_type_ids": None}
+    return Gemma3Config(**ZOO["gemma3"]), {"pixel_values": torch.randn(1, 3, 16, 16), "token_type_ids": None}
 
 
 def qwen25_vl():
@@ -58,9 +46,9 @@ def qwen25_vl():
         "window_size": 32,
         "fullatt_block_indexes": [3, 7],
     }
-    text = {**EIGHT, "rope_parameters": {"rope_type": "default", "mrope_section": [1, 1, 2], "rope_theta": 1e4}}
+    text = {**SMALL, "rope_parameters": {"rope_type": "default", "mrope_section": [1, 1, 2], "rope_theta": 1e4}}
     config = Qwen2_5_VLConfig(
-        text_config=text, vision_config=vision, image_token_id=IMAGE, vision_start_token_id=121, vision_end_token_id=122
+        text_config=text, vision_config=vision, image_token_id=IMAGE, vision_start_token_id=94, vision_end_token_id=93
     )
     grid = torch.tensor([[1, 4, 4]])
     return config, {"pixel_values": torch.randn(16, 3 * 2 * 8 * 8), "image_grid_thw": grid}
@@ -152,7 +140,7 @@ def under_another_name(config):
 )
 def test_however_a_config_stores_the_text_it_is_written_so(model_type, form, tmp_path):
     """The cut builds the kept layers, and an untied head is one to transformers."""
-    text = {**EIGHT, "num_key_value_heads": 4, "tie_word_embeddings": True}
+    text = {**SMALL, "num_key_value_heads": 4, "tie_word_embeddings": True}
     vision = {"vision_config": {"depth": 1}} if model_type == "qwen2_vl" else {}
     text |= {"fuyu": {"model_type": "persimmon"}}.get(model_type, {})
     config = CONFIG_MAPPING[model_type](text_config=text, tie_word_embeddings=True, **vision)

@@ -1,10 +1,16 @@
-"""Cuts that prune refuses without a trace, beyond what the errors' own tests cover; and what it copies before it knows."""
+"""Cuts that prune refuses without a trace, beyond what the errors' own tests cover; what it copies before it knows; and that
+any cut is exact, and two cuts are one.
+"""
 
-import json
+import functools
+import tempfile
+from pathlib import Path
 
 import architectures
 import pytest
 import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 from plans import plan
@@ -12,14 +18,9 @@ from shortstack.checkpoint import Checkpoint, CheckpointWriter
 from shortstack.errors import ArchitectureError, CheckpointError
 from shortstack.pruning import prune, verify
 from shortstack.pruning.pruner import check_fits, kept_tensors
-from zoo import make
+from zoo import edit_config, make
 
 SINGLE = "model.safetensors"
-
-
-def edit(directory, **fields):
-    path = directory / "config.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | fields))
 
 
 def refused(directory, tmp_path, error, match, *, layers="1"):
@@ -34,13 +35,13 @@ def refused(directory, tmp_path, error, match, *, layers="1"):
 
 def test_files_with_more_layers_than_the_config_are_not_taken_for_extra_heads(tmp_path):
     directory = make("llama", tmp_path / "source")
-    edit(directory, num_hidden_layers=5)
+    edit_config(directory, num_hidden_layers=5)
     refused(directory, tmp_path, CheckpointError, "layers 0 to 4.*layer 7")
 
 
 def test_declared_extra_heads_go_with_the_cut(tmp_path):
     directory = make("llama", tmp_path / "source")
-    edit(directory, num_hidden_layers=7, num_nextn_predict_layers=1)
+    edit_config(directory, num_hidden_layers=7, num_nextn_predict_layers=1)
     pruned = prune(Checkpoint.open(directory), plan(7, layers="2"), tmp_path / "out")
     assert pruned.config["num_nextn_predict_layers"] == 0
     assert {pruned.layer_names.layer_of(name) for name in pruned.tensors} == {None, 0, 1, 2, 3, 4, 5}
@@ -129,14 +130,14 @@ def test_what_was_copied_for_another_cut_than_the_checked_one_is_written_anew(tm
     """Names alone may mislead: here every layer seems to be the one after it."""
     source = Checkpoint.open(make("llama", tmp_path / "source"))
     cut, begun = plan(source.depth, layers="1"), []
-    other = kept_tensors(source, plan(source.depth, layers="2"), {})
+    other = kept_tensors(source, plan(source.depth, layers="2"))
     monkeypatch.setattr("shortstack.pruning.pruner._Division.seen", lambda _cut: [other])
     begin = CheckpointWriter.begin
     monkeypatch.setattr(
         CheckpointWriter, "begin", lambda self, shards, **rest: (begun.append(shards), begin(self, shards, **rest))
     )
     pruned = prune(source, cut, tmp_path / "out")
-    assert begun == [[other], [kept_tensors(source, cut, {})]]
+    assert begun == [[other], [kept_tensors(source, cut)]]
     assert verify(pruned, against=source).ok
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "source"]
 
@@ -154,3 +155,38 @@ def test_a_cut_that_is_refused_while_it_is_copied_leaves_nothing(tmp_path, monke
         prune(source, plan(source.depth, layers="1"), tmp_path / "new" / "out")
     assert found == [["new", "source"]], "it was being written"
     assert [path.name for path in tmp_path.iterdir()] == ["source"]
+
+
+NAMES = ("gemma3_text", "deepseek_v3, two layers dense", "qwen2_moe, every second layer sparse")
+few = settings(max_examples=3, deadline=None, suppress_health_check=list(HealthCheck))
+keeps = st.sets(st.integers(0, 7), min_size=2, max_size=7).map(sorted)
+
+
+@functools.cache
+def source(name: str) -> Checkpoint:
+    folder = tempfile.TemporaryDirectory()
+    checkpoint = Checkpoint.open(architectures.make(name, Path(folder.name) / "source"))
+    vars(checkpoint)["folder"] = folder  # lives as long as the checkpoint does
+    return checkpoint
+
+
+def without(checkpoint: Checkpoint, removed: list[int], out: Path) -> Checkpoint:
+    return prune(checkpoint, plan(checkpoint.anatomy.layers, layers=removed), out) if removed else checkpoint
+
+
+@pytest.mark.parametrize("name", NAMES)
+@few
+@given(kept=keeps, data=st.data())
+def test_any_cut_is_exact_and_two_cuts_are_one(name, kept, data):
+    first = data.draw(st.sets(st.integers(0, 7)).map(lambda extra: sorted({*kept, *extra})))
+    with tempfile.TemporaryDirectory() as folder:
+        once = without(source(name), [layer for layer in range(8) if layer not in kept], Path(folder) / "once")
+        assert verify(once, against=source(name)).ok
+        half = without(source(name), [layer for layer in range(8) if layer not in first], Path(folder) / "half")
+        rest = [number for number, layer in enumerate(first) if layer not in kept]
+        twice = without(half, rest, Path(folder) / "twice")
+        weights = [load_file(checkpoint.directory / "model.safetensors") for checkpoint in (once, twice)]
+        assert weights[0].keys() == weights[1].keys()
+        assert all(torch.equal(tensor, weights[1][name]) for name, tensor in weights[0].items())
+        assert once.config == twice.config
+        assert (once.record.get("layer_map") or {}) == (twice.record.get("layer_map") or {})

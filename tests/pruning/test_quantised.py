@@ -13,9 +13,8 @@ from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 from plans import plan
 from shortstack.checkpoint import Checkpoint
 from shortstack.errors import ArchitectureError
-from shortstack.machine.files import file_digest
 from shortstack.pruning import prune, prune_layers, pruner, verify
-from zoo import make
+from zoo import edit_config, forge, make
 
 IDS = torch.randint(3, 90, (2, 12), generator=torch.Generator().manual_seed(1))
 SOME = plan(8, layers="1,4,6")
@@ -46,8 +45,7 @@ def source(tmp_path):
 
 
 def with_settings(folder, settings):
-    config = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps({**config, "quantization_config": settings}))
+    edit_config(folder, quantization_config=settings)
     return Checkpoint.open(folder)
 
 
@@ -55,7 +53,7 @@ def with_settings(folder, settings):
 def test_modules_that_are_named_get_their_new_numbers(kind, source, tmp_path):
     before, after = SETTINGS[kind]
     pruned = prune(with_settings(source, before), SOME, tmp_path / "out")
-    assert json.loads((pruned.directory / "config.json").read_text())["quantization_config"] == after
+    assert pruned.config["quantization_config"] == after
 
 
 @pytest.mark.parametrize("kind", PATTERNS)
@@ -95,8 +93,7 @@ def test_a_pattern_in_such_a_file_is_refused_before_a_byte_is_copied(source, tmp
 @pytest.mark.parametrize("field", ["quantization", "modules_to_not_convert"])
 def test_modules_are_named_in_other_fields_too(field, source, tmp_path):
     """MLX has settings of modules in `quantization`, and others lists of them outside of all settings."""
-    config = json.loads((source / "config.json").read_text())
-    (source / "config.json").write_text(json.dumps({**config, field: {"model.layers.5.mlp": {"bits": 8}}}))
+    edit_config(source, **{field: {"model.layers.5.mlp": {"bits": 8}}})
     pruned = prune(Checkpoint.open(source), SOME, tmp_path / "out")
     assert pruned.config[field] == {"model.layers.3.mlp": {"bits": 8}}
 
@@ -140,7 +137,7 @@ def test_weights_of_compressed_tensors_are_cut_as_they_are_and_load(tmp_path):
     compressor.update_config(str(tmp_path / "quantised"))
     source = Checkpoint.open(tmp_path / "quantised")
     pruned = prune(source, SOME, tmp_path / "out")
-    ignored = json.loads((pruned.directory / "config.json").read_text())["quantization_config"]["ignore"]
+    ignored = pruned.config["quantization_config"]["ignore"]
     assert {"model.layers.1.mlp.down_proj", "model.layers.3.mlp.up_proj", "lm_head"} <= set(ignored)
     assert not any(".4." in name or ".5." in name for name in ignored)
     assert verify(pruned, against=source).ok
@@ -158,9 +155,7 @@ def test_what_cannot_be_loaded_here_is_compared_byte_for_byte(source, tmp_path, 
         raise told
 
     bits = {"load_in_8bit": True, "quant_method": "bitsandbytes"}  # settings that can be read without either
-    settings = json.loads((source / "config.json").read_text()) | {"quantization_config": bits}
-    (source / "config.json").write_text(json.dumps(settings))
-    whole = Checkpoint.open(source)
+    whole = with_settings(source, bits)
     small = prune(whole, SOME, tmp_path / "small")
     monkeypatch.setattr("transformers.quantizers.quantizer_bnb_8bit.Bnb8BitHfQuantizer.validate_environment", refused)
     found = verify(small, against=whole)
@@ -184,8 +179,5 @@ def test_quantised_weights_that_are_damaged_are_not_taken_for_such(source, tmp_p
     weights = load_file(small.directory / "model.safetensors")
     del weights["model.norm.weight"]
     save_file(weights, small.directory / "model.safetensors", {"format": "pt"})
-    record = json.loads((small.directory / "shortstack.json").read_text())
-    path = small.directory / "model.safetensors"
-    record["files"]["model.safetensors"] = {"size": path.stat().st_size, "sha256": file_digest(path)}
-    (small.directory / "shortstack.json").write_text(json.dumps(record))
+    forge(small.directory)
     assert not verify(Checkpoint.open(small.directory)).ok

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 import shutil
@@ -20,7 +19,7 @@ from shortstack.errors import CheckpointError
 from shortstack.healing import HealingTask, Partial, Schedule, TrainingData, heal
 from shortstack.pruning import prune, verify
 from shortstack.pruning.verification import cut_of
-from zoo import make, speaking, tiny
+from zoo import edit_config, forge, make, speaking, tiny
 
 SINGLE, RECORD = "model.safetensors", "shortstack.json"
 
@@ -53,15 +52,6 @@ def narrowed(tmp_path_factory):
     return source, pruned.directory
 
 
-def forge(folder: Path) -> None:
-    """Make the manifest fit the files as they are."""
-    record = json.loads((folder / RECORD).read_text())
-    for name in record["files"]:
-        content = (folder / name).read_bytes()
-        record["files"][name] = {"size": len(content), "sha256": hashlib.sha256(content).hexdigest()}
-    (folder / RECORD).write_text(json.dumps(record))
-
-
 def changed(folder: Path, name: str, change: Callable[[torch.Tensor], torch.Tensor]) -> Checkpoint:
     """The checkpoint with another value of one weight, and a manifest that fits it."""
     tensors = load_file(folder / SINGLE)
@@ -78,19 +68,6 @@ def rounded(weight: torch.Tensor) -> torch.Tensor:
 def spoiled(weight: torch.Tensor) -> torch.Tensor:
     """One number of the matrix is another."""
     return weight.index_put((torch.tensor(5), torch.tensor(7)), weight[5, 7] + 0.5)
-
-
-def healed(source: Checkpoint, out: Path) -> Checkpoint:
-    heal(
-        source,
-        out,
-        HealingTask(
-            TrainingData("pydoc", max_length=32, max_samples=16),
-            Partial(last=1),
-            schedule=Schedule(num_train_epochs=1, learning_rate=1e-2),
-        ),
-    )
-    return Checkpoint.open(out)
 
 
 @pytest.fixture(params=[False, True], ids=["whole", "streamed"])
@@ -165,8 +142,7 @@ def test_a_changed_weight_with_a_forged_manifest_gives_other_logits(copy, source
     ],
 )
 def test_a_config_that_does_not_fit_with_a_forged_manifest_is_found(change, found, copy, source, stream):
-    config = json.loads((copy / "config.json").read_text())
-    (copy / "config.json").write_text(json.dumps(config | change))
+    edit_config(copy, **change)
     forge(copy)
     check, said = failed(copy, source, stream=stream)
     assert check == "tensors"
@@ -215,7 +191,9 @@ def test_a_cut_of_a_healed_cut_differs_from_the_original_and_equals_what_was_hea
     first = prune(original, plan(8, layers="2"), tmp_path / "first")
     untrained = prune(first, plan(7, layers="3"), tmp_path / "untrained")
     assert "max abs difference 0 without layers 2, 4" in verify(untrained, against=original).checks["logits"]["detail"]
-    trained = healed(first, tmp_path / "trained")
+    data, schedule = TrainingData("pydoc", max_length=32, max_samples=16), Schedule(max_steps=2, learning_rate=1e-2)
+    heal(first, tmp_path / "trained", HealingTask(data, Partial(last=1), schedule=schedule))
+    trained = Checkpoint.open(tmp_path / "trained")
     second = prune(trained, plan(7, layers="3"), tmp_path / "second")
     for source in (original, first):
         result = verify(second, against=source)

@@ -1,7 +1,5 @@
 from . import anatomy as anatomy
 from . import config_fields as config_fields
-from . import gguf_rules as gguf_rules
 from . import layer_names as layer_names
-from . import positions as positions
 from . import selfcheck as selfcheck
 from .anatomy import Anatomy as Anatomy

@@ -1,4 +1,4 @@
-"""Where a model keeps its decoder layers, found by building it on the meta device.
+"""Where a model keeps its decoder layers, and for how many positions, found by building it on the meta device.
 
 Nothing is tabled by architecture: the layers are the outermost list inside the decoder with as many entries as the text
 config counts.
@@ -7,13 +7,14 @@ config counts.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from shortstack.architecture.config_fields import QUANTISERS, Cut, cut_fields, rename_layers
-from shortstack.errors import ArchitectureError, CheckpointError, is_out_of_memory, one_line
+from shortstack.errors import ArchitectureError, CheckpointError, InputError, is_out_of_memory, one_line
 
 if TYPE_CHECKING:
     import torch
@@ -73,7 +74,6 @@ class Anatomy:
     count_keys: tuple[str, ...]
 
     def layer(self, index: int) -> str:
-        """Return the module path of one layer."""
         return f"{self.layers_path}.{index}"
 
 
@@ -155,22 +155,13 @@ def meta_model(
 
 
 def auto_class(model_type: str) -> Any:
-    """Find the class of transformers that loads a type: that of causal language models, or of those that see images, too.
+    """Find the class of transformers that loads a type: that of causal language models, or of those that see images."""
+    from transformers.models.auto import modeling_auto as auto
 
-    Some of the latter are causal language models to transformers as well (gemma3); then both are the same.
-    """
-    from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
-    from transformers.models.auto.modeling_auto import (
-        MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
-        MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES,
-    )
-
-    sees = model_type in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
-    return (
-        AutoModelForImageTextToText
-        if sees and model_type not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
-        else AutoModelForCausalLM
-    )
+    if model_type in auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:  # some see images, too (gemma3), and are one class
+        return auto.AutoModelForCausalLM
+    sees = model_type in auto.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
+    return auto.AutoModelForImageTextToText if sees else auto.AutoModelForCausalLM
 
 
 def _check_known(directory: Path, raw: Mapping[str, Any], trust_remote_code: bool) -> None:
@@ -196,11 +187,7 @@ def _check_known(directory: Path, raw: Mapping[str, Any], trust_remote_code: boo
 
 
 def _check_decoder_only(directory: Path, config: PretrainedConfig, raw: Mapping[str, Any]) -> None:
-    from transformers.models.auto.modeling_auto import (
-        MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
-        MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES,
-        MODEL_FOR_MASKED_LM_MAPPING_NAMES,
-    )
+    from transformers.models.auto import modeling_auto as auto
 
     def refuse(kind: str) -> None:
         raise ArchitectureError(
@@ -212,12 +199,12 @@ def _check_decoder_only(directory: Path, config: PretrainedConfig, raw: Mapping[
 
     if config.is_encoder_decoder:
         refuse(f"{config.model_type}, an encoder-decoder")
-    known = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.keys() | MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES.keys()
+    known = auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.keys() | auto.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES.keys()
     if config.model_type not in known and not raw.get("auto_map"):
         refuse(f"{config.model_type}, which has no causal language model in transformers")
     if raw["model_type"] in UNSUPPORTED:
         refuse(f"{raw['model_type']}, {UNSUPPORTED[raw['model_type']]}")
-    if config.model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES and getattr(config, "is_decoder", None) is False:
+    if config.model_type in auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES and getattr(config, "is_decoder", None) is False:
         refuse(f"{config.model_type}, an encoder")
 
 
@@ -270,10 +257,7 @@ def text_attribute(config: PretrainedConfig) -> str | None:
 
 
 def resolved_fields(config: PretrainedConfig) -> dict[str, Any]:
-    """Return every field as the model reads it.
-
-    Some configs store other values (dory's counts attention and MLP apart).
-    """
+    """Return every field as the model reads it; some configs store others (dory's counts attention and MLP apart)."""
     stored: dict[str, Any] = config.to_dict()
     return stored | {name: value for name, value in vars(config).items() if name in stored}
 
@@ -340,3 +324,43 @@ def shortened(
         for name in filter(QUANTISERS.search, part):
             part[name] = rename_layers(part[name], {anatomy.layers_path, stored_path}, new_index)  # named by either
     return dict(config)
+
+
+class HasPositions(Protocol):
+    """A checkpoint, or a model in memory."""
+
+    @property
+    def positions(self) -> int | None: ...
+
+    @property
+    def anatomy(self) -> Anatomy: ...
+
+
+def learned_positions(model: PreTrainedModel, anatomy: Anatomy) -> int | None:
+    """Return how many positions a model with a table of them has; None where they are computed."""
+    from torch import nn
+
+    parents = {path.rpartition(".")[0] for path in (anatomy.layers_path, anatomy.embedding)}
+    tables = [
+        module.num_embeddings
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Embedding)
+        and name.rpartition(".")[0] in parents
+        and re.search(r"wpe|position", name.rpartition(".")[2])
+    ]
+    stated = getattr(model.config.get_text_config(decoder=True), "max_position_embeddings", None)
+    return min([*tables, stated or max(tables)]) if tables else None
+
+
+def check_positions(
+    model: HasPositions, tokens: int, option: str, *, fix: str = "ask for fewer tokens", note: str = "", where: str = ""
+) -> None:
+    """Refuse a text for which a model has too few positions; tokens: those it reads and those it generates after them."""
+    if model.positions and tokens > model.positions:
+        raise InputError(
+            f"{tokens}{note}",
+            expected=f"at most {model.positions} tokens, for which {model.anatomy.architecture} has positions",
+            fix=fix,
+            option=option,
+            where=where,
+        )

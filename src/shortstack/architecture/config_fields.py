@@ -1,7 +1,8 @@
 """Which config fields follow the layers, and what a cut makes of each. Pure: dictionaries in, dictionaries out.
 
 The general rule: a top-level list with one entry per layer loses the entries of the removed layers. Fields that count,
-name or space layers have a rule of their own in RULES; a new quirk is one entry there.
+name or space layers have a rule of their own in RULES; a new quirk is one entry there. Where no value expresses a cut, the
+fields stay as they are, and the self-check refuses it.
 """
 
 from __future__ import annotations
@@ -18,6 +19,11 @@ from shortstack.errors import ArchitectureError
 NOT_PER_LAYER = ("token", "architectures", "dtype", "label", "languages", "mtp", "multipliers", "time_step_limit")
 # Modules outside the layers whose weights hold a block for each layer, one after the other along this axis (gemma3n).
 DEPTH_BLOCKS: Mapping[str, int] = {"embed_tokens_per_layer": 1, "per_layer_model_projection": 0}
+
+
+def depth_axis(name: str) -> int | None:
+    """Return the axis along which a weight has a block for each layer; None where it has none."""
+    return next((axis for block, axis in DEPTH_BLOCKS.items() if f".{block}." in f".{name}"), None)
 
 
 @dataclass(frozen=True)
@@ -63,16 +69,12 @@ def repeated(name: str, value: Any, cut: Cut) -> Mapping[str, Any]:
     return {name: [value[layer % len(value)] for layer in cut.kept]} if value else {}
 
 
-def between(first: str, last: str) -> Rule:
-    """Count the layers between the `first` field's leading ones and the `last` field's trailing ones (dory's loop)."""
-
-    def rule(name: str, value: Any, cut: Cut) -> Mapping[str, Any]:
-        before, after = cut.fields.get(first), cut.fields.get(last)
-        if value is None or before is None or after is None:
-            return {}
-        return {name: sum(before <= layer < cut.layers - after for layer in cut.kept)}
-
-    return rule
+def looped(name: str, value: Any, cut: Cut) -> Mapping[str, Any]:
+    """Count the layers that stay of dory's loop, between its leading and its trailing ones."""
+    before, after = cut.fields.get("n_input_layers"), cut.fields.get("n_output_layers")
+    if value is None or before is None or after is None:
+        return {}
+    return {name: sum(before <= layer < cut.layers - after for layer in cut.kept)}
 
 
 def depth_scale(name: str, value: Any, cut: Cut) -> Mapping[str, Any]:
@@ -89,10 +91,7 @@ def depth_scale(name: str, value: Any, cut: Cut) -> Mapping[str, Any]:
 
 
 def moe_range(name: str, value: Any, cut: Cut) -> Mapping[str, Any]:
-    """Put the layers with experts, ERNIE's from start to end with (i + 1) % interval == 0, as a range with interval 1.
-
-    Where it is none, the fields stay as they are and the self-check refuses the cut.
-    """
+    """Put the layers with experts, ERNIE's from start to end with (i + 1) % interval == 0, as a range with interval 1."""
     start, end, step = (cut.fields.get(f"moe_layer_{part}") for part in ("start_index", "end_index", "interval"))
     if start is None or end is None or not step:
         return {}
@@ -111,10 +110,7 @@ def spelled_out(name: str, value: Any, cut: Cut) -> Mapping[str, Any]:
 
 
 def periodic(offset: str) -> Rule:
-    """Find the period and offset that still describe special layers, those with index % period == offset (jamba).
-
-    Where none does, the fields stay as they are and the self-check refuses the cut.
-    """
+    """Find the period and offset that still describe special layers, those with index % period == offset (jamba)."""
 
     def rule(name: str, value: Any, cut: Cut) -> Mapping[str, Any]:
         start = cut.fields.get(offset)
@@ -137,10 +133,7 @@ def _fit_period(marked: Sequence[int], layers: int) -> tuple[int, int] | None:
 
 
 def sparse_step(name: str, value: Any, cut: Cut) -> Mapping[str, Any]:
-    """Set Qwen MoE's step to 1, which any mix fits.
-
-    Layer i is sparse when (i + 1) % step == 0 and i is not in mlp_only_layers.
-    """
+    """Set Qwen MoE's step to 1, which any mix fits: layer i is sparse when step divides i + 1, if not in mlp_only_layers."""
     if not value or value == 1:
         return {}
     only = set(cut.fields.get("mlp_only_layers") or ())
@@ -164,7 +157,7 @@ RULES: Mapping[str, Rule] = {
     "num_mtp_layers": extra_heads,
     "mtp_num_hidden_layers": extra_heads,
     "n_input_layers": leading,
-    "n_recurrent_layers": between("n_input_layers", "n_output_layers"),
+    "n_recurrent_layers": looped,
     "n_output_layers": trailing,
     "scale_depth": depth_scale,
     "moe_layer_start_index": moe_range,
@@ -196,17 +189,13 @@ def cut_fields(cut: Cut) -> dict[str, Any]:
             continue
         if isinstance(value, list | tuple) and len(value) == cut.layers:
             changes[name] = [value[layer] for layer in cut.kept]
-        elif _is_by_layer(value):
+        elif isinstance(value, Mapping) and value and all(re.fullmatch(r"\d+", str(key)) for key in value):
             by_layer = {int(number): entry for number, entry in value.items()}
             changes[name] = {str(new): by_layer[old] for new, old in enumerate(cut.kept) if old in by_layer}
     for name, rule in RULES.items():
         if name in cut.fields:
             changes.update(rule(name, cut.fields[name], cut))
     return changes
-
-
-def _is_by_layer(value: Any) -> bool:
-    return isinstance(value, Mapping) and bool(value) and all(re.fullmatch(r"\d+", str(key)) for key in value)
 
 
 def _refusal(actual: str, *, expected: str, fix: str, where: str) -> ArchitectureError:
@@ -332,12 +321,8 @@ NUMBER = re.compile(r"(?<![A-Za-z0-9_])\d+(?![A-Za-z0-9_])")
 def _renamed(name: str, paths: Collection[str], new_index: Mapping[int, int]) -> str | None:
     layer = re.fullmatch(rf"({'|'.join(map(re.escape, paths))})\.(\d+)(\..*)?", name)
     if PATTERN.search(name) and NUMBER.search(name) and (not layer or OTHER_THAN_STARS.search(name)):
-        raise ArchitectureError(
-            f"the pattern {name!r}",
-            expected="layers named one by one",
-            fix="replace it by the names it stands for",
-            where="config.json, quantization_config",
-        )
+        expected, fix = "layers named one by one", "replace it by the names it stands for"
+        raise _refusal(f"the pattern {name!r}", expected=expected, fix=fix, where="quantization_config")
     if not layer:
         return name
     new = new_index.get(int(layer[2]))

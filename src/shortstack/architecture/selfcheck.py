@@ -54,9 +54,9 @@ class _Comparison:
 
     def follows(self, old: Any, new: Any) -> bool:
         """Say whether a list is what the cut makes of it: one with an entry for each layer, or one of layer numbers."""
-        if not isinstance(old, list | tuple) or not isinstance(new, list | tuple):
-            return False
-        return self.sliced(old, new) or [self.kept.index(layer) for layer in old if layer in self.kept] == list(new)
+        lists = isinstance(old, list | tuple) and isinstance(new, list | tuple)
+        numbers = lists and [self.kept.index(layer) for layer in old if layer in self.kept] == list(new)
+        return numbers or self.sliced(old, new)
 
     def sliced(self, old: Any, new: Any) -> bool:
         """Return whether a list has an entry for each layer, and lost those of the removed ones."""
@@ -80,8 +80,8 @@ def check_cut(
     directory: Path,
     *,
     trust_remote_code: bool = False,
-) -> None:
-    """Compare what the pruned config builds on the meta device with the original's kept layers."""
+) -> tuple[PreTrainedModel, Anatomy]:
+    """Compare what the pruned config builds on the meta device with the original's kept layers, and return it."""
     after, rebuilt = built(config, directory, trust_remote_code)
     if rebuilt.layers != len(kept):
         raise ArchitectureError(
@@ -100,22 +100,30 @@ def check_cut(
     comparison = _Comparison(model, after, anatomy.layers_path, kept, directory)
     _compare_layers(comparison, rebuilt.layers_path)
     _compare_rest(comparison, rebuilt.layers_path)
+    return after, rebuilt
 
 
 def built(config: Mapping[str, Any], directory: Path, trust_remote_code: bool) -> tuple[PreTrainedModel, Anatomy]:
-    """Return the model on the meta device, and its anatomy, that a config for the checkpoint in `directory` builds."""
+    """Return what the pruned config of the checkpoint in `directory` builds, as blueprint()."""
+    try:
+        return blueprint(config, directory, trust_remote_code)
+    except (CheckpointError, ArchitectureError) as error:
+        raise ArchitectureError(
+            error.found, expected="the pruned config to build", fix="choose other layers", where=directory
+        ) from error
+
+
+def blueprint(
+    config: Mapping[str, Any], directory: Path, trust_remote_code: bool = False
+) -> tuple[PreTrainedModel, Anatomy]:
+    """Return the model on the meta device, and its anatomy, that a config builds; directory: of its code, in errors."""
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / "config.json").write_text(json.dumps(config))
         if trust_remote_code:
             for code in directory.glob("*.py"):
                 shutil.copy(code, folder)
-        try:
-            model = meta_model(Path(folder), trust_remote_code=trust_remote_code)
-            return model, dissect(model, config, directory)
-        except (CheckpointError, ArchitectureError) as error:
-            raise ArchitectureError(
-                error.found, expected="the pruned config to build", fix="choose other layers", where=directory
-            ) from error
+        model = meta_model(Path(folder), trust_remote_code=trust_remote_code)
+        return model, dissect(model, config, directory)
 
 
 def _counts_tokens(model: PreTrainedModel) -> bool:
@@ -167,10 +175,7 @@ def _own_numbers(layers: Sequence[Facts]) -> dict[str, tuple[int, int]]:
 
 
 def _compare_rest(comparison: _Comparison, path: str) -> None:
-    """Compare what is outside the layers.
-
-    What counts or lists the layers follows the cut, and what only a removed kind needs may go.
-    """
+    """Compare what is outside the layers: what counts or lists them follows the cut; what a removed kind needs may go."""
     before, after = _outside(comparison.before, comparison.path), _outside(comparison.after, path)
     gone = _kinds(comparison.before) - _kinds(comparison.after)
     for name in _outermost_first(before.keys() | after.keys()):
@@ -231,11 +236,6 @@ def _facts(module: nn.Module) -> Iterator[tuple[str, Any]]:
 def plain_attributes(module: nn.Module) -> Iterator[tuple[str, Any]]:
     """Yield a module's own attributes that are numbers, texts, or lists of them."""
     for name, value in vars(module).items():
-        if not name.startswith("_") and name not in NOT_STRUCTURE and _is_plain(value):
+        items = value if isinstance(value, list | tuple) else [value]
+        if not name.startswith("_") and name not in NOT_STRUCTURE and all(isinstance(item, SCALARS) for item in items):
             yield name, value
-
-
-def _is_plain(value: Any) -> bool:
-    if isinstance(value, list | tuple):
-        return all(isinstance(item, SCALARS) for item in value)
-    return isinstance(value, SCALARS)

@@ -1,7 +1,7 @@
 """Checkpoints on disk: found, read by headers and byte ranges, and written whole or not at all.
 
-An export format is one file here. A checkpoint's source is never modified, nothing is unpickled, and `record` is the one
-place that knows shortstack.json.
+An export format is one file here. A checkpoint's source is never modified, and nothing is unpickled. What shortstack.json
+says is made by `record` and checked by `file_names`.
 """
 
 from lazy_loader import attach_stub

@@ -1,8 +1,10 @@
-"""Checkpoints, read lazily: directories, hub ids, .gguf files and `demo`."""
+"""Checkpoints, read lazily: directories, hub ids, .gguf files, `demo`, and loaded models, saved into the cache."""
 
 from __future__ import annotations
 
 import functools
+import hashlib
+import tempfile
 import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
@@ -10,18 +12,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from shortstack.architecture import Anatomy, anatomy
-from shortstack.architecture.config_fields import DEPTH_BLOCKS
+from shortstack.architecture.config_fields import depth_axis
 from shortstack.architecture.layer_names import LayerNames
-from shortstack.architecture.positions import learned_positions
-from shortstack.checkpoint.file_names import TEMPLATES, TOKENIZER, check_own_files, is_carried_along
+from shortstack.checkpoint.file_names import TEMPLATES, TOKENIZER, check_own_files, is_carried_along, read_record
 from shortstack.checkpoint.index import how_to_load, read_tensors
-from shortstack.checkpoint.loaded import saved
-from shortstack.checkpoint.record_file import read_record
 from shortstack.checkpoint.safetensors import StoredTensor
 from shortstack.checkpoint.sizes import Sizes
 from shortstack.checkpoint.source import commit_of, locate
 from shortstack.errors import CheckpointError, InputError, one_line
-from shortstack.machine.files import digest, file_digest
+from shortstack.machine.cache import cache_directory, content_key, kept_folder, make_room, mark_used
+from shortstack.machine.files import check_disk, digest, file_digest
 from shortstack.machine.memory import check_room
 from shortstack.machine.progress import Progress, hush_transformers, in_notebooks
 from shortstack.machine.typed import typed
@@ -87,7 +87,7 @@ class Checkpoint:
             return model
         if isinstance(model, str | Path):
             return cls.open(model)
-        opened = cls.open(saved(model))
+        opened = cls.open(_saved(model))
         return replace(opened, source=str(model.name_or_path) or opened.source)
 
     @functools.cached_property
@@ -116,7 +116,7 @@ class Checkpoint:
     @functools.cached_property
     def positions(self) -> int | None:
         """How many positions the model has a table for; None where they are computed."""
-        return learned_positions(self.blueprint, self.anatomy)
+        return anatomy.learned_positions(self.blueprint, self.anatomy)
 
     @functools.cached_property
     def layer_names(self) -> LayerNames:
@@ -138,7 +138,7 @@ class Checkpoint:
         """Yield of each tensor the layer, or what it has of each layer, with its parameters and bytes."""
         layers, names = self.anatomy.layers, self.layer_names
         for tensor in self.tensors.values():
-            if any(f".{block}." in f".{tensor.name}" for block in DEPTH_BLOCKS):
+            if depth_axis(tensor.name) is not None:
                 for layer in range(layers):
                     yield layer, tensor.parameters // layers, tensor.size // layers
             else:
@@ -332,3 +332,76 @@ def _align(model: PreTrainedModel) -> None:
     for weight in (*model.parameters(), *model.buffers()):
         if weight.data_ptr() % ALIGNMENT:
             weight.data = weight.data.clone()
+
+
+def _saved(model: Any) -> Path:
+    """Save a loaded model as it is now, with the tokenizer of the place that it was loaded from; return the directory."""
+    _check_plain(model)
+    # By save_pretrained, to the config, too.
+    written = {"dtype": str(model.dtype), "architectures": [type(model).__name__]}
+    config, source = {**model.config.to_dict(), **written}, str(model.name_or_path)
+    generation = model.generation_config.to_dict() if model.can_generate() else None
+    tokenizer = _tokenizer(source)
+    key = content_key(
+        "models",
+        weights=_weights_digest(model),
+        config=config,
+        source=source,
+        generation=generation,
+        tokenizer=tokenizer and _saved_digest(tokenizer),
+    )
+    place = cache_directory("models") / key
+    if place.is_dir():
+        mark_used(place)
+        return place
+    nbytes = sum(weight.numel() * weight.element_size() for weight in model.parameters())
+    make_room(nbytes)
+    check_disk(place.parent, nbytes, what="a model that was given in memory")
+    hush_transformers()
+    with kept_folder(place) as partial:
+        model.save_pretrained(partial)
+        if tokenizer is not None:
+            tokenizer.save_pretrained(partial)
+    return place
+
+
+def _check_plain(model: Any) -> None:
+    expected, fix = "a directory, a hub id, a Checkpoint or a loaded model of transformers", "give one of them"
+    if not hasattr(model, "save_pretrained") or not hasattr(model, "config"):
+        raise InputError(type(model).__name__, expected=expected, fix=fix, where="the model")
+    away = next((name for name, weight in model.named_parameters() if weight.is_meta), None)
+    quantised = getattr(model, "hf_quantizer", None) is not None
+    if quantised or hasattr(model, "peft_config") or away:
+        kind = "quantised weights" if quantised else f"{away} elsewhere" if away else "adapters"
+        fix = "name its directory; merge_and_unload() adapters first"
+        raise InputError(kind, expected="plain weights in memory", fix=fix, where="the model")
+
+
+def _weights_digest(model: PreTrainedModel) -> str:
+    import torch
+
+    sha = hashlib.sha256()
+    for name, weight in sorted(model.state_dict().items()):
+        sha.update(f"{name} {weight.dtype} {tuple(weight.shape)}".encode())
+        sha.update(memoryview(weight.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()))
+    return sha.hexdigest()
+
+
+def _tokenizer(source: str) -> PreTrainedTokenizerBase | None:
+    """Load the tokenizer of the place that a model was loaded from; None where it has none."""
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer: PreTrainedTokenizerBase | None = (
+            AutoTokenizer.from_pretrained(source, local_files_only=True, trust_remote_code=False) if source else None
+        )
+    except (OSError, ValueError):
+        return None
+    return tokenizer
+
+
+def _saved_digest(tokenizer: PreTrainedTokenizerBase) -> str:
+    with tempfile.TemporaryDirectory() as folder:
+        tokenizer.save_pretrained(folder)
+        files = sorted(path for path in Path(folder).rglob("*") if path.is_file())
+        return digest({str(path.relative_to(folder)): file_digest(path) for path in files})

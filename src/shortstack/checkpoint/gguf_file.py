@@ -17,9 +17,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from shortstack.checkpoint.pieces import Piece, Span, WrittenFile, write_pieces
+from shortstack.checkpoint.pieces import Piece, Span, WrittenFile, broken, write_pieces
 from shortstack.checkpoint.sizes import Sizes
-from shortstack.errors import CheckpointError
 from shortstack.machine.files import check_new, rename_new, scratch_beside, sync_tree
 from shortstack.machine.locks import OutputLock
 
@@ -117,12 +116,12 @@ class GgufFile:
         """The architecture, which prefixes the names of its metadata: llama, qwen2."""
         entry = self.entries.get("general.architecture")
         if entry is None or entry.kind != STRING or not entry.value:
-            raise _broken(self.parts[0], "general.architecture", "none")
+            raise broken(self.parts[0], "general.architecture", "none")
         return str(entry.value)
 
     @property
     def alignment(self) -> int:
-        return _alignment(self.entries)
+        return int(_alignment(self.entries))
 
     def sizes(self, layers: int) -> Sizes:
         """Count parameters and bytes of each layer, and of what is none; blocks past the last layer go with any cut."""
@@ -131,10 +130,10 @@ class GgufFile:
         )
 
 
-def _alignment(entries: Mapping[str, Entry]) -> int:
+def _alignment(entries: Mapping[str, Entry]) -> Any:
     """Read the alignment of a file with this metadata; a later part of a model does not have the first one's."""
     entry = entries.get("general.alignment")
-    return int(entry.value) if entry else ALIGNMENT
+    return entry.value if entry else ALIGNMENT
 
 
 def read_gguf(path: Path) -> GgufFile:
@@ -144,7 +143,7 @@ def read_gguf(path: Path) -> GgufFile:
     tensors = tuple(tensor for part in read for tensor in part.tensors)
     names = {tensor.name for tensor in tensors}
     if len(names) != len(tensors):
-        raise _broken(path, "tensors of different names", "two of one name")
+        raise broken(path, "tensors of different names", "two of one name")
     return GgufFile(parts, read[0].version, read[0].entries, tensors)
 
 
@@ -159,9 +158,9 @@ def _parts_of(path: Path) -> tuple[Path, ...]:
     missing = next((part for part in parts if not part.is_file()), None)
     elsewhere = [part for part in parts if part.resolve().parent != path.resolve().parent]
     if missing or not parts:
-        raise _broken(missing or path, f"all {len(parts)} parts of the model", "no such file")
+        raise broken(missing or path, f"all {len(parts)} parts of the model", "no such file")
     if elsewhere:
-        raise _broken(elsewhere[0], f"a file in the folder of {path.name}", f"a link to {elsewhere[0].resolve()}")
+        raise broken(elsewhere[0], f"a file in the folder of {path.name}", f"a link to {elsewhere[0].resolve()}")
     return parts
 
 
@@ -171,11 +170,11 @@ def _read_part(path: Path) -> GgufFile:
             return _Part(path, mapped).read()
     except _Truncated:
         size = path.stat().st_size
-        raise _broken(path, "a whole GGUF file", f"a truncated file of {size:,} bytes") from None
+        raise broken(path, "a whole GGUF file", f"a truncated file of {size:,} bytes") from None
     except KeyError as error:
-        raise _broken(path, "metadata of a kind that GGUF has", f"kind {error.args[0]}") from error
+        raise broken(path, "metadata of a kind that GGUF has", f"kind {error.args[0]}") from error
     except (OSError, ValueError) as error:  # the latter of an empty file
-        raise _broken(path, "a readable GGUF file", str(error)) from error
+        raise broken(path, "a readable GGUF file", str(error)) from error
 
 
 class _Truncated(Exception):
@@ -233,16 +232,16 @@ class _Part:
 
     def read(self) -> GgufFile:
         if self.cursor.take(4) != MAGIC:
-            raise _broken(self.path, "a GGUF file, which starts with 'GGUF'", repr(bytes(self.data[:4])))
+            raise broken(self.path, "a GGUF file, which starts with 'GGUF'", repr(bytes(self.data[:4])))
         version = self.cursor.number(UINT32)
         if version not in VERSIONS:
-            raise _broken(self.path, f"GGUF in version {' or '.join(map(str, VERSIONS))}, little-endian", str(version))
+            raise broken(self.path, f"GGUF in version {' or '.join(map(str, VERSIONS))}, little-endian", str(version))
         tensors, entries = self.cursor.number(UINT64), self.cursor.number(UINT64)
         metadata = self._metadata(entries)
         declared = [self._declared() for _ in range(tensors)]
-        alignment = metadata["general.alignment"].value if "general.alignment" in metadata else ALIGNMENT
+        alignment = _alignment(metadata)
         if type(alignment) is not int or alignment < 8 or alignment & (alignment - 1):
-            raise _broken(self.path, "general.alignment as a power of two", repr(alignment))
+            raise broken(self.path, "general.alignment as a power of two", repr(alignment))
         return GgufFile((self.path,), version, metadata, self._placed(declared, alignment))
 
     def _metadata(self, count: int) -> dict[str, Entry]:
@@ -250,7 +249,7 @@ class _Part:
         for _ in range(count):
             name, kind = self.cursor.text(), self.cursor.number(UINT32)
             if name in entries:
-                raise _broken(self.path, "metadata of different names", f"{name!r} twice")
+                raise broken(self.path, "metadata of different names", f"{name!r} twice")
             start = self.cursor.at
             of = self.cursor.skip(kind)
             entries[name] = Entry(kind, bytes(self.data[start : self.cursor.at]), of)
@@ -259,7 +258,7 @@ class _Part:
     def _declared(self) -> tuple[str, tuple[int, ...], int, int]:
         name, dimensions = self.cursor.text(), self.cursor.number(UINT32)
         if dimensions > MAX_DIMENSIONS:
-            raise _broken(self.path, f"at most {MAX_DIMENSIONS} dimensions of {name!r}", str(dimensions))
+            raise broken(self.path, f"at most {MAX_DIMENSIONS} dimensions of {name!r}", str(dimensions))
         shape = tuple(self.cursor.number(UINT64) for _ in range(dimensions))
         return name, shape, self.cursor.number(UINT32), self.cursor.number(UINT64)
 
@@ -273,12 +272,12 @@ class _Part:
         if starts and starts[-1] >= end - first:
             raise _Truncated
         if len(starts) != len(declared) or any(start % alignment for start in starts):
-            raise _broken(self.path, f"tensors at places of their own, {alignment} bytes aligned", "others")
+            raise broken(self.path, f"tensors at places of their own, {alignment} bytes aligned", "others")
         for name, shape, kind, start in declared:
             needed, there = stored_bytes(shape, kind), following[start] - start
             if needed is not None and there < needed:
                 room = f"room for {there:,}, in a file that ends after {end:,} bytes"
-                raise _broken(self.path, f"the {needed:,} bytes of {name!r}", room)
+                raise broken(self.path, f"the {needed:,} bytes of {name!r}", room)
         return tuple(
             GgufTensor(name, shape, kind, Span(self.path, first + start, first + following[start]))
             for name, shape, kind, start in declared
@@ -340,7 +339,3 @@ def aligned(size: int, alignment: int) -> int:
 def _text(value: str) -> bytes:
     stored = value.encode("utf-8", "surrogateescape")
     return struct.pack("<Q", len(stored)) + stored
-
-
-def _broken(path: Path, expected: str, actual: str) -> CheckpointError:
-    return CheckpointError(actual, expected=expected, fix="download or save this file again", where=path)

@@ -14,6 +14,7 @@ from shortstack.checkpoint.file_names import ADAPTER, INDEX, NAMED_WEIGHTS, PICK
 from shortstack.checkpoint.safetensors import StoredTensor, read_shard
 from shortstack.errors import CheckpointError
 
+NAMES = f"{SINGLE}, or shards with {INDEX}"
 CONVERSION = "if you trust the file, load it with transformers and save it again: save_pretrained() writes safetensors"
 
 
@@ -35,31 +36,21 @@ def read_tensors(directory: Path, config: Mapping[str, Any]) -> dict[str, Stored
 def _first_file(directory: Path, config: Mapping[str, Any]) -> Path:
     """Find the file that transformers begins with: the only one that has weights, or an index."""
     if NAMED_WEIGHTS in config:
-        raise CheckpointError(
-            repr(config[NAMED_WEIGHTS]),
-            expected=f"weights in {SINGLE}, or shards with {INDEX}",
-            fix=f"give them that name, and take {NAMED_WEIGHTS} out of config.json",
-            where=directory / "config.json",
-        )
+        expected, fix = f"weights in {NAMES}", f"give them that name, and take {NAMED_WEIGHTS} out of config.json"
+        raise CheckpointError(repr(config[NAMED_WEIGHTS]), expected=expected, fix=fix, where=directory / "config.json")
     single, index = directory / SINGLE, directory / INDEX
     if single.exists() and index.exists() and set(_weight_map(index).values()) != {SINGLE}:
-        raise CheckpointError(
-            "both: one of them is left from an earlier save",
-            expected=f"{SINGLE}, or shards with {INDEX}",
-            fix=f"move {INDEX} away if the weights are those of {SINGLE}, which transformers loads; else {SINGLE}",
-            where=directory,
-        )
+        fix = f"move {INDEX} away if the weights are those of {SINGLE}, which transformers loads; else {SINGLE}"
+        found = "both: one of them is left from an earlier save"
+        raise CheckpointError(found, expected=NAMES, fix=fix, where=directory)
     if single.exists() or index.exists():
         return single if single.exists() else index
     files = [path.name for path in sorted(directory.glob("*.safetensors"))]
     if not files:
         raise _no_weights(directory)
-    raise CheckpointError(
-        f"no index, and {', '.join(files[:3])}, which transformers does not look for",
-        expected=f"{SINGLE}, or shards with {INDEX}",
-        fix=f"name it {SINGLE} if one file is the whole model; else download the index too",
-        where=directory,
-    )
+    found = f"no index, and {', '.join(files[:3])}, which transformers does not look for"
+    fix = f"name it {SINGLE} if one file is the whole model; else download the index too"
+    raise CheckpointError(found, expected=NAMES, fix=fix, where=directory)
 
 
 def _read_indexed(directory: Path, index: Path) -> dict[str, StoredTensor]:

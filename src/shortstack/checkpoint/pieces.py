@@ -62,6 +62,10 @@ class WrittenFile:
     sha256: str
 
 
+def broken(path: Path, expected: str, actual: str) -> CheckpointError:
+    return CheckpointError(actual, expected=expected, fix="download or save this file again", where=path)
+
+
 def write_pieces(path: Path, pieces: Iterable[Piece], on_bytes: Callable[[int], None]) -> WrittenFile:
     """Write one new, durable file of pieces, one after the other, its digest computed on the way."""
     with ThreadPoolExecutor(max_workers=1) as pool, path.open("xb", buffering=0) as file:
@@ -113,12 +117,7 @@ def _read(span: Span, buffer: bytearray) -> Iterator[memoryview]:
         while left:
             count = file.readinto(memoryview(buffer)[:left])
             if not count:
-                raise CheckpointError(
-                    f"the end of the file at {span.end - left}",
-                    expected=f"bytes up to {span.end}",
-                    fix="download or save this file again",
-                    where=span.path,
-                )
+                raise broken(span.path, f"bytes up to {span.end}", f"the end of the file at {span.end - left}")
             yield memoryview(buffer)[:count]
             left -= count
 

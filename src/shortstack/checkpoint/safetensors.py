@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from shortstack.checkpoint.pieces import Columns, Piece, Span, WrittenFile, piece_digest, write_pieces
+from shortstack.checkpoint.pieces import Columns, Piece, Span, WrittenFile, broken, piece_digest, write_pieces
 from shortstack.errors import CheckpointError, one_line
 from shortstack.machine.files import disk_errors
 
@@ -78,7 +78,7 @@ def read_into(tensor: StoredTensor, buffer: memoryview) -> None:
         file.seek(tensor.data.start)
         count = file.readinto(buffer)
     if count < tensor.size:
-        raise _broken(tensor.file, f"{tensor.size} bytes of {tensor.name}", f"{count}")
+        raise broken(tensor.file, f"{tensor.size} bytes of {tensor.name}", f"{count}")
 
 
 def read_shard(path: Path) -> list[StoredTensor]:
@@ -123,12 +123,8 @@ def _read_header(path: Path) -> tuple[dict[str, Any], int]:
             length = int.from_bytes(file.read(8), "little")
             header: dict[str, Any] = json.loads(file.read(length))
     except (OSError, SafetensorError) as error:
-        raise _broken(path, "a readable safetensors file", one_line(error)) from error
+        raise broken(path, "a readable safetensors file", one_line(error)) from error
     return header, 8 + length
-
-
-def _broken(path: Path, expected: str, actual: str) -> CheckpointError:
-    return CheckpointError(actual, expected=expected, fix="download or save this file again", where=path)
 
 
 def write_shard(path: Path, tensors: Sequence[StoredTensor], on_bytes: Callable[[int], None]) -> WrittenFile:

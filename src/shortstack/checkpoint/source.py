@@ -17,8 +17,8 @@ from shortstack.machine.progress import Progress
 
 def commit_of(directory: Path) -> str | None:
     """Return the commit of a hub snapshot, which its directory in the hub's cache is named by."""
-    cached = directory.parent.name == "snapshots" and directory.parent.parent.name.startswith("models--")
-    return directory.name if cached and re.fullmatch(r"[0-9a-f]{40}", directory.name) else None
+    cached = directory.match("models--*/snapshots/*") and re.fullmatch(r"[0-9a-f]{40}", directory.name)
+    return directory.name if cached else None
 
 
 NOT_HERE = "no copy on this machine"  # of a hub model that may not be fetched

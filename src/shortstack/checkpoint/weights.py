@@ -158,10 +158,7 @@ def exact_weights(checkpoint: Checkpoint, names: Iterable[str]) -> Iterator[tupl
 
 
 def stored_tensors(checkpoint: Checkpoint, weights: Mapping[str, Tensor]) -> dict[str, StoredTensor]:
-    """Turn new weights into what the checkpoint stores: its names (experts unfused, prefixes as found) and its dtypes.
-
-    weights: by their names in the whole model's state dict.
-    """
+    """Turn new weights, by their names in the state dict, into what the checkpoint stores: its names and its dtypes."""
     tensors = (_as_stored(checkpoint, name, weight) for name, weight in _reverted(checkpoint, weights).items())
     return {tensor.name: tensor for tensor in tensors}
 

@@ -63,10 +63,7 @@ class _Writing:
 
 
 class CheckpointWriter:
-    """Fills `<out>.partial-<id>` and renames it to `out` in commit(), or leaves nothing.
-
-    Use as a context manager: leaving without commit(), or by an exception, removes the partial directory.
-    """
+    """A context in which `<out>.partial-<id>` is filled; commit() renames it to `out`, else nothing is left."""
 
     def __init__(self, out: str | Path, *, source: Path, nbytes: int) -> None:
         """Check the output and its room. nbytes: what will be written, checked against the free space before anything is.
@@ -109,8 +106,12 @@ class CheckpointWriter:
 
     def tensors(self, shards: Sequence[Sequence[StoredTensor]], *, progress: Progress = silent) -> None:
         """Write the weights, one file per entry of `shards`, and the index when there is more than one."""
-        if self.writing is None or self.writing.shards != shards:
-            self._drop()
+        if self.writing and self.writing.shards != shards:
+            self.writing.halt()
+            for path in self.writing.paths:
+                path.unlink(missing_ok=True)
+            self.writing = None
+        if self.writing is None:
             self.begin(shards, progress=progress)
         assert self.writing  # noqa: S101  just begun
         self.files |= self.writing.result()
@@ -120,12 +121,6 @@ class CheckpointWriter:
         if len(shards) > 1:
             total = self.writing.total
             self.json(INDEX, {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))})
-
-    def _drop(self) -> None:
-        if self.writing:
-            self.writing.halt()
-            for path in self.writing.paths:
-                path.unlink(missing_ok=True)
 
     def json(self, name: str, data: Mapping[str, Any]) -> None:
         """Write a JSON file."""
@@ -144,9 +139,7 @@ class CheckpointWriter:
         self.files[name] = WrittenFile(len(content), file_digest(path))
 
     def commit(self, record: Mapping[str, Any]) -> Path:
-        """Write shortstack.json with every file's size and sha256, and the model card; then rename the directory
-        into place.
-        """
+        """Write shortstack.json with every file's size and sha256, and the card; then rename the directory into place."""
         manifest = {name: {"size": file.size, "sha256": file.sha256} for name, file in sorted(self.files.items())}
         self.json(RECORD, {**record, "files": manifest})
         card = model_card(self.out.name, record, CardContent(licence=licence_of(self.source)))

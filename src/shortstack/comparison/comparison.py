@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from shortstack.architecture.positions import check_positions
+from shortstack.architecture.anatomy import check_positions
 from shortstack.checkpoint import Checkpoint, Model
 from shortstack.comparison.baselines import BASELINES, Baseline, BaselineContext, Calibration, parse_memory
 from shortstack.data import Tokens

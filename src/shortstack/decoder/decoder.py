@@ -19,7 +19,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from shortstack.architecture.positions import check_positions
+from shortstack.architecture.anatomy import check_positions
 from shortstack.decoder.layer_io import State, entered_by, hidden_of
 from shortstack.decoder.wrapping import Layered
 from shortstack.errors import ArchitectureError

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from shortstack.architecture.positions import check_positions
+from shortstack.architecture.anatomy import check_positions
 from shortstack.checkpoint import Checkpoint
 from shortstack.data import CalibrationText, Rows, Tokens, source_of
 from shortstack.data.examples import render

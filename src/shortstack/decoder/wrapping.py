@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from shortstack.architecture import Anatomy
-from shortstack.architecture.positions import learned_positions
+from shortstack.architecture.anatomy import learned_positions
 from shortstack.checkpoint import Checkpoint
 from shortstack.decoder.layer_io import Call, Form, Slot, State, first_gap, forms_of, hidden_of, inputs_of
 from shortstack.decoder.streaming import LayerWeights, must_stream

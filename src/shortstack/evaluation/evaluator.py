@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from shortstack.architecture.positions import check_positions
+from shortstack.architecture.anatomy import check_positions
 from shortstack.checkpoint import Checkpoint, Model
 from shortstack.data import Rows, Tokens
 from shortstack.decoder import Decoder

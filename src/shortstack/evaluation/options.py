@@ -10,7 +10,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from shortstack.architecture.positions import check_positions
+from shortstack.architecture.anatomy import check_positions
 from shortstack.data import Rows, Tokens, source_of
 from shortstack.data.in_context import IN_CONTEXT
 from shortstack.data.sources import TEXT, check_source

@@ -73,10 +73,7 @@ def file_digest(path: Path) -> str:
 
 
 def check_disk(place: Path, nbytes: int, *, what: str = "", fix: str = "free some space or write elsewhere") -> None:
-    """Refuse what the disk of a place has no room for, before it is written; the place itself need not exist yet.
-
-    what: is written, for the message.
-    """
+    """Refuse what the disk of a place has no room for, before it is written; the place itself need not exist yet."""
     free, needed = shutil.disk_usage(existing_folder(place)).free, nbytes + MARGIN_BYTES
     if free < needed:
         expected = f"{size(needed)} of free disk{' for ' if what else ''}{what}"
@@ -262,10 +259,7 @@ def sync_tree(folder: Path) -> None:
 
 
 def check_new(output: Path, *, make_folders: bool = False) -> None:
-    """Refuse an output that exists or cannot be written, before minutes of work for it: nothing is ever overwritten.
-
-    make_folders: whether missing folders above it will be made.
-    """
+    """Refuse an output that exists or cannot be written, before minutes of work for it: nothing is ever overwritten."""
     folder = output.absolute().parent
     nearest = existing_folder(folder)
     if os.path.lexists(output) or output.resolve().exists():
@@ -288,10 +282,7 @@ def check_picture(path: Path) -> None:
 
 
 def _writable(folder: Path) -> bool:
-    """Say whether files can be made in a folder, by making one.
-
-    What permissions say does not hold for /proc, nor on all disks.
-    """
+    """Say whether files can be made in a folder, by making one: permissions do not hold for /proc, nor on all disks."""
     try:
         with tempfile.TemporaryFile(dir=folder):
             return True

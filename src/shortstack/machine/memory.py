@@ -28,10 +28,7 @@ CLEAR_REFS = Path("/proc/self/clear_refs")
 
 
 def available_memory(device: str) -> int:
-    """Count the bytes that can still be taken on a GPU, or on this machine.
-
-    A machine's are within its control group's and `ulimit`'s limits.
-    """
+    """Count the bytes that can still be taken on a GPU, or here within the control group's and `ulimit`'s limits."""
     if device.startswith("cuda"):
         import torch
 

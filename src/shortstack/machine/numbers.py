@@ -60,10 +60,7 @@ def share_stderr(right: int, questions: int) -> float:
 
 
 def perplexity(loss: float) -> float:
-    """Compute exp(loss without the layer), the loss in nats per predicted token.
-
-    Kim et al. 2402.02834, eq. 1; Lu et al., 3.1.
-    """
+    """Compute exp(loss), in nats per predicted token (Kim et al. 2402.02834, eq. 1; Lu et al., 3.1)."""
     return math.inf if loss >= 700 else math.exp(loss)  # NaN stays NaN
 
 

@@ -132,16 +132,9 @@ def check_options(component: Any) -> None:
             continue
         if known.choices:
             check_choice_of(name, value, known.choices)
-        elif is_number(value):
-            within(name, value, known, default)
-
-
-def within(name: str, value: float, known: Option, default: Any = None) -> float:
-    """Return the number, if it is within the option's range."""
-    if not known.holds(value):
-        fix = "leave it out" if default in (None, MISSING) else f"take the default, {default}"
-        raise InputError(value, expected=known.range, fix=fix, option=name)
-    return value
+        elif is_number(value) and not known.holds(value):
+            fix = "leave it out" if default in (None, MISSING) else f"take the default, {default}"
+            raise InputError(value, expected=known.range, fix=fix, option=name)
 
 
 def check_choice_of(name: str, value: str, choices: Any, *, fix: str = "name one of these") -> None:

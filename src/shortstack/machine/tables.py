@@ -23,10 +23,7 @@ LEGEND = {BELOW: "worse than unpruned", ABOVE: "better than unpruned", NEAR: "wi
 
 @dataclass(frozen=True)
 class Column:
-    """A heading, the kind of the values below it, as formats.shown() has it, and their unit.
-
-    title: what the heading means.
-    """
+    """A heading, the kind of the values below it, as formats.shown() has it, their unit, and what the heading means."""
 
     label: str
     kind: str = ""

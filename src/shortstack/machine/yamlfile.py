@@ -182,10 +182,7 @@ def _models(annotation: Any) -> Iterator[type[BaseModel]]:
 
 
 def _found(text: str, path: Sequence[int | str]) -> tuple[list[str], int]:
-    """Find the parts of a path that stand in the file, and the line of the last, counted from 1.
-
-    pydantic names kinds beside them.
-    """
+    """Find the parts of a path that stand in the file (pydantic names kinds, too), and the line of the last, from 1."""
     seen = list(_steps(text, path))
     return [part for part, _ in seen] or [str(path[-1])], seen[-1][1] if seen else 1
 

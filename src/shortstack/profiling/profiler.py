@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from shortstack.architecture.anatomy import meta_model
-from shortstack.architecture.positions import check_positions
+from shortstack.architecture.anatomy import check_positions, meta_model
 from shortstack.checkpoint import Checkpoint, Model
 from shortstack.decoder import Decoder
 from shortstack.decoder.wrapping import arithmetic

@@ -1,23 +1,19 @@
-"""The metadata of a GGUF model as a question of depth: how it must read without some layers, or why it cannot; pure."""
+"""The metadata of a GGUF model as a question of depth: how it must read without some layers, or why it cannot; pure.
+
+llama.cpp knows a layer's kind (full or sliding attention, dense or experts, with or without rotary positions) partly from
+the file and partly from the layer's number (its src/models, load_arch_hparams). A cut is exact where every kept layer has
+in the shorter model, by the same rules, the kind that it had.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from shortstack.architecture.gguf_rules import (
-    DENSE_FIRST,
-    INTERVALS,
-    NOT_BY_LAYER,
-    PER_LAYER,
-    RULES,
-    UNRULED,
-    Fields,
-)
 from shortstack.checkpoint.gguf_file import FLOAT32, Entry, GgufFile
 from shortstack.errors import ArchitectureError, CheckpointError
 from shortstack.machine.formats import show_layers
@@ -27,6 +23,123 @@ from shortstack.planning.exactness import nearest
 DEPTH = "block_count"
 EXTRA = "nextn_predict_layers"  # blocks behind the last layer that predict further tokens
 CHECKED = "where transformers reads the file, that cut is of dequantised weights, and checked"
+
+
+DENSE_FIRST = "leading_dense_block_count"
+EXPERTS_EVERY = "interleave_moe_layer_step"
+FULL_EVERY = "full_attention_interval"
+SLIDING = "attention.sliding_window_pattern"
+# Arrays with a value for each layer.
+PER_LAYER = {
+    "activation_sparsity_scale",
+    "attention.head_count",
+    "attention.head_count_kv",
+    "attention.recurrent_layers",
+    "expert_feed_forward_length",
+    "feed_forward_length",
+    "swiglu_clamp_exp",
+    "swiglu_clamp_shexp",
+    "xielu.alpha_n",
+    "xielu.alpha_p",
+    "xielu.beta",
+    "xielu.eps",
+    SLIDING,
+}
+# Arrays of something else: sections of a head's dimensions, or factors of its frequencies.
+NOT_BY_LAYER = {"rope.dimension_sections", "rope.scaling.long_factor", "rope.scaling.short_factor"}
+# Every how many layers one is of another kind: may become another number where kept layers then have the kinds they had.
+INTERVALS = (FULL_EVERY, EXPERTS_EVERY, SLIDING)
+# Numbers that depend on depth in ways of an architecture's own, of which no rule here knows: refused where they are not 0.
+UNRULED = ("attention.shared_kv_layers", "moe_every_n_layers")
+
+Fields = Mapping[str, Any]  # an architecture's values by name, without the architecture's own
+Rule = Callable[[int, int, Fields], Any]  # a layer, how many there are, and fields -> its kind
+
+
+def every(period: int, *, first: bool = False) -> Rule:
+    """Make the rule that the last of every so many layers, or the first, is of another kind than the others."""
+    return lambda layer, _depth, _fields: layer % period == (0 if first else period - 1)
+
+
+def by_field(name: str, usual: int | None = None) -> Rule:
+    """Make the rule that the last of every so many layers, as a field says, is of another kind.
+
+    Where there is no such field, or one that says it by layer, none is.
+    """
+
+    def kind(layer: int, _depth: int, fields: Fields) -> bool:
+        period = fields.get(name, usual)
+        return isinstance(period, int) and period > 0 and (layer + 1) % period == 0
+
+    return kind
+
+
+def depth_is(depth: int) -> Rule:
+    """Return a rule that holds if the model has exactly this many layers, which changes what all of them do."""
+    return lambda _layer, layers, _fields: layers == depth
+
+
+def where(name: str, rule: Rule) -> Rule:
+    """Make a rule count only where a field has another value than 0."""
+    return lambda layer, depth, fields: rule(layer, depth, fields) if fields.get(name) else None
+
+
+def is_dense(layer: int, _depth: int, fields: Fields) -> bool:
+    """Say whether a layer is one of the first, which have no experts."""
+    return bool(layer < fields.get(DENSE_FIRST, 0))
+
+
+def deepstack(layer: int, _depth: int, fields: Fields) -> int | None:
+    """Return the number of one of the first layers, each of which sees something of its own."""
+    return layer if layer < fields.get("n_deepstack_layers", 0) else None
+
+
+def halvings(layer: int, _depth: int, fields: Fields) -> int | None:
+    """Return how often the weights of a layer were halved, once for every so many before it."""
+    every_so_many = fields.get("rescale_every_n_layers")
+    return layer // every_so_many if every_so_many else None
+
+
+def is_first(layer: int, _depth: int, _fields: Fields) -> bool:
+    """Say whether a layer is the first, which makes something for all others."""
+    return layer == 0
+
+
+PLAIN = """
+    apertus arcee arctic bitnet bloom chameleon chatglm codeshell command-r dbrx ernie4_5 exaone falcon falcon-h1 gemma
+    glm4 gpt2 gptneox granite granitehybrid granitemoe grok grovemoe hunyuan-dense hunyuan-moe internlm2 jais
+    jamba lfm2 llama mamba mamba2 minicpm minicpm3 mpt nemotron nemotron_h olmo olmoe openelm orion phi2 phi3
+    phimoe plamo2 plm qwen2 qwen2moe qwen2vl qwen3 qwen3moe seed_oss stablelm starcoder starcoder2 xverse
+"""
+# By architecture: what a layer's number decides. An empty tuple: nothing does. What is not here is refused.
+RULES: dict[str, tuple[Rule, ...]] = {
+    **dict.fromkeys(PLAIN.split(), ()),
+    "baichuan": (depth_is(40),),  # the 13B alone has ALiBi for positions
+    "bailingmoe": (is_dense,),
+    "bailingmoe2": (is_dense,),
+    "cohere2": (every(4), by_field(SLIDING, 4)),
+    "deepseek": (is_dense,),
+    "deepseek2": (is_dense, depth_is(26), depth_is(27)),  # the lite ones have no rank of queries
+    "dots1": (is_dense,),
+    "ernie4_5-moe": (is_dense, by_field(EXPERTS_EVERY)),
+    "exaone4": (where("attention.sliding_window", every(4)), depth_is(64)),
+    "gemma2": (every(2), by_field(SLIDING, 2), depth_is(46)),  # the 27B scales attention otherwise
+    "gemma3": (every(6), by_field(SLIDING, 6), depth_is(62)),
+    "glm4moe": (is_dense,),
+    "gpt-oss": (every(2), by_field(SLIDING, 2)),
+    "lfm2moe": (is_dense,),
+    "llama4": (every(4), by_field(SLIDING, 4), by_field(EXPERTS_EVERY)),
+    "olmo2": (where("attention.sliding_window", every(4)), by_field(SLIDING, 4)),
+    "qwen35": (by_field(FULL_EVERY, 4),),
+    "qwen35moe": (by_field(FULL_EVERY, 4),),
+    "qwen3next": (by_field(FULL_EVERY, 4),),
+    "qwen3vl": (deepstack,),
+    "qwen3vlmoe": (deepstack,),
+    "rwkv6": (is_first, halvings),
+    "rwkv7": (is_first,),
+    "smallthinker": (every(4, first=True), by_field(SLIDING)),
+    "smollm3": (every(4),),
+}
 
 
 @dataclass(frozen=True)
@@ -39,12 +152,7 @@ class GgufDepth:
 
     @classmethod
     def of(cls, model: GgufFile) -> GgufDepth:
-        """Read what depends on depth in a model's metadata.
-
-        Raises:
-            CheckpointError: the metadata does not say how many layers there are, or a layer has no tensors.
-            ArchitectureError: nobody knows what depends on depth.
-        """
+        """Read what depends on depth in a model's metadata, and refuse a file that lacks a layer's tensors."""
         depth = cls(model.architecture, model.entries, model.parts[0])
         depth.check_known()
         depth.check_whole(model)
@@ -105,9 +213,7 @@ class GgufDepth:
         return [tuple(rule(layer, depth, fields) for rule in RULES[self.architecture]) for layer in range(depth)]
 
     def _changed(self, kept: Sequence[int]) -> dict[str, Entry] | None:
-        """Return the metadata that the shorter model needs changed; None if some layer would be of another kind in any
-        case.
-        """
+        """Return the metadata that the shorter model needs changed; None if some layer would be of another kind."""
         before = self._kinds(self.fields, self.layers)
         sliced = self._sliced(kept)
         fields = {**self.fields, **{name: entry.value for name, entry in sliced.items()}}

@@ -62,15 +62,11 @@ def _whole(model: GgufFile) -> dict[str, Any]:
 
 def _metadata(model: GgufFile, wanted: Mapping[str, Entry]) -> dict[str, Any]:
     metadata = {name: entry for name, entry in model.entries.items() if not name.startswith((SPLIT, OURS))}
-    wrong = sorted(name for name in wanted.keys() | metadata.keys() if not _same(name, wanted, metadata))
+    wrong = sorted(name for name in wanted.keys() | metadata.keys() if wanted.get(name) != metadata.get(name))
     return {
         "ok": not wrong,
         "detail": f"{wrong[0]} has another value" if wrong else f"{len(metadata)} entries as expected",
     }
-
-
-def _same(name: str, one: Mapping[str, Entry], other: Mapping[str, Entry]) -> bool:
-    return name in one and name in other and (one[name].kind, one[name].raw) == (other[name].kind, other[name].raw)
 
 
 def _bytes(model: GgufFile, wanted: Sequence[GgufTensor], progress: Progress) -> dict[str, Any]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,9 +11,9 @@ from typing import Any
 from torch import nn
 from transformers import PretrainedConfig, PreTrainedModel
 
-from shortstack.architecture.anatomy import Anatomy, dissect, meta_model, shortened
-from shortstack.architecture.config_fields import DEPTH_BLOCKS
-from shortstack.architecture.selfcheck import built, check_cut, plain_attributes
+from shortstack.architecture.anatomy import Anatomy, shortened
+from shortstack.architecture.config_fields import depth_axis
+from shortstack.architecture.selfcheck import blueprint, check_cut, plain_attributes
 from shortstack.errors import ArchitectureError, InputError
 from shortstack.machine.typed import typed
 from shortstack.planning import Cut, plan_of
@@ -42,12 +41,11 @@ def prune_layers(model: nn.Module, plan: Cut) -> nn.Module:
     """
     live = _bare(model)
     raw = json.loads(live.config.to_json_string(use_diff=False))
-    before, anatomy = _blueprint(raw)
+    before, anatomy = blueprint(raw, IN_MEMORY)
     plan = plan_of(plan, anatomy.layers)
     _check(live, before, anatomy)
     config = shortened(raw, before, anatomy, plan.kept, anatomy.layers_path)
-    check_cut(config, before, anatomy, plan.kept, IN_MEMORY)
-    after, rebuilt = built(config, IN_MEMORY, trust_remote_code=False)
+    after, rebuilt = check_cut(config, before, anatomy, plan.kept, IN_MEMORY)
     _follow(live, before, after, (anatomy.layers_path, rebuilt.layers_path), plan.kept)
     _keep(live, anatomy.layers_path, plan.kept)
     _tell_configs(live.config, raw, config, anatomy.text_key)
@@ -77,13 +75,6 @@ def _bare(model: nn.Module) -> PreTrainedModel:
     return bare
 
 
-def _blueprint(raw: Mapping[str, Any]) -> tuple[PreTrainedModel, Anatomy]:
-    with tempfile.TemporaryDirectory() as folder:
-        (Path(folder) / "config.json").write_text(json.dumps(raw), encoding="utf-8")
-        model = meta_model(Path(folder))
-    return model, dissect(model, raw, IN_MEMORY)
-
-
 def _check(live: PreTrainedModel, before: PreTrainedModel, anatomy: Anatomy) -> None:
     if type(live).__name__ != type(before).__name__:
         expected = f"{type(before).__name__}, with its language model head"
@@ -93,9 +84,7 @@ def _check(live: PreTrainedModel, before: PreTrainedModel, anatomy: Anatomy) -> 
         actual = f"{len(live.get_submodule(anatomy.layers_path))} layers"
         expected, fix = f"{anatomy.layers} layers, as its config says", "load it again"
         raise InputError(actual, expected=expected, fix=fix, where="the model")
-    by_depth = [
-        name for name, _ in live.named_parameters() if any(f".{block}." in f".{name}" for block in DEPTH_BLOCKS)
-    ]
+    by_depth = [name for name, _ in live.named_parameters() if depth_axis(name) is not None]
     if by_depth:
         raise ArchitectureError(
             f"{by_depth[0]}, which has a part for each of them",

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from shortstack.architecture.config_fields import DEPTH_BLOCKS, rename_layers
+from shortstack.architecture.config_fields import depth_axis, rename_layers
 from shortstack.architecture.layer_names import LayerNames, numbered_paths
 from shortstack.checkpoint import Checkpoint, CheckpointWriter, Model
 from shortstack.checkpoint.file_names import CONFIG, QUANTISER
@@ -99,25 +99,21 @@ def _check_same_cut(plan: Plan, repair: Repair | None) -> None:
 
 @dataclass(frozen=True)
 class _Division:
-    """The part of a checkpoint that a plan keeps, and how it is divided into files.
-
-    changed: tensors that repair made, by the source's names.
-    """
+    """The part of a checkpoint that a plan keeps, and how it is divided into files."""
 
     checkpoint: Checkpoint
     plan: Plan
-    changed: Mapping[str, StoredTensor]
+    changed: Mapping[str, StoredTensor]  # by repair, under the source's names
 
     def shards(self) -> list[list[StoredTensor]]:
-        owners = shared_weight_owners(self.checkpoint, self.plan)
-        return self._divided(kept_tensors(self.checkpoint, self.plan, owners), self.checkpoint.layer_names)
+        return self._divided(kept_tensors(self.checkpoint, self.plan), self.checkpoint.layer_names)
 
     def seen(self) -> list[list[StoredTensor]] | None:
         """Return the same as far as tensors' names show it, which takes no time; None where they show no layers."""
         names = LayerNames.seen(self.checkpoint.tensors, self.checkpoint.config)
         if not names or names.layers != self.plan.layers:
             return None
-        return self._divided(kept_tensors(self.checkpoint, self.plan, {}, names=names), names)
+        return self._divided(kept_tensors(self.checkpoint, self.plan, names=names), names)
 
     def _divided(self, tensors: Sequence[StoredTensor], names: LayerNames) -> list[list[StoredTensor]]:
         origin = {tensor.name: tensor.file.name for tensor in tensors}
@@ -148,10 +144,7 @@ def requirements(checkpoint: Checkpoint, plan: Plan, *, copies: int = 1) -> Requ
 
 
 def check_fits(output: str | Path, checkpoint: Checkpoint, plan: Plan, *, copies: int = 1) -> None:
-    """Refuse an output that cannot be made, or that has no room for so many layers, before anything is computed for it.
-
-    copies: how many such checkpoints are to be written.
-    """
+    """Refuse an output that cannot be made, or has no room for so many copies, before anything is computed for it."""
     check_self_contained(checkpoint)
     _renumbered(checkpoint, plan)
     nbytes = requirements(checkpoint, plan, copies=copies).disk_bytes
@@ -165,14 +158,13 @@ def check_cut(output: str | Path, checkpoint: Checkpoint, plan: Plan, *, copies:
     _Division(checkpoint, plan, {}).shards()
 
 
-def kept_tensors(
-    checkpoint: Checkpoint, plan: Plan, owners: Mapping[str, str], *, names: LayerNames | None = None
-) -> list[StoredTensor]:
+def kept_tensors(checkpoint: Checkpoint, plan: Plan, *, names: LayerNames | None = None) -> list[StoredTensor]:
     """List the tensors of the pruned model under their new names, still where the source has them, in the source's order.
 
-    owners: what shared_weight_owners() gives for this plan. names: how layers are named, where that is known without the
-    model's structure. Layers past the last (multi-token prediction heads) go: they were trained on top of the full stack.
+    names: how layers seem to be named, where the model's structure is not known yet. Layers past the last (multi-token
+    prediction heads) go: they were trained on top of the full stack.
     """
+    owners = {} if names else _shared_weight_owners(checkpoint, plan)
     names, kept, stay = names or checkpoint.layer_names, [], set(plan.kept)
     for tensor in checkpoint.tensors.values():
         name = owners.get(tensor.name, tensor.name)
@@ -180,7 +172,7 @@ def kept_tensors(
         if names.is_extra_head(name):
             continue
         if layer is None:
-            axis = next((axis for block, axis in DEPTH_BLOCKS.items() if f".{block}." in f".{name}"), None)
+            axis = depth_axis(name)
             kept.append(tensor if axis is None else tensor.blocks(axis, plan.kept, plan.layers))
         elif layer in stay:
             kept.append(replace(tensor, name=_renamed(name, names, plan)))
@@ -210,7 +202,7 @@ def _renamed(name: str, names: LayerNames, plan: Plan) -> str:
     return name if layer is None else names.renumbered(name, plan.kept.index(layer))
 
 
-def shared_weight_owners(checkpoint: Checkpoint, plan: Plan) -> dict[str, str]:
+def _shared_weight_owners(checkpoint: Checkpoint, plan: Plan) -> dict[str, str]:
     """Name weights stored with a removed layer that kept layers share (zamba's one attention) as the first kept one does."""
     model, path = checkpoint.blueprint, checkpoint.anatomy.layers_path
     names: dict[int, list[str]] = {}

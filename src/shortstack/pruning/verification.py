@@ -28,7 +28,7 @@ from shortstack.machine.progress import Progress, in_notebooks, under
 from shortstack.machine.tables import Column, Table, Tabled
 from shortstack.machine.typed import typed
 from shortstack.planning import Plan
-from shortstack.pruning.pruner import kept_tensors, shared_weight_owners
+from shortstack.pruning.pruner import kept_tensors
 
 LOADABLE = {".safetensors", ".py", ".gguf", *PICKLED}  # weights or code that a loader might take
 ROUNDING = 1e-5  # of the largest logit: what sums in another order may differ by in fp32
@@ -42,7 +42,6 @@ class Verification(Tabled):
     checks: Mapping[str, Mapping[str, Any]]
 
     def table(self) -> Table:
-        """Return a row for each check, and how it ended."""
         rows = [(name, "ok" if check["ok"] else "FAILED", check["detail"]) for name, check in self.checks.items()]
         title = "all checks passed" if self.ok else "a check failed"
         return Table.of(title, ("check", "result", Column("detail", "text")), rows)
@@ -127,10 +126,7 @@ def _files(checkpoint: Checkpoint, progress: Progress) -> dict[str, Any]:
 
 
 def _tensors(checkpoint: Checkpoint, *, stream: bool) -> dict[str, Any]:
-    """Check that transformers loads it with nothing missing, unexpected or of another shape, else Checkpoint.model raises.
-
-    stream: it is seen from headers that it would.
-    """
+    """Check that transformers loads it with nothing missing, unexpected or of another shape; stream: would, by headers."""
     try:
         check_fit(checkpoint, extra_heads=False) if stream else checkpoint.model(dtype=torch.float32, strict=True)
     except (ArchitectureError, CheckpointError) as error:
@@ -160,15 +156,11 @@ def _bytes(checkpoint: Checkpoint, against: Checkpoint) -> dict[str, Any]:
     removed = tuple(sorted(skipped_layers(checkpoint, against)))
     expected = list(against.tensors.values())
     if removed:
-        expected = _kept(against, Plan(against.anatomy.layers, removed, "verify"))
+        expected = kept_tensors(against, Plan(against.anatomy.layers, removed, "verify"))
     strangers = checkpoint.tensors.keys() - {tensor.name for tensor in expected}
     wrong = [f"{name} is not the source's" for name in (*_differing(checkpoint, expected), *strangers)]
     said = f"{len(expected)} tensors equal to the source's, byte for byte"
     return {"ok": not wrong, "detail": "; ".join(wrong[:3]) or said}
-
-
-def _kept(against: Checkpoint, plan: Plan) -> list[StoredTensor]:
-    return kept_tensors(against, plan, shared_weight_owners(against, plan))
 
 
 def _differing(checkpoint: Checkpoint, expected: Iterable[StoredTensor]) -> Iterator[str]:
@@ -182,11 +174,9 @@ def _differing(checkpoint: Checkpoint, expected: Iterable[StoredTensor]) -> Iter
             yield tensor.name
 
 
+@torch.no_grad()
 def _logits(checkpoint: Checkpoint, against: Checkpoint, device: str, streamed: Progress | None) -> dict[str, Any]:
-    """Compare the cut's logits with its source's without those layers.
-
-    streamed: who is told how far that is, where weights are read layer by layer.
-    """
+    """Compare the cut's logits with its source's without those layers; streamed: read layer by layer, and told how far."""
     skipped = skipped_layers(checkpoint, against)
     vocabulary = against.vocabulary
     if vocabulary != checkpoint.vocabulary:
@@ -203,7 +193,8 @@ def _logits(checkpoint: Checkpoint, against: Checkpoint, device: str, streamed: 
         expected = _walked(against, ids, skipped, dtype=dtype, device=device, progress=streamed)
         logits = _walked(checkpoint, ids, UNPRUNED, dtype=dtype, device=device, progress=streamed)
     else:
-        expected, logits = _computed(checkpoint, against, ids, skipped, device)
+        expected = Decoder.load(against, dtype=torch.float32, device=device).skipping(ids, skipped)
+        logits = checkpoint.model(dtype=torch.float32, device=device)(input_ids=ids, use_cache=False).logits
     difference, allowed = float((logits - expected).abs().max()), 0.0
     plural = "s" if len(skipped) > 1 else ""
     without = f"without layer{plural} {show_layers(sorted(skipped))}" if skipped else "with the same layers"
@@ -218,15 +209,6 @@ def _logits(checkpoint: Checkpoint, against: Checkpoint, device: str, streamed: 
     }
 
 
-@torch.no_grad()
-def _computed(
-    checkpoint: Checkpoint, against: Checkpoint, ids: Tensor, skipped: SkippedLayers, device: str
-) -> tuple[Tensor, Tensor]:
-    expected = Decoder.load(against, dtype=torch.float32, device=device).skipping(ids, skipped)
-    return expected, checkpoint.model(dtype=torch.float32, device=device)(input_ids=ids, use_cache=False).logits
-
-
-@torch.no_grad()
 def _walked(
     checkpoint: Checkpoint, ids: Tensor, skipped: SkippedLayers, *, dtype: torch.dtype, device: str, progress: Progress
 ) -> Tensor:
@@ -258,7 +240,7 @@ def cut_of(pruned: Checkpoint, origin: Checkpoint) -> Plan:
             where=pruned.directory,
         )
     plan = Plan(origin.anatomy.layers, tuple(sorted(skipped)), f"the cut of {pruned.source}")
-    other = next(_differing(pruned, _kept(origin, plan)), None)
+    other = next(_differing(pruned, kept_tensors(origin, plan)), None)
     if other:
         raise CheckpointError(
             f"another {other}",

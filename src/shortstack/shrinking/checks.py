@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from shortstack.architecture.positions import check_positions
+from shortstack.architecture.anatomy import check_positions
 from shortstack.checkpoint import Checkpoint, CheckpointWriter
 from shortstack.checkpoint.weights import check_unquantised
 from shortstack.data import Tokens
