@@ -12,8 +12,8 @@ import pytest
 from scipy import stats
 
 from shortstack.report import Report
-from shortstack.report.page import done, scope
-from shortstack.report.significance import difference
+from shortstack.report.measures import difference
+from shortstack.report.reporter import done, scope
 from shortstack.runs.records import Conclusion, Runs, read
 from stores import HEALS, Store, evaluation, healed, perplexity, plan, probe, settings, task
 
@@ -230,4 +230,4 @@ def test_what_was_studied(store: Store, tmp_path: Path) -> None:
         "6 settings of demo that differ in metric (3), calibration (2), heal (2) and data (2), measured on 4 tasks, "
         "2 perplexities and 2 probes. Where nothing else is said: calibrated on pydoc 10 x 128 and healed on alpaca."
     )
-    assert done(findings).startswith("Trials: 6 done. ")
+    assert done(findings.runs).startswith("Trials: 6 done. ")

@@ -24,10 +24,9 @@ from shortstack.machine.tables import Table
 from shortstack.report import Report, write_report
 from shortstack.report.figures import figures
 from shortstack.report.findings import Findings
-from shortstack.report.judged import JudgedCell, ResultRow
 from shortstack.report.labels import factors
-from shortstack.report.results import Measure
-from shortstack.report.significance import difference, places
+from shortstack.report.measures import Measure, difference, places
+from shortstack.report.tables import JudgedCell, ResultRow
 from shortstack.runs.records import read
 from stores import Store, evaluation, healed, perplexity, plan, profile, settings, task
 

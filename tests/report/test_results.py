@@ -12,8 +12,7 @@ import pytest
 from scipy import stats as scipy
 
 from shortstack.report import Report
-from shortstack.report.results import Measure, measures
-from shortstack.report.significance import Difference, difference
+from shortstack.report.measures import Difference, Measure, difference, measures
 from shortstack.runs.records import StepRecord
 from stores import Store, perplexity, plan, probe, settings, task
 

@@ -7,8 +7,8 @@ import math
 import numpy as np
 import pytest
 
-from shortstack.report.results import Measure, Result, _averaged, _seeds_mean
-from shortstack.report.significance import difference
+from shortstack.report.findings import Result, averaged
+from shortstack.report.measures import Measure, difference, seeds_mean
 
 DOCUMENTS, SEEDS, ROUNDS = 200, 3, 100
 
@@ -22,7 +22,7 @@ def measured(rng: np.random.Generator, ease: np.ndarray, spread: float, name: st
         outcomes = {f"d{place:03}": value for place, value in enumerate(right.tolist())}
         stderr = float(right.std(ddof=1) / math.sqrt(DOCUMENTS))
         made.append(Measure("share", float(right.mean()), stderr, (f"{name}{seed}",), outcomes=outcomes))
-    return _seeds_mean(made)
+    return seeds_mean(made)
 
 
 @pytest.mark.parametrize("spread", [0.0, 0.2])
@@ -49,7 +49,7 @@ def test_p_is_that_of_welch_where_documents_are_no_chance() -> None:
 
     ours, theirs = [0.5, 0.52, 0.47], [0.41, 0.46]
     a, b = (
-        _seeds_mean([Measure("share", value, 0.0, (f"{name}{seed}",)) for seed, value in enumerate(values)])
+        seeds_mean([Measure("share", value, 0.0, (f"{name}{seed}",)) for seed, value in enumerate(values)])
         for name, values in (("a", ours), ("b", theirs))
     )
     found = difference(a, b)
@@ -61,12 +61,12 @@ def test_a_seed_is_the_same_in_all_tasks_of_an_average() -> None:
     """Its effect does not grow less by being measured in several tasks."""
     values = [0.4, 0.5, 0.6]
     tasks = {
-        f"task:{name}": _seeds_mean(
+        f"task:{name}": seeds_mean(
             [Measure("share", value, 0.01, (f"{name}{seed}",)) for seed, value in enumerate(values)]
         )
         for name in "xyz"
     }
-    result = _averaged(Result({"model": "m"}, (), "evaluate_pruned", tasks), list(tasks))
+    result = averaged(Result({"model": "m"}, (), "evaluate_pruned", tasks), list(tasks))
     average = result.measures["average"]
     assert average.by_seed == pytest.approx(values)
     assert average.stderr == pytest.approx(math.sqrt(3 * 0.01**2 / 9 + 0.01 / 3))
