@@ -16,8 +16,15 @@ import torch
 from torch import Tensor
 
 from shortstack.checkpoint import Checkpoint, Model
-from shortstack.comparison.sparsity import input_norms, mask, unmaskable
-from shortstack.comparison.width import chosen_width, find_mlps, fitting_neurons, narrow
+from shortstack.comparison.within_layers import (
+    chosen_width,
+    find_mlps,
+    fitting_neurons,
+    input_norms,
+    mask,
+    narrow,
+    unmaskable,
+)
 from shortstack.data import Tokens
 from shortstack.decoder import Decoder
 from shortstack.decoder.quantisation import INT8, SCHEMES, Scheme, quantise, saved_bytes, uncovered

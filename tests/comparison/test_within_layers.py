@@ -1,24 +1,26 @@
-"""Narrowed MLPs: the file opened by transformers computes what the whole model does with the other neurons silenced."""
+"""Narrowed MLPs compute what the whole model does with the other neurons silenced; 2:4 masks go by their definition."""
 
 import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
 from shortstack.checkpoint import Checkpoint
-from shortstack.comparison.sparsity import input_norms
-from shortstack.comparison.width import chosen_width, find_mlps, fitting_neurons, narrow, neuron_bytes
+from shortstack.comparison.within_layers import (
+    chosen_width,
+    find_mlps,
+    fitting_neurons,
+    input_norms,
+    mask,
+    narrow,
+    neuron_bytes,
+    unmaskable,
+)
 from shortstack.decoder import Decoder
 from shortstack.errors import ArchitectureError
 from shortstack.pruning import verify
 from zoo import make, tiny
 
 IDS = torch.randint(3, 90, (6, 20), generator=torch.Generator().manual_seed(1))
-NARROWED = {
-    "llama": {"mlp_bias": True},
-    "gemma3": {},
-    "gpt_neox": {},
-    "opt": {},
-}
 
 
 def opened(path):
@@ -40,9 +42,11 @@ def silenced(model, checkpoint, mlps, kept):
     return model
 
 
-@pytest.mark.parametrize("model_type", NARROWED)
-def test_a_narrowed_checkpoint_computes_what_the_kept_neurons_do(model_type, tmp_path):
-    checkpoint, decoder = opened(make(model_type, tmp_path / "model", **NARROWED[model_type]))
+@pytest.mark.parametrize(
+    ("model_type", "options"), [("llama", {"mlp_bias": True}), ("gemma3", {}), ("gpt_neox", {}), ("opt", {})]
+)
+def test_a_narrowed_checkpoint_computes_what_the_kept_neurons_do(model_type, options, tmp_path):
+    checkpoint, decoder = opened(make(model_type, tmp_path / "model", **options))
     mlps = find_mlps(decoder)
     width = chosen_width(checkpoint, decoder, mlps, 13, input_norms(decoder, IDS))
     narrowed = narrow(checkpoint, mlps, width, tmp_path / "narrow")
@@ -85,3 +89,35 @@ def test_as_many_neurons_stay_as_the_budget_has_room_for(tmp_path):
 def test_experts_and_fused_matrices_are_refused(model_type):
     with pytest.raises(ArchitectureError, match="one MLP whose neurons are rows"):
         find_mlps(opened(tiny(model_type))[1])
+
+
+def masked_by_hand(weight, importance):
+    """Of every four weights in a row the two with the least importance are zero."""
+    found = weight.clone()
+    for row in range(len(weight)):
+        for start in range(0, weight.shape[1], 4):
+            order = sorted(range(start, start + 4), key=lambda column: float(importance[row, column]))
+            found[row, order[:2]] = 0
+    return found
+
+
+def test_the_two_weights_of_four_that_matter_least_go():
+    decoder, plain = (opened(tiny("llama"))[1] for _ in range(2))
+    heard = []
+    plain.layers[2].self_attn.o_proj.register_forward_pre_hook(lambda _, args: heard.append(args[0].detach()))
+    plain.model(input_ids=IDS)
+    mask(decoder, input_norms(decoder, IDS))
+    before, after = (each.layers[2].self_attn.o_proj.weight for each in (plain, decoder))
+    importance = before.abs() * heard[0].flatten(0, 1).norm(dim=0)
+    assert torch.equal(after, masked_by_hand(before, importance))
+    assert not torch.equal(after, masked_by_hand(before, before.abs())), "inputs count"
+    for layer in decoder.layers:
+        for weight in (each for each in layer.parameters() if each.dim() == 2):
+            assert torch.equal((weight.view(-1, 4) == 0).sum(1), torch.full((weight.numel() // 4,), 2))
+    assert torch.equal(plain.model.lm_head.weight, decoder.model.lm_head.weight)
+
+
+def test_rows_that_do_not_divide_by_four_are_named(tmp_path):
+    _, decoder = opened(make("llama", tmp_path / "model", intermediate_size=46))
+    assert unmaskable(decoder) == "layer 0 mlp.down_proj has 46 inputs, which do not divide by 4"
+    assert unmaskable(opened(tiny("llama"))[1]) is None
