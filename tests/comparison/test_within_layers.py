@@ -6,13 +6,14 @@ from transformers import AutoModelForCausalLM
 
 from shortstack.checkpoint import Checkpoint
 from shortstack.comparison.within_layers import (
-    chosen_width,
+    chosen_neurons,
     find_mlps,
     fitting_neurons,
     input_norms,
     mask,
     narrow,
     neuron_bytes,
+    size_field,
     unmaskable,
 )
 from shortstack.decoder import Decoder
@@ -48,13 +49,13 @@ def silenced(model, checkpoint, mlps, kept):
 def test_a_narrowed_checkpoint_computes_what_the_kept_neurons_do(model_type, options, tmp_path):
     checkpoint, decoder = opened(make(model_type, tmp_path / "model", **options))
     mlps = find_mlps(decoder)
-    width = chosen_width(checkpoint, decoder, mlps, 13, input_norms(decoder, IDS))
-    narrowed = narrow(checkpoint, mlps, width, tmp_path / "narrow")
+    kept, field = chosen_neurons(checkpoint, mlps, 13, input_norms(decoder, IDS)), size_field(checkpoint, mlps, 13)
+    narrowed = narrow(checkpoint, mlps, kept, field, tmp_path / "narrow")
     model = AutoModelForCausalLM.from_pretrained(narrowed.directory, dtype=torch.float32).eval()
-    expected = logits(silenced(checkpoint.model(dtype=torch.float32), checkpoint, mlps, width.kept))
+    expected = logits(silenced(checkpoint.model(dtype=torch.float32), checkpoint, mlps, kept))
     torch.testing.assert_close(logits(model), expected, rtol=1e-4, atol=1e-4)
     assert not torch.allclose(expected, logits(checkpoint.model(dtype=torch.float32)), atol=1e-2)
-    assert narrowed.record["width"] == {"neurons": 48, "kept": 13, "field": width.field}
+    assert narrowed.record["width"] == {"neurons": 48, "kept": 13, "field": field}
     assert verify(narrowed).ok
 
 
@@ -66,8 +67,8 @@ def test_the_neurons_that_give_most_stay():
     norms = torch.cat(given).flatten(0, 1).double().norm(dim=0)
     found = input_norms(decoder, IDS)
     torch.testing.assert_close(found["model.layers.3.mlp.down_proj"], norms, rtol=1e-5, atol=0)
-    kept = chosen_width(checkpoint, decoder, find_mlps(decoder), 5, found).kept[3]
-    assert kept == tuple(sorted(norms.topk(5).indices.tolist()))
+    kept = chosen_neurons(checkpoint, find_mlps(decoder), 5, found)[3]
+    assert kept == sorted(norms.topk(5).indices.tolist())
 
 
 def test_as_many_neurons_stay_as_the_budget_has_room_for(tmp_path):
@@ -79,9 +80,8 @@ def test_as_many_neurons_stay_as_the_budget_has_room_for(tmp_path):
     assert fitting_neurons(checkpoint, mlps, budget - 1) == 80
     assert fitting_neurons(checkpoint, mlps, checkpoint.weight_bytes) == 101
     assert fitting_neurons(checkpoint, mlps, 1000) == 0
-    narrowed = narrow(
-        checkpoint, mlps, chosen_width(checkpoint, decoder, mlps, 80, input_norms(decoder, IDS)), tmp_path / "narrow"
-    )
+    kept = chosen_neurons(checkpoint, mlps, 80, input_norms(decoder, IDS))
+    narrowed = narrow(checkpoint, mlps, kept, size_field(checkpoint, mlps, 80), tmp_path / "narrow")
     assert narrowed.weight_bytes == budget - neuron_bytes(checkpoint, mlps)
 
 

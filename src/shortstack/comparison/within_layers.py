@@ -14,7 +14,6 @@ import copy
 import re
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -60,18 +59,6 @@ def input_norms(decoder: Decoder, ids: Tensor, *, progress: Progress = silent) -
     return norms
 
 
-@dataclass(frozen=True)
-class Width:
-    """Which neurons stay, ascending, [layers][keep]; and the config field that counts them."""
-
-    kept: tuple[tuple[int, ...], ...]
-    neurons: int
-    field: str
-
-    def to_dict(self) -> dict[str, Any]:
-        return {"neurons": self.neurons, "kept": len(self.kept[0]), "field": self.field}
-
-
 @torch.no_grad()
 def find_mlps(decoder: Decoder) -> list[Mlp]:
     """Return the MLP of each layer of a decoder."""
@@ -113,17 +100,16 @@ def fitting_neurons(checkpoint: Checkpoint, mlps: Sequence[Mlp], budget: int) ->
     return max(0, room if room == mlps[0].neurons else room // MULTIPLE * MULTIPLE)
 
 
-def chosen_width(
-    checkpoint: Checkpoint, decoder: Decoder, mlps: Sequence[Mlp], keep: int, norms: Mapping[str, Tensor]
-) -> Width:
-    """Choose the `keep` neurons of each layer that give most over the calibration tokens; of equals the lower number.
+def chosen_neurons(
+    checkpoint: Checkpoint, mlps: Sequence[Mlp], keep: int, norms: Mapping[str, Tensor]
+) -> list[list[int]]:
+    """Choose the `keep` neurons that give most over the calibration tokens, [layers][keep]; of equals the lower number.
 
     norms: what input_norms() found (after Minitron, arXiv 2407.14679, 2.2).
     """
-    given = [norms[f"{decoder.anatomy.layer(number)}.{mlp.leaving}"] for number, mlp in enumerate(mlps)]
+    given = [norms[f"{checkpoint.anatomy.layer(number)}.{mlp.leaving}"] for number, mlp in enumerate(mlps)]
     orders = (neuron_norms.argsort(descending=True, stable=True)[:keep] for neuron_norms in given)
-    kept = tuple(tuple(sorted(order.tolist())) for order in orders)
-    return Width(kept, mlps[0].neurons, size_field(checkpoint, mlps, keep))
+    return [sorted(order.tolist()) for order in orders]
 
 
 def size_field(checkpoint: Checkpoint, mlps: Sequence[Mlp], keep: int) -> str:
@@ -184,23 +170,28 @@ def _stored(checkpoint: Checkpoint, number: int, mlp: Mlp) -> dict[str, tuple[St
     return {name: (checkpoint.tensors[name], axis) for name, axis in places.items() if name in checkpoint.tensors}
 
 
-def narrow(checkpoint: Checkpoint, mlps: Sequence[Mlp], width: Width, out: str | Path) -> Checkpoint:
-    """Write the checkpoint with only the neurons of `width` to the new directory `out`, and open it."""
-    started = time.perf_counter()
+def narrow(
+    checkpoint: Checkpoint, mlps: Sequence[Mlp], kept: Sequence[Sequence[int]], field: str, out: str | Path
+) -> Checkpoint:
+    """Write the checkpoint with only the kept neurons, [layers][keep], to the new directory `out`, and open it.
+
+    field: as size_field() finds it.
+    """
+    started, keep = time.perf_counter(), len(kept[0])
     cut = {
-        name: tensor.blocks(axis, kept, width.neurons)
-        for number, (mlp, kept) in enumerate(zip(mlps, width.kept, strict=True))
+        name: tensor.blocks(axis, neurons, mlp.neurons)
+        for number, (mlp, neurons) in enumerate(zip(mlps, kept, strict=True))
         for name, (tensor, axis) in _stored(checkpoint, number, mlp).items()
     }
     tensors = [cut.get(name, tensor) for name, tensor in checkpoint.tensors.items()]
     with CheckpointWriter(out, source=checkpoint.directory, nbytes=sum(tensor.size for tensor in tensors)) as writer:
-        writer.json("config.json", _resized(checkpoint, width.field, len(width.kept[0])))
+        writer.json("config.json", _resized(checkpoint, field, keep))
         for path in checkpoint.side_files():
             writer.copy(path)
         origin = {tensor.name: tensor.file.name for tensor in checkpoint.tensors.values()}
         writer.tensors(layout(tensors, origin))
         record = provenance(checkpoint, "narrow", time.perf_counter() - started)
-        writer.commit({**record, "width": width.to_dict()})
+        writer.commit({**record, "width": {"neurons": mlps[0].neurons, "kept": keep, "field": field}})
     return Checkpoint.open(writer.out, trust_remote_code=checkpoint.trust_remote_code)
 
 

@@ -252,18 +252,18 @@ class Contest:
 
     def _worth(self, best: ContestEntry) -> str:
         change = best.change
-        apart = f"it {change.said(than='the unpruned model')}"
+        apart = f"it {change.said(than='the unpruned model')}, {_chance(change)}"
         if best.result.collapsed:
             return "It is not worth keeping: its generated text has collapsed."
         if best.worse:
-            return f"Keep it only if the smaller size is worth it: {apart}, {_chance(change)}."
+            return f"Keep it only if the smaller size is worth it: {apart}."
         if change.p is None:
             return "Whether it is worse than the unpruned model is not known: there is no standard error."
         if not self.held:
             every = f"every setting with {counted(self.beyond[0], 'layer')} removed is worse"
-            return f"It is unclear whether to keep it: {apart}, {_chance(change)}, but {every}."
+            return f"It is unclear whether to keep it: {apart}, but {every}."
         rest = f"; with {counted(self.beyond[0], 'layer')} removed every setting is worse" if self.beyond else ""
-        return f"It is worth keeping as far as this study can tell: {apart}, {_chance(change)}{rest}."
+        return f"It is worth keeping as far as this study can tell: {apart}{rest}."
 
 
 def _chance(change: Difference) -> str:
@@ -286,12 +286,11 @@ def best_table(contests: Sequence[Contest]) -> Table:
 
 def _rows(contest: Contest) -> list[ResultRow]:
     unpruned = JudgedCell(UNPRUNED, "text"), JudgedCell.of(contest.base), EMPTY, EMPTY
-    return [ResultRow(unpruned, base=True), *(_row(contest, entry) for entry in contest.shown)]
-
-
-def _row(contest: Contest, entry: ContestEntry) -> ResultRow:
-    cells = JudgedCell(contest.row_name(entry), "text"), JudgedCell.of(entry.score), *change_cells(entry.change)
-    return ResultRow(cells, trials=entry.result.numbers)
+    rows = [ResultRow(unpruned, base=True)]
+    for entry in contest.shown:
+        cells = JudgedCell(contest.row_name(entry), "text"), JudgedCell.of(entry.score), *change_cells(entry.change)
+        rows.append(ResultRow(cells, trials=entry.result.numbers))
+    return rows
 
 
 def differences(contests: Sequence[Contest]) -> Figure:
