@@ -159,7 +159,6 @@ class BaselineContext:
 
 
 def unpruned(context: BaselineContext) -> Iterator[Baseline]:
-    """Yield the checkpoint itself."""
     yield Baseline("unpruned", lambda: (context.base, context.checkpoint.weight_bytes))
 
 
@@ -169,14 +168,12 @@ def pruned(context: BaselineContext) -> Iterator[Baseline]:
 
 
 def healed(context: BaselineContext) -> Iterator[Baseline]:
-    """Yield the checkpoint that is healed already."""
     checkpoint = context.calibration.healed_checkpoint
     if checkpoint:
         yield Baseline("healed", lambda: context.made(checkpoint), note=f"{checkpoint.source}, as it is")
 
 
 def quantised(context: BaselineContext) -> Iterator[Baseline]:
-    """Yield the model in fewer bits."""
     for scheme in SCHEMES.values():
         if missing := context.unquantisable(scheme):
             yield Baseline(scheme.name, reason=missing)
@@ -186,7 +183,6 @@ def quantised(context: BaselineContext) -> Iterator[Baseline]:
 
 
 def pruned_in_int8(context: BaselineContext) -> Iterator[Baseline]:
-    """Yield the model with fewer layers, in int8."""
     name, sizes = "pruned + int8", context.checkpoint.sizes
 
     def size(kept: KeptLayers) -> int:

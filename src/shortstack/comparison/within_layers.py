@@ -61,7 +61,6 @@ def input_norms(decoder: Decoder, ids: Tensor, *, progress: Progress = silent) -
 
 @torch.no_grad()
 def find_mlps(decoder: Decoder) -> list[Mlp]:
-    """Return the MLP of each layer of a decoder."""
     mlps: list[Mlp] = []
     for number in range(len(decoder.layers)):
         with decoder.resident(number):
@@ -85,7 +84,6 @@ def find_mlps(decoder: Decoder) -> list[Mlp]:
 
 
 def neuron_bytes(checkpoint: Checkpoint, mlps: Sequence[Mlp]) -> int:
-    """Count the stored bytes of one neuron of every layer."""
     return sum(
         tensor.size // mlp.neurons
         for number, mlp in enumerate(mlps)

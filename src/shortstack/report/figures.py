@@ -31,7 +31,6 @@ class Figure:
 
 
 def figures(findings: Findings) -> list[Figure]:
-    """Draw every figure that the runs have something for."""
     models = findings.bases or findings.by_model
     texts = findings.measured("perplexity")[:1]
     shares = [findings.headline] if findings.headline not in ("", *findings.measured("perplexity")) else []

@@ -41,7 +41,6 @@ class Result:
 
     @property
     def numbers(self) -> tuple[int, ...]:
-        """The numbers of its trials."""
         return tuple(trial.number for trial in self.trials)
 
     @property
@@ -109,7 +108,6 @@ def _result(levels: Mapping[str, str], trials: Sequence[TrialRecord], role: str)
 
 
 def _unpruned(trials: Described) -> dict[str, Result]:
-    """Return the unpruned model's result, by model."""
     bases: dict[str, Result] = {}
     for trial, levels in trials:
         model = levels["model"]
@@ -142,7 +140,6 @@ class Findings:
 
     @classmethod
     def of(cls, runs: Runs) -> Findings:
-        """Collect the results of a study's trials."""
         described = factors([trial.settings for trial in runs.trials])
         trials = list(zip(runs.trials, described, strict=True))
         measured, bases = _results(trials), _unpruned(trials)
@@ -178,7 +175,6 @@ class Findings:
 
     @cached_property
     def by_model(self) -> dict[str, list[Result]]:
-        """The results of each model."""
         models = dict.fromkeys(result.model for result in self.results)
         return {model: [result for result in self.results if result.model == model] for model in models}
 
@@ -291,7 +287,6 @@ def _unhealed(findings: Findings, members: Sequence[Result]) -> Result | None:
 
 
 def _before_healing(healed: Result, tasks: Sequence[str]) -> Result | None:
-    """Return the same setting as it was pruned, not healed."""
     trials = [trial for trial in healed.trials if trial.step(PRUNED)]
     levels = {**healed.factors, "heal": PLAIN["heal"], "data": PLAIN["data"]}
     return averaged(_result(levels, trials, PRUNED), tasks) if trials else None

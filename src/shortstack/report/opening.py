@@ -56,7 +56,6 @@ class Kept:
 
     @classmethod
     def of(cls, findings: Findings, result: Result) -> Kept:
-        """Pair it with its unpruned model."""
         ours, theirs = result.measures, findings.bases[result.model].measures
         pairs = {name: (theirs[name], ours[name]) for name in ours if name in theirs}
         written = [pairs.pop(name) for name in findings.measured("probe") if name in pairs]
@@ -237,7 +236,6 @@ class Contest:
         return self.findings.name(entry.result, {"model", "drop"})
 
     def row_name(self, entry: ContestEntry) -> str:
-        """Name the setting, with how many layers are gone."""
         return f"{counted(entry.removed, 'layer')}: {self.name(entry)}"
 
     def _next(self, best: ContestEntry, others: Sequence[ContestEntry]) -> str:
@@ -271,7 +269,6 @@ def _chance(change: Difference) -> str:
 
 
 def best_table(contests: Sequence[Contest]) -> Table:
-    """Make a table of the settings that are shown, each with its difference from the unpruned model."""
     findings, base = contests[0].findings, contests[0].base
     columns = (
         Column("setting", "text"),

@@ -47,7 +47,6 @@ class JudgedCell(Cell):
 
     @property
     def why(self) -> str:
-        """How it compares, in words."""
         comparisons = [("the unpruned model", self.judgement.base), ("the best", self.judgement.best)]
         return "; ".join(f"against {name}: {_tested(difference)}" for name, difference in comparisons if difference)
 
@@ -139,7 +138,6 @@ def _compared_columns(name: str, measure: Measure) -> list[ResultColumn]:
 
 
 def change_cells(difference: Difference) -> tuple[JudgedCell, JudgedCell]:
-    """Make a cell of the change, and one of its interval."""
     return JudgedCell(difference.change, difference.form), JudgedCell(difference.interval, difference.form)
 
 
@@ -157,7 +155,6 @@ def _healing_column(
 
 
 def _step_cell(value: Any, kind: str, step: StepRecord | None) -> JudgedCell:
-    """Make a cell that leads to the step it is from."""
     return JudgedCell(value, kind, steps=(step.key,) if step and value is not None else ())
 
 
@@ -347,7 +344,6 @@ def _profiles(results: Sequence[Result]) -> dict[str, StepRecord]:
 
 
 def every_setting(findings: Findings) -> Table | None:
-    """Make a row for each setting, the unpruned models first."""
     if not findings.results or (findings.subject and findings.bases):
         return None
     columns: tuple[ResultColumn, ...] = (
