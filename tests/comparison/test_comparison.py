@@ -137,19 +137,32 @@ def test_a_repair_that_lowers_no_loss_makes_no_row(compared, place):
     assert rows(found)["pruned, repaired"].reason == "no repair lowers the held-out loss"
 
 
-@pytest.mark.usefixtures("few_words")
-def test_the_repaired_row_is_what_repair_makes_of_it(compared, place, tmp_path, monkeypatch):
+@pytest.fixture
+def pruned_alone(compared, place, monkeypatch, few_words):
+    """Compare with the pruned model, and with that repaired, alone."""
+    checkpoint, judging, _ = compared
+    some, briefly = tokens(checkpoint, place), replace(judging, judges=())
+    monkeypatch.setattr("shortstack.comparison.comparison.BASELINES", BASELINES[:2])
+    return lambda: rows(compare(checkpoint, Calibration(some, some), briefly, memory="60%", compute=FLOAT))
+
+
+def test_the_repaired_row_is_what_repair_makes_of_it(pruned_alone, compared, place, tmp_path, monkeypatch):
     """Of a repair that is kept, as those of trained models are."""
     monkeypatch.setattr(repairer.RepairWalk, "helps", lambda _walk: True)
-    monkeypatch.setattr("shortstack.comparison.comparison.BASELINES", BASELINES[:2])
-    checkpoint, judging, _ = compared
-    some = tokens(checkpoint, place)
-    found = compare(checkpoint, Calibration(some, some), replace(judging, judges=()), memory="60%", compute=FLOAT)
-    row, removed = rows(found)["pruned, repaired"], rows(found)["pruned"].removed
-    repaired = repair(checkpoint, frozenset(removed), some, compute=FLOAT)
+    found, (checkpoint, judging, _) = pruned_alone(), compared
+    row, removed = found["pruned, repaired"], found["pruned"].removed
+    repaired = repair(checkpoint, frozenset(removed), tokens(checkpoint, place), compute=FLOAT)
     assert repaired.kept
     pruned = prune(checkpoint, plan(8, layers=removed), tmp_path / "repaired", repair=repaired)
     assert row.perplexity["a"].loss == measure(Decoder.load(pruned, dtype=torch.float32), judging.texts["a"]).loss
+
+
+def test_where_repair_is_refused_the_row_says_so(pruned_alone, monkeypatch):
+    def refused(*_, **__):
+        raise ArchitectureError("none", expected="a matrix at the end", fix="leave repair out", where="Odd")
+
+    monkeypatch.setattr("shortstack.comparison.baselines.repair", refused)
+    assert pruned_alone()["pruned, repaired"].reason == "repair expects a matrix at the end, found none"
 
 
 def test_quantised_rows_take_the_bytes_they_say(compared):
@@ -200,21 +213,6 @@ def test_every_row_is_checked_for_collapse_against_the_unpruned_model(compared, 
     collapsed = [column.label for column in shown.table().columns].index("collapsed")
     assert {row.label: row.cells[collapsed].text for row in shown.table().rows}["pruned"] == "yes"
     assert 'pruned: the model has collapsed (repetition). It writes: "la la"' in lines
-
-
-@pytest.mark.usefixtures("few_words")
-def test_where_repair_is_refused_the_row_says_so(place, tmp_path, monkeypatch):
-    def refused(*_, **__):
-        raise ArchitectureError("none", expected="a matrix at the end", fix="leave repair out", where="Odd")
-
-    checkpoint = Checkpoint.open(speaking(tmp_path / "model", intermediate_size=46))
-    monkeypatch.setattr("shortstack.comparison.baselines.repair", refused)
-    monkeypatch.setattr("shortstack.comparison.comparison.BASELINES", BASELINES[:2])
-    some = tokens(checkpoint, place, samples=4)
-    found = rows(
-        compare(checkpoint, Calibration(some, some, metric="reverse"), judged_briefly(checkpoint, place), compute=FLOAT)
-    )
-    assert found["pruned, repaired"].reason == "repair expects a matrix at the end, found none"
 
 
 @pytest.mark.usefixtures("few_words")
