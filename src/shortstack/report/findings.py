@@ -229,27 +229,19 @@ class Findings:
         return " · ".join(brief(word) for name in names if (word := said(result.factors, name)))
 
 
-@dataclass(frozen=True)
-class MatchedGroup:
-    """Results that differ in one factor alone, the unpruned model beside them; unhealed: the same before healing."""
-
-    title: str
-    results: Sequence[Result]
-    base: Result | None
-    unhealed: Result | None
-
-
-def matched_groups(findings: Findings, factor: str) -> list[MatchedGroup]:
-    """Group the results that differ in `factor` alone, where at least two levels of it were measured.
+def matched_groups(findings: Findings, factor: str) -> list[list[Result]]:
+    """Group the results that differ in `factor` alone, where at least two levels of it were measured, in their order.
 
     A result without calibration (the tail, random layers) stands in every group that agrees with it otherwise. Groups of
-    healing methods and of healing data hold healed results, with the one that was not healed beside them.
+    healing methods and of healing data hold healed results.
     """
     results = [result for result in findings.results if factor not in HEALING or result.role == HEALED]
     groups = _alike(results, {factor})
     if factor == "metric":
         groups = [group for members in _alike(results, {factor, "calibration"}) for group in _by_text(members)]
-    return [_group(findings, factor, group) for group in groups if len({one.factors[factor] for one in group}) > 1]
+    order = findings.levels.get(factor, [])
+    several = [group for group in groups if len({result.factors[factor] for result in group}) > 1]
+    return [sorted(group, key=lambda result: order.index(result.factors[factor])) for group in several]
 
 
 def _alike(results: Iterable[Result], without: Collection[str]) -> list[list[Result]]:
@@ -271,15 +263,8 @@ def _others(result: Result, without: Collection[str]) -> tuple[tuple[str, str], 
     return tuple(pair for pair in result.factors.items() if pair[0] not in without)
 
 
-def _group(findings: Findings, factor: str, members: Sequence[Result]) -> MatchedGroup:
-    members = sorted(members, key=lambda result: findings.levels[factor].index(result.factors[factor]))
-    first = next((result for result in members if result.factors["calibration"] != PLAIN["calibration"]), members[-1])
-    unhealed = _unhealed(findings, members) if factor in HEALING else None
-    return MatchedGroup(findings.label(first, {factor}), members, findings.bases.get(first.model), unhealed)
-
-
-def _unhealed(findings: Findings, members: Sequence[Result]) -> Result | None:
-    """Find the trial without healing, else what was measured of a healed one before its healing."""
+def unhealed(findings: Findings, members: Sequence[Result]) -> Result | None:
+    """Find the trial without the healing of these, else what was measured of one of them before its healing."""
     rest = _others(members[0], HEALING)
     plain = (pruned for pruned in findings.results if pruned.role == PRUNED and _others(pruned, HEALING) == rest)
     derived = (result for member in members if (result := _before_healing(member, findings.tasks)))

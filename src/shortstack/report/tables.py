@@ -9,7 +9,18 @@ from typing import Any
 
 from shortstack.machine.formats import brief, listed, show_layers
 from shortstack.machine.tables import ABOVE, BELOW, NEAR, Block, Cell, Column, Row, Table
-from shortstack.report.findings import AVERAGE, BASE, BEFORE, HEALED, Findings, MatchedGroup, Result, matched_groups
+from shortstack.report.findings import (
+    AVERAGE,
+    BASE,
+    BEFORE,
+    HEALED,
+    HEALING,
+    Findings,
+    Result,
+    matched_groups,
+    unhealed,
+)
+from shortstack.report.labels import PLAIN
 from shortstack.report.measures import UNITS, Difference, Judgement, Measure, judge
 from shortstack.runs.records import StepRecord
 
@@ -248,17 +259,19 @@ def factor_table(
     if not groups:
         return None
     columns = (*measures(findings), *extras)
-    blocks = tuple(Block(group.title, tuple(_rows(factor, group, columns))) for group in groups)
+    blocks = tuple(_block(findings, factor, members, columns) for members in groups)
     heading = HEADINGS.get(factor, factor)
     caption = f"Rows of a block differ in the {heading} alone."
     return Table(title, (Column(heading, "text"), *columns), blocks, caption, key=key)
 
 
-def _rows(factor: str, group: MatchedGroup, columns: Sequence[ResultColumn]) -> list[ResultRow]:
-    rows = judged_rows(group.results, group.base, columns, lambda result: result.factors[factor])
-    if group.unhealed:
-        rows.insert(bool(group.base), _base_row(BEFORE, group.unhealed, columns))
-    return rows
+def _block(findings: Findings, factor: str, members: Sequence[Result], columns: Sequence[ResultColumn]) -> Block:
+    first = next((result for result in members if result.factors["calibration"] != PLAIN["calibration"]), members[-1])
+    base = findings.bases.get(first.model)
+    rows = judged_rows(members, base, columns, lambda result: result.factors[factor])
+    if factor in HEALING and (before := unhealed(findings, members)):
+        rows.insert(bool(base), _base_row(BEFORE, before, columns))
+    return Block(findings.label(first, {factor}), tuple(rows))
 
 
 HEADINGS = {"heal": "healing", "data": "healing data"}  # of factors whose name says too little
