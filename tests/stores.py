@@ -159,25 +159,14 @@ def plan(metric: str, removed: int, seed: int = 0) -> dict[str, Any]:
 
 
 def healed(method: str, loss: float) -> dict[str, Any]:
-    """The result of healing, its losses falling as losses do."""
-    held_out = [[step, loss + 0.8 * math.exp(-step / 60)] for step in range(0, 241, 40)]
-    noise = random.Random(f"{method}{loss}")
-    losses = [[step, loss + 0.7 * math.exp(-step / 60) + noise.gauss(0, 0.03)] for step in range(10, 241, 10)]
-    trained = {"partial": 38_938_176, "lora": 2_442_240, "full": 134_515_008}[method]
-    summary = {"first": losses[0][1], "last": losses[-1][1]}
-    summary |= {"held_out": held_out[-1][1], "held_out_before": held_out[0][1]}
-    return {"method": method, "trainable_parameters": trained, "loss": summary, "steps": 240, "losses": losses} | {
-        "held_out_losses": held_out,
+    """What a report reads of the result of healing."""
+    return {
+        "method": method,
+        "trainable_parameters": {"partial": 38_938_176, "lora": 2_442_240, "full": 134_515_008}[method],
+        "loss": {"held_out": loss + 0.8 * math.exp(-4)},
         "seconds": {"partial": 410.0, "lora": 655.0, "full": 1290.0}[method],
         "peak_rss_bytes": {"partial": 1_400_000_000, "lora": 1_900_000_000, "full": 3_200_000_000}[method],
     }
-
-
-def scores(metrics: Iterable[str], samples: int = 10) -> dict[str, Any]:
-    order = {metric: removal(metric, samples) for metric in metrics}
-    found = {name: [0.01 + full.index(layer) / LAYERS for layer in range(LAYERS)] for name, full in order.items()}
-    tokens = {"source": "pydoc", "samples": samples, "length": 128}
-    return {"layers": LAYERS, "scores": found, "order": order, "tokens": tokens}
 
 
 def removal(metric: str, samples: int) -> list[int]:
@@ -206,21 +195,14 @@ def add_trial(store: Store, known: Mapping[str, Any], *, documents: int = 400) -
     }
     text = known["calibration"] or {"samples": 10}
     if metric != "reverse":
-        calibrated = {**where, "calibration": known["calibration"]}
-        found = scores([name for name in HARM if name != "reverse"], text["samples"])
-        steps["score"] = store.step("score", calibrated, found, seconds=48)
+        steps["score"] = store.step("score", {**where, "calibration": known["calibration"]}, {}, seconds=48)
     cut = {**where, "metric": metric, "drop": drop, "calibration": known["calibration"]}
     chosen = plan(metric, removed, seed if metric == "random" else text["samples"])
     steps["plan"] = store.step("plan", cut, chosen, seconds=0.02)
     cut |= {"repair": known["repair"], "strategy": known["strategy"]}
-    repair = None
-    if known["repair"]:
-        fit = {"weight": "mlp.down_proj", "kind": "matrix", "ridge": 0.1, "error": 0.7}
-        fits = [{"layer": layer, **fit} for layer in range(8)]
-        losses = {"loss_unpruned": 3.08, "loss_before": 3.08 + 3 * harm, "loss_after": 3.08 + 1.4 * harm}
-        repair = {"fits": fits, **losses, "kept": True, "seconds": 66.0}
-    pruned, left = {**chosen, "repair": repair, "bytes_written": 1}, LAYERS - removed
-    steps["prune"] = store.step("prune", cut, pruned, seconds=70 if repair else 1.5)
+    repair = {"fits": [{"layer": layer} for layer in range(8)], "kept": True} if known["repair"] else None
+    steps["prune"] = store.step("prune", cut, {**chosen, "repair": repair}, seconds=70 if repair else 1.5)
+    left = LAYERS - removed
     steps["profile"] = store.step("profile", {"model": model, "layers": left}, profile(left), seconds=29)
     steps["evaluate_pruned"] = store.step("evaluate", cut, evaluation(quality, documents=documents), seconds=260)
     if known["heal"]:

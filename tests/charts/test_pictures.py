@@ -12,7 +12,7 @@ import pytest
 import shortstack as ss
 from shortstack.charts.chart import Chart, Point, Series, axis
 from shortstack.charts.picture import MARGIN, Panel, Picture
-from shortstack.charts.rows import Bars, Dot, Dots, dots, dots_height
+from shortstack.charts.rows import Bars, Dot, Dots, dots
 from shortstack.errors import InputError, OutputError
 from shortstack.healing.healer import loss_picture
 from shortstack.scoring.depths import Depth, DepthCurve
@@ -192,8 +192,9 @@ def test_layers_that_go_are_empty():
 
 
 def test_dots_lie_at_their_values_beside_chance():
-    made = dots([Dots("copying", [Dot.of(5, 0.8, 0.1), Dot.of(0, 0.4, None)], 0.1)], title="t")
-    root = drawn(Picture("t", [Panel("t", made, dots_height(1), [])], []))
+    values = [Dot(5, 0.8, 0.7, 0.9, "0.8"), Dot(0, 0.4, 0.4, 0.4, "0.4")]
+    made = dots([Dots("copying", values, 0.1)], title="t", scale=axis("", [0, 1], str))
+    root = drawn(Picture("t", [Panel("t", made, 60)]))
     left, width = 22, 480 - 44
     assert [x for x, _ in places(root, "c0")] == [pytest.approx(left + 0.4 * width, abs=0.1)]
     assert [x for x, _ in places(root, "c5")] == [pytest.approx(left + 0.8 * width, abs=0.1)]

@@ -12,7 +12,7 @@ from shortstack.checkpoint import Checkpoint
 from shortstack.cli.console import show_result
 from shortstack.comparison import Calibration, Comparison, EvaluationSpec, compare
 from shortstack.comparison.baselines import BASELINES, parse_memory
-from shortstack.comparison.comparison import ComparisonRow, advice
+from shortstack.comparison.comparison import ComparisonRow
 from shortstack.data import Tokens
 from shortstack.decoder import Decoder
 from shortstack.errors import ArchitectureError, InputError
@@ -40,6 +40,10 @@ def place(tmp_path_factory):
 
 def tokens(checkpoint, place, *, length=32, samples=8):
     return Tokens.read(str(place / "a.txt"), checkpoint.tokenizer(), samples=samples, length=length)
+
+
+def judged_briefly(checkpoint, place, *, length=24, load=LOAD):
+    return EvaluationSpec({"a": tokens(checkpoint, place, length=length, samples=2)}, (), load, repeats=1)
 
 
 @pytest.fixture
@@ -133,19 +137,32 @@ def test_a_repair_that_lowers_no_loss_makes_no_row(compared, place):
     assert rows(found)["pruned, repaired"].reason == "no repair lowers the held-out loss"
 
 
-@pytest.mark.usefixtures("few_words")
-def test_the_repaired_row_is_what_repair_makes_of_it(compared, place, tmp_path, monkeypatch):
+@pytest.fixture
+def pruned_alone(compared, place, monkeypatch, few_words):
+    """Compare with the pruned model, and with that repaired, alone."""
+    checkpoint, judging, _ = compared
+    some, briefly = tokens(checkpoint, place), replace(judging, judges=())
+    monkeypatch.setattr("shortstack.comparison.comparison.BASELINES", BASELINES[:2])
+    return lambda: rows(compare(checkpoint, Calibration(some, some), briefly, memory="60%", compute=FLOAT))
+
+
+def test_the_repaired_row_is_what_repair_makes_of_it(pruned_alone, compared, place, tmp_path, monkeypatch):
     """Of a repair that is kept, as those of trained models are."""
     monkeypatch.setattr(repairer.RepairWalk, "helps", lambda _walk: True)
-    monkeypatch.setattr("shortstack.comparison.comparison.BASELINES", BASELINES[:2])
-    checkpoint, judging, _ = compared
-    some = tokens(checkpoint, place)
-    found = compare(checkpoint, Calibration(some, some), replace(judging, judges=()), memory="60%", compute=FLOAT)
-    row, removed = rows(found)["pruned, repaired"], rows(found)["pruned"].removed
-    repaired = repair(checkpoint, frozenset(removed), some, compute=FLOAT)
+    found, (checkpoint, judging, _) = pruned_alone(), compared
+    row, removed = found["pruned, repaired"], found["pruned"].removed
+    repaired = repair(checkpoint, frozenset(removed), tokens(checkpoint, place), compute=FLOAT)
     assert repaired.kept
     pruned = prune(checkpoint, plan(8, layers=removed), tmp_path / "repaired", repair=repaired)
     assert row.perplexity["a"].loss == measure(Decoder.load(pruned, dtype=torch.float32), judging.texts["a"]).loss
+
+
+def test_where_repair_is_refused_the_row_says_so(pruned_alone, monkeypatch):
+    def refused(*_, **__):
+        raise ArchitectureError("none", expected="a matrix at the end", fix="leave repair out", where="Odd")
+
+    monkeypatch.setattr("shortstack.comparison.baselines.repair", refused)
+    assert pruned_alone()["pruned, repaired"].reason == "repair expects a matrix at the end, found none"
 
 
 def test_quantised_rows_take_the_bytes_they_say(compared):
@@ -199,27 +216,13 @@ def test_every_row_is_checked_for_collapse_against_the_unpruned_model(compared, 
 
 
 @pytest.mark.usefixtures("few_words")
-def test_where_repair_is_refused_the_row_says_so(place, tmp_path, monkeypatch):
-    def refused(*_, **__):
-        raise ArchitectureError("none", expected="a matrix at the end", fix="leave repair out", where="Odd")
-
-    checkpoint = Checkpoint.open(speaking(tmp_path / "model", intermediate_size=46))
-    monkeypatch.setattr("shortstack.comparison.baselines.repair", refused)
-    monkeypatch.setattr("shortstack.comparison.comparison.BASELINES", BASELINES[:2])
-    some = tokens(checkpoint, place, samples=4)
-    judging = EvaluationSpec({"a": tokens(checkpoint, place, length=24, samples=2)}, (), LOAD, repeats=1)
-    found = rows(compare(checkpoint, Calibration(some, some, metric="reverse"), judging, compute=FLOAT))
-    assert found["pruned, repaired"].reason == "repair expects a matrix at the end, found none"
-
-
-@pytest.mark.usefixtures("few_words")
 @pytest.mark.parametrize("model_type", ["mixtral", "gpt2", "llama"])
 def test_what_cannot_be_had_is_a_row_with_its_reason(model_type, place, monkeypatch):
     odd = {"llama": {"intermediate_size": 46}, "gpt2": {"n_positions": 128}}.get(model_type, {})
     checkpoint = Checkpoint.open(speaking(place / model_type, model_type, **odd))
     monkeypatch.setattr("shortstack.decoder.quantisation.importlib.util.find_spec", lambda _: None)
-    judging = EvaluationSpec({"a": tokens(checkpoint, place, length=24, samples=2)}, (), LOAD, repeats=1)
     some = tokens(checkpoint, place, samples=2)
+    judging = judged_briefly(checkpoint, place)
     found = rows(compare(checkpoint, Calibration(some, metric="reverse"), judging, compute=FLOAT))
     assert found["pruned"].removed == tuple(range(8 - len(found["pruned"].removed), 8))
     other = {"mixtral": "several experts", "gpt2": "Conv1D"}.get(model_type)
@@ -241,11 +244,10 @@ def test_a_healed_model_that_reads_other_tokens_is_refused_before_any_is_loaded(
         mine.save_pretrained(healed)
     else:
         make("llama", healed, vocab_size=100)
-    judging = EvaluationSpec({"a": tokens(checkpoint, place, length=24, samples=2)}, (), LOAD, repeats=1)
     some = Calibration(tokens(checkpoint, place, samples=2), healed=Checkpoint.open(healed))
     monkeypatch.setattr(Checkpoint, "model", lambda *_, **__: pytest.fail("was read"))
     with pytest.raises(InputError, match="an embedding for each of its 293 tokens") as refused:
-        compare(checkpoint, some, judging)
+        compare(checkpoint, some, judged_briefly(checkpoint, place))
     assert refused.value.option == "healed"
     assert refused.value.found in ("another tokenizer, of 294 tokens", "100 embeddings")
     assert ("another" in refused.value.found) == ("another" in other)
@@ -260,9 +262,8 @@ def test_a_model_with_too_few_positions_for_a_row_is_refused_before_it_is_loaded
         (24, Load(prompt=60, new_tokens=4), "prompt"),
         (24, LOAD, "compare"),
     ):
-        judging = EvaluationSpec({"a": tokens(checkpoint, place, length=length, samples=2)}, (), load, repeats=1)
         with pytest.raises(InputError, match="at most 64 tokens") as refused:
-            compare(checkpoint, some, judging)
+            compare(checkpoint, some, judged_briefly(checkpoint, place, length=length, load=load))
         assert refused.value.place(refused.value.option) == where
 
 
@@ -276,38 +277,43 @@ def test_memory_is_a_share_above_what_no_baseline_makes_smaller():
             parse_memory(memory, 1000)
 
 
-def test_the_cut_is_that_of_the_plainly_pruned_model_if_it_fits():
-    eight = row("pruned + int8", 2.5, removed=(2,))
-    for within, expected in ((True, (1, 4)), (False, ())):
-        rows = (eight, row("pruned", 3.0, removed=(1, 4), within=within))
-        assert Comparison("m", "50%", 10**6, rows, {}, "float32", "cpu", 1).cut == expected
-
-
 def row(name, loss, *, within=True, removed=(), repetition=0.0):
     found = Perplexity(math.exp(loss), 10, loss, 0.1, {}, "float32")
     wrote = Collapse(replace(TYPICAL, repetition=repetition), '"so"')
     return ComparisonRow(name, "", "", removed, 100, within, {"pydoc": found}, collapse=wrote)
 
 
+def of(*rows):
+    return Comparison("m", "50%", 10**6, rows, {}, "float32", "cpu", 1)
+
+
+UNPRUNED = row("unpruned", 2.0, within=False)
+
+
+def test_the_cut_is_that_of_the_plainly_pruned_model_if_it_fits():
+    eight = row("pruned + int8", 2.5, removed=(2,))
+    for within, expected in ((True, (1, 4)), (False, ())):
+        assert of(eight, row("pruned", 3.0, removed=(1, 4), within=within)).cut == expected
+
+
 def test_advice_follows_the_rows():
-    unpruned = row("unpruned", 2.0, within=False)
     four, cut = row("nf4", 2.1), row("pruned", 3.0, removed=(1,))
-    assert advice([unpruned, four, cut], 10**6) == (
+    assert of(UNPRUNED, four, cut).advice == (
         "Within 1.0 MB, nf4 keeps the most quality: perplexity 8.166 on pydoc (7.389 unpruned). The best with fewer layers "
         "is pruned: perplexity 20.09 on pydoc (7.389 unpruned)."
     )
-    assert "fewer layers" not in advice([unpruned, cut], 10**6)
+    assert "fewer layers" not in of(UNPRUNED, cut).advice
     task = {"metric": "acc", "stderr": 0.1, "n": 10}
     before, after = (
-        replace(row, tasks={"piqa": {**task, "value": value}}) for row, value in ((unpruned, 0.7), (cut, 0.6))
+        replace(row, tasks={"piqa": {**task, "value": value}}) for row, value in ((UNPRUNED, 0.7), (cut, 0.6))
     )
-    assert "(7.389 unpruned), piqa 0.600 (0.700 unpruned)." in advice([before, after], 10**6)
-    assert advice([unpruned, replace(four, within=False)], 10**6) == "Nothing here fits 1.0 MB."
+    assert "(7.389 unpruned), piqa 0.600 (0.700 unpruned)." in of(before, after).advice
+    assert of(UNPRUNED, replace(four, within=False)).advice == "Nothing here fits 1.0 MB."
 
 
 def test_what_has_collapsed_is_not_advised_while_another_has_not():
-    unpruned, cut = row("unpruned", 2.0, within=False), row("pruned", 2.5, removed=(1,), repetition=1.0)
-    said = advice([unpruned, cut, row("thin", 4.0)], 10**6)
+    cut = row("pruned", 2.5, removed=(1,), repetition=1.0)
+    said = of(UNPRUNED, cut, row("thin", 4.0)).advice
     assert said.startswith("Within 1.0 MB, thin keeps the most quality")
     assert "The best with fewer layers is pruned (collapsed)" in said
-    assert advice([unpruned, cut], 10**6).startswith("Within 1.0 MB, pruned (collapsed) keeps the most quality")
+    assert of(UNPRUNED, cut).advice.startswith("Within 1.0 MB, pruned (collapsed) keeps the most quality")

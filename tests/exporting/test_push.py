@@ -181,12 +181,6 @@ def test_a_hub_that_does_not_answer_is_told(pruned, monkeypatch):
         push_to_hub(pruned, "me/small")
 
 
-def test_what_is_no_name_of_a_repository_is_refused(pruned, hub):
-    with pytest.raises(InputError, match="org/name"):
-        push_to_hub(pruned, "../x")
-    assert not hub.api.mock_calls
-
-
 def test_what_was_changed_since_is_not_pushed(pruned, hub):
     config = json.loads((pruned.directory / "config.json").read_text())
     (pruned.directory / "config.json").write_text(json.dumps({**config, "torch_dtype": "float16"}))

@@ -5,42 +5,40 @@ from __future__ import annotations
 import math
 import random
 from dataclasses import replace
-from pathlib import Path
-from typing import Any
 
 import pytest
 from scipy import stats
 
 from shortstack.report import Report
-from shortstack.report.page import done, scope
-from shortstack.report.significance import difference
-from shortstack.runs.records import Conclusion, Runs, read
+from shortstack.report.measures import difference
+from shortstack.report.reporter import done, scope
+from shortstack.runs.records import Conclusion, read
 from stores import HEALS, Store, evaluation, healed, perplexity, plan, probe, settings, task
 
 RIGHT = [1.0] * 30 + [0.0] * 10  # 75 %
 CUT = [1.0] * 12 + [0.0] * 28  # 18 answers lost, none gained
 
 
-def of_two_tasks(outcomes: list[float], other: float) -> dict[str, Any]:
+def of_two_tasks(outcomes, other):
     second = [1.0] * round(40 * other) + [0.0] * (40 - round(40 * other))
     return {"tasks": {"piqa": task(outcomes), "arc": task(second)}}
 
 
 @pytest.fixture
-def store(tmp_path: Path) -> Store:
+def store(tmp_path):
     return Store(tmp_path / "runs")
 
 
-def found(store: Store, folder: Path) -> Runs:
+def found(store, folder):
     store.close()
     return read(folder / "runs")
 
 
-def said(store: Store, folder: Path) -> str:
+def said(store, folder):
     return Report.of(found(store, folder)).opening.lead
 
 
-def cuts(store: Store, amounts: dict[int, list[float]], strategy: str = "one-shot") -> None:
+def cuts(store, amounts, strategy="one-shot"):
     """A trial for each number of layers, with its outcomes."""
     for layers, outcomes in amounts.items():
         cut = of_two_tasks(outcomes, 0.5 if outcomes is RIGHT else 0.0)
@@ -52,7 +50,7 @@ def cuts(store: Store, amounts: dict[int, list[float]], strategy: str = "one-sho
 # Of several settings: which
 
 
-def test_it_is_of_the_largest_cut_that_is_not_shown_to_be_worse(store: Store, tmp_path: Path) -> None:
+def test_it_is_of_the_largest_cut_that_is_not_shown_to_be_worse(store, tmp_path):
     cuts(store, {3: RIGHT, 8: RIGHT, 16: CUT})
     cuts(store, {8: CUT}, "step 1")
     report = Report.of(found(store, tmp_path))
@@ -79,9 +77,7 @@ def test_it_is_of_the_largest_cut_that_is_not_shown_to_be_worse(store: Store, tm
         ({3: CUT, 8: CUT}, ["3 layers removed", "only if the smaller size is worth it: it is 47.5 points worse"]),
     ],
 )
-def test_what_is_worse_is_said_to_be(
-    store: Store, tmp_path: Path, amounts: dict[int, list[float]], words: list[str]
-) -> None:
+def test_what_is_worse_is_said_to_be(store, tmp_path, amounts, words):
     cuts(store, amounts)
     lead = said(store, tmp_path)
     assert [word for word in words if word not in lead] == []
@@ -94,14 +90,14 @@ def test_what_is_worse_is_said_to_be(
         (0.3, "It is not worth keeping: its generated text has collapsed."),
     ],
 )
-def test_what_has_collapsed_is_not_worth_keeping(quality: float, words: str, store: Store, tmp_path: Path) -> None:
+def test_what_has_collapsed_is_not_worth_keeping(quality, words, store, tmp_path):
     for metric in ("bi", "ppl"):
         known = {"plan": plan(metric, 3), "evaluate_pruned": evaluation(quality)}
         store.measured(settings(metric=metric), evaluate_base=evaluation(1.0), **known)
     assert words in said(store, tmp_path)
 
 
-def test_of_one_window_it_is_said_that_nothing_is_known(store: Store, tmp_path: Path) -> None:
+def test_of_one_window_it_is_said_that_nothing_is_known(store, tmp_path):
     for metric, loss in (("bi", 9.0), ("ppl", 14.0)):
         cut, base = ({"perplexity": {"t": perplexity(value, None)}} for value in (loss, 2.5))
         store.measured(settings(metric=metric), evaluate_base=base, plan=plan(metric, 8), evaluate_pruned=cut)
@@ -113,7 +109,7 @@ def test_of_one_window_it_is_said_that_nothing_is_known(store: Store, tmp_path: 
         assert (change.value, interval.value) == (pytest.approx(math.exp(6.5)), None), "a factor of the perplexity"
 
 
-def test_of_many_equal_settings_none_is_told_apart(store: Store, tmp_path: Path) -> None:
+def test_of_many_equal_settings_none_is_told_apart(store, tmp_path):
     """The best and the worst of many differ by chance; the best is compared with the next."""
     rng = random.Random(0)
     for metric in ("bi", "ppl", "kl", "taylor", "random", "reverse", "angular"):
@@ -126,7 +122,7 @@ def test_of_many_equal_settings_none_is_told_apart(store: Store, tmp_path: Path)
     assert "), which may be noise. " in report.opening.lead
 
 
-def test_options_are_named_only_where_they_tell_settings_apart(store: Store, tmp_path: Path) -> None:
+def test_options_are_named_only_where_they_tell_settings_apart(store, tmp_path):
     for rates in ((1e-4, 1e-4), (1e-4, 1e-5)):
         for method, rate in zip(("lora", "full"), rates, strict=True):
             heal = {"name": "", "method": method, "learning_rate": rate, "data": "pydoc"}
@@ -142,10 +138,10 @@ def test_options_are_named_only_where_they_tell_settings_apart(store: Store, tmp
 
 
 @pytest.fixture
-def one(store: Store, tmp_path: Path) -> Runs:
+def one(store, tmp_path):
     """As shrink leaves it: perplexity 3 times that of the unpruned model, 10 of 40 probe items right instead of 20."""
 
-    def measured(loss: float, right: int, outcomes: list[float]) -> dict[str, Any]:
+    def measured(loss, right, outcomes):
         items = [1.0] * right + [0.0] * (20 - right)
         texts = {"a": perplexity(2.0), "/b/c.txt": perplexity(loss)}
         probes = {"copying": probe(items), "json": probe([0.0] * 20)}
@@ -166,7 +162,7 @@ def one(store: Store, tmp_path: Path) -> Runs:
     return replace(runs, title="shrink demo", conclusion=conclusion)
 
 
-def test_one_setting_is_kept_or_not_with_its_price(one: Runs) -> None:
+def test_one_setting_is_kept_or_not_with_its_price(one):
     report = Report.of(one)
     assert report.opening.lead.startswith(
         "Do not keep it: its perplexity on c.txt is 3.00 times the unpruned model's and 25% of its generation probes are "
@@ -184,7 +180,7 @@ def test_one_setting_is_kept_or_not_with_its_price(one: Runs) -> None:
     assert places == sorted(places)
 
 
-def test_its_table_has_each_measure_with_the_interval_of_its_change(one: Runs) -> None:
+def test_its_table_has_each_measure_with_the_interval_of_its_change(one):
     rows = {row.label: row.cells for row in Report.of(one).tables[0].rows}
     measures = ["arc (%)", "perplexity on a", "perplexity on c.txt", "generation probes (%)"]
     assert list(rows) == [*measures, "weights", "decoding speed"]
@@ -200,7 +196,7 @@ def test_its_table_has_each_measure_with_the_interval_of_its_change(one: Runs) -
     assert [cell.value for cell in rows["decoding speed"][3:]] == [1.5, (1.25, 1.75)]
 
 
-def test_its_picture_has_the_share_that_is_kept_and_its_layers_are_drawn(one: Runs) -> None:
+def test_its_picture_has_the_share_that_is_kept_and_its_layers_are_drawn(one):
     report = Report.of(one)
     assert report.opening.figure
     drawn = str(report.opening.figure.svg)
@@ -219,7 +215,7 @@ def test_its_picture_has_the_share_that_is_kept_and_its_layers_are_drawn(one: Ru
 # Below it
 
 
-def test_what_was_studied(store: Store, tmp_path: Path) -> None:
+def test_what_was_studied(store, tmp_path):
     text = {"text": "pydoc", "samples": 10, "length": 128, "seed": None}
     for metric, calibration in (("bi", text), ("ppl", text), ("reverse", None)):
         for heal in (None, HEALS["lora"]):
@@ -230,4 +226,4 @@ def test_what_was_studied(store: Store, tmp_path: Path) -> None:
         "6 settings of demo that differ in metric (3), calibration (2), heal (2) and data (2), measured on 4 tasks, "
         "2 perplexities and 2 probes. Where nothing else is said: calibrated on pydoc 10 x 128 and healed on alpaca."
     )
-    assert done(findings).startswith("Trials: 6 done. ")
+    assert done(findings.runs).startswith("Trials: 6 done. ")

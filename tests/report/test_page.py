@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
 
@@ -17,7 +16,7 @@ from shortstack.report import Report, write_report
 from shortstack.runs.records import Conclusion, read
 
 if TYPE_CHECKING:
-    from playwright.sync_api import Browser, Page
+    pass
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 OPTIONS = (
@@ -30,7 +29,7 @@ pytestmark = pytest.mark.skipif(
 
 
 @pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
+def browser():
     assert CHROMIUM, "CI tests the page in a real browser: apt-get install -y chromium"
     from playwright.sync_api import sync_playwright
 
@@ -41,25 +40,25 @@ def browser() -> Iterator[Browser]:
 
 
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def runs(tmp_path_factory):
     """A study with everything in it, names that are markup too."""
     return stores.write(tmp_path_factory.mktemp("runs"), documents=20)
 
 
 @pytest.fixture(scope="module")
-def file(runs: Path) -> str:
+def file(runs):
     return write_report(runs, runs / "report.html").as_uri()
 
 
 @pytest.fixture(scope="module")
-def real(tmp_path_factory: pytest.TempPathFactory) -> str:
+def real(tmp_path_factory):
     """The page of a large study."""
     runs = shutil.copytree(Path(__file__).parents[2] / "studies" / "smollm2", tmp_path_factory.mktemp("real") / "runs")
     return write_report(runs, runs / "report.html").as_uri()
 
 
 @pytest.fixture(scope="module")
-def shrunk(tmp_path_factory: pytest.TempPathFactory) -> str:
+def shrunk(tmp_path_factory):
     """The page of one setting, as shrink leaves it."""
     folder = tmp_path_factory.mktemp("shrunk")
     store = stores.Store(folder / "runs")
@@ -75,15 +74,15 @@ def shrunk(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 @pytest.fixture
-def page(browser: Browser, file: str) -> Iterator[Page]:
+def page(browser, file):
     with opened(browser, file) as found:
         yield found
 
 
 @contextmanager
-def opened(browser: Browser, file: str, *, width: int = 1400, folded: bool = False, **options: Any) -> Iterator[Page]:
+def opened(browser, file, *, width=1400, folded=False, **options):
     """A page that must stay silent and at home. folded: tables stay as they are at first."""
-    said: list[str] = []
+    said = []
     context = browser.new_context(viewport={"width": width, "height": 900}, **options)
     page = context.new_page()
     page.set_default_timeout(60_000)  # a busy machine
@@ -99,24 +98,22 @@ def opened(browser: Browser, file: str, *, width: int = 1400, folded: bool = Fal
     assert said == []
 
 
-def outside(url: str) -> bool:
+def outside(url):
     return not url.startswith(("file:", "data:"))
 
 
-def column(page: Page, table: str, number: int, *, block: int = 0) -> list[str]:
+def column(page, table, number, *, block=0):
     """Return what a column shows in the rows of a block, the unpruned model's left out."""
     rows = f"document.querySelectorAll('#table-{table} tbody')[{block}].querySelectorAll('tr.row')"
     return page.evaluate(f"[...{rows}].map(row => row.cells[{number}].innerText)")
 
 
-def values(texts: list[str]) -> list[float]:
+def values(texts):
     return [float(text.split()[0]) for text in texts]
 
 
 @pytest.mark.parametrize("which", ["real", "shrunk"])
-def test_two_sentences_a_picture_and_a_table_are_the_first_screen(
-    browser: Browser, which: str, request: pytest.FixtureRequest
-) -> None:
+def test_two_sentences_a_picture_and_a_table_are_the_first_screen(browser, which, request):
     place = request.getfixturevalue(which)
     with opened(browser, place, folded=True) as page:
         for part in (".lead", ".first svg.chart", ".first table"):
@@ -131,7 +128,7 @@ def test_two_sentences_a_picture_and_a_table_are_the_first_screen(
         assert page.evaluate("document.documentElement.scrollWidth") == 390
 
 
-def test_markup_in_names_does_nothing(page: Page) -> None:
+def test_markup_in_names_does_nothing(page):
     assert page.evaluate("document.querySelectorAll('script[src], link[href^=http], img, iframe').length") == 0
     assert page.evaluate("window.pwned") is None
 
@@ -142,14 +139,14 @@ OUTSIDE = """() => [...document.querySelectorAll("svg text")].filter(text => {
 }).map(text => text.textContent)"""
 
 
-def test_no_word_of_a_chart_is_cut_off(browser: Browser, real: str, shrunk: str) -> None:
+def test_no_word_of_a_chart_is_cut_off(browser, real, shrunk):
     for place, width in ((real, 390), (shrunk, 1400)):
         with opened(browser, place, width=width) as page:
             assert page.locator("svg text").count() > 10
             assert page.evaluate(OUTSIDE) == []
 
 
-def test_a_click_on_a_heading_sorts_each_block(page: Page) -> None:
+def test_a_click_on_a_heading_sorts_each_block(page):
     heading = page.locator("#table-metrics thead th").nth(1)
     heading.locator("button").click()
     assert heading.get_attribute("aria-sort") == "descending"
@@ -165,7 +162,7 @@ def test_a_click_on_a_heading_sorts_each_block(page: Page) -> None:
     assert names == sorted(names)
 
 
-def test_infinite_numbers_sort_above_all_and_missing_ones_last(page: Page) -> None:
+def test_infinite_numbers_sort_above_all_and_missing_ones_last(page):
     heading = page.locator("#table-settings thead th", has_text="wikitext")
     number = heading.evaluate("th => th.cellIndex")
     ends = []
@@ -179,7 +176,7 @@ def test_infinite_numbers_sort_above_all_and_missing_ones_last(page: Page) -> No
     assert ends[1][1:] == ["∞", "NaN"]
 
 
-def test_a_number_leads_to_the_step_it_comes_from(browser: Browser, page: Page, file: str, runs: Path) -> None:
+def test_a_number_leads_to_the_step_it_comes_from(browser, page, file, runs):
     (table,) = (each for each in Report.of(runs).tables if each.key == "healing")
     cell = next(row for row in table.rows if row.label == "lora").cells[1]
     step = read(runs).steps[cell.steps[0]]
@@ -198,7 +195,7 @@ def test_a_number_leads_to_the_step_it_comes_from(browser: Browser, page: Page, 
         assert page.locator(f"details{target} dl").count() == 1
 
 
-def test_a_phone_scrolls_tables_and_not_the_page(browser: Browser, file: str) -> None:
+def test_a_phone_scrolls_tables_and_not_the_page(browser, file):
     with opened(browser, file, width=390) as page:
         assert page.evaluate("document.documentElement.scrollWidth") == 390
         wide = page.locator("#metrics .scroll")
@@ -213,9 +210,7 @@ def test_a_phone_scrolls_tables_and_not_the_page(browser: Browser, file: str) ->
 
 
 @pytest.mark.parametrize(("which", "width", "scheme"), [("shrunk", 390, "dark"), ("file", 1400, "light")])
-def test_no_rule_of_axe_is_broken(
-    browser: Browser, which: str, width: int, scheme: str, request: pytest.FixtureRequest
-) -> None:
+def test_no_rule_of_axe_is_broken(browser, which, width, scheme, request):
     """Contrast, names of tables, figures and buttons, headings, identifiers."""
     from axe_playwright_python.sync_playwright import Axe
 
@@ -225,7 +220,7 @@ def test_no_rule_of_axe_is_broken(
     assert found.violations_count == 0, found.generate_report()
 
 
-def test_the_page_of_a_large_study_is_not_long(browser: Browser, real: str) -> None:
+def test_the_page_of_a_large_study_is_not_long(browser, real):
     with opened(browser, real, folded=True) as page:
         assert page.evaluate("document.documentElement.scrollHeight") < 9000
         rows = page.locator("#table-settings tr.row")
@@ -234,7 +229,7 @@ def test_the_page_of_a_large_study_is_not_long(browser: Browser, real: str) -> N
         assert rows.first.is_visible()
 
 
-def test_it_prints_every_row(page: Page, tmp_path: Path) -> None:
+def test_it_prints_every_row(page, tmp_path):
     page.pdf(path=tmp_path / "report.pdf", format="A4")
     assert (tmp_path / "report.pdf").read_bytes().count(b"/Type /Page\n") >= 3
     page.emulate_media(media="print")

@@ -137,9 +137,6 @@ class Chart:
     def height(self, y: float) -> float:
         return FLOOR + (TOP - FLOOR) * self.y.fraction(y)
 
-    def place(self, x: float, y: float) -> tuple[float, float]:
-        return self.across(x), self.height(y)
-
     def whisker(self, point: Point) -> tuple[float, float] | None:
         """Return the ends of one standard error up and down, where that is more than the marker hides."""
         if not point.error or not math.isfinite(point.y):

@@ -16,14 +16,7 @@ STEEP = 8  # times the median: where one value is higher, bars are as high as lo
 Say = Callable[[str, int], str]  # what a cell says, from its row's name and its column
 
 
-def heat_map(
-    rows: Mapping[str, Sequence[int]],
-    *,
-    title: str,
-    text: Say,
-    marked: int,
-    axis: str = "layer",
-) -> Markup:
+def heat_map(rows: Mapping[str, Sequence[int]], *, title: str, text: Say, marked: int, axis: str) -> Markup:
     """Draw rows of cells, darker the earlier in its row's order (0 first); a dot in those whose place is below `marked`.
 
     rows: the place of each column, by the row's name; those of a row may be fewer than another's.
@@ -89,12 +82,6 @@ class Dot:
     high: float
     said: str
 
-    @classmethod
-    def of(cls, colour: int, value: float, error: float | None) -> Dot:
-        """Make the dot of a share with its standard error, where that is known."""
-        said = f"{value:.3f} ± {error:.3f}" if error else f"{value:.3f}"
-        return cls(colour, value, value - (error or 0.0), value + (error or 0.0), said)
-
 
 @dataclass(frozen=True)
 class Dots:
@@ -105,16 +92,9 @@ class Dots:
     chance: float | None = None
 
 
-SHARES = Axis("", 0.0, 1.0, (0.0, 0.25, 0.5, 0.75, 1.0), "{:g}".format)
-
-
-def dots(rows: Sequence[Dots], *, title: str, scale: Axis = SHARES) -> Markup:
-    """Draw a line for each name, with a dot for each of its values."""
-    return macro("dots")(rows, title, scale, dots_height(len(rows)))
-
-
-def dots_height(rows: int) -> int:
-    return DOTS * rows + 24
+def dots(rows: Sequence[Dots], *, title: str, scale: Axis) -> Markup:
+    """Draw a line for each name, with a dot for each of its values along the scale."""
+    return macro("dots")(rows, title, scale, DOTS * len(rows) + 24)
 
 
 @dataclass(frozen=True)

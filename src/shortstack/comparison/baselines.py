@@ -10,34 +10,36 @@ import functools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from shortstack.checkpoint import Checkpoint, Model
-from shortstack.comparison.sparsity import input_norms, mask, unmaskable
-from shortstack.comparison.width import chosen_width, find_mlps, fitting_neurons, narrow
+from shortstack.comparison.within_layers import (
+    chosen_neurons,
+    find_mlps,
+    fitting_neurons,
+    input_norms,
+    mask,
+    narrow,
+    size_field,
+    unmaskable,
+)
 from shortstack.data import Tokens
 from shortstack.decoder import Decoder
 from shortstack.decoder.quantisation import INT8, SCHEMES, Scheme, quantise, saved_bytes, uncovered
 from shortstack.errors import ArchitectureError, InputError, PlanError
 from shortstack.machine.device import Compute
 from shortstack.machine.formats import show_layers
-from shortstack.machine.progress import Progress, silent
+from shortstack.machine.progress import Progress
 from shortstack.planning import Choice, Plan, choose
 from shortstack.pruning import prune
 from shortstack.repairing import Repair, repair
 from shortstack.scoring import Scores, score
 
 KeptLayers = Sequence[int]
-
-
-class Built(NamedTuple):
-    """A baseline's model, and the bytes of its weights: of a checkpoint as it is stored, of quantised matrices as held."""
-
-    decoder: Decoder
-    bytes: int
+# A baseline's model, and the bytes of its weights: of a checkpoint as it is stored, of quantised matrices as held.
+Built = tuple[Decoder, int]
 
 
 @dataclass(frozen=True)
@@ -78,27 +80,24 @@ class Calibration:
         return Choice(self.metric)
 
 
+@dataclass(frozen=True)
 class BaselineContext:
-    """A checkpoint, how many bytes its weights may take, and what baselines share: the loaded model, scores, norms."""
+    """A checkpoint, how many bytes its weights may take, and what baselines share: the loaded model, scores, norms.
 
-    def __init__(
-        self,
-        checkpoint: Checkpoint,
-        budget: int,
-        calibration: Calibration,
-        *,
-        base: Decoder,
-        folder: Path,
-        stream: bool | None = None,
-        progress: Progress = silent,
-    ) -> None:
-        """Keep what all baselines are made from.
+    base: the checkpoint's model, which is never changed. folder: for their checkpoints. stream: as in Compute.
+    """
 
-        base: the checkpoint's model, which is never changed. folder: for their checkpoints. stream: as in Compute.
-        """
-        self.checkpoint, self.budget, self.calibration = checkpoint, budget, calibration
-        self.base, self.folder, self.progress = base, folder, progress
-        self.compute = Compute(calibration.tokens.seed, str(base.device), base.dtype, stream)
+    checkpoint: Checkpoint
+    budget: int
+    calibration: Calibration
+    base: Decoder
+    folder: Path
+    stream: bool | None
+    progress: Progress
+
+    @property
+    def compute(self) -> Compute:
+        return Compute(self.calibration.tokens.seed, str(self.base.device), self.base.dtype, self.stream)
 
     @property
     def changes(self) -> str | None:
@@ -130,9 +129,9 @@ class BaselineContext:
     def made(self, checkpoint: Checkpoint, scheme: Scheme | None = None) -> Built:
         """Return a checkpoint as a baseline's model: as it is, or quantised."""
         if scheme is None:
-            return Built(Decoder.open(checkpoint, self.compute), checkpoint.weight_bytes)
+            return Decoder.open(checkpoint, self.compute), checkpoint.weight_bytes
         decoder = self.load(checkpoint)
-        return Built(decoder, checkpoint.weight_bytes - saved_bytes(checkpoint, quantise(decoder, scheme)))
+        return decoder, checkpoint.weight_bytes - saved_bytes(checkpoint, quantise(decoder, scheme))
 
     def unquantisable(self, scheme: Scheme) -> str | None:
         """Return why a scheme cannot be had for this checkpoint on this machine; None where it can."""
@@ -160,8 +159,7 @@ class BaselineContext:
 
 
 def unpruned(context: BaselineContext) -> Iterator[Baseline]:
-    """Yield the checkpoint itself."""
-    yield Baseline("unpruned", lambda: Built(context.base, context.checkpoint.weight_bytes))
+    yield Baseline("unpruned", lambda: (context.base, context.checkpoint.weight_bytes))
 
 
 def pruned(context: BaselineContext) -> Iterator[Baseline]:
@@ -170,14 +168,12 @@ def pruned(context: BaselineContext) -> Iterator[Baseline]:
 
 
 def healed(context: BaselineContext) -> Iterator[Baseline]:
-    """Yield the checkpoint that is healed already."""
     checkpoint = context.calibration.healed_checkpoint
     if checkpoint:
         yield Baseline("healed", lambda: context.made(checkpoint), note=f"{checkpoint.source}, as it is")
 
 
 def quantised(context: BaselineContext) -> Iterator[Baseline]:
-    """Yield the model in fewer bits."""
     for scheme in SCHEMES.values():
         if missing := context.unquantisable(scheme):
             yield Baseline(scheme.name, reason=missing)
@@ -187,7 +183,6 @@ def quantised(context: BaselineContext) -> Iterator[Baseline]:
 
 
 def pruned_in_int8(context: BaselineContext) -> Iterator[Baseline]:
-    """Yield the model with fewer layers, in int8."""
     name, sizes = "pruned + int8", context.checkpoint.sizes
 
     def size(kept: KeptLayers) -> int:
@@ -231,12 +226,14 @@ def narrowed(context: BaselineContext) -> Iterator[Baseline]:
         if not keep:
             yield Baseline(name, reason="does not fit the budget without MLPs either")
             return
-        width = chosen_width(checkpoint, context.base, mlps, keep, context.norms)
+        kept = chosen_neurons(checkpoint, mlps, keep, context.norms)
+        field = size_field(checkpoint, mlps, keep)
     except ArchitectureError as error:  # an MLP of another form: the reason is for the table
         yield Baseline(name, reason=f"{error.expected}, found {error.found}")
         return
     note = f"{keep:,} of {mlps[0].neurons:,} neurons in each MLP"
-    yield Baseline(name, lambda: context.made(narrow(checkpoint, mlps, width, context.folder / "narrowed")), note=note)
+    out = context.folder / "narrowed"
+    yield Baseline(name, lambda: context.made(narrow(checkpoint, mlps, kept, field, out)), note=note)
 
 
 def sparse(context: BaselineContext) -> Iterator[Baseline]:
@@ -245,7 +242,7 @@ def sparse(context: BaselineContext) -> Iterator[Baseline]:
     def make() -> Built:
         decoder = context.load(context.checkpoint)
         mask(decoder, context.norms)
-        return Built(decoder, context.checkpoint.weight_bytes)
+        return decoder, context.checkpoint.weight_bytes
 
     if reason := context.changes or uncovered(context.base) or unmaskable(context.base):
         yield Baseline("2:4 by Wanda", reason=reason)

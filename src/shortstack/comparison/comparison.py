@@ -143,7 +143,31 @@ class Comparison(Tabled):
 
     @property
     def advice(self) -> str:
-        return advice(self.rows, self.budget_bytes)
+        """The best row within the budget, and the best with fewer layers; rows are sorted by quality.
+
+        A row that has collapsed is not the best while another has not, whatever its perplexity.
+        """
+        inside = sorted((row for row in self.rows if row.within), key=lambda row: row.collapsed)
+        if not inside:
+            return f"Nothing here fits {size(self.budget_bytes)}."
+        best = inside[0]
+        said = f"Within {size(self.budget_bytes)}, {_marked(best)} keeps the most quality: {self._quality(best)}."
+        shorter = next((row for row in inside if row.removed or row.name == "healed"), None)
+        if shorter and shorter is not best:
+            said += f" The best with fewer layers is {_marked(shorter)}: {self._quality(shorter)}."
+        return said
+
+    def _quality(self, row: ComparisonRow) -> str:
+        unpruned = next(row for row in self.rows if row.name == "unpruned")
+        measures = [
+            f"perplexity {number(measured.value)} on {text} ({number(unpruned.perplexity[text].value)} unpruned)"
+            for text, measured in row.perplexity.items()
+        ]
+        measures += [
+            f"{task} {result['value']:.3f} ({unpruned.tasks[task]['value']:.3f} unpruned)"
+            for task, result in row.tasks.items()
+        ]
+        return ", ".join(measures)
 
     @property
     def cut(self) -> tuple[int, ...]:
@@ -157,6 +181,10 @@ class Comparison(Tabled):
 
     def to_dict(self) -> dict[str, Any]:
         return {**to_jsonable(self), "rows": [row.to_dict() for row in self.rows], "advice": self.advice}
+
+
+def _marked(row: ComparisonRow) -> str:
+    return row.name + " (collapsed)" * row.collapsed
 
 
 @typed
@@ -184,9 +212,7 @@ def compare(
     budget = check_comparison(checkpoint, calibration, judging, memory)
     base = Decoder.open(checkpoint, compute)
     with tempfile.TemporaryDirectory(prefix="shortstack-compare-") as folder:
-        context = BaselineContext(
-            checkpoint, budget, calibration, base=base, folder=Path(folder), stream=compute.stream, progress=progress
-        )
+        context = BaselineContext(checkpoint, budget, calibration, base, Path(folder), compute.stream, progress)
         rows = [_row(baseline, context, judging) for kind in BASELINES for baseline in kind(context)]
     return Comparison(
         checkpoint.source,
@@ -303,36 +329,3 @@ def judge_tasks(tasks: Tasks, checkpoint: Checkpoint) -> Judge:
         }
 
     return judge
-
-
-def advice(rows: Sequence[ComparisonRow], budget: int) -> str:
-    """Name the best row within the budget, and the best with fewer layers; rows are sorted by quality.
-
-    A row that has collapsed is not the best while another has not, whatever its perplexity.
-    """
-    inside = sorted((row for row in rows if row.within), key=lambda row: row.collapsed)
-    if not inside:
-        return f"Nothing here fits {size(budget)}."
-    best = inside[0]
-    said = f"Within {size(budget)}, {_marked(best)} keeps the most quality: {_quality(best, rows)}."
-    shorter = next((row for row in inside if row.removed or row.name == "healed"), None)
-    if shorter and shorter is not best:
-        said += f" The best with fewer layers is {_marked(shorter)}: {_quality(shorter, rows)}."
-    return said
-
-
-def _marked(row: ComparisonRow) -> str:
-    return row.name + " (collapsed)" * row.collapsed
-
-
-def _quality(row: ComparisonRow, rows: Sequence[ComparisonRow]) -> str:
-    unpruned = next(row for row in rows if row.name == "unpruned")
-    measures = [
-        f"perplexity {number(measured.value)} on {text} ({number(unpruned.perplexity[text].value)} unpruned)"
-        for text, measured in row.perplexity.items()
-    ]
-    measures += [
-        f"{task} {result['value']:.3f} ({unpruned.tasks[task]['value']:.3f} unpruned)"
-        for task, result in row.tasks.items()
-    ]
-    return ", ".join(measures)

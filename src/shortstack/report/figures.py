@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 from markupsafe import Markup
 
@@ -13,9 +12,8 @@ from shortstack.charts.chart import Axis, Chart, Point, Series, axis, in_thousan
 from shortstack.charts.drawing import COLOURED, swatch
 from shortstack.charts.rows import Layer, stack
 from shortstack.machine.formats import brief, counted, show_layers, shown, uncertainty
-from shortstack.report.findings import Findings
-from shortstack.report.results import HEALED, Measure, Result
-from shortstack.runs.records import StepRecord
+from shortstack.report.findings import Findings, Result
+from shortstack.report.measures import Measure
 
 OURS, THEIRS = 0, 5  # colours of the shorter model and of the unpruned one
 Legend = tuple[tuple[Markup, str], ...]  # markers of lines and their names
@@ -33,7 +31,6 @@ class Figure:
 
 
 def figures(findings: Findings) -> list[Figure]:
-    """Draw every figure that the runs have something for."""
     models = findings.bases or findings.by_model
     texts = findings.measured("perplexity")[:1]
     shares = [findings.headline] if findings.headline not in ("", *findings.measured("perplexity")) else []
@@ -55,24 +52,18 @@ def _stack(result: Result) -> Figure | None:
     repair = (prune.result.get("repair") or {}) if prune else {}
     fits = repair.get("fits") or () if repair.get("kept", True) else ()
     states = dict.fromkeys(range(plan["layers"]), "kept") | {fit["layer"]: "refitted" for fit in fits}
-    healed = result.step("heal") if result.role == HEALED else None
-    states |= {layer: f"{states[layer]} trained" for layer in _trained(plan, healed)}
+    healed = result.healing
+    trained = (healed.result.get("trained_layers") or ()) if healed else ()
+    kept = sorted({*range(plan["layers"])} - {*plan["removed"]})
+    states |= {kept[layer]: f"{states[kept[layer]]} trained" for layer in trained}
     states |= dict.fromkeys(plan["removed"], "removed")
     layers = [Layer(state, f"layer {number}: {state.replace(' ', ', ')}") for number, state in sorted(states.items())]
     title = f"{plan['layers']} layers without {show_layers(plan['removed'])}"
     how = str(healed.arguments.get("method") or healed.result.get("method") or "") if healed else ""
     after = f" Healed after that{f' by {how}' if how else ''}." if healed else ""
-    outlined = "; outlined: trained" if any("trained" in state for state in states.values()) else ""
-    said = f"Empty: removed{'; green: refitted' if fits else ''}; blue: kept{outlined}.{after}"
+    drawn = f"{'; green: refitted' if fits else ''}; blue: kept{'; outlined: trained' if trained else ''}"
+    said = f"Empty: removed{drawn}.{after}"
     return Figure("kept", title, said, stack(layers, title=title))
-
-
-def _trained(plan: Mapping[str, Any], healed: StepRecord | None) -> Sequence[int]:
-    """Return the layers of the unpruned model that healing trained."""
-    if healed is None:
-        return ()
-    kept = sorted({*range(plan["layers"])} - {*plan["removed"]})
-    return [kept[layer] for layer in healed.result.get("trained_layers") or ()]
 
 
 # Quality against layers removed

@@ -1,37 +1,136 @@
-"""Fair comparisons: results that differ in one factor and in nothing else."""
+"""Results (a setting each, its seeds taken together) and fair comparisons: those that differ in one factor alone."""
 
 from __future__ import annotations
 
 import math
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import Any
 
 from shortstack.machine.formats import brief
 from shortstack.report.labels import PLAIN, factors, said, short_paths
-from shortstack.report.results import (
-    AVERAGE,
-    BASE,
-    HEALED,
-    PRUNED,
-    Measure,
-    Result,
-    before_healing,
-    results,
-    share_tasks,
-    unpruned,
-)
+from shortstack.report.measures import Measure, mean, measures, seeds_mean
 from shortstack.runs import Runs
+from shortstack.runs.records import StepRecord, TrialRecord
 
+AVERAGE = "average"
+BASE, PRUNED, HEALED = "evaluate_base", "evaluate_pruned", "evaluate_healed"  # the roles of evaluations
 HEALING = {"heal", "data"}
 BEFORE = "pruned, not healed"
 UNSAID = {PLAIN["calibration"], PLAIN["strategy"], PLAIN["repair"], ""}  # what is plain needs no word
+Described = Sequence[tuple[TrialRecord, Mapping[str, str]]]  # trials with their factors in words
+
+
+@dataclass(frozen=True)
+class Result:
+    """The trials that differ in nothing but the seed, and what they measured together, by column.
+
+    role: of the evaluation that the measures are from.
+    """
+
+    factors: Mapping[str, str]
+    trials: tuple[TrialRecord, ...]
+    role: str
+    measures: Mapping[str, Measure]
+
+    @property
+    def model(self) -> str:
+        return self.factors["model"]
+
+    @property
+    def numbers(self) -> tuple[int, ...]:
+        return tuple(trial.number for trial in self.trials)
+
+    @property
+    def seeds(self) -> int:
+        """How many seeds it is the mean of: one where nothing was drawn, so that all trials share every step."""
+        drawn = {frozenset(step.key for step in trial.steps.values()) for trial in self.trials}
+        return len(self.trials) if len(drawn) > 1 else 1
+
+    @property
+    def removed(self) -> int | None:
+        """How many layers are gone, where a plan says so."""
+        return next((len(plan["removed"]) for plan in self.plans if "removed" in plan), None)
+
+    @property
+    def plans(self) -> list[Mapping[str, Any]]:
+        """The plan of each trial; where pruning and healing took turns, healing has the plan of all turns."""
+        return [trial.result("heal").get("plan") or trial.result("plan", "prune") for trial in self.trials]
+
+    def step(self, *roles: str) -> StepRecord | None:
+        """Find the step of these roles in the first trial that has one done."""
+        return next((step for trial in self.trials if (step := trial.step(*roles))), None)
+
+    @property
+    def healing(self) -> StepRecord | None:
+        """The first trial's healing, where the measures are from after it."""
+        return self.step("heal") if self.role == HEALED else None
+
+    @property
+    def collapse(self) -> Mapping[str, Any]:
+        """The check of what it writes, of the first trial; empty where there was none."""
+        step = self.step(self.role)
+        return (step.result.get("collapse") or {}) if step else {}
+
+    @property
+    def collapsed(self) -> bool:
+        return bool(self.collapse.get("collapsed"))
+
+    def seconds(self, *roles: str) -> float | None:
+        """Average over the seeds the time that the steps of these roles took."""
+        steps = [[step for role in roles if (step := trial.step(role))] for trial in self.trials]
+        times = [sum(step.seconds or 0.0 for step in taken) for taken in steps if taken]
+        return sum(times) / len(times) if times else None
+
+
+def _results(trials: Described) -> list[Result]:
+    """Return the result of each setting, after healing where it heals; settings without a measurement are left out."""
+    grouped: dict[tuple[tuple[str, str], ...], list[TrialRecord]] = {}
+    for trial, levels in trials:
+        if trial.step(_role(levels)):
+            grouped.setdefault(tuple(levels.items()), []).append(trial)
+    return [_result(dict(key), members, _role(dict(key))) for key, members in grouped.items()]
+
+
+def _role(levels: Mapping[str, str]) -> str:
+    """Choose the evaluation that a setting is about: a trial that is yet to heal, or failed to, has nothing to show."""
+    return PRUNED if levels["heal"] == PLAIN["heal"] else HEALED
+
+
+def _result(levels: Mapping[str, str], trials: Sequence[TrialRecord], role: str) -> Result:
+    columns: dict[str, list[Measure]] = {}
+    for step in filter(None, (trial.step(role) for trial in trials)):
+        for name, measure in measures(step).items():
+            columns.setdefault(name, []).append(measure)
+    return Result(levels, tuple(trials), role, {name: seeds_mean(seeds) for name, seeds in columns.items()})
+
+
+def _unpruned(trials: Described) -> dict[str, Result]:
+    bases: dict[str, Result] = {}
+    for trial, levels in trials:
+        model = levels["model"]
+        if model not in bases and trial.step(BASE):
+            bases[model] = _result(dict.fromkeys(levels, "") | {"model": model}, [trial], BASE)
+    return bases
+
+
+def averaged(result: Result, tasks: Sequence[str]) -> Result:
+    """Add the plain mean of the tasks, where every one of them was measured."""
+    parts = tuple(result.measures[name] for name in tasks if name in result.measures)
+    if len(parts) < 2 or len(parts) < len(tasks):
+        return result
+    return replace(result, measures={AVERAGE: mean(parts), **result.measures})
 
 
 @dataclass(frozen=True)
 class Findings:
-    """Everything that was measured. factors: of each trial, in words; bases: the unpruned models by name."""
+    """Everything that was measured.
+
+    factors: of each trial, in words; bases: the unpruned models by name; tasks: the columns that an average is over, tasks
+    whose value is a share of documents.
+    """
 
     runs: Runs
     factors: Sequence[Mapping[str, str]]
@@ -41,12 +140,14 @@ class Findings:
 
     @classmethod
     def of(cls, runs: Runs) -> Findings:
-        """Collect the results of a study's trials."""
         described = factors([trial.settings for trial in runs.trials])
         trials = list(zip(runs.trials, described, strict=True))
-        measured = results(trials)
-        tasks = share_tasks(measured)
-        return cls(runs, described, measured, unpruned(trials, tasks), tasks)
+        measured, bases = _results(trials), _unpruned(trials)
+        columns = [pair for result in measured for pair in result.measures.items()]
+        shares = [name for name, measure in columns if name.startswith("task:") and measure.kind == "share"]
+        tasks = list(dict.fromkeys(shares))
+        averages = {model: averaged(base, tasks) for model, base in bases.items()}
+        return cls(runs, described, [averaged(result, tasks) for result in measured], averages, tasks)
 
     @cached_property
     def names(self) -> dict[str, str]:
@@ -74,7 +175,6 @@ class Findings:
 
     @cached_property
     def by_model(self) -> dict[str, list[Result]]:
-        """The results of each model."""
         models = dict.fromkeys(result.model for result in self.results)
         return {model: [result for result in self.results if result.model == model] for model in models}
 
@@ -101,10 +201,6 @@ class Findings:
         name = brief(self.names.get(column, column))
         return f"perplexity on {name}" if column.startswith("perplexity:") else name
 
-    def score(self, result: Result) -> Measure | None:
-        """Return a result's measure in the headline column."""
-        return result.measures.get(self.headline)
-
     def stored_bytes(self, result: Result) -> float | None:
         """Count the bytes of the weights: measured, else as planned."""
         if result.role == BASE:
@@ -117,9 +213,8 @@ class Findings:
 
     def ranked(self, results: Iterable[Result]) -> list[tuple[Result, Measure]]:
         """Return the results that have a score, with it, best first."""
-        scored = [
-            (result, score) for result in results if (score := self.score(result)) and not math.isnan(score.better)
-        ]
+        measured = [(result, result.measures[self.headline]) for result in results if self.headline in result.measures]
+        scored = [(result, score) for result, score in measured if not math.isnan(score.better)]
         return sorted(scored, key=lambda pair: -pair[1].better)
 
     def name(self, result: Result, without: Collection[str] = ()) -> str:
@@ -134,27 +229,19 @@ class Findings:
         return " · ".join(brief(word) for name in names if (word := said(result.factors, name)))
 
 
-@dataclass(frozen=True)
-class MatchedGroup:
-    """Results that differ in one factor alone, the unpruned model beside them; unhealed: the same before healing."""
-
-    title: str
-    results: Sequence[Result]
-    base: Result | None
-    unhealed: Result | None = None
-
-
-def matched_groups(findings: Findings, factor: str) -> list[MatchedGroup]:
-    """Group the results that differ in `factor` alone, where at least two levels of it were measured.
+def matched_groups(findings: Findings, factor: str) -> list[list[Result]]:
+    """Group the results that differ in `factor` alone, where at least two levels of it were measured, in their order.
 
     A result without calibration (the tail, random layers) stands in every group that agrees with it otherwise. Groups of
-    healing methods and of healing data hold healed results, with the one that was not healed beside them.
+    healing methods and of healing data hold healed results.
     """
     results = [result for result in findings.results if factor not in HEALING or result.role == HEALED]
     groups = _alike(results, {factor})
     if factor == "metric":
         groups = [group for members in _alike(results, {factor, "calibration"}) for group in _by_text(members)]
-    return [_group(findings, factor, group) for group in groups if len({one.factors[factor] for one in group}) > 1]
+    order = findings.levels.get(factor, [])
+    several = [group for group in groups if len({result.factors[factor] for result in group}) > 1]
+    return [sorted(group, key=lambda result: order.index(result.factors[factor])) for group in several]
 
 
 def _alike(results: Iterable[Result], without: Collection[str]) -> list[list[Result]]:
@@ -176,16 +263,15 @@ def _others(result: Result, without: Collection[str]) -> tuple[tuple[str, str], 
     return tuple(pair for pair in result.factors.items() if pair[0] not in without)
 
 
-def _group(findings: Findings, factor: str, members: Sequence[Result]) -> MatchedGroup:
-    members = sorted(members, key=lambda result: findings.levels[factor].index(result.factors[factor]))
-    first = next((result for result in members if result.factors["calibration"] != PLAIN["calibration"]), members[-1])
-    unhealed = _unhealed(findings, members) if factor in HEALING else None
-    return MatchedGroup(findings.label(first, {factor}), members, findings.bases.get(first.model), unhealed)
-
-
-def _unhealed(findings: Findings, members: Sequence[Result]) -> Result | None:
-    """Find the trial without healing, else what was measured of a healed one before its healing."""
+def unhealed(findings: Findings, members: Sequence[Result]) -> Result | None:
+    """Find the trial without the healing of these, else what was measured of one of them before its healing."""
     rest = _others(members[0], HEALING)
     plain = (pruned for pruned in findings.results if pruned.role == PRUNED and _others(pruned, HEALING) == rest)
-    derived = (result for member in members if (result := before_healing(member, findings.tasks)))
+    derived = (result for member in members if (result := _before_healing(member, findings.tasks)))
     return next(plain, None) or next(derived, None)
+
+
+def _before_healing(healed: Result, tasks: Sequence[str]) -> Result | None:
+    trials = [trial for trial in healed.trials if trial.step(PRUNED)]
+    levels = {**healed.factors, "heal": PLAIN["heal"], "data": PLAIN["data"]}
+    return averaged(_result(levels, trials, PRUNED), tasks) if trials else None

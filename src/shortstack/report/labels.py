@@ -42,10 +42,8 @@ def factors(all_settings: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
     heals = [heal for settings in shortened if isinstance(heal := settings.get("heal"), Mapping)]
     healings = _healing_names(heals)
     repairs = {json.dumps(settings["repair"], sort_keys=True) for settings in shortened if settings.get("repair")}
-    amounts: dict[str, set[Any]] = {}
-    for heal in heals:
-        amounts.setdefault(str(heal.get("data")), set()).add(heal.get("max_samples"))
-    several = {source for source, known in amounts.items() if len(known) > 1}
+    amounts = Counter(source for source, _ in {(str(heal.get("data")), heal.get("max_samples")) for heal in heals})
+    several = {source for source, amount in amounts.items() if amount > 1}
     return [_factors(settings, healings, several, one_repair=len(repairs) == 1) for settings in shortened]
 
 

@@ -5,19 +5,33 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
+import json
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from importlib.metadata import version
+from importlib.resources import files
 from pathlib import Path
 
+from markupsafe import Markup
+
+from shortstack.charts.drawing import page_style, templates
 from shortstack.machine.files import atomic_write, check_new
+from shortstack.machine.formats import brief, counted, listed, shown
 from shortstack.machine.tables import Table, markdown_text
 from shortstack.machine.typed import typed
+from shortstack.report.figures import figures
 from shortstack.report.findings import Findings
-from shortstack.report.page import FIRST_LINE, Opening, Page, opening, render, scope
+from shortstack.report.opening import Opening, opening
 from shortstack.report.tables import all_tables
 from shortstack.runs import Runs
 from shortstack.runs.records import StepRecord, TrialRecord, last_line, read
+
+FIRST_LINE = "<!doctype html><!-- shortstack report -->"
+TITLES = {"kept": "Which layers are gone", "depth": "How much can go"}  # of figures, which have no table
 
 
 @dataclass(frozen=True)
@@ -41,8 +55,33 @@ class Report:
         return cls(findings, first, [*([first.table] if first.table else []), *all_tables(findings)])
 
     def html(self) -> str:
-        """Render one page that needs no network and no other file."""
-        return render(Page(self.findings, self.opening, self.tables), version=version("shortstack"))
+        """Render one page that needs no network and no other file.
+
+        Every name in it is escaped, and nothing but its own script may run in it.
+        """
+        folder, runs, drawn = files("shortstack.report"), self.findings.runs, figures(self.findings)
+        script, style = ((folder / name).read_text(encoding="utf-8") for name in ("page.js", "page.css"))
+        environment = templates("shortstack.report")
+        environment.filters |= {"brief": brief, "counted": counted, "shown": shown, "time": _time}
+        environment.filters["json"] = lambda value: json.dumps(value, ensure_ascii=False) if value else ""
+        return environment.get_template("page.html.j2").render(
+            runs=runs,
+            opening=self.opening,
+            tables=[table for table in self.tables if table is not self.opening.table],
+            figures={title: [figure for figure in drawn if figure.section == key] for key, title in TITLES.items()},
+            ids={key: f"s{number}" for number, key in enumerate(runs.steps)},  # where steps are on the page
+            scope=scope(self.findings),
+            done=done(runs),
+            settings={  # in short; the steps' commands have the full ones
+                trial.number: {**said, "seed": str(trial.settings.get("seed", ""))}
+                for trial, said in zip(runs.trials, self.findings.factors, strict=True)
+            },
+            version=version("shortstack"),
+            first_line=Markup(FIRST_LINE),  # noqa: S704  our own
+            script=Markup(script),  # noqa: S704  our own
+            style=page_style() + Markup(style),  # noqa: S704  our own
+            digest=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
+        )
 
     def markdown(self) -> str:
         runs = self.findings.runs
@@ -59,8 +98,43 @@ class Report:
         return {f"{table.key}.csv": table.csv() for table in self.tables}
 
 
+def _time(seconds: float | None) -> str:
+    return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%d %H:%M UTC") if seconds else ""
+
+
 def _failure(trial: TrialRecord, steps: Sequence[StepRecord]) -> str:
     return f"- trial {trial.number}{''.join(f', in {step.kind}: {last_line(step.error)}' for step in steps)}"
+
+
+def scope(findings: Findings) -> str:
+    """Say what was studied and measured, and what labels leave out."""
+    if not findings.factors:
+        return "The store holds no trial yet."
+    models = dict.fromkeys(trial["model"] for trial in findings.factors)
+    varied = [f"{name} ({len(levels)})" for name, levels in findings.levels.items()]
+    differ = f" that differ in {listed(varied)}" if varied else ""
+    columns = {kind: findings.measured(kind) for kind in ("task", "perplexity", "probe")}
+    kinds = [counted(len(names), kind) for kind, names in columns.items() if names]
+    measured = f", measured on {listed(kinds)}" if kinds else ""
+    settings, names = counted(len(findings.results), "setting"), listed([brief(model) for model in models])
+    seeds = max((result.seeds for result in findings.results), default=1)
+    drawn = f", with {seeds} seeds" if seeds > 1 else ""
+    verbs = {"calibration": "calibrated on", "data": "healed on"}
+    usual = [f"{verbs[name]} {brief(level)}" for name, level in findings.usual.items() if name in findings.levels]
+    rest = f" Where nothing else is said: {listed(usual)}." if usual else ""
+    return f"{settings} of {names}{differ}{drawn}{measured}.{rest}"
+
+
+def done(runs: Runs) -> str:
+    """Count the trials by state, and say what they took."""
+    states = Counter(trial.state for trial in runs.trials)
+    steps = [step for step in runs.steps.values() if step.state == "done"]
+    trials = listed([f"{count} {state}" for state, count in states.items()]) or "none"
+    machines = counted(max(1, len({step.host for step in steps if step.host})), "machine")
+    if not any(step.seconds for step in steps):  # a shrink's are not timed one by one
+        return f"Trials: {trials}."
+    seconds = shown(float(sum(step.seconds or 0 for step in steps)), "seconds")
+    return f"Trials: {trials}. {counted(len(steps), 'step')} took {seconds} of computing on {machines}."
 
 
 @typed

@@ -1,34 +1,249 @@
-"""The tables of a report: a function or an entry each, and the catalogue that lists them."""
+"""The tables of a report: cells that lead to their steps, columns, rows, and a function or an entry for each table."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
-from shortstack.machine.formats import brief
-from shortstack.machine.tables import Block, Column, Table
-from shortstack.report.columns import (
-    FREE_TEXT,
-    HEAL_MEMORY,
-    HEAL_TIME,
-    HELD_OUT,
-    MAKE_TIME,
-    REMOVED,
-    TRAINABLE,
-    UNPRUNED,
-    all_columns,
-    base_row,
-    judged_rows,
-    measured_columns,
-    row_of,
-    short_columns,
+from shortstack.machine.formats import brief, listed, show_layers
+from shortstack.machine.tables import ABOVE, BELOW, NEAR, Block, Cell, Column, Row, Table
+from shortstack.report.findings import (
+    AVERAGE,
+    BASE,
+    BEFORE,
+    HEALED,
+    HEALING,
+    Findings,
+    Result,
+    matched_groups,
+    unhealed,
 )
-from shortstack.report.findings import BEFORE, Findings, MatchedGroup, matched_groups
-from shortstack.report.judged import JudgedCell, ResultColumn, ResultRow
-from shortstack.report.results import Result
+from shortstack.report.labels import PLAIN
+from shortstack.report.measures import UNITS, Difference, Judgement, Measure, judge
 from shortstack.runs.records import StepRecord
 
-HEADINGS = {"heal": "healing", "data": "healing data"}  # of factors whose name says too little
+UNPRUNED = "unpruned"
+
+
+@dataclass(frozen=True)
+class JudgedCell(Cell):
+    """One number or word, the steps it comes from, and how it stands in its column."""
+
+    steps: tuple[str, ...] = ()
+    judgement: Judgement = field(default_factory=Judgement)
+
+    @classmethod
+    def of(cls, measure: Measure | None) -> JudgedCell:
+        """Make the cell of what was measured; an empty one where nothing was."""
+        return cls(measure.value, measure.kind, measure.stderr, steps=measure.steps) if measure else EMPTY
+
+    @property
+    def sort(self) -> Any:
+        """The sort key; None is last in either direction."""
+        if isinstance(self.value, tuple):
+            return self.value[0]
+        return None if isinstance(self.value, float) and math.isnan(self.value) else self.value
+
+    @property
+    def place(self) -> int:
+        return self.judgement.place
+
+    @property
+    def marks(self) -> str:
+        base, best = self.judgement.base, self.judgement.best
+        apart = "" if base is None or not base.significant else BELOW if base.worse else ABOVE
+        return apart + (NEAR if best and best.p is not None and not best.significant else "")
+
+    @property
+    def why(self) -> str:
+        comparisons = [("the unpruned model", self.judgement.base), ("the best", self.judgement.best)]
+        return "; ".join(f"against {name}: {_tested(difference)}" for name, difference in comparisons if difference)
+
+
+def _tested(difference: Difference) -> str:
+    p = "" if difference.p is None else f"p {'< 0.001' if difference.p < 0.001 else f'= {difference.p:.3f}'}, "
+    return f"{difference.text} ({p}{difference.how})"
+
+
+EMPTY = JudgedCell(None, "text")
+
+
+@dataclass(frozen=True)
+class ResultColumn(Column):
+    """A column that makes the cells below it from results.
+
+    measure: the column of the measures that it shows, whose numbers are judged against each other. compares: where the cell
+    is made from how that measure stands beside the unpruned model's.
+    """
+
+    cell: Callable[[Result], JudgedCell] = lambda _result: EMPTY
+    measure: str = ""
+    compares: Callable[[Difference], JudgedCell] | None = None
+
+
+@dataclass(frozen=True)
+class ResultRow(Row):
+    """A row of what trials measured."""
+
+    trials: tuple[int, ...] = ()
+
+
+# Columns of what was measured
+
+
+def all_columns(findings: Findings) -> list[ResultColumn]:
+    """Make columns of the average, every task and every text."""
+    average = [AVERAGE] if AVERAGE in findings.names else []
+    return measured_columns(findings, [*average, *findings.measured("task"), *findings.measured("perplexity")])
+
+
+def short_columns(findings: Findings) -> list[ResultColumn]:
+    """Make columns of the average, or the tasks where there is none, and of every text."""
+    first = [AVERAGE] if AVERAGE in findings.names else findings.measured("task")
+    return measured_columns(findings, [*first, *findings.measured("perplexity")])
+
+
+def measured_columns(findings: Findings, names: list[str]) -> list[ResultColumn]:
+    """Make columns of measures, by name; behind that of the headline, how far it is from the unpruned model's."""
+    results = (*findings.results, *findings.bases.values())
+    columns: list[ResultColumn] = []
+    for name in names:
+        measure = next(result.measures[name] for result in results if name in result.measures)
+        columns.append(_measured_column(findings, name, measure))
+        if name == findings.headline and findings.bases:
+            columns += _compared_columns(name, measure)
+    return columns
+
+
+def _measured_column(findings: Findings, name: str, measure: Measure) -> ResultColumn:
+    label = findings.names[name]
+    better = f"{'higher' if measure.higher else 'lower'} is better"
+    if name == AVERAGE:
+        label, title = "average", f"plain mean of {len(findings.tasks)} tasks, in percent"
+    elif measure.kind == "perplexity":
+        title = f"perplexity on {label}, {measure.n or 0:,} tokens; {better}"
+    else:
+        on = f" on {measure.n:,} documents" if measure.n else ""
+        title = f"{label}{on}{', in percent' if measure.kind == 'share' else ''}; {better}"
+    unit = f"%, {better}" if measure.kind == "share" else better
+    return ResultColumn(
+        label, measure.kind, unit, title, cell=lambda result: JudgedCell.of(result.measures.get(name)), measure=name
+    )
+
+
+def _compared_columns(name: str, measure: Measure) -> list[ResultColumn]:
+    """Make columns of how far a measure is from the unpruned model's, with its interval and p."""
+
+    def column(label: str, title: str, cell: Callable[[Difference], JudgedCell], unit: str = "") -> ResultColumn:
+        return ResultColumn(label, unit=unit, title=title, measure=name, compares=cell)
+
+    above = "difference from the unpruned model: a factor for a perplexity, else above 0 is better"
+    chance = "p-value of the difference from the unpruned model, Holm-corrected over the comparisons of the block"
+    return [
+        column("change", above, lambda difference: change_cells(difference)[0], UNITS.get(measure.kind, "")),
+        column("95% interval", above, lambda difference: change_cells(difference)[1]),
+        column("p, Holm", chance, lambda difference: JudgedCell(difference.p, "p")),
+    ]
+
+
+def change_cells(difference: Difference) -> tuple[JudgedCell, JudgedCell]:
+    return JudgedCell(difference.change, difference.form), JudgedCell(difference.interval, difference.form)
+
+
+# Columns of how it was made
+
+
+def _healing_column(
+    label: str, kind: str, value: Callable[[StepRecord], Any], title: str, unit: str = ""
+) -> ResultColumn:
+
+    def cell(result: Result) -> JudgedCell:
+        return _step_cell(value(result.healing), kind, result.healing) if result.healing else EMPTY
+
+    return ResultColumn(label, kind, unit, title, cell=cell)
+
+
+def _step_cell(value: Any, kind: str, step: StepRecord | None) -> JudgedCell:
+    return JudgedCell(value, kind, steps=(step.key,) if step and value is not None else ())
+
+
+def _removed(result: Result) -> JudgedCell:
+    plans = {tuple(sorted(plan["removed"])) for plan in result.plans if plan.get("removed")}
+    if result.role == BASE or not plans:
+        return EMPTY
+    layers = show_layers(next(iter(plans))) if len(plans) == 1 else f"differs over {len(plans)} plans"
+    return _step_cell(layers, "text", result.step("plan", "prune"))
+
+
+def _time_column(label: str, title: str, *roles: str) -> ResultColumn:
+
+    def cell(result: Result) -> JudgedCell:
+        taken = [role for role in roles if role != "heal" or result.role == HEALED]
+        step = result.step(*taken[::-1]) if result.role != BASE else None
+        return _step_cell(result.seconds(*taken), "seconds", step) if step else EMPTY
+
+    return ResultColumn(label, "seconds", title=title, cell=cell)
+
+
+def _free_text(result: Result) -> JudgedCell:
+    if not result.collapse:
+        return EMPTY
+    signs = listed([str(name).replace("_", " ") for name in result.collapse.get("fallen") or ()])
+    words = (f"collapsed: {signs}" if signs else "collapsed") if result.collapsed else "not collapsed"
+    return _step_cell(words, "text", result.step(result.role))
+
+
+REMOVED = ResultColumn("layers removed", "text", title="numbered from 0 in the unpruned model", cell=_removed)
+TRAINABLE = _healing_column(
+    "trained", "parameters", lambda step: step.result.get("trainable_parameters"), "parameters that healing trains"
+)
+HELD_OUT = _healing_column(
+    "held-out loss",
+    "loss",
+    lambda step: (step.result.get("loss") or {}).get("held_out"),
+    "lowest loss on samples that were not trained on, nats per token",
+    "nats, lower is better",
+)
+HEAL_TIME = _time_column("time", "time that healing took", "heal")
+HEAL_MEMORY = _healing_column(
+    "memory", "bytes", lambda step: step.result.get("peak_rss_bytes"), "peak memory of the process that healed"
+)
+MAKE_TIME = _time_column("time to make", "without evaluation", "score", "plan", "prune", "heal")
+FREE_TEXT = ResultColumn("free text", "text", title="collapsed: loops, few words or silence", cell=_free_text)
+
+
+# Rows of results under columns
+
+
+def judged_rows(
+    results: Sequence[Result], base: Result | None, columns: Sequence[ResultColumn], label: Callable[[Result], str]
+) -> list[ResultRow]:
+    """Make the rows of a block, the unpruned model's first; each number is judged against it and against the best."""
+    names = [column.measure for column in columns if column.measure]
+    judged = judge([result.measures for result in results], base.measures if base else {}, names)
+    rows = [] if base is None else [_base_row(UNPRUNED, base, columns)]
+    for result, judgements in zip(results, judged, strict=True):
+        cells = [_cell(column, result, judgements.get(column.measure, Judgement())) for column in columns]
+        seeds = f" ({result.seeds} seeds)" if result.seeds > 1 else ""
+        rows.append(ResultRow((JudgedCell(label(result) + seeds, "text"), *cells), trials=result.numbers))
+    return rows
+
+
+def _base_row(label: str, base: Result, columns: Sequence[ResultColumn]) -> ResultRow:
+    return ResultRow((JudgedCell(label, "text"), *(column.cell(base) for column in columns)), base=True)
+
+
+def _cell(column: ResultColumn, result: Result, judgement: Judgement) -> JudgedCell:
+    if column.compares is None:
+        return replace(column.cell(result), judgement=judgement)
+    if judgement.base is None:
+        return EMPTY
+    return replace(column.compares(judgement.base), steps=result.measures[column.measure].steps)
+
+
+# Tables of results that differ in one factor alone
 
 
 def factor_table(
@@ -44,19 +259,22 @@ def factor_table(
     if not groups:
         return None
     columns = (*measures(findings), *extras)
-    blocks = tuple(Block(group.title, tuple(_rows(factor, group, columns))) for group in groups)
+    blocks = tuple(_block(findings, factor, members, columns) for members in groups)
     heading = HEADINGS.get(factor, factor)
     caption = f"Rows of a block differ in the {heading} alone."
     return Table(title, (Column(heading, "text"), *columns), blocks, caption, key=key)
 
 
-def _rows(factor: str, group: MatchedGroup, columns: Sequence[ResultColumn]) -> list[ResultRow]:
-    rows = judged_rows(group.results, group.base, columns, lambda result: result.factors[factor])
-    if group.unhealed:
-        rows.insert(bool(group.base), base_row(BEFORE, group.unhealed, columns))
-    return rows
+def _block(findings: Findings, factor: str, members: Sequence[Result], columns: Sequence[ResultColumn]) -> Block:
+    first = next((result for result in members if result.factors["calibration"] != PLAIN["calibration"]), members[-1])
+    base = findings.bases.get(first.model)
+    rows = judged_rows(members, base, columns, lambda result: result.factors[factor])
+    if factor in HEALING and (before := unhealed(findings, members)):
+        rows.insert(bool(base), _base_row(BEFORE, before, columns))
+    return Block(findings.label(first, {factor}), tuple(rows))
 
 
+HEADINGS = {"heal": "healing", "data": "healing data"}  # of factors whose name says too little
 HEALING_EXTRAS = (TRAINABLE, HELD_OUT, HEAL_TIME, HEAL_MEMORY)
 FACTORS = (  # as the tables 1, 2 and 4, 5, 6 and 7 of the paper, which has none of repairs
     ("metric", "metrics", "Which layers to remove", all_columns, (REMOVED,)),
@@ -111,19 +329,20 @@ def sizes(findings: Findings) -> Table | None:
     )
     blocks = []
     for model, steps in profiles.items():
-        sized = [(size, step, _sizes(step, batches)) for size, step in steps.items()]
-        rows = [row_of(size, values, columns, step, base=size == UNPRUNED) for size, step, values in sized]
-        blocks.append(Block(_model_title(findings, model), tuple(rows)))
+        rows = tuple(_size_row(size, step, columns, batches) for size, step in steps.items())
+        blocks.append(Block(_model_title(findings, model), rows))
     caption = "Speeds are medians on one machine."
     heading = Column("layers removed", "text")
     return Table("What it saves", (heading, *columns), tuple(blocks), caption, key="sizes")
 
 
-def _sizes(step: StepRecord, batches: Sequence[int]) -> list[Any]:
+def _size_row(size: str, step: StepRecord, columns: Sequence[Column], batches: Sequence[int]) -> ResultRow:
     counts = ("parameters", "weight_bytes", "macs_per_token", "kv_bytes_per_token", "peak_bytes")
     speeds = {speed["batch"]: speed for speed in step.result.get("speed") or ()}
     rates = [speeds.get(n, {}).get(f"{name}_tokens_per_s") for name in ("prefill", "decode") for n in batches]
-    return [*map(step.result.get, counts), *rates]
+    values = zip([*map(step.result.get, counts), *rates], columns, strict=True)
+    cells = [_step_cell(value, column.kind, step) for value, column in values]
+    return ResultRow((JudgedCell(size, "text"), *cells), size == UNPRUNED)
 
 
 def _profiles(results: Sequence[Result]) -> dict[str, StepRecord]:
@@ -138,7 +357,6 @@ def _profiles(results: Sequence[Result]) -> dict[str, StepRecord]:
 
 
 def every_setting(findings: Findings) -> Table | None:
-    """Make a row for each setting, the unpruned models first."""
     if not findings.results or (findings.subject and findings.bases):
         return None
     columns: tuple[ResultColumn, ...] = (

@@ -1,7 +1,11 @@
-"""narrow(): the same layers with fewer neurons in their MLPs, as a plain checkpoint with a smaller intermediate size.
+"""The same layers with less in them, chosen by what their inputs are: narrow() and mask().
 
-A neuron is a row of each matrix that enters the MLP (gate and up) and the column of the one that leaves it (down). MLPs are
-found by trying, and a cut is written by copying byte ranges: no tensor is loaded for it.
+narrow() writes a plain checkpoint with fewer neurons in each MLP, a smaller intermediate size. A neuron is a row of each
+matrix that enters the MLP (gate and up) and the column of the one that leaves it (down). MLPs are found by trying, and a cut
+is written by copying byte ranges: no tensor is loaded for it.
+
+mask() makes 2:4 sparsity: of every four weights side by side in a row, the two that matter least are zero. Hardware that has
+it halves these matrices and multiplies them faster; a mask alone saves nothing. Here it is quality only.
 """
 
 from __future__ import annotations
@@ -10,7 +14,6 @@ import copy
 import re
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,30 +25,42 @@ from shortstack.checkpoint import Checkpoint, CheckpointWriter
 from shortstack.checkpoint.record import provenance
 from shortstack.checkpoint.safetensors import StoredTensor
 from shortstack.checkpoint.writer import layout
+from shortstack.data import Tokens
 from shortstack.decoder import Decoder
+from shortstack.decoder.batching import Batches
+from shortstack.decoder.layer_io import linear_layers, recorded_inputs
 from shortstack.decoder.mlps import Mlp, mlps_of
 from shortstack.errors import ArchitectureError
+from shortstack.machine.numbers import in_float64
+from shortstack.machine.progress import Progress, silent
 
 SIZE_FIELD = re.compile(r"intermediate|ffn|inner|mlp|feed_forward")  # names of config fields that may count neurons
 MULTIPLE = 8  # of neurons: what matrix units want
 LEAVE_OUT = "leave width pruning out"
+GROUP, ZEROS = 4, 2  # of a mask
 
 
-@dataclass(frozen=True)
-class Width:
-    """Which neurons stay, ascending, [layers][keep]; and the config field that counts them."""
+@torch.no_grad()
+def input_norms(decoder: Decoder, ids: Tensor, *, progress: Progress = silent) -> dict[str, Tensor]:
+    """Compute |X_j|_2 over all tokens of `ids` [samples, length], for each input channel j of each linear layer.
 
-    kept: tuple[tuple[int, ...], ...]
-    neurons: int
-    field: str
-
-    def to_dict(self) -> dict[str, Any]:
-        return {"neurons": self.neurons, "kept": len(self.kept[0]), "field": self.field}
+    By the names of modules in the whole model, [inputs] in float64; from one walk of the unchanged model.
+    """
+    walks = [decoder.enter(batch) for batch in Batches.of(Tokens.given(ids), decoder.device).ids]
+    walk = decoder.through(walks, range(len(decoder.layers)))
+    norms: dict[str, Tensor] = {}
+    for number, layer in enumerate(decoder.layers):
+        with recorded_inputs(layer, list(linear_layers(layer))) as inputs:
+            next(walk)
+        for name, batches in inputs.items():
+            squares = sum(in_float64(batch.flatten(0, -2)).square().sum(0) for batch in batches)
+            norms[f"{decoder.anatomy.layer(number)}.{name}"] = torch.as_tensor(squares).sqrt()
+        progress("measuring inputs", number + 1, len(decoder.layers))
+    return norms
 
 
 @torch.no_grad()
 def find_mlps(decoder: Decoder) -> list[Mlp]:
-    """Return the MLP of each layer of a decoder."""
     mlps: list[Mlp] = []
     for number in range(len(decoder.layers)):
         with decoder.resident(number):
@@ -69,7 +84,6 @@ def find_mlps(decoder: Decoder) -> list[Mlp]:
 
 
 def neuron_bytes(checkpoint: Checkpoint, mlps: Sequence[Mlp]) -> int:
-    """Count the stored bytes of one neuron of every layer."""
     return sum(
         tensor.size // mlp.neurons
         for number, mlp in enumerate(mlps)
@@ -84,17 +98,16 @@ def fitting_neurons(checkpoint: Checkpoint, mlps: Sequence[Mlp], budget: int) ->
     return max(0, room if room == mlps[0].neurons else room // MULTIPLE * MULTIPLE)
 
 
-def chosen_width(
-    checkpoint: Checkpoint, decoder: Decoder, mlps: Sequence[Mlp], keep: int, norms: Mapping[str, Tensor]
-) -> Width:
-    """Choose the `keep` neurons of each layer that give most over the calibration tokens; of equals the lower number.
+def chosen_neurons(
+    checkpoint: Checkpoint, mlps: Sequence[Mlp], keep: int, norms: Mapping[str, Tensor]
+) -> list[list[int]]:
+    """Choose the `keep` neurons that give most over the calibration tokens, [layers][keep]; of equals the lower number.
 
     norms: what input_norms() found (after Minitron, arXiv 2407.14679, 2.2).
     """
-    given = [norms[f"{decoder.anatomy.layer(number)}.{mlp.leaving}"] for number, mlp in enumerate(mlps)]
+    given = [norms[f"{checkpoint.anatomy.layer(number)}.{mlp.leaving}"] for number, mlp in enumerate(mlps)]
     orders = (neuron_norms.argsort(descending=True, stable=True)[:keep] for neuron_norms in given)
-    kept = tuple(tuple(sorted(order.tolist())) for order in orders)
-    return Width(kept, mlps[0].neurons, size_field(checkpoint, mlps, keep))
+    return [sorted(order.tolist()) for order in orders]
 
 
 def size_field(checkpoint: Checkpoint, mlps: Sequence[Mlp], keep: int) -> str:
@@ -155,21 +168,50 @@ def _stored(checkpoint: Checkpoint, number: int, mlp: Mlp) -> dict[str, tuple[St
     return {name: (checkpoint.tensors[name], axis) for name, axis in places.items() if name in checkpoint.tensors}
 
 
-def narrow(checkpoint: Checkpoint, mlps: Sequence[Mlp], width: Width, out: str | Path) -> Checkpoint:
-    """Write the checkpoint with only the neurons of `width` to the new directory `out`, and open it."""
-    started = time.perf_counter()
+def narrow(
+    checkpoint: Checkpoint, mlps: Sequence[Mlp], kept: Sequence[Sequence[int]], field: str, out: str | Path
+) -> Checkpoint:
+    """Write the checkpoint with only the kept neurons, [layers][keep], to the new directory `out`, and open it.
+
+    field: as size_field() finds it.
+    """
+    started, keep = time.perf_counter(), len(kept[0])
     cut = {
-        name: tensor.blocks(axis, kept, width.neurons)
-        for number, (mlp, kept) in enumerate(zip(mlps, width.kept, strict=True))
+        name: tensor.blocks(axis, neurons, mlp.neurons)
+        for number, (mlp, neurons) in enumerate(zip(mlps, kept, strict=True))
         for name, (tensor, axis) in _stored(checkpoint, number, mlp).items()
     }
     tensors = [cut.get(name, tensor) for name, tensor in checkpoint.tensors.items()]
     with CheckpointWriter(out, source=checkpoint.directory, nbytes=sum(tensor.size for tensor in tensors)) as writer:
-        writer.json("config.json", _resized(checkpoint, width.field, len(width.kept[0])))
+        writer.json("config.json", _resized(checkpoint, field, keep))
         for path in checkpoint.side_files():
             writer.copy(path)
         origin = {tensor.name: tensor.file.name for tensor in checkpoint.tensors.values()}
         writer.tensors(layout(tensors, origin))
         record = provenance(checkpoint, "narrow", time.perf_counter() - started)
-        writer.commit({**record, "width": width.to_dict()})
+        writer.commit({**record, "width": {"neurons": mlps[0].neurons, "kept": keep, "field": field}})
     return Checkpoint.open(writer.out, trust_remote_code=checkpoint.trust_remote_code)
+
+
+def unmaskable(decoder: Decoder) -> str | None:
+    """Return why mask() cannot take a decoder; None where it can."""
+    for number, layer in enumerate(decoder.layers):
+        for name, module in linear_layers(layer).items():
+            if module.in_features % GROUP:
+                return f"layer {number} {name} has {module.in_features} inputs, which do not divide by {GROUP}"
+    return None
+
+
+@torch.no_grad()
+def mask(decoder: Decoder, norms: Mapping[str, Tensor]) -> None:
+    """Zero two of every four inputs of each row of each linear layer inside the layers, in place.
+
+    Those with the smallest |W_ij| |X_j|_2 (Wanda, Sun et al., arXiv 2306.11695, equation 1) go, the input_norms() being
+    those of the unmasked model; Wanda's code takes each layer's behind the layers masked already.
+    """
+    for number, layer in enumerate(decoder.layers):
+        for name, module in linear_layers(layer).items():
+            weight = module.weight
+            score = weight.abs().float() * norms[f"{decoder.anatomy.layer(number)}.{name}"].to(weight.device)
+            least = score.view(len(weight), -1, GROUP).topk(ZEROS, largest=False).indices
+            weight.data.view(len(weight), -1, GROUP).scatter_(-1, least, 0)
