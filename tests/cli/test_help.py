@@ -13,7 +13,7 @@ from importlib import import_module
 import pytest
 
 from command import invoke, names, options, read
-from shortstack.cli.refusals import nearest
+from shortstack.cli.parsing import nearest
 from shortstack.cli.verbs import VERBS, listing
 from shortstack.errors import InputError
 from shortstack.evaluation import Tasks

@@ -20,7 +20,7 @@ def test_a_warning_of_ours_is_a_line_and_others_stay_as_they_were(command, monke
         warnings.warn("something else", UserWarning, stacklevel=1)
         return ""
 
-    monkeypatch.setattr("shortstack.cli.verbs.listing", listing)
+    monkeypatch.setattr("shortstack.cli.app.listing", listing)
     with pytest.warns(UserWarning, match="something else") as others:
         assert command() == (0, "", "Warning: the mix is smaller\n")
     assert len(others) == 1

@@ -10,7 +10,7 @@ from shortstack.machine.formats import amount_of, option_words
 from shortstack.planning import Choice
 from shortstack.scoring import METRICS
 from shortstack.study.grid import parse_study, schema
-from shortstack.study.references import expanded
+from shortstack.study.steps import expanded
 from shortstack.study.trial import parse_choice
 
 QUICK = "{name: quick, method: lora, data: pydoc, num_train_epochs: 1}"

@@ -39,13 +39,11 @@ def depth_curve(
     if options.plot:
         check_picture(options.plot)
 
-    from shortstack.decoder import calibration_tokens
     from shortstack.scoring import depth_curve as depth_curve_of
 
     with session.report.bars() as progress:
         checkpoint = session.source.open(model, progress)
-        tokens = calibration_tokens(checkpoint, text, compute=session.compute, progress=progress)
-        curve = depth_curve_of(checkpoint, tokens, compute=session.compute, progress=progress)
+        curve = depth_curve_of(checkpoint, text, compute=session.compute, progress=progress)
     session.report.result(curve, options.output, options.plot)
     if curve.removable:
         how = ("--metric", "reverse", "--drop", curve.removable)

@@ -51,18 +51,14 @@ def score(
     """
     options.check()
 
-    from shortstack.decoder import calibration_tokens
     from shortstack.scoring import score as score_layers
 
     with session.report.bars() as progress:
         checkpoint = session.source.open(model, progress)
         needs_text = any(metric.needs_text for metric in metrics_named(options.metric))
-        tokens = (
-            calibration_tokens(checkpoint, text, compute=session.compute, progress=progress) if needs_text else None
-        )
         scores = score_layers(
             checkpoint,
-            tokens,
+            text if needs_text else None,
             metrics=options.metric,
             window=options.window,
             compute=session.compute,

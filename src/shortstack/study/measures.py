@@ -15,8 +15,7 @@ from shortstack.machine.options import made_of
 from shortstack.machine.progress import Progress
 from shortstack.machine.yamlfile import part_of
 from shortstack.profiling import Timing
-from shortstack.study.references import expanded
-from shortstack.study.steps import Contents, Job, Known, Places, Step, changed_words, model_words
+from shortstack.study.steps import Contents, Job, Known, Places, Step, changed_words, expanded, model_words
 
 EVALUATED = (EvaluationText, Tasks, GenerationChecks)
 OF_TASKS = ("limit", "num_fewshot", "data_dir", "include")  # what only tasks take

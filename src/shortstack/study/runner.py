@@ -20,20 +20,20 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from shortstack.errors import DiskFullError
+from shortstack.checkpoint.file_names import CONFIG
+from shortstack.errors import DiskFullError, InputError
 from shortstack.machine.device import pick_device
 from shortstack.machine.files import atomic_write, finite, to_jsonable
 from shortstack.machine.options import check_choice_of
 from shortstack.machine.progress import Progress, in_notebooks
 from shortstack.machine.tables import Table, Tabled
+from shortstack.machine.yamlfile import parsed
 from shortstack.runs import Store
 from shortstack.runs.folder import Folder
-from shortstack.runs.step_progress import PACE, read_progress
 from shortstack.study.graph import Graph, Paths, sources, texts
 from shortstack.study.grid import Resources, Study, in_file, read_study
-from shortstack.study.references import check_text, expanded, open_model, text_digest
-from shortstack.study.same_study import check_outside, check_same
-from shortstack.study.steps import Contents, Job, Step, perform
+from shortstack.study.progress import PACE, read_progress
+from shortstack.study.steps import Contents, Job, Step, check_text, expanded, open_model, perform, text_digest
 from shortstack.study.trial import Trial
 from shortstack.study.workers import KEEPS, Launch, local
 
@@ -115,6 +115,39 @@ def run_study(
         store.note(finished=time.time())
         folder.clear_partial(states=bool(run.failed))
         return run.outcome()
+
+
+def check_same(folder: Folder, study: Study, store: Store) -> None:
+    """Refuse a folder of another study, unless this one only adds trials to it.
+
+    The trials before are those in the store: what a recipe's file says may have changed since.
+    """
+    if not folder.study.exists():
+        return
+    before = parsed(folder.study.read_text(encoding="utf-8"), Study, where=str(folder.study))
+    for part in ("evaluation", "compute"):
+        then, now = (getattr(version, part).model_dump() for version in (before, study))
+        for name in then:
+            if then[name] != now[name]:
+                raise _another(folder, f"{part}.{name}: {json.dumps(then[name])}", json.dumps(now[name]))
+    now = {trial.id for trial in study.trials}
+    for trial in store.trials():
+        if trial["id"] not in now:
+            raise _another(folder, f"the trial {json.dumps(trial['settings'])}", "none")
+
+
+def check_outside(folder: Folder) -> None:
+    """Refuse to run a study in a checkpoint's folder."""
+    place = folder.root.resolve()
+    for above in (place, *place.parents):
+        if (above / CONFIG).exists() and any(above.glob("*.safetensors")):
+            location, expected = f"it is in {above}", "a folder outside a model's"
+            raise InputError(location, expected=expected, fix="name another output", where=folder.root)
+
+
+def _another(folder: Folder, expected: str, now: str) -> InputError:
+    fix = "name another output; trials can be added, not changed"
+    return InputError(now, expected=f"{expected}, as in {folder.study}", fix=fix, where=folder.root)
 
 
 def _models(study: Study, progress: Progress) -> dict[str, Contents]:

@@ -17,9 +17,8 @@ from shortstack.runs import Store
 from shortstack.runs.folder import Folder
 from shortstack.study.graph import Graph, foreseen, sources
 from shortstack.study.grid import Study, in_file, read_study
-from shortstack.study.references import expanded, open_model, text_digest
-from shortstack.study.same_study import check_outside, check_same
-from shortstack.study.steps import Contents, Step
+from shortstack.study.runner import check_outside, check_same
+from shortstack.study.steps import Contents, Step, expanded, open_model, text_digest
 from shortstack.study.trial import Trial
 
 

@@ -6,14 +6,14 @@ KINDS, and give it a place in a trial's path in `graph`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from shortstack import healing, planning, pruning, repairing, scoring
 from shortstack.checkpoint import Checkpoint
 from shortstack.checkpoint.record import skipped_layers
-from shortstack.data import CalibrationText, Tokens
+from shortstack.data import CalibrationText
 from shortstack.data.tokens import JUDGING
 from shortstack.healing.task import option_defaults, task_of
 from shortstack.machine.device import Compute
@@ -51,7 +51,7 @@ class ScoreStep(Step):
         checkpoint = job.open("model", progress)
         scores = scoring.score(
             checkpoint,
-            _windows(job, checkpoint, self.arguments, progress) if self.arguments["text"] else None,
+            calibration_text(self.arguments) if self.arguments["text"] else None,
             metrics=self.arguments["metrics"],
             window=self.arguments["window"],
             compute=job.compute(self.arguments),
@@ -95,11 +95,11 @@ class PlanStep(Step):
 
     def run(self, job: Job, progress: Progress) -> dict[str, Any]:
         checkpoint = job.open("model", progress)
-        source: Scores | Tokens | None = None
+        source: Scores | CalibrationText | None = None
         if "score" in job.given:
             source = Scores.from_dict(job.given["score"], where="score")
         elif self.arguments["text"]:
-            source = _windows(job, checkpoint, self.arguments, progress)
+            source = calibration_text(self.arguments)
         compute = job.compute(self.arguments)
         chosen = planning.choose(checkpoint, self.choice, source, compute=compute, progress=progress)
         return job.saved("plan.json", chosen.plan.sized(checkpoint.sizes).to_dict())
@@ -217,13 +217,6 @@ class TurnsStep(_HealingStep):
     def words(self, places: Places) -> list[str]:
         turns = changed_words(self.arguments["turns"], defaults_of(Choice, CalibrationText))
         return self.heal_words(places["model"], places, turns)
-
-
-def _windows(job: Job, checkpoint: Checkpoint, arguments: Mapping[str, Any], progress: Progress) -> Tokens:
-    from shortstack.decoder import calibration_tokens
-
-    text, compute = calibration_text(arguments), job.compute(arguments)
-    return calibration_tokens(checkpoint, text, compute=compute, progress=progress)
 
 
 def _teacher(trial: Trial) -> dict[str, str]:
