@@ -72,17 +72,13 @@ HEADINGS = {
 }
 
 
-def _shown(default: object) -> str | None:
-    """Return a default as the help shows it; what is off or not there by default needs no words."""
-    return None if default in (None, MISSING) or default is False else str(default)
-
-
 def _options() -> dict[str, Any]:
     options: dict[str, Any] = {}
     for place, (component, title) in enumerate(HEADINGS.items(), 1):
         hints, heading = get_type_hints(component), group(title, place)
         for name, default, known in options_of(component):
-            shown = Parameter(group=heading, help=known.help, show_default=_shown(default) or False)
+            off = default is False or default in (None, MISSING)
+            shown = Parameter(group=heading, help=known.help, show_default=False if off else str(default))
             options[name] = Annotated[hints[name], shown]
     return options
 

@@ -65,8 +65,8 @@ class Repairing:
 
     def check(self, verb: str) -> None:
         """Refuse windows for a repair that is not asked for."""
-        if not self.repair and self.repair_samples != Repairing.repair_samples:
-            raise unused(f"{verb} without --repair", "--repair-samples", self.repair_samples)
+        if not self.repair:
+            check_unused(f"{verb} without --repair", Repairing(repair_samples=self.repair_samples))
 
 
 @dataclass(frozen=True)
@@ -93,11 +93,9 @@ def check_unused(where: str, *groups: object) -> None:
     """Refuse options that change nothing, because what they shape is made already."""
     for group in groups:
         for name, value in changed_options(group).items():
-            raise unused(where, f"--{name.replace('_', '-')}", value)
-
-
-def unused(where: str, name: str, value: object) -> InputError:
-    return InputError(f"{name} {value}", expected=f"no {name}: it has no effect here", fix="leave it out", where=where)
+            typed = f"--{name.replace('_', '-')}"
+            expected = f"no {typed}: it has no effect here"
+            raise InputError(f"{typed} {value}", expected=expected, fix="leave it out", where=where)
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from shortstack.data import CalibrationText
 from shortstack.machine.files import atomic_write, check_new
 from shortstack.machine.formats import show_layers
 from shortstack.machine.progress import say
-from shortstack.planning import Choice, Chosen, Plan, choose
+from shortstack.planning import Choice, Chosen, choose
 from shortstack.scoring import Scores
 
 if TYPE_CHECKING:
@@ -45,7 +45,11 @@ def plan(
     choice.check()
     checkpoint: Checkpoint | None = None
     if _is_scores(model_or_scores):
-        chosen, model = _by_scores(model_or_scores, choice, (text, session.compute, session.source))
+        if not choice.measures:
+            check_unused(model_or_scores, text, session.compute, session.source)
+        scores = Scores.load(model_or_scores)
+        chosen = choose(scores, choice).plan.sized(Sizes.from_dict(scores.model, where=model_or_scores))
+        model = str(scores.model.get("source", "MODEL"))
     else:
         model = model_or_scores
         if choice.layers is not None:
@@ -64,15 +68,6 @@ def plan(
     session.report.result(chosen, output)
     how = ("--plan", output) if output else ("--layers", show_layers(chosen.removed).replace(" ", ""))
     session.report.next_prune(model, checkpoint, *how, *session.source.words)
-
-
-def _by_scores(name: str, choice: Choice, unused: tuple[object, ...]) -> tuple[Plan, str]:
-    if not choice.measures:
-        check_unused(name, *unused)
-    scores = Scores.load(name)
-    sizes = Sizes.from_dict(scores.model, where=name)
-    chosen = choose(scores, choice).plan.sized(sizes)
-    return chosen, str(scores.model.get("source", "MODEL"))
 
 
 def say_moved(chosen: Chosen) -> None:

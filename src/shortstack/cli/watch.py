@@ -66,7 +66,8 @@ def frame(study: StudyProgress) -> Group:
     columns = ("step", "done", "running", "failed", "at most", "each", "")
     table = Table.of(study.title or "study", columns, rows)
     states = ", ".join(f"{count} {state}" for state, count in study.trials.items() if count)
-    lines = [f"steps: {study.done:,} of at most {study.expected:,} done", f"trials: {states or 'none'}"]
+    done, expected = (sum(getattr(kind, name) for kind in study.kinds.values()) for name in ("done", "expected"))
+    lines = [f"steps: {done:,} of at most {expected:,} done", f"trials: {states or 'none'}"]
     lines += [
         f"running {step.kind} for {duration(step.seconds)}{f': {step.told}' if step.told else ''}"
         for step in study.running

@@ -141,7 +141,6 @@ class Paths:
     def __init__(self, graph: Graph, results: Results) -> None:
         self._graph, self._results = graph, results
         self._steps: dict[str, tuple[dict[str, Step], dict[str, Step]]] = {}  # by trial
-        self._passing: dict[str, set[str]] = defaultdict(set)  # by the key of a step, the trials that have it
 
     def steps(self, trial: Trial) -> dict[str, Step]:
         """Return the steps of the trial that are known from the results there are."""
@@ -154,12 +153,11 @@ class Paths:
 
     def arrived(self, key: str) -> None:
         """Note that a step has a result: further steps of its trials can be known."""
-        for trial in self._passing.pop(key, ()):
-            self._steps.pop(trial, None)
+        for trial, (known, _) in list(self._steps.items()):
+            if any(step.key == key for step in known.values()):
+                del self._steps[trial]
 
     def _steps_of(self, trial: Trial) -> tuple[dict[str, Step], dict[str, Step]]:
         if trial.id not in self._steps:
             self._steps[trial.id] = self._graph.steps(trial, self._results)
-            for step in self._steps[trial.id][0].values():
-                self._passing[step.key].add(trial.id)
         return self._steps[trial.id]

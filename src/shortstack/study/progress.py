@@ -73,15 +73,6 @@ class StudyProgress:
     eta: float | None
     finished: bool
 
-    @property
-    def done(self) -> int:
-        return sum(kind.done for kind in self.kinds.values())
-
-    @property
-    def expected(self) -> int:
-        """Steps at most."""
-        return sum(kind.expected for kind in self.kinds.values())
-
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
 

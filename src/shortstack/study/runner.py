@@ -30,6 +30,7 @@ from shortstack.machine.tables import Table, Tabled
 from shortstack.machine.yamlfile import parsed
 from shortstack.runs import Store
 from shortstack.runs.folder import Folder
+from shortstack.runs.records import last_line
 from shortstack.study.graph import Graph, Paths, sources, texts
 from shortstack.study.grid import Resources, Study, in_file, read_study
 from shortstack.study.progress import PACE, read_progress
@@ -51,16 +52,15 @@ class StudyOutcome(Tabled):
     failures: Sequence[Mapping[str, Any]]
 
     def table(self) -> Table:
-        """Return how the study ended, and what failed."""
         rows = [
             ("trials done", f"{self.done:,} of {self.trials:,}"),
             ("trials failed", f"{self.failed:,}"),
             ("steps run now", f"{self.steps:,}"),
             ("steps done before", f"{self.skipped:,}"),
         ]
-        failed = [f"Failed: {step['kind']}, {step['error'].strip().splitlines()[-1]}" for step in self.failures]
-        logs = [f"  log {step['log']}" for step in self.failures]
-        notes = [line for pair in zip(failed, logs, strict=True) for line in pair]
+        notes = []
+        for step in self.failures:
+            notes += [f"Failed: {step['kind']}, {last_line(step['error'])}", f"  log {step['log']}"]
         return Table.of(str(self.output), ("study", ""), rows, notes=notes)
 
     def to_dict(self) -> dict[str, Any]:
@@ -174,7 +174,6 @@ class _StudyRun:
         self.full: DiskFullError | None = None  # of a disk without room, where a step met one
         self.running: dict[Future[Any], Step] = {}
         self.ran = 0
-        self.weights: dict[str, bool] = {}  # whether a step's folder has some
         self.recorded: dict[str, Any] = {}  # what the store says of each trial, and of the steps to come
         self.paths = Paths(graph, lambda step: self.results.get(step.key))
         self.at_most: dict[str, str] = {}  # the kind of each step that there will be at most, by its key
@@ -234,7 +233,7 @@ class _StudyRun:
         """Find the step whose weights this one reads, where they went before another trial was found to need them."""
         makers = {maker.key: maker for maker in steps.values() if maker.writes_weights}
         read = [makers[place] for place in step.reads.values() if place in makers]
-        return next((maker for maker in read if not self._has_weights(maker.key)), None)
+        return next((maker for maker in read if not self.folder.weights(maker.key)), None)
 
     def _start(self, step: Step) -> None:
         places = {name: self._place(place) for name, place in step.reads.items()}
@@ -279,7 +278,6 @@ class _StudyRun:
             self.store.end(step.key, "failed", ended)
             return
         self.folder.take(step.key)
-        self.weights.pop(step.key, None)
         self.ran += 1
         if not before:
             self.store.end(step.key, "done", ended)
@@ -342,16 +340,8 @@ class _StudyRun:
         needed = needed | (self._best() if self.keep == "best" else set())
         needed |= {place for step in self.running.values() for place in step.reads.values()}
         for key in self.results.keys() - needed:
-            if self._has_weights(key):
-                for path in self.folder.weights(key):
-                    path.unlink()
-                self.weights[key] = False
-
-    def _has_weights(self, key: str) -> bool:
-        """Look up, once, whether a step's weights are there: nobody else writes there."""
-        if key not in self.weights:
-            self.weights[key] = bool(self.folder.weights(key))
-        return self.weights[key]
+            for path in self.folder.weights(key):
+                path.unlink()
 
     def _best(self) -> set[str]:
         """Find the last checkpoints of the done trials with the lowest loss for each model and drop; all that have none."""

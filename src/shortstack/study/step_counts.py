@@ -38,7 +38,6 @@ class StepCounts(Tabled):
     unknown: tuple[str, ...] = ()
 
     def table(self) -> Table:
-        """Return the steps, what sharing saves, and the disk for them."""
         rows = [(kind, self.asked[kind], steps) for kind, steps in self.steps.items()]
         rows.append(("all", sum(self.asked.values()), sum(self.steps.values())))
         most, least = (

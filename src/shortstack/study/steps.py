@@ -58,7 +58,6 @@ class Contents:
 
     @classmethod
     def of(cls, checkpoint: Checkpoint) -> Contents:
-        """Read the weights of a checkpoint."""
         shapes = [(tensor.name, tensor.dtype, list(tensor.shape)) for tensor in checkpoint.tensors.values()]
         shape = digest({"config": checkpoint.config, "tensors": sorted(shapes)})
         return cls(checkpoint.weights_sha256, shape, checkpoint.anatomy.layers, checkpoint.beside)
