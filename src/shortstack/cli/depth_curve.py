@@ -7,17 +7,16 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from shortstack.cli.options import CALIBRATION, Model, Session, flat
+from shortstack.cli.options import CALIBRATION, NEW, PICTURE, Model, Session, flat
 from shortstack.data import CalibrationText
-from shortstack.machine.files import check_new, check_picture
 
 
 def depth_curve(
     model: Model,
     /,
     *,
-    output: Annotated[Path | None, Parameter(alias="-o", help="Also write the curve to this JSON file.")] = None,
-    plot: Annotated[Path | None, Parameter(help="Draw the curve: an .svg file.")] = None,
+    output: Annotated[Path | None, NEW, Parameter(alias="-o", help="Also write the curve to this JSON file.")] = None,
+    plot: Annotated[Path | None, PICTURE, Parameter(help="Draw the curve: an .svg file.")] = None,
     text: Annotated[CalibrationText, flat(CALIBRATION)] = CalibrationText(),
     session: Annotated[Session, flat()] = Session(),
 ) -> None:
@@ -27,11 +26,6 @@ def depth_curve(
 
     $ shortstack depth-curve org/model --plot depths.svg
     """
-    if output:
-        check_new(output)
-    if plot:
-        check_picture(plot)
-
     from shortstack.scoring import depth_curve as depth_curve_of
 
     with session.report.bars() as progress:

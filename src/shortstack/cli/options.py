@@ -19,7 +19,7 @@ from shortstack.cli import console
 from shortstack.data import RepairText
 from shortstack.errors import InputError
 from shortstack.machine.device import Compute
-from shortstack.machine.files import finite, save_json
+from shortstack.machine.files import check_new, check_picture, finite, save_json
 from shortstack.machine.formats import option_words
 from shortstack.machine.options import changed_options, check_options, option, option_of
 from shortstack.machine.progress import bars, say
@@ -35,7 +35,10 @@ MODEL = "A directory, a hub id, a .gguf file, or `demo` (SmolLM2-135M-Instruct).
 
 Model = Annotated[str, Parameter(help=MODEL)]
 Out = Annotated[Path, Parameter(alias="-o", help="New directory; never overwritten.")]
-Saved = Annotated[Path | None, Parameter(alias="-o", help="Also write the result to this JSON file.")]
+# Files that a verb writes: whether they can be written is checked as the command is read.
+NEW = Parameter(validator=lambda _type, path: path and check_new(path))
+PICTURE = Parameter(validator=lambda _type, path: path and check_picture(path))
+Saved = Annotated[Path | None, NEW, Parameter(alias="-o", help="Also write the result to this JSON file.")]
 
 
 def group(title: str, place: int = 1) -> Group:

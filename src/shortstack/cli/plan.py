@@ -10,9 +10,9 @@ from cyclopts import Parameter
 
 from shortstack.checkpoint import Sizes
 from shortstack.checkpoint.file_names import DEMO_HUB_ID, is_demo
-from shortstack.cli.options import CALIBRATION, MODEL, Session, check_unused, flat, group
+from shortstack.cli.options import CALIBRATION, MODEL, NEW, Session, check_unused, flat, group
 from shortstack.data import CalibrationText
-from shortstack.machine.files import atomic_write, check_new
+from shortstack.machine.files import atomic_write
 from shortstack.machine.formats import show_layers
 from shortstack.machine.progress import say
 from shortstack.planning import Choice, Chosen, choose
@@ -28,8 +28,8 @@ def plan(
     model_or_scores: Annotated[str, Parameter(help=f"A scores.json, or a model. {MODEL}")],
     /,
     *,
-    output: Annotated[Path | None, Parameter(alias="-o", help="Write the plan to this JSON file.")] = None,
-    mergekit: Annotated[Path | None, Parameter(help="Also write it as mergekit slices to this YAML file.")] = None,
+    output: Annotated[Path | None, NEW, Parameter(alias="-o", help="Write the plan to this JSON file.")] = None,
+    mergekit: Annotated[Path | None, NEW, Parameter(help="Also write it as mergekit slices to this YAML file.")] = None,
     choice: Annotated[Choice, flat(WHICH, without="fits")] = Choice(),
     text: Annotated[CalibrationText, flat(CALIBRATION)] = CalibrationText(),
     session: Annotated[Session, flat()] = Session(),
@@ -40,8 +40,6 @@ def plan(
 
     $ shortstack plan scores.json --metric ppl --drop 25% -o plan.json
     """
-    for file in filter(None, (output, mergekit)):
-        check_new(file)
     choice.check()
     checkpoint: Checkpoint | None = None
     if _is_scores(model_or_scores):

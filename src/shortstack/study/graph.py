@@ -16,8 +16,7 @@ from typing import Any
 
 from shortstack.machine.files import digest
 from shortstack.study.grid import Study
-from shortstack.study.measures import EvaluateStep, ProfileStep
-from shortstack.study.step_types import HealStep, PlanStep, PruneStep, ScoreStep, TurnsStep
+from shortstack.study.step_types import EvaluateStep, HealStep, PlanStep, ProfileStep, PruneStep, ScoreStep, TurnsStep
 from shortstack.study.steps import Contents, Known, Step
 from shortstack.study.trial import Trial
 

@@ -1,4 +1,4 @@
-"""A step: one call of a public verb, known by what it computes and on what. `step_types` and `measures` hold the types.
+"""A step: one call of a public verb, known by what it computes and on what. `step_types` holds the types.
 
 `perform` runs a step in a worker, on this machine or another. It writes to Job.output and nowhere else; whoever asked
 for it puts that in its place. A failure is a result, too: its traceback.
