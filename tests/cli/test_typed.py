@@ -1,12 +1,13 @@
-"""How options are written out again, and how a run that was stopped goes on."""
+"""How options are written out again, what is said of results, and how a run that was stopped goes on."""
 
 import warnings
 
 import pytest
 
-from shortstack.cli.console import show_answers
+from shortstack.cli.console import show_answers, show_result
 from shortstack.cli.options import Source, going_on
 from shortstack.errors import ShortstackWarning
+from shortstack.scoring import Scores
 
 
 def test_options_are_typed_again_as_they_were():
@@ -44,3 +45,11 @@ def test_a_run_that_ends_or_fails_says_nothing_of_that(capsys):
 def test_what_a_model_wrote_moves_no_cursor_and_changes_no_colour(capsys):
     show_answers({"prompt": "a\x1b[2Jb", "short": "one\r\x1b[31mtwo\nthree\x07"})
     assert capsys.readouterr().out == "\nPrompt: a[2Jb\nshort:\n  one[31mtwo\n  three\n\n"
+
+
+def test_of_several_kinds_ppl_is_said_to_be_relative(capsys):
+    tokens = {"samples": 4, "length": 8, "source": "mix", "kinds": [{"source": "pydoc"}, {"source": "copying"}]}
+    scores = Scores(4, {"ppl": (1.0, 2.0, 3.0, 4.0)}, tokens=tokens, base_loss=1.0)
+    assert scores.kinds == ("pydoc", "copying")
+    show_result(scores)
+    assert "ppl is relative to the unpruned perplexity." in " ".join(capsys.readouterr().out.split())

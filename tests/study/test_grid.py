@@ -7,11 +7,9 @@ import pytest
 
 from shortstack.errors import InputError, PlanError
 from shortstack.machine.formats import amount_of, option_words
-from shortstack.planning import Choice
 from shortstack.scoring import METRICS
 from shortstack.study.grid import parse_study, schema
 from shortstack.study.steps import expanded
-from shortstack.study.trial import parse_choice
 
 QUICK = "{name: quick, method: lora, data: pydoc, num_train_epochs: 1}"
 
@@ -111,19 +109,6 @@ def test_what_draws_gives_every_seed_layers_of_its_own(metric):
     found = parse_study(f"models: [a]\nmetrics: [{metric}]\ndrop: [2]\nseeds: [0, 1, 2, 3]\n", where="s").trials
     removed = {trial.choice.plan(8, trial.calibration_arguments["seed"]).removed for trial in found}
     assert (len(removed) > 1) == METRICS[metric.partition(" ")[0]].draws == metric.startswith("random")
-
-
-@pytest.mark.parametrize(
-    ("text", "choice"),
-    [
-        ("search", Choice(strategy="search")),
-        ("ppl", Choice("ppl")),
-        ("angular block", Choice("angular", strategy="block")),
-        ("layers 3-5,8", Choice(layers="3-5,8")),
-    ],
-)
-def test_words_for_a_choice_of_layers(text, choice):
-    assert parse_choice(text) == choice
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -38,7 +39,7 @@ def watch(
 
     study = study_progress(runs)
     if report.json:
-        return console.show_json(study.to_dict())
+        return console.show_json(asdict(study))
     from rich.console import Console
     from rich.live import Live
 

@@ -73,9 +73,6 @@ class StudyProgress:
     eta: float | None
     finished: bool
 
-    def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
-
 
 def study_progress(runs: str | Path) -> StudyProgress:
     """Return how far the study in a folder is."""

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from shortstack.checkpoint import Checkpoint
 from shortstack.checkpoint.source import NOT_HERE
@@ -47,9 +46,6 @@ class StepCounts(Tabled):
         notes = [disk, *(f"Unknown: {reason}." for reason in self.unknown)]
         title = f"{self.title or 'study'}: {self.trials:,} trials; nothing is run"
         return Table.of(title, ("step", "without sharing", "to run, at most"), rows, notes=notes)
-
-    def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
 
 
 def step_counts(path: str | Path, out: Path | None = None) -> StepCounts:
