@@ -1,9 +1,12 @@
 """The dry run of a study: its steps and bytes are those of the study, and it refuses what the study refuses."""
 
+import json
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 
+from command import invoke
 from shortstack.checkpoint import Checkpoint
 from shortstack.errors import DataError, InputError
 from shortstack.study import run_study
@@ -23,6 +26,8 @@ def tiny(tmp_path, monkeypatch):
 def test_steps_and_bytes_are_those_of_the_study(tiny):
     """Where no two plans are equal; where some are, there are fewer."""
     said = step_counts(write_study(tiny), tiny / "runs")
+    told = json.loads(invoke("study", tiny / "study.yaml", "-o", tiny / "runs", "--dry-run", "--json").stdout)
+    assert told == {**asdict(said), "unknown": [], "lacking": []}
     assert not (tiny / "runs").exists()
     run_study(write_study(tiny), tiny / "runs", launcher=inline, keep="all")
     ran = [row[1] for row in found(tiny / "runs")["steps"].values()]
