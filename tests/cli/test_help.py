@@ -136,8 +136,6 @@ def test_what_cannot_be_read_is_an_error_of_four_parts(words, where, expected, f
     [
         ("--lenght", "--length"),
         ("--batch-size", "--per-device-train-batch-size"),
-        ("--epochs", "--num-train-epochs"),
-        ("--lr", "--learning-rate"),
         ("--metrics", "--metric"),
         ("--zork", None),
     ],

@@ -38,7 +38,6 @@ KINDS = {int: "a whole number", float: "a number", bool: "true or false"}
 
 
 def call(words: Sequence[str]) -> None:
-    """Run the verb that these words ask for."""
     try:
         app(short="-h" in words)(words)
     except CycloptsError as error:

@@ -194,7 +194,6 @@ class _FileCut:
         show_dry_run(rows, needed, cut.session.report, output=cut.output, data=plan.to_dict())
 
     def prune(self) -> None:
-        """Choose, cut, and show what came out."""
         from shortstack.pruning import prune_gguf
 
         cut, report = self.cut, self.cut.session.report

@@ -162,7 +162,6 @@ class Study(Part):
 
 
 def read_study(path: str | Path) -> Study:
-    """Return a study from its YAML file."""
     return parse_study(yamlfile.text_of(path), where=str(path))
 
 

@@ -75,7 +75,6 @@ class StudyProgress:
 
 
 def study_progress(runs: str | Path) -> StudyProgress:
-    """Return how far the study in a folder is."""
     now, folder = time.time(), Folder(Path(runs))
     with Store.open(folder, read_only=True) as store:
         notes, rows, trials = store.noted(), store.states(), store.trials()

@@ -82,7 +82,6 @@ class Known:
     dtype: str
 
     def model(self, trial: Trial) -> dict[str, str]:
-        """Return the trial's model, as an input."""
         return self.models[trial.model].identity
 
 

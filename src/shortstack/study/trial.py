@@ -199,7 +199,6 @@ class Trial:
 
 
 def calibration_text(arguments: Mapping[str, Any]) -> CalibrationText:
-    """Return the text that arguments of a step ask for."""
     return CalibrationText(arguments["text"], arguments["samples"], arguments["length"])
 
 
