@@ -1,6 +1,7 @@
-"""How options are written out again, what is said of results, and how a run that was stopped goes on."""
+"""How options are written out again, what is said and drawn of results, and how a run that was stopped goes on."""
 
 import warnings
+from xml.etree import ElementTree
 
 import pytest
 
@@ -8,6 +9,7 @@ from shortstack.cli.console import show_answers, show_result
 from shortstack.cli.options import Source, going_on
 from shortstack.errors import ShortstackWarning
 from shortstack.scoring import Scores
+from zoo import speaking
 
 
 def test_options_are_typed_again_as_they_were():
@@ -53,3 +55,18 @@ def test_of_several_kinds_ppl_is_said_to_be_relative(capsys):
     assert scores.kinds == ("pydoc", "copying")
     show_result(scores)
     assert "ppl is relative to the unpruned perplexity." in " ".join(capsys.readouterr().out.split())
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ("score m --metric bi,ppl --window 2 --text pydoc --samples 2 --length 16", "Scores, each metric"),
+        ("depth-curve m --text pydoc --samples 2 --length 16", "layers removed from the tail"),
+        ("heal m --data pydoc --max-length 16 --max-samples 8 --last 1 -o out", "optimizer steps"),
+    ],
+)
+def test_a_verb_writes_its_picture(words, said, command, tmp_path):
+    speaking(tmp_path / "m")
+    assert command(*words.split(), "--plot", "x.svg")[0] == 0
+    root = ElementTree.fromstring((tmp_path / "x.svg").read_text())  # noqa: S314  written above
+    assert any(said in "".join(each.itertext()) for each in root.iter("{http://www.w3.org/2000/svg}text"))
