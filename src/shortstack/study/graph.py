@@ -74,7 +74,7 @@ class Graph:
         yield "evaluate_base", EvaluateStep.of(self.known, evaluation, source, trial.model)
         if evaluation.profile_options:
             yield "profile_base", ProfileStep.of(self.known, evaluation.profile_options, source, trial.model)
-        if trial.in_turns:
+        if trial.heal and trial.step:  # it heals after each cut
             last = yield from _written("heal", TurnsStep.of(self.known, trial), result)
         else:
             removed = yield from self._chosen(trial, result)

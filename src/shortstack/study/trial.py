@@ -125,11 +125,6 @@ class Trial:
         """How many layers go at a time; None: all at once."""
         return None if self.strategy == ONE_SHOT else int(self.strategy.removeprefix("step "))
 
-    @property
-    def in_turns(self) -> bool:
-        """Whether it heals after each cut."""
-        return self.step is not None and self.heal is not None
-
     def amount(self, layers: int) -> int:
         """Return how many of the model's layers go."""
         if self.choice.layers:
