@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 import shlex
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -35,9 +35,19 @@ MODEL = "A directory, a hub id, a .gguf file, or `demo` (SmolLM2-135M-Instruct).
 
 Model = Annotated[str, Parameter(help=MODEL)]
 Out = Annotated[Path, Parameter(alias="-o", help="New directory; never overwritten.")]
-# Files that a verb writes: whether they can be written is checked as the command is read.
-NEW = Parameter(validator=lambda _type, path: path and check_new(path))
-PICTURE = Parameter(validator=lambda _type, path: path and check_picture(path))
+
+
+def _written(check: Callable[[Path], None]) -> Parameter:
+    """Return how a file that a verb writes is read: whether it can be written is checked at once."""
+
+    def checked(_type: Any, path: Path | None) -> None:
+        if path:
+            check(path)
+
+    return Parameter(validator=checked)
+
+
+NEW, PICTURE = _written(check_new), _written(check_picture)
 Saved = Annotated[Path | None, NEW, Parameter(alias="-o", help="Also write the result to this JSON file.")]
 
 
