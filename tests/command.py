@@ -16,7 +16,8 @@ from typing import Any
 import pytest
 
 from shortstack.cli import main
-from shortstack.cli.verbs import app, run
+from shortstack.cli.app import run
+from shortstack.cli.parsing import app
 
 
 @dataclass(frozen=True)

@@ -42,7 +42,8 @@ def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(autouse=True)
 def short_pydoc(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """A few pages in place of all, where `pydoc` is read again and again: of the whole of it tokens are made each time."""
-    if request.path.parent.name not in ("cli", "healing", "pruning") or request.path.stem == "test_processes":
+    rooms, name = ("cli", "healing", "pruning"), request.path.stem
+    if name == "test_processes" or (request.path.parent.name not in rooms and name != "test_docs"):
         return
     from pydoc_data import topics
 

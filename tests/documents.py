@@ -24,44 +24,32 @@ def data_folder(folder: Path, *, seed: int = 0) -> Path:
     def several(count: int) -> dict:
         return {"text": [words(4) for _ in range(count)], "label": list("ABCD"[:count])}
 
-    science = [
-        {"question": f"{words(5)}?", "choices": several(4), "answerKey": rng.choice("ABCD")} for _ in range(COUNT)
-    ]
-    write(folder / "arc/ARC-Easy-test.jsonl", science)
-    write(
-        folder / "piqa/validation.jsonl",
-        [{"goal": words(6), "sol1": words(8), "sol2": words(8), "label": rng.randint(0, 1)} for _ in range(COUNT)],
-    )
-    write(
-        folder / "winogrande/validation.jsonl",
-        [
-            {
-                "sentence": f"The {words(3)} _ {words(3)}.",
-                "option1": "cup",
-                "option2": "hill",
-                "answer": rng.choice("12"),
-            }
-            for _ in range(COUNT)
-        ],
-    )
-    write(
-        folder / "hellaswag/validation.jsonl",
-        [
-            {
-                "activity_label": "Walking",
-                "ctx_a": f"A {words(4)}.",
-                "ctx_b": words(2),
-                "endings": [words(6) for _ in range(4)],
-                "label": rng.choice("0123"),
-            }
-            for _ in range(COUNT)
-        ],
-    )
-    write(folder / "lambada/test.jsonl", [{"text": f"{words(6)} layer"} for _ in range(COUNT)])
-    write(
-        folder / "wikitext2/test_document_level.jsonl",
-        [{"page": f" = {words(2)} = \n {words(40)} \n"} for _ in range(3)],
-    )
+    rows = {
+        "arc/ARC-Easy-test": lambda: {
+            "question": f"{words(5)}?",
+            "choices": several(4),
+            "answerKey": rng.choice("ABCD"),
+        },
+        "piqa/validation": lambda: {"goal": words(6), "sol1": words(8), "sol2": words(8), "label": rng.randint(0, 1)},
+        "winogrande/validation": lambda: {
+            "sentence": f"The {words(3)} _ {words(3)}.",
+            "option1": "cup",
+            "option2": "hill",
+            "answer": rng.choice("12"),
+        },
+        "hellaswag/validation": lambda: {
+            "activity_label": "Walking",
+            "ctx_a": f"A {words(4)}.",
+            "ctx_b": words(2),
+            "endings": [words(6) for _ in range(4)],
+            "label": rng.choice("0123"),
+        },
+        "lambada/test": lambda: {"text": f"{words(6)} layer"},
+    }
+    for name, row in rows.items():
+        write(folder / f"{name}.jsonl", [row() for _ in range(COUNT)])
+    pages = [{"page": f" = {words(2)} = \n {words(40)} \n"} for _ in range(3)]
+    write(folder / "wikitext2/test_document_level.jsonl", pages)
     sums = [{"question": f"{n} and one?", "answer": f"{n} + 1 is {n + 1}\n#### {n + 1}"} for n in range(COUNT)]
     write(folder / "gsm8k/test.jsonl", sums[:3])
     write(folder / "gsm8k/train.jsonl", sums)

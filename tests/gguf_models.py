@@ -9,13 +9,8 @@ VOCABULARY, WIDTH, HEADS, KV_HEADS, INNER = 260, 64, 4, 2, 96
 HEAD = WIDTH // HEADS
 PROMPT = [7, 30, 2, 111, 95, 3, 64, 8, 8, 201, 17, 54, 33, 5, 180, 29, 77, 12, 90, 41]
 SLIDING = 4  # tokens; fewer than the prompt has
-SILENT = (
-    "attn_output",
-    "ffn_down",
-    "ffn_down_exps",
-    "ffn_down_shexp",
-    "shortconv.out_proj",
-)  # zero: a layer adds nothing
+# Zero in a silent layer, which then adds nothing.
+SILENT = ("attn_output", "ffn_down", "ffn_down_exps", "ffn_down_shexp", "shortconv.out_proj")
 
 
 class Maker:
@@ -126,11 +121,19 @@ class Maker:
         return self.path
 
 
-def llama(path, layers=8, **how):
-    made = Maker(path, how.pop("architecture", "llama"), layers, **how)
+QK_NORMS = {"attn_q_norm_weight": (HEAD,), "attn_k_norm_weight": (HEAD,)}
+POST_NORMS = {"post_attention_norm_weight": (WIDTH,), "post_ffw_norm_weight": (WIDTH,)}
+EXPERTS = {"expert_count": 4, "expert_used_count": 2, "expert_feed_forward_length": INNER}
+
+
+def llama(path, layers=8, *, architecture="llama", beside=None, mlp=Maker.dense, after=None, **how):
+    """beside, after: what attention and the whole layer have more."""
+    made = Maker(path, architecture, layers, **how)
     for layer in range(layers):
         made.attention(layer)
-        made.dense(layer)
+        made.block(layer, **(beside or {}))
+        mlp(made, layer)
+        made.block(layer, **(after or {}))
     return made.close()
 
 
@@ -139,69 +142,37 @@ def smollm3(path, **how):
     return llama(path, architecture="smollm3", **how)
 
 
-def qwen2(path, layers=8, **how):
-    made = Maker(path, "qwen2", layers, **how)
-    for layer in range(layers):
-        made.attention(layer)
-        made.block(layer, attn_q_bias=(WIDTH,), attn_k_bias=(KV_HEADS * HEAD,), attn_v_bias=(KV_HEADS * HEAD,))
-        made.dense(layer)
-    return made.close()
+def qwen2(path, **how):
+    biases = {"attn_q_bias": (WIDTH,), "attn_k_bias": (KV_HEADS * HEAD,), "attn_v_bias": (KV_HEADS * HEAD,)}
+    return llama(path, architecture="qwen2", beside=biases, **how)
 
 
-def qwen3(path, layers=8, **how):
-    made = Maker(path, "qwen3", layers, **how)
-    for layer in range(layers):
-        made.attention(layer)
-        made.block(layer, attn_q_norm_weight=(HEAD,), attn_k_norm_weight=(HEAD,))
-        made.dense(layer)
-    return made.close()
+def qwen3(path, **how):
+    return llama(path, architecture="qwen3", beside=QK_NORMS, **how)
 
 
-def qwen3moe(path, layers=8, **how):
-    experts = {"expert_count": 4, "expert_used_count": 2, "expert_feed_forward_length": INNER}
-    made = Maker(path, "qwen3moe", layers, **experts, **how)
-    for layer in range(layers):
-        made.attention(layer)
-        made.block(layer, attn_q_norm_weight=(HEAD,), attn_k_norm_weight=(HEAD,))
-        made.experts(layer)
-    return made.close()
+def qwen3moe(path, **how):
+    return llama(path, architecture="qwen3moe", beside=QK_NORMS, mlp=Maker.experts, **EXPERTS, **how)
 
 
-def deepseek(path, layers=8, **how):
+def deepseek(path, **how):
     """The first layers are dense, the others have experts."""
-    fields = {
-        "leading_dense_block_count": 3,
-        "expert_count": 4,
-        "expert_used_count": 2,
-        "expert_feed_forward_length": INNER,
-        "expert_shared_count": 1,
-        "expert_weights_scale": 1.0,
-    }
-    made = Maker(path, "deepseek", layers, **fields, **how)
-    for layer in range(layers):
-        made.attention(layer, kv_heads=KV_HEADS)
+    fields = {"leading_dense_block_count": 3, **EXPERTS, "expert_shared_count": 1, "expert_weights_scale": 1.0}
+
+    def mlp(made, layer):
         made.dense(layer) if layer < 3 else made.experts(layer, shared=True)
-    return made.close()
+
+    return llama(path, architecture="deepseek", mlp=mlp, **fields, **how)
 
 
-def gemma2(path, layers=8, **how):
+def gemma2(path, **how):
     fields = {"attention.sliding_window": SLIDING, "attn_logit_softcapping": 50.0, "final_logit_softcapping": 30.0}
-    made = Maker(path, "gemma2", layers, tied=True, **fields, **how)
-    for layer in range(layers):
-        made.attention(layer)
-        made.dense(layer)
-        made.block(layer, post_attention_norm_weight=(WIDTH,), post_ffw_norm_weight=(WIDTH,))
-    return made.close()
+    return llama(path, architecture="gemma2", after=POST_NORMS, tied=True, **fields, **how)
 
 
 def gemma3(path, layers=12, **how):
-    made = Maker(path, "gemma3", layers, tied=True, **{"attention.sliding_window": SLIDING}, **how)
-    for layer in range(layers):
-        made.attention(layer)
-        made.block(layer, attn_q_norm_weight=(HEAD,), attn_k_norm_weight=(HEAD,))
-        made.dense(layer)
-        made.block(layer, post_attention_norm_weight=(WIDTH,), post_ffw_norm_weight=(WIDTH,))
-    return made.close()
+    fields = {"attention.sliding_window": SLIDING, "beside": QK_NORMS, "after": POST_NORMS}
+    return llama(path, layers, architecture="gemma3", tied=True, **fields, **how)
 
 
 def phi3(path, layers=8, **how):
@@ -227,7 +198,7 @@ def lfm2(path, layers=8, **how):
     for layer, attention in enumerate(kv_heads):
         if attention:
             made.attention(layer)
-            made.block(layer, attn_q_norm_weight=(HEAD,), attn_k_norm_weight=(HEAD,))
+            made.block(layer, **QK_NORMS)
         else:
             made.block(
                 layer,
@@ -288,13 +259,7 @@ def serving(path):
 
 def steps(server, prompt, tokens, likeliest):
     """ln p of the likeliest tokens at each step of a greedy continuation."""
-    asked = {
-        "prompt": list(prompt),
-        "n_predict": tokens,
-        "n_probs": likeliest,
-        "temperature": 0,
-        "ignore_eos": True,
-    }
+    asked = {"prompt": list(prompt), "n_predict": tokens, "n_probs": likeliest, "temperature": 0, "ignore_eos": True}
     found = server.handle_completions(asked)["choices"][0]["logprobs"]["content"]
     return [{each["id"]: each["logprob"] for each in step["top_logprobs"]} for step in found]
 

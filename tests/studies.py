@@ -29,6 +29,7 @@ evaluation: {{perplexity: [$TINY/text.txt], length: 16, samples: 2, collapse_che
 SHORT = STUDY.replace("[reverse, ppl]", "[ppl]").replace(
     f"[none, {QUICK}]", "none"
 )  # one trial, of steps that run together
+NAMES = ("key", "kind", "arguments", "inputs")
 VOLATILE = {"seconds", "peak_rss_bytes", "tokens_per_s", "model"}  # of a run, not of what it found
 
 
@@ -63,11 +64,8 @@ def inline() -> Iterator[Launch]:
 def found(runs: Path) -> dict[str, Any]:
     """The finished steps and the trials of a run store."""
     with Store.open(Folder(runs), read_only=True) as store:
-        rows = store.connection.execute(
-            "SELECT key, kind, arguments, inputs FROM steps WHERE state = 'done'"
-        ).fetchall()
-        results = store.results()
-        steps = {row["key"]: (*row, _lasting(results[row["key"]])) for row in rows}
+        done = [row for row in store.steps() if row["state"] == "done"]
+        steps = {row["key"]: (*(row[name] for name in NAMES), _lasting(row["result"])) for row in done}
         trials = {row["id"]: (row["settings"], row["state"]) for row in store.trials()}
         return {"steps": steps, "trials": trials, "roles": store.trial_steps()}
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from zoo import speaking
+from studies import make_data, write_study
 
 ROOT = Path(__file__).parents[1]
 
@@ -108,11 +108,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (package / "healing" / "toy.py").write_text(METHOD.lstrip(), encoding="utf-8")
     insert(methods, "(Partial, Lora,", "(Partial, Toy, Lora,")
     insert(methods, "HealingMethod, Partial\n", "HealingMethod, Partial\nfrom shortstack.healing.toy import Toy\n")
-    speaking(folder / "model", num_hidden_layers=6, hidden_size=16, intermediate_size=16, num_key_value_heads=4)
-    (folder / "text.txt").write_text("the walk visits every layer once and in order " * 40, encoding="utf-8")
-    rows = [json.dumps({"text": f"the walk of {n} and one is in order"}) + "\n" for n in range(12)]
-    (folder / "lines.jsonl").write_text("".join(rows), encoding="utf-8")
-    (folder / "study.yaml").write_text(STUDY, encoding="utf-8")
+    write_study(make_data(folder), STUDY)
     return folder
 
 

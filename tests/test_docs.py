@@ -29,7 +29,6 @@ import stores
 from command import Ended, ended, names, read
 from documents import data_folder
 from shortstack.cli.verbs import VERBS
-from shortstack.data.in_context import words
 from shortstack.machine.clock import Clock
 from shortstack.profiling import Timing
 from shortstack.shrinking import demo
@@ -133,9 +132,6 @@ def line(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def place(line: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("SHORTSTACK_CACHE", str(line / "cache"))
-    monkeypatch.setattr("pydoc_data.topics.topics", SHORT_PYDOC)
-    for file in ("in_context", "mixture"):  # what is kept is of the whole text
-        monkeypatch.setattr(f"shortstack.data.{file}.words", words.__wrapped__)
     monkeypatch.setenv("COLUMNS", "100")
     monkeypatch.setattr("shortstack.study.workers.local", lambda workers=1: inline())
     monkeypatch.setattr("shortstack.shrinking.line.clock_of", lambda *_, **__: Clock(25.0))  # whatever the minutes

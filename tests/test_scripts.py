@@ -149,29 +149,6 @@ def test_the_line_of_best_runs_from_choosing_to_healing(best, tmp_path, monkeypa
     assert all(value > 0 for value in seconds.values())
 
 
-def test_the_page_of_answers_ranks_measures_by_what_is_kept_after_healing():
-    answers = script("answers")
-    losses, right = (3.0, 3.2, 3.1), (0.6, 0.3, 0.45)
-    rows = [
-        {
-            "removed": [number, number + 2],
-            "before": {"pydoc: loss": loss, "drills: loss": 4 - loss, "48 windows of drills: loss": loss - 2},
-            "after": {**dict.fromkeys(answers.FAMILIES, share), "loss": 1 - share},
-            "C4": 10 * loss,
-        }
-        for number, (loss, share) in enumerate(zip(losses, right, strict=True))
-    ]
-    unpruned = {"after": {**dict.fromkeys(answers.FAMILIES, 0.75), "loss": 0.2}, "C4": 20.0}
-    lines = answers.page(rows, unpruned, "python studies/answers.py 2 c4", {"items": 16, "samples": 96}).splitlines()
-    assert [line for line in lines if "%" in line and line.startswith("|")] == [
-        "| 0, 2 | 80% | 0.400 | 30.0 |",
-        "| 2, 4 | 60% | 0.550 | 31.0 |",
-        "| 1, 3 | 40% | 0.700 | 32.0 |",
-    ]
-    assert "| pydoc: loss | -1.00 | +1.00 | +1.00 |" in lines
-    assert "| drills: loss | +1.00 | -1.00 | -1.00 |" in lines
-
-
 def test_the_page_of_minutes_shows_the_share_kept_by_layers_and_minutes(best, tmp_path):
     minutes = script("minutes")
     base = {"loss": 3.0, **dict.fromkeys(minutes.TASKS, 0.5), "probe json": 1.0, "probe dates": 0.6}
@@ -193,16 +170,6 @@ def test_the_page_of_minutes_shows_the_share_kept_by_layers_and_minutes(best, tm
     said = (tmp_path / "minutes.svg").read_text(encoding="utf-8")
     assert "minus 4 layers" in said
     assert "lambada, 5 minutes: 20%" in said
-
-
-@pytest.mark.parametrize("family", ["swap", "initials", "countdown", "email", "middle"])
-def test_items_of_answers_are_a_question_after_solved_ones(family):
-    answers = script("answers")
-    for prompt, answer in answers.items(family, 5):
-        *solved, question = prompt.split("\n")
-        assert len(solved) == answers.SHOTS
-        assert question.strip()
-        assert answer.strip() == answer[1:-1], "a space before it, and the end of its line"
 
 
 def test_a_run_of_minutes_is_judged_on_what_it_did_not_see(best, tmp_path, monkeypatch):

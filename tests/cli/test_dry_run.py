@@ -161,11 +161,3 @@ def test_a_repair_holds_more_of_more_windows_and_a_choice_of_more_cuts(place):
     hidden, losses = (check_choice(source, Choice(name, 2), text, compute)[1] for name in ("bi", "ppl"))
     assert losses.memory_bytes - hidden.memory_bytes == 8 * 4 * 16 * source.width * 4, "a stream for each layer more"
     assert check_choice(source, Choice("reverse", 2), text, compute) == (plan(8, drop=2), Requirements())
-
-
-def test_a_study_counts_its_steps_and_disk(place, command):
-    before = files(place)
-    found = json.loads(command.said("study", "study.yaml", "--dry-run", "--json"))
-    assert files(place) == before
-    assert found["steps"] == {"evaluate": 2, "plan": 1, "prune": 1}
-    assert found["disk_bytes"] == Checkpoint.open(place / "cut").weight_bytes

@@ -13,7 +13,7 @@ from importlib import import_module
 import pytest
 
 from command import invoke, names, options, read
-from shortstack.cli.refusals import nearest
+from shortstack.cli.parsing import nearest
 from shortstack.cli.verbs import VERBS, listing
 from shortstack.errors import InputError
 from shortstack.evaluation import Tasks
@@ -136,8 +136,6 @@ def test_what_cannot_be_read_is_an_error_of_four_parts(words, where, expected, f
     [
         ("--lenght", "--length"),
         ("--batch-size", "--per-device-train-batch-size"),
-        ("--epochs", "--num-train-epochs"),
-        ("--lr", "--learning-rate"),
         ("--metrics", "--metric"),
         ("--zork", None),
     ],

@@ -1,12 +1,15 @@
-"""How options are written out again, and how a run that was stopped goes on."""
+"""How options are written out again, what is said and drawn of results, and how a run that was stopped goes on."""
 
 import warnings
+from xml.etree import ElementTree
 
 import pytest
 
-from shortstack.cli.console import show_answers
+from shortstack.cli.console import show_answers, show_result
 from shortstack.cli.options import Source, going_on
 from shortstack.errors import ShortstackWarning
+from shortstack.scoring import Scores
+from zoo import speaking
 
 
 def test_options_are_typed_again_as_they_were():
@@ -20,7 +23,7 @@ def test_a_warning_of_ours_is_a_line_and_others_stay_as_they_were(command, monke
         warnings.warn("something else", UserWarning, stacklevel=1)
         return ""
 
-    monkeypatch.setattr("shortstack.cli.verbs.listing", listing)
+    monkeypatch.setattr("shortstack.cli.app.listing", listing)
     with pytest.warns(UserWarning, match="something else") as others:
         assert command() == (0, "", "Warning: the mix is smaller\n")
     assert len(others) == 1
@@ -44,3 +47,26 @@ def test_a_run_that_ends_or_fails_says_nothing_of_that(capsys):
 def test_what_a_model_wrote_moves_no_cursor_and_changes_no_colour(capsys):
     show_answers({"prompt": "a\x1b[2Jb", "short": "one\r\x1b[31mtwo\nthree\x07"})
     assert capsys.readouterr().out == "\nPrompt: a[2Jb\nshort:\n  one[31mtwo\n  three\n\n"
+
+
+def test_of_several_kinds_ppl_is_said_to_be_relative(capsys):
+    tokens = {"samples": 4, "length": 8, "source": "mix", "kinds": [{"source": "pydoc"}, {"source": "copying"}]}
+    scores = Scores(4, {"ppl": (1.0, 2.0, 3.0, 4.0)}, tokens=tokens, base_loss=1.0)
+    assert scores.kinds == ("pydoc", "copying")
+    show_result(scores)
+    assert "ppl is relative to the unpruned perplexity." in " ".join(capsys.readouterr().out.split())
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ("score m --metric bi,ppl --window 2 --text pydoc --samples 2 --length 16", "Scores, each metric"),
+        ("depth-curve m --text pydoc --samples 2 --length 16", "layers removed from the tail"),
+        ("heal m --data pydoc --max-length 16 --max-samples 8 --last 1 -o out", "optimizer steps"),
+    ],
+)
+def test_a_verb_writes_its_picture(words, said, command, tmp_path):
+    speaking(tmp_path / "m")
+    assert command(*words.split(), "--plot", "x.svg")[0] == 0
+    root = ElementTree.fromstring((tmp_path / "x.svg").read_text())  # noqa: S314  written above
+    assert any(said in "".join(each.itertext()) for each in root.iter("{http://www.w3.org/2000/svg}text"))

@@ -37,4 +37,4 @@ def test_a_store_s_key_never_leads_out_of_the_folder_of_steps(key, tmp_path):
         store.begin(key, "prune", {}, {}, "")
         store.end(key, "done", {"result": {}, "seconds": 1.0, "host": "here"})
     with Store.open(folder) as store, pytest.raises(DataError, match="a key that is the name of a folder"):
-        store.results()
+        store.steps()

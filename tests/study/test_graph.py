@@ -83,12 +83,6 @@ def test_metrics_that_choose_the_same_layers_share_everything_behind():
     assert len(bi & taylor) == 2  # the walk, and the unpruned model
 
 
-def test_the_unpruned_model_is_evaluated_once():
-    found = graph("models: [a, b]\nmetrics: [ppl, bi]\ndrop: [2, 3]\n")
-    bases = [path(found, number)["evaluate_base"].key for number in range(8)]
-    assert len(set(bases)) == 2
-
-
 @pytest.mark.parametrize(
     ("change", "kept"),
     [

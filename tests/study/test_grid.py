@@ -1,17 +1,14 @@
 """A study's file: which trials it spells out, and what is said of a wrong one."""
 
 import json
-from dataclasses import replace
 
 import pytest
 
-from shortstack.errors import InputError, PlanError
+from shortstack.errors import InputError
 from shortstack.machine.formats import amount_of, option_words
-from shortstack.planning import Choice
 from shortstack.scoring import METRICS
 from shortstack.study.grid import parse_study, schema
-from shortstack.study.references import expanded
-from shortstack.study.trial import parse_choice
+from shortstack.study.steps import expanded
 
 QUICK = "{name: quick, method: lora, data: pydoc, num_train_epochs: 1}"
 
@@ -100,30 +97,11 @@ def test_a_recipe_is_a_way_to_heal_and_its_options_can_be_changed():
     assert trial.heal_arguments["seed"] == 7
 
 
-def test_calibration_keeps_its_own_seed_or_takes_the_trials():
-    text = "models: [a]\nmetrics: [bi]\nseeds: [1, 2]\ncalibration: [{seed: 9}, {samples: 5}]\n"
-    found = parse_study(text, where="s").trials
-    assert [(trial.seed, trial.calibration_arguments["seed"]) for trial in found] == [(1, 9), (2, 9), (1, 1), (2, 2)]
-
-
 @pytest.mark.parametrize("metric", ["random", "random block", "random lowest", "random-authors block", "reverse block"])
 def test_what_draws_gives_every_seed_layers_of_its_own(metric):
     found = parse_study(f"models: [a]\nmetrics: [{metric}]\ndrop: [2]\nseeds: [0, 1, 2, 3]\n", where="s").trials
     removed = {trial.choice.plan(8, trial.calibration_arguments["seed"]).removed for trial in found}
     assert (len(removed) > 1) == METRICS[metric.partition(" ")[0]].draws == metric.startswith("random")
-
-
-@pytest.mark.parametrize(
-    ("text", "choice"),
-    [
-        ("search", Choice(strategy="search")),
-        ("ppl", Choice("ppl")),
-        ("angular block", Choice("angular", strategy="block")),
-        ("layers 3-5,8", Choice(layers="3-5,8")),
-    ],
-)
-def test_words_for_a_choice_of_layers(text, choice):
-    assert parse_choice(text) == choice
 
 
 @pytest.mark.parametrize(
@@ -166,13 +144,6 @@ def test_words_for_a_choice_of_layers(text, choice):
 def test_a_wrong_file_is_explained(text, said):
     with pytest.raises(InputError, match=f"(?s){said}"):
         parse_study(text, where="study.yaml")
-
-
-def test_more_layers_than_a_model_has_are_said_of_the_model_and_the_key():
-    ppl, named = parse_study("models: [a]\nmetrics: [ppl, 'layers 1,3-4']\ndrop: 25%\n", where="s").trials
-    assert (ppl.amount(8), named.amount(8)) == (2, 3)
-    with pytest.raises(PlanError, match=r"a: drop: expected between 1 and 7 .*found 400 .*a smaller count, or 25%"):
-        replace(ppl, drop="400").amount(8)
 
 
 def test_the_schema_knows_every_key_of_a_study_and_refuses_others():

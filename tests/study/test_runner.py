@@ -25,9 +25,8 @@ from shortstack.runs import Store
 from shortstack.runs.folder import Folder
 from shortstack.runs.records import read
 from shortstack.study import run_study, runner
-from shortstack.study.measures import EvaluateStep
 from shortstack.study.progress import study_progress
-from shortstack.study.step_types import HealStep, PruneStep
+from shortstack.study.step_types import EvaluateStep, HealStep, PruneStep
 from shortstack.study.workers import local
 from studies import QUICK, SHORT, STUDY, found, inline, make_data, write_study
 

@@ -1,35 +1,34 @@
 """The dry run of a study: its steps and bytes are those of the study, and it refuses what the study refuses."""
 
+import json
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 
+from command import invoke
 from shortstack.checkpoint import Checkpoint
 from shortstack.errors import DataError, InputError
 from shortstack.study import run_study
 from shortstack.study.step_counts import step_counts
-from studies import SHORT, STUDY, found, inline, make_data, write_study
+from studies import SHORT, STUDY, found, inline, write_study
 
-pytestmark = pytest.mark.usefixtures("own_cache")
+pytestmark = pytest.mark.usefixtures("own_cache", "named_data")
 STUDIES = Path(__file__).parents[2] / "studies"
 
 
-@pytest.fixture
-def tiny(tmp_path, monkeypatch):
-    monkeypatch.setenv("TINY", str(make_data(tmp_path)))
-    return tmp_path
-
-
-def test_steps_and_bytes_are_those_of_the_study(tiny):
+def test_steps_and_bytes_are_those_of_the_study(tmp_path):
     """Where no two plans are equal; where some are, there are fewer."""
-    said = step_counts(write_study(tiny), tiny / "runs")
-    assert not (tiny / "runs").exists()
-    run_study(write_study(tiny), tiny / "runs", launcher=inline, keep="all")
-    ran = [row[1] for row in found(tiny / "runs")["steps"].values()]
+    said = step_counts(write_study(tmp_path), tmp_path / "runs")
+    told = json.loads(invoke("study", tmp_path / "study.yaml", "-o", tmp_path / "runs", "--dry-run", "--json").stdout)
+    assert told == {**asdict(said), "unknown": [], "lacking": []}
+    assert not (tmp_path / "runs").exists()
+    run_study(write_study(tmp_path), tmp_path / "runs", launcher=inline, keep="all")
+    ran = [row[1] for row in found(tmp_path / "runs")["steps"].values()]
     assert said.trials == 4
     assert said.steps == {kind: ran.count(kind) for kind in set(ran)}
     assert said.asked == {"score": 2, "plan": 4, "prune": 4, "heal": 2, "evaluate": 4 + 4 + 2}
-    folders = [path.parent for path in (tiny / "runs" / "artefacts").glob("*/config.json")]
+    folders = [path.parent for path in (tmp_path / "runs" / "artefacts").glob("*/config.json")]
     real = sum(Checkpoint.open(folder).weight_bytes for folder in folders)
     assert said.disk_bytes == real
     assert said.least_disk_bytes == 2 * real // len(folders)  # all cuts are of one size
@@ -43,25 +42,25 @@ def test_steps_and_bytes_are_those_of_the_study(tiny):
         ("collapse_check: false", "collapse_check: false, tasks: [piqa], data_dir: $TINY/nowhere", InputError),
     ],
 )
-def test_what_the_study_refuses_is_refused(old, new, error, tiny):
+def test_what_the_study_refuses_is_refused(old, new, error, tmp_path):
     assert old in STUDY
-    path = write_study(tiny, STUDY.replace(old, new))
-    for call in (step_counts, lambda *words: run_study(*words, launcher=inline)):
-        with pytest.raises(error):
-            call(path, tiny / "runs")
+    with pytest.raises(error):
+        step_counts(write_study(tmp_path, STUDY.replace(old, new)), tmp_path / "runs")
 
 
-def test_a_folder_of_another_study_or_of_a_model_is_refused(tiny):
-    run_study(write_study(tiny, SHORT), tiny / "runs", launcher=inline)
-    other = write_study(tiny, SHORT.replace("collapse_check: false", "collapse_check: true"))
+def test_a_folder_of_another_study_or_of_a_model_is_refused(tmp_path, study_data):
+    run_study(write_study(tmp_path, SHORT), tmp_path / "runs", launcher=inline)
+    other = write_study(tmp_path, SHORT.replace("collapse_check: false", "collapse_check: true"))
     with pytest.raises(InputError, match="collapse"):
-        step_counts(other, tiny / "runs")
+        step_counts(other, tmp_path / "runs")
     with pytest.raises(InputError, match="a folder outside a model's"):
-        step_counts(write_study(tiny, SHORT), tiny / "model" / "runs")
+        step_counts(write_study(tmp_path, SHORT), study_data / "model" / "runs")
 
 
-def test_a_model_that_would_be_fetched_is_said_to_be_unknown(tiny):
-    said = step_counts(write_study(tiny, STUDY.replace("models: [$TINY/model]", "models: [$TINY/model, org/nowhere]")))
+def test_a_model_that_would_be_fetched_is_said_to_be_unknown(tmp_path):
+    said = step_counts(
+        write_study(tmp_path, STUDY.replace("models: [$TINY/model]", "models: [$TINY/model, org/nowhere]"))
+    )
     assert said.trials == 8
     assert said.disk_bytes is None
     assert said.unknown == ("model org/nowhere: no copy on this machine",)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import errno
 import io
 import os
@@ -9,14 +10,14 @@ import signal
 import sys
 import traceback
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any, NoReturn
 
 from shortstack.cli import console
-from shortstack.cli.verbs import run
-from shortstack.errors import ShortstackError, ShortstackWarning, is_out_of_memory, one_line
+from shortstack.cli.verbs import HELP, VERBS, listing
+from shortstack.errors import InputError, ShortstackError, ShortstackWarning, is_out_of_memory, one_line
 from shortstack.machine.files import FULL, disk_full
 from shortstack.machine.progress import forget_signals, heard, hush_kernels, last_heard, say
 
@@ -71,6 +72,20 @@ def _exit_code() -> int | str | None:
     except KeyboardInterrupt:
         return 130
     return 0
+
+
+def run(words: Sequence[str]) -> None:
+    if not words or words[0] in HELP:
+        sys.stdout.write(listing())
+        return
+    if words[0] not in VERBS and not words[0].startswith("-"):
+        near = difflib.get_close_matches(words[0], VERBS, 1)
+        fix = f"did you mean {near[0]}?" if near else "`shortstack --help` lists them"
+        raise InputError(repr(words[0]), expected="a verb", fix=fix, where="shortstack")
+
+    from shortstack.cli.parsing import call
+
+    call(words)
 
 
 @contextmanager

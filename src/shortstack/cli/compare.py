@@ -13,7 +13,6 @@ from shortstack.cli.options import CALIBRATION, Model, Repairing, Saved, Session
 from shortstack.data import CalibrationText
 from shortstack.errors import InputError
 from shortstack.evaluation import EvaluationText, Tasks
-from shortstack.machine.files import check_new
 from shortstack.machine.formats import show_layers, size
 from shortstack.machine.options import option
 from shortstack.profiling import Timing
@@ -63,8 +62,6 @@ def compare(
     options.check("compare")
     if not texts.sources:
         raise InputError("none", expected="a text to sort rows by", fix="name one: pydoc", option="perplexity")
-    if output:
-        check_new(output)
 
     from shortstack.comparison import Calibration, EvaluationSpec, judge_tasks
     from shortstack.comparison import compare as compare_models

@@ -2,29 +2,21 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
 from cyclopts import Parameter
 
-from shortstack.cli.options import CALIBRATION, Model, Session, flat
+from shortstack.cli.options import CALIBRATION, NEW, PICTURE, Model, Session, flat
 from shortstack.data import CalibrationText
-from shortstack.machine.files import check_new, check_picture
-from shortstack.machine.options import option
-
-
-@dataclass(frozen=True)
-class DepthOptions:
-    output: Annotated[Path | None, Parameter(alias="-o")] = option(None, help="Also write the curve to this JSON file.")
-    plot: Path | None = option(None, help="Draw the curve: an .svg file.")
 
 
 def depth_curve(
     model: Model,
     /,
     *,
-    options: Annotated[DepthOptions, flat()] = DepthOptions(),
+    output: Annotated[Path | None, NEW, Parameter(alias="-o", help="Also write the curve to this JSON file.")] = None,
+    plot: Annotated[Path | None, PICTURE, Parameter(help="Draw the curve: an .svg file.")] = None,
     text: Annotated[CalibrationText, flat(CALIBRATION)] = CalibrationText(),
     session: Annotated[Session, flat()] = Session(),
 ) -> None:
@@ -34,19 +26,12 @@ def depth_curve(
 
     $ shortstack depth-curve org/model --plot depths.svg
     """
-    if options.output:
-        check_new(options.output)
-    if options.plot:
-        check_picture(options.plot)
-
-    from shortstack.decoder import calibration_tokens
     from shortstack.scoring import depth_curve as depth_curve_of
 
     with session.report.bars() as progress:
         checkpoint = session.source.open(model, progress)
-        tokens = calibration_tokens(checkpoint, text, compute=session.compute, progress=progress)
-        curve = depth_curve_of(checkpoint, tokens, compute=session.compute, progress=progress)
-    session.report.result(curve, options.output, options.plot)
+        curve = depth_curve_of(checkpoint, text, compute=session.compute, progress=progress)
+    session.report.result(curve, output, plot)
     if curve.removable:
         how = ("--metric", "reverse", "--drop", curve.removable)
         session.report.next_prune(model, checkpoint, *how, *session.source.words)

@@ -34,16 +34,14 @@ def show_dry_run(
 
     rows: that in words; data: the same for machines. output: where on the disk bytes would go.
     """
-    there = _there(needed, output)
-    short = lacking(needed, output)
+    known, short = _balance(needed, output), lacking(needed, output)
     if report.json:
-        requirements = {**asdict(needed), "memory_bytes": _with_libraries(needed), **there}
-        return console.show_json({**(data or {}), **requirements, "lacking": short})
+        return console.show_json({**(data or {}), **known, "lacking": short})
     on = f" on {needed.device}" if needed.device.startswith("cuda") else ""
-    memory = f"{size(_with_libraries(needed))}, of {size(there['memory_available_bytes'])}"
+    memory = f"{size(known['memory_bytes'])}, of {size(known['memory_available_bytes'])}"
     table = [*rows, (f"memory{on}, about", memory)]
     if needed.disk_bytes:
-        table.append(("disk", f"{size(needed.disk_bytes)}, of {size(there['disk_free_bytes'])}"))
+        table.append(("disk", f"{size(needed.disk_bytes)}, of {size(known['disk_free_bytes'])}"))
     console.show_table(Table.of("dry run: nothing is computed or written", ("", "would be"), table))
     if needed.streamed:
         console.show("Layers are read one by one.")
@@ -55,28 +53,26 @@ def show_dry_run(
 
 
 def lacking(needed: Requirements, output: Path | None = None) -> list[str]:
-    there, memory, disk = _there(needed, output), _with_libraries(needed), needed.disk_bytes
-    short = []
-    if memory > there["memory_available_bytes"]:
-        short.append(f"memory: {size(memory)}, of {size(there['memory_available_bytes'])}")
-    if disk > there["disk_free_bytes"]:
-        short.append(f"disk: {size(disk)}, of {size(there['disk_free_bytes'])} free")
+    known, short = _balance(needed, output), []
+    if known["memory_bytes"] > known["memory_available_bytes"]:
+        short.append(f"memory: {size(known['memory_bytes'])}, of {size(known['memory_available_bytes'])}")
+    if known["disk_bytes"] > known["disk_free_bytes"]:
+        short.append(f"disk: {size(known['disk_bytes'])}, of {size(known['disk_free_bytes'])} free")
     return short
 
 
-def _there(needed: Requirements, output: Path | None) -> dict[str, int]:
-    """Look up the memory that this process has and can still get where it would compute, and the free disk."""
+def _balance(needed: Requirements, output: Path | None) -> dict[str, Any]:
+    """Set beside what is needed the memory that this process has and can still get there, and the free disk."""
     from shortstack.machine.files import existing_folder
     from shortstack.machine.memory import available_memory
 
+    libraries = _libraries(needed)
     return {
-        "memory_available_bytes": _libraries(needed) + available_memory(needed.device),
+        **asdict(needed),
+        "memory_bytes": needed.memory_bytes + libraries,
+        "memory_available_bytes": libraries + available_memory(needed.device),
         "disk_free_bytes": shutil.disk_usage(existing_folder(output or Path())).free,
     }
-
-
-def _with_libraries(needed: Requirements) -> int:
-    return needed.memory_bytes + _libraries(needed)
 
 
 def _libraries(needed: Requirements) -> int:

@@ -14,7 +14,6 @@ from shortstack.cli import console
 from shortstack.cli.dry_run import DryRun, show_dry_run
 from shortstack.cli.options import Model, Saved, Session, check_unused, flat, group
 from shortstack.evaluation import EvaluationText, GenerationChecks, Tasks
-from shortstack.machine.files import check_new
 from shortstack.machine.memory import Requirements
 
 if TYPE_CHECKING:
@@ -44,8 +43,6 @@ def evaluate(
         check_unused("evaluate without --tasks", tasks)
     elif against:
         tasks.check_paired()
-    if output:
-        check_new(output)
 
     from shortstack.data.tokens import same_tokens
     from shortstack.evaluation import compared

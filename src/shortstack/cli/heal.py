@@ -11,12 +11,12 @@ from cyclopts import Parameter
 
 from shortstack.cli import console
 from shortstack.cli.dry_run import CHECKS, show_dry_run
-from shortstack.cli.options import Out, Reporting, Session, flat, going_on, group
+from shortstack.cli.options import PICTURE, Out, Reporting, Session, flat, going_on, group
 from shortstack.errors import OutputError
 from shortstack.healing import IterativeSchedule, Objective, Partial, Schedule, TrainingData
 from shortstack.healing.methods import MethodOptions, check_known
 from shortstack.healing.task import task_of
-from shortstack.machine.files import check_new, check_picture
+from shortstack.machine.files import check_new
 from shortstack.machine.formats import show_layers, size
 from shortstack.machine.options import option, options_of
 from shortstack.machine.progress import first_process, say
@@ -43,7 +43,7 @@ class HealRun:
     report_to: str | None = option(
         None, help="Comma-separated loggers: tensorboard (its files go to OUTPUT.logs), trackio, wandb."
     )
-    plot: Path | None = option(None, help="Draw the loss curve: an .svg file.")
+    plot: Annotated[Path | None, PICTURE] = option(None, help="Draw the loss curve: an .svg file.")
 
     @property
     def loggers(self) -> list[str]:
@@ -51,8 +51,6 @@ class HealRun:
 
     def check(self, output: Path) -> None:
         """Say what is wrong with where results go, before anything heavy is imported."""
-        if self.plot:
-            check_picture(self.plot)
         if self.resume and output.is_dir():
             raise OutputError(
                 "a finished output",
@@ -72,17 +70,13 @@ HEADINGS = {
 }
 
 
-def _shown(default: object) -> str | None:
-    """Return a default as the help shows it; what is off or not there by default needs no words."""
-    return None if default in (None, MISSING) or default is False else str(default)
-
-
 def _options() -> dict[str, Any]:
     options: dict[str, Any] = {}
     for place, (component, title) in enumerate(HEADINGS.items(), 1):
         hints, heading = get_type_hints(component), group(title, place)
         for name, default, known in options_of(component):
-            shown = Parameter(group=heading, help=known.help, show_default=_shown(default) or False)
+            off = default is False or default in (None, MISSING)
+            shown = Parameter(group=heading, help=known.help, show_default=False if off else str(default))
             options[name] = Annotated[hints[name], shown]
     return options
 

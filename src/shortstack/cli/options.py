@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 import shlex
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,7 +19,7 @@ from shortstack.cli import console
 from shortstack.data import RepairText
 from shortstack.errors import InputError
 from shortstack.machine.device import Compute
-from shortstack.machine.files import finite, save_json
+from shortstack.machine.files import check_new, check_picture, finite, save_json
 from shortstack.machine.formats import option_words
 from shortstack.machine.options import changed_options, check_options, option, option_of
 from shortstack.machine.progress import bars, say
@@ -35,7 +35,20 @@ MODEL = "A directory, a hub id, a .gguf file, or `demo` (SmolLM2-135M-Instruct).
 
 Model = Annotated[str, Parameter(help=MODEL)]
 Out = Annotated[Path, Parameter(alias="-o", help="New directory; never overwritten.")]
-Saved = Annotated[Path | None, Parameter(alias="-o", help="Also write the result to this JSON file.")]
+
+
+def _written(check: Callable[[Path], None]) -> Parameter:
+    """Return how a file that a verb writes is read: whether it can be written is checked at once."""
+
+    def checked(_type: Any, path: Path | None) -> None:
+        if path:
+            check(path)
+
+    return Parameter(validator=checked)
+
+
+NEW, PICTURE = _written(check_new), _written(check_picture)
+Saved = Annotated[Path | None, NEW, Parameter(alias="-o", help="Also write the result to this JSON file.")]
 
 
 def group(title: str, place: int = 1) -> Group:
@@ -65,8 +78,8 @@ class Repairing:
 
     def check(self, verb: str) -> None:
         """Refuse windows for a repair that is not asked for."""
-        if not self.repair and self.repair_samples != Repairing.repair_samples:
-            raise unused(f"{verb} without --repair", "--repair-samples", self.repair_samples)
+        if not self.repair:
+            check_unused(f"{verb} without --repair", Repairing(repair_samples=self.repair_samples))
 
 
 @dataclass(frozen=True)
@@ -93,11 +106,9 @@ def check_unused(where: str, *groups: object) -> None:
     """Refuse options that change nothing, because what they shape is made already."""
     for group in groups:
         for name, value in changed_options(group).items():
-            raise unused(where, f"--{name.replace('_', '-')}", value)
-
-
-def unused(where: str, name: str, value: object) -> InputError:
-    return InputError(f"{name} {value}", expected=f"no {name}: it has no effect here", fix="leave it out", where=where)
+            typed = f"--{name.replace('_', '-')}"
+            expected = f"no {typed}: it has no effect here"
+            raise InputError(f"{typed} {value}", expected=expected, fix="leave it out", where=where)
 
 
 @dataclass(frozen=True)

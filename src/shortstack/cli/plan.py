@@ -10,12 +10,12 @@ from cyclopts import Parameter
 
 from shortstack.checkpoint import Sizes
 from shortstack.checkpoint.file_names import DEMO_HUB_ID, is_demo
-from shortstack.cli.options import CALIBRATION, MODEL, Session, check_unused, flat, group
+from shortstack.cli.options import CALIBRATION, MODEL, NEW, Session, check_unused, flat, group
 from shortstack.data import CalibrationText
-from shortstack.machine.files import atomic_write, check_new
+from shortstack.machine.files import atomic_write
 from shortstack.machine.formats import show_layers
 from shortstack.machine.progress import say
-from shortstack.planning import Choice, Chosen, Plan, choose
+from shortstack.planning import Choice, Chosen, choose
 from shortstack.scoring import Scores
 
 if TYPE_CHECKING:
@@ -28,8 +28,8 @@ def plan(
     model_or_scores: Annotated[str, Parameter(help=f"A scores.json, or a model. {MODEL}")],
     /,
     *,
-    output: Annotated[Path | None, Parameter(alias="-o", help="Write the plan to this JSON file.")] = None,
-    mergekit: Annotated[Path | None, Parameter(help="Also write it as mergekit slices to this YAML file.")] = None,
+    output: Annotated[Path | None, NEW, Parameter(alias="-o", help="Write the plan to this JSON file.")] = None,
+    mergekit: Annotated[Path | None, NEW, Parameter(help="Also write it as mergekit slices to this YAML file.")] = None,
     choice: Annotated[Choice, flat(WHICH, without="fits")] = Choice(),
     text: Annotated[CalibrationText, flat(CALIBRATION)] = CalibrationText(),
     session: Annotated[Session, flat()] = Session(),
@@ -40,12 +40,14 @@ def plan(
 
     $ shortstack plan scores.json --metric ppl --drop 25% -o plan.json
     """
-    for file in filter(None, (output, mergekit)):
-        check_new(file)
     choice.check()
     checkpoint: Checkpoint | None = None
     if _is_scores(model_or_scores):
-        chosen, model = _by_scores(model_or_scores, choice, (text, session.compute, session.source))
+        if not choice.measures:
+            check_unused(model_or_scores, text, session.compute, session.source)
+        scores = Scores.load(model_or_scores)
+        chosen = choose(scores, choice).plan.sized(Sizes.from_dict(scores.model, where=model_or_scores))
+        model = str(scores.model.get("source", "MODEL"))
     else:
         model = model_or_scores
         if choice.layers is not None:
@@ -64,15 +66,6 @@ def plan(
     session.report.result(chosen, output)
     how = ("--plan", output) if output else ("--layers", show_layers(chosen.removed).replace(" ", ""))
     session.report.next_prune(model, checkpoint, *how, *session.source.words)
-
-
-def _by_scores(name: str, choice: Choice, unused: tuple[object, ...]) -> tuple[Plan, str]:
-    if not choice.measures:
-        check_unused(name, *unused)
-    scores = Scores.load(name)
-    sizes = Sizes.from_dict(scores.model, where=name)
-    chosen = choose(scores, choice).plan.sized(sizes)
-    return chosen, str(scores.model.get("source", "MODEL"))
 
 
 def say_moved(chosen: Chosen) -> None:

@@ -8,7 +8,6 @@ from typing import Annotated
 from cyclopts import Parameter
 
 from shortstack.cli.options import Model, Saved, Session, check_unused, flat, group
-from shortstack.machine.files import check_new
 from shortstack.profiling import Timing
 
 
@@ -31,8 +30,6 @@ def profile(
     if no_speed:
         check_unused("profile --no-speed", replace(timing, prompt=Timing.prompt))
         timing = replace(timing, batch_size=())
-    if output:
-        check_new(output)
 
     from shortstack.profiling import profile as profile_checkpoint
 

@@ -1,10 +1,13 @@
-"""prune: write the model without some layers."""
+"""prune: write the model without some layers.
+
+To a .gguf file a .gguf model is cut: layers are chosen on its dequantised weights, its own bytes are copied.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -15,16 +18,18 @@ from shortstack.cli.options import CALIBRATION, Model, Repairing, Session, check
 from shortstack.cli.plan import WHICH, say_moved
 from shortstack.cli.repair import refitted, said_of
 from shortstack.data import CalibrationText
-from shortstack.errors import InputError
+from shortstack.errors import InputError, PlanError
 from shortstack.machine.files import scratch_beside
 from shortstack.machine.formats import show_layers
 from shortstack.machine.memory import Requirements
 from shortstack.machine.options import option
-from shortstack.planning import Choice, Chosen, Plan, choose
+from shortstack.planning import Choice, Chosen, Plan, choose, plan_of
 
 if TYPE_CHECKING:
     from shortstack.checkpoint import Checkpoint
+    from shortstack.checkpoint.gguf_file import GgufFile
     from shortstack.machine.progress import Progress
+    from shortstack.pruning.gguf_depth import GgufDepth
     from shortstack.repairing import Repair
 
 Planned = Callable[[int], Plan | None]  # the plan for a model of so many layers, where there is one
@@ -53,8 +58,9 @@ class PruneOptions(Repairing):
 
 @dataclass(frozen=True)
 class _Cut:
-    """A cut as typed: how layers are chosen, what is refitted, and where the model is written."""
+    """A cut as typed: of which model, how layers are chosen, what is refitted, and where the model is written."""
 
+    model: str
     choice: Choice
     options: PruneOptions
     text: CalibrationText
@@ -84,38 +90,41 @@ class _Cut:
         """How many checkpoints lie on the disk at most: what is refitted lies beside the output until then."""
         return 2 if self.options.repair else 1
 
-    def planned(self, checkpoint: Checkpoint, of_depth: Planned) -> Plan | None:
-        named = self.choice.layers is not None
-        return choose(checkpoint.depth, self.choice).plan if named else of_depth(checkpoint.depth)
+    def planned(self, layers: int, of_depth: Planned) -> Plan | None:
+        return of_depth(layers) if self.choice.layers is None else choose(layers, self.choice).plan
 
     def preview(self, checkpoint: Checkpoint, of_depth: Planned) -> tuple[Plan, list[tuple[str, str]], Requirements]:
         """Return the plan, or one of its size; what would be done, in words; and what that needs.
 
         All that is refused is refused here.
         """
-        from shortstack.planning.chooser import check_choice
         from shortstack.pruning.pruner import check_cut, check_fits, requirements
         from shortstack.repairing.repairer import check_repair
 
-        plan, needed, compute = self.planned(checkpoint, of_depth), Requirements(), self.session.compute
+        plan, needed = self.planned(checkpoint.depth, of_depth), Requirements()
         if plan:
             check_cut(self.output, checkpoint, plan, copies=self.copies)
             rows = [("removed", show_layers(plan.removed))]
         else:
-            plan, needed = check_choice(checkpoint, self.choice, self.text, compute)
+            plan, needed, rows = self.to_be_chosen(checkpoint)
             check_fits(self.output, checkpoint, plan, copies=self.copies)
-            rows = [("removed", f"{len(plan.removed)} of {plan.layers} layers, to be chosen")]
         if self.options.repair:
             windows = self.text.of_all(self.options.repair_samples)
-            needed = needed.then(check_repair(checkpoint, windows, compute))
+            needed = needed.then(check_repair(checkpoint, windows, self.session.compute))
             rows.append(("refitted on", said_of(windows)))
         return plan, rows, needed.then(requirements(checkpoint, plan, copies=self.copies))
+
+    def to_be_chosen(self, checkpoint: Checkpoint) -> tuple[Plan, Requirements, list[tuple[str, str]]]:
+        from shortstack.planning.chooser import check_choice
+
+        plan, needed = check_choice(checkpoint, self.choice, self.text, self.session.compute)
+        return plan, needed, [("removed", f"{len(plan.removed)} of {plan.layers} layers, to be chosen")]
 
     def chosen(self, checkpoint: Checkpoint, of_depth: Planned, progress: Progress) -> Chosen:
         """Return the plan that is made already, or choose one; before that, check that there is room for the output."""
         from shortstack.pruning.pruner import check_cut, check_fits
 
-        planned = self.planned(checkpoint, of_depth)
+        planned = self.planned(checkpoint.depth, of_depth)
         if planned:
             if self.options.repair:  # else prune() itself refuses in time what takes none to compute
                 check_cut(self.output, checkpoint, planned, copies=self.copies)
@@ -138,6 +147,85 @@ class _Cut:
         return repaired
 
 
+@dataclass(frozen=True)
+class _FileCut:
+    """A cut of a .gguf model; planned: the layers that go, unless they are to be chosen."""
+
+    cut: _Cut
+    file: GgufFile
+    depth: GgufDepth
+    planned: Plan | None
+
+    @classmethod
+    def of(cls, cut: _Cut, of_depth: Planned) -> _FileCut:
+        """Read the file's metadata, and refuse an output that cannot be."""
+        from shortstack.checkpoint.gguf_file import read_gguf
+        from shortstack.checkpoint.source import gguf_of
+        from shortstack.pruning.gguf_depth import GgufDepth
+        from shortstack.pruning.gguf_pruner import check_gguf_output
+
+        source = gguf_of(cut.model)
+        if source is None:
+            expected = "a directory, unless the model is a .gguf file"
+            fix = "check the path, or name a directory; GGUF is cut from GGUF"
+            raise InputError("a .gguf file", expected=expected, fix=fix, option="output")
+        file = read_gguf(source)
+        depth = GgufDepth.of(file)
+        cut = replace(cut, choice=cut.choice.sized(file.sizes(depth.layers)))
+        planned = cut.planned(depth.layers, of_depth)
+        if planned:
+            planned = plan_of(planned, depth.layers)
+        check_gguf_output(file, planned or cut.choice.like(depth.layers), cut.output)
+        return cls(cut, file, depth, planned)
+
+    def preview(self) -> None:
+        """Say what would be done. Where layers are to be chosen the file is dequantised into the cache."""
+        from shortstack.pruning.gguf_pruner import file_requirements
+
+        cut, plan, needed = self.cut, self.planned, Requirements()
+        if plan:
+            self.depth.without(plan.kept)
+            rows = [("removed", show_layers(plan.removed))]
+        else:
+            with cut.session.report.bars() as progress:
+                checkpoint = cut.session.source.open(cut.model, progress)
+            plan, needed, rows = cut.to_be_chosen(checkpoint)
+        needed = needed.then(file_requirements(self.file, plan))
+        show_dry_run(rows, needed, cut.session.report, output=cut.output, data=plan.to_dict())
+
+    def prune(self) -> None:
+        from shortstack.pruning import prune_gguf
+
+        cut, report = self.cut, self.cut.session.report
+        with report.bars() as progress:
+            chosen = self._chosen(progress)
+            say_moved(chosen)
+            plan = replace(chosen.plan, parameters=None, bytes=None)
+            written = prune_gguf(self.file.parts[0], plan, cut.output, progress=progress)
+            plan = plan.sized(self.file.sizes(self.depth.layers))
+        report.show({**plan.to_dict(), "repair": None, "output": str(written)}, plan)
+        report.next_step("verify", written, "--against", cut.model)
+
+    def _chosen(self, progress: Progress) -> Chosen:
+        """Return the layers that go; chosen ones are moved where the file cannot say what a directory can."""
+        from shortstack.planning.exactness import nearest
+
+        if self.planned:
+            return Chosen(self.planned, self.planned)
+        cut, layers = self.cut, self.depth.layers
+        checkpoint = cut.session.source.open(cut.model, progress)
+        chosen = choose(checkpoint, cut.choice, cut.text, compute=cut.session.compute, progress=progress)
+        plan = nearest(chosen.plan, self.depth.is_exact, allowed=lambda removed: cut.choice.allows(layers, removed))
+        if plan is None:
+            raise PlanError(
+                f"none near layers {show_layers(chosen.plan.removed)}",
+                expected="a cut near the wanted one that is exact in GGUF",
+                fix="name layers of whole periods, such as 8-11",
+                where=cut.model,
+            )
+        return chosen._replace(plan=plan)
+
+
 def prune(
     model: Model,
     /,
@@ -158,16 +246,12 @@ def prune(
 
     $ shortstack prune org/model --strategy repaired-blocks --drop 8 --repair -o out
     """
-    cut = _Cut(choice, options, text, session, output)
+    cut = _Cut(model, choice, options, text, session, output)
     cut.check()
     of_depth = options.read()
     if output.suffix == ".gguf":
-        from shortstack.cli.prune_file import FileCut, preview_file, prune_file
-
-        file = FileCut.of(model, output, choice, of_depth)
-        if dry_run:
-            return preview_file(file, text, session)
-        return prune_file(file, text, session)
+        file = _FileCut.of(cut, of_depth)
+        return file.preview() if dry_run else file.prune()
     with session.report.bars() as progress:
         checkpoint = session.source.open(model, progress)
         if dry_run:

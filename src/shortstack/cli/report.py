@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from cyclopts import Parameter
 
 from shortstack.cli import console
-from shortstack.cli.options import SAID, Reporting, flat
+from shortstack.cli.options import NEW, SAID, Reporting, flat
 from shortstack.errors import InputError
 from shortstack.machine.formats import counted
 
@@ -28,14 +28,13 @@ def report(
         Path | None, Parameter(alias="-o", help=f"HTML page to write; only replaces a report. Default: RUNS/{PAGE}.")
     ] = None,
     markdown: Annotated[bool, Parameter(help="Print the tables as Markdown on stdout.")] = False,
-    csv: Annotated[Path | None, Parameter(help="New directory for the tables as CSV files.")] = None,
+    csv: Annotated[Path | None, NEW, Parameter(help="New directory for the tables as CSV files.")] = None,
     said: Annotated[Reporting, flat(SAID)] = Reporting(),
 ) -> None:
     """Show what a study found, as one page or as tables.
 
     $ shortstack report runs -o page.html
     """
-    from shortstack.machine.files import check_new
     from shortstack.report import Report
     from shortstack.report.reporter import check_page, write_csv, write_page
 
@@ -47,7 +46,6 @@ def report(
     if page:
         check_page(page)
     if csv:
-        check_new(csv)
         write_csv(study, csv)
     if page:
         write_page(study, page)

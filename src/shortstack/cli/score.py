@@ -8,9 +8,8 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from shortstack.cli.options import CALIBRATION, Model, Session, flat
+from shortstack.cli.options import CALIBRATION, NEW, PICTURE, Model, Session, flat
 from shortstack.data import CalibrationText
-from shortstack.machine.files import check_new, check_picture
 from shortstack.machine.options import check_options, option
 from shortstack.scoring import METRICS
 from shortstack.scoring.metrics import metrics_named
@@ -20,19 +19,10 @@ from shortstack.scoring.metrics import metrics_named
 class ScoreOptions:
     metric: str = option("ppl", help=f"Comma-separated: {', '.join(METRICS)}, or all.")
     window: int | None = option(None, help="Also score every block of this many layers.", minimum=1)
-    output: Annotated[Path | None, Parameter(alias="-o")] = option(None, help="Write the scores to this JSON file.")
-    plot: Path | None = option(None, help="Draw the scores, their order and agreement: an .svg file.")
 
     def __post_init__(self) -> None:
         check_options(self)
-
-    def check(self) -> None:
-        """Say what is wrong with names, and with where scores go, before any model is opened."""
         metrics_named(self.metric)
-        if self.output:
-            check_new(self.output)
-        if self.plot:
-            check_picture(self.plot)
 
 
 def score(
@@ -40,6 +30,10 @@ def score(
     /,
     *,
     options: Annotated[ScoreOptions, flat()] = ScoreOptions(),
+    output: Annotated[Path | None, NEW, Parameter(alias="-o", help="Write the scores to this JSON file.")] = None,
+    plot: Annotated[
+        Path | None, PICTURE, Parameter(help="Draw the scores, their order and agreement: an .svg file.")
+    ] = None,
     text: Annotated[CalibrationText, flat(CALIBRATION)] = CalibrationText(),
     session: Annotated[Session, flat()] = Session(),
 ) -> None:
@@ -49,28 +43,22 @@ def score(
 
     $ shortstack score org/model --metric all -o scores.json
     """
-    options.check()
-
-    from shortstack.decoder import calibration_tokens
     from shortstack.scoring import score as score_layers
 
     with session.report.bars() as progress:
         checkpoint = session.source.open(model, progress)
         needs_text = any(metric.needs_text for metric in metrics_named(options.metric))
-        tokens = (
-            calibration_tokens(checkpoint, text, compute=session.compute, progress=progress) if needs_text else None
-        )
         scores = score_layers(
             checkpoint,
-            tokens,
+            text if needs_text else None,
             metrics=options.metric,
             window=options.window,
             compute=session.compute,
             progress=progress,
         )
-    session.report.result(scores, options.output, options.plot)
-    if options.output:
-        session.report.next_step("plan", options.output, "--metric", scores.default_metric, "--drop", "25%")
+    session.report.result(scores, output, plot)
+    if output:
+        session.report.next_step("plan", output, "--metric", scores.default_metric, "--drop", "25%")
     elif options.metric != ScoreOptions.metric:
         how = "--metric", scores.default_metric, "--drop", "25%", "-o", "plan.json"
         session.report.next_step("plan", model, *how, *session.source.words)

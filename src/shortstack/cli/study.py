@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
@@ -57,7 +58,7 @@ def _count(file: str, output: Path | None, run: RunOptions, report: Reporting) -
         counts = step_counts(file, output)
     needed = Requirements(disk_bytes=counts.disk_bytes or 0)
     if report.json:
-        return console.show_json({**counts.to_dict(), "lacking": lacking(needed, output)})
+        return console.show_json({**asdict(counts), "lacking": lacking(needed, output)})
     console.show_result(counts)
     for shortage in lacking(needed, output):
         console.show(f"It does not fit here with --keep all: {shortage}.")

@@ -13,7 +13,6 @@ from cyclopts import Parameter
 
 from shortstack.cli.options import Saved, Session, check_unused, flat
 from shortstack.errors import InputError
-from shortstack.machine.files import check_new
 
 
 def verify(
@@ -33,8 +32,6 @@ def verify(
 
     $ shortstack verify pruned --against org/model
     """
-    if output:
-        check_new(output)
     if directory.endswith(".gguf") and os.path.isfile(directory):
         return _verify_file(Path(directory), against, session, output)
     if not against:

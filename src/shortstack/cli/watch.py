@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -38,7 +39,7 @@ def watch(
 
     study = study_progress(runs)
     if report.json:
-        return console.show_json(study.to_dict())
+        return console.show_json(asdict(study))
     from rich.console import Console
     from rich.live import Live
 
@@ -66,7 +67,8 @@ def frame(study: StudyProgress) -> Group:
     columns = ("step", "done", "running", "failed", "at most", "each", "")
     table = Table.of(study.title or "study", columns, rows)
     states = ", ".join(f"{count} {state}" for state, count in study.trials.items() if count)
-    lines = [f"steps: {study.done:,} of at most {study.expected:,} done", f"trials: {states or 'none'}"]
+    done, expected = (sum(getattr(kind, name) for kind in study.kinds.values()) for name in ("done", "expected"))
+    lines = [f"steps: {done:,} of at most {expected:,} done", f"trials: {states or 'none'}"]
     lines += [
         f"running {step.kind} for {duration(step.seconds)}{f': {step.told}' if step.told else ''}"
         for step in study.running

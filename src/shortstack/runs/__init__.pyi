@@ -1,6 +1,5 @@
 from . import folder as folder
 from . import records as records
-from . import step_progress as step_progress
 from . import store as store
 from .records import Runs as Runs
 from .store import Store as Store

@@ -41,7 +41,6 @@ class Folder:
         rename_new(self.partial(key), self.artefacts(key))
 
     def weights(self, key: str) -> list[Path]:
-        """List the files of a finished step's weights."""
         return list(self.artefacts(key).glob(WEIGHTS))
 
     def partial(self, key: str) -> Path:

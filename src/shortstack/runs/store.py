@@ -48,8 +48,8 @@ class Store:
     @contextmanager
     def open(cls, folder: Folder, *, read_only: bool = False) -> Iterator[Store]:
         """Open the run store of a folder; read_only: all that is read is of one moment."""
-        if read_only:
-            _check_there(folder)
+        if read_only and not folder.database.is_file():
+            raise _not_there(folder)
         place = f"{folder.database.absolute().as_uri()}?mode={'ro' if read_only else 'rwc'}"
         try:
             with closing(sqlite3.connect(place, uri=True, timeout=WAIT)) as connection:
@@ -89,7 +89,6 @@ class Store:
         return dict(self.connection.execute("SELECT key, value FROM meta").fetchall())
 
     def begin(self, key: str, kind: str, arguments: Any, inputs: Any, command: str) -> None:
-        """Keep that a step runs."""
         with self.connection:
             self.connection.execute(
                 "INSERT OR REPLACE INTO steps(key, kind, arguments, inputs, command, state, started) VALUES(?,?,?,?,?,?,?)",
@@ -122,8 +121,7 @@ class Store:
 
     def results(self) -> dict[str, dict[str, Any]]:
         """Read the result of each finished step, by its key."""
-        rows = self.connection.execute(STEPS + "WHERE state = 'done'")
-        return {row["key"]: _object(row, "result") for row in self._unbroken(rows, "key", STEP_SEALED)}
+        return {row["key"]: row["result"] for row in self.steps() if row["state"] == "done"}
 
     def states(self) -> list[dict[str, Any]]:
         """List the trials' steps without their results, the oldest first.
@@ -201,15 +199,11 @@ def _json(data: Any) -> str:
     return json.dumps(finite(data), ensure_ascii=False)
 
 
-def _check_there(folder: Folder) -> None:
+def _not_there(folder: Folder) -> DataError:
     root = folder.root
-    if not folder.database.is_file():
-        raise DataError(
-            f"no {folder.database.name} in it" if root.is_dir() else "a file" if root.exists() else "no such folder",
-            expected="the folder of a study",
-            fix="name the folder that `shortstack study FILE.yaml -o RUNS` writes",
-            where=root,
-        )
+    found = f"no {folder.database.name} in it" if root.is_dir() else "a file" if root.exists() else "no such folder"
+    fix = "name the folder that `shortstack study FILE.yaml -o RUNS` writes"
+    return DataError(found, expected="the folder of a study", fix=fix, where=root)
 
 
 def _object(row: sqlite3.Row, column: str) -> dict[str, Any]:

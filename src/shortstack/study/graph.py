@@ -16,8 +16,7 @@ from typing import Any
 
 from shortstack.machine.files import digest
 from shortstack.study.grid import Study
-from shortstack.study.measures import EvaluateStep, ProfileStep
-from shortstack.study.step_types import HealStep, PlanStep, PruneStep, ScoreStep, TurnsStep
+from shortstack.study.step_types import EvaluateStep, HealStep, PlanStep, ProfileStep, PruneStep, ScoreStep, TurnsStep
 from shortstack.study.steps import Contents, Known, Step
 from shortstack.study.trial import Trial
 
@@ -75,7 +74,7 @@ class Graph:
         yield "evaluate_base", EvaluateStep.of(self.known, evaluation, source, trial.model)
         if evaluation.profile_options:
             yield "profile_base", ProfileStep.of(self.known, evaluation.profile_options, source, trial.model)
-        if trial.in_turns:
+        if trial.heal and trial.step:  # it heals after each cut
             last = yield from _written("heal", TurnsStep.of(self.known, trial), result)
         else:
             removed = yield from self._chosen(trial, result)
@@ -141,7 +140,6 @@ class Paths:
     def __init__(self, graph: Graph, results: Results) -> None:
         self._graph, self._results = graph, results
         self._steps: dict[str, tuple[dict[str, Step], dict[str, Step]]] = {}  # by trial
-        self._passing: dict[str, set[str]] = defaultdict(set)  # by the key of a step, the trials that have it
 
     def steps(self, trial: Trial) -> dict[str, Step]:
         """Return the steps of the trial that are known from the results there are."""
@@ -154,12 +152,11 @@ class Paths:
 
     def arrived(self, key: str) -> None:
         """Note that a step has a result: further steps of its trials can be known."""
-        for trial in self._passing.pop(key, ()):
-            self._steps.pop(trial, None)
+        for trial, (known, _) in list(self._steps.items()):
+            if any(step.key == key for step in known.values()):
+                del self._steps[trial]
 
     def _steps_of(self, trial: Trial) -> tuple[dict[str, Step], dict[str, Step]]:
         if trial.id not in self._steps:
             self._steps[trial.id] = self._graph.steps(trial, self._results)
-            for step in self._steps[trial.id][0].values():
-                self._passing[step.key].add(trial.id)
         return self._steps[trial.id]

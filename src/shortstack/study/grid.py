@@ -29,8 +29,7 @@ from shortstack.machine import yamlfile
 from shortstack.machine.device import Compute
 from shortstack.machine.yamlfile import Part, part_of
 from shortstack.runs.records import ONE_SHOT
-from shortstack.study.measures import EvaluationOptions
-from shortstack.study.step_types import KINDS
+from shortstack.study.step_types import KINDS, EvaluationOptions
 from shortstack.study.trial import HealOptions, StudyCalibration, StudyRepair, Trial, read_setting
 
 
@@ -163,7 +162,6 @@ class Study(Part):
 
 
 def read_study(path: str | Path) -> Study:
-    """Return a study from its YAML file."""
     return parse_study(yamlfile.text_of(path), where=str(path))
 
 

@@ -1,8 +1,12 @@
-"""How far a study is, read from its run store and nothing else."""
+"""How far a study is, read from its run store, and each step, kept beside what it writes.
+
+A step's worker tells, and whoever waits for it or watches reads.
+"""
 
 from __future__ import annotations
 
 import json
+import math
 import statistics
 import time
 from collections import Counter
@@ -11,10 +15,15 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from pydantic import TypeAdapter
+
+from shortstack.machine.files import atomic_write
+from shortstack.machine.progress import Progress
 from shortstack.runs import Store
 from shortstack.runs.folder import Folder
 from shortstack.runs.records import last_line
-from shortstack.runs.step_progress import StepProgress, read_progress
+
+PACE = 1.0  # seconds between two that are written, at least
 
 
 @dataclass(frozen=True)
@@ -26,6 +35,20 @@ class KindProgress:
     failed: int
     expected: int
     seconds: float | None
+
+
+@dataclass(frozen=True)
+class StepProgress:
+    """The stage that a step is in, how much of it is done, and what else there is to say, such as a speed."""
+
+    stage: str
+    done: int
+    total: int
+    note: str = ""
+
+    def __str__(self) -> str:
+        said = f"{self.stage} {self.done:,} of {self.total:,}"
+        return f"{said}, {self.note}" if self.note else said
 
 
 @dataclass(frozen=True)
@@ -50,21 +73,8 @@ class StudyProgress:
     eta: float | None
     finished: bool
 
-    @property
-    def done(self) -> int:
-        return sum(kind.done for kind in self.kinds.values())
-
-    @property
-    def expected(self) -> int:
-        """Steps at most."""
-        return sum(kind.expected for kind in self.kinds.values())
-
-    def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
-
 
 def study_progress(runs: str | Path) -> StudyProgress:
-    """Return how far the study in a folder is."""
     now, folder = time.time(), Folder(Path(runs))
     with Store.open(folder, read_only=True) as store:
         notes, rows, trials = store.noted(), store.states(), store.trials()
@@ -112,3 +122,30 @@ def seconds_to_go(kinds: Mapping[str, KindProgress], running: Sequence[RunningSt
         total += left * (kind.seconds or 0.0)
     gone = sum(min(step.seconds, kinds[step.kind].seconds or 0.0) for step in running)
     return (total - gone) / max(1, workers)
+
+
+def keeping(path: Path, progress: Progress) -> Progress:
+    """Make a progress that is told on, and kept in a file that always holds one whole of it."""
+    path.unlink(missing_ok=True)  # of a step that was killed
+    written = -math.inf
+
+    def keep(stage: str, done: int, total: int, /, *, note: str = "") -> None:
+        nonlocal written
+        progress(stage, done, total, note=note)
+        if time.monotonic() - written >= PACE:
+            written = time.monotonic()
+            with atomic_write(path, durable=False) as partial:
+                partial.write_text(json.dumps(asdict(StepProgress(stage, done, total, note))), encoding="utf-8")
+
+    return keep
+
+
+def read_progress(path: Path) -> StepProgress | None:
+    """Read a step's last progress; None if it has reported none yet, or runs on another machine.
+
+    A file that a stranger put there tells nothing either: this is looked at, and nothing follows from it.
+    """
+    try:
+        return TypeAdapter(StepProgress).validate_json(path.read_bytes())
+    except (OSError, ValueError):  # pydantic's errors are of the latter kind
+        return None

@@ -20,20 +20,21 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from shortstack.errors import DiskFullError
+from shortstack.checkpoint.file_names import CONFIG
+from shortstack.errors import DiskFullError, InputError
 from shortstack.machine.device import pick_device
 from shortstack.machine.files import atomic_write, finite, to_jsonable
 from shortstack.machine.options import check_choice_of
 from shortstack.machine.progress import Progress, in_notebooks
 from shortstack.machine.tables import Table, Tabled
+from shortstack.machine.yamlfile import parsed
 from shortstack.runs import Store
 from shortstack.runs.folder import Folder
-from shortstack.runs.step_progress import PACE, read_progress
+from shortstack.runs.records import last_line
 from shortstack.study.graph import Graph, Paths, sources, texts
 from shortstack.study.grid import Resources, Study, in_file, read_study
-from shortstack.study.references import check_text, expanded, open_model, text_digest
-from shortstack.study.same_study import check_outside, check_same
-from shortstack.study.steps import Contents, Job, Step, perform
+from shortstack.study.progress import PACE, read_progress
+from shortstack.study.steps import Contents, Job, Step, check_text, expanded, open_model, perform, text_digest
 from shortstack.study.trial import Trial
 from shortstack.study.workers import KEEPS, Launch, local
 
@@ -51,16 +52,15 @@ class StudyOutcome(Tabled):
     failures: Sequence[Mapping[str, Any]]
 
     def table(self) -> Table:
-        """Return how the study ended, and what failed."""
         rows = [
             ("trials done", f"{self.done:,} of {self.trials:,}"),
             ("trials failed", f"{self.failed:,}"),
             ("steps run now", f"{self.steps:,}"),
             ("steps done before", f"{self.skipped:,}"),
         ]
-        failed = [f"Failed: {step['kind']}, {step['error'].strip().splitlines()[-1]}" for step in self.failures]
-        logs = [f"  log {step['log']}" for step in self.failures]
-        notes = [line for pair in zip(failed, logs, strict=True) for line in pair]
+        notes = []
+        for step in self.failures:
+            notes += [f"Failed: {step['kind']}, {last_line(step['error'])}", f"  log {step['log']}"]
         return Table.of(str(self.output), ("study", ""), rows, notes=notes)
 
     def to_dict(self) -> dict[str, Any]:
@@ -117,6 +117,39 @@ def run_study(
         return run.outcome()
 
 
+def check_same(folder: Folder, study: Study, store: Store) -> None:
+    """Refuse a folder of another study, unless this one only adds trials to it.
+
+    The trials before are those in the store: what a recipe's file says may have changed since.
+    """
+    if not folder.study.exists():
+        return
+    before = parsed(folder.study.read_text(encoding="utf-8"), Study, where=str(folder.study))
+    for part in ("evaluation", "compute"):
+        then, now = (getattr(version, part).model_dump() for version in (before, study))
+        for name in then:
+            if then[name] != now[name]:
+                raise _another(folder, f"{part}.{name}: {json.dumps(then[name])}", json.dumps(now[name]))
+    now = {trial.id for trial in study.trials}
+    for trial in store.trials():
+        if trial["id"] not in now:
+            raise _another(folder, f"the trial {json.dumps(trial['settings'])}", "none")
+
+
+def check_outside(folder: Folder) -> None:
+    """Refuse to run a study in a checkpoint's folder."""
+    place = folder.root.resolve()
+    for above in (place, *place.parents):
+        if (above / CONFIG).exists() and any(above.glob("*.safetensors")):
+            location, expected = f"it is in {above}", "a folder outside a model's"
+            raise InputError(location, expected=expected, fix="name another output", where=folder.root)
+
+
+def _another(folder: Folder, expected: str, now: str) -> InputError:
+    fix = "name another output; trials can be added, not changed"
+    return InputError(now, expected=f"{expected}, as in {folder.study}", fix=fix, where=folder.root)
+
+
 def _models(study: Study, progress: Progress) -> dict[str, Contents]:
     names = list(dict.fromkeys(trial.model for trial in study.trials))
     models = {}
@@ -141,7 +174,6 @@ class _StudyRun:
         self.full: DiskFullError | None = None  # of a disk without room, where a step met one
         self.running: dict[Future[Any], Step] = {}
         self.ran = 0
-        self.weights: dict[str, bool] = {}  # whether a step's folder has some
         self.recorded: dict[str, Any] = {}  # what the store says of each trial, and of the steps to come
         self.paths = Paths(graph, lambda step: self.results.get(step.key))
         self.at_most: dict[str, str] = {}  # the kind of each step that there will be at most, by its key
@@ -201,7 +233,7 @@ class _StudyRun:
         """Find the step whose weights this one reads, where they went before another trial was found to need them."""
         makers = {maker.key: maker for maker in steps.values() if maker.writes_weights}
         read = [makers[place] for place in step.reads.values() if place in makers]
-        return next((maker for maker in read if not self._has_weights(maker.key)), None)
+        return next((maker for maker in read if not self.folder.weights(maker.key)), None)
 
     def _start(self, step: Step) -> None:
         places = {name: self._place(place) for name, place in step.reads.items()}
@@ -246,7 +278,6 @@ class _StudyRun:
             self.store.end(step.key, "failed", ended)
             return
         self.folder.take(step.key)
-        self.weights.pop(step.key, None)
         self.ran += 1
         if not before:
             self.store.end(step.key, "done", ended)
@@ -309,16 +340,8 @@ class _StudyRun:
         needed = needed | (self._best() if self.keep == "best" else set())
         needed |= {place for step in self.running.values() for place in step.reads.values()}
         for key in self.results.keys() - needed:
-            if self._has_weights(key):
-                for path in self.folder.weights(key):
-                    path.unlink()
-                self.weights[key] = False
-
-    def _has_weights(self, key: str) -> bool:
-        """Look up, once, whether a step's weights are there: nobody else writes there."""
-        if key not in self.weights:
-            self.weights[key] = bool(self.folder.weights(key))
-        return self.weights[key]
+            for path in self.folder.weights(key):
+                path.unlink()
 
     def _best(self) -> set[str]:
         """Find the last checkpoints of the done trials with the lowest loss for each model and drop; all that have none."""

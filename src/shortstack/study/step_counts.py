@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from shortstack.checkpoint import Checkpoint
 from shortstack.checkpoint.source import NOT_HERE
@@ -16,10 +15,9 @@ from shortstack.machine.tables import Table, Tabled
 from shortstack.runs import Store
 from shortstack.runs.folder import Folder
 from shortstack.study.graph import Graph, foreseen, sources
-from shortstack.study.grid import Study, in_file, read_study
-from shortstack.study.references import expanded, open_model, text_digest
-from shortstack.study.same_study import check_outside, check_same
-from shortstack.study.steps import Contents, Step
+from shortstack.study.grid import in_file, read_study
+from shortstack.study.runner import check_outside, check_same
+from shortstack.study.steps import Contents, Step, expanded, open_model, text_digest
 from shortstack.study.trial import Trial
 
 
@@ -39,7 +37,6 @@ class StepCounts(Tabled):
     unknown: tuple[str, ...] = ()
 
     def table(self) -> Table:
-        """Return the steps, what sharing saves, and the disk for them."""
         rows = [(kind, self.asked[kind], steps) for kind, steps in self.steps.items()]
         rows.append(("all", sum(self.asked.values()), sum(self.steps.values())))
         most, least = (
@@ -50,9 +47,6 @@ class StepCounts(Tabled):
         title = f"{self.title or 'study'}: {self.trials:,} trials; nothing is run"
         return Table.of(title, ("step", "without sharing", "to run, at most"), rows, notes=notes)
 
-    def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
-
 
 def step_counts(path: str | Path, out: Path | None = None) -> StepCounts:
     """Count the steps of the study in a file, and the disk for what they write, if its folder can take them."""
@@ -60,7 +54,11 @@ def step_counts(path: str | Path, out: Path | None = None) -> StepCounts:
     with in_file(path, "evaluation"):
         study.evaluation.check()
     if out:
-        _check_folder(Folder(out), study)
+        folder = Folder(out)
+        check_outside(folder)
+        if folder.database.exists():
+            with Store.open(folder, read_only=True) as store:
+                check_same(folder, study, store)
     models = {name: _opened(name) for name in dict.fromkeys(trial.model for trial in study.trials)}
     known = {name: Contents(name, name, model.anatomy.layers if model else None) for name, model in models.items()}
     graph = Graph(study, known, {source: text_digest(source) for source in sources(study)})
@@ -82,13 +80,6 @@ def step_counts(path: str | Path, out: Path | None = None) -> StepCounts:
         least_disk_bytes=sum(sizes[-2:]) if whole else None,  # what a step reads, and what it writes
         unknown=tuple(f"model {name}: {NOT_HERE}" for name, model in models.items() if model is None),
     )
-
-
-def _check_folder(folder: Folder, study: Study) -> None:
-    check_outside(folder)
-    if folder.database.exists():
-        with Store.open(folder, read_only=True) as store:
-            check_same(folder, study, store)
 
 
 def _opened(name: str) -> Checkpoint | None:

@@ -1,4 +1,4 @@
-"""The step types that produce something; `measures` holds those that measure it.
+"""The step types, with the options of those that measure a checkpoint.
 
 A type is one class: its inputs, its call, and the command that does the same. To add one, write a class here, list it in
 KINDS, and give it a place in a trial's path in `graph`.
@@ -7,29 +7,82 @@ KINDS, and give it a place in a trial's path in `graph`.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from shortstack import healing, planning, pruning, repairing, scoring
+from pydantic import Field
+
+from shortstack import evaluation, healing, planning, profiling, pruning, repairing, scoring
 from shortstack.checkpoint import Checkpoint
 from shortstack.checkpoint.record import skipped_layers
-from shortstack.data import CalibrationText, Tokens
+from shortstack.data import CalibrationText
 from shortstack.data.tokens import JUDGING
+from shortstack.errors import InputError
+from shortstack.evaluation import EvaluationText, GenerationChecks, Tasks
 from shortstack.healing.task import option_defaults, task_of
 from shortstack.machine.device import Compute
 from shortstack.machine.files import scratch_beside
 from shortstack.machine.formats import option_words, show_layers
 from shortstack.machine.options import defaults_of, made_of
 from shortstack.machine.progress import Progress
+from shortstack.machine.yamlfile import part_of
 from shortstack.planning import Choice, Plan
+from shortstack.profiling import Timing
 from shortstack.scoring import Scores
-from shortstack.study.measures import EvaluateStep, ProfileStep
-from shortstack.study.steps import Contents, Job, Known, Places, Step, changed_words, model_words
+from shortstack.study.steps import Contents, Job, Known, Places, Step, changed_words, expanded, model_words
 from shortstack.study.trial import StudyRepair, Trial, calibration_text
 
 if TYPE_CHECKING:
     from shortstack.healing import HealingTask
     from shortstack.repairing import Repair
+
+
+EVALUATED = (EvaluationText, Tasks, GenerationChecks)
+OF_TASKS = ("limit", "num_fewshot", "data_dir", "include")  # what only tasks take
+
+
+class ProfileOptions(part_of("ProfileOptions", Timing, bounded=True)):  # type: ignore[misc]  # made of options
+    """Options of profile()."""
+
+
+class EvaluationOptions(part_of("EvaluationOptions", *EVALUATED, bounded=True)):  # type: ignore[misc]  # made of options
+    """How every checkpoint is measured; seed: of the windows that are drawn; pruned: also before it heals."""
+
+    seed: int = Field(default=0, ge=0, description="Seed of the windows that are drawn.")
+    pruned: bool = True
+    profile: bool | ProfileOptions = False
+
+    @property
+    def profile_options(self) -> ProfileOptions | None:
+        """The options of profile(); None if it is not measured."""
+        return ProfileOptions() if self.profile is True else self.profile or None
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """As arguments of a step."""
+        arguments: dict[str, Any] = self.model_dump(mode="json", exclude={"pruned", "profile"})
+        return arguments
+
+    @property
+    def sources(self) -> list[str]:
+        """Every text and folder that is read."""
+        texts = EvaluationText(self.perplexity).sources
+        return [*texts, *(str(folder) for folder in (self.data_dir, self.include) if folder)]
+
+    def check(self) -> None:
+        """Say what is wrong before anything runs."""
+        arguments = _evaluate_arguments(expanded(self.arguments))
+        arguments["text"].check()
+        if arguments["tasks"]:
+            arguments["tasks"].load()
+        alone = next((name for name in OF_TASKS if getattr(self, name) is not None and not self.tasks), None)
+        if alone:
+            fix = "add tasks, such as paper, or leave it out"
+            raise InputError("none", expected="tasks beside it", fix=fix, option=alone)
+        profile = self.profile_options
+        if profile and not made_of(Timing, profile.model_dump()).batch_sizes:
+            raise InputError("none", expected="at least one", fix="write 1,8", option="batch_size")
 
 
 class ScoreStep(Step):
@@ -51,7 +104,7 @@ class ScoreStep(Step):
         checkpoint = job.open("model", progress)
         scores = scoring.score(
             checkpoint,
-            _windows(job, checkpoint, self.arguments, progress) if self.arguments["text"] else None,
+            calibration_text(self.arguments) if self.arguments["text"] else None,
             metrics=self.arguments["metrics"],
             window=self.arguments["window"],
             compute=job.compute(self.arguments),
@@ -95,11 +148,11 @@ class PlanStep(Step):
 
     def run(self, job: Job, progress: Progress) -> dict[str, Any]:
         checkpoint = job.open("model", progress)
-        source: Scores | Tokens | None = None
+        source: Scores | CalibrationText | None = None
         if "score" in job.given:
             source = Scores.from_dict(job.given["score"], where="score")
         elif self.arguments["text"]:
-            source = _windows(job, checkpoint, self.arguments, progress)
+            source = calibration_text(self.arguments)
         compute = job.compute(self.arguments)
         chosen = planning.choose(checkpoint, self.choice, source, compute=compute, progress=progress)
         return job.saved("plan.json", chosen.plan.sized(checkpoint.sizes).to_dict())
@@ -219,11 +272,51 @@ class TurnsStep(_HealingStep):
         return self.heal_words(places["model"], places, turns)
 
 
-def _windows(job: Job, checkpoint: Checkpoint, arguments: Mapping[str, Any], progress: Progress) -> Tokens:
-    from shortstack.decoder import calibration_tokens
+class EvaluateStep(Step):
+    """evaluate()."""
 
-    text, compute = calibration_text(arguments), job.compute(arguments)
-    return calibration_tokens(checkpoint, text, compute=compute, progress=progress)
+    kind = "evaluate"
+
+    @classmethod
+    def of(cls, known: Known, wanted: EvaluationOptions, contents: Contents, place: str) -> EvaluateStep:
+        inputs = {"checkpoint": contents.identity, "texts": {source: known.texts[source] for source in wanted.sources}}
+        return cls({**wanted.arguments, "dtype": known.dtype}, inputs, {"checkpoint": place})
+
+    def run(self, job: Job, progress: Progress) -> dict[str, Any]:
+        checkpoint, options = job.open("checkpoint", progress), _evaluate_arguments(self.arguments)
+        result = evaluation.evaluate(checkpoint, **options, compute=job.compute(self.arguments), progress=progress)
+        return job.saved("evaluation.json", result.to_dict())
+
+    def words(self, places: Places) -> list[str]:
+        defaults = {**EvaluationOptions().arguments, "perplexity": None, "dtype": "auto"}
+        return ["evaluate", *model_words(places["checkpoint"]), *changed_words(self.arguments, defaults)]
+
+
+def _evaluate_arguments(options: Mapping[str, Any]) -> dict[str, Any]:
+    tasks = replace(made_of(Tasks, options), seed=options["seed"]) if options["tasks"] else None
+    return {"text": made_of(EvaluationText, options), "tasks": tasks, "generation": made_of(GenerationChecks, options)}
+
+
+class ProfileStep(Step):
+    """profile(). Known by the shapes alone: cuts of one shape are equally fast."""
+
+    kind = "profile"
+    alone = True
+
+    @classmethod
+    def of(cls, known: Known, wanted: ProfileOptions, contents: Contents, place: str) -> ProfileStep:
+        arguments = {**wanted.model_dump(mode="json"), "dtype": known.dtype}
+        return cls(arguments, {"shape": contents.shape}, {"checkpoint": place})
+
+    def run(self, job: Job, progress: Progress) -> dict[str, Any]:
+        options = self.arguments
+        timing, checkpoint, compute = made_of(Timing, options), job.open("checkpoint", progress), job.compute(options)
+        result = profiling.profile(checkpoint, timing=timing, compute=compute, progress=progress)
+        return job.saved("profile.json", result.to_dict())
+
+    def words(self, places: Places) -> list[str]:
+        defaults = {**ProfileOptions().model_dump(mode="json"), "dtype": "auto"}
+        return ["profile", *model_words(places["checkpoint"]), *changed_words(self.arguments, defaults)]
 
 
 def _teacher(trial: Trial) -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""A step: one call of a public verb, known by what it computes and on what. `step_types` and `measures` hold the types.
+"""A step: one call of a public verb, known by what it computes and on what. `step_types` holds the types.
 
 `perform` runs a step in a worker, on this machine or another. It writes to Job.output and nowhere else; whoever asked
 for it puts that in its place. A failure is a result, too: its traceback.
@@ -6,6 +6,8 @@ for it puts that in its place. A failure is a result, too: its traceback.
 
 from __future__ import annotations
 
+import os
+import re
 import shutil
 import socket
 import time
@@ -22,7 +24,8 @@ from filelock import FileLock
 
 from shortstack.checkpoint import Checkpoint
 from shortstack.checkpoint.record import versions
-from shortstack.errors import DiskFullError
+from shortstack.data import mixture
+from shortstack.errors import DiskFullError, InputError
 from shortstack.evaluation import Tasks
 from shortstack.healing import TrainingData
 from shortstack.machine.cache import content_key
@@ -32,8 +35,7 @@ from shortstack.machine.formats import option_words, show_share
 from shortstack.machine.memory import forget_peak_rss, peak_rss
 from shortstack.machine.options import options_of
 from shortstack.machine.progress import Progress, bars
-from shortstack.runs.step_progress import keeping
-from shortstack.study.references import open_model, with_revision
+from shortstack.study.progress import keeping
 
 if TYPE_CHECKING:
     from shortstack.study.trial import Trial
@@ -56,7 +58,6 @@ class Contents:
 
     @classmethod
     def of(cls, checkpoint: Checkpoint) -> Contents:
-        """Read the weights of a checkpoint."""
         shapes = [(tensor.name, tensor.dtype, list(tensor.shape)) for tensor in checkpoint.tensors.values()]
         shape = digest({"config": checkpoint.config, "tensors": sorted(shapes)})
         return cls(checkpoint.weights_sha256, shape, checkpoint.anatomy.layers, checkpoint.beside)
@@ -81,7 +82,6 @@ class Known:
     dtype: str
 
     def model(self, trial: Trial) -> dict[str, str]:
-        """Return the trial's model, as an input."""
         return self.models[trial.model].identity
 
 
@@ -173,13 +173,52 @@ def perform(job: Job) -> dict[str, Any]:
         }
 
 
+def open_model(name: str, **options: Any) -> Checkpoint:
+    """Return a checkpoint by a study's word for it: org/name@revision is a hub model at a branch, tag or commit."""
+    model, revision = _with_revision(name)
+    return Checkpoint.open(model, revision=revision, **options)
+
+
+def _with_revision(name: str) -> tuple[str, str | None]:
+    """Split a study's word for a model into its name and the revision it asks for; a path that is there asks for none."""
+    model, _, revision = (name, "", "") if os.path.exists(name) else name.partition("@")
+    return model, revision or None
+
+
+def check_text(source: str) -> None:
+    """Refuse a text that a step could not read: several with commas, files with all their records; the hub is not asked."""
+    for weighted in mixture.check_sources(str(expanded(source))):
+        weighted.read()
+
+
+def text_digest(source: str) -> str:
+    """Digest of a text as a study's file names it, or of a folder of files."""
+    return mixture.text_digest(str(expanded(source)))
+
+
+def expanded(value: Any) -> Any:
+    """Return the same data with $NAME and ${NAME} in its strings replaced by the environment's."""
+    if isinstance(value, Mapping):
+        return {key: expanded(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [expanded(item) for item in value]
+    if not isinstance(value, str):
+        return value
+    text = os.path.expandvars(value)
+    unset = re.search(r"\$\{?([A-Za-z_]\w*)", text)
+    if unset:
+        none, fix = f"no {unset[1]} in the environment", f"export {unset[1]}=..."
+        raise InputError(none, expected="names that the environment has", fix=fix, where=value)
+    return text
+
+
 def model_words(name: str) -> list[str]:
     """Return a model as the command line names it: a hub model's revision is an option.
 
-    >>> model_words("org/name@v2")
-    ['org/name', '--revision', 'v2']
+    >>> model_words("org/name@v2"), model_words("demo")
+    (['org/name', '--revision', 'v2'], ['demo'])
     """
-    model, revision = with_revision(name)
+    model, revision = _with_revision(name)
     return [model, *option_words({"revision": revision})]
 
 

@@ -95,24 +95,15 @@ class Trial:
     def of(cls, settings: Mapping[str, Any]) -> Trial:
         """Make a trial of settings as read_setting() gives them."""
         choice, strategy = parse_choice(settings["metric"]), settings["strategy"]
-        calibration, repair = settings["calibration"], settings["repair"]
-        for text in filter(None, (calibration, repair)):
+        calibration = settings["calibration"]
+        for text in filter(None, (calibration, settings["repair"])):
             calibration_text(text.model_dump())  # refuses what is out of range
         drop = None if choice.layers else settings["drop"]
         check_choice(drop, choice.layers)
         if strategy != ONE_SHOT and not re.fullmatch(r"step [1-9]\d{0,4}", strategy):
             expected, fix = f"{ONE_SHOT}, or step and a number", "write it like step 1"
             raise InputError(repr(strategy), expected=expected, fix=fix, option="strategy")
-        return cls(
-            settings["model"],
-            settings["metric"],
-            drop,
-            calibration if choice.needs_text else None,
-            strategy,
-            repair,
-            settings["heal"],
-            settings["seed"],
-        )
+        return cls(**{**settings, "drop": drop, "calibration": calibration if choice.needs_text else None})
 
     @property
     def choice(self) -> Choice:
@@ -133,11 +124,6 @@ class Trial:
     def step(self) -> int | None:
         """How many layers go at a time; None: all at once."""
         return None if self.strategy == ONE_SHOT else int(self.strategy.removeprefix("step "))
-
-    @property
-    def in_turns(self) -> bool:
-        """Whether it heals after each cut."""
-        return self.step is not None and self.heal is not None
 
     def amount(self, layers: int) -> int:
         """Return how many of the model's layers go."""
@@ -208,7 +194,6 @@ class Trial:
 
 
 def calibration_text(arguments: Mapping[str, Any]) -> CalibrationText:
-    """Return the text that arguments of a step ask for."""
     return CalibrationText(arguments["text"], arguments["samples"], arguments["length"])
 
 
