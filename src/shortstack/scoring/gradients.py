@@ -56,8 +56,8 @@ def walk_back(
 
     batches: token ids, [batch, length] each. entering[layer][batch]: what entered the layer, [batch, length, width].
     leaving[batch]: the loss's gradient in what leaves the last of the layers; becomes that of what enters the first.
+    The decoder is one that check_differentiable() lets pass.
     """
-    check_differentiable(decoder)
     for layer in reversed(layers):
         with decoder.resident(layer):
             yield layer, _summed(decoder, layer, batches, entering[layer], leaving, on_step)

@@ -1,10 +1,12 @@
-"""One walk over all layers, and one back where a metric wants gradients; accumulators add up what metrics are fed with."""
+"""One walk over all layers, and one back where a metric wants gradients, which adds up what metrics are fed with."""
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,12 +15,94 @@ from shortstack.data import Tokens
 from shortstack.decoder import Decoder
 from shortstack.decoder.batching import Batches
 from shortstack.decoder.decoder import UNPRUNED, SkippedLayers, WalkState, layer_forwards
+from shortstack.decoder.losses import divergences, next_token_losses
+from shortstack.machine.numbers import in_float64
 from shortstack.machine.progress import Progress, paced, silent
-from shortstack.scoring.accumulators import GradientSums, HiddenMeans, OutputMeans, Values
 from shortstack.scoring.gradients import check_differentiable, loss_gradient, walk_back
 from shortstack.scoring.metrics import Metric
 
 BACKWARD = 3  # layer-forwards that a layer's part of the walk back takes: it once more, and twice as much for gradients
+Values = dict[str, Sequence[float]]  # by the metric's name, a number for each layer or block
+
+
+class Mean:
+    """A mean over tokens of numbers, or of vectors, added up in fp64 so that the batching does not show."""
+
+    def __init__(self) -> None:
+        self.total: Tensor = torch.zeros((), dtype=torch.float64)
+        self.count = 0
+
+    def add(self, values: Tensor) -> None:
+        """Add values of tokens, [tokens, ...]."""
+        self.total = self.total + in_float64(values).sum(0).cpu()
+        self.count += len(values)
+
+    @property
+    def value(self) -> Any:
+        return (self.total / self.count).tolist()
+
+
+class HiddenMeans:
+    """Metrics of the hidden states around a layer, and around a block of `window` layers by those that can."""
+
+    def __init__(self, metrics: Sequence[Metric], layers: int, window: int | None) -> None:
+        metrics = [metric for metric in metrics if metric.feed == "hidden"]
+        self.layers = {metric: [Mean() for _ in range(layers)] for metric in metrics}
+        of_blocks = [metric for metric in metrics if metric.windows and window]
+        self.blocks = {metric: [Mean() for _ in range(layers - (window or 1) + 1)] for metric in of_blocks}
+
+    def of_layers(self, staying: Sequence[int]) -> Values:
+        """Return the scores of these layers; infinite for the last where a metric does not score it."""
+        scores: Values = {}
+        for metric, means in self.layers.items():
+            values = [metric.finish(means[layer].value) for layer in staying]
+            scores[metric.name] = values if metric.last_scored else [*values[:-1], math.inf]
+        return scores
+
+    def of_blocks(self) -> Values:
+        return {metric.name: [metric.finish(mean.value) for mean in means] for metric, means in self.blocks.items()}
+
+
+def _add(
+    means: Mapping[Metric, Sequence[Mean]], place: int, around: tuple[Tensor, Tensor], counted: Tensor | None
+) -> None:
+    """Add the hidden states before and after a layer or block, [batch, length, width]; counted: [batch, length]."""
+    for metric, metric_means in means.items():
+        values = metric.function(*around)  # [batch, length, ...]
+        if metric.last_token:
+            metric_means[place].add(values[:, -1])
+        else:
+            metric_means[place].add(values.flatten(0, 1) if counted is None else values[counted])
+
+
+class OutputMeans:
+    """The loss without each set of layers and, where a metric needs it, its KL divergence from the whole model."""
+
+    def __init__(self, metrics: Sequence[Metric], sets: Sequence[SkippedLayers]) -> None:
+        self.metrics = [metric for metric in metrics if metric.feed in {"loss", "kl"}]
+        self.losses = {skipped: Mean() for skipped in sets}
+        self.compares = any(metric.feed == "kl" for metric in self.metrics)
+        self.kls = {skipped: Mean() for skipped in sets} if self.compares else {}
+
+    @property
+    def heads(self) -> int:
+        """How many streams of a batch pass the head."""
+        return len(self.losses) + self.compares if self.metrics else 0
+
+    def add(self, decoder: Decoder, walk: WalkState, on_head: Callable[[int], None], counted: Tensor | None) -> None:
+        """Add a batch behind the last layer; on_head: so many streams passed the head; counted: as in predicting()."""
+        ids, hidden = walk.ids, walk.hidden
+        if self.compares:
+            others = [hidden[skipped] for skipped in self.losses]
+            for chunk in divergences(decoder, ids, hidden[UNPRUNED], others, counted):
+                for means, values in zip((self.losses, self.kls), chunk, strict=True):
+                    for mean, value in zip(means.values(), values, strict=True):
+                        mean.add(value)
+            on_head(self.heads)
+        elif self.metrics:
+            for skipped, mean in self.losses.items():
+                mean.add(next_token_losses(decoder, ids, hidden[skipped], counted))
+                on_head(1)
 
 
 @dataclass(frozen=True)
@@ -54,7 +138,8 @@ class Measurement:
         self.layers = len(decoder.layers)
         self.staying = [layer for layer in range(self.layers) if layer not in spec.without]
         feeds = {metric.feed for metric in spec.metrics}
-        if "gradient" in feeds:
+        self.gradients = {metric: [math.inf] * self.layers for metric in spec.metrics if metric.feed == "gradient"}
+        if self.gradients:
             check_differentiable(decoder)
         measures_loss = bool(feeds & {"loss", "kl"})
         self.singles = [spec.without | {layer} for layer in self.staying if measures_loss and spec.singles]
@@ -65,23 +150,18 @@ class Measurement:
         self.sets: list[SkippedLayers] = list(dict.fromkeys(every))
         self.hidden = [HiddenMeans(spec.metrics, self.layers, spec.window) for _ in self.batches.kinds]
         self.outputs = [OutputMeans(spec.metrics, self.sets) for _ in self.batches.kinds]
-        self.gradients = GradientSums(spec.metrics, self.layers)
         # [layer][batch]: what entered each layer, [batch, length, width], as far as it is still needed
         self.entering: list[list[Tensor]] = [[] for _ in range(self.layers)]
         # [batch]: the loss's gradient in what leaves the last layer that is not yet walked back
         self.leaving: list[Tensor] = []
         self.done = 0  # layer-forwards
 
-    @property
-    def needs_gradient(self) -> bool:
-        return bool(self.gradients.metrics)
-
     @functools.cached_property
     def total(self) -> int:
         """Layer-forwards of the whole run; a head counts as many as it has parameters for."""
         filling = {layer for layer, form in enumerate(self.decoder.forms()) if form.fills}
         forwards = layer_forwards(self.layers, self.sets, filling=filling)
-        back = self.needs_gradient * (BACKWARD * len(self.staying) + BACKWARD * self.head)
+        back = BACKWARD * (len(self.staying) + self.head) if self.gradients else 0
         return len(self.batches) * (forwards + back + self.head * self.outputs[0].heads)
 
     @functools.cached_property
@@ -90,18 +170,12 @@ class Measurement:
         head = self.decoder.model.get_submodule(self.decoder.anatomy.head).weight.numel()
         return max(1, round(int(head) / sum(weight.numel() for weight in self.decoder.layers[0].parameters())))
 
-    @functools.cached_property
-    def memory_batches(self) -> Sequence[Sequence[int]]:
-        """The batches by their numbers, as many at a time as there is room for their streams."""
-        return self.decoder.memory_batches(
-            range(len(self.batches)), tokens=self.batches.largest, streams=len(self.sets)
-        )
-
     def go(self) -> Measurement:
         """Walk, turn by turn, and back."""
-        for turn in self.memory_batches:
+        batches, tokens = range(len(self.batches)), self.batches.largest
+        for turn in self.decoder.memory_batches(batches, tokens=tokens, streams=len(self.sets)):
             self._forward(turn)
-        if self.needs_gradient:
+        if self.gradients:
             self._back()
         return self
 
@@ -111,21 +185,22 @@ class Measurement:
         layers = range(self.layers)
         for layer in self.decoder.through(walks, layers, observe=self._observe, on_forward=self._tick):
             closed = layer + 1 - (self.spec.window or self.layers + 1)
-            if not self.needs_gradient and closed >= 0:
+            if not self.gradients and closed >= 0:
                 self.entering[closed] = []  # no block that starts there is still open
-        if not self.needs_gradient:
+        if not self.gradients:
             self.entering = [[] for _ in range(self.layers)]
         for walk in walks:
             self._head(walk)
 
     def _observe(self, walk: WalkState, layer: int, before: Tensor, after: Tensor) -> None:
         hidden, counted = self.hidden[self.batches.kind_of[walk.number]], self._predicting(walk.number)
-        hidden.add_layer(layer, before, after, counted)
-        if self.needs_gradient or hidden.blocks:
+        _add(hidden.layers, layer, (before, after), counted)
+        if self.gradients or hidden.blocks:
             self.entering[layer].append(before)
             first = layer + 1 - (self.spec.window or 1)
             if hidden.blocks and first >= 0:
-                hidden.add_block(first, self.entering[first][len(self.entering[layer]) - 1], after, counted)
+                entered = self.entering[first][len(self.entering[layer]) - 1]
+                _add(hidden.blocks, first, (entered, after), counted)
 
     def _predicting(self, number: int) -> Tensor | None:
         """Return which positions of a batch predict a token that counts, [batch, length]; None: all are looked at."""
@@ -134,7 +209,7 @@ class Measurement:
 
     def _head(self, walk: WalkState) -> None:
         kind, counted = self.batches.kind_of[walk.number], self.batches.counted[walk.number]
-        if self.needs_gradient:
+        if self.gradients:
             hidden = walk.hidden[self.spec.without]
             self.leaving.append(
                 loss_gradient(self.decoder, walk.ids, hidden, of=self._predicted(kind), counted=counted)
@@ -151,7 +226,14 @@ class Measurement:
         batches, tick = self.batches.ids, lambda: self._tick(BACKWARD)
         back = walk_back(self.decoder, batches, self.entering, self.leaving, layers=self.staying, on_step=tick)
         for layer, gradients in back:
-            self.gradients.add(layer, gradients)
+            for metric, scores in self.gradients.items():
+                scores[layer] = metric.finish(
+                    sum(
+                        metric.function(parameter.weight, parameter.gradient)
+                        for parameter in gradients
+                        if metric.sees(parameter.name, parameter.weight.dim())
+                    )
+                )
             del gradients  # before those of the next layer are made
             self.entering[layer] = []
 
@@ -174,12 +256,9 @@ class Measurement:
 
     def scores(self) -> Values:
         """Return the score of each layer by each metric; infinite for a layer that has gone."""
-        scores = {
-            **self.gradients.of_layers(self.staying),
-            **self._combined([hidden.of_layers(self.staying) for hidden in self.hidden]),
-            **self._outputs(self.singles),
-        }
-        return {name: self._placed(values) for name, values in scores.items()}
+        hidden = self._combined([hidden.of_layers(self.staying) for hidden in self.hidden])
+        placed = {name: self._placed(values) for name, values in (hidden | self._outputs(self.singles)).items()}
+        return {metric.name: values for metric, values in self.gradients.items()} | placed
 
     def block_scores(self) -> Values:
         """Return the score of each block, by its first layer, by the metrics that score blocks."""
@@ -193,9 +272,7 @@ class Measurement:
 
     def _outputs(self, sets: Sequence[SkippedLayers]) -> Values:
         """Score by loss and divergence. Of several kinds each loss counts by what it is above the unpruned model's."""
-        if len(self.batches.kinds) == 1:
-            return self.outputs[0].of_sets(sets)
-        base = self.base_loss or 0.0
+        base = (self.base_loss or 0.0) if len(self.batches.kinds) > 1 else 0.0
         return {
             metric.name: [
                 metric.finish(metric.function(self.loss(cut) - base if metric.feed == "loss" else self.distance(cut)))
@@ -207,4 +284,4 @@ class Measurement:
 
     def _placed(self, values: Sequence[float]) -> list[float]:
         place = dict(zip(self.staying, values, strict=True))
-        return [place.get(layer, float("inf")) for layer in range(self.layers)]
+        return [place.get(layer, math.inf) for layer in range(self.layers)]

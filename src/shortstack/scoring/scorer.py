@@ -18,8 +18,7 @@ from shortstack.machine.files import to_jsonable
 from shortstack.machine.numbers import checked
 from shortstack.machine.progress import Progress, in_notebooks
 from shortstack.machine.typed import typed
-from shortstack.scoring.accumulators import Values
-from shortstack.scoring.measurement import Measurement, MeasurementSpec
+from shortstack.scoring.measurement import Measurement, MeasurementSpec, Values
 from shortstack.scoring.metrics import METRICS, Metric, metrics_named
 from shortstack.scoring.scores import Scores
 
