@@ -13,7 +13,6 @@ from shortstack.planning.layer_sets import (
     FINALISTS,
     Removal,
     check_choice,
-    check_kept_ends,
     check_removal,
     fewest,
     parse_drop,
@@ -94,38 +93,30 @@ class Choice:
             InputError: ways to choose that exclude each other.
             PlanError: nothing says how much goes, or what says it cannot be read.
         """
-        alone = {
+        said = {name for name, value in vars(self).items() if value is not None}
+        step = () if self.strategy == "step" else ("step",)
+        metric = () if self.how.by_metric else ("metric",)
+        window = ("strategy",) if self.how.window else ()
+        excluded = {
             "step": ("layers",),
             "layers": ("metric", "strategy"),
-            "strategy": ("step",) if self.strategy != "step" else (),
+            "strategy": (*step, *metric),
+            "params": ("memory", "drop", "layers", *window),
+            "memory": ("drop", "layers", *window),
         }
-        if self.strategy and not STRATEGIES[self.strategy].by_metric:
-            alone["strategy"] = ("step", "metric")
-        for name, others in alone.items():
-            beside = [other for other in others if getattr(self, name) and getattr(self, other)]
+        for name, others in excluded.items():
+            beside = [other for other in others if {name, other} <= said]
             if beside:
-                raise _excluding(name, beside[0])
+                found, expected = f"{beside[0]} as well", f"{name} without {beside[0]}"
+                raise InputError(found, expected=expected, fix="give only one of them", option=name)
         if self.finalists != FINALISTS and not self.how.finalists:
             name = next(strategy.name for strategy in STRATEGIES.values() if strategy.finalists)
             fix = f"choose by {name}, or leave it out"
             raise InputError(self.strategy or "none", expected=f"the strategy {name}", fix=fix, option="finalists")
-        if not self._check_goals():
-            check_choice(self.drop, self.layers)
-
-    def _check_goals(self) -> bool:
-        if self.fits is not None:
-            return True
-        said = [name for name in ("params", "memory", "drop", "layers") if getattr(self, name) is not None]
-        for name in GOALS:
-            if name not in said:
-                continue
+        for name in said & {*GOALS}:
             parse_goal(name, getattr(self, name))
-            said += ["strategy"] if self.how.window else []
-            beside = [other for other in said if other != name]
-            if beside:
-                raise _excluding(name, beside[0])
-            return True
-        return False
+        if said.isdisjoint(("fits", *GOALS)):
+            check_choice(self.drop, self.layers)
 
     def sized(self, sizes: Sizes) -> Choice:
         """Put `fits` in place of a number of parameters or bytes, which a model's sizes tell."""
@@ -143,10 +134,7 @@ class Choice:
             expected, fix = f"less than the model's {shown(whole)}", "ask for less, or leave it as it is: it fits"
             raise PlanError(shown(most), expected=expected, fix=fix, option=name)
         if most < least:
-            expected, fix = (
-                f"at least {shown(least)}, which the largest cut leaves",
-                "ask for at least that",
-            )
+            expected, fix = f"at least {shown(least)}, which the largest cut leaves", "ask for at least that"
             raise PlanError(shown(most), expected=expected, fix=fix, option=name)
         return replace(self, params=None, memory=None, fits=lambda kept: sizes.of(kept)[place] <= most)
 
@@ -165,21 +153,19 @@ class Choice:
         if isinstance(source, Scores):
             metric = metric_named(self.metric or source.default_metric)
         if self.fits is not None:
-            return self._fitting(self.fits, source, metric, seed)
+            ends = staying_ends(layers, 1, self.keep_first, self.keep_last)
+            order = [layer for layer in removal_order(layer_values(source, metric, seed)) if layer in ends]
+            return Plan(layers, fewest(order, layers, self.fits), f"lowest {metric.name}")
         return strategy.function(source, replace(self.removal(layers, seed), metric=metric))
 
-    def _fitting(self, fits: Fits, source: Scores | int, metric: Metric, seed: int) -> Plan:
-        layers = source if isinstance(source, int) else source.layers
-        ends = staying_ends(layers, 1, self.keep_first, self.keep_last)
-        order = [layer for layer in removal_order(layer_values(source, metric, seed)) if layer in ends]
-        return Plan(layers, fewest(order, layers, fits), f"lowest {metric.name}")
-
     def _named(self, count: int) -> Plan:
-        named = parse_layers(self.layers or "") if isinstance(self.layers, str) else tuple(self.layers or ())
+        named = parse_layers(self.layers) if isinstance(self.layers, str) else tuple(self.layers or ())
         check_removal(named, count, option="layers")
-        removed = tuple(sorted(named))
-        check_kept_ends(removed, count, self.keep_first, self.keep_last)
-        return Plan(count, removed, "layers")
+        may_go = range(self.keep_first, count - self.keep_last)
+        if staying := sorted(layer for layer in named if layer not in may_go):
+            expected = f"the first {self.keep_first} and last {self.keep_last} layers to stay"
+            raise PlanError(f"layer {staying[0]}", expected=expected, fix="name other layers", option="layers")
+        return Plan(count, tuple(sorted(named)), "layers")
 
     def like(self, layers: int) -> Plan:
         """Make a plan of the same size at once: what does not fit the model or the disk is said before it is scored."""
@@ -195,7 +181,3 @@ class Choice:
         window = not self.how.window or max(removed) - min(removed) < len(removed)
         small = self.fits is None or self.fits([layer for layer in range(layers) if layer not in removed])
         return inside and window and small
-
-
-def _excluding(name: str, other: str) -> InputError:
-    return InputError(f"{other} as well", expected=f"{name} without {other}", fix="give only one of them", option=name)
