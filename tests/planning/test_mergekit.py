@@ -7,7 +7,7 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shortstack.errors import DataError, InputError, PlanError
+from shortstack.errors import InputError, PlanError
 from shortstack.planning import Plan
 from shortstack.planning.mergekit import plan_of_kept, read_mergekit, to_mergekit
 
@@ -35,6 +35,8 @@ def test_slices_are_read(tmp_path):
         plan_of_kept(read_mergekit(path), 6, where=path)
     with pytest.raises(PlanError, match="8 in all"):
         plan_of_kept(range(8), 8, where=path)
+    with pytest.raises(InputError, match="no such file"):
+        read_mergekit(tmp_path / "nowhere.yaml")
 
 
 @pytest.mark.parametrize(
@@ -51,18 +53,12 @@ def test_slices_are_read(tmp_path):
         ({"models": []}, "slices"),
         ([1], "slices"),
         ({"slices": [{"sources": [{"layer_range": [0, 1]}, {"layer_range": [0, 1]}]}]}, "one source"),
+        (b"\xff\xfe\x00", "a YAML file"),
+        (b"slices:\n- sources: [\nmerge_method: passthrough\n", "mine.yaml, line 4"),
     ],
 )
 def test_what_is_no_cut_of_one_model_is_refused(content, found, tmp_path):
     path = tmp_path / "mine.yaml"
-    path.write_text(yaml.safe_dump(content))
-    with pytest.raises(DataError, match=found):
+    path.write_bytes(content if isinstance(content, bytes) else yaml.safe_dump(content).encode())
+    with pytest.raises(InputError, match=found):
         read_mergekit(path)
-
-
-def test_what_is_no_yaml_is_refused(tmp_path):
-    (tmp_path / "a.yaml").write_bytes(b"\xff\xfe\x00")
-    (tmp_path / "b.yaml").write_text("slices:\n- sources: [\nmerge_method: passthrough\n")
-    for name, found in (("a.yaml", "a YAML file"), ("b.yaml", "b.yaml, line 4"), ("nowhere.yaml", "no such file")):
-        with pytest.raises(InputError, match=found):
-            read_mergekit(tmp_path / name)
