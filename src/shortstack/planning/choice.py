@@ -84,7 +84,7 @@ class Choice:
     @property
     def measures(self) -> bool:
         """Whether shorter models are measured, for which scores of the whole model are not enough."""
-        return self.layers is None and self.how.measures
+        return self.layers is None and self.how.feed == "model"
 
     def check(self) -> None:
         """Say what is wrong before any model is opened.

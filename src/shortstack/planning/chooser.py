@@ -100,12 +100,12 @@ def choose(
             tokens = _tokens(checkpoint, source, compute, progress) if choice.by.needs_text else None
             scores = score(checkpoint, tokens, metrics=[choice.name], compute=compute, progress=progress)
         wanted = choice.plan(scores, compute.seed)
-    exact, allowed = None, functools.partial(choice.allows, layers)
     if choice.layers is None:
-        exact = aligned(checkpoint, wanted, allowed=allowed, progress=progress)
-    if exact is None:
-        pruned_config(checkpoint, wanted)  # says why the cut is not exact
-    return Chosen(exact or wanted, wanted, scores)
+        allowed = functools.partial(choice.allows, layers)
+        if exact := aligned(checkpoint, wanted, allowed=allowed, progress=progress):
+            return Chosen(exact, wanted, scores)
+    pruned_config(checkpoint, wanted)  # says why the cut is not exact
+    return Chosen(wanted, wanted, scores)
 
 
 def _unopened(source: Scores | int, choice: Choice, seed: int) -> Plan:
@@ -119,13 +119,11 @@ def _unopened(source: Scores | int, choice: Choice, seed: int) -> Plan:
 
 
 def _no_model(source: Scores | int) -> InputError:
-    known = source.model.get("source", "scores") if isinstance(source, Scores) else "the model"
-    return InputError(
-        "scores of the whole model" if isinstance(source, Scores) else "its number of layers",
-        expected="a model, to measure shorter forms of it",
-        fix="name the model instead",
-        where=str(known),
-    )
+    found, where = "its number of layers", "the model"
+    if isinstance(source, Scores):
+        found, where = "scores of the whole model", source.model.get("source", "scores")
+    expected, fix = "a model, to measure shorter forms of it", "name the model instead"
+    return InputError(found, expected=expected, fix=fix, where=where)
 
 
 def sized_choice(checkpoint: Checkpoint, choice: Choice) -> Choice:

@@ -113,11 +113,10 @@ def macs(model: PreTrainedModel, *, tokens: int) -> Macs | None:
 
 
 def _by_the_papers_rule(seen: list[int]) -> Any:
-    def hook(module: nn.Module, _args: object, output: Any) -> None:
-        weight, first = getattr(module, "weight", None), output[0] if isinstance(output, tuple) else output
+    def hook(module: Any, _args: object, output: Any) -> None:
+        first = output[0] if isinstance(output, tuple) else output
         if isinstance(module, nn.Linear) or type(module).__name__ == "Conv1D":  # GPT-2's linear layer
-            assert isinstance(weight, Tensor)  # noqa: S101  both have one
-            seen.append(first.numel() // first.shape[-1] * weight.numel())
+            seen.append(first.numel() // first.shape[-1] * module.weight.numel())
         elif _is_norm(module):
             seen.append(2 * first.numel())
 

@@ -6,8 +6,6 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-import torch
-
 from shortstack.checkpoint import Checkpoint, Model
 from shortstack.checkpoint.weights import TRAINABLE, read_weight
 from shortstack.data import CalibrationText, Rows, Tokens
@@ -97,7 +95,6 @@ def _check_window(window: int, layers: int, metrics: Sequence[Metric]) -> None:
         )
 
 
-@torch.no_grad()
 def _weighed(checkpoint: Checkpoint, metrics: Sequence[Metric], progress: Progress) -> Values:
     layers = checkpoint.anatomy.layers
     sums, weighed = {metric.name: [0.0] * layers for metric in metrics}, []
