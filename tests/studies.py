@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 from concurrent.futures import Future
 from contextlib import contextmanager
 from pathlib import Path
@@ -29,7 +29,7 @@ evaluation: {{perplexity: [$TINY/text.txt], length: 16, samples: 2, collapse_che
 SHORT = STUDY.replace("[reverse, ppl]", "[ppl]").replace(
     f"[none, {QUICK}]", "none"
 )  # one trial, of steps that run together
-VOLATILE = {"seconds", "peak_rss_bytes", "tokens_per_s", "model"}  # of a run, not of what it found
+VOLATILE = {"seconds", "peak_rss_bytes", "tokens_per_s"}  # of a run, not of what it found
 
 
 def make_data(folder: Path) -> Path:
@@ -67,12 +67,13 @@ def found(runs: Path) -> dict[str, Any]:
             "SELECT key, kind, arguments, inputs FROM steps WHERE state = 'done'"
         ).fetchall()
         results = store.results()
-        steps = {row["key"]: (*row, _lasting(results[row["key"]])) for row in rows}
+        steps = {row["key"]: (*row, lasting(results[row["key"]], {*VOLATILE, "model"})) for row in rows}
         trials = {row["id"]: (row["settings"], row["state"]) for row in store.trials()}
         return {"steps": steps, "trials": trials, "roles": store.trial_steps()}
 
 
-def _lasting(value: Any) -> Any:
+def lasting(value: Any, volatile: Set[str] = VOLATILE) -> Any:
+    """JSON without the keys that differ from run to run."""
     if isinstance(value, dict):
-        return {key: _lasting(item) for key, item in value.items() if key not in VOLATILE}
-    return [_lasting(item) for item in value] if isinstance(value, list) else value
+        return {key: lasting(item, volatile) for key, item in value.items() if key not in volatile}
+    return [lasting(item, volatile) for item in value] if isinstance(value, list) else value

@@ -124,8 +124,7 @@ def test_routed_experts_multiply_only_for_the_tokens_they_get(tmp_path):
 @pytest.mark.parametrize(("model_type", "q_rank"), [("deepseek_v2", None), ("deepseek_v3", 8)])
 def test_latent_attention_multiplies_as_its_matrices_say(model_type, q_rank, tmp_path):
     """Four heads, queries and keys of 8 + 4 numbers, values of 8, from latents of 8; two of four experts and one for all."""
-    chosen = {**SMALL, **DEEPSEEK, **LATENT, "num_key_value_heads": 4, "first_k_dense_replace": 1}
-    config = CONFIG_MAPPING[model_type](**{**chosen, "q_lora_rank": q_rank, "n_shared_experts": 1})
+    config = CONFIG_MAPPING[model_type](**{**CACHES["deepseek_v3"], "q_lora_rank": q_rank, "n_shared_experts": 1})
     queries = 32 * 8 + 8 * 4 * 12 if q_rank else 32 * 4 * 12
     attention = queries + 32 * (8 + 4) + 8 * 4 * (8 + 8) + 4 * 8 * 32
     dense, expert, router = 3 * 32 * 48, 3 * 32 * 16, 32 * 4

@@ -18,7 +18,7 @@ from shortstack.errors import CheckpointError, DataError, InputError, Shortstack
 from shortstack.machine.device import Compute
 from shortstack.scoring import METRICS, DepthCurve, Scores, depth_curve, score
 from shortstack.scoring.depths import Depth
-from shortstack.scoring.metrics import angular_distance, block_influence, metric_named, metrics_named
+from shortstack.scoring.metrics import angular_distance, metric_named, metrics_named
 from zoo import make, tiny
 
 IDS = torch.randint(3, 90, (6, 10), generator=torch.Generator().manual_seed(3))
@@ -122,14 +122,6 @@ def test_codes_in_one_byte_are_not_weighed_without_their_scales(metric, tmp_path
     save_file(stored, file, metadata={"format": "pt"})
     with pytest.raises(CheckpointError, match=f"expected 16 or 32 bit floating point weights.*{name} in F8_E4M3"):
         score(Checkpoint.open(source), metrics=[metric], progress=lambda *_, **__: pytest.fail("something is weighed"))
-
-
-def test_block_influence_of_an_identity_a_reflection_and_a_rotation():
-    x = torch.randn(7, 16, dtype=torch.float64)
-    turned = torch.stack([-x[:, 1], x[:, 0]], dim=1)
-    torch.testing.assert_close(block_influence(x, 3 * x), torch.zeros(7), atol=1e-6, rtol=0)
-    torch.testing.assert_close(block_influence(x, -x), torch.full((7,), 2.0), atol=1e-6, rtol=0)
-    torch.testing.assert_close(block_influence(x[:, :2], turned), torch.ones(7), atol=1e-6, rtol=0)
 
 
 def test_angular_distance_of_the_same_an_orthogonal_and_the_opposite_direction():
