@@ -83,6 +83,7 @@ _LATENTS = (
     "minicpm3 sarvam_mla youtu"
 )
 SLIDING_AND_FULL = ["sliding_attention", "full_attention", "sliding_attention", "sliding_attention"] * 2
+CONVOLUTIONS = ["conv", "conv", "full_attention", "conv", "conv", "full_attention", "conv", "full_attention"]
 DENSE_AND_SPARSE = ["dense", "sparse", "sparse", "dense", "sparse", "dense", "sparse", "sparse"]
 ROPE = {"rope_type": "default", "rope_theta": 10_000.0}
 ROPE_3D = {**ROPE, "mrope_section": [1, 1, 2]}
@@ -125,12 +126,8 @@ VARIETY: Mapping[str, Mapping[str, Any]] = {
         "num_attention_heads_per_layer": [4, 8, 4, 4, 8, 4, 8, 4],
         "mlp_layer_types": DENSE_AND_SPARSE,
     },
-    "lfm2": {
-        "layer_types": ["conv", "conv", "full_attention", "conv", "conv", "full_attention", "conv", "full_attention"]
-    },
-    "lfm2_moe": {
-        "layer_types": ["conv", "conv", "full_attention", "conv", "conv", "full_attention", "conv", "full_attention"]
-    },
+    "lfm2": {"layer_types": CONVOLUTIONS},
+    "lfm2_moe": {"layer_types": CONVOLUTIONS},
     "mamba2": {"num_heads": 8},
     "mellum": {"layer_types": SLIDING_AND_FULL, "mlp_layer_types": DENSE_AND_SPARSE},
     "minimax_m3_vl_text": {"mlp_layer_types": DENSE_AND_SPARSE},
