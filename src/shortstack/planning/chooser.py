@@ -172,7 +172,7 @@ def check_choice(
     from shortstack.decoder import Decoder, calibration_tokens
     from shortstack.decoder.requirements import requirements
     from shortstack.machine.memory import Requirements
-    from shortstack.scoring.gradients import check_differentiable
+    from shortstack.scoring.measurement import check_differentiable
 
     sized, layers = sized_choice(checkpoint, choice), checkpoint.anatomy.layers
     if not sized.measures and not sized.needs_text:

@@ -30,8 +30,7 @@ from shortstack.repairing.cut_families import repaired_windows
 from shortstack.repairing.fold_points import check_refittable
 from shortstack.repairing.repairer import RepairWalk
 from shortstack.scoring import METRICS
-from shortstack.scoring.gradients import check_differentiable
-from shortstack.scoring.measurement import Measurement, MeasurementSpec
+from shortstack.scoring.measurement import Measurement, MeasurementSpec, check_differentiable
 
 CHEAPEST = 500  # sets, among which finalists that are not alike are looked for
 KL = METRICS["kl"]

@@ -1,4 +1,7 @@
-"""One walk over all layers, and one back where a metric wants gradients, which adds up what metrics are fed with."""
+"""One walk over all layers, and one back where a metric wants gradients, which adds up what metrics are fed with.
+
+The walk back has the gradients of one layer at a time: what entered each layer was kept, and it is computed again from that.
+"""
 
 from __future__ import annotations
 
@@ -15,10 +18,10 @@ from shortstack.data import Tokens
 from shortstack.decoder import Decoder
 from shortstack.decoder.batching import Batches
 from shortstack.decoder.decoder import UNPRUNED, SkippedLayers, WalkState, layer_forwards
-from shortstack.decoder.losses import divergences, next_token_losses
+from shortstack.decoder.layer_io import State
+from shortstack.decoder.losses import CrossEntropy, chunked_loss, divergences, next_token_losses, predicting
 from shortstack.machine.numbers import in_float64
 from shortstack.machine.progress import Progress, paced, silent
-from shortstack.scoring.gradients import check_differentiable, loss_gradient, walk_back
 from shortstack.scoring.metrics import Metric
 
 BACKWARD = 3  # layer-forwards that a layer's part of the walk back takes: it once more, and twice as much for gradients
@@ -223,19 +226,34 @@ class Measurement:
         return self.batches.predicted(kind) * sum(text.weight for text in kinds) / kinds[kind].weight
 
     def _back(self) -> None:
-        batches, tick = self.batches.ids, lambda: self._tick(BACKWARD)
-        back = walk_back(self.decoder, batches, self.entering, self.leaving, layers=self.staying, on_step=tick)
-        for layer, gradients in back:
-            for metric, scores in self.gradients.items():
-                scores[layer] = metric.finish(
-                    sum(
-                        metric.function(parameter.weight, parameter.gradient)
-                        for parameter in gradients
-                        if metric.sees(parameter.name, parameter.weight.dim())
+        for layer in reversed(self.staying):
+            with self.decoder.resident(layer):
+                gradients = self._gradients(layer)
+                for metric, scores in self.gradients.items():
+                    scores[layer] = metric.finish(
+                        sum(
+                            metric.function(weight, gradient)
+                            for name, weight, gradient in gradients
+                            if metric.sees(name, weight.dim())
+                        )
                     )
-                )
-            del gradients  # before those of the next layer are made
+                del gradients  # before those of the next layer are made
             self.entering[layer] = []
+
+    def _gradients(self, layer: int) -> list[tuple[str, Tensor, Tensor]]:
+        """Return each weight of a layer by its name, and the loss's gradient in it, fp32, summed over all batches."""
+        weights = dict(self.decoder.layers[layer].named_parameters())
+        sums = {name: torch.zeros_like(weight, dtype=torch.float32) for name, weight in weights.items()}
+        for number, ids in enumerate(self.batches.ids):
+            entering, leaving = self.entering[layer][number], self.leaving[number]
+            gradients, self.leaving[number] = layer_gradients(
+                self.decoder, layer, ids, entering, leaving, list(weights.values())
+            )
+            for total, gradient in zip(sums.values(), gradients, strict=True):
+                if gradient is not None:  # an expert that no token was sent to
+                    total += gradient
+            self._tick(BACKWARD)
+        return [(name, weight.detach(), sums[name]) for name, weight in weights.items()]
 
     def _tick(self, forwards: int = 1) -> None:
         self.done += forwards
@@ -285,3 +303,39 @@ class Measurement:
     def _placed(self, values: Sequence[float]) -> list[float]:
         place = dict(zip(self.staying, values, strict=True))
         return [place.get(layer, math.inf) for layer in range(self.layers)]
+
+
+def loss_gradient(decoder: Decoder, ids: Tensor, hidden: Tensor, *, of: float, counted: Tensor | None) -> Tensor:
+    """Compute the gradient, in what leaves the last layer, of this batch's part of the mean loss over `of` predicted tokens.
+
+    ids: [batch, length]; hidden: [batch, length, width] -> [batch, length, width]. counted: as in predicting().
+    """
+    with torch.enable_grad():
+        hidden = hidden.detach().requires_grad_(True)
+        states, targets = predicting(ids, hidden, counted)
+        loss = chunked_loss(decoder, states, CrossEntropy(targets)) / of
+    return torch.autograd.grad(loss, hidden)[0]
+
+
+def check_differentiable(decoder: Decoder) -> None:
+    """Refuse a model for which a walk back would miss a part of a gradient."""
+    decoder.check_in_one_place("for their gradients")
+    decoder.check_bare("choose a metric without gradients, such as ppl or bi")
+
+
+def layer_gradients(
+    decoder: Decoder, layer: int, ids: Tensor, entering: Tensor, leaving: Tensor, weights: Sequence[Tensor]
+) -> tuple[Sequence[Tensor | None], Tensor]:
+    """Apply the chain rule through one layer: return the gradients in its weights, and in what enters it."""
+    hidden = entering.detach().requires_grad_(True)
+    before = [weight.requires_grad for weight in weights]
+    for weight in weights:
+        weight.requires_grad_(True)
+    try:
+        with torch.enable_grad():
+            after = decoder.step(ids, layer, [State(hidden, {})])[0].hidden
+        in_hidden, *in_weights = torch.autograd.grad(after, (hidden, *weights), leaving, allow_unused=True)
+    finally:
+        for weight, required in zip(weights, before, strict=True):
+            weight.requires_grad_(required)
+    return in_weights, in_hidden
