@@ -14,11 +14,11 @@ import shortstack.decoder.batching
 import shortstack.decoder.decoder
 from shortstack.checkpoint import Checkpoint
 from shortstack.data import Tokens
-from shortstack.errors import CheckpointError, DataError, InputError, ShortstackError
+from shortstack.errors import CheckpointError, DataError, InputError
 from shortstack.machine.device import Compute
 from shortstack.scoring import METRICS, DepthCurve, Scores, depth_curve, score
 from shortstack.scoring.depths import Depth
-from shortstack.scoring.metrics import angular_distance, metric_named, metrics_named
+from shortstack.scoring.metrics import angular_distance, metrics_named
 from zoo import make, tiny
 
 IDS = torch.randint(3, 90, (6, 10), generator=torch.Generator().manual_seed(3))
@@ -97,13 +97,6 @@ def test_each_metric_alone_is_what_it_is_in_company():
         assert score(checkpoint, TOKENS, metrics=[name]).scores[name] == together.scores[name]
 
 
-def test_a_nan_is_an_error_that_names_the_layer(monkeypatch):
-    broken = replace(METRICS["bi"], function=lambda before, after: before[..., 0] * math.nan)
-    monkeypatch.setattr(shortstack.scoring.metrics, "METRICS", {**METRICS, "bi": broken})
-    with pytest.raises(ShortstackError, match=r"metric bi, layer 0.*NaN"):
-        score(Checkpoint.open(tiny("llama")), TOKENS, metrics=["bi"])
-
-
 def test_metrics_that_need_tokens_say_so_and_the_others_do_not_load_the_model(monkeypatch):
     checkpoint = Checkpoint.open(tiny("llama"))
     with pytest.raises(InputError, match="calibration text"):
@@ -159,12 +152,6 @@ def test_scores_that_are_not_scores_are_refused(case):
     data, said = BROKEN[case]
     with pytest.raises(DataError, match=said):
         Scores.from_dict(data, where="scores.json")
-
-
-def test_an_unknown_metric_is_answered_with_the_known_ones():
-    with pytest.raises(InputError, match="random, reverse, magnitude-l1"):
-        metric_named("banana")
-    assert all(metric.formula and metric.paper for metric in METRICS.values())
 
 
 @pytest.mark.parametrize(("model_type", "stream"), [("llama", False), ("gemma2", True), ("mixtral", False)])
