@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from typing import Any
 
 from shortstack.checkpoint import Checkpoint, Model
 from shortstack.checkpoint.weights import TRAINABLE, read_weight
@@ -70,7 +69,12 @@ def score(
         window=window,
         blocks={name: _checked(f"{name} of blocks of {window}", values) for name, values in blocks.items()},
         tokens=tokens.record() if tokens and fed else None,
-        model=_record(checkpoint),
+        model={
+            "source": checkpoint.source,
+            "revision": checkpoint.revision,
+            "model_type": checkpoint.anatomy.model_type,
+            **to_jsonable(checkpoint.sizes),  # by which a plan knows parameters and bytes
+        },
         dtype=decoder.dtype if decoder else None,
         base_loss=run.base_loss if run else None,
         seconds=round(time.perf_counter() - started, 3),
@@ -121,13 +125,3 @@ def _weighed(checkpoint: Checkpoint, metrics: Sequence[Metric], progress: Progre
 
 def _checked(name: str, values: Sequence[float]) -> tuple[float, ...]:
     return tuple(checked(float(value), f"metric {name}, layer {layer}") for layer, value in enumerate(values))
-
-
-def _record(checkpoint: Checkpoint) -> dict[str, Any]:
-    """Return the model in JSON-able data; from its sizes `plan` knows parameters and bytes."""
-    return {
-        "source": checkpoint.source,
-        "revision": checkpoint.revision,
-        "model_type": checkpoint.anatomy.model_type,
-        **to_jsonable(checkpoint.sizes),
-    }
