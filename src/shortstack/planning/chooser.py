@@ -112,7 +112,7 @@ class Choice:
         step = () if self.strategy == "step" else ("step",)
         metric = () if self.how.by_metric else ("metric",)
         window = ("strategy",) if self.how.window else ()
-        excluded = {
+        excluded: dict[str, Sequence[str]] = {
             "step": ("layers",),
             "layers": ("metric", "strategy"),
             "strategy": (*step, *metric),

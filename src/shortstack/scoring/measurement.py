@@ -274,9 +274,10 @@ class Measurement:
 
     def scores(self) -> Values:
         """Return the score of each layer by each metric; infinite for a layer that has gone."""
-        hidden = self._combined([hidden.of_layers(self.staying) for hidden in self.hidden])
-        placed = {name: self._placed(values) for name, values in (hidden | self._outputs(self.singles)).items()}
-        return {metric.name: values for metric, values in self.gradients.items()} | placed
+        by_gradient: Values = {metric.name: values for metric, values in self.gradients.items()}
+        others = self._combined([hidden.of_layers(self.staying) for hidden in self.hidden])
+        others |= self._outputs(self.singles)
+        return by_gradient | {name: self._placed(values) for name, values in others.items()}
 
     def block_scores(self) -> Values:
         """Return the score of each block, by its first layer, by the metrics that score blocks."""
