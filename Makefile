@@ -21,7 +21,7 @@ test: $(VENV)/dev $(VENV)/demo
 	$(BIN)/python -m pytest -n auto --dist worksteal --durations 10
 
 architectures: $(VENV)/conformance
-	$(BIN)/python tests/conformance/page.py
+	PYTHONPATH=tests $(BIN)/python tests/conformance/page.py
 
 tables: $(VENV)/dev
 	$(BIN)/python tests/doc_tables.py

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 from concurrent.futures import Future
 from contextlib import contextmanager
 from pathlib import Path
@@ -30,7 +30,7 @@ SHORT = STUDY.replace("[reverse, ppl]", "[ppl]").replace(
     f"[none, {QUICK}]", "none"
 )  # one trial, of steps that run together
 NAMES = ("key", "kind", "arguments", "inputs")
-VOLATILE = {"seconds", "peak_rss_bytes", "tokens_per_s", "model"}  # of a run, not of what it found
+VOLATILE = {"seconds", "peak_rss_bytes", "tokens_per_s"}  # of a run, not of what it found
 
 
 def make_data(folder: Path) -> Path:
@@ -65,12 +65,15 @@ def found(runs: Path) -> dict[str, Any]:
     """The finished steps and the trials of a run store."""
     with Store.open(Folder(runs), read_only=True) as store:
         done = [row for row in store.steps() if row["state"] == "done"]
-        steps = {row["key"]: (*(row[name] for name in NAMES), _lasting(row["result"])) for row in done}
+        steps = {
+            row["key"]: (*(row[name] for name in NAMES), lasting(row["result"], {*VOLATILE, "model"})) for row in done
+        }
         trials = {row["id"]: (row["settings"], row["state"]) for row in store.trials()}
         return {"steps": steps, "trials": trials, "roles": store.trial_steps()}
 
 
-def _lasting(value: Any) -> Any:
+def lasting(value: Any, volatile: Set[str] = VOLATILE) -> Any:
+    """JSON without the keys that differ from run to run."""
     if isinstance(value, dict):
-        return {key: _lasting(item) for key, item in value.items() if key not in VOLATILE}
-    return [_lasting(item) for item in value] if isinstance(value, list) else value
+        return {key: lasting(item, volatile) for key, item in value.items() if key not in volatile}
+    return [lasting(item, volatile) for item in value] if isinstance(value, list) else value

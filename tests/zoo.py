@@ -10,6 +10,7 @@ import shutil
 import tempfile
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
@@ -69,15 +70,20 @@ CUTS = {"tail": (6, 7), "middle": (3, 4), "first": (0,), "scattered": (1, 4, 6)}
 
 
 def make(model_type: str, directory: Path, *, seed: int = 0, max_shard_size: str = "5GB", **overrides: object) -> Path:
-    """Save a random model of that type, every parameter drawn wide enough that each layer matters."""
-    torch.manual_seed(seed)
+    """Save a random model of that type."""
     config = CONFIG_MAPPING[model_type](**{**ZOO[model_type], **overrides})
+    random_model(config, seed).save_pretrained(directory, max_shard_size=max_shard_size)
+    return directory
+
+
+def random_model(config: Any, seed: int = 0) -> PreTrainedModel:
+    """Every parameter is drawn wide enough that each layer matters."""
+    torch.manual_seed(seed)
     model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(torch.randn_like(parameter) * 0.1)
-    model.save_pretrained(directory, max_shard_size=max_shard_size)
-    return directory
+    return model
 
 
 def edit_config(folder: Path, **fields: object) -> None:
@@ -104,15 +110,16 @@ def tiny(model_type: str) -> Path:
     return make(model_type, Path(folder))
 
 
-def pass_over(model: PreTrainedModel, layers_path: str, removed: Iterable[int]) -> None:
-    """Make those layers return what enters them, in the form they return things in (bare, or first of a tuple)."""
+def pass_over(model: PreTrainedModel, layers_path: str, removed: Iterable[int]) -> PreTrainedModel:
+    """Make those layers return what enters them, in the form they return things in (bare, or first of several)."""
 
     def return_input(_layer, args, kwargs, output):
         hidden = args[0] if args else kwargs["hidden_states"]
-        return (hidden, *output[1:]) if isinstance(output, tuple) else hidden
+        return type(output)((hidden, *output[1:])) if isinstance(output, tuple | list) else hidden
 
     for index in removed:
         model.get_submodule(layers_path)[index].register_forward_hook(return_input, with_kwargs=True)
+    return model
 
 
 def tokenizer(*, bos: bool = False, chat: bool = False) -> PreTrainedTokenizerFast:

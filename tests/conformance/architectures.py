@@ -14,9 +14,10 @@ from typing import Any
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
-from transformers import CONFIG_MAPPING, AutoModelForCausalLM, PreTrainedModel
+from transformers import CONFIG_MAPPING, PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
+import zoo
 from shortstack.architecture.anatomy import UNBUILDABLE
 
 TYPES = tuple(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)
@@ -82,6 +83,7 @@ _LATENTS = (
     "minicpm3 sarvam_mla youtu"
 )
 SLIDING_AND_FULL = ["sliding_attention", "full_attention", "sliding_attention", "sliding_attention"] * 2
+CONVOLUTIONS = ["conv", "conv", "full_attention", "conv", "conv", "full_attention", "conv", "full_attention"]
 DENSE_AND_SPARSE = ["dense", "sparse", "sparse", "dense", "sparse", "dense", "sparse", "sparse"]
 ROPE = {"rope_type": "default", "rope_theta": 10_000.0}
 ROPE_3D = {**ROPE, "mrope_section": [1, 1, 2]}
@@ -124,12 +126,8 @@ VARIETY: Mapping[str, Mapping[str, Any]] = {
         "num_attention_heads_per_layer": [4, 8, 4, 4, 8, 4, 8, 4],
         "mlp_layer_types": DENSE_AND_SPARSE,
     },
-    "lfm2": {
-        "layer_types": ["conv", "conv", "full_attention", "conv", "conv", "full_attention", "conv", "full_attention"]
-    },
-    "lfm2_moe": {
-        "layer_types": ["conv", "conv", "full_attention", "conv", "conv", "full_attention", "conv", "full_attention"]
-    },
+    "lfm2": {"layer_types": CONVOLUTIONS},
+    "lfm2_moe": {"layer_types": CONVOLUTIONS},
     "mamba2": {"num_heads": 8},
     "mellum": {"layer_types": SLIDING_AND_FULL, "mlp_layer_types": DENSE_AND_SPARSE},
     "minimax_m3_vl_text": {"mlp_layer_types": DENSE_AND_SPARSE},
@@ -251,15 +249,12 @@ def _nested(cls: Any, default: Any) -> Any:
 
 
 def make(name: str, directory: Path) -> Path:
-    """Save a random model of that type or variant, every parameter drawn wide enough that each layer matters."""
+    """Save a random model of that type or variant."""
     model_type, extra = VARIANTS.get(name, (name, {}))
-    torch.manual_seed(0)
     cls = CONFIG_MAPPING[model_type]
     config = cls(**small(cls, {**VARIETY.get(model_type, {}), **extra}))
-    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    model = zoo.random_model(config)
     with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(torch.randn_like(parameter) * 0.1)
         stored = model.state_dict()
         for name, buffer in model.named_buffers():
             if name in stored and buffer.is_floating_point():  # routing biases and the like
@@ -279,21 +274,13 @@ def pass_over(model: PreTrainedModel, layers_path: str, removed: tuple[int, ...]
     may be nothing yet.
     """
     carried = CARRIED.get(model.config.model_type)
-
-    def entering(args, kwargs):
-        return args[0] if args else kwargs["hidden_states"]
-
-    def return_input(_layer, args, kwargs, output):
-        hidden = entering(args, kwargs)
-        return type(output)((hidden, *output[1:])) if isinstance(output, tuple | list) else hidden
+    if not carried:
+        return zoo.pass_over(model, layers_path, removed)
 
     def hand_on(*args, **kwargs):
-        return entering(args, kwargs), *(args[slot] if isinstance(slot, int) else kwargs[slot] for slot in carried)
+        hidden = args[0] if args else kwargs["hidden_states"]
+        return hidden, *(args[slot] if isinstance(slot, int) else kwargs[slot] for slot in carried)
 
     for index in removed:
-        layer = model.get_submodule(layers_path)[index]
-        if carried:
-            layer.forward = hand_on
-        else:
-            layer.register_forward_hook(return_input, with_kwargs=True)
+        model.get_submodule(layers_path)[index].forward = hand_on
     return model

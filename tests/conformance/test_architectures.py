@@ -6,26 +6,15 @@ by `make test-slow`, two of them always.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
-import torch
 import transformers
 from architectures import NEEDS, TYPES, VARIANTS
 from outcomes import CUTS, EXACT, outcome
 from page import PAGE, head, line, listed, refused_cuts, written
 
 HERE = transformers.__version__
+pytestmark = pytest.mark.usefixtures("one_thread")
 THERE = PAGE.read_text(encoding="utf-8").partition("of transformers ")[2].partition(",")[0]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    """Tiny matrices: more threads only wait for each other."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.mark.parametrize(

@@ -1,13 +1,22 @@
-"""choose(): the one place where a plan comes from."""
+"""choose(): the one place where a plan comes from; and the nearest exact cut, against trying every cut there is."""
 
+from __future__ import annotations
+
+import itertools
+
+import architectures
 import pytest
 
+from plans import plan
+from shortstack.architecture.anatomy import shortened
+from shortstack.architecture.selfcheck import check_cut
 from shortstack.checkpoint import Checkpoint, Sizes
 from shortstack.data import CalibrationText
-from shortstack.errors import DataError, InputError, PlanError
+from shortstack.errors import ArchitectureError, DataError, InputError, PlanError
 from shortstack.machine.device import Compute
 from shortstack.machine.files import to_jsonable
 from shortstack.planning import Choice, choose
+from shortstack.planning.exactness import aligned
 from shortstack.scoring import Scores, score
 from zoo import speaking, tiny
 
@@ -33,22 +42,33 @@ def test_as_few_layers_go_as_leave_others_that_fit():
 
 
 @pytest.mark.parametrize(
-    ("options", "message"),
+    ("options", "said"),
     [
         ({"step": 1, "strategy": "block", "drop": 2}, "strategy: expected strategy without step"),
-        ({"layers": "1", "strategy": "search"}, "layers: expected layers without strategy"),
-        ({"layers": "1", "metric": "ppl"}, "layers: expected layers without metric"),
         ({"strategy": "lowest", "step": 2, "drop": 4}, "strategy: expected strategy without step"),
         ({"strategy": "search", "metric": "bi", "drop": 4}, "strategy: expected strategy without metric"),
+        ({"layers": "1", "strategy": "search"}, "layers: expected layers without strategy"),
+        ({"layers": "1", "metric": "ppl"}, "layers: expected layers without metric"),
+        ({"layers": "1", "step": 1}, "step: expected step without layers"),
+        ({"layers": "1", "drop": "1"}, "layers: expected only explicit layers"),
+        ({"layers": "1", "keep_first": 2}, "layers: expected the first 2 and last 0 layers to stay"),
+        ({"layers": "6", "keep_last": 2}, "layers: expected the first 0 and last 2 layers to stay"),
         ({}, "how much to remove"),
-        ({"drop": 99}, "between 1 and 7"),
+        ({"drop": 1, "finalists": 3}, "finalists: expected the strategy repaired-blocks, found none"),
+        ({"metric": "ppl", "drop": "1"}, "metric: expected scores for this metric"),
+        ({"metric": "nonsense", "drop": "1"}, "metric: .*nonsense"),
+        ({"params": "lots"}, "params: expected a number and one of K, M, B, T"),
+        ({"params": "0"}, "params: expected a number"),
+        ({"params": "6B", "drop": "25%"}, "expected params without drop"),
+        ({"params": "6B", "memory": "1GB"}, "expected params without memory"),
+        ({"memory": "1GB", "layers": "3"}, "expected memory without layers"),
+        ({"memory": "1GB", "strategy": "block"}, "expected memory without strategy"),
+        ({"memory": "240"}, "memory: .*found 240 without a unit. To fix it: write 240MB or 240GB"),
     ],
 )
-def test_what_excludes_itself_is_refused(options, message):
-    with pytest.raises(InputError, match=message):
-        choose(Checkpoint.open(tiny("llama")), Choice(**options))
-    with pytest.raises(InputError, match="nothing"):
-        Choice(metric="nothing")
+def test_a_choice_that_cannot_be_is_refused(options, said):
+    with pytest.raises(InputError, match=said):
+        choose(8, Choice(**options))
 
 
 @pytest.mark.parametrize(
@@ -73,22 +93,6 @@ def test_a_cut_that_is_moved_keeps_what_was_asked_for(choice, allowed, refused, 
     assert not asked[0](refused)
 
 
-@pytest.mark.parametrize(
-    ("goal", "said"),
-    [
-        ({"params": "lots"}, "params: expected a number and one of K, M, B, T"),
-        ({"params": "6B", "drop": "25%"}, "expected params without drop"),
-        ({"memory": "1GB", "layers": "3"}, "expected memory without layers"),
-        ({"params": "0"}, "params: expected a number"),
-        ({"memory": "1GB", "strategy": "block"}, "expected memory without strategy"),
-        ({"memory": "240"}, "memory: .*found 240 without a unit. To fix it: write 240MB or 240GB"),
-    ],
-)
-def test_goals_that_cannot_be_are_refused(goal, said):
-    with pytest.raises(InputError, match=said):
-        Choice(**goal).check()
-
-
 def test_as_few_layers_go_as_leave_the_parameters_or_bytes_that_were_asked_for():
     checkpoint = Checkpoint.open(tiny("llama"))
     sizes = checkpoint.sizes
@@ -111,13 +115,14 @@ def test_what_all_layers_stay_of_cannot_be_made_smaller():
         Choice("reverse", params="90", keep_first=4, keep_last=4).sized(sizes)
 
 
-def test_scores_without_perplexity_choose_by_the_metric_that_they_have():
-    scores = Scores(8, {"bi": (0.3, 0.1, 0.2, 0.5, 0.6, 0.7, 0.8, 0.9)})
-    fits = lambda kept: len(kept) <= 6  # noqa: E731
-    plan = Choice(fits=fits).plan(scores)
-    assert (plan.removed, plan.strategy) == ((1, 2), "lowest bi")
-    with pytest.raises(InputError, match="one of the scored metrics"):
-        Choice("kl", fits=fits).plan(scores)
+@pytest.mark.parametrize("how", [{"drop": 1}, {"fits": lambda kept: len(kept) <= 2}])
+def test_without_a_named_metric_measured_loss_decides_and_else_the_first_scored(how):
+    bi, ppl = (0.3, 0.2, 0.1), (3.0, 1.0, 2.0)
+    for scores, metric, removed in (({"bi": bi, "ppl": ppl}, "ppl", 1), ({"bi": bi, "kl": ppl}, "bi", 2)):
+        chosen = Choice(**how).plan(Scores(3, scores))
+        assert (chosen.removed, chosen.strategy) == ((removed,), f"lowest {metric}")
+        with pytest.raises(InputError, match=rf"one of the scored metrics \({', '.join(scores)}\)"):
+            Choice("reverse", **how).plan(Scores(3, scores))
 
 
 @pytest.mark.parametrize("source", [8, Scores(8, {"ppl": (1.0,) * 8}, model={"source": "org/m"})])
@@ -139,3 +144,37 @@ def test_scores_that_know_the_sizes_of_their_model_tell_how_many_go():
     chosen = choose(scores, Choice(params="65"))
     assert chosen.plan.removed == (0, 1)
     assert chosen.scores is scores
+
+
+def exact(checkpoint: Checkpoint, removed: tuple[int, ...]) -> bool:
+    wanted, path = plan(8, layers=removed), checkpoint.layer_names.path
+    try:
+        config = shortened(checkpoint.config, checkpoint.blueprint, checkpoint.anatomy, wanted.kept, path)
+        check_cut(config, checkpoint.blueprint, checkpoint.anatomy, wanted.kept, checkpoint.directory)
+    except ArchitectureError:
+        return False
+    return True
+
+
+@pytest.mark.parametrize(
+    ("name", "wanted"),
+    [("jamba", (1, 4)), ("rwkv", (3, 4)), ("gemma4_text", (3, 4)), ("gpt_neox_japanese", (6, 7))],
+)
+def test_the_nearest_exact_cut_is_as_near_as_any(name, wanted, tmp_path):
+    checkpoint = Checkpoint.open(architectures.make(name, tmp_path / "source"))
+    found = aligned(checkpoint, plan(8, layers=wanted))
+    possible = [cut for cut in itertools.combinations(range(8), 2) if exact(checkpoint, cut)]
+    assert found.removed in possible
+    exchanged = min(len(set(cut) ^ set(wanted)) for cut in possible)
+    assert len(set(found.removed) ^ set(wanted)) == exchanged
+    assert found.removed == wanted or found.strategy.endswith("moved to where the cut is exact")
+
+
+def test_a_plan_is_moved_only_to_what_is_allowed(tmp_path):
+    checkpoint = Checkpoint.open(architectures.make("jamba", tmp_path / "source"))
+    free = aligned(checkpoint, plan(8, layers=(1, 4))).removed
+    found = aligned(checkpoint, plan(8, layers=(1, 4)), allowed=lambda cut: max(cut) - min(cut) == 1).removed
+    assert free[1] - free[0] > 1
+    assert found[1] - found[0] == 1
+    assert exact(checkpoint, found)
+    assert aligned(checkpoint, plan(8, layers=(1, 4)), allowed=lambda _cut: False) is None

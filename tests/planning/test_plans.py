@@ -1,26 +1,30 @@
-"""Plans: the amount asked for, the lowest scores, ties to the lower index, and nothing that does not exist."""
+"""Plans: the amount asked for, the lowest scores, ties to the lower index, nothing that does not exist; as JSON and YAML."""
 
 from __future__ import annotations
 
 import itertools
 import json
 import math
+import os
+from pathlib import Path
 
 import pytest
+import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
 from plans import plan
-from shortstack.checkpoint import Sizes
+from shortstack.checkpoint import Checkpoint, Sizes
 from shortstack.errors import DataError, InputError, PlanError
 from shortstack.machine.formats import show_layers
 from shortstack.planning import Plan
 from shortstack.planning.layer_sets import parse_drop, parse_layers
-from shortstack.scoring import Scores
+from shortstack.planning.mergekit import plan_of_kept, read_mergekit, to_mergekit
+from shortstack.scoring import Scores, score
 
 
-def scores(values, name="ppl") -> Scores:
-    return Scores(len(values), {name: tuple(map(float, values))})
+def scores(values) -> Scores:
+    return Scores(len(values), {"ppl": tuple(map(float, values))})
 
 
 @given(st.integers(2, 200), st.integers(0, 9999))
@@ -78,15 +82,7 @@ def test_the_lowest_scores_go_and_ties_to_the_lower_index(values, data):
 def test_explicit_layers_are_removed_whatever_their_order(removed, order):
     text = ",".join(str(layer) for layer in order if layer in removed)
     assert set(plan(31, layers=text).removed) == removed
-    assert set(parse_layers(show_layers(sorted(removed)))) == removed
-
-
-@pytest.mark.parametrize(
-    ("text", "layers"),
-    [("22-24,3", (22, 23, 24, 3)), ("0", (0,)), (" 1 - 2 , 5", (1, 2, 5)), ("4-4", (4,))],
-)
-def test_ranges_are_inclusive(text, layers):
-    assert parse_layers(text) == layers
+    assert set(parse_layers(show_layers(sorted(removed)).replace("-", " - "))) == removed
 
 
 @pytest.mark.parametrize(
@@ -109,30 +105,6 @@ def test_layers_that_cannot_go_are_refused(layers, found):
     with pytest.raises(PlanError) as caught:
         plan(8, layers=layers)
     assert caught.value.found == found
-
-
-@pytest.mark.parametrize(
-    "options",
-    [
-        {},
-        {"layers": "1", "drop": "1"},
-        {"layers": "1", "strategy": "block"},
-        {"layers": "1", "keep_first": 2},
-        {"layers": "6", "keep_last": 2},
-        {"drop": "1", "metric": "ppl"},
-        {"drop": "1", "metric": "nonsense"},
-    ],
-)
-def test_options_that_contradict_each_other_are_refused(options):
-    with pytest.raises(InputError):
-        plan(8, **options)
-
-
-def test_a_metric_that_was_not_scored_is_refused():
-    both = Scores(3, {"bi": (1.0, 2.0, 3.0), "ppl": (3.0, 2.0, 1.0)})
-    assert plan(both, drop=1, metric="bi").removed == (0,)
-    with pytest.raises(InputError, match="bi, ppl"):
-        plan(both, drop=1, metric="reverse")
 
 
 sizes = st.integers(2, 10).flatmap(
@@ -171,6 +143,7 @@ def test_extra_heads_count_before_a_cut_and_not_after():
     assert (sized.bytes.before, sized.bytes.after) == (139, 52)
 
 
+MISSING = object()
 GOOD_PLAN = plan(8, layers="2,5").to_dict()
 
 
@@ -191,17 +164,15 @@ GOOD_PLAN = plan(8, layers="2,5").to_dict()
         {"bytes": 5},
         {"bytes": {"before": 1}},
         {"parameters": {"before": 1, "after": 1, "more": 1}},
+        {"compared": {"tail": "0.1"}},
+        {"compared": [0.1]},
+        *({key: MISSING} for key in ("layers", "removed", "strategy")),
     ],
 )
 def test_a_malformed_plan_is_refused(changes):
+    data = {key: value for key, value in (GOOD_PLAN | changes).items() if value is not MISSING}
     with pytest.raises((DataError, PlanError), match=r"plan\.json"):
-        Plan.from_dict(GOOD_PLAN | changes, where="plan.json")
-
-
-@pytest.mark.parametrize("key", ["layers", "removed", "strategy"])
-def test_a_plan_without_a_key_is_refused(key):
-    with pytest.raises(DataError, match=key):
-        Plan.from_dict({name: value for name, value in GOOD_PLAN.items() if name != key}, where="plan.json")
+        Plan.from_dict(data, where="plan.json")
 
 
 GOOD_SIZES = {"layer_parameters": [1, 2], "layer_bytes": [3, 4], "other_parameters": 5, "other_bytes": 6}
@@ -223,7 +194,85 @@ def test_malformed_sizes_are_refused(changes):
         Sizes.from_dict(GOOD_SIZES | changes, where="scores.json")
 
 
-def test_without_a_named_metric_measured_loss_decides_and_else_the_first_scored():
-    scores = Scores(3, {"random": (0.0, 1.0, 2.0), "ppl": (3.0, 1.0, 2.0)})
-    assert plan(scores, drop=1).removed == (1,)
-    assert plan(Scores(3, {"bi": (0.3, 0.2, 0.1), "random": (0.0, 1.0, 2.0)}), drop=1).removed == (2,)
+@given(st.sets(st.integers(0, 11), min_size=1, max_size=11), st.text(min_size=1))
+def test_slices_of_mergekit_are_those_that_stay(removed, model):
+    wanted = Plan(12, tuple(sorted(removed)), "layers")
+    said = yaml.safe_load(to_mergekit(wanted, model))
+    spans = [each["sources"][0]["layer_range"] for each in said["slices"]]
+    assert "dtype" not in said, "else mergekit converts what it copies"
+    assert {each["sources"][0]["model"] for each in said["slices"]} == {model}
+    assert [layer for start, end in spans for layer in range(start, end)] == list(wanted.kept)
+
+
+def slices(*spans, model="a", **more):
+    return {"slices": [{"sources": [{"model": model, "layer_range": span}]} for span in spans], **more}
+
+
+def test_slices_of_mergekit_are_read(tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_text(yaml.safe_dump(slices([0, 3], [5, 8], merge_method="passthrough")))
+    assert read_mergekit(path) == (0, 1, 2, 5, 6, 7)
+    assert plan_of_kept(read_mergekit(path), 8, where=path).removed == (3, 4)
+    with pytest.raises(PlanError, match="6 layers"):
+        plan_of_kept(read_mergekit(path), 6, where=path)
+    with pytest.raises(PlanError, match="8 in all"):
+        plan_of_kept(range(8), 8, where=path)
+    with pytest.raises(InputError, match="no such file"):
+        read_mergekit(tmp_path / "nowhere.yaml")
+
+
+@pytest.mark.parametrize(
+    ("content", "found"),
+    [
+        (slices([0, 3], [2, 8]), "each layer once"),
+        (slices([5, 8], [0, 3]), "each layer once"),
+        (slices([3, 3]), "layer_range"),
+        (slices([0, 2.5]), "layer_range"),
+        (slices(None), "layer_range"),
+        (slices([0, 3], merge_method="ties"), "passthrough"),
+        ({"slices": slices([0, 3])["slices"] + slices([5, 8], model="b")["slices"]}, "one model"),
+        ({"slices": []}, "slices"),
+        ({"models": []}, "slices"),
+        ([1], "slices"),
+        ({"slices": [{"sources": [{"layer_range": [0, 1]}, {"layer_range": [0, 1]}]}]}, "one source"),
+        (b"\xff\xfe\x00", "a YAML file"),
+        (b"slices:\n- sources: [\nmerge_method: passthrough\n", "mine.yaml, line 4"),
+    ],
+)
+def test_what_is_no_cut_of_one_model_is_refused(content, found, tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_bytes(content if isinstance(content, bytes) else yaml.safe_dump(content).encode())
+    with pytest.raises(InputError, match=found):
+        read_mergekit(path)
+
+
+# The layers that arXiv 2411.15558 and its code remove. The models are large: SHORTSTACK_PAPER_MODELS is a folder of them.
+MODELS = Path(os.environ.get("SHORTSTACK_PAPER_MODELS", "none"))
+# The lists in prune_llm.py, lines 212 to 215, of the authors' repository (yaolu-zjut/Navigation_LLM_layer_pruning).
+BY_WEIGHTS = [
+    ("Qwen1.5-7B", "magnitude-l1-authors", (1, 3, 4, 9, 10, 11, 12, 14)),
+    ("Qwen1.5-7B", "magnitude-l2-authors", (1, 3, 4, 5, 6, 7, 9, 10)),
+    ("vicuna-7b-v1.5", "magnitude-l1-authors", (0, 1, 2, 3, 6, 7, 8, 11)),
+    ("vicuna-7b-v1.5", "magnitude-l2-authors", (0, 1, 3, 6, 7, 8, 9, 11)),
+]
+
+
+@pytest.mark.parametrize(("model", "metric", "removed"), BY_WEIGHTS)
+def test_the_authors_lists_by_weight(model, metric, removed):
+    if not (MODELS / model).is_dir():
+        pytest.skip(f"no {model} in the folder that SHORTSTACK_PAPER_MODELS names")
+    scores = score(Checkpoint.open(MODELS / model), metrics=[metric])
+    assert plan(scores, metric=metric, drop=8).removed == removed
+
+
+@pytest.mark.parametrize(
+    ("layers", "drop", "removed"),
+    [
+        (32, 8, "5 6 10 11 15 22 25 26"),
+        (32, 16, "5 6 9 10 11 12 14 15 16 19 20 22 24 25 26 28"),
+        (26, 6, "6 9 12 16 19 25"),
+    ],
+)
+def test_the_authors_random_lists(layers, drop, removed):
+    found = plan(layers, metric="random-authors", drop=drop, seed=42).removed
+    assert found == tuple(map(int, removed.split()))

@@ -11,7 +11,6 @@ from shortstack.data import Tokens
 from shortstack.data.tokens import Kind
 from shortstack.decoder import Decoder
 from shortstack.decoder.decoder import UNPRUNED
-from shortstack.planning import Choice, choose
 from shortstack.scoring import METRICS, Scores, score
 from shortstack.scoring.measurement import Measurement, MeasurementSpec
 from zoo import tiny
@@ -80,6 +79,8 @@ def test_together_they_count_by_their_weights_and_by_what_is_lost():
         lost = [losses(directory, [first, first + 1], rows) - losses(directory, [], rows) for rows in ROWS]
         assert math.log(scores.blocks["ppl"][first]) == pytest.approx(mean(lost), rel=1e-4, abs=1e-5)
     assert scores.base_loss == pytest.approx(mean([losses(directory, [], rows) for rows in ROWS]), rel=1e-5)
+    assert scores.kinds == ("prose", "chat", "copying")
+    assert Scores.from_dict(scores.to_dict(), where="file") == scores
 
 
 def test_gradients_are_of_the_mean_by_weight():
@@ -105,24 +106,6 @@ def test_of_one_kind_all_is_as_without_kinds():
         assert values == pytest.approx(plain.scores[name], rel=1e-9), name
     assert alone.kinds == ("a",)
     assert plain.kinds == ()
-
-
-def test_scores_of_kinds_are_read_again():
-    scores = score(Checkpoint.open(tiny("llama")), MIXED, metrics=["ppl", "bi"])
-    assert scores.kinds == ("prose", "chat", "copying")
-    assert Scores.from_dict(scores.to_dict(), where="file") == scores
-
-
-def test_layers_go_one_after_the_other_by_the_mean_of_kinds():
-    checkpoint, removed = Checkpoint.open(tiny("llama")), []
-    chosen = choose(checkpoint, Choice("kl", 3, step=2), MIXED).plan.removed
-    while len(removed) < 3:
-        rest = [layer for layer in range(8) if layer not in removed]
-        value = {
-            layer: mean([divergence(checkpoint.directory, [*removed, layer], rows) for rows in ROWS]) for layer in rest
-        }
-        removed += sorted(rest, key=value.__getitem__)[: min(2, 3 - len(removed))]
-    assert list(chosen) == sorted(removed)
 
 
 def test_loss_and_divergence_of_a_set_are_the_means_of_its_kinds():

@@ -1,4 +1,6 @@
-"""score() against naive loops over transformers, one model copy per layer; and what its results must not depend on."""
+"""score() and depth_curve() against naive loops over transformers, one model copy per layer or depth; what results must not
+depend on; and metrics against closed forms.
+"""
 
 import math
 from dataclasses import replace
@@ -12,15 +14,15 @@ import shortstack.decoder.batching
 import shortstack.decoder.decoder
 from shortstack.checkpoint import Checkpoint
 from shortstack.data import Tokens
-from shortstack.errors import CheckpointError, InputError, ShortstackError
+from shortstack.errors import CheckpointError, DataError, InputError
 from shortstack.machine.device import Compute
-from shortstack.scoring import METRICS, score
+from shortstack.scoring import METRICS, DepthCurve, Scores, depth_curve, score
+from shortstack.scoring.depths import Depth
+from shortstack.scoring.metrics import angular_distance, metrics_named
 from zoo import make, tiny
 
 IDS = torch.randint(3, 90, (6, 10), generator=torch.Generator().manual_seed(3))
-TOKENS = Tokens(IDS, "made", False, 0)
-
-
+TOKENS = Tokens.given(IDS)
 WALKED = {name for name in METRICS if METRICS[name].feed != "layers"}
 
 
@@ -95,13 +97,6 @@ def test_each_metric_alone_is_what_it_is_in_company():
         assert score(checkpoint, TOKENS, metrics=[name]).scores[name] == together.scores[name]
 
 
-def test_a_nan_is_an_error_that_names_the_layer(monkeypatch):
-    broken = replace(METRICS["bi"], function=lambda before, after: before[..., 0] * math.nan)
-    monkeypatch.setattr(shortstack.scoring.metrics, "METRICS", {**METRICS, "bi": broken})
-    with pytest.raises(ShortstackError, match=r"metric bi, layer 0.*NaN"):
-        score(Checkpoint.open(tiny("llama")), TOKENS, metrics=["bi"])
-
-
 def test_metrics_that_need_tokens_say_so_and_the_others_do_not_load_the_model(monkeypatch):
     checkpoint = Checkpoint.open(tiny("llama"))
     with pytest.raises(InputError, match="calibration text"):
@@ -120,3 +115,82 @@ def test_codes_in_one_byte_are_not_weighed_without_their_scales(metric, tmp_path
     save_file(stored, file, metadata={"format": "pt"})
     with pytest.raises(CheckpointError, match=f"expected 16 or 32 bit floating point weights.*{name} in F8_E4M3"):
         score(Checkpoint.open(source), metrics=[metric], progress=lambda *_, **__: pytest.fail("something is weighed"))
+
+
+def test_angular_distance_of_the_same_an_orthogonal_and_the_opposite_direction():
+    x = torch.tensor([[1.0, 0.0]]).expand(3, 2)
+    y = torch.tensor([[2.0, 0.0], [0.0, 5.0], [-1.0, 0.0]])
+    torch.testing.assert_close(angular_distance(x, y), torch.tensor([0.0, 0.5, 1.0]))
+
+
+def test_all_is_every_metric_of_layers_but_the_authors_variants():
+    names = [metric.name for metric in metrics_named(["all"])]
+    assert names == [name for name in METRICS if not name.endswith("-authors")]
+    assert [metric.name for metric in metrics_named(["bi", "bi"])] == ["bi"]
+
+
+WHOLE = Scores(3, {"ppl": (3.0, 1.0, 2.0)}, window=2, blocks={"ppl": (4.0, 5.0)}).to_dict()
+BROKEN = {
+    "empty": ({}, "'layers'"),
+    "another depth": (WHOLE | {"layers": 7}, "7 numbers"),
+    "a depth with a point": (WHOLE | {"layers": 3.0}, "a layer count"),
+    "a list": (WHOLE | {"scores": []}, "no attribute"),
+    "one number": (WHOLE | {"scores": {"ppl": 5}}, "not iterable"),
+    "words": (WHOLE | {"scores": {"ppl": ["x"] * 3}}, "could not convert"),
+    "no float": (WHOLE | {"scores": {"ppl": [10**400] * 3}}, "too large"),
+    "below all": (WHOLE | {"scores": {"ppl": [-math.inf] * 3}}, "3 numbers for ppl"),
+    "no scores": (WHOLE | {"scores": {}, "blocks": {}}, "at least one metric"),
+    "too few": (WHOLE | {"scores": {"ppl": [1.0, 2.0]}}, "3 numbers for ppl"),
+    "too few blocks": (WHOLE | {"blocks": {"ppl": [1.0]}}, "2 numbers for ppl of blocks of 2"),
+    "blocks of none": (WHOLE | {"window": 0}, "blocks of 1 to 3 layers"),
+    "blocks of no size": (WHOLE | {"window": None}, "blocks of 1 to 3 layers"),
+}
+
+
+@pytest.mark.parametrize("case", BROKEN)
+def test_scores_that_are_not_scores_are_refused(case):
+    data, said = BROKEN[case]
+    with pytest.raises(DataError, match=said):
+        Scores.from_dict(data, where="scores.json")
+
+
+@pytest.mark.parametrize(("model_type", "stream"), [("llama", False), ("gemma2", True), ("mixtral", False)])
+def test_every_depth_is_what_the_cut_model_gives(model_type, stream):
+    checkpoint = Checkpoint.open(tiny(model_type))
+    found = depth_curve(checkpoint, TOKENS, compute=Compute(stream=stream))
+    assert [depth.layers for depth in found.depths] == [8, 7, 6, 5, 4, 3, 2, 1]
+    tails = [list(range(kept, 8)) for kept in range(8, 0, -1)]
+    losses = naive.losses(checkpoint.directory, IDS, tails)
+    assert [depth.loss for depth in found.depths] == pytest.approx(losses, rel=2e-5)
+    assert [depth.perplexity for depth in found.depths] == pytest.approx([math.exp(loss) for loss in losses], rel=1e-4)
+    kls = naive.divergences(checkpoint.directory, IDS, tails)
+    assert [depth.kl for depth in found.depths] == pytest.approx(kls, rel=1e-4, abs=1e-6)
+
+
+def test_it_costs_each_layer_once_and_a_head_for_each_depth(monkeypatch):
+    seen, calls, loaded = [], [0] * 8, Checkpoint.model
+
+    def counted(self, **options):
+        model = loaded(self, **options)
+        for number, layer in enumerate(model.model.layers):
+            layer.self_attn.register_forward_hook(
+                lambda *_, number=number: calls.__setitem__(number, calls[number] + 1)
+            )
+        return model
+
+    monkeypatch.setattr(Checkpoint, "model", counted)
+    depth_curve(
+        Checkpoint.open(tiny("llama")), TOKENS, progress=lambda _stage, done, total, **_: seen.append((done, total))
+    )
+    head = (seen[-1][1] - 8) / (8 + 1)
+    assert head == int(head), "eight layers, a head for each depth and one for the reference"
+    assert seen[-1][0] == seen[-1][1]
+    assert calls == [2] * 8, "once to learn how layers hand on, once to walk"
+
+
+def test_layers_can_go_until_the_first_depth_that_loses_too_much():
+    losses = (2.0, 2.1, 2.0 + math.log(1.5) - 1e-9, 2.2, 2.0 + math.log(1.5) + 1e-9, 2.0)
+    curve = DepthCurve(tuple(Depth(6 - gone, loss, 0.0, 0.0) for gone, loss in enumerate(losses)))
+    assert curve.removable == 3
+    assert DepthCurve(curve.depths[:4]).removable == 3
+    assert DepthCurve(curve.depths[:1]).removable == 0

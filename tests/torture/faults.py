@@ -21,6 +21,7 @@ import pytest
 from power import CALLS, unescaped
 
 from documents import data_folder
+from studies import lasting
 from zoo import speaking
 
 STUDY = """models: [m]
@@ -34,7 +35,6 @@ RECIPE = """title: small
 plan: {metric: reverse, drop: 2}
 heal: {method: partial, last: 1, max_steps: 4, max_length: 32, max_samples: 16}
 """
-VOLATILE = {"seconds", "peak_rss_bytes", "tokens_per_s"}  # of results: they differ from run to run
 Digests = Mapping[str, Any]
 TOLD = ("README.md", "report.html", "shrink.json")  # beside a shortened model; they say how long it took
 
@@ -243,14 +243,8 @@ def _files(path: Path) -> Iterator[Path]:
 def _digest(path: Path, place: Path) -> str:
     content = path.read_bytes().replace(str(place).encode(), b".")
     if path.name == "shortstack.json" or path.suffix == ".json":
-        content = json.dumps(_lasting(json.loads(content)), sort_keys=True).encode()
+        content = json.dumps(lasting(json.loads(content)), sort_keys=True).encode()
     return hashlib.sha256(content).hexdigest()
-
-
-def _lasting(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {key: _lasting(item) for key, item in value.items() if key not in VOLATILE}
-    return [_lasting(item) for item in value] if isinstance(value, list) else value
 
 
 RESULTS = ("*.safetensors", "config.json", "scores.json", "evaluation.json")
@@ -260,7 +254,7 @@ def results_of(place: Path, verb: Verb, said: str) -> dict[str, Any]:
     """Return what the verb gives: digests, of a study those of its artefacts by their keys, or what it said."""
     if not verb.output:
         found, _ = json.JSONDecoder().raw_decode(said[said.index("{") :])
-        return {"said": _lasting(found)}
+        return {"said": lasting(found)}
     if verb.output == "runs":
         files = [path for pattern in RESULTS for path in (place / "runs" / "artefacts").glob(f"*/{pattern}")]
         return {str(path.relative_to(place)): _digest(path, place) for path in sorted(files)}

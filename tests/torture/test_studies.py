@@ -22,16 +22,15 @@ from shortstack.runs import Store
 from shortstack.runs.folder import Folder
 from shortstack.study import run_study
 from shortstack.study.workers import Launch
-from studies import found, inline
-from zoo import speaking
+from studies import found, inline, write_study
 
 ROUNDS = max(3, int(os.environ.get("TORTURE_TRIALS", "0")) // 20)
 STUDY = """
-models: [{place}/m]
+models: [$TINY/model]
 metrics: [reverse, random]
 seeds: [0, 1]
 drop: [1, 2]
-evaluation: {{perplexity: ["{place}/text.txt"], length: 16, samples: 2, collapse_check: false}}
+evaluation: {perplexity: [$TINY/text.txt], length: 16, samples: 2, collapse_check: false}
 """
 CALLS = (  # by which the driver takes a result in
     "shortstack.runs.folder:shutil.rmtree",
@@ -108,14 +107,12 @@ def check_whole(runs: Path) -> int:
     return len(results)
 
 
+@pytest.mark.usefixtures("named_data")
 def test_a_study_that_is_killed_anywhere_ends_as_one_to_which_nothing_happens(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("shortstack.study.runner.PACE", 0.0)
-    speaking(tmp_path / "m", num_hidden_layers=4, hidden_size=16, intermediate_size=16, num_key_value_heads=4)
-    (tmp_path / "text.txt").write_text("the walk visits every layer once and in order " * 40)
-    study = tmp_path / "study.yaml"
-    study.write_text(STUDY.format(place=tmp_path))
+    study = write_study(tmp_path, STUDY)
     run_study(study, tmp_path / "whole", launcher=inline, keep="all")
     expected = found(tmp_path / "whole")
     for seed in range(ROUNDS):

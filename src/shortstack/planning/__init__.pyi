@@ -4,7 +4,7 @@ from . import layer_sets as layer_sets
 from . import measured as measured
 from . import mergekit as mergekit
 from . import plans as plans
-from .choice import Choice as Choice
+from .chooser import Choice as Choice
 from .chooser import Chosen as Chosen
 from .chooser import Cut as Cut
 from .chooser import choose as choose

@@ -1,10 +1,13 @@
-"""Where every plan comes from: choose() is told what is wanted and gives the layers that go; check_choice() only asks."""
+"""Where every plan comes from: choose() is told by a Choice what is wanted and gives the layers that go.
+
+check_choice() only asks.
+"""
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence, Set
-from dataclasses import replace
+from collections.abc import Callable, Sequence, Set
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, NamedTuple
 
 from shortstack.checkpoint import Sizes
@@ -12,18 +15,187 @@ from shortstack.data import Rows
 from shortstack.data.tokens import CalibrationText, Tokens
 from shortstack.errors import InputError, PlanError
 from shortstack.machine.device import AUTO, Compute
+from shortstack.machine.formats import size
+from shortstack.machine.options import check_options, option
 from shortstack.machine.progress import Progress, in_notebooks
 from shortstack.machine.typed import typed
-from shortstack.planning.choice import Choice
-from shortstack.planning.layer_sets import fewest
+from shortstack.planning.layer_sets import (
+    FINALISTS,
+    Removal,
+    check_removal,
+    fewest,
+    parse_drop,
+    parse_goal,
+    parse_layers,
+    staying_ends,
+)
+from shortstack.planning.layer_sets import check_choice as check_amount
 from shortstack.planning.plans import Plan
-from shortstack.scoring.scores import Scores
+from shortstack.planning.strategies import STRATEGIES, Strategy, layer_values
+from shortstack.scoring import METRICS, Scores
+from shortstack.scoring.metrics import Metric, metric_named, removal_order
 
 if TYPE_CHECKING:
     from shortstack.checkpoint import Checkpoint, Model
     from shortstack.machine.memory import Requirements
 
 Source = Tokens | CalibrationText | Rows  # what is looked at: see tokens_of()
+GOALS = ("params", "memory")  # in the order of Sizes.of()
+Fits = Callable[[Sequence[int]], bool]  # whether a model of these kept layers is small enough
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Which layers go.
+
+    fits: in place of drop, how small the model must be: as few layers go as leave others that fit.
+    """
+
+    metric: str | None = option(None, help=f"How to choose: {', '.join(METRICS)}. Default ppl.")
+    drop: str | int | None = option(None, help="How much to remove: 25% of the layers (rounded half up), or a count.")
+    params: str | None = option(
+        None, help="Remove the fewest layers that bring the model down to this many parameters: 6B, 350M."
+    )
+    memory: str | None = option(None, help="Remove the fewest layers that bring the weights down to this size: 4GB.")
+    layers: str | Sequence[int] | None = option(None, help="Remove exactly these: 22-29,3 (from 0, ranges inclusive).")
+    step: int | None = option(None, help="Remove this many layers at a time, rescoring after each removal.", minimum=1)
+    strategy: str | None = option(
+        None,
+        help=f"How to go by the metric, or another way to choose: {', '.join(STRATEGIES)}. Default lowest.",
+        choices=tuple(STRATEGIES),
+    )
+    finalists: int = option(
+        FINALISTS,
+        help="Candidate layer sets that repaired-blocks repairs and compares with the best single block; 0: none.",
+        minimum=0,
+    )
+    keep_first: int = option(0, help="Never remove the first n layers.", minimum=0)
+    keep_last: int = option(0, help="Never remove the last n layers.", minimum=0)
+    fits: Fits | None = None
+
+    def __post_init__(self) -> None:
+        check_options(self)
+        metric_named(self.name)
+
+    @property
+    def name(self) -> str:
+        """The metric that counts where none is named."""
+        return self.metric or "ppl"
+
+    @property
+    def by(self) -> Metric:
+        return metric_named(self.name)
+
+    @property
+    def how(self) -> Strategy:
+        """The strategy that is named, or that a step stands for."""
+        return STRATEGIES[self.strategy or ("lowest" if self.step is None else "step")]
+
+    @property
+    def needs_text(self) -> bool:
+        """Whether the choice depends on what the model computes on a text."""
+        return self.layers is None and self.by.needs_text
+
+    @property
+    def measures(self) -> bool:
+        """Whether shorter models are measured, for which scores of the whole model are not enough."""
+        return self.layers is None and self.how.feed == "model"
+
+    def check(self) -> None:
+        """Say what is wrong before any model is opened.
+
+        Raises:
+            InputError: ways to choose that exclude each other.
+            PlanError: nothing says how much goes, or what says it cannot be read.
+        """
+        said = {name for name, value in vars(self).items() if value is not None}
+        step = () if self.strategy == "step" else ("step",)
+        metric = () if self.how.by_metric else ("metric",)
+        window = ("strategy",) if self.how.window else ()
+        excluded: dict[str, Sequence[str]] = {
+            "step": ("layers",),
+            "layers": ("metric", "strategy"),
+            "strategy": (*step, *metric),
+            "params": ("memory", "drop", "layers", *window),
+            "memory": ("drop", "layers", *window),
+        }
+        for name, others in excluded.items():
+            beside = [other for other in others if {name, other} <= said]
+            if beside:
+                found, expected = f"{beside[0]} as well", f"{name} without {beside[0]}"
+                raise InputError(found, expected=expected, fix="give only one of them", option=name)
+        if self.finalists != FINALISTS and not self.how.finalists:
+            name = next(strategy.name for strategy in STRATEGIES.values() if strategy.finalists)
+            fix = f"choose by {name}, or leave it out"
+            raise InputError(self.strategy or "none", expected=f"the strategy {name}", fix=fix, option="finalists")
+        for name in said & {*GOALS}:
+            parse_goal(name, getattr(self, name))
+        if said.isdisjoint(("fits", *GOALS)):
+            check_amount(self.drop, self.layers)
+
+    def sized(self, sizes: Sizes) -> Choice:
+        """Put `fits` in place of a number of parameters or bytes, which a model's sizes tell."""
+        name = next((name for name in GOALS if getattr(self, name) is not None), None)
+        if name is None:
+            return self
+        place, most = GOALS.index(name), parse_goal(name, getattr(self, name))
+        layers = range(len(sizes.layer_bytes))
+        may_go = staying_ends(len(layers), 1, self.keep_first, self.keep_last)
+        stay = [layer for layer in layers if layer not in may_go]
+        smallest = [sizes.of(kept)[place] for kept in ([stay] if stay else [[layer] for layer in layers])]
+        whole, least = sizes.of(layers)[place], min(smallest)
+        shown = size if name == "memory" else "{:,}".format
+        if most >= whole:
+            expected, fix = f"less than the model's {shown(whole)}", "ask for less, or leave it as it is: it fits"
+            raise PlanError(shown(most), expected=expected, fix=fix, option=name)
+        if most < least:
+            expected, fix = f"at least {shown(least)}, which the largest cut leaves", "ask for at least that"
+            raise PlanError(shown(most), expected=expected, fix=fix, option=name)
+        return replace(self, params=None, memory=None, fits=lambda kept: sizes.of(kept)[place] <= most)
+
+    def removal(self, layers: int, seed: int = 0) -> Removal:
+        """Return how many of a model's layers go, and which may."""
+        amount = parse_drop(self.drop or 0, layers)
+        allowed = staying_ends(layers, amount, self.keep_first, self.keep_last)
+        return Removal(amount, allowed, self.by, self.step, seed, self.finalists)
+
+    def plan(self, source: Scores | int, seed: int = 0) -> Plan:
+        """Return the plan that follows from scores, or from a number of layers by a metric that needs no scores."""
+        layers = source if isinstance(source, int) else source.layers
+        if self.layers is not None:
+            return self._named(layers)
+        metric, strategy = self.by, self.how
+        if isinstance(source, Scores):
+            metric = metric_named(self.metric or source.default_metric)
+        if self.fits is not None:
+            ends = staying_ends(layers, 1, self.keep_first, self.keep_last)
+            order = [layer for layer in removal_order(layer_values(source, metric, seed)) if layer in ends]
+            return Plan(layers, fewest(order, layers, self.fits), f"lowest {metric.name}")
+        return strategy.function(source, replace(self.removal(layers, seed), metric=metric))
+
+    def _named(self, count: int) -> Plan:
+        named = parse_layers(self.layers) if isinstance(self.layers, str) else tuple(self.layers or ())
+        check_removal(named, count, option="layers")
+        may_go = range(self.keep_first, count - self.keep_last)
+        if staying := sorted(layer for layer in named if layer not in may_go):
+            expected = f"the first {self.keep_first} and last {self.keep_last} layers to stay"
+            raise PlanError(f"layer {staying[0]}", expected=expected, fix="name other layers", option="layers")
+        return Plan(count, tuple(sorted(named)), "layers")
+
+    def like(self, layers: int) -> Plan:
+        """Make a plan of the same size at once: what does not fit the model or the disk is said before it is scored."""
+        if self.fits is not None:
+            ends = range(self.keep_first, layers - self.keep_last)
+            return Plan(layers, fewest(ends[::-1], layers, self.fits), "tail")
+        tail = Choice("reverse", self.drop, keep_first=self.keep_first, keep_last=self.keep_last)
+        return (self if self.layers is not None else tail).plan(layers)
+
+    def allows(self, layers: int, removed: Set[int]) -> bool:
+        """Say whether a cut keeps what must be kept, is one window where that was asked for, and leaves what fits."""
+        inside = self.keep_first <= min(removed) and max(removed) < layers - self.keep_last
+        window = not self.how.window or max(removed) - min(removed) < len(removed)
+        small = self.fits is None or self.fits([layer for layer in range(layers) if layer not in removed])
+        return inside and window and small
 
 
 class Chosen(NamedTuple):
@@ -100,12 +272,12 @@ def choose(
             tokens = _tokens(checkpoint, source, compute, progress) if choice.by.needs_text else None
             scores = score(checkpoint, tokens, metrics=[choice.name], compute=compute, progress=progress)
         wanted = choice.plan(scores, compute.seed)
-    exact, allowed = None, functools.partial(choice.allows, layers)
     if choice.layers is None:
-        exact = aligned(checkpoint, wanted, allowed=allowed, progress=progress)
-    if exact is None:
-        pruned_config(checkpoint, wanted)  # says why the cut is not exact
-    return Chosen(exact or wanted, wanted, scores)
+        allowed = functools.partial(choice.allows, layers)
+        if exact := aligned(checkpoint, wanted, allowed=allowed, progress=progress):
+            return Chosen(exact, wanted, scores)
+    pruned_config(checkpoint, wanted)  # says why the cut is not exact
+    return Chosen(wanted, wanted, scores)
 
 
 def _unopened(source: Scores | int, choice: Choice, seed: int) -> Plan:
@@ -119,13 +291,11 @@ def _unopened(source: Scores | int, choice: Choice, seed: int) -> Plan:
 
 
 def _no_model(source: Scores | int) -> InputError:
-    known = source.model.get("source", "scores") if isinstance(source, Scores) else "the model"
-    return InputError(
-        "scores of the whole model" if isinstance(source, Scores) else "its number of layers",
-        expected="a model, to measure shorter forms of it",
-        fix="name the model instead",
-        where=str(known),
-    )
+    found, where = "its number of layers", "the model"
+    if isinstance(source, Scores):
+        found, where = "scores of the whole model", source.model.get("source", "scores")
+    expected, fix = "a model, to measure shorter forms of it", "name the model instead"
+    return InputError(found, expected=expected, fix=fix, where=where)
 
 
 def sized_choice(checkpoint: Checkpoint, choice: Choice) -> Choice:
@@ -174,7 +344,7 @@ def check_choice(
     from shortstack.decoder import Decoder, calibration_tokens
     from shortstack.decoder.requirements import requirements
     from shortstack.machine.memory import Requirements
-    from shortstack.scoring.gradients import check_differentiable
+    from shortstack.scoring.measurement import check_differentiable
 
     sized, layers = sized_choice(checkpoint, choice), checkpoint.anatomy.layers
     if not sized.measures and not sized.needs_text:

@@ -241,14 +241,3 @@ def check_removal(removed: Sequence[int], layers: int, *, option: str = "", wher
         refuse("at least one layer to stay", f"all {layers} removed")
     if not removed:
         refuse("at least one layer to remove", "none")
-
-
-def check_kept_ends(removed: Sequence[int], layers: int, keep_first: int, keep_last: int) -> None:
-    bad = [layer for layer in removed if layer < keep_first or layer >= layers - keep_last]
-    if bad:
-        raise PlanError(
-            f"layer {bad[0]}",
-            expected=f"the first {keep_first} and last {keep_last} layers to stay",
-            fix="name other layers",
-            option="layers",
-        )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 
@@ -30,8 +30,7 @@ from shortstack.repairing.cut_families import repaired_windows
 from shortstack.repairing.fold_points import check_refittable
 from shortstack.repairing.repairer import RepairWalk
 from shortstack.scoring import METRICS
-from shortstack.scoring.gradients import check_differentiable
-from shortstack.scoring.measurement import Measurement, MeasurementSpec
+from shortstack.scoring.measurement import Measurement, MeasurementSpec, check_differentiable
 
 CHEAPEST = 500  # sets, among which finalists that are not alike are looked for
 KL = METRICS["kl"]
@@ -119,11 +118,8 @@ def search(
     _measure(decoder, held_out, finalists, judged, progress, "held out")
     (best,) = _best({cut: judged[cut] for cut in finalists}, 1)
     compared = {"search": judged[best], **{name: judged[cut] for name, cut in named.items()}, "tail": judged[tail]}
-    return replace(
-        Plan(len(decoder.layers), tuple(sorted(best)), "search by kl"),
-        compared=compared,
-        compared_by="KL divergence from the unpruned model",
-    )
+    removed, measure = tuple(sorted(best)), "KL divergence from the unpruned model"
+    return Plan(len(decoder.layers), removed, "search by kl", compared=compared, compared_by=measure)
 
 
 def _beginnings(
@@ -194,11 +190,8 @@ def repaired_blocks(decoder: Decoder, tokens: Tokens, removal: Removal, *, progr
         measured[layers] = divergence
     best = min(measured, key=measured.__getitem__)
     compared = {show_layers(layers): divergence for layers, divergence in measured.items()}
-    return replace(
-        Plan(len(decoder.layers), best, "blocks, repaired"),
-        compared=compared,
-        compared_by="KL divergence from the unpruned model after repair",
-    )
+    measure = "KL divergence from the unpruned model after repair"
+    return Plan(len(decoder.layers), best, "blocks, repaired", compared=compared, compared_by=measure)
 
 
 def _candidates(decoder: Decoder, tokens: Tokens, removal: Removal, progress: Progress) -> dict[tuple[int, ...], float]:

@@ -32,9 +32,11 @@ def to_mergekit(plan: Plan, model: str) -> str:
         layer_range: [5, 8]
     merge_method: passthrough
     """
+    name = str(yaml.safe_dump(model, width=10**6)).removesuffix("\n").removesuffix("\n...")
     slices = "".join(
-        f"- sources:\n  - model: {_scalar(model)}\n    layer_range: [{start}, {end}]\n"
-        for start, end in _runs(plan.kept)
+        f"- sources:\n  - model: {name}\n    layer_range: [{before + 1}, {end}]\n"
+        for before, end in pairwise([-1, *sorted(plan.removed), plan.layers])
+        if before + 1 < end
     )
     return f"slices:\n{slices}merge_method: {METHOD}\n"
 
@@ -83,22 +85,3 @@ def _source(part: Any, path: object) -> tuple[str, tuple[int, int]]:
         expected = "a slice with one source and a layer_range like [0, 12]"
         raise DataError(str(part)[:80], expected=expected, fix=FIX, where=path)
     return str(source.get("model", "")), (span[0], span[1])
-
-
-def _runs(layers: Sequence[int]) -> list[tuple[int, int]]:
-    """Write ascending layers as ranges that end before their last number.
-
-    >>> _runs([0, 1, 4])
-    [(0, 2), (4, 5)]
-    """
-    runs: list[list[int]] = []
-    for layer in layers:
-        if runs and layer == runs[-1][1]:
-            runs[-1][1] += 1
-        else:
-            runs.append([layer, layer + 1])
-    return [(start, end) for start, end in runs]
-
-
-def _scalar(text: str) -> str:
-    return str(yaml.safe_dump(text, width=10**6)).removesuffix("\n").removesuffix("\n...")

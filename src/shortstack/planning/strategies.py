@@ -44,11 +44,6 @@ class Strategy:
     window: bool = False
     finalists: bool = False
 
-    @property
-    def measures(self) -> bool:
-        """Whether shorter models are measured, for which scores of the whole model are not enough."""
-        return self.feed == "model"
-
 
 def lowest_scores(scores: Scores | int, removal: Removal) -> Plan:
     """Remove the layers with the lowest scores."""

@@ -1,6 +1,6 @@
 """How large and how fast a model is: parameters, operations, cache, and timed prefill and decoding.
 
-`counts` does not depend on the machine; `speed` does.
+Counts do not depend on the machine; speeds do.
 """
 
 from lazy_loader import attach_stub

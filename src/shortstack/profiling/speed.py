@@ -94,14 +94,7 @@ def ratio(above: Sequence[float], below: Sequence[float]) -> Ratio:
     return Ratio(statistics.median(ratios), ratios[place - 1], ratios[count - place], covers(place))
 
 
-@torch.no_grad()
-def speeds(
-    models: Sequence[PreTrainedModel],
-    load: Load = Load(),
-    *,
-    repeats: int = 5,
-    progress: Progress = silent,
-) -> list[Speeds]:
+def speeds(models: Sequence[PreTrainedModel], load: Load, *, repeats: int, progress: Progress = silent) -> list[Speeds]:
     """Return the speed of each model under one load: a turn to warm up, then `repeats` that count.
 
     In each turn every model runs once, and the next turn begins with the next model.
@@ -150,7 +143,7 @@ class _Clock(BaseStreamer):  # type: ignore[misc]  # transformers is untyped her
         self.times.append(time.perf_counter())
 
     def end(self) -> None:
-        """Do nothing after the last token, when generate() calls it."""
+        """Do nothing after the last token."""
 
 
 @torch.no_grad()

@@ -1,4 +1,3 @@
-from . import gradients as gradients
 from . import measurement as measurement
 from . import metrics as metrics
 from . import scorer as scorer

@@ -5,25 +5,25 @@ from __future__ import annotations
 import math
 import time
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from shortstack.charts.chart import Chart, Point, Series, axis, in_thousands
+from shortstack.charts.drawing import HEIGHT
+from shortstack.charts.picture import Named, Panel, Picture
 from shortstack.checkpoint import Checkpoint, Model
 from shortstack.data import CalibrationText, Rows, Tokens
 from shortstack.decoder import Decoder, tokens_of
 from shortstack.decoder.decoder import SkippedLayers
 from shortstack.machine.device import AUTO, Compute
 from shortstack.machine.files import to_jsonable
-from shortstack.machine.formats import counted
+from shortstack.machine.formats import counted, number
 from shortstack.machine.numbers import checked, perplexity
 from shortstack.machine.progress import Progress, in_notebooks
 from shortstack.machine.tables import Column, Table, Tabled
 from shortstack.machine.typed import typed
 from shortstack.scoring.measurement import Measurement, MeasurementSpec
 from shortstack.scoring.metrics import METRICS
-
-if TYPE_CHECKING:
-    from shortstack.charts import Picture
-
+from shortstack.scoring.pictures import text_read
 
 TOLERATED = math.log(1.5)  # a perplexity half as high again
 
@@ -59,9 +59,21 @@ class DepthCurve(Tabled):
 
     def plot(self) -> Picture:
         """Draw perplexity and KL divergence over the layers that are cut."""
-        from shortstack.scoring.pictures import depth_picture
+        labels = {"perplexity": "perplexity", "kl": "KL divergence from the unpruned model (nats per token)"}
+        panels = [self._panel(name, label) for name, label in labels.items()]
+        return Picture(f"The first layers alone, of {self.depths[0].layers}", panels, text_read(self.tokens))
 
-        return depth_picture([vars(depth) for depth in self.depths], tokens=self.tokens)
+    def _panel(self, name: str, label: str) -> Panel:
+        points = []
+        for depth in self.depths:
+            gone, value = self.depths[0].layers - depth.layers, getattr(depth, name)
+            points.append(Point(gone, value, f"{gone:g} removed, cut: {number(value)}"))
+        x = axis("layers removed from the tail", [point.x for point in points], "{:g}".format, whole=True)
+        text = in_thousands if name == "perplexity" else number
+        y = axis(label, [point.y for point in points], text, log=name == "perplexity")
+        svg = Chart(label, x, y, [Series("cut", points, 0)]).svg()
+        legend: Named = [(None, "at the upper edge: infinite")] if any(point.infinite for point in points) else []
+        return Panel("", svg, HEIGHT, legend)
 
     @property
     def max_loss(self) -> float:
@@ -96,7 +108,8 @@ def depth_curve(
     tokens = tokens_of(checkpoint, tokens, compute=compute, progress=progress)
     started = time.perf_counter()
     decoder = Decoder.open(checkpoint, compute)
-    cuts = tail_cuts(len(decoder.layers))
+    layers = len(decoder.layers)
+    cuts: list[SkippedLayers] = [frozenset(range(kept, layers)) for kept in range(layers, 0, -1)]
     spec = MeasurementSpec([METRICS["kl"]], singles=False, sets=cuts)
     run = Measurement(decoder, tokens, spec, progress=progress, stage="cutting at every depth").go()
     depths = tuple(_depth(run, tail) for tail in cuts)
@@ -107,12 +120,3 @@ def _depth(run: Measurement, tail: SkippedLayers) -> Depth:
     kept = run.layers - len(tail)
     loss = checked(run.loss(tail), f"loss of {kept} layers")
     return Depth(kept, loss, perplexity(loss), run.distance(tail))
-
-
-def tail_cuts(layers: int) -> list[SkippedLayers]:
-    """Return the cut at every depth: nothing, the last layer, the last two, and so on until one is left.
-
-    >>> [sorted(tail) for tail in tail_cuts(3)]
-    [[], [2], [1, 2]]
-    """
-    return [frozenset(range(kept, layers)) for kept in range(layers, 0, -1)]

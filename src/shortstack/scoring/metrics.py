@@ -30,7 +30,6 @@ if TYPE_CHECKING:
 
 
 Feed = Literal["layers", "weights", "hidden", "loss", "kl", "gradient"]
-AUTHORS = "-authors"  # ends the names of metrics as the authors' code has them, where that is not what the paper says
 
 
 def removal_order(values: Sequence[float]) -> tuple[int, ...]:
@@ -123,7 +122,6 @@ def cosine_parts(before: Tensor, after: Tensor) -> Tensor:
 
 
 def same(value: float) -> float:
-    """Return the value: what was averaged or added up is the score."""
     return value
 
 
@@ -173,8 +171,8 @@ class Metric:
 
     @property
     def authors(self) -> bool:
-        """Whether it is a variant that reproduces the authors' code."""
-        return self.name.endswith(AUTHORS)
+        """Whether it reproduces the authors' code where that is not what the paper says."""
+        return self.name.endswith("-authors")
 
     @property
     def needs_scores(self) -> bool:
@@ -237,8 +235,8 @@ def metrics_named(names: Any) -> list[Metric]:
     if not isinstance(names, str) and (isinstance(names, bytes) or not isinstance(names, Iterable)):
         expected = f"names of metrics, of {', '.join(METRICS)}"
         raise InputError(repr(names), expected=expected, fix="name one, or all", option="metric")
-    every = [name for name, metric in METRICS.items() if not metric.authors]
     chosen = [name.strip() for name in (names.split(",") if isinstance(names, str) else names)]
     if "all" in chosen:
+        every = [name for name, metric in METRICS.items() if not metric.authors]
         chosen = [*every, *(name for name in chosen if name != "all")]
     return [metric_named(name) for name in dict.fromkeys(chosen)]

@@ -1,20 +1,17 @@
-"""Scores and depths as pictures."""
+"""Scores as pictures."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from shortstack.charts.chart import Chart, Point, Series, axis, in_thousands
-from shortstack.charts.drawing import HEIGHT
-from shortstack.charts.picture import Named, Panel, Picture, short
+from shortstack.charts.picture import Panel, Picture, short
 from shortstack.charts.rows import Bars, bars, bars_height, heat_map, map_height, square, square_height
 from shortstack.machine.formats import number
 from shortstack.scoring.metrics import removal_order
 
 Values = Mapping[str, Sequence[float]]
 Tokens = Mapping[str, Any] | None
-Depths = Mapping[str, float]
 
 
 def score_picture(
@@ -34,10 +31,10 @@ def score_picture(
     if len(values) > 1:
         panels.append(_agreement(values))
     marked = f"the {drop} that go first are marked" if drop > 1 else "the one that goes first is marked"
-    return Picture(title, panels, ["; ".join([*_read(tokens), marked])])
+    return Picture(title, panels, ["; ".join([*text_read(tokens), marked])])
 
 
-def _read(tokens: Tokens) -> list[str]:
+def text_read(tokens: Tokens) -> list[str]:
     return [f"{tokens['samples']} x {tokens['length']} tokens of {short(tokens['source'], 40)}"] if tokens else []
 
 
@@ -70,31 +67,3 @@ def _agreement(values: Values) -> Panel:
     title = "Agreement of metrics, Kendall's tau: 1 same order, -1 reverse"
     svg = square(list(values), taus, title=title)
     return Panel(title, svg, square_height(len(taus)))
-
-
-def depth_picture(depths: Sequence[Depths], *, tokens: Tokens) -> Picture:
-    """Draw perplexity and KL divergence over the number of layers that are cut from the tail.
-
-    depths: of the unpruned model first: layers (kept), and by name what was measured.
-    """
-    labels = {"perplexity": "perplexity", "kl": "KL divergence from the unpruned model (nats per token)"}
-    panels = [_depths(depths, name, label) for name, label in labels.items()]
-    return Picture(f"The first layers alone, of {depths[0]['layers']}", panels, _read(tokens))
-
-
-def _depths(depths: Sequence[Depths], name: str, label: str) -> Panel:
-    points = _points(depths, name)
-    x = axis("layers removed from the tail", [point.x for point in points], "{:g}".format, whole=True)
-    text = in_thousands if name == "perplexity" else number
-    y = axis(label, [point.y for point in points], text, log=name == "perplexity")
-    svg = Chart(label, x, y, [Series("cut", points, 0)]).svg()
-    legend: Named = [(None, "at the upper edge: infinite")] if any(point.infinite for point in points) else []
-    return Panel("", svg, HEIGHT, legend)
-
-
-def _points(depths: Sequence[Depths], key: str) -> list[Point]:
-    points = []
-    for depth in depths:
-        gone, value = depths[0]["layers"] - depth["layers"], depth[key]
-        points.append(Point(gone, value, f"{gone:g} removed, cut: {number(value)}"))
-    return points

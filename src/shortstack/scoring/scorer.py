@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from typing import Any
-
-import torch
 
 from shortstack.checkpoint import Checkpoint, Model
 from shortstack.checkpoint.weights import TRAINABLE, read_weight
@@ -18,8 +15,7 @@ from shortstack.machine.files import to_jsonable
 from shortstack.machine.numbers import checked
 from shortstack.machine.progress import Progress, in_notebooks
 from shortstack.machine.typed import typed
-from shortstack.scoring.accumulators import Values
-from shortstack.scoring.measurement import Measurement, MeasurementSpec
+from shortstack.scoring.measurement import Measurement, MeasurementSpec, Values
 from shortstack.scoring.metrics import METRICS, Metric, metrics_named
 from shortstack.scoring.scores import Scores
 
@@ -73,7 +69,12 @@ def score(
         window=window,
         blocks={name: _checked(f"{name} of blocks of {window}", values) for name, values in blocks.items()},
         tokens=tokens.record() if tokens and fed else None,
-        model=_record(checkpoint),
+        model={
+            "source": checkpoint.source,
+            "revision": checkpoint.revision,
+            "model_type": checkpoint.anatomy.model_type,
+            **to_jsonable(checkpoint.sizes),  # by which a plan knows parameters and bytes
+        },
         dtype=decoder.dtype if decoder else None,
         base_loss=run.base_loss if run else None,
         seconds=round(time.perf_counter() - started, 3),
@@ -98,7 +99,6 @@ def _check_window(window: int, layers: int, metrics: Sequence[Metric]) -> None:
         )
 
 
-@torch.no_grad()
 def _weighed(checkpoint: Checkpoint, metrics: Sequence[Metric], progress: Progress) -> Values:
     layers = checkpoint.anatomy.layers
     sums, weighed = {metric.name: [0.0] * layers for metric in metrics}, []
@@ -125,13 +125,3 @@ def _weighed(checkpoint: Checkpoint, metrics: Sequence[Metric], progress: Progre
 
 def _checked(name: str, values: Sequence[float]) -> tuple[float, ...]:
     return tuple(checked(float(value), f"metric {name}, layer {layer}") for layer, value in enumerate(values))
-
-
-def _record(checkpoint: Checkpoint) -> dict[str, Any]:
-    """Return the model in JSON-able data; from its sizes `plan` knows parameters and bytes."""
-    return {
-        "source": checkpoint.source,
-        "revision": checkpoint.revision,
-        "model_type": checkpoint.anatomy.model_type,
-        **to_jsonable(checkpoint.sizes),
-    }

@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-import io
 import json
 import os
 import shutil
 import sys
 from collections.abc import Iterator
-from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 
 import pytest
 from lies import CANARY, CHECKPOINTS, GGUFS, MARKUP, OUTSIDE, RAN, RECIPE, STUDY, TEXTS
 
+from command import ended
 from gguf_models import llama
 from plans import plan
 from shortstack.checkpoint import Checkpoint
-from shortstack.cli import main
 from shortstack.errors import ShortstackError
 from shortstack.exporting.hub import prepared
 from shortstack.machine.files import file_digest, remove
@@ -93,24 +91,20 @@ def contents(place: Path) -> dict[str, str]:
 class Watch:
     """Runs verbs in a folder, and sees that they end in words and leave all else alone."""
 
-    def __init__(self, place: Path, patch: pytest.MonkeyPatch) -> None:
-        self.place, self.patch = place, patch
-        patch.chdir(place)
+    def __init__(self, place: Path) -> None:
+        self.place = place
 
     def runs(self, command: str) -> int:
         """The exit code of a verb."""
-        words = command.split()
-        before, said, told = contents(self.place), io.StringIO(), io.StringIO()
-        self.patch.setattr(sys, "argv", ["shortstack", *words, "-q"])
-        with pytest.raises(SystemExit) as ended, redirect_stdout(told), redirect_stderr(said):
-            main()
-        code, error = int(ended.value.code or 0), said.getvalue()
+        words, before = command.split(), contents(self.place)
+        said = ended(*words, "-q")
+        code, error = said.exit_code, said.stderr
         what = f"{command}: {error}"
         assert code in (0, 1, 2), what
         found_wrong = words[0] == "verify" and code == 1  # that is its result
         assert ("Error: " in error) == (code != 0) or found_wrong, what
         assert "Traceback" not in error, what
-        assert "\x1b" not in error + told.getvalue(), what
+        assert "\x1b" not in error + said.stdout, what
         assert contents(self.place) == before, what
         assert not (self.place / RAN).exists(), what
         self.check_outputs(code, what)
@@ -130,7 +124,8 @@ class Watch:
 def watch(whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Watch]:
     monkeypatch.setenv("SHORTSTACK_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("HF_MODULES_CACHE", str(tmp_path / "modules"))
-    yield Watch(shutil.copytree(whole, tmp_path / "place", symlinks=True), monkeypatch)
+    monkeypatch.chdir(shutil.copytree(whole, tmp_path / "place", symlinks=True))
+    yield Watch(tmp_path / "place")
     caches = [path for path in (tmp_path / "cache").rglob("*") if path.is_file()]
     assert not [path for path in caches if CANARY.encode() in path.read_bytes()]
 
