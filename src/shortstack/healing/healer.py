@@ -260,7 +260,8 @@ class HealingRun:
             return self
         data, before = self.task.data, kept.get("data", {})
         if kept:
-            data = replace(data, max_samples=before.get("max_samples"), held_out=before.get("held_out"))
+            names = ("data", "max_samples", "held_out")
+            data = replace(data, **{name: before.get(name) for name in names})
         else:
             data = self._affordable(data, self.clock)
         return replace(self, task=replace(self.task, data=data))
@@ -272,20 +273,22 @@ class HealingRun:
         speed = forward_speed(self.checkpoint, dtype=self.dtype, device=self.device, layers=layers)
         least = max(self.task.schedule.batch_size, 2)
         affordable = affordable_samples(data, tokenizer, clock, speed=speed, least=least, own=self._own())
-        ((samples, whole),) = broadcast_object_list([affordable])  # processes differ in speed
-        if samples == whole:
+        ((source, samples, whole),) = broadcast_object_list([affordable])  # processes differ in speed
+        if samples == whole and source == data.source:
             return data
         if self.processes.is_main_process:
             said = f"healing uses {samples:,} of the {whole:,} samples, as many as the time allows"
             warnings.warn(said, ShortstackWarning, stacklevel=2)
-        return replace(data, max_samples=int(samples), held_out=data.held_out and min(data.held_out, samples // 2))
+        held_out = data.held_out and min(data.held_out, samples // 2)
+        return replace(data, data=source, max_samples=int(samples), held_out=held_out)
 
     def repeating(self, history: History) -> dict[str, Any] | None:
         """Return the options that repeat a run by the clock without one; None of other runs, or where no step was taken."""
         if self.clock is None or not history.steps:
             return None
         length = {name: history.settings[name] for name in ("max_steps", "replanned", "eval_steps")}
-        repeat = {"max_samples": self.task.data.max_samples, "held_out": self.task.data.held_out, **length}
+        data = self.task.data
+        repeat = {"data": data.data, "max_samples": data.max_samples, "held_out": data.held_out, **length}
         return {name: value for name, value in repeat.items() if value is not None}
 
     def _own(self, *, dry_run: bool = False) -> OwnText | None:

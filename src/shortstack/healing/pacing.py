@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from shortstack.data import Example
 from shortstack.data.examples import shared_out, shares
-from shortstack.data.mixture import parse_sources
+from shortstack.data.mixture import Weighted, parse_sources
 from shortstack.data.sources import OWN
 from shortstack.data.tokens import bos_ids, own_windows
 from shortstack.healing.schedule import Course
@@ -167,11 +167,11 @@ def affordable_samples(
     speed: float,
     least: int,
     own: OwnText | None,
-) -> tuple[int, int]:
-    """Count the samples that pass the model in a part of the time, and all that there are or were asked for.
+) -> tuple[str, int, int]:
+    """Return the sources, how many samples pass the model in a part of the time, and all that there are or were asked for.
 
     speed: in tokens a second. least: so many are always taken. own: writes what a source of the model's own needs, as far as
-    it comes in another part of the time.
+    it comes in another part of the time; where that is little, the other sources count for more.
     """
     read, wanted = shared_out(data.source, tokenizer, data.max_length, 0, data.max_samples)
     samples_of = {name: [example for part in parts for example in part] for name, parts in read.items()}
@@ -179,13 +179,27 @@ def affordable_samples(
     whole, least = sum(wanted.values()), max(least, len(sources))
     tokens = sum(amount * _length(samples_of.get(name, ()), data.max_length) for name, amount in wanted.items())
     samples = min(whole, max(least, math.floor(whole * WALK_SHARE * clock.left * speed / tokens)))
-    if OWN in wanted and own:
-        written = replace(own, deadline=clock.next(WRITING_SHARE)).texts
-        amount = shares(sources, sizes, samples)[OWN]
-        windows = own_windows(written, data.max_length - len(bos_ids(tokenizer)), amount)
-        while samples > least and shares(sources, sizes, samples)[OWN] > len(windows):
-            samples -= 1
-    return samples, whole
+    if OWN not in wanted or not own:
+        return data.source, samples, whole
+    written = replace(own, deadline=clock.next(WRITING_SHARE)).texts
+    amount = shares(sources, sizes, samples)[OWN]
+    windows = len(own_windows(written, data.max_length - len(bos_ids(tokenizer)), amount))
+    if windows == amount:
+        return data.source, samples, whole
+    if len(sources) == 1:
+        return data.source, max(least, windows), whole
+    return _with_fewer_own(sources, sizes, samples, windows), samples, whole
+
+
+def _with_fewer_own(sources: Sequence[Weighted], sizes: Mapping[str, int], samples: int, windows: int) -> str:
+    """Return the sources with such a weight of `self` that at most so many of the samples come from it, if more than one."""
+    others = sum(each.weight for each in sources if each.source != OWN)
+    for own in range(windows, 0, -1):
+        weight = round(own * others / (samples - own), 4)
+        lighter = [replace(each, weight=weight) if each.source == OWN else each for each in sources]
+        if shares(lighter, sizes, samples)[OWN] <= windows:
+            break
+    return ",".join(f"{each.source}={each.weight:g}" for each in lighter)
 
 
 def _length(examples: Sequence[Example], most: int) -> float:

@@ -61,7 +61,7 @@ class Route:
         plan |= {"finalists": amounts.finalists} if self.choice.how.finalists else {}
         plan |= {"repair_samples": amounts.repair} if repaired else {"repair": False} if self.repair else {}
         used = {name: value for name, value in ((healing and healing.repeat) or {}).items() if value is not None}
-        heal = {**self.recipe.heal.given, **used, "data": self.healing.data.source} if healing and self.healing else {}
+        heal = {**self.recipe.heal.given, "data": self.healing.data.source, **used} if healing and self.healing else {}
         title = f"what the recipe {self.name} did in a shrink"
         parts = {"title": title, "plan": {**self.recipe.plan.given, **plan}, "heal": heal}
         return str(yaml.safe_dump({name: part for name, part in parts.items() if part}, sort_keys=False))
