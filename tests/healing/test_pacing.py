@@ -1,8 +1,10 @@
 """Training and healing by a clock: they end in time, follow the machine, and their record repeats them bit for bit."""
 
 import json
+import math
 import os
 import signal
+from dataclasses import dataclass
 from itertools import pairwise
 
 import pytest
@@ -11,6 +13,9 @@ from test_training import Line, data
 
 import shortstack.decoder.own_text
 from learning import weights
+from shortstack.data.examples import shares
+from shortstack.data.mixture import parse_sources
+from shortstack.data.tokens import bos_ids
 from shortstack.errors import ShortstackWarning
 from shortstack.healing import HealingTask, Objective, Partial, Schedule, TrainingData, heal, healer
 from shortstack.healing.healer import started_clock
@@ -140,7 +145,7 @@ def task(*, data="pydoc", samples=None, held_out=None, teacher=None, loss="sft",
 def healed_again(source, out, result, **how):
     """The run without a clock that a run by it asks for."""
     options = dict(result.repeat)
-    return heal(source, out, task(samples=options.pop("max_samples"), **options, **how))
+    return heal(source, out, task(samples=options.pop("max_samples"), **{**how, **options}))
 
 
 def test_the_record_of_a_run_by_the_clock_repeats_it(source, tmp_path, monkeypatch):
@@ -207,10 +212,44 @@ def test_samples_that_the_teacher_writes_are_as_many_as_come_in_time(source, tmp
     monkeypatch.setattr(shortstack.decoder.own_text, "generate", None)  # no more of it than was written
     healed_again(source, tmp_path / "again", result, **how)
     assert weights(tmp_path / "again") == weights(tmp_path / "clocked")
+    assert result.repeat["data"].startswith("pydoc=1,self=0.0"), "it has less of it than was asked for"
 
 
 @pytest.mark.parametrize(("speed", "least", "samples"), [(160, 1, 100), (1e9, 1, 200), (1e-9, 1, 1), (1e-9, 16, 16)])
 def test_samples_are_limited_by_one_pass_of_them(speed, least, samples, source):
     data, clock = TrainingData("copying", max_length=32, max_samples=200), Clock(80, now=lambda: 0.0)
     how = {"speed": speed, "least": least, "own": None}
-    assert affordable_samples(data, source.tokenizer(), clock, **how) == (samples, 200)
+    assert affordable_samples(data, source.tokenizer(), clock, **how) == ("copying", samples, 200)
+
+
+@dataclass(frozen=True)
+class Few:
+    """A model that writes so many windows of text until the deadline, however many are wanted."""
+
+    windows: int
+    deadline: Clock | None = None
+
+    def texts(self, amount):
+        return [[5] * 31] * (amount if self.deadline is None else self.windows)
+
+
+@pytest.mark.parametrize(
+    ("named", "windows", "of_each"),
+    [
+        ("self,copying=0.5,recall=0.5", 100, {"self": 100, "copying": 50, "recall": 50}),
+        ("self,copying=0.5,recall=0.5", 30, {"self": 30, "copying": 85, "recall": 85}),
+        ("self,copying=0.5,recall=0.5", 1, {"self": 1, "copying": 99, "recall": 99}),
+        ("self,copying=0.5,recall=0.5", 0, {"self": 1, "copying": 99, "recall": 99}),
+        ("self", 30, {"self": 30}),
+    ],
+)
+def test_where_the_model_writes_little_the_other_sources_count_for_more(named, windows, of_each, source):
+    data = TrainingData(named, max_length=32, max_samples=200)
+    room = 32 - len(bos_ids(source.tokenizer()))
+    few = Few(math.ceil(windows * room / 31))
+    how = {"speed": 1e9, "least": 1, "own": few}
+    found, samples, whole = affordable_samples(data, source.tokenizer(), Clock(80, now=lambda: 0.0), **how)
+    assert whole == 200
+    shared = shares(parse_sources(found), {}, samples)
+    assert shared == pytest.approx(of_each, abs=1)
+    assert shared["self"] <= max(1, windows)

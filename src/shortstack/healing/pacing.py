@@ -194,8 +194,8 @@ def affordable_samples(
 def _with_fewer_own(sources: Sequence[Weighted], sizes: Mapping[str, int], samples: int, windows: int) -> str:
     """Return the sources with such a weight of `self` that at most so many of the samples come from it, if more than one."""
     others = sum(each.weight for each in sources if each.source != OWN)
-    for own in range(windows, 0, -1):
-        weight = round(own * others / (samples - own), 4)
+    for own in range(max(1, windows), 0, -1):
+        weight = float(f"{own * others / (samples - own):.3g}")
         lighter = [replace(each, weight=weight) if each.source == OWN else each for each in sources]
         if shares(lighter, sizes, samples)[OWN] <= windows:
             break
