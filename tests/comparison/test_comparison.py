@@ -267,12 +267,15 @@ def test_a_model_with_too_few_positions_for_a_row_is_refused_before_it_is_loaded
         assert refused.value.place(refused.value.option) == where
 
 
-def test_memory_is_a_share_above_what_no_baseline_makes_smaller():
-    assert [parse_memory(memory, 1000) for memory in ("50%", "12.5%", " 75% ")] == [500, 125, 750]
+def test_memory_is_a_share_or_a_size_above_what_no_baseline_makes_smaller():
+    assert [parse_memory(memory, 1000) for memory in ("50%", "12.5%", " 75% ", "0.25kB", "300 B")] == [
+        *(500, 125, 750),
+        *(250, 300),
+    ]
     assert parse_memory("26%", 1000, least=250) == 260
     with pytest.raises(InputError, match=r"25% of the bytes"):
         parse_memory("25%", 1000, least=250)
-    for memory in ("", "50", "0%", "100%", "-5%", "half", "nan%", "1e1%", "%"):
+    for memory in ("", "50", "0%", "100%", "-5%", "half", "nan%", "1e1%", "%", "1KB", "0B", "500"):
         with pytest.raises(InputError, match="memory"):
             parse_memory(memory, 1000)
 

@@ -72,7 +72,7 @@ def test_without_a_terminal_one_frame_is_printed(runs):
     assert shown.exit_code == 0
     assert "five healings" in shown.stdout
     assert "failed: heal key3: ValueError: no" in shown.stdout
-    assert "time left, at most: " in shown.stdout
+    assert " left\n" in shown.stdout
     assert "steps: 3 of at most 6 done" in shown.stdout
 
 

@@ -33,7 +33,7 @@ class BaselineText(CalibrationText):
 
 @dataclass(frozen=True)
 class CompareOptions(Repairing):
-    memory: str = option("50%", help="Byte budget, as a share of the unpruned weights.")
+    memory: str = option("50%", help="Byte budget: a share of the unpruned weights, or a size such as 4GB.")
     metric: str = option("ppl", help=f"How layers are chosen: {', '.join(METRICS)}.")
     healed: str | None = option(None, help="A healed checkpoint to add as a row of its own.")
 

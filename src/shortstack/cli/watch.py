@@ -74,5 +74,6 @@ def frame(study: StudyProgress) -> Group:
         for step in study.running
     ]
     lines += [f"failed: {failure}" for failure in study.failures]
-    ended = "finished" if study.finished else f"time left, at most: {duration(study.eta)}"
+    left = "time left: unknown" if study.eta is None else f"at most {duration(study.eta)} left"
+    ended = "finished" if study.finished else left
     return Group(console.title(table), console.drawn(table), *(Text(line) for line in [*lines, ended]))

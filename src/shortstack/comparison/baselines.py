@@ -30,7 +30,7 @@ from shortstack.decoder import Decoder
 from shortstack.decoder.quantisation import INT8, SCHEMES, Scheme, quantise, saved_bytes, uncovered
 from shortstack.errors import ArchitectureError, InputError, PlanError
 from shortstack.machine.device import Compute
-from shortstack.machine.formats import show_layers
+from shortstack.machine.formats import BYTES, count_in, show_layers, size
 from shortstack.machine.progress import Progress
 from shortstack.planning import Choice, Plan, choose
 from shortstack.pruning import prune
@@ -262,23 +262,23 @@ BASELINES: tuple[Callable[[BaselineContext], Iterator[Baseline]], ...] = (
 
 
 def parse_memory(memory: str, whole: int, *, least: int = 0) -> int:
-    """Compute how many bytes a share of `whole` is.
+    """Read a budget of bytes: a share of `whole`, or a size.
 
     least: what embedding, head and norms take, which every baseline keeps.
 
-    >>> parse_memory("50%", 1000)
-    500
+    >>> parse_memory("50%", 1000), parse_memory("0.4KB", 1000)
+    (500, 400)
     """
     digits = memory.strip().removesuffix("%")
-    share = float(digits) if memory.strip().endswith("%") and digits.replace(".", "", 1).isdecimal() else 0.0
-    if not 0 < share < 100:
+    is_share = memory.strip().endswith("%") and digits.replace(".", "", 1).isdecimal()
+    budget = int(whole * float(digits) / 100) if is_share else count_in(BYTES, memory) or 0
+    if not 0 < budget < whole:
         raise InputError(
             repr(memory),
-            expected="a share of the unpruned weights' bytes, above 0% and below 100%",
-            fix="name a share such as 50%",
+            expected=f"a share of the unpruned weights between 0% and 100%, or a size below their {size(whole)}",
+            fix="write it like 50% or 4GB",
             option="memory",
         )
-    budget = int(whole * share / 100)
     if budget <= least:
         raise InputError(
             memory,

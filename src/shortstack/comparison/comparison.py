@@ -136,7 +136,8 @@ class Comparison(Tabled):
             if timed
             else "No speed and no collapse check: layers are read one by one."
         )
-        title = f"{self.model} in {self.memory} of its bytes, {size(self.budget_bytes)}"
+        share = f"{self.memory} of its bytes, " if "%" in self.memory else ""
+        title = f"{self.model} in {share}{size(self.budget_bytes)}"
         rows = [row.cells(texts, tasks) for row in self.rows]
         caption = f"By perplexity, best first. {speed}"
         return Table.of(title, columns, rows, caption=caption, notes=[*self.warnings, self.advice])
