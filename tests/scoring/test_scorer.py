@@ -127,6 +127,8 @@ def test_all_is_every_metric_of_layers_but_the_authors_variants():
     names = [metric.name for metric in metrics_named(["all"])]
     assert names == [name for name in METRICS if not name.endswith("-authors")]
     assert [metric.name for metric in metrics_named(["bi", "bi"])] == ["bi"]
+    with pytest.raises(InputError, match=r"metric.*5"):
+        metrics_named([5])
 
 
 WHOLE = Scores(3, {"ppl": (3.0, 1.0, 2.0)}, window=2, blocks={"ppl": (4.0, 5.0)}).to_dict()

@@ -235,7 +235,7 @@ def metrics_named(names: Any) -> list[Metric]:
     if not isinstance(names, str) and (isinstance(names, bytes) or not isinstance(names, Iterable)):
         expected = f"names of metrics, of {', '.join(METRICS)}"
         raise InputError(repr(names), expected=expected, fix="name one, or all", option="metric")
-    chosen = [name.strip() for name in (names.split(",") if isinstance(names, str) else names)]
+    chosen = [str(name).strip() for name in (names.split(",") if isinstance(names, str) else names)]
     if "all" in chosen:
         every = [name for name, metric in METRICS.items() if not metric.authors]
         chosen = [*every, *(name for name in chosen if name != "all")]

@@ -51,7 +51,9 @@ COMPARED_BY = 0.7  # of the time of a cut before it is measured: after that it i
 MEASURED_BY = 0.35  # of the minutes: after that the unpruned model is not measured on more
 PROBED_BY = 0.6  # of the minutes: after that it is not probed either
 REPAIRED_BY = 0.7  # of the time of a cut: after that it is not repaired
-SLOWER = 1.6  # times as long as the unpruned model, a cut may take to be measured: other work may begin meanwhile
+SLOWER = (
+    1.6  # times what the unpruned model took, by its share of layers, may measuring a cut take: other work may begin
+)
 CONCLUDING = 6.0  # seconds for card and report
 LEAST_HEALING = 20.0  # seconds; with less nothing heals
 NOTED = "clock.json"  # in the folder of stages: the seconds used
@@ -310,8 +312,9 @@ class Line:
 
     def made(self, route: Route, until: Clock) -> Candidate:
         """Make one cut: choose, repair, heal and measure it, and hold it against the unpruned model."""
-        until_healed = until.reserving(SLOWER * self.unpruned.measured.seconds + CONCLUDING)
         plan = self.chosen(route)
+        measuring = SLOWER * self.unpruned.measured.seconds * len(plan.kept) / plan.layers
+        until_healed = until.reserving(measuring + CONCLUDING)
         late = (
             route.repair
             and not route.repeats
