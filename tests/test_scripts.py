@@ -263,3 +263,36 @@ def test_the_study_of_forgetting_heals_and_measures_each_variant(tmp_path, monke
     assert results["repaired"]["C4"] != results["unpruned"]["C4"] != results[names[0]]["C4"]
     rows = [line.split(" | ")[0] for line in study.page(results, "", size).splitlines() if line.startswith("| ")]
     assert rows == ["| healing", "| unpruned", "| repaired", "| 8 samples a step"]
+
+
+def test_the_page_of_answers_ranks_measures_by_what_is_kept_after_healing():
+    answers = script("answers")
+    losses, right = (3.0, 3.2, 3.1), (0.6, 0.3, 0.45)
+    rows = [
+        {
+            "removed": [number, number + 2],
+            "before": {"pydoc: loss": loss, "drills: loss": 4 - loss, "48 windows of drills: loss": loss - 2},
+            "after": {**dict.fromkeys(answers.FAMILIES, share), "loss": 1 - share},
+            "C4": 10 * loss,
+        }
+        for number, (loss, share) in enumerate(zip(losses, right, strict=True))
+    ]
+    unpruned = {"after": {**dict.fromkeys(answers.FAMILIES, 0.75), "loss": 0.2}, "C4": 20.0}
+    lines = answers.page(rows, unpruned, "python studies/answers.py 2 c4", {"items": 16, "samples": 96}).splitlines()
+    assert [line for line in lines if "%" in line and line.startswith("|")] == [
+        "| 0, 2 | 80% | 0.400 | 30.0 |",
+        "| 2, 4 | 60% | 0.550 | 31.0 |",
+        "| 1, 3 | 40% | 0.700 | 32.0 |",
+    ]
+    assert "| pydoc: loss | -1.00 | +1.00 | +1.00 |" in lines
+    assert "| drills: loss | +1.00 | -1.00 | -1.00 |" in lines
+
+
+@pytest.mark.parametrize("family", ["swap", "initials", "countdown", "email", "middle"])
+def test_items_of_answers_are_a_question_after_solved_ones(family):
+    answers = script("answers")
+    for prompt, answer in answers.items(family, 5):
+        *solved, question = prompt.split("\n")
+        assert len(solved) == answers.SHOTS
+        assert question.strip()
+        assert answer.strip() == answer[1:-1], "a space before it, and the end of its line"

@@ -6,6 +6,7 @@ from dataclasses import replace
 import architectures
 import pytest
 import torch
+from transformers import AutoModelForCausalLM
 
 from learning import EXAMPLES, SHORT, learning
 from shortstack.checkpoint import Checkpoint
@@ -219,3 +220,22 @@ def test_layers_computed_twice_give_the_same_gradients():
     assert passes[1] == passes[0] + 1
     for one, other in zip(*found, strict=True):
         torch.testing.assert_close(one, other)
+
+
+def test_healed_experts_are_stored_one_by_one_and_load_as_what_was_trained(tmp_path, monkeypatch):
+    """In memory they are one tensor."""
+    from shortstack.healing.learner import Learner
+
+    source, trained, original = Checkpoint.open(speaking(tmp_path / "source", "mixtral")), [], Learner.trained_tensors
+    monkeypatch.setattr(Learner, "trained_tensors", lambda tail: trained.append(original(tail)) or trained[-1])
+    heal(source, tmp_path / "healed", replace(SHORT, method=Partial(last=1)))
+    healed = Checkpoint.open(tmp_path / "healed")
+    assert source.tensors.keys() == healed.tensors.keys()
+    assert any(".experts.3." in name for name in healed.tensors)
+    expected = source.model(dtype=torch.float32)
+    expected.load_state_dict(trained[0], strict=False)
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "healed", dtype=torch.float32).state_dict()
+    assert all(torch.equal(loaded[name], weight) for name, weight in expected.state_dict().items())
+    assert {name for name in changed(source, healed) if ".layers." in name} == {
+        name for name in loaded if name.startswith("model.layers.7.")
+    }

@@ -164,3 +164,11 @@ def test_without_a_true_difference_one_in_twenty_is_called_one(spread):
         ease = rng.uniform(0.3, 0.7, DOCUMENTS)
         called += difference(measured(rng, ease, spread, "a"), measured(rng, ease, spread, "b")).significant
     assert called / ROUNDS <= 0.05 + 2 * math.sqrt(0.05 * 0.95 / ROUNDS)
+
+
+def test_a_true_difference_is_still_seen() -> None:
+    rng, seen = np.random.default_rng(0), 0
+    for _ in range(40):
+        ease = rng.uniform(0.3, 0.6, DOCUMENTS)
+        seen += difference(measured(rng, ease + 0.2, 0.01, "a"), measured(rng, ease, 0.01, "b")).significant
+    assert seen >= 38

@@ -7,16 +7,12 @@ import shutil
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import pytest
 
 import stores
 from shortstack.report import Report, write_report
 from shortstack.runs.records import Conclusion, read
-
-if TYPE_CHECKING:
-    pass
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 OPTIONS = (

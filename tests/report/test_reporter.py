@@ -395,3 +395,13 @@ def test_the_verb_writes_a_page_and_says_what_was_found(tmp_path):
     assert said["lead"] == report.opening.lead
     assert [each["key"] for each in said["tables"]] == [each.key for each in report.tables]
     assert ended("report", runs, "--markdown", "--json").exit_code == 2
+
+
+def test_a_store_that_is_being_written_is_read_and_left_alone(store: Store, tmp_path: Path) -> None:
+    two_metrics(store)
+    store.rows.commit()
+    store.trial(settings(drop="50%"), {}, state="running")  # in a transaction that is open
+    found = read(tmp_path / "runs")
+    assert len(found.trials) == 2
+    store.close()
+    assert len(read(tmp_path / "runs").trials) == 3

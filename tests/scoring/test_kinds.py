@@ -11,6 +11,7 @@ from shortstack.data import Tokens
 from shortstack.data.tokens import Kind
 from shortstack.decoder import Decoder
 from shortstack.decoder.decoder import UNPRUNED
+from shortstack.planning import Choice, choose
 from shortstack.scoring import METRICS, Scores, score
 from shortstack.scoring.measurement import Measurement, MeasurementSpec
 from zoo import tiny
@@ -119,3 +120,15 @@ def test_loss_and_divergence_of_a_set_are_the_means_of_its_kinds():
         (run.distance(gone), divergence, [2, 5]),
     ):
         assert found == pytest.approx(mean([measure(checkpoint.directory, skipped, rows) for rows in ROWS]), rel=1e-4)
+
+
+def test_layers_go_one_after_the_other_by_the_mean_of_kinds():
+    checkpoint, removed = Checkpoint.open(tiny("llama")), []
+    chosen = choose(checkpoint, Choice("kl", 3, step=2), MIXED).plan.removed
+    while len(removed) < 3:
+        rest = [layer for layer in range(8) if layer not in removed]
+        value = {
+            layer: mean([divergence(checkpoint.directory, [*removed, layer], rows) for rows in ROWS]) for layer in rest
+        }
+        removed += sorted(rest, key=value.__getitem__)[: min(2, 3 - len(removed))]
+    assert list(chosen) == sorted(removed)

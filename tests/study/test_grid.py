@@ -1,10 +1,11 @@
 """A study's file: which trials it spells out, and what is said of a wrong one."""
 
 import json
+from dataclasses import replace
 
 import pytest
 
-from shortstack.errors import InputError
+from shortstack.errors import InputError, PlanError
 from shortstack.machine.formats import amount_of, option_words
 from shortstack.scoring import METRICS
 from shortstack.study.grid import parse_study, schema
@@ -190,3 +191,10 @@ def test_variables_of_the_environment_are_replaced(monkeypatch):
     }
     with pytest.raises(InputError, match="NOWHERE"):
         expanded("$NOWHERE/a.txt")
+
+
+def test_more_layers_than_a_model_has_are_said_of_the_model_and_the_key():
+    ppl, named = parse_study("models: [a]\nmetrics: [ppl, 'layers 1,3-4']\ndrop: 25%\n", where="s").trials
+    assert (ppl.amount(8), named.amount(8)) == (2, 3)
+    with pytest.raises(PlanError, match=r"a: drop: expected between 1 and 7 .*found 400 .*a smaller count, or 25%"):
+        replace(ppl, drop="400").amount(8)

@@ -68,13 +68,12 @@ def _preview(model: str, output: Path, options: ShrinkOptions, session: Session)
     rows = [*_cut_rows(forecast.cut), *rows]
     by_clock = "as many steps as the other work leaves time for" if forecast.heals else "none"
     healing = f"{forecast.steps} steps" if forecast.steps else by_clock
-    rows += [
-        ("healing", healing),
-        ("time limit", duration(forecast.seconds) if math.isfinite(forecast.seconds) else "none"),
-    ]
+    seconds = forecast.seconds if math.isfinite(forecast.seconds) else None
+    rows += [("healing", healing), ("time limit", duration(seconds) if seconds else "none")]
     removed = len(forecast.cut.removed) if forecast.cut else None
-    data = {"remove": removed, "steps": forecast.steps, "amounts": amounts, "left_out": list(forecast.left_out)}
-    show_dry_run(rows, forecast.requirements, session.report, output=output, data=data)
+    left_out = list(forecast.left_out)
+    known = {"remove": removed, "steps": forecast.steps, "seconds": seconds, "amounts": amounts, "left_out": left_out}
+    show_dry_run(rows, forecast.requirements, session.report, output=output, data=known)
 
 
 def _cut_rows(cut: Plan | None) -> list[tuple[str, str]]:

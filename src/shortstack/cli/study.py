@@ -38,7 +38,7 @@ def study(
     if file == "schema":
         return console.show_json(grid.schema())
     if run.dry_run:
-        return _count(file, output, run, report)
+        return _count(file, output, report)
     if output is None:
         fix = "name one, or look at the plan with --dry-run"
         raise InputError("none", expected="a folder for the study", fix=fix, option="output")
@@ -51,7 +51,7 @@ def study(
     return None
 
 
-def _count(file: str, output: Path | None, run: RunOptions, report: Reporting) -> None:
+def _count(file: str, output: Path | None, report: Reporting) -> None:
     from shortstack.study.step_counts import step_counts
 
     with report.bars():

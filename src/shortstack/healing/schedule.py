@@ -14,7 +14,7 @@ from shortstack.data.mixture import MIX
 from shortstack.errors import InputError
 from shortstack.machine.numbers import is_share
 from shortstack.machine.options import changed_options, check_installed, check_options, option, options_of
-from shortstack.planning.layer_sets import check_choice, check_pace, parse_drop
+from shortstack.planning.layer_sets import check_amount, check_pace, parse_drop
 from shortstack.scoring.metrics import metric_named
 
 LOSSES = {"sft": "loss", "distill": "KL from the teacher"}  # what an objective lowers
@@ -256,7 +256,7 @@ class IterativeSchedule:
 
     def __post_init__(self) -> None:
         check_options(self)
-        check_choice(self.drop, None)
+        check_amount(self.drop, None)
         metric_named(self.metric)
         self.calibration  # noqa: B018  refuses what it cannot be
 

@@ -22,6 +22,7 @@ from shortstack.machine.typed import typed
 from shortstack.planning.layer_sets import (
     FINALISTS,
     Removal,
+    check_amount,
     check_removal,
     fewest,
     parse_drop,
@@ -29,7 +30,6 @@ from shortstack.planning.layer_sets import (
     parse_layers,
     staying_ends,
 )
-from shortstack.planning.layer_sets import check_choice as check_amount
 from shortstack.planning.plans import Plan
 from shortstack.planning.strategies import STRATEGIES, Strategy, layer_values
 from shortstack.scoring import METRICS, Scores

@@ -87,11 +87,14 @@ def staying_ends(layers: int, amount: int, keep_first: int, keep_last: int) -> r
     return allowed
 
 
-def check_choice(drop: str | int | None, layers: str | Sequence[int] | None) -> None:
+def check_amount(drop: str | int | None, layers: str | Sequence[int] | None) -> None:
     """Say what is wrong with a choice that no model is needed to see."""
     if layers is not None:
         if drop is not None:
             raise PlanError("drop as well", expected="only explicit layers", fix="give one", option="layers")
+        if isinstance(layers, int):
+            expected, fix = "a list of layers, or text such as 22-29,3", f"give [{layers}]"
+            raise PlanError(layers, expected=expected, fix=fix, option="layers")
         if isinstance(layers, str):
             parse_layers(layers)
     elif drop is None:

@@ -126,7 +126,7 @@ class Kept:
     def _row(self, name: str, theirs: Measure, ours: Measure) -> Dots | None:
         change, title = difference(ours, theirs), self.findings.title(name)
         low, high = change.interval or (change.change, change.change)
-        if ours.kind == "perplexity":
+        if ours.kind == "perplexity" and low > 0:
             value, low, high = 1 / change.change, 1 / high, 1 / low
             title = f"likelihood of {title.removeprefix('perplexity on ')}"
         elif ours.kind == "share" and theirs.value:

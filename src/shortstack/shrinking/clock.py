@@ -177,10 +177,9 @@ def _ms(seconds: float) -> int:
 
 
 def clock_of(seconds: float, file: Path, *, before: float) -> Clock:
-    """Make the clock of a run, which goes on where it was left. before: seconds of this call that have passed.
+    """Make the clock of a run, which goes on where it was left; a folder with something else in it is refused.
 
-    Raises:
-        OutputError: the folder of the file holds something else than an unfinished run.
+    before: seconds of this call that have passed.
     """
     folder = file.parent
     if folder.exists() and not file.exists() and (not folder.is_dir() or any(folder.iterdir())):
