@@ -17,7 +17,7 @@ from plans import plan
 from shortstack.checkpoint import Checkpoint, Sizes
 from shortstack.errors import DataError, InputError, PlanError
 from shortstack.machine.formats import show_layers
-from shortstack.planning import Plan
+from shortstack.planning import Plan, plan_of
 from shortstack.planning.layer_sets import parse_drop, parse_layers
 from shortstack.planning.mergekit import plan_of_kept, read_mergekit, to_mergekit
 from shortstack.scoring import Scores, score
@@ -99,12 +99,18 @@ def test_explicit_layers_are_removed_whatever_their_order(removed, order):
         ("x", "'x'"),
         ((), "none"),
         ((-1,), "layer -1"),
+        (3, "3"),
     ],
 )
 def test_layers_that_cannot_go_are_refused(layers, found):
     with pytest.raises(PlanError) as caught:
         plan(8, layers=layers)
     assert caught.value.found == found
+
+
+@pytest.mark.parametrize("form", [list, tuple, set, frozenset])
+def test_layers_are_named_in_any_collection(form):
+    assert plan_of(form([5, 2]), 8).removed == (2, 5)
 
 
 sizes = st.integers(2, 10).flatmap(
