@@ -243,8 +243,8 @@ def test_a_record_that_shortstack_did_not_write(record, command, model):
     ("options", "found"),
     [
         ("--layers 0-7", "all 8 removed"),
-        ("--layers 3 --metric bi", "layers without metric"),
-        ("--drop 2 --step 1 --strategy search", "strategy without step"),
+        ("--layers 3 --metric bi", "layers or metric, not both"),
+        ("--drop 2 --step 1 --strategy search", "strategy or step, not both"),
         ("--memory 240", "240 without a unit\n  to fix it write 240MB or 240GB"),
         ("--drop 2 --samples 0", "found     '0'"),
         ("--drop 2 --samples many", "a number of windows, or all"),

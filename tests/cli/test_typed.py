@@ -31,9 +31,9 @@ def test_a_warning_of_ours_is_a_line_and_others_stay_as_they_were(command, monke
 
 @pytest.mark.parametrize("stop", [KeyboardInterrupt, SystemExit(143)])
 def test_a_run_that_is_stopped_says_how_it_goes_on(stop, capsys):
-    with pytest.raises((KeyboardInterrupt, SystemExit)), going_on("the same command goes on from there"):
+    with pytest.raises((KeyboardInterrupt, SystemExit)), going_on("run the same command again"):
         raise stop
-    assert capsys.readouterr().err == "To continue: the same command goes on from there.\n"
+    assert capsys.readouterr().err == "To continue: run the same command again.\n"
 
 
 def test_a_run_that_ends_or_fails_says_nothing_of_that(capsys):

@@ -260,7 +260,7 @@ def test_a_template_whose_prompt_changes_once_it_is_answered_is_refused(tmp_path
     last_only = tokenizer(chat=True)
     last_only.chat_template = "{{ messages[-1].role }}: {{ messages[-1].content }}"
     path = write(tmp_path / "a.jsonl", [conversation("one", "first")])
-    with pytest.raises(DataError, match="renders the prompt otherwise"):
+    with pytest.raises(DataError, match="renders the prompt differently"):
         read_examples(path, last_only)
 
 

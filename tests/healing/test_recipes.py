@@ -58,8 +58,8 @@ def test_what_was_typed_goes_before_the_recipe():
         ("heal:\n  last: 1\n  layers: 1-2\n", "line 3: layers: "),
         ("plan:\n  metric: none\n", "line 2: metric: "),
         ('heal:\n  layers: "1"\nplan:\n  layers: "1"\n  drop: 1\n', "line 4: layers: "),
-        ("heal: {data: pydoc, top_k: 3}\n", "loss: expected distill, which alone has top_k and temperature"),
-        ("heal: {lora_r: 4}\n", "line 1: lora_r: .* that the method partial knows.*lora, rslora"),
+        ("heal: {data: pydoc, top_k: 3}\n", "loss: expected distill, which top_k and temperature belong to"),
+        ("heal: {lora_r: 4}\n", "line 1: lora_r: .*an option of the method partial.*lora, rslora"),
     ],
 )
 def test_what_is_wrong_with_a_file_is_explained_with_its_line(text, said, tmp_path):
@@ -95,7 +95,7 @@ def test_a_logger_that_is_missing_is_said_with_how_to_install_it(monkeypatch):
         (["--recipe", "paper-lastt3"], "did you mean paper-last3"),
         (["--recipe", "none.yaml"], "no such file"),
         ([], "data: expected text or instructions to learn from, found none. To fix it: name some, such as pydoc"),
-        (["--data", "pydoc", "--loss", "distill"], "self learn, found none. To fix it: name that model"),
+        (["--data", "pydoc", "--loss", "distill"], "self need, found none. To fix it: name it"),
         (["--data", "pydoc", "--teacher", "demo"], "self use one, found demo. To fix it: leave it out"),
         (["--data", "pydoc", "--report-to", "nothing"], "pip install nothing, or name another"),
     ],

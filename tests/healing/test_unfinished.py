@@ -102,7 +102,7 @@ def test_a_run_that_was_refused_or_came_to_nothing_is_in_nobodys_way(source, tmp
         healed(source, out, objective=Objective("distill"), teacher=other)
 
     def stop(stage, _done, _total, note=""):
-        if stage == "walking the frozen layers":
+        if stage == "running the frozen layers":
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):

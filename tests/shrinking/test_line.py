@@ -172,9 +172,9 @@ def test_what_is_wrong_is_said_before_anything_is_written(tiny):
         ({"length": 4096}, "4096"),
         (
             {"min_quality": "95%", "drop": "2"},
-            "min_quality: expected only one target size or quality, found drop as well",
+            "min_quality: expected min_quality or drop, not both, found drop as well",
         ),
-        ({"memory": "60000B", "drop": "2"}, "memory: expected only one target size or quality"),
+        ({"memory": "60000B", "drop": "2"}, "memory: expected memory or drop, not both"),
         ({"min_quality": "lots"}, "a share above 0% and below 100%"),
         ({"min_quality": "0.0%"}, "a share above 0% and below 100%"),
         ({"recipe": str(named), "drop": "1"}, "expected a recipe that chooses layers, beside drop"),

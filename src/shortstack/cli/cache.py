@@ -40,6 +40,6 @@ def cache(
         rows.append((kind, what, len(own), sum(own)))
     rows.append(("all", "", len(entries), sum(entry.bytes for entry in entries)))
     columns = ("kind", Column("what", "text"), "entries", Column("size", "bytes"))
-    console.show_table(Table.of(f"{cache_directory()}: {'cleared' if clear else 'kept'}", columns, rows))
+    console.show_table(Table.of(f"cache at {cache_directory()}{', cleared' if clear else ''}", columns, rows))
     console.show(f"It may grow to {size(limit)}.")
     return None

@@ -105,6 +105,6 @@ def _preview(
     needed = requirements(checkpoint, calibration, budget, session.compute)
     repaired, healed = ["repaired"] * bool(calibration.repair), ["healed"] * bool(calibration.healed)
     kinds = ["pruned", *repaired, *healed, "quantised", "narrowed", "masked"]
-    rows = [("compared", f"{checkpoint.source}: {', '.join(kinds)}"), ("in at most", size(budget))]
+    rows = [("compared", f"{checkpoint.source}: {', '.join(kinds)}"), ("byte budget", size(budget))]
     rows += [(f"windows of {name}", f"{len(tokens.ids):,}") for name, tokens in judging.texts.items()]
     show_dry_run(rows, needed, session.report, output=Path(tempfile.gettempdir()), data={"budget_bytes": budget})

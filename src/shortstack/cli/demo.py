@@ -43,7 +43,7 @@ def demo(
     """
     from shortstack.shrinking.demo import run
 
-    with report.bars() as progress, going_on("the same command goes on from there"):
+    with report.bars() as progress, going_on("run the same command again"):
         result = run(options.output, minutes=options.minutes, seed=compute.seed, progress=progress)
     if report.json:
         return console.show_json(result.to_dict())

@@ -81,11 +81,11 @@ def _check(directory: str, file: GgufOptions, hub: HubOptions) -> None:
         raise InputError("a .gguf file already", expected="a checkpoint directory", fix=fix, where=directory)
     if file.gguf is None and hub.push_to_hub is None:
         fix = "add --gguf FILE or --push-to-hub ORG/NAME"
-        raise InputError("nowhere", expected="where it is to go", fix=fix, where="export")
+        raise InputError("neither", expected="--gguf or --push-to-hub", fix=fix, where="export")
     if file.gguf is None:
         check_unused("export without --gguf", file)
     elif file.gguf.suffix != ".gguf":
-        raise InputError(file.gguf, expected="a name that ends in .gguf", fix="name it so", option="gguf")
+        raise InputError(file.gguf, expected="a name that ends in .gguf", fix="add .gguf to it", option="gguf")
     elif file.ollama:
         check_new(_modelfile_of(file.gguf), make_folders=True)
     if hub.push_to_hub is None:

@@ -66,7 +66,7 @@ HEADINGS = {
     TrainingData: "Data",
     Objective: "Objective",
     Schedule: "Schedule",
-    IterativeSchedule: "Pruning and healing in turns",
+    IterativeSchedule: "Iterative pruning",
 }
 
 
@@ -185,9 +185,9 @@ def _show_preview(preview: Preview, output: Path, report: Reporting) -> None:
         ("samples, held out", f"{preview.samples:,}, {preview.held_out:,}"),
         ("tokens of an epoch", f"{preview.tokens:,}"),
         ("optimizer steps", "as many as --minutes leaves time for" if preview.steps is None else f"{preview.steps:,}"),
-        ("still to be written to the cache", size(preview.cache_bytes)),
+        ("to write to the cache", size(preview.cache_bytes)),
     ]
     if preview.turns:
         gone = ", ".join(map(str, preview.turns))
-        rows.append(("turns, each at most that", f"{len(preview.turns)}, after removing {gone} layers"))
+        rows.append(("turns (figures above: the largest)", f"{len(preview.turns)}, after removing {gone} layers"))
     show_dry_run(rows, preview.requirements, report, output=output, data=preview.to_dict())

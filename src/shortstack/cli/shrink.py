@@ -41,7 +41,7 @@ def shrink(
 
     if dry_run:
         return _preview(model, output, options, session)
-    again = f"the same command goes on from there; what is done lies in {output}.partial"
+    again = f"run the same command again; finished work is in {output}.partial"
     with session.report.bars() as progress, going_on(again):
         source = session.source.open(model, progress)
         shrunk = shrink_model(source, output, options, compute=session.compute, progress=progress, began=began)

@@ -42,7 +42,7 @@ def study(
     if output is None:
         fix = "name one, or look at the plan with --dry-run"
         raise InputError("none", expected="a folder for the study", fix=fix, option="output")
-    with report.bars() as progress, going_on(f"the same command goes on from there; what is done lies in {output}"):
+    with report.bars() as progress, going_on(f"run the same command again; finished work is in {output}"):
         outcome = run_study(file, output, launcher=run.launcher, keep=run.keep, progress=progress)
     report.result(outcome)
     report.next_step("report", output)

@@ -60,7 +60,7 @@ def frame(study: StudyProgress) -> Group:
     rows = [
         (
             *(name, kind.done, kind.running, kind.failed, kind.expected, Cell(kind.seconds, "seconds")),
-            "█" * round(20 * kind.done / max(kind.expected, 1)),
+            "█" * round(12 * kind.done / max(kind.expected, 1)),
         )
         for name, kind in study.kinds.items()
     ]

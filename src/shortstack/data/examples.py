@@ -207,7 +207,7 @@ def _answer_span(messages: Sequence[Mapping[str, Any]], tokenizer: PreTrainedTok
     prompt, text = render(messages[:-1], tokenizer, answer=True), render(messages, tokenizer)
     if not text.startswith(prompt):
         raise DataError(
-            "one that renders the prompt otherwise once it is answered",
+            "one that renders the prompt differently once it is answered",
             expected="a chat template that renders a conversation as its prompt and then the answer",
             fix="give prompt and completion records instead of messages",
             where=_place(messages),

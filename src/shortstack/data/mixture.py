@@ -92,8 +92,8 @@ def _weighted(part: str, text: str) -> tuple[Weighted, ...]:
     if not name or not 0 < number < math.inf:
         raise DataError(
             repr(part),
-            expected="sources with commas between them, each with =WEIGHT behind it or without",
-            fix="write a number above 0 behind the name, as in pydoc=2,self",
+            expected="comma-separated sources, each optionally with =WEIGHT above 0",
+            fix="write a number above 0 after the name, as in pydoc=2,self",
             where=text,
         )
     if name == MIX:

@@ -69,13 +69,13 @@ TASKS: Mapping[str, StandardTask] = {task.name: task for task in (
                  "which of two nouns a pronoun means (arXiv 1907.10641)"),
     StandardTask("hellaswag", "acc", 0.25, "validation", _files("hellaswag/{split}", "train validation"),
                  "activity_label ctx_a ctx_b endings label", "hellaswag/hellaswag.yaml",
-                 "which of four endings goes on (arXiv 1905.07830)"),
+                 "the right ending of four (arXiv 1905.07830)"),
     StandardTask("arc_easy", "acc", 0.25, "test", _files("arc/ARC-Easy-{split}", "train validation test"),
                  "question choices answerKey", "arc/arc_easy.yaml",
                  "school science, mostly four choices (arXiv 1803.05457)"),
     StandardTask("arc_challenge", "acc", 0.25, "test", _files("arc/ARC-Challenge-{split}", "train validation test"),
                  "question choices answerKey", "arc/arc_challenge.yaml",
-                 "the same, what retrieval and word counts get wrong"),
+                 "harder school science, mostly four choices"),
     StandardTask("gsm8k", "exact_match", 0.0, "test", _files("gsm8k/{split}", "train test"), "question answer",
                  "gsm8k/gsm8k.yaml", "school arithmetic, generated after five examples (arXiv 2110.14168)",
                  needs=frozenset({"train"})),
@@ -83,7 +83,7 @@ TASKS: Mapping[str, StandardTask] = {task.name: task for task in (
                  _files("wikitext2/{split}_document_level", "test validation train"), "page", "wikitext/wikitext.yaml",
                  "perplexity per word of whole WikiText-2 pages (arXiv 1609.07843)"),
     StandardTask("lambada_openai", "acc", 0.0, "test", _files("lambada/{split}", "test"), "text",
-                 "lambada/lambada_openai.yaml", "the last word of a passage, as the likeliest one (arXiv 1606.06031)"),
+                 "lambada/lambada_openai.yaml", "the last word of a passage, predicted exactly (arXiv 1606.06031)"),
 )}
 # fmt: on
 SUITES: Mapping[str, tuple[str, ...]] = {

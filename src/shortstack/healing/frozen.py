@@ -175,7 +175,7 @@ class Freezer:
     def fill(self, frozen: Frozen) -> Frozen:
         check_room(missing_bytes(frozen))
         if frozen.states and not frozen.states.kept:
-            self._walk(frozen, frozen.states, "walking the frozen layers", self.checkpoint, frozen.first)
+            self._walk(frozen, frozen.states, "running the frozen layers", self.checkpoint, frozen.first)
         if self.teacher and frozen.teacher and not frozen.teacher.kept:
             self._walk(frozen, frozen.teacher, "running the teacher", self.teacher, self.teacher.anatomy.layers)
         return frozen

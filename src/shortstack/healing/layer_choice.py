@@ -104,7 +104,9 @@ class ChosenParts(HealingMethod):
         super().__post_init__()
         if self.layers is not None:
             if self.last is not None:
-                raise InputError("last as well", expected="only layers", fix="give one of them", option="layers")
+                raise InputError(
+                    "last as well", expected="layers or last, not both", fix="leave one out", option="layers"
+                )
             parse_layers(self.layers)
         if self.untie_head and self.head is False:
             raise InputError(

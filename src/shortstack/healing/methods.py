@@ -52,7 +52,7 @@ def check_known(method: type[HealingMethod], given: Mapping[str, Any]) -> None:
             knowing = [method_name for method_name, known in METHODS.items() if hasattr(known, name)]
             raise InputError(
                 value,
-                expected=f"an option that the method {method.name} knows",
-                fix=f"leave it out, or name a method that knows it: {', '.join(knowing)}",
+                expected=f"an option of the method {method.name}",
+                fix=f"leave it out, or name a method that has it: {', '.join(knowing)}",
                 option=name,
             )

@@ -62,8 +62,8 @@ class Objective:
         shaping = changed_options(self)
         if self.loss == "sft" and shaping:
             raise InputError(
-                f"sft beside {' and '.join(f'{name} {value}' for name, value in shaping.items())}",
-                expected="distill, which alone has top_k and temperature",
+                f"sft with {' and '.join(f'{name} {value}' for name, value in shaping.items())}",
+                expected="distill, which top_k and temperature belong to",
                 fix="name distill, or leave them out",
                 option="loss",
             )
@@ -169,11 +169,13 @@ class Schedule:
     def _check_length(self) -> None:
         if self.minutes is not None and (self.max_steps or self.replanned):
             given = "max_steps" if self.max_steps else "replanned"
-            raise InputError(f"{given} as well", expected="minutes alone", fix="give one of them", option="minutes")
+            raise InputError(
+                f"{given} as well", expected=f"minutes or {given}, not both", fix="leave one out", option="minutes"
+            )
         if self.replanned is not None and not self._changes_hold():
             raise InputError(
-                f"{self.replanned!r} beside {self.max_steps} max_steps",
-                expected="STEP:STEPS, comma-separated and in order, beside max_steps and not above it",
+                f"{self.replanned!r} with max_steps {self.max_steps}",
+                expected="comma-separated STEP:STEPS pairs in order, and max_steps at least as large",
                 fix="copy it from the end of the run by the clock",
                 option="replanned",
             )
@@ -268,8 +270,8 @@ class IterativeSchedule:
             return None
         if not {"step", "drop"} <= given.keys():
             raise InputError(
-                "one without the other",
-                expected="step and drop together, and metric, text, samples and length only beside them",
+                "only one of them",
+                expected="step and drop together; metric, text, samples and length need both",
                 fix="give both, such as drop 25% and step 1, or prune first",
                 option="step",
             )

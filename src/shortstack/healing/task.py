@@ -133,8 +133,8 @@ class HealingTask:
     def _check_teacher(self, teacher: str | None) -> None:
         users = "the loss distill and the data self"
         if self.needs_teacher and teacher is None:
-            expected = f"the unpruned model, from which {users} learn"
-            raise InputError("none", expected=expected, fix="name that model", option="teacher")
+            expected = f"the unpruned model, which {users} need"
+            raise InputError("none", expected=expected, fix="name it", option="teacher")
         if teacher is not None and not self.needs_teacher:
             expected = f"no teacher: only {users} use one"
             raise InputError(teacher, expected=expected, fix="leave it out", option="teacher")

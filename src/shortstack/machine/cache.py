@@ -24,7 +24,7 @@ from shortstack.machine.formats import BYTES, count_in
 # The libraries that results depend on; those that are not installed take no part.
 LIBRARIES = ("torch", "transformers", "tokenizers", "accelerate", "peft", "lm_eval", "bitsandbytes", "torchao")
 KINDS = {
-    "activations": "what frozen layers and a teacher give, for heal",
+    "activations": "outputs of frozen layers and of teachers, for heal",
     "answers": "a teacher's answers to prompts",
     "data": "data that was given in memory",
     "gguf": "GGUF files as safetensors",

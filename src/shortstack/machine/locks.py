@@ -32,7 +32,7 @@ class OutputLock:
             self._lock.acquire(timeout=0)
         except Timeout as error:
             raise OutputError(
-                "one that makes it",
+                "another process is writing it",
                 expected="an output that no other process is making",
                 fix=self.meanwhile,
                 where=self.output,

@@ -133,7 +133,9 @@ def check_options(component: Any) -> None:
         if known.choices:
             check_choice_of(name, value, known.choices)
         elif is_number(value) and not known.holds(value):
-            fix = "leave it out" if default in (None, MISSING) else f"take the default, {default}"
+            fix = (
+                "give such a number, or leave it out" if default in (None, MISSING) else f"take the default, {default}"
+            )
             raise InputError(value, expected=known.range, fix=fix, option=name)
 
 

@@ -155,7 +155,7 @@ def _explained(where: str, text: str, model: type[Part], error: ValidationError)
     above = ".".join(path[:-1])
     return InputError(
         path[-1],
-        expected=f"{above or 'a file'} with keys it knows" if near else f"one of {', '.join(known)}",
+        expected=f"a known key{f' of {above}' if above else ''}" if near else f"one of {', '.join(known)}",
         fix=f"did you mean {near[0]}?" if near else "leave it out",
         where=where,
     )

@@ -61,7 +61,7 @@ class Choice:
     step: int | None = option(None, help="Remove this many layers at a time, rescoring after each removal.", minimum=1)
     strategy: str | None = option(
         None,
-        help=f"How to go by the metric, or another way to choose: {', '.join(STRATEGIES)}. Default lowest.",
+        help=f"How to pick layers: {', '.join(STRATEGIES)}. Default lowest.",
         choices=tuple(STRATEGIES),
     )
     finalists: int = option(
@@ -122,8 +122,8 @@ class Choice:
         for name, others in excluded.items():
             beside = [other for other in others if {name, other} <= said]
             if beside:
-                found, expected = f"{beside[0]} as well", f"{name} without {beside[0]}"
-                raise InputError(found, expected=expected, fix="give only one of them", option=name)
+                found, expected = f"{beside[0]} as well", f"{name} or {beside[0]}, not both"
+                raise InputError(found, expected=expected, fix="leave one out", option=name)
         if self.finalists != FINALISTS and not self.how.finalists:
             name = next(strategy.name for strategy in STRATEGIES.values() if strategy.finalists)
             fix = f"choose by {name}, or leave it out"
@@ -294,7 +294,7 @@ def _no_model(source: Scores | int) -> InputError:
     found, where = "its number of layers", "the model"
     if isinstance(source, Scores):
         found, where = "scores of the whole model", source.model.get("source", "scores")
-    expected, fix = "a model, to measure shorter forms of it", "name the model instead"
+    expected, fix = "a model: this strategy measures pruned versions of it", "name the model instead"
     return InputError(found, expected=expected, fix=fix, where=where)
 
 
@@ -331,7 +331,7 @@ def _measured(checkpoint: Checkpoint, choice: Choice, tokens: Tokens, compute: C
         plan = measured_plan(replace(choice, drop=amount, fits=None))
         if choice.fits(plan.kept):
             return plan
-    raise PlanError("none", expected="a cut that leaves what fits", fix="allow more bytes", where="plan")
+    raise PlanError("none", expected="a cut that fits this size", fix="allow more bytes", where="plan")
 
 
 def check_choice(

@@ -91,7 +91,7 @@ def check_amount(drop: str | int | None, layers: str | Sequence[int] | None) -> 
     """Say what is wrong with a choice that no model is needed to see."""
     if layers is not None:
         if drop is not None:
-            raise PlanError("drop as well", expected="only explicit layers", fix="give one", option="layers")
+            raise PlanError("drop as well", expected="layers or drop, not both", fix="leave one out", option="layers")
         if isinstance(layers, int):
             expected, fix = "a list of layers, or text such as 22-29,3", f"give [{layers}]"
             raise PlanError(layers, expected=expected, fix=fix, option="layers")
@@ -176,7 +176,7 @@ def fewest(order: Sequence[int], layers: int, fits: Callable[[Sequence[int]], bo
     for count in range(1, min(len(order), layers - 1) + 1):
         if fits([layer for layer in range(layers) if layer not in order[:count]]):
             return tuple(sorted(order[:count]))
-    raise PlanError("none", expected="a cut that leaves what fits", fix="allow more", where="plan")
+    raise PlanError("none", expected="a cut that fits this size", fix="allow more", where="plan")
 
 
 def parse_layers(text: str) -> tuple[int, ...]:

@@ -88,7 +88,7 @@ def _check(live: PreTrainedModel, before: PreTrainedModel, anatomy: Anatomy) -> 
     if by_depth:
         raise ArchitectureError(
             f"{by_depth[0]}, which has a part for each of them",
-            expected="layers that have all that is theirs",
+            expected="layers that hold all their parameters",
             fix="prune the checkpoint on disk",
             where=IN_MEMORY,
         )

@@ -131,9 +131,8 @@ def at_output(decoder: Decoder, layer: int, points: Sequence[FoldPoint], fix: st
         if point.place == OUTPUT:
             return point
     raise ArchitectureError(
-        "none, as where what a block gives is multiplied or mixed again",
-        expected="a matrix, a norm's weight or a mixture of experts that is added to the layer's output as it is, to fold a "
-        "correction into",
+        "none",
+        expected="a weight whose output is added unchanged to the layer's output, to fold a correction into",
         fix=fix,
         where=f"{decoder.anatomy.architecture}, layer {layer}",
     )

@@ -62,8 +62,8 @@ class ShrinkOptions:
             conflict = f"{named[0]} as well"
             raise InputError(
                 conflict,
-                expected="only one target size or quality",
-                fix="keep one of the two options",
+                expected=f"{named[-1]} or {named[0]}, not both",
+                fix="leave one out",
                 option=named[-1],
             )
         share = self.min_quality

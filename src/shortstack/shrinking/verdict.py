@@ -146,7 +146,7 @@ def concluded(
     judged = verdict(base, last, answers)
     others = beside_others(last, made.checkpoint.weight_bytes, made.speed, unpruned.int8)
     if NO_HEALING in made.left_out:
-        unused = f"; {options.data} was not used" if options.data else ""
+        unused = f"; the data {options.data} was not used" if options.data else ""
         others.insert(0, f"It was not healed: the minutes were too few{unused}.")
     if made.healing:
         others.append(_healed(made.healing, made.checkpoint.record["healing"]["samples"]))
