@@ -159,7 +159,7 @@ def plan(metric: str, removed: int, seed: int = 0) -> dict[str, Any]:
 
 
 def healed(method: str, loss: float) -> dict[str, Any]:
-    """What a report reads of the result of healing."""
+    """The result of healing that a report reads."""
     return {
         "method": method,
         "trainable_parameters": {"partial": 38_938_176, "lora": 2_442_240, "full": 134_515_008}[method],

@@ -13,8 +13,8 @@ from zoo import speaking
 
 
 def test_options_are_typed_again_as_they_were():
-    assert Source("v1", trust_remote_code=True).words == ["--revision", "v1", "--trust-remote-code"]
-    assert Source().words == []
+    assert Source("v1", trust_remote_code=True).command_line == ["--revision", "v1", "--trust-remote-code"]
+    assert Source().command_line == []
 
 
 def test_a_warning_of_ours_is_a_line_and_others_stay_as_they_were(command, monkeypatch):

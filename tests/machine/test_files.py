@@ -1,4 +1,4 @@
-"""What is synced and when, disks without room, and errors of libraries about a full disk, which become an OSError."""
+"""Syncs and their order, disks without room, and errors of libraries about a full disk, which become an OSError."""
 
 import errno
 import os

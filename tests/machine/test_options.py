@@ -30,7 +30,10 @@ class Made:
         ({"share": float("inf")}, "expected a number above 0 and below 1, found inf"),
         ({"decay": "cosin"}, "expected one of linear, cosine, found 'cosin'. To fix it: did you mean cosine?"),
         ({"decay": "zork"}, "found 'zork'. To fix it: name one of these."),
-        ({"limit": 10}, "limit: expected at least 1 and at most 9, found 10. To fix it: give such a number, or leave it out."),
+        (
+            {"limit": 10},
+            "limit: expected at least 1 and at most 9, found 10. To fix it: give such a number, or leave it out.",
+        ),
     ],
 )
 def test_a_value_out_of_its_range_is_refused_with_the_way_out(values, said):

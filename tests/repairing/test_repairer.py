@@ -157,7 +157,7 @@ def multiplied(model, kind, ids):
 
 @pytest.mark.parametrize("model_type", BEFORE)
 def test_the_weight_before_the_cut_is_the_weighted_ridge_of_what_was_removed(model_type, tmp_path, monkeypatch):
-    """What merging does to it has tests of its own."""
+    """Tests of merging have what that does to it."""
     checkpoint = Checkpoint.open(architectures.make(model_type, tmp_path / "model"))
     monkeypatch.setattr(shortstack.repairing.repairer, "mergeable_mlp", lambda *_: None)
     monkeypatch.setattr(shortstack.repairing.repairer.RepairWalk, "helps", lambda _self: True)

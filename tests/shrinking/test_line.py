@@ -7,11 +7,12 @@ import shlex
 import shutil
 import sys
 from contextlib import contextmanager
-from dataclasses import fields
+from dataclasses import fields, replace
 
 import pytest
 import yaml
 
+from documents import data_folder
 from shortstack.checkpoint import Checkpoint
 from shortstack.checkpoint.record import skipped_layers
 from shortstack.cli import main
@@ -32,6 +33,7 @@ from shortstack.profiling import Timing
 from shortstack.pruning import verify
 from shortstack.shrinking import ShrinkOptions, line, reference, shrink, shrink_each
 from shortstack.shrinking.clock import STAGE
+from shortstack.shrinking.preview import preview_shrink
 from shortstack.shrinking.retention import Share
 from studies import make_data
 
@@ -278,7 +280,7 @@ def test_several_cuts_share_what_does_not_depend_on_the_cut_and_a_kill_loses_non
     assert not list(tiny.glob("*.partial"))
     with pytest.raises(OutputError, match="it exists"):
         shrink_each(str(tiny / "model"), outs, options_of(tiny))
-    with pytest.raises(InputError, match="only one target size or quality"):
+    with pytest.raises(InputError, match="only one target size or quality for each"):
         shrink_each(str(tiny / "model"), outs, options_of(tiny, min_quality="50%"))
 
 
@@ -401,7 +403,7 @@ def test_with_little_time_nothing_heals_and_that_is_said(begins, tiny, monkeypat
     made = shrunk(tiny)
     assert made.healing is None
     assert "no healing" in made.left_out
-    unused = f"It was not healed: the minutes were too few; {tiny / 'lines.jsonl'} was not used."
+    unused = f"It was not healed: the minutes were too few; the data {tiny / 'lines.jsonl'} was not used."
     assert unused in made.reasons
     assert not any("repair" in said for said in made.left_out), "the recipe has none"
     assert made.steps()["evaluate_pruned"]["perplexity"]
@@ -443,11 +445,75 @@ def test_where_measuring_the_text_took_all_the_time_left_the_probes_are_left_out
     assert {"probes of the shortened model", "what the shortened model writes freely"} <= {*made.left_out}
 
 
+def test_probes_are_given_up_in_their_middle_where_the_time_is_over(tiny, monkeypatch):
+    measured, told = line.Line.measured, []
+
+    def late(self, checkpoint, name, until):
+        if name == "unpruned":
+            return replace(measured(self, checkpoint, name, until), seconds=1e9)
+        return measured(self, checkpoint, name, Clock(8.0, now=itertools.count().__next__))  # each look takes a second
+
+    monkeypatch.setattr(line.Line, "measured", late)
+    evaluate = line.evaluate
+
+    def counting(checkpoint, **how):
+        def progress(stage, done, total, *, note=""):
+            told.append((stage, done))
+            how["progress"](stage, done, total, note=note)
+
+        return evaluate(checkpoint, **{**how, "progress": progress})
+
+    monkeypatch.setattr(line, "evaluate", counting)
+    made = shrunk(tiny, probe_items=2)
+    assert made.base.probes
+    assert not made.last.probes
+    assert {"probes of the shortened model", "answers of the shortened model"} <= {*made.left_out}
+    assert told[-1][0] != "measuring perplexity", "probes were begun"
+
+
+def test_a_killed_run_with_tasks_goes_on_and_asks_anew_where_documents_have_changed(tiny, monkeypatch):
+    folder = data_folder(tiny / "data")
+    tasks = {"tasks": "piqa", "data_dir": str(folder)}
+    choose = line.choose
+
+    def killed(*_args, **_how):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(line, "choose", killed)
+    with pytest.raises(KeyboardInterrupt):
+        shrunk(tiny, **tasks)
+    monkeypatch.setattr(line, "choose", choose)
+    called = counted(monkeypatch, "evaluate")
+    made = shrunk(tiny, **tasks)
+    assert len(called) == 2, "the text and the task of the shortened model"
+    assert made.base.tasks["piqa"].n == made.last.tasks["piqa"].n == 12
+    monkeypatch.setattr(line, "choose", killed)
+    with pytest.raises(KeyboardInterrupt):
+        shrunk(tiny, "other", **tasks)
+    monkeypatch.setattr(line, "choose", choose)
+    documents = folder / "piqa" / "validation.jsonl"
+    documents.write_text("".join(documents.read_text(encoding="utf-8").splitlines(keepends=True)[:8]), encoding="utf-8")
+    assert shrunk(tiny, "other", **tasks).base.tasks["piqa"].n == 8
+
+
+def test_a_run_that_is_refused_leaves_no_folder_behind(tiny):
+    for out, options in (("model/sub/deep/out", {}), ("new/deep/out", {"drop": "6"}), ("new/out", {"minutes": 1e-6})):
+        with pytest.raises(ShortstackError):
+            shrunk(tiny, out, **options)
+    assert not (tiny / "model" / "sub").exists()
+    assert not (tiny / "new").exists()
+
+
+def test_a_dry_run_goes_by_the_clock_of_the_run(tiny):
+    with pytest.raises(InputError, match="minutes"):
+        preview_shrink(str(tiny / "model"), tiny / "out", options_of(tiny, minutes=1e-6))
+
+
 def test_a_model_that_says_nothing_is_not_kept(tiny, monkeypatch):
     monkeypatch.setattr(
         line.reference,
         "answers",
-        lambda checkpoint, *_: ("a", "b", "c") if checkpoint.directory.name == "model" else ("a", "", "c"),
+        lambda checkpoint, **_: ("a", "b", "c") if checkpoint.directory.name == "model" else ("a", "", "c"),
     )
     made = shrunk(tiny)
     assert made.verdict == "Do not keep it."

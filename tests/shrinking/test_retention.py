@@ -32,9 +32,11 @@ def test_one_window_has_no_error_and_counts_with_none():
     assert kept(one, one)["likelihood of a"] == Share(1.0, 0.0)
 
 
-def test_what_only_one_of_them_was_measured_on_is_not_compared():
+def test_a_text_of_one_model_is_not_compared_and_probes_that_the_cut_was_not_asked_count_as_lost():
     both = kept(evaluation({"a": text(2.0), "b": text(2.0)}, (40,)), evaluation({"a": text(2.0)}))
-    assert set(both) == {"likelihood of a"}
+    assert set(both) == {"likelihood of a", "generation probes, for which no time was left"}
+    assert least(both) == ("generation probes, for which no time was left", Share(0.0, 0.0))
+    assert set(kept(evaluation({"a": text(2.0)}), evaluation({"a": text(2.0)}, (40,)))) == {"likelihood of a"}
 
 
 @given(st.integers(2, 60), st.floats(0.01, 0.6), st.floats(0.5, 0.99), st.integers(1, 60))

@@ -91,7 +91,7 @@ def compare(
     session.report.result(result, output)
     layers = show_layers(result.cut).replace(" ", "")
     which = ("--layers", layers) if layers else ("--drop", "25%")
-    session.report.next_prune(model, checkpoint, *which, *session.source.words)
+    session.report.next_prune(model, checkpoint, *which, *session.source.command_line)
     return None
 
 

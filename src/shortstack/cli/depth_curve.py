@@ -34,6 +34,6 @@ def depth_curve(
     session.report.result(curve, output, plot)
     if curve.removable:
         how = ("--metric", "reverse", "--drop", curve.removable)
-        session.report.next_prune(model, checkpoint, *how, *session.source.words)
+        session.report.next_prune(model, checkpoint, *how, *session.source.command_line)
     else:
-        session.report.next_cut(model, checkpoint, *session.source.words)
+        session.report.next_cut(model, checkpoint, *session.source.command_line)

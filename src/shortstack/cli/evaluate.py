@@ -95,6 +95,6 @@ def _next_step(model: str, checkpoint: Checkpoint, session: Session, unpruned: s
         loads = f'AutoModelForCausalLM.from_pretrained("{model}")'
         session.report.say(f"{loads}, or any program that reads a checkpoint directory")
     elif made_by == "prune":
-        session.report.next_heal(model, unpruned, *session.source.words)
+        session.report.next_heal(model, unpruned, *session.source.command_line)
     else:
-        session.report.next_cut(model, checkpoint, *session.source.words)
+        session.report.next_cut(model, checkpoint, *session.source.command_line)

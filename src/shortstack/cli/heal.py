@@ -128,7 +128,7 @@ def heal(
     session.report.result(result, plot=run.plot)
     if turns and not session.report.json:
         console.show(_gone(checkpoint, result))
-    session.report.next_measure(output, checkpoint.made_from or (turns and directory), *session.alone.words)
+    session.report.next_measure(output, checkpoint.made_from or (turns and directory), *session.alone.command_line)
     return None
 
 

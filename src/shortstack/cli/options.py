@@ -90,7 +90,7 @@ class Source:
     trust_remote_code: bool = option(False, help="Run the checkpoint's own Python code.")
 
     @property
-    def words(self) -> list[str]:
+    def command_line(self) -> list[str]:
         """The options that are not at their default, as they are typed."""
         return option_words(changed_options(self))
 

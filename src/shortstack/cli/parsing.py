@@ -154,7 +154,10 @@ def _unread(error: CoercionError) -> InputError:
     name, value = _name(error), error.token.value if error.token else ""
     choices = [choice for choice in get_args(error.target_type) if isinstance(choice, str)]
     if choices:
-        check_choice_of(name.removeprefix("--").replace("-", "_"), value, choices)
+        try:
+            check_choice_of(name.removeprefix("--").replace("-", "_"), value, choices)
+        except InputError as wrong:
+            return wrong if name.startswith("--") else wrong.but(option="", where=name)
     kinds: Iterable[Any] = get_args(error.target_type) or (error.target_type,)
     words = " or ".join(KINDS[kind] for kind in kinds if kind in KINDS) or "a value that it takes"
     return InputError(repr(value), expected=str(error.msg or words), fix="write one", where=name)

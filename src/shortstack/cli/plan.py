@@ -65,7 +65,7 @@ def plan(
             partial.write_text(to_mergekit(chosen, named), encoding="utf-8")
     session.report.result(chosen, output)
     how = ("--plan", output) if output else ("--layers", show_layers(chosen.removed).replace(" ", ""))
-    session.report.next_prune(model, checkpoint, *how, *session.source.words)
+    session.report.next_prune(model, checkpoint, *how, *session.source.command_line)
 
 
 def say_moved(chosen: Chosen) -> None:

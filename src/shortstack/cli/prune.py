@@ -264,5 +264,5 @@ def prune(
         plan = chosen.plan.sized(checkpoint.sizes)
     record = {**plan.to_dict(), "repair": repaired.to_dict() if repaired else None, "output": str(output)}
     session.report.show(record, *filter(None, (plan, repaired)))
-    session.report.next_step("verify", output, "--against", model, *session.source.words)
+    session.report.next_step("verify", output, "--against", model, *session.source.command_line)
     return None

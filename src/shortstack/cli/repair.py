@@ -56,7 +56,7 @@ def repair(
             repaired = refitted(origin, chosen, fitted, session.compute, scratch, progress)
             pruned = prune_checkpoint(origin, chosen, output, repair=repaired, progress=progress)
     session.report.show({**repaired.to_dict(), "output": str(output)}, repaired)
-    session.report.next_heal(output, pruned.made_from, *session.alone.words)
+    session.report.next_heal(output, pruned.made_from, *session.alone.command_line)
     return None
 
 

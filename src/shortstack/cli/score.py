@@ -61,6 +61,6 @@ def score(
         session.report.next_step("plan", output, "--metric", scores.default_metric, "--drop", "25%")
     elif options.metric != ScoreOptions.metric:
         how = "--metric", scores.default_metric, "--drop", "25%", "-o", "plan.json"
-        session.report.next_step("plan", model, *how, *session.source.words)
+        session.report.next_step("plan", model, *how, *session.source.command_line)
     else:
-        session.report.next_cut(model, checkpoint, *session.source.words)
+        session.report.next_cut(model, checkpoint, *session.source.command_line)

@@ -48,7 +48,7 @@ def verify(
     session.report.result(result, output)
     if not result.ok:
         sys.exit(1)
-    trust = session.alone.words
+    trust = session.alone.command_line
     if checkpoint.record["verb"] == "heal":
         session.report.next_step("evaluate", directory, *trust)
     else:

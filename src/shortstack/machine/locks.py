@@ -25,6 +25,7 @@ class OutputLock:
         self.place = place or output.with_name(f".{output.name}.lock")
         self.meanwhile = f"{meanwhile}, or name another output"
         self._lock = FileLock(self.place)
+        self._made = [folder for folder in self.place.parents if not folder.exists()]  # the lowest one first
 
     def __enter__(self) -> OutputLock:
         try:
@@ -54,3 +55,7 @@ class OutputLock:
             with suppress(PermissionError):  # Windows keeps files that are open
                 self.place.unlink(missing_ok=True)
         self._lock.release()
+        if error is not None:  # folders made for an output that was refused go again, unless something is in them
+            with suppress(OSError):
+                for folder in self._made:
+                    folder.rmdir()

@@ -90,7 +90,7 @@ class Amounts:
     repair: int = 256
     judged: int = 64
     probe_items: int = 20
-    documents: float = 200
+    documents: int | float = 200
 
     @property
     def calibration_text(self) -> CalibrationText:
@@ -132,7 +132,8 @@ def check_minutes(clock: Clock, rate: float, layers: int, cuts: int = 1) -> None
     if least > clock.seconds:
         used = duration(clock.used)
         expected = f"at least {duration(least)} for loading the model and choosing layers, with {used} used already"
-        fix = f"allow {-(-int(2 * least) // 60)} minutes"
+        enough = -(-int(2 * least) // 60)
+        fix = f"allow {enough} minute{'s' * (enough > 1)}"
         raise InputError(duration(clock.seconds), expected=expected, fix=fix, option="minutes")
 
 
@@ -177,12 +178,13 @@ def _ms(seconds: float) -> int:
 
 
 def clock_of(seconds: float, file: Path, *, before: float) -> Clock:
-    """Make the clock of a run, which goes on where it was left; a folder with something else in it is refused.
+    """Make the clock of a run, which goes on where it was left. before: seconds of this call that have passed."""
+    used = json.loads(file.read_text(encoding="utf-8"))["used"] if file.exists() else 0.0
+    return Clock(seconds, used=used + before)
 
-    before: seconds of this call that have passed.
-    """
+
+def check_unfinished(file: Path) -> None:
+    """Refuse a folder in the place of an unfinished run that holds something else; file: its note of the time."""
     folder = file.parent
     if folder.exists() and not file.exists() and (not folder.is_dir() or any(folder.iterdir())):
         check_new(folder)
-    used = json.loads(file.read_text(encoding="utf-8"))["used"] if file.exists() else 0.0
-    return Clock(seconds, used=used + before)

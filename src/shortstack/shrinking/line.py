@@ -10,11 +10,11 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from shortstack.checkpoint import Checkpoint, Model
 from shortstack.data import Tokens
@@ -39,7 +39,16 @@ from shortstack.scoring import score
 from shortstack.shrinking import reference
 from shortstack.shrinking.card import dress
 from shortstack.shrinking.checks import CheckResult, check_shrink, in_words_of_shrink
-from shortstack.shrinking.clock import LEVELS, WRITING, Amounts, ClockProgress, amounts_for, check_minutes, clock_of
+from shortstack.shrinking.clock import (
+    LEVELS,
+    WRITING,
+    Amounts,
+    ClockProgress,
+    amounts_for,
+    check_minutes,
+    check_unfinished,
+    clock_of,
+)
 from shortstack.shrinking.options import ShrinkOptions
 from shortstack.shrinking.result import NO_HEALING, Candidate, Measured, Shrunk, Unpruned
 from shortstack.shrinking.retention import TRIALS, TriedCut, first_amount, kept, largest, least, next_amount
@@ -47,6 +56,7 @@ from shortstack.shrinking.route import Route
 from shortstack.shrinking.stages import Stages, loaded, save
 from shortstack.shrinking.verdict import concluded, settings
 
+Result = TypeVar("Result")
 COMPARED_BY = 0.7  # of the time of a cut before it is measured: after that it is not timed
 MEASURED_BY = 0.35  # of the minutes: after that the unpruned model is not measured on more
 PROBED_BY = 0.6  # of the minutes: after that it is not probed either
@@ -129,6 +139,7 @@ def _shrink(
         }
         missing = {out: route for out, route in routes.items() if not (out.exists() and _noted(places[out]).exists())}
         if missing:
+            check_unfinished(folder / NOTED)
             progress("checking", 0, 1)
             checked = check_shrink(source, missing, options, compute)
             progress("checking", 1, 1)
@@ -265,9 +276,20 @@ class Line:
         alike = self.stages.result("int8", reference.Int8, int8, texts=texts, minutes=minutes)
         return Unpruned(self.source, measured, alike)
 
+    def _ending(self, until: Clock) -> Progress:
+        """Return the progress of work that is given up when the time is over."""
+
+        def told(stage: str, done: int, total: int, /, *, note: str = "") -> None:
+            if until.over:
+                raise TimeOver
+            self.progress(stage, done, total, note=note)
+
+        return told
+
     def measured(self, checkpoint: Checkpoint, name: str, until: Clock) -> Measured:
         """Measure texts, probes, what it writes freely, and tasks one by one while time is left; then ask the prompts."""
         how: dict[str, Any] = {"compute": self.compute, "progress": self.progress}
+        ending = how if checkpoint is self.source else {**how, "progress": self._ending(until)}
         items, amounts = self.amounts.probe_items, self.amounts
         tasks = [Tasks(task, limit=amounts.documents, data_dir=self.options.data_dir) for task in self._task_names]
 
@@ -285,18 +307,17 @@ class Line:
                 left_out.append(f"what the {name} model writes freely")
                 evaluation = self._probed(evaluation, checkpoint, until, left_out)
             for task in tasks:
-                if until.over:
-                    left_out.append(f"{', '.join(task.names)} of the {name} model")
-                    continue
-                answered = evaluate(checkpoint, text=NO_TEXT, tasks=task, generation=NO_WRITING, **how)
-                evaluation = replace(evaluation, tasks={**evaluation.tasks, **answered.tasks})
-            if until.over:
-                left_out.append(f"answers of the {name} model")
-            said = () if until.over else reference.answers(checkpoint, self.compute, self.progress)
+                asked = partial(evaluate, checkpoint, text=NO_TEXT, tasks=task, generation=NO_WRITING, **ending)
+                answered = _in_time(until, asked, f"{', '.join(task.names)} of the {name} model", left_out)
+                if answered:
+                    evaluation = replace(evaluation, tasks={**evaluation.tasks, **answered.tasks})
+            asked_prompts = partial(reference.answers, checkpoint, **ending)
+            said = _in_time(until, asked_prompts, f"answers of the {name} model", left_out) or ()
             return Measured(evaluation, said, tuple(left_out), time.monotonic() - began)
 
         texts = {name: text.record() for name, text in self.texts.items()}
         known = {"of": checkpoint.identity, "texts": texts, "tasks": repr(tasks), "items": items}
+        known |= {"documents": text_digest(str(self.options.data_dir))} if self.options.data_dir else {}
         return self.stages.result("measured", Measured, measure, **known, minutes=self.options.minutes)
 
     def _probed(self, evaluation: Evaluation, checkpoint: Checkpoint, until: Clock, left_out: list[str]) -> Evaluation:
@@ -304,11 +325,10 @@ class Line:
         writing = replace(self.options.generation(self.amounts.probe_items), collapse_check=False)
         if not writing.probes:
             return evaluation
-        if until.over:
-            left_out.append("probes of the shortened model")
-            return evaluation
-        how: dict[str, Any] = {"compute": self.compute, "progress": self.progress}
-        return replace(evaluation, probes=evaluate(checkpoint, text=NO_TEXT, generation=writing, **how).probes)
+        how: dict[str, Any] = {"compute": self.compute, "progress": self._ending(until)}
+        asked = partial(evaluate, checkpoint, text=NO_TEXT, generation=writing, **how)
+        probed = _in_time(until, asked, "probes of the shortened model", left_out)
+        return replace(evaluation, probes=probed.probes) if probed else evaluation
 
     def made(self, route: Route, until: Clock) -> Candidate:
         """Make one cut: choose, repair, heal and measure it, and hold it against the unpruned model."""
@@ -450,6 +470,19 @@ class Line:
             fix=f"ask for less, or allow more minutes; what was made stays in {self.stages.folder}",
             option="min_quality",
         )
+
+
+class TimeOver(Exception):
+    """Raised in the middle of work that is given up."""
+
+
+def _in_time(until: Clock, work: Callable[[], Result], what: str, left_out: list[str]) -> Result | None:
+    """Do work; where the time is over before its end return None, and note what is left out."""
+    if not until.over:
+        with suppress(TimeOver):
+            return work()
+    left_out.append(what)
+    return None
 
 
 def _noted(place: Path) -> Path:

@@ -39,9 +39,10 @@ class ShrinkPreview:
 def preview_shrink(model: Model, out: Path, options: ShrinkOptions, *, compute: Compute = AUTO) -> ShrinkPreview:
     """Make every check of shrink(), and measure the speed of this machine; nothing is chosen or written."""
     source, route = Checkpoint.of(model), Route.of(options)
+    clock = Clock(route.seconds(options))
     with in_words_of_shrink():
         checked = check_shrink(source, {out: route}, options, compute)
-        line = Line(source, route, options, compute, Clock(route.seconds(options)), Stages(out, {}), silent, checked)
+        line = Line(source, route, options, compute, clock, Stages(out, {}), silent, checked)
         amounts = line.fitting()
     choice = route.choice.sized(source.sizes)
     cut = None if options.share else choice.like(source.anatomy.layers).sized(source.sizes)

@@ -57,8 +57,8 @@ def kept(base: Evaluation, last: Evaluation) -> dict[str, Share]:
         ("generation probes", probes_right(base), probes_right(last)),
         ("tasks", tasks_right(base), tasks_right(last)),
     ):
-        if before and after and before.value:
-            shares[name] = ratio(before, after)
+        if before and before.value:
+            shares[name if after else f"{name}, for which no time was left"] = ratio(before, after or Share(0.0, 0.0))
     return shares
 
 

@@ -239,7 +239,7 @@ class _StudyRun:
         places = {name: self._place(place) for name, place in step.reads.items()}
         call = replace(step, arguments=expanded(step.arguments))
         if step.key not in self.results:
-            command = shlex.join(["shortstack", *call.words(places)])
+            command = shlex.join(["shortstack", *call.command_line(places)])
             self.store.begin(step.key, step.kind, step.arguments, step.inputs, command)
         job = Job(
             step.key,

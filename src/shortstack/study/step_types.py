@@ -112,7 +112,7 @@ class ScoreStep(Step):
         )
         return job.saved("scores.json", scores.to_dict())
 
-    def words(self, places: Places) -> list[str]:
+    def command_line(self, places: Places) -> list[str]:
         metrics = option_words({"metric": self.arguments["metrics"], "window": self.arguments["window"]})
         other = changed_words(self.arguments, defaults_of(CalibrationText, Compute))
         return ["score", *model_words(places["model"]), *metrics, *other, "-o", "scores.json"]
@@ -157,7 +157,7 @@ class PlanStep(Step):
         chosen = planning.choose(checkpoint, self.choice, source, compute=compute, progress=progress)
         return job.saved("plan.json", chosen.plan.sized(checkpoint.sizes).to_dict())
 
-    def words(self, places: Places) -> list[str]:
+    def command_line(self, places: Places) -> list[str]:
         source = [f"{places['score']}/scores.json"] if "score" in places else model_words(places["model"])
         options = changed_words(self.arguments, defaults_of(Choice, CalibrationText, Compute))
         return ["plan", *source, *options, "-o", "plan.json"]
@@ -195,7 +195,7 @@ class PruneStep(Step):
         tokens = calibration_tokens(checkpoint, text, at_least=JUDGING, compute=compute, progress=progress)
         return repairing.repair(checkpoint, removed, tokens, compute=compute, scratch=scratch, progress=progress)
 
-    def words(self, places: Places) -> list[str]:
+    def command_line(self, places: Places) -> list[str]:
         options: dict[str, Any] = {"layers": show_layers(self.arguments["removed"]).replace(" ", "")}
         defaults: dict[str, Any] = {"layers": None, "repair": False, "repair_samples": StudyRepair().samples}
         if self.arguments["repair"]:
@@ -238,7 +238,7 @@ class HealStep(_HealingStep):
         contents = Contents.of(Checkpoint.open(job.output))
         return {**healed.to_dict(), "output": f"artefacts/{job.key}", **contents.result}
 
-    def words(self, places: Places) -> list[str]:
+    def command_line(self, places: Places) -> list[str]:
         return self.heal_words(places["checkpoint"], places)
 
 
@@ -267,7 +267,7 @@ class TurnsStep(_HealingStep):
         contents = Contents.of(healed)
         return {**result.to_dict(), "output": f"artefacts/{job.key}", "plan": plan, **contents.result}
 
-    def words(self, places: Places) -> list[str]:
+    def command_line(self, places: Places) -> list[str]:
         turns = changed_words(self.arguments["turns"], defaults_of(Choice, CalibrationText))
         return self.heal_words(places["model"], places, turns)
 
@@ -287,7 +287,7 @@ class EvaluateStep(Step):
         result = evaluation.evaluate(checkpoint, **options, compute=job.compute(self.arguments), progress=progress)
         return job.saved("evaluation.json", result.to_dict())
 
-    def words(self, places: Places) -> list[str]:
+    def command_line(self, places: Places) -> list[str]:
         defaults = {**EvaluationOptions().arguments, "perplexity": None, "dtype": "auto"}
         return ["evaluate", *model_words(places["checkpoint"]), *changed_words(self.arguments, defaults)]
 
@@ -314,7 +314,7 @@ class ProfileStep(Step):
         result = profiling.profile(checkpoint, timing=timing, compute=compute, progress=progress)
         return job.saved("profile.json", result.to_dict())
 
-    def words(self, places: Places) -> list[str]:
+    def command_line(self, places: Places) -> list[str]:
         defaults = {**ProfileOptions().model_dump(mode="json"), "dtype": "auto"}
         return ["profile", *model_words(places["checkpoint"]), *changed_words(self.arguments, defaults)]
 

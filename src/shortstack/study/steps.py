@@ -109,7 +109,7 @@ class Step(ABC):
         """Call the verb; job.output is written, the result is JSON-able data."""
 
     @abstractmethod
-    def words(self, places: Places) -> list[str]:
+    def command_line(self, places: Places) -> list[str]:
         """Return the words of the command that does the same; the output is left to be named."""
 
 
