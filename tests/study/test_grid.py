@@ -133,7 +133,7 @@ def test_what_draws_gives_every_seed_layers_of_its_own(metric):
         ("models: [a]\nmetrics: [ppl]\nstrategy: twice\n", "line 3: strategy: .*write it like step 1"),
         ("models: [a]\nmetrics: [ppl]\nheal: paper-lor\n", "line 3: .*did you mean paper-lora"),
         ("models: [a]\nmetrics: [ppl]\nheal: {method: lora}\n", "add data: pydoc"),
-        ("models: [a]\nmetrics: [ppl]\nheal: {data: pydoc, lora_r: 4}\n", "line 3: lora_r: .* that the method partial"),
+        ("models: [a]\nmetrics: [ppl]\nheal: {data: pydoc, lora_r: 4}\n", "line 3: lora_r: .*of the method partial"),
         ("models: [a]\nmetrics: [ppl]\nheal: {data: pydoc, seed: 4}\n", "seeds: "),
         ("models: [a]\nmetrics: [search]\nstrategy: step 1\n", "except: "),
         ("models: [a]\nmetrics: [reverse]\nstrategy: step 1\n", "healing between"),

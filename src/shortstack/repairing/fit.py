@@ -131,7 +131,7 @@ def at_output(decoder: Decoder, layer: int, points: Sequence[FoldPoint], fix: st
         if point.place == OUTPUT:
             return point
     raise ArchitectureError(
-        "none",
+        "none: outputs may be multiplied or mixed again",
         expected="a weight whose output is added unchanged to the layer's output, to fold a correction into",
         fix=fix,
         where=f"{decoder.anatomy.architecture}, layer {layer}",
