@@ -152,8 +152,18 @@ def _shrink(
                         line.finish(places[out], out, route, share=1 / (len(missing) - number))
                     rename_new(places[out], out)
         result = [loaded(_noted(place), Shrunk) for place in places.values()]
-        remove(folder)
+        with suppress(OSError):  # the outputs are whole: the same command removes what is left
+            _clear(folder)
     return result
+
+
+def _clear(folder: Path) -> None:
+    """Remove the folder of stages; last what says that it is ours, and that the outputs are made."""
+    for path in sorted(folder.iterdir(), key=lambda each: (each.name == NOTED, each.name.startswith("made"))):
+        remove(path)
+        if path.exists():
+            return
+    folder.rmdir()
 
 
 @contextmanager
