@@ -107,7 +107,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     insert(package / "data" / "sources.py", '= {"pydoc": pydoc}', SOURCE_ENTRY)
     (package / "healing" / "toy.py").write_text(METHOD.lstrip(), encoding="utf-8")
     insert(methods, "(Partial, Lora,", "(Partial, Toy, Lora,")
-    insert(methods, "HealingMethod, Partial\n", "HealingMethod, Partial\nfrom shortstack.healing.toy import Toy\n")
+    insert(methods, "import Full, Partial\n", "import Full, Partial\nfrom shortstack.healing.toy import Toy\n")
     write_study(make_data(folder), STUDY)
     return folder
 

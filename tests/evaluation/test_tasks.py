@@ -339,7 +339,7 @@ def test_the_paper_s_suite_and_every_standard_task_are_the_harness_s(tmp_path):
                     [dict.fromkeys(task.columns.split(), 1)],
                 )
         folder.mkdir()
-        harness.write_overlays([task.name], tmp_path / "data", folder)
+        harness.write_overlays([task.name], tmp_path / "data", harness.STOCK, folder)
         manager = TaskManager(include_path=str(folder), include_defaults=False)
         assert task.name in manager.all_tasks
         assert len(manager.all_subtasks) == {"mmlu": 57, "cmmlu": 67}.get(task.name, 1)

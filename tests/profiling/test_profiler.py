@@ -19,7 +19,7 @@ from shortstack.cli.console import show_result
 from shortstack.errors import InputError
 from shortstack.machine.device import Compute
 from shortstack.profiling import Timing, profile
-from shortstack.profiling.profiler import cache_bytes, macs, parts
+from shortstack.profiling.counts import cache_bytes, macs, parts
 from shortstack.profiling.speed import Load, rates, ratio, speeds
 from shortstack.pruning import prune
 from zoo import SMALL, ZOO, make, tiny

@@ -1,5 +1,6 @@
 """shrink: the whole line into one folder that is a plain checkpoint, with its report and card; killed, it goes on."""
 
+import errno
 import html
 import itertools
 import json
@@ -31,7 +32,7 @@ from shortstack.machine.locks import OutputLock
 from shortstack.planning.layer_sets import parse_layers
 from shortstack.profiling import Timing
 from shortstack.pruning import verify
-from shortstack.shrinking import ShrinkOptions, line, reference, shrink, shrink_each
+from shortstack.shrinking import ShrinkOptions, line, reference, shrink, shrink_each, stages
 from shortstack.shrinking.clock import STAGE
 from shortstack.shrinking.preview import preview_shrink
 from shortstack.shrinking.retention import Share
@@ -607,20 +608,37 @@ def test_an_output_that_was_removed_meanwhile_is_made_again(tiny, monkeypatch):
 
 
 def test_a_run_killed_before_it_removes_its_stages_is_finished_by_the_same_command(tiny, monkeypatch):
-    removed = line.remove
+    removed = stages.remove
 
     def killed(path):
-        if path.parent.name == "out.partial" and path.name.startswith(("made", "clock")):
+        if path.name.startswith(("made", "clock")):
             raise KeyboardInterrupt  # all else is gone
         removed(path)
 
-    monkeypatch.setattr(line, "remove", killed)
+    monkeypatch.setattr(stages, "remove", killed)
     with pytest.raises(KeyboardInterrupt):
         shrunk(tiny)
     weights = Checkpoint.open(tiny / "out").weights_sha256
-    monkeypatch.setattr(line, "remove", removed)
+    monkeypatch.setattr(stages, "remove", removed)
     assert shrunk(tiny).output == tiny / "out"
     assert Checkpoint.open(tiny / "out").weights_sha256 == weights
+    assert not (tiny / "out.partial").exists()
+
+
+def test_a_stage_that_cannot_be_removed_stays_with_what_says_whose_it_is(tiny, monkeypatch):
+    removed = stages.remove
+
+    def failing(path):
+        if path.name.startswith("plan"):
+            raise OSError(errno.EROFS, "read-only file system")
+        removed(path)
+
+    monkeypatch.setattr(stages, "remove", failing)
+    made = shrunk(tiny)
+    left = {path.name.partition("-")[0] for path in (tiny / "out.partial").iterdir()}
+    assert {"plan", "made", "clock.json"} <= left
+    monkeypatch.setattr(stages, "remove", removed)
+    assert shrunk(tiny).command == made.command
     assert not (tiny / "out.partial").exists()
 
 

@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 from shortstack.architecture import Anatomy, anatomy
 from shortstack.architecture.config_fields import depth_axis
 from shortstack.architecture.layer_names import LayerNames
-from shortstack.checkpoint.file_names import TEMPLATES, TOKENIZER, check_own_files, is_carried_along, read_record
+from shortstack.checkpoint.file_names import TEMPLATES, TOKENIZER, check_own_files, is_carried_along
 from shortstack.checkpoint.index import how_to_load, read_tensors
+from shortstack.checkpoint.record_file import read_record
 from shortstack.checkpoint.safetensors import StoredTensor
 from shortstack.checkpoint.sizes import Sizes
 from shortstack.checkpoint.source import commit_of, locate

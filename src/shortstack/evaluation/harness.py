@@ -19,8 +19,6 @@ from typing import TYPE_CHECKING, Any
 import datasets
 import lm_eval.tasks
 import numpy as np
-import pyarrow.parquet
-import yaml
 from datasets.exceptions import DatasetGenerationError, DatasetsError
 from lm_eval.evaluator import evaluate as run_harness
 from lm_eval.models.huggingface import HFLM
@@ -28,13 +26,13 @@ from lm_eval.models.utils import normalize_gen_kwargs
 from lm_eval.tasks import TaskManager
 from transformers import set_seed
 
-from shortstack.data.sources import read_lines
 from shortstack.data.tokens import bos_ids
 from shortstack.decoder import Decoder
 from shortstack.decoder.likelihoods import Request, likelihoods
-from shortstack.errors import DataError, InputError, one_line
+from shortstack.errors import DataError, InputError
 from shortstack.evaluation.paired import mean_stderr
-from shortstack.evaluation.suites import PERPLEXITIES, TASKS, StandardTask, unknown
+from shortstack.evaluation.suites import PERPLEXITIES, TASKS, unknown
+from shortstack.evaluation.task_files import write_overlays
 from shortstack.evaluation.task_results import TaskResult
 from shortstack.machine.hub import hub_or_copies
 from shortstack.machine.numbers import ALMOST, is_share
@@ -45,8 +43,6 @@ if TYPE_CHECKING:
 
 SEED = 1234  # the harness's own, of the examples in a prompt; ours is added to it: 0 draws what the harness draws
 STOCK = Path(lm_eval.tasks.__file__).parent
-FORMATS = {".jsonl": "json", ".parquet": "parquet"}
-SPLITS = {"training_split": "train", "validation_split": "validation", "test_split": "test", "fewshot_split": "dev"}
 GENERATED_TOGETHER = 16  # prompts, where no batch size is named
 ROOM = 256  # tokens of an answer, where a task names no other number
 
@@ -113,7 +109,7 @@ def load(
     standard = [name for name in names if name in TASKS]
     local = data is not None and set(standard) == set(names)
     with tempfile.TemporaryDirectory() as folder, hushed(), nullcontext() if local else hub_or_copies():
-        write_overlays(standard, data, Path(folder))
+        write_overlays(standard, data, STOCK, Path(folder))
         paths = [folder, *([str(include)] if include else [])]
         manager = TaskManager(include_path=paths, include_defaults=set(standard) != set(names))
         for name in names:
@@ -124,100 +120,6 @@ def load(
         for loaded in loaded_tasks:
             loaded.take(shots)
     return loaded_tasks
-
-
-def write_overlays(names: Sequence[str], data: Path | None, folder: Path) -> None:
-    """Write task files for standard tasks into `folder`: the harness's own, included, with nothing but the data swapped.
-
-    A folder that holds only these is read at once, where reading all that the harness ships takes seconds. data: the folder
-    of their documents, None for the hub.
-    """
-    for name in names:
-        task, members = TASKS[name], []
-        for path in _stock_files(task):
-            part = _part(task, path)
-            members.append(f"{name}_{part}" if part else name)
-            source = _source(task, part, data) if data else {}
-            _write(folder / f"{members[-1]}.yaml", {"include": str(path), "task": members[-1], "tag": None, **source})
-        if task.group:
-            _write(folder / f"_{name}.yaml", {"include": str(STOCK / task.group), "task": members})
-
-
-def _stock_files(task: StandardTask) -> list[Path]:
-    """Find the task's own file, or those of its parts; files that start with an underscore hold what others include."""
-    folder, _, pattern = task.stock.rpartition("/")
-    return sorted((STOCK / folder).glob(pattern.replace("{part}", "[!_]*")))
-
-
-def _part(task: StandardTask, path: Path) -> str:
-    before, placeholder, after = task.stock.rpartition("/")[2].partition("{part}")
-    return path.name.removeprefix(before).removesuffix(after) if placeholder else ""
-
-
-def _source(task: StandardTask, part: str, data: Path) -> dict[str, Any]:
-    """Return the fields that swap the data; a split without a file is set to null, or a task that names it would fail."""
-    stems = {split: stem.format(part=part) for split, stem in task.files.items()}
-    present = {split: file for split, stem in stems.items() if (file := _file(data, stem))}
-    for split in sorted({task.evaluated, *task.needs} - present.keys()):
-        raise DataError(
-            f"neither in {data}",
-            expected=f"{stems[split]}.jsonl or {stems[split]}.parquet, for {task.name}",
-            fix="put it there; docs/evaluate.md shows the layout",
-            option="data_dir",
-        )
-    for file in present.values():
-        if file.suffix == ".jsonl":
-            list(read_lines(file))  # names a line that is no JSON; the harness says only that data are missing
-    _check_columns(task, present[task.evaluated])
-    kinds = {FORMATS[file.suffix] for file in present.values()}
-    if len(kinds) > 1:
-        expected = f"files of one format, for {task.name}"
-        raise DataError("both", expected=expected, fix="remove one of each pair", option="data_dir")
-    absent = [key for key, split in SPLITS.items() if split not in present]
-    return {
-        "dataset_path": kinds.pop(),
-        "dataset_name": None,
-        "dataset_kwargs": {"data_files": {split: str(file) for split, file in present.items()}},
-        **{key: None for key in absent if key != "fewshot_split" or "dev" in task.files},
-    }
-
-
-def _check_columns(task: StandardTask, path: Path) -> None:
-    """Refuse a file whose first document lacks a column; the harness says so in many ways, none of them plain."""
-    if path.suffix == ".parquet":
-        columns = _parquet_columns(path)
-    else:
-        columns = next((set(row) for _, row in read_lines(path) if isinstance(row, dict)), set())
-    missing = [column for column in task.columns.split() if column not in columns]
-    if missing:
-        raise DataError(
-            f"no {', '.join(missing)}",
-            expected=f"documents of {task.name}, with {', '.join(task.columns.split())}",
-            fix="write the columns that the data set has on the hub",
-            where=path,
-        )
-
-
-def _parquet_columns(path: Path) -> set[str]:
-    try:
-        table = pyarrow.parquet.read_metadata(path)
-    except (OSError, pyarrow.ArrowException) as error:
-        raise DataError(
-            one_line(error), expected="a parquet file", fix="write it again, or as .jsonl", where=path
-        ) from error
-    if not table.num_rows:
-        raise DataError("an empty table", expected="documents", fix="give a file with documents", where=path)
-    return set(table.schema.to_arrow_schema().names)
-
-
-def _file(data: Path, stem: str) -> Path | None:
-    """Find the file of that name, in a format that is read; JSONL first."""
-    candidates = (data.resolve() / f"{stem}{suffix}" for suffix in FORMATS)
-    return next((file for file in candidates if file.is_file()), None)
-
-
-def _write(path: Path, fields: Mapping[str, Any]) -> None:
-    path.write_text(yaml.safe_dump(dict(fields), sort_keys=False, allow_unicode=True), encoding="utf-8")
 
 
 def _loaded(manager: Any, name: str, data: Path | None) -> list[LoadedTask]:

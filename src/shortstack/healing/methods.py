@@ -7,8 +7,9 @@ from dataclasses import field, fields, make_dataclass
 from typing import Any, get_type_hints
 
 from shortstack.errors import InputError
-from shortstack.healing.layer_choice import Full, HealingMethod, Partial
+from shortstack.healing.layer_choice import Full, Partial
 from shortstack.healing.lora import DoRA, Lora, QLora, RsLora
+from shortstack.healing.method import HealingMethod
 from shortstack.machine.options import check_choice_of, defaults_of, made_of, option
 
 METHODS: Mapping[str, type[HealingMethod]] = {

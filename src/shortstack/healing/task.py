@@ -12,7 +12,8 @@ from shortstack.data.in_context import IN_CONTEXT
 from shortstack.data.mixture import SEVERAL, check_sources, parse_sources
 from shortstack.data.sources import OWN, SOURCES
 from shortstack.errors import DataError, InputError
-from shortstack.healing.layer_choice import HealingMethod, Partial
+from shortstack.healing.layer_choice import Partial
+from shortstack.healing.method import HealingMethod
 from shortstack.healing.methods import MethodOptions, made_method
 from shortstack.healing.schedule import Objective, Schedule
 from shortstack.machine.device import AUTO, Compute

@@ -14,7 +14,7 @@ import socket
 import sys
 import tempfile
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import fields, is_dataclass
 from pathlib import Path
@@ -178,19 +178,29 @@ def remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
+def missing_parents(path: Path) -> list[Path]:
+    """List the folders above a path that would have to be made for it, the lowest first."""
+    return [parent for parent in path.absolute().parents if not os.path.exists(parent)]
+
+
+def remove_empty(folders: Sequence[Path]) -> None:
+    """Remove folders, the lowest first, up to one that holds something, such as an output."""
+    with suppress(OSError):
+        for folder in folders:
+            folder.rmdir()
+
+
 @contextmanager
 def scratch_beside(path: Path) -> Iterator[Path]:
     """Make a folder beside an output for what waits to be written there; remove it at the end, with parents made for it."""
     folder = partial_of(path)
-    made = [parent for parent in path.absolute().parents if not os.path.exists(parent)]
+    made = missing_parents(path)
     try:
         make_folder(folder)
         yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-        with suppress(OSError):  # not empty: the output is in it
-            for parent in made:
-                parent.rmdir()
+        remove_empty(made)
 
 
 @contextmanager

@@ -9,7 +9,7 @@ from types import TracebackType
 from filelock import FileLock, Timeout
 
 from shortstack.errors import OutputError
-from shortstack.machine.files import make_folder
+from shortstack.machine.files import make_folder, missing_parents, remove_empty
 
 
 class OutputLock:
@@ -25,7 +25,7 @@ class OutputLock:
         self.place = place or output.with_name(f".{output.name}.lock")
         self.meanwhile = f"{meanwhile}, or name another output"
         self._lock = FileLock(self.place)
-        self._made = [folder for folder in self.place.parents if not folder.exists()]  # the lowest one first
+        self._made = missing_parents(self.place)
 
     def __enter__(self) -> OutputLock:
         try:
@@ -55,7 +55,5 @@ class OutputLock:
             with suppress(PermissionError):  # Windows keeps files that are open
                 self.place.unlink(missing_ok=True)
         self._lock.release()
-        if error is not None:  # folders made for an output that was refused go again, unless something is in them
-            with suppress(OSError):
-                for folder in self._made:
-                    folder.rmdir()
+        if error is not None:  # an output that was refused leaves no folders that were made for it
+            remove_empty(self._made)

@@ -12,6 +12,8 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import NamedTuple
@@ -19,15 +21,16 @@ from typing import NamedTuple
 from shortstack.data import CalibrationText
 from shortstack.data.mixture import MIX, READ, parse_sources
 from shortstack.data.tokens import JUDGING
-from shortstack.errors import InputError
+from shortstack.errors import InputError, ShortstackError
 from shortstack.evaluation import EvaluationText
 from shortstack.machine.clock import Clock
-from shortstack.machine.files import check_new, save_json
+from shortstack.machine.files import check_new, remove, save_json
 from shortstack.machine.formats import duration
 from shortstack.machine.progress import Progress
 from shortstack.planning.layer_sets import FINALISTS
 
 STAGE = "shrink"
+NOTED = "clock.json"  # in the folder of stages: the seconds used
 EVERY = 2.0  # seconds between two notes of what is used
 CHOOSING = 0.35  # of the minutes, for choosing layers and repairing the cut
 WRITING = 0.15  # of the minutes, for text that the model writes itself to choose and repair on
@@ -188,3 +191,23 @@ def check_unfinished(file: Path) -> None:
     folder = file.parent
     if folder.exists() and not file.exists() and (not folder.is_dir() or any(folder.iterdir())):
         check_new(folder)
+
+
+@contextmanager
+def noting(progress: ClockProgress) -> Iterator[ClockProgress]:
+    """Note the seconds used in the folder of stages: a killed run goes on in what is left; after an error another begins."""
+    folder = progress.file.parent
+    folder.mkdir(exist_ok=True)
+    progress.keep()
+    try:
+        yield progress
+    except ShortstackError:
+        progress.forget()
+        raise
+    except BaseException:
+        progress.keep()
+        raise
+    finally:
+        if [*folder.iterdir()] == [progress.file]:  # the minutes are too few: nothing was begun
+            remove(folder)
+    progress.end()

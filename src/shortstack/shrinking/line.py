@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -23,7 +23,7 @@ from shortstack.data.tokens import JUDGING
 from shortstack.decoder import calibration_tokens, text_in_time
 from shortstack.decoder.wrapping import arithmetic
 from shortstack.errors import ShortstackError
-from shortstack.evaluation import Evaluation, EvaluationText, GenerationChecks, Tasks, evaluate
+from shortstack.evaluation import EvaluationText, GenerationChecks, Tasks, evaluate
 from shortstack.healing import Healing, heal
 from shortstack.machine.clock import Clock
 from shortstack.machine.device import AUTO, Compute, pick_device
@@ -41,6 +41,7 @@ from shortstack.shrinking.card import dress
 from shortstack.shrinking.checks import CheckResult, check_shrink, in_words_of_shrink
 from shortstack.shrinking.clock import (
     LEVELS,
+    NOTED,
     WRITING,
     Amounts,
     ClockProgress,
@@ -48,12 +49,13 @@ from shortstack.shrinking.clock import (
     check_minutes,
     check_unfinished,
     clock_of,
+    noting,
 )
 from shortstack.shrinking.options import ShrinkOptions
 from shortstack.shrinking.result import NO_HEALING, Candidate, Measured, Shrunk, Unpruned
 from shortstack.shrinking.retention import TRIALS, TriedCut, first_amount, kept, largest, least, next_amount
 from shortstack.shrinking.route import Route
-from shortstack.shrinking.stages import Stages, loaded, save
+from shortstack.shrinking.stages import Stages, clear, loaded, save
 from shortstack.shrinking.verdict import concluded, settings
 
 Result = TypeVar("Result")
@@ -61,12 +63,9 @@ COMPARED_BY = 0.7  # of the time of a cut before it is measured: after that it i
 MEASURED_BY = 0.35  # of the minutes: after that the unpruned model is not measured on more
 PROBED_BY = 0.6  # of the minutes: after that it is not probed either
 REPAIRED_BY = 0.7  # of the time of a cut: after that it is not repaired
-SLOWER = (
-    1.6  # times what the unpruned model took, by its share of layers, may measuring a cut take: other work may begin
-)
+SLOWER = 1.6  # times what the unpruned model took, by its share of layers, measuring a cut may take
 CONCLUDING = 6.0  # seconds for card and report
 LEAST_HEALING = 20.0  # seconds; with less nothing heals
-NOTED = "clock.json"  # in the folder of stages: the seconds used
 NO_TIME = "no time was left for it"
 NO_TEXT, NO_WRITING = EvaluationText("none"), GenerationChecks(collapse_check=False)
 
@@ -145,7 +144,7 @@ def _shrink(
             progress("checking", 1, 1)
             first_route = next(iter(routes.values()))
             clock = clock_of(first_route.seconds(options), folder / NOTED, before=time.monotonic() - began)
-            with _noting(ClockProgress(progress, clock, folder / NOTED)) as told:
+            with noting(ClockProgress(progress, clock, folder / NOTED)) as told:
                 line = Line(source, first_route, options, compute, clock, stages, told, checked, len(routes))
                 for number, (out, route) in enumerate(missing.items()):
                     if not places[out].exists():
@@ -153,37 +152,8 @@ def _shrink(
                     rename_new(places[out], out)
         result = [loaded(_noted(place), Shrunk) for place in places.values()]
         with suppress(OSError):  # the outputs are whole: the same command removes what is left
-            _clear(folder)
+            clear(folder, last=("made", NOTED))
     return result
-
-
-def _clear(folder: Path) -> None:
-    """Remove the folder of stages; last what says that it is ours, and that the outputs are made."""
-    for path in sorted(folder.iterdir(), key=lambda each: (each.name == NOTED, each.name.startswith("made"))):
-        remove(path)
-        if path.exists():
-            return
-    folder.rmdir()
-
-
-@contextmanager
-def _noting(progress: ClockProgress) -> Iterator[ClockProgress]:
-    """Note the seconds used in the folder of stages: a killed run goes on in what is left; after an error another begins."""
-    folder = progress.file.parent
-    folder.mkdir(exist_ok=True)
-    progress.keep()
-    try:
-        yield progress
-    except ShortstackError:
-        progress.forget()
-        raise
-    except BaseException:
-        progress.keep()
-        raise
-    finally:
-        if [*folder.iterdir()] == [progress.file]:  # the minutes are too few: nothing was begun
-            remove(folder)
-    progress.end()
 
 
 @dataclass(frozen=True)
@@ -300,6 +270,7 @@ class Line:
         """Measure texts, probes, what it writes freely, and tasks one by one while time is left; then ask the prompts."""
         how: dict[str, Any] = {"compute": self.compute, "progress": self.progress}
         ending = how if checkpoint is self.source else {**how, "progress": self._ending(until)}
+        ask = partial(evaluate, checkpoint, text=NO_TEXT, **ending)
         items, amounts = self.amounts.probe_items, self.amounts
         tasks = [Tasks(task, limit=amounts.documents, data_dir=self.options.data_dir) for task in self._task_names]
 
@@ -315,9 +286,12 @@ class Line:
             evaluation = evaluate(checkpoint, text=text, generation=NO_WRITING if hurried else writing, **how)
             if hurried:
                 left_out.append(f"what the {name} model writes freely")
-                evaluation = self._probed(evaluation, checkpoint, until, left_out)
+                if items:
+                    asked = partial(ask, generation=replace(writing, collapse_check=False))
+                    probed = _in_time(until, asked, f"probes of the {name} model", left_out)
+                    evaluation = replace(evaluation, probes=probed.probes) if probed else evaluation
             for task in tasks:
-                asked = partial(evaluate, checkpoint, text=NO_TEXT, tasks=task, generation=NO_WRITING, **ending)
+                asked = partial(ask, tasks=task, generation=NO_WRITING)
                 answered = _in_time(until, asked, f"{', '.join(task.names)} of the {name} model", left_out)
                 if answered:
                     evaluation = replace(evaluation, tasks={**evaluation.tasks, **answered.tasks})
@@ -329,16 +303,6 @@ class Line:
         known = {"of": checkpoint.identity, "texts": texts, "tasks": repr(tasks), "items": items}
         known |= {"documents": text_digest(str(self.options.data_dir))} if self.options.data_dir else {}
         return self.stages.result("measured", Measured, measure, **known, minutes=self.options.minutes)
-
-    def _probed(self, evaluation: Evaluation, checkpoint: Checkpoint, until: Clock, left_out: list[str]) -> Evaluation:
-        """Probe a model of which the text alone was measured, if there is time for that."""
-        writing = replace(self.options.generation(self.amounts.probe_items), collapse_check=False)
-        if not writing.probes:
-            return evaluation
-        how: dict[str, Any] = {"compute": self.compute, "progress": self._ending(until)}
-        asked = partial(evaluate, checkpoint, text=NO_TEXT, generation=writing, **how)
-        probed = _in_time(until, asked, "probes of the shortened model", left_out)
-        return replace(evaluation, probes=probed.probes) if probed else evaluation
 
     def made(self, route: Route, until: Clock) -> Candidate:
         """Make one cut: choose, repair, heal and measure it, and hold it against the unpruned model."""

@@ -1,0 +1,95 @@
+"""shortstack.json as it is read: a file that anybody may have written, checked before its words are taken."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from shortstack.checkpoint.file_names import CARD, DISTINCT, RECORD, TEMPLATES, equal_elsewhere, is_own_name
+from shortstack.errors import CheckpointError
+
+
+def read_record(directory: Path) -> Mapping[str, Any]:
+    """Read the record beside a checkpoint's weights; empty where there is none."""
+    path = directory / RECORD
+    if not path.exists():
+        return {}
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+        json.dumps(record, ensure_ascii=False).encode()  # it goes into the records of what is made from this
+        problem = "" if _is_record(record) else "another form"
+    except (ValueError, RecursionError) as error:
+        record, problem = {}, str(error)
+    if problem:
+        fix = "write the checkpoint again, or remove that file"
+        raise CheckpointError(problem, expected="the record shortstack writes", fix=fix, where=path)
+    _check_names(path, record["files"])
+    return dict(record)
+
+
+def _check_names(path: Path, names: Iterable[str]) -> None:
+    """Refuse a manifest that names anything but files of the checkpoint: they are verified, and go to the hub."""
+    fix = "do not use this checkpoint"
+    for name in names:
+        if not is_own_name(name.removeprefix(f"{TEMPLATES}/")):
+            raise CheckpointError(repr(name), expected="files of its own folder", fix=fix, where=path)
+    if pair := equal_elsewhere((RECORD, CARD, *names)):
+        raise CheckpointError(f"{pair[0]!r} and {pair[1]!r}", expected=DISTINCT, fix=fix, where=path)
+
+
+def _is_record(value: Any) -> bool:
+    """Say whether a record has its manifest, and what each step from the first model on tells of itself."""
+    if not isinstance(value, dict) or not _is_manifest(value.get("files")):
+        return False
+    steps = []
+    while value:
+        if not isinstance(value, dict) or not _is_step(value):
+            return False
+        steps.append(value)
+        value = value.get("origin")
+    return bool(steps)
+
+
+def _is_manifest(files: Any) -> bool:
+    return isinstance(files, dict) and all(
+        isinstance(file, dict) and type(file.get("size")) is int and isinstance(file.get("sha256"), str)
+        for file in files.values()
+    )
+
+
+def _is_step(record: Mapping[str, Any]) -> bool:
+    """Say whether a step has a verb, its source's name and the versions, and what else it tells in its form."""
+    names = ("source", "versions", "layer_map", "plan", "repair", "healing")
+    parts = {name: {} if record.get(name) is None else record[name] for name in names}
+    if not all(isinstance(part, dict) for part in parts.values()):
+        return False
+    verb, plan, healing = record.get("verb"), parts["plan"], parts["healing"]
+    return (
+        isinstance(verb, str)
+        and bool(re.fullmatch(r"[a-z]+", verb))
+        and isinstance(parts["source"].get("id"), str)
+        and isinstance(parts["versions"].get("shortstack"), str)
+        and all(new.isdecimal() and _is_count(old) for new, old in parts["layer_map"].items())
+        and (not plan or (_is_count(plan.get("layers")) and _are_counts(plan.get("removed"))))
+        and (not healing or _is_healing(healing))
+    )
+
+
+def _is_healing(healing: Mapping[str, Any]) -> bool:
+    """Say whether there are a method, an objective, a schedule and data, whose names and numbers are options."""
+    parts = {name: healing.get(name) for name in ("method", "objective", "schedule", "data")}
+    sections = {name: part for name, part in parts.items() if isinstance(part, dict)}
+    named = (("method", "name"), ("objective", "loss"), ("data", "data"))
+    texts = sections == parts and all(isinstance(sections[name].get(key), str) for name, key in named)
+    return texts and _is_count(healing.get("samples"))
+
+
+def _is_count(value: Any) -> bool:
+    return type(value) is int and value >= 0
+
+
+def _are_counts(value: Any) -> bool:
+    return isinstance(value, list) and all(map(_is_count, value))
