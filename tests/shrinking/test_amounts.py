@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from shortstack.data.mixture import MIX, READ, parse_sources
 from shortstack.errors import InputError
 from shortstack.machine.clock import Clock
-from shortstack.shrinking.clock import LEVELS, Amounts, amounts_for, check_minutes
+from shortstack.shrinking.clock import LEAST_PASSES, LEVELS, Amounts, amounts_for, check_minutes
 
 
 @given(st.floats(1, 1e5), st.floats(1, 1e5), st.floats(1, 3))
@@ -27,8 +27,16 @@ def test_what_is_asked_for_is_never_exceeded_and_what_is_not_asked_for_stays_out
 
 
 def test_the_text_that_the_model_writes_is_shared_by_all_cuts():
-    texts = [amounts_for(100.0, Amounts(), rate=500.0, layers=30, cuts=cuts).text for cuts in (1, 2)]
+    texts = [amounts_for(100.0, Amounts(), rate=900.0, layers=30, cuts=cuts).text for cuts in (1, 2)]
     assert texts == [READ, MIX]
+
+
+def test_repair_has_a_share_of_the_minutes_of_its_own():
+    """The fit of every weight gains by windows long after the choice of layers has enough of them."""
+    fitting = amounts_for(300.0, Amounts(), rate=1200.0, layers=30)
+    passes = 0.2 * 300.0 * 1200.0 / 128
+    assert fitting.windows == 8
+    assert 0 <= (passes - 97) / 3 - fitting.repair < 4  # as many of each of four texts
 
 
 def test_what_there_is_less_of_is_said():
@@ -37,7 +45,7 @@ def test_what_there_is_less_of_is_said():
 
 
 def test_minutes_in_which_nothing_can_be_chosen_are_refused():
-    least = LEVELS[-1].passes * 128 / 1000.0
+    least = LEAST_PASSES * 128 / 1000.0
     check_minutes(Clock(least + 1, now=lambda: 0.0), 1000.0, 30)
     with pytest.raises(InputError, match="minutes: expected at least"):
         check_minutes(Clock(least - 1, now=lambda: 0.0), 1000.0, 30)

@@ -82,6 +82,18 @@ def removed_from(tiny, out):
     return sorted(skipped_layers(Checkpoint.open(tiny / out), Checkpoint.open(tiny / "model")))
 
 
+def sources_repaired_on(monkeypatch):
+    """The sources of the windows of each repair from now on."""
+    read, repair = [], line.repair
+
+    def noted(source, removed, tokens, **how):
+        read.append([kind.source for kind, _ in tokens.parts])
+        return repair(source, removed, tokens, **how)
+
+    monkeypatch.setattr(line, "repair", noted)
+    return read
+
+
 def counted(monkeypatch, *names):
     """The names of the line's verbs, in the order in which they are called from now on."""
     called = []
@@ -152,6 +164,37 @@ def test_the_recipe_beside_it_makes_the_same_weights_without_a_clock(tiny, monke
     weights = [Checkpoint.open(tiny / out).weights_sha256 for out in ("out", "again")]
     assert weights[0] == weights[1]
     assert again.plan == made.plan
+
+
+def test_what_heals_repairs_too_and_the_repeated_run_reads_the_same(tiny, monkeypatch):
+    heals_by_ticks(monkeypatch)
+    text, other = tiny / "text.txt", tiny / "other.txt"
+    read = sources_repaired_on(monkeypatch)
+    other.write_text(" ".join(reversed(text.read_text(encoding="utf-8").split())), encoding="utf-8")
+    made = shrunk(tiny, recipe="best", drop="2", minutes=0.6, data=str(other))
+    assert read == [[str(text), str(other)]]
+    assert yaml.safe_load(made.recipe)["plan"]["repair_text"] == f"{text},{other}"
+    again = shrunk(tiny, "again", recipe=str(tiny / "out" / "recipe.yaml"), drop="2", data=None)
+    weights = [Checkpoint.open(each.output).weights_sha256 for each in (made, again)]
+    assert weights[0] == weights[1]
+
+
+def test_records_too_short_to_repair_on_heal_alone_and_that_is_said(tiny, monkeypatch):
+    heals_by_ticks(monkeypatch)
+    short, text = tiny / "short.jsonl", str(tiny / "text.txt")
+    short.write_text('{"text": "a few words"}\n' * 40, encoding="utf-8")
+    read = sources_repaired_on(monkeypatch)
+    made = shrunk(tiny, recipe="best", drop="2", minutes=0.6, data=str(short))
+    assert read == [[text]]
+    assert f"text to repair on: {text} instead of {text},{short}" in made.left_out
+
+
+@pytest.mark.parametrize(("free", "windows"), [(0, 256), (10**12, 1024)])
+def test_a_repair_on_all_windows_is_for_machines_with_memory_for_it(free, windows, tiny, monkeypatch):
+    monkeypatch.setattr("shortstack.shrinking.checks.available_memory", lambda _device: free)
+    monkeypatch.setattr(line, "forward_speed", lambda *_, **__: 1e9)
+    options = options_of(tiny, recipe="best", drop="2", text="copying", data="copying")
+    assert preview_shrink(str(tiny / "model"), tiny / "out", options).amounts.repair == windows
 
 
 def test_what_is_wrong_is_said_before_anything_is_written(tiny):

@@ -101,6 +101,28 @@ def _weighted(part: str, text: str) -> tuple[Weighted, ...]:
     return (Weighted(name, number),)
 
 
+def beside(text: str, sources: str) -> str:
+    """Name the text and those sources that it has not; a name that a list would take apart stays out.
+
+    >>> beside("mix", "notes.txt=2,self")
+    'mix,notes.txt'
+    """
+    first, others = parse_sources(text), [weighted.source for weighted in parse_sources(sources)]
+    if len(first) == 1 and not _listable(first[0].source):
+        return text
+    known = {weighted.source for weighted in first}
+    return ",".join([text, *(name for name in others if name not in known and _listable(name))])
+
+
+def _listable(name: str) -> bool:
+    return not {",", "="} & set(name)
+
+
+def unwritten(text: str) -> str:
+    """Return the text with what needs no model in place of `mix`."""
+    return ",".join(READ if name.strip() == MIX else name for name in text.split(","))
+
+
 def check_sources(text: str) -> tuple[Weighted, ...]:
     """List the sources that are named, if each of them is one that can be read; the hub is not asked."""
     sources = parse_sources(text)

@@ -24,7 +24,7 @@ from shortstack.architecture.anatomy import check_positions
 from shortstack.checkpoint import Checkpoint
 from shortstack.data import CalibrationText, Rows, Tokens, source_of
 from shortstack.data.examples import render
-from shortstack.data.mixture import MIX, READ, parse_sources
+from shortstack.data.mixture import MIX, READ, parse_sources, unwritten
 from shortstack.data.sources import OWN
 from shortstack.data.tokens import bos_ids, encode, own_windows
 from shortstack.decoder.generation import DRAWS, ROWS, draw_seed, generate
@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 
 QUESTION_TOKENS, ANSWER_TOKENS, TEXT_TOKENS = 96, 192, 256
 MOST_EMPTY = 4  # batches of nothing, one after the other, after which a model is said to write nothing
-BATCHES = (8, 24, ROWS)  # texts of the first, the second and each further batch: calibration takes few
+BATCHES = (16, ROWS)  # texts of the first and of each further batch: calibration takes few
 MARGIN = 64  # of a template, beside what opens a question
 MARK = "QqQ"  # stands in a template where a user's words go
 
@@ -71,10 +71,11 @@ def calibration_tokens(
     text.check()
     check_positions(checkpoint, text.length, "length")
     own = OwnText(checkpoint, compute, progress, dry_run=dry_run)
-    if text.text == MIX and (reason := own.hindered()):
+    read = unwritten(text.text)
+    if text.text != read and (reason := own.hindered()):
         said = f"{MIX} is reduced to {READ}, since the model generates no text: {reason}"
         warnings.warn(said, ShortstackWarning, stacklevel=2)
-        text = replace(text, text=READ)
+        text = replace(text, text=read)
     return text.tokens(checkpoint.tokenizer(), compute.seed, at_least=at_least, written=own.texts)
 
 
@@ -91,7 +92,9 @@ def text_in_time(
     A text without `self` is as it was, and so is one that the model cannot write.
     """
     own = OwnText(checkpoint, compute, progress, deadline)
-    if all(weighted.source != OWN for weighted in parse_sources(text.text)) or (text.text == MIX and own.hindered()):
+    if all(weighted.source != OWN for weighted in parse_sources(text.text)):
+        return text
+    if text.text != unwritten(text.text) and own.hindered():
         return text
     room = text.length - len(bos_ids(checkpoint.tokenizer()))
     return replace(text, samples=max(1, len(own_windows(own.texts, room, int(text.samples)))))

@@ -22,10 +22,11 @@ IN_PLAN = (*PLANNED, "finalists", *ON_TEXT)
 
 
 class PlanPart(yamlfile.part_of("PlanPart", Choice, CalibrationText, only=IN_PLAN)):  # type: ignore[misc]  # made of options
-    """The options of plan that a recipe can set, whether the cut is repaired, and windows to choose and to repair on."""
+    """The options of plan that a recipe can set, whether the cut is repaired, and what to choose and to repair on."""
 
     repair: bool = False
     repair_samples: int | None = None
+    repair_text: str | None = None
 
 
 class HealPart(yamlfile.part_of("HealPart", *COMPONENTS, step=(int | None, None))):  # type: ignore[misc]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -12,13 +12,14 @@ from shortstack.architecture.anatomy import check_positions
 from shortstack.checkpoint import Checkpoint, CheckpointWriter
 from shortstack.checkpoint.weights import check_unquantised
 from shortstack.data import Tokens
-from shortstack.data.mixture import check_sources
+from shortstack.data.mixture import check_sources, parse_sources
+from shortstack.data.tokens import JUDGING
 from shortstack.decoder.requirements import writing_requirements
 from shortstack.decoder.wrapping import arithmetic
 from shortstack.errors import DataError, ShortstackError, ShortstackWarning
 from shortstack.healing.preview import preview
 from shortstack.machine.device import Compute, pick_device
-from shortstack.machine.memory import Requirements
+from shortstack.machine.memory import Requirements, available_memory
 from shortstack.machine.options import options_of
 from shortstack.repairing.repairer import check_repair
 from shortstack.shrinking.clock import Amounts
@@ -29,6 +30,7 @@ from shortstack.shrinking.route import Route
 ROOM = "a larger machine; plan, prune and repair read such a model layer by layer"
 GENERATING = 8  # times as long as one of multiple choice takes a task whose answers are generated, token by token
 LOOKED_AT = 256  # samples to heal on, in a check
+LITTLE = 256  # windows to repair on where memory does not hold all
 CHECKPOINTS = 2  # of the model's size at most, on disk at once for each cut: what was cut, and what was healed
 
 
@@ -51,11 +53,16 @@ def disk_bytes(checkpoint: Checkpoint, options: ShrinkOptions, cuts: int) -> int
 
 @dataclass(frozen=True)
 class CheckResult:
-    """A shrink that can be done. windows: of each text to measure on; tasks: how many, generating ones for several."""
+    """A shrink that can be done. windows: of each text to measure on; tasks: how many, generating ones for several.
+
+    repair: windows to repair on that memory holds; repair_text: of texts that have enough of them.
+    """
 
     windows: int
     tasks: int
     needed: Requirements
+    repair: int
+    repair_text: str
 
 
 def check_shrink(
@@ -71,18 +78,23 @@ def check_shrink(
         choice = route.choice.sized(checkpoint.sizes)
         if not options.share:
             choice.like(checkpoint.anatomy.layers)
-        wanted = route.amounts(Amounts(options.samples, options.length, options.text))
+        wanted = route.wanted(options)
         _check_calibration(checkpoint, wanted)
         if route.repair:
-            repaired = wanted.calibration_text.of_all(wanted.repair)
-            needed = needed.then(check_repair(checkpoint, repaired, compute))
+            wanted = _repairable(checkpoint, route, wanted)
+            repairing = check_repair(checkpoint, wanted.repair_windows, compute)
+            if not route.repeats and repairing.memory_bytes > available_memory(device):
+                wanted = replace(wanted, repair=min(wanted.repair, LITTLE))
+                repairing = check_repair(checkpoint, wanted.repair_windows, compute)
+            needed = needed.then(repairing)
         if route.healing:
             needed = needed.then(_check_healing(checkpoint, out, route, compute))
     tasks = 0
     for task in options.evaluation_tasks():
         task.check_paired()
         tasks += sum(GENERATING if loaded.generates else 1 for loaded in task.load_for(checkpoint))
-    return CheckResult(_check_texts(checkpoint, options), tasks, replace(needed, disk_bytes=nbytes))
+    windows, needed = _check_texts(checkpoint, options), replace(needed, disk_bytes=nbytes)
+    return CheckResult(windows, tasks, needed, wanted.repair, wanted.repair_text)
 
 
 def _check_calibration(checkpoint: Checkpoint, amounts: Amounts) -> None:
@@ -92,6 +104,19 @@ def _check_calibration(checkpoint: Checkpoint, amounts: Amounts) -> None:
         for weighted in check_sources(amounts.text):
             if not weighted.endless:
                 Tokens.read(weighted.source, checkpoint.tokenizer(), samples=amounts.windows, length=amounts.length)
+
+
+def _repairable(checkpoint: Checkpoint, route: Route, wanted: Amounts) -> Amounts:
+    """Leave out what heals but has too few windows to repair on: records of a sentence each."""
+    if "repair_text" in route.given:
+        return wanted
+    chosen, tokenizer, texts = parse_sources(wanted.text), checkpoint.tokenizer(), wanted.text
+    for weighted in parse_sources(wanted.repair_text):
+        if weighted not in chosen:
+            with suppress(DataError):
+                Tokens.read(weighted.source, tokenizer, samples=JUDGING, length=wanted.length)
+                texts = f"{texts},{weighted.source}"
+    return replace(wanted, repair_text=texts)
 
 
 def _check_healing(checkpoint: Checkpoint, out: Path, route: Route, compute: Compute) -> Requirements:

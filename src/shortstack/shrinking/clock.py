@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from shortstack.data import CalibrationText
-from shortstack.data.mixture import MIX, READ, parse_sources
+from shortstack.data.mixture import MIX, parse_sources, unwritten
 from shortstack.data.tokens import JUDGING
 from shortstack.errors import InputError, ShortstackError
 from shortstack.evaluation import EvaluationText
@@ -32,12 +32,13 @@ from shortstack.planning.layer_sets import FINALISTS
 STAGE = "shrink"
 NOTED = "clock.json"  # in the folder of stages: the seconds used
 EVERY = 2.0  # seconds between two notes of what is used
-CHOOSING = 0.35  # of the minutes, for choosing layers and repairing the cut
+CHOOSING = 0.33  # of the minutes, for choosing layers
+REPAIRING = 0.2  # of the minutes, for repairing the cut
 WRITING = 0.15  # of the minutes, for text that the model writes itself to choose and repair on
 MEASURING = 0.03  # of the minutes, for each of texts, probes and tasks of one model
 WINDOW = 128  # tokens of a calibration window
 PROBE_TOKENS = 1_500  # forward, that an item of each probe takes about as long as; JSON is written token by token
-WRITTEN_TOKENS = 12_000  # forward, in whose time the fewest texts are written, which is token by token
+WRITTEN_TOKENS = 23_000  # forward, in whose time the fewest texts are written, which is token by token
 DOCUMENT_TOKENS = 300  # of a task's document with all its answers
 LAYERS = 30  # of the model that LEVELS was measured on
 WHAT = {
@@ -46,6 +47,7 @@ WHAT = {
     "text": "calibration text",
     "finalists": "sets of layers repaired before one is chosen",
     "repair": "windows to repair on",
+    "repair_text": "text to repair on",
     "judged": "windows of each text to measure on",
     "probe_items": "items of each probe",
     "documents": "documents of each task",
@@ -53,44 +55,49 @@ WHAT = {
 
 
 class Level(NamedTuple):
-    """How thoroughly layers are chosen and the cut is repaired: windows of each text, of so many tokens, finalists, and
-    windows to repair on. passes: windows of WINDOW tokens that the whole model passes in that time.
+    """How thoroughly layers are chosen: windows of each text, of so many tokens, and finalists.
+
+    passes: windows of WINDOW tokens that the whole model passes in that time.
     """
 
     passes: int
     windows: int
     length: int
     finalists: int
-    repair: int
 
 
 # From the most thorough; passes of SmolLM2 by the recipe `best` (AMD EPYC, bf16, 2026-11-29). On the four texts of the mix
 # choosing 8 layers takes 461 and 754 for 4 and 8 windows, 4 layers 375 for 4. Of three texts 16 windows took 1,096 and a
-# finalist on 8 took 231, to which a third is added for four; repair took 195 on 32 windows, 488 on 128. On windows of 32
-# tokens choosing 8 layers takes 137 and repair 77, and the layers are those that windows of 64 choose.
+# finalist on 8 took 231, to which a third is added for four. On windows of 32 tokens choosing 8 layers takes 137, and the
+# layers are those that windows of 64 choose.
 SOURCES = 4  # of the text that LEVELS was measured on
 LEVELS = (
-    Level(5_500, 16, 128, 5, 256),
-    Level(3_000, 8, 128, 5, 256),
-    Level(2_200, 8, 128, 3, 128),
-    Level(1_200, 8, 128, 0, 64),
-    Level(700, 4, 128, 0, 32),
-    Level(430, 4, 64, 0, 16),
-    Level(260, 4, 32, 0, 16),
+    Level(4_500, 16, 128, 5),
+    Level(2_300, 8, 128, 5),
+    Level(1_700, 8, 128, 3),
+    Level(800, 8, 128, 0),
+    Level(470, 4, 128, 0),
+    Level(260, 4, 64, 0),
+    Level(150, 4, 32, 0),
 )
+# Repair walks the model, whatever it is fitted on, and takes three passes a window: 195 passes on 32 windows, 488 on 128.
+REPAIR_PASSES, REPAIR_WINDOW_PASSES = 97, 3
+LEAST_PASSES = 260  # to choose by the last level, and to repair on the fewest windows, of as many tokens
 
 
 @dataclass(frozen=True)
 class Amounts:
     """Amounts: windows of each text to choose on, their length in tokens, finalists of repaired-blocks, windows
-    to repair on; and of what is measured windows of each text, items of each probe, documents of each task.
+    to repair on, of all their texts; and of what is measured windows of each text, items of each probe, documents of each
+    task.
     """
 
     windows: int = 16
     length: int = WINDOW
     text: str = MIX
     finalists: int = FINALISTS
-    repair: int = 256
+    repair: int = 1024
+    repair_text: str = MIX
     judged: int = 64
     probe_items: int = 20
     documents: int | float = 200
@@ -100,9 +107,16 @@ class Amounts:
         """The text that layers are chosen on."""
         return CalibrationText(self.text, self.windows, self.length)
 
+    @property
+    def repair_windows(self) -> CalibrationText:
+        """The windows that the cut is repaired on."""
+        return CalibrationText(self.repair_text, length=self.length).of_all(self.repair)
+
     def less(self, wanted: Amounts) -> list[str]:
         """List the amounts below what was wanted, in words."""
         pairs = {field.name: (getattr(self, field.name), getattr(wanted, field.name)) for field in fields(self)}
+        if pairs["repair_text"] == pairs["text"]:
+            del pairs["repair_text"]  # the same is said of the text
         return [f"{WHAT[name]}: {now} instead of {then}" for name, (now, then) in pairs.items() if now != then]
 
 
@@ -111,18 +125,22 @@ def amounts_for(
 ) -> Amounts:
     """Fit as much of what is wanted into so many seconds for each cut. rate: tokens a second through the model, forward."""
     written = WRITING * seconds * cuts * rate  # text that the model writes is the same for all cuts
-    text = READ if wanted.text == MIX and written < WRITTEN_TOKENS else wanted.text
-    room = CHOOSING * seconds * rate * LAYERS / layers / WINDOW * SOURCES / len(parse_sources(wanted.text))
+    in_time = unwritten if written < WRITTEN_TOKENS else str
+    text, repair_text = in_time(wanted.text), in_time(wanted.repair_text)
+    passes = seconds * rate * LAYERS / layers / WINDOW
+    room = CHOOSING * passes * SOURCES / len(parse_sources(wanted.text))
     level = next((level for level in LEVELS if level.passes <= room), LEVELS[-1])
-    fewest = JUDGING * len(parse_sources(text))  # that repair reads, whatever it is told
+    sources = len(parse_sources(repair_text))  # repair reads as many windows of each, whatever it is told
+    windows = int((REPAIRING * passes - REPAIR_PASSES) / REPAIR_WINDOW_PASSES)
     tokens = MEASURING * seconds * rate
     return replace(
         wanted,
         windows=min(wanted.windows, level.windows),
         length=min(wanted.length, level.length),
         text=text,
+        repair_text=repair_text,
         finalists=min(wanted.finalists, level.finalists),
-        repair=min(wanted.repair, max(level.repair, fewest)),
+        repair=min(wanted.repair, max(windows - windows % sources, JUDGING * sources)),
         judged=min(wanted.judged, max(2, int(tokens / texts / EvaluationText.length))),
         probe_items=min(wanted.probe_items, max(4, int(tokens / PROBE_TOKENS))) if wanted.probe_items else 0,
         documents=min(wanted.documents, max(2, int(tokens / tasks / DOCUMENT_TOKENS))) if wanted.documents else 0,
@@ -131,7 +149,7 @@ def amounts_for(
 
 def check_minutes(clock: Clock, rate: float, layers: int, cuts: int = 1) -> None:
     """Refuse minutes in which the model cannot even be loaded and the least be chosen, for each of the cuts."""
-    least = clock.used + cuts * LEVELS[-1].passes * WINDOW * layers / LAYERS / rate
+    least = clock.used + cuts * LEAST_PASSES * WINDOW * layers / LAYERS / rate
     if least > clock.seconds:
         used = duration(clock.used)
         expected = f"at least {duration(least)} for loading the model and choosing layers, with {used} used already"

@@ -190,8 +190,7 @@ class Line:
     def wanted(self) -> Amounts:
         """As much as is looked at where there is time enough."""
         options = self.options
-        most = Amounts(options.samples, options.length, options.text)
-        most = replace(most, judged=self.checked.windows, probe_items=options.probe_items)
+        most = replace(self.route.wanted(options), judged=self.checked.windows, probe_items=options.probe_items)
         if not self.route.choice.how.finalists:
             most = replace(most, finalists=0)
         if not self.route.repair:
@@ -215,19 +214,21 @@ class Line:
         if not self.route.repeats:
             check_minutes(self.clock, rate, layers, self.cuts)
         cuts = TRIALS if self.options.share else self.cuts
+        wanted = replace(self.wanted, repair=min(self.wanted.repair, self.checked.repair))
+        wanted = replace(wanted, repair_text=self.checked.repair_text)
         of_each = {"cuts": cuts, "texts": len(self.options.texts), "tasks": self.checked.tasks or 1}
-        fitting = amounts_for(self.clock.left / cuts, self.wanted, rate=rate, layers=layers, **of_each)
+        fitting = amounts_for(self.clock.left / cuts, wanted, rate=rate, layers=layers, **of_each)
         return self.route.amounts(fitting)
 
     def _written(self, amounts: Amounts) -> Amounts:
         """Ask for as many windows as the model can write itself in time, where it is to write some."""
         if self.route.repeats:
             return amounts
-        text = amounts.calibration_text
-        both = max(amounts.windows, int(text.of_all(amounts.repair).samples) if self.route.repair else 0)
+        text, repaired = amounts.calibration_text, amounts.repair_windows
+        both = max(amounts.windows, int(repaired.samples) if self.route.repair else 0)
         how: dict[str, Any] = {"compute": self.compute, "progress": self.progress}
         most = int(text_in_time(self.source, replace(text, samples=both), self.clock.until(WRITING), **how).samples)
-        windows, sources = min(amounts.windows, max(most, LEVELS[-1].windows)), len(parse_sources(text.text))
+        windows, sources = min(amounts.windows, max(most, LEVELS[-1].windows)), len(parse_sources(repaired.text))
         return replace(amounts, windows=windows, repair=min(amounts.repair, max(most, JUDGING) * sources))
 
     @cached_property
@@ -347,7 +348,7 @@ class Line:
 
     def pruned(self, route: Route, plan: Plan) -> Checkpoint:
         """Make the cut, with kept layers refitted where the recipe says so."""
-        text = self.amounts.calibration_text.of_all(self.amounts.repair) if route.repair else None
+        text = self.amounts.repair_windows if route.repair else None
         how: dict[str, Any] = {"compute": self.compute, "progress": self.progress}
 
         def make(place: Path) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 import yaml
 
 from shortstack.checkpoint import Checkpoint
+from shortstack.data.mixture import beside
 from shortstack.errors import InputError
 from shortstack.healing import Healing, HealingTask
 from shortstack.healing.recipes import ON_TEXT, PLANNED, Recipe, read_recipe
@@ -45,7 +46,7 @@ class Route:
             expected, fix = "a recipe that cuts once", "heal with it: it removes layers in turns"
             raise InputError(options.recipe, expected=expected, fix=fix, option="recipe")
         choice, healing = _choice(recipe, options, drop), _healing(recipe, options)
-        numbers, typed = (*ON_TEXT, "finalists", "repair_samples"), changed_options(options)
+        numbers, typed = (*ON_TEXT, "finalists", "repair_samples", "repair_text"), changed_options(options)
         given = {name: recipe.plan.given[name] for name in numbers if recipe.plan.given.get(name) is not None}
         given = {name: value for name, value in given.items() if name not in typed}
         return cls(options.recipe, choice, recipe.plan.repair, healing, recipe, given)
@@ -54,12 +55,24 @@ class Route:
         """Return the numbers that fit the time, but for those that the recipe states."""
         return replace(fitting, **{FIELDS.get(name, name): value for name, value in self.given.items()})
 
+    def wanted(self, options: ShrinkOptions) -> Amounts:
+        """Return as much as is chosen and repaired on where there is time enough.
+
+        What heals repairs, too, beside the text that layers are chosen on.
+        """
+        amounts = self.amounts(Amounts(options.samples, options.length, options.text))
+        if "repair_text" in self.given:
+            return amounts
+        healing = self.healing.data.source if self.healing else amounts.text
+        return replace(amounts, repair_text=beside(amounts.text, healing))
+
     def repeating(self, amounts: Amounts, healing: Healing | None, *, drop: int, repaired: bool) -> str:
         """Write the recipe with all numbers, so that it needs no clock; without what there was no time for."""
         plan: dict[str, Any] = {"text": amounts.text, "samples": amounts.windows, "length": amounts.length}
         plan |= {} if self.recipe.plan.given.get("layers") else {"drop": drop}
         plan |= {"finalists": amounts.finalists} if self.choice.how.finalists else {}
-        plan |= {"repair_samples": amounts.repair} if repaired else {"repair": False} if self.repair else {}
+        on = {"repair_samples": amounts.repair, "repair_text": amounts.repair_text}
+        plan |= on if repaired else {"repair": False} if self.repair else {}
         used = {name: value for name, value in ((healing and healing.repeat) or {}).items() if value is not None}
         heal = {**self.recipe.heal.given, "data": self.healing.data.source, **used} if healing and self.healing else {}
         title = f"what the recipe {self.name} did in a shrink"

@@ -191,7 +191,7 @@ def settings(route: Route, source: str, made: Candidate, *, amounts: Amounts, se
         "drop": str(len(made.plan.removed)),
         "calibration": text,
         "strategy": ONE_SHOT,
-        "repair": {**text, "samples": amounts.repair} if made.repair else None,
+        "repair": {**text, "text": amounts.repair_text, "samples": amounts.repair} if made.repair else None,
         "heal": heal and {"name": route.name, "method": heal["method"]["name"], **heal["data"]},
         "seed": seed,
     }
