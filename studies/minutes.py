@@ -1,11 +1,11 @@
 """Does more time help? The share that SmolLM2 keeps after `shortstack shrink demo`, by layers removed and minutes.
 
-    python studies/minutes.py 5,15 4,8 WIKI_TEXT DATA_DIR        # minutes, and how many layers go
+    python studies/minutes.py 5,15 4,8 WIKI_TEXT DATA_DIR [DATA]     # minutes, and how many layers go
 
-Nothing else may run beside it. Each run has an empty cache and the defaults of `shrink`; what it leaves is judged on what it
-never sees: WIKI_TEXT, ITEMS items of each probe of another seed, and the documents of TASKS behind their first SKIPPED, read
-from DATA_DIR (laid out as docs/evaluate.md says). Writes studies/minutes.json, to which each call adds its runs, and from
-all of them studies/minutes.md and studies/minutes.svg.
+Nothing else may run beside it. Each run has an empty cache and the defaults of `shrink`, but for DATA, which it heals on in
+place of the recipe's; what it leaves is judged on what it never sees: WIKI_TEXT, ITEMS items of each probe of another seed,
+and the documents of TASKS behind their first SKIPPED, read from DATA_DIR (laid out as docs/evaluate.md says). Writes
+studies/minutes.json, to which each call adds its runs, and from all of them studies/minutes.md and studies/minutes.svg.
 """
 
 from __future__ import annotations
@@ -64,6 +64,7 @@ def run(model: str, options: ss.ShrinkOptions, text: str, data: str | None) -> d
     return {
         "drop": len(made.plan.removed),
         "minutes": options.minutes,
+        "data": Path(options.data.partition(",")[0]).name if options.data else None,
         "seconds": seconds,
         "removed": list(made.plan.removed),
         "samples": made.healing.history.steps * schedule["per_device_train_batch_size"] if made.healing else 0,
@@ -95,13 +96,14 @@ def page(rows: Sequence[Mapping[str, Any]], base: Mapping[str, float], command: 
         "Shares of the unpruned model's values, on a text, items and documents that no run saw; of likelihood the geometric",
         f"mean; {ITEMS} items of each probe, {LIMIT} documents of each task.\n",
         "![what is kept, by minutes](minutes.svg)\n",
-        f"| layers removed | minutes | took | samples healed on | {' | '.join(names)} |",
-        f"|{'---|' * (4 + len(names))}",
+        f"| layers removed | data | minutes | took | samples healed on | {' | '.join(names)} |",
+        f"|{'---|' * (5 + len(names))}",
     ]
     for row in ordered(rows):
         shares = [f"{share:.0%}" for share in kept(row["judged"], base).values()]
         cells = [
             show_layers(row["removed"]),
+            row.get("data") or "-",
             f"{row['minutes']:g}",
             f"{row['seconds']:.0f} s",
             f"{row['samples']:,}",
@@ -112,12 +114,12 @@ def page(rows: Sequence[Mapping[str, Any]], base: Mapping[str, float], command: 
 
 
 def ordered(rows: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    return sorted(rows, key=lambda row: (row["drop"], row["minutes"]))
+    return sorted(rows, key=lambda row: (row["drop"], row.get("data") or "", row["minutes"]))
 
 
 def picture(rows: Sequence[Mapping[str, Any]], base: Mapping[str, float]) -> Picture:
-    """A panel for each number of layers: what is kept against minutes, a line for each measure."""
-    names, panels = [*kept(base, base)], []
+    """A panel for each number of layers: what is kept against minutes by the defaults, a line for each measure."""
+    names, panels, rows = [*kept(base, base)], [], [row for row in rows if not row.get("data")]
     minutes = axis("minutes", [row["minutes"] for row in rows], "{:g}".format, log=True)
     shares = axis("kept", [0.0, 1.0], "{:.0%}".format)
     for drop, some in itertools.groupby(ordered(rows), key=lambda row: row["drop"]):
@@ -133,17 +135,20 @@ def picture(rows: Sequence[Mapping[str, Any]], base: Mapping[str, float]) -> Pic
 
 
 def main() -> None:
-    minutes, drops, text, data = sys.argv[1:]
+    minutes, drops, text, tasks, *given = sys.argv[1:]
+    data = given[0] if given else None
     kept_in = HERE / "minutes.json"
     known = json.loads(kept_in.read_text(encoding="utf-8")) if kept_in.exists() else {"runs": []}
     with tempfile.TemporaryDirectory() as folder:
-        asked = unseen(data, Path(folder), SKIPPED)
+        asked = unseen(tasks, Path(folder), SKIPPED)
         known.setdefault("base", judged(ss.Checkpoint.open("demo"), text, asked, ITEMS))
         for drop, each in itertools.product(drops.split(","), minutes.split(",")):
-            known["runs"].append(run("demo", ss.ShrinkOptions(drop=drop, minutes=float(each)), text, asked))
+            options = ss.ShrinkOptions(drop=drop, minutes=float(each), data=data)
+            known["runs"].append(run("demo", options, text, asked))
             print(json.dumps(known["runs"][-1]), flush=True)
             kept_in.write_text(json.dumps(known, indent=1) + "\n", encoding="utf-8")
-    command = " ".join(["python studies/minutes.py", *(Path(each).name for each in sys.argv[1:])])
+    words = (",".join(Path(name).name for name in word.split(",")) for word in sys.argv[1:])
+    command = " ".join(["python studies/minutes.py", *words])
     said = page(known["runs"], known["base"], command)
     print(said)
     kept_in.with_suffix(".md").write_text(said, encoding="utf-8")

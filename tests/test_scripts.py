@@ -160,11 +160,13 @@ def test_the_page_of_minutes_shows_the_share_kept_by_layers_and_minutes(best, tm
             (4, 5, {**base, "piqa": 0.2, "lambada_openai": 0.1}),
         )
     ]
+    rows.append({**rows[-1], "data": "my.txt", "judged": base})
     shown = [line for line in minutes.page(rows, base, "python x").splitlines() if "61 s" in line]
     assert shown == [
-        "| 0-3 | 5 | 61 s | 72 | 100% | 80% | 20% | 100% |",
-        "| 0-3 | 15 | 61 s | 72 | 100% | 100% | 100% | 50% |",
-        "| 0-7 | 5 | 61 s | 72 | 61% | 100% | 100% | 100% |",
+        "| 0-3 | - | 5 | 61 s | 72 | 100% | 80% | 20% | 100% |",
+        "| 0-3 | - | 15 | 61 s | 72 | 100% | 100% | 100% | 50% |",
+        "| 0-3 | my.txt | 5 | 61 s | 72 | 100% | 100% | 100% | 100% |",
+        "| 0-7 | - | 5 | 61 s | 72 | 61% | 100% | 100% | 100% |",
     ]
     minutes.picture(rows, base).save(tmp_path / "minutes.svg")
     said = (tmp_path / "minutes.svg").read_text(encoding="utf-8")
