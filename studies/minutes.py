@@ -5,7 +5,8 @@
 Nothing else may run beside it. Each run has an empty cache and the defaults of `shrink`, but for DATA, which it heals on in
 place of the recipe's; what it leaves is judged on what it never sees: WIKI_TEXT, ITEMS items of each probe of another seed,
 and the documents of TASKS behind their first SKIPPED, read from DATA_DIR (laid out as docs/evaluate.md says). Writes
-studies/minutes.json, to which each call adds its runs, and from all of them studies/minutes.md and studies/minutes.svg.
+studies/minutes.json, to which each call adds its runs, and from all of them studies/minutes.md and studies/minutes.svg; remarks
+below the page's table stay.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ from shortstack.machine.formats import show_layers
 
 HERE = Path(__file__).parent
 JUDGED, WINDOWS, ITEMS, SKIPPED, LIMIT = 17, 40, 50, 1000, 150
+COMMAND, REMARKS = "python studies/minutes.py MINUTES LAYERS wikitext2/test.txt shared/data [DATA]", "\n## Remarks\n"
 MEASURES = ("likelihood of a token", "piqa, arc_easy, hellaswag", "lambada", "probes")
 
 
@@ -62,6 +64,7 @@ def run(model: str, options: ss.ShrinkOptions, text: str, data: str | None) -> d
         schedule = checkpoint.record["healing"]["schedule"] if made.healing else {}
         found = judged(checkpoint, text, data, ITEMS)
     return {
+        "on": time.strftime("%Y-%m-%d"),
         "drop": len(made.plan.removed),
         "minutes": options.minutes,
         "data": Path(options.data.partition(",")[0]).name if options.data else None,
@@ -88,22 +91,23 @@ def kept(found: Mapping[str, float], base: Mapping[str, float]) -> dict[str, flo
     return {MEASURES[0]: float(torch.tensor(base["loss"] - found["loss"]).exp()), **shares}
 
 
-def page(rows: Sequence[Mapping[str, Any]], base: Mapping[str, float], command: str) -> str:
+def page(rows: Sequence[Mapping[str, Any]], base: Mapping[str, float]) -> str:
     names = [*kept(base, base)]
     lines = [
         "# What more time brings: SmolLM2-135M-Instruct by `shortstack shrink demo`\n",
-        f"`{command}`, torch {torch.__version__}, transformers {transformers.__version__}, two cores.\n",
+        f"By `{COMMAND}`, torch {torch.__version__}, transformers {transformers.__version__}, two cores, one seed.\n",
         "Shares of the unpruned model's values, on a text, items and documents that no run saw; of likelihood the geometric",
-        f"mean; {ITEMS} items of each probe, {LIMIT} documents of each task.\n",
+        f"mean; {ITEMS} items of each probe, {LIMIT} documents of each task; samples passed in healing, repeats included.\n",
         "![what is kept, by minutes](minutes.svg)\n",
-        f"| layers removed | data | minutes | took | samples healed on | {' | '.join(names)} |",
-        f"|{'---|' * (5 + len(names))}",
+        f"| layers removed | data | on | minutes | took | samples passed | {' | '.join(names)} |",
+        f"|{'---|' * (6 + len(names))}",
     ]
     for row in ordered(rows):
         shares = [f"{share:.0%}" for share in kept(row["judged"], base).values()]
         cells = [
             show_layers(row["removed"]),
             row.get("data") or "-",
+            row["on"],
             f"{row['minutes']:g}",
             f"{row['seconds']:.0f} s",
             f"{row['samples']:,}",
@@ -147,11 +151,11 @@ def main() -> None:
             known["runs"].append(run("demo", options, text, asked))
             print(json.dumps(known["runs"][-1]), flush=True)
             kept_in.write_text(json.dumps(known, indent=1) + "\n", encoding="utf-8")
-    words = (",".join(Path(name).name for name in word.split(",")) for word in sys.argv[1:])
-    command = " ".join(["python studies/minutes.py", *words])
-    said = page(known["runs"], known["base"], command)
+    written = kept_in.with_suffix(".md")
+    _, remarks, below = written.read_text(encoding="utf-8").partition(REMARKS) if written.exists() else ("", "", "")
+    said = page(known["runs"], known["base"]) + remarks + below
     print(said)
-    kept_in.with_suffix(".md").write_text(said, encoding="utf-8")
+    written.write_text(said, encoding="utf-8")
     kept_in.with_suffix(".svg").unlink(missing_ok=True)
     picture(known["runs"], known["base"]).save(kept_in.with_suffix(".svg"))
 
