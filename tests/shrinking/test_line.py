@@ -189,6 +189,13 @@ def test_records_too_short_to_repair_on_heal_alone_and_that_is_said(tiny, monkey
     assert f"text to repair on: {text} instead of {text},{short}" in made.left_out
 
 
+def test_data_whose_name_a_list_takes_apart_heals_alone_and_a_warning_says_so(tiny):
+    text, data = tiny / "text.txt", tiny / "a,b.txt"
+    data.write_text(text.read_text(encoding="utf-8"), encoding="utf-8")
+    with pytest.warns(ShortstackWarning, match=r"a,b\.txt heals but is not repaired on: a name with a comma"):
+        preview_shrink(str(tiny / "model"), tiny / "out", options_of(tiny, recipe="best", drop="2", data=str(data)))
+
+
 @pytest.mark.parametrize(("free", "windows"), [(0, 256), (10**12, 1024)])
 def test_a_repair_on_all_windows_is_for_machines_with_memory_for_it(free, windows, tiny, monkeypatch):
     monkeypatch.setattr("shortstack.shrinking.checks.available_memory", lambda _device: free)

@@ -101,17 +101,16 @@ def _weighted(part: str, text: str) -> tuple[Weighted, ...]:
     return (Weighted(name, number),)
 
 
-def beside(text: str, sources: str) -> str:
+def beside(text: str, sources: Sequence[str]) -> str:
     """Name the text and those sources that it has not; a name that a list would take apart stays out.
 
-    >>> beside("mix", "notes.txt=2,self")
+    >>> beside("mix", ["notes.txt", "self"])
     'mix,notes.txt'
     """
-    first, others = parse_sources(text), [weighted.source for weighted in parse_sources(sources)]
-    if len(first) == 1 and not _listable(first[0].source):
+    known = {weighted.source for weighted in parse_sources(text)}
+    if not all(map(_listable, known)):
         return text
-    known = {weighted.source for weighted in first}
-    return ",".join([text, *(name for name in others if name not in known and _listable(name))])
+    return ",".join([text, *(name for name in sources if name not in known and _listable(name))])
 
 
 def _listable(name: str) -> bool:

@@ -116,6 +116,10 @@ def _repairable(checkpoint: Checkpoint, route: Route, wanted: Amounts) -> Amount
             with suppress(DataError):
                 Tokens.read(weighted.source, tokenizer, samples=JUDGING, length=wanted.length)
                 texts = f"{texts},{weighted.source}"
+    apart = {each.source for each in route.healed_on} - {each.source for each in parse_sources(wanted.repair_text)}
+    for name in sorted(apart):
+        said = f"{name} heals but is not repaired on: a name with a comma or an = cannot stand beside other texts"
+        warnings.warn(said, ShortstackWarning, stacklevel=4)
     return replace(wanted, repair_text=texts)
 
 

@@ -82,7 +82,8 @@ LEVELS = (
 )
 # Repair walks the model, whatever it is fitted on, and takes three passes a window: 195 passes on 32 windows, 488 on 128.
 REPAIR_PASSES, REPAIR_WINDOW_PASSES = 97, 3
-LEAST_PASSES = 260  # to choose by the last level, and to repair on the fewest windows, of as many tokens
+# To choose by the last level, and to repair on the fewest windows, of as many tokens.
+LEAST_PASSES = LEVELS[-1].passes + REPAIR_PASSES + REPAIR_WINDOW_PASSES * JUDGING * SOURCES * LEVELS[-1].length / WINDOW
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 
 from shortstack.checkpoint import Checkpoint
-from shortstack.data.mixture import beside
+from shortstack.data.mixture import Weighted, beside, parse_sources
 from shortstack.errors import InputError
 from shortstack.healing import Healing, HealingTask
 from shortstack.healing.recipes import ON_TEXT, PLANNED, Recipe, read_recipe
@@ -63,8 +63,12 @@ class Route:
         amounts = self.amounts(Amounts(options.samples, options.length, options.text))
         if "repair_text" in self.given:
             return amounts
-        healing = self.healing.data.source if self.healing else amounts.text
-        return replace(amounts, repair_text=beside(amounts.text, healing))
+        return replace(amounts, repair_text=beside(amounts.text, [each.source for each in self.healed_on]))
+
+    @property
+    def healed_on(self) -> tuple[Weighted, ...]:
+        """The sources of the data that heals."""
+        return parse_sources(self.healing.data.source) if self.healing else ()
 
     def repeating(self, amounts: Amounts, healing: Healing | None, *, drop: int, repaired: bool) -> str:
         """Write the recipe with all numbers, so that it needs no clock; without what there was no time for."""
