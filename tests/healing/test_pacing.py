@@ -16,7 +16,7 @@ from learning import weights
 from shortstack.data.examples import shares
 from shortstack.data.mixture import parse_sources
 from shortstack.data.tokens import bos_ids
-from shortstack.errors import ShortstackWarning
+from shortstack.errors import InputError, ShortstackWarning
 from shortstack.healing import HealingTask, Objective, Partial, Schedule, TrainingData, heal, healer
 from shortstack.healing.healer import started_clock
 from shortstack.healing.pacing import affordable_samples
@@ -188,6 +188,9 @@ def test_a_killed_run_goes_on_with_its_samples_and_the_time_it_has_left(source, 
         heal(source, out, timed, progress=interrupt)
     used, hands.at = hands.at, 10_000.0
     monkeypatch.setattr(healer, "forward_speed", None)  # amounts are those of the run that goes on
+    with pytest.raises(InputError, match=r"asked\.max_samples None, as when"):
+        heal(source, out, task(minutes=400 / 60, samples=50), resume=True)
+    hands.at = 10_000.0
     result = heal(source, out, timed, resume=True)
     assert 300 < used + hands.at - 10_000 < 1.1 * 400
     healed_again(source, tmp_path / "again", result)

@@ -35,6 +35,16 @@ def test_turns_come_from_the_recipe_with_their_plan():
     assert IterativeSchedule.of_options(values("paper-lora")) is None
 
 
+def test_turns_choose_on_the_plans_text_and_what_they_do_not_follow_is_refused(tmp_path):
+    path = tmp_path / "turns.yaml"
+    path.write_text("plan: {metric: ppl, drop: 4, text: notes.txt, samples: 6}\nheal: {step: 1, data: pydoc}\n")
+    found = IterativeSchedule.of_options(with_recipe({}, str(path)))
+    assert found == IterativeSchedule("4", 1, "ppl", "notes.txt", 6)
+    path.write_text("plan:\n  drop: 4\n  strategy: block\nheal: {step: 1, data: pydoc}\n")
+    with pytest.raises(InputError, match=r"turns\.yaml, line 3: .*healing in turns, which follows metric, drop, text"):
+        with_recipe({}, str(path))
+
+
 def test_what_was_typed_goes_before_the_recipe():
     task = task_of(values("paper-last3", typed={"learning_rate", "last"}))
     assert task.schedule.learning_rate == option_defaults()["learning_rate"]
@@ -57,6 +67,8 @@ def test_what_was_typed_goes_before_the_recipe():
         ("heal:\n  method: lore\n", "line 2: method: "),
         ("heal:\n  last: 1\n  layers: 1-2\n", "line 3: layers: "),
         ("plan:\n  metric: none\n", "line 2: metric: "),
+        ("plan:\n  samples: lots\n", "line 2: samples: "),
+        ("plan:\n  repair_samples: 3\n", "line 2: repair_samples: expected at least 8"),
         ('heal:\n  layers: "1"\nplan:\n  layers: "1"\n  drop: 1\n', "line 4: layers: "),
         ("heal: {data: pydoc, top_k: 3}\n", "loss: expected distill, which top_k and temperature belong to"),
         ("heal: {lora_r: 4}\n", "line 1: lora_r: .*an option of the method partial.*lora, rslora"),

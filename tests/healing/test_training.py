@@ -193,6 +193,27 @@ def test_a_signal_between_the_passes_of_a_step_keeps_the_state_before_it_once(tm
     assert trained(tmp_path / "left")[0] == trained(tmp_path / "whole")[0]
 
 
+@pytest.mark.parametrize("at", [1, 3])
+def test_a_signal_in_the_first_or_last_held_out_loss_loses_it_not_and_no_step_is_taken_more(at, tmp_path):
+    """Passes 1 and 2 are of the loss before training, 3 and 4 of that after its last step, in the middle of an epoch."""
+    schedule = replace(SCHEDULE, max_steps=5)
+
+    class Interrupted(Line):
+        passes = 0
+
+        def forward(self, **batch):
+            self.passes += not self.training
+            if self.passes == at and not self.training:
+                os.kill(os.getpid(), signal.SIGINT)
+            return super().forward(**batch)
+
+    whole = trained(tmp_path / "whole", schedule)
+    with pytest.raises(KeyboardInterrupt):
+        trained(tmp_path / "left", schedule, module=Interrupted())
+    weight, history = trained(tmp_path / "left", schedule)
+    assert (weight, history.held_out, history.steps) == (whole[0], whole[1].held_out, 5)
+
+
 @pytest.mark.usefixtures("keeping_each_step")
 def test_earlier_states_stay_until_a_new_one_is_marked_whole(tmp_path, monkeypatch):
     marked = Path.touch

@@ -134,6 +134,7 @@ def test_a_recipe_gives_a_checkpoint_with_its_card_and_report(tiny):
     assert all(said in plain for said in (made.verdict, *(f"\n- {reason}\n" for reason in made.reasons)))
     assert "| | unpruned | shortened |" in card
     assert any(reason.startswith("Healing: 3 steps on ") for reason in made.reasons)
+    assert "shrink.json" not in {path.name for path in checkpoint.side_files()}, "it is of this checkpoint alone"
 
 
 def test_best_compares_cuts_once_repaired_and_heals_the_one_of_the_lowest_loss(tiny, monkeypatch):
@@ -186,14 +187,30 @@ def test_records_too_short_to_repair_on_heal_alone_and_that_is_said(tiny, monkey
     read = sources_repaired_on(monkeypatch)
     made = shrunk(tiny, recipe="best", drop="2", minutes=0.6, data=str(short))
     assert read == [[text]]
-    assert f"text to repair on: {text} instead of {text},{short}" in made.left_out
+    few = f"{short} was not repaired on: it has fewer than 8 texts of 16 tokens."
+    assert few in made.reasons
+    assert not any("text to repair on" in said for said in made.left_out), "not for want of time"
+    recipe = yaml.safe_load(made.recipe)
+    del recipe["plan"]["repair_text"]
+    (tiny / "without.yaml").write_text(yaml.safe_dump(recipe), encoding="utf-8")
+    assert few in shrunk(tiny, "again", recipe=str(tiny / "without.yaml"), drop="2", data=str(short)).reasons
 
 
-def test_data_whose_name_a_list_takes_apart_heals_alone_and_a_warning_says_so(tiny):
+def test_data_whose_name_a_list_takes_apart_heals_alone_and_that_is_said(tiny):
     text, data = tiny / "text.txt", tiny / "a,b.txt"
     data.write_text(text.read_text(encoding="utf-8"), encoding="utf-8")
-    with pytest.warns(ShortstackWarning, match=r"a,b\.txt heals but is not repaired on: a name with a comma"):
-        preview_shrink(str(tiny / "model"), tiny / "out", options_of(tiny, recipe="best", drop="2", data=str(data)))
+    options = options_of(tiny, recipe="best", drop="2", data=str(data))
+    said = f"{data} was not repaired on: its name cannot stand in a list of texts."
+    assert said in preview_shrink(str(tiny / "model"), tiny / "out", options).left_out
+
+
+def test_data_that_was_repaired_on_is_not_said_to_be_unused(tiny, monkeypatch):
+    monkeypatch.setattr(line, "LEAST_HEALING", 1e9)
+    other = tiny / "other.txt"
+    other.write_text(" ".join(reversed((tiny / "text.txt").read_text(encoding="utf-8").split())), encoding="utf-8")
+    made = shrunk(tiny, recipe="best", drop="2", minutes=0.6, data=str(other))
+    assert made.repair
+    assert "It was not healed: the minutes were too few." in made.reasons
 
 
 @pytest.mark.parametrize(("free", "windows"), [(0, 256), (10**12, 1024)])
@@ -373,6 +390,61 @@ def test_where_time_ends_the_best_cut_that_kept_enough_is_delivered(tiny, monkey
     assert Checkpoint.open(tiny / "out").anatomy.layers == 5
 
 
+def test_after_a_run_that_kept_nothing_what_was_late_is_decided_anew(tiny, monkeypatch):
+    lost_by_layers(monkeypatch, first=3)
+    with monkeypatch.context() as patched:
+        patched.setattr(line, "clock_of", lambda seconds, _file, before: Stopping(seconds))
+        with pytest.raises(ShortstackError, match="found without 3 layers"):
+            shrunk(tiny, min_quality="85%")
+    assert len(shrunk(tiny, min_quality="85%").plan.removed) == 1
+
+
+def test_no_more_layers_are_tried_than_the_recipe_lets_go(tiny, monkeypatch):
+    recipe = (tiny / "recipe.yaml").read_text(encoding="utf-8")
+    (tiny / "recipe.yaml").write_text(recipe.replace("drop: 2", "keep_first: 2, keep_last: 2"), encoding="utf-8")
+    lost_by_layers(monkeypatch, first=1)
+    assert [each.layers for each in shrunk(tiny, min_quality="75%").tried] == [1, 2]
+
+
+def test_a_model_whose_code_is_trusted_stays_so_to_the_end(tiny, monkeypatch):
+    opened, checkpoint = [], Checkpoint.open(tiny / "model", trust_remote_code=True)
+    monkeypatch.setattr(
+        Checkpoint,
+        "derived",
+        lambda source, folder, _derived=Checkpoint.derived: (
+            opened.append(folder.name.split("-")[0]) or _derived(source, folder)
+        ),
+    )
+    shrink(checkpoint, tiny / "out", options_of(tiny))
+    assert opened == ["pruned", "healed"]
+    assert checkpoint.derived(tiny / "out").trust_remote_code
+
+
+def test_what_an_unfinished_run_has_on_the_disk_is_not_asked_for_again(tiny, monkeypatch):
+    asked = []
+    writer = line.check_shrink.__globals__["CheckpointWriter"]
+    monkeypatch.setattr(
+        "shortstack.shrinking.checks.CheckpointWriter",
+        lambda *args, nbytes, **how: asked.append(nbytes) or writer(*args, nbytes=nbytes, **how),
+    )
+    with killed_in(monkeypatch, "speed", lambda *_: True):
+        shrunk(tiny)
+    there = sum(path.stat().st_size for path in (tiny / "out.partial").rglob("*") if path.is_file())
+    shrunk(tiny)
+    assert there > 0
+    assert asked == [asked[0], max(0, asked[0] - there)]
+
+
+def test_a_share_of_documents_is_fitted_into_the_time_too(tiny, monkeypatch):
+    options = options_of(tiny, tasks="piqa", limit=1.0, data_dir=str(data_folder(tiny / "data")), minutes=1.0)
+    documents = []
+    for speed in (1e3, 1e9):
+        monkeypatch.setattr(line, "forward_speed", lambda *_, speed=speed, **__: speed)
+        documents.append(preview_shrink(str(tiny / "model"), tiny / "out", options).amounts.documents)
+    assert documents[0] in range(2, 7), "of twelve"
+    assert documents[1] == 1.0
+
+
 class Stopping(Clock):
     """One that has little left once it was asked for a first trial's time."""
 
@@ -471,7 +543,8 @@ def test_where_it_is_late_nothing_is_repaired_or_written_and_that_is_said_and_re
     assert {"no repair", "what the unpruned model writes"} <= {*made.left_out}
     assert not made.repair
     assert not made.base.probes
-    assert made.last.probes
+    assert not made.last.probes, "there would be nothing to hold them against"
+    assert made.table()
     assert yaml.safe_load(made.recipe)["plan"]["repair"] is False
     told, text = [], str(tiny / "text.txt")
     options = ShrinkOptions(recipe=str(tiny / "out" / "recipe.yaml"), perplexity=text, probe_items=0)

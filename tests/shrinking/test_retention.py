@@ -39,6 +39,13 @@ def test_a_text_of_one_model_is_not_compared_and_probes_that_the_cut_was_not_ask
     assert set(kept(evaluation({"a": text(2.0)}), evaluation({"a": text(2.0)}, (40,)))) == {"likelihood of a"}
 
 
+def test_tasks_count_as_lost_where_the_cut_was_not_asked_all_of_them_and_others_do_not_count():
+    piqa, arc = {"piqa": task(0.8, "acc")}, {"arc_easy": task(0.3, "acc")}
+    one, both = (evaluation({}, tasks=tasks) for tasks in (piqa, {**piqa, **arc}))
+    assert kept(both, one) == {"tasks, for which no time was left": Share(0.0, 0.0)}
+    assert kept(one, both)["tasks"].value == pytest.approx(1.0)
+
+
 @given(st.integers(2, 60), st.floats(0.01, 0.6), st.floats(0.5, 0.99), st.integers(1, 60))
 def test_the_search_ends_at_the_largest_cut_and_never_leaps(layers, fall, keep, first):
     """A model that loses so much of everything with each layer."""

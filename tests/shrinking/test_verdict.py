@@ -88,6 +88,8 @@ def test_tasks_whose_metric_is_no_share_are_no_percentage():
     share = "60.0% ± 2.0%"
     assert f"piqa: {share} right, {share} before the cut." in reasons
     assert not any("wikitext" in reason for reason in reasons)
+    fewer = verdict(found(10, tasks={**tasks, "arc_easy": task(0.2, "acc")}), found(11, tasks=tasks)).reasons
+    assert fewer == reasons, "of what both were asked"
 
 
 def test_speed_and_int8_are_said_and_where_int8_is_better():

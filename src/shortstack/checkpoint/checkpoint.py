@@ -316,6 +316,10 @@ class Checkpoint:
         expected, fix = "a tokenizer (tokenizer.json)", "copy the tokenizer's files beside the weights"
         return CheckpointError(reason, expected=expected, fix=fix, where=self.directory)
 
+    def derived(self, folder: Path) -> Checkpoint:
+        """Open what was made from this one, trusting remote code if that is trusted."""
+        return Checkpoint.open(folder, trust_remote_code=self.trust_remote_code)
+
     def side_files(self) -> list[Path]:
         """List the files an output must carry along: tokenizer, generation config, chat template, licence.
 

@@ -16,6 +16,7 @@ DEMO_HUB_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"
 CONFIG = "config.json"
 RECORD = "shortstack.json"
 CARD = "README.md"
+SHRUNK = "shrink.json"  # of a shrink, about the checkpoint that it stands beside
 TOKENIZER_CONFIG = "tokenizer_config.json"
 NAMED_FILES = ("configuration_files", "fast_tokenizer_files")  # transformers reads one of them in place of the usual
 SINGLE = "model.safetensors"
@@ -26,13 +27,14 @@ NAMED_WEIGHTS = "transformers_weights"  # the field of config.json that names th
 TEMPLATES = "additional_chat_templates"  # where transformers keeps a tokenizer's further, named templates
 TOKENIZER = re.compile(r"^(tokenizer|vocab|spiece|sentencepiece|merges|bpe)\b.*|\.(model|tiktoken|vocab)$")
 PICKLED = (".bin", ".pt", ".pth", ".ckpt")
-LEFTOVERS = {  # of a training, or of weights in another form
+LEFTOVERS = {  # of a training, of a shrink, or of weights in another form
     ADAPTER,
     "params.json",
     "trainer_state.json",
     "all_results.json",
     "train_results.json",
     "eval_results.json",
+    SHRUNK,
 }
 LEGAL = ("LICENSE", "NOTICE", "USE_POLICY")
 DOWNLOADED = (

@@ -118,8 +118,16 @@ def _listable(name: str) -> bool:
 
 
 def unwritten(text: str) -> str:
-    """Return the text with what needs no model in place of `mix`."""
-    return ",".join(READ if name.strip() == MIX else name for name in text.split(","))
+    """Return the text with what needs no model in place of `mix`.
+
+    >>> unwritten("mix=2,notes.txt")
+    'pydoc=2,copying=2,drills=2,notes.txt'
+    """
+    parts = []
+    for part in text.split(","):
+        name, given, weight = part.strip().partition("=")
+        parts += [f"{each}{given}{weight}" for each in READ.split(",")] if name == MIX else [part]
+    return ",".join(parts)
 
 
 def check_sources(text: str) -> tuple[Weighted, ...]:

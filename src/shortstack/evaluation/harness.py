@@ -66,6 +66,11 @@ class LoadedTask:
     def version(self) -> str:
         return str(self.group.version if self.group else self._first.VERSION)
 
+    def documents(self, limit: float) -> int:
+        """Count the documents within a limit, a number or a share; of a group those of its largest task."""
+        every = max(len(task.eval_docs) for task in self.tasks.values())
+        return min(every, math.ceil(limit * ALMOST * every) if is_share(limit) else int(limit))
+
     @property
     def shots(self) -> int:
         """Examples in a prompt."""

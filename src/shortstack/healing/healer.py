@@ -46,6 +46,7 @@ from shortstack.machine.tables import Cell, Table, Tabled
 from shortstack.machine.typed import typed
 from shortstack.profiling.speed import forward_speed
 
+BY_CLOCK = ("data", "max_samples", "held_out")  # of TrainingData, what a clock changes
 WRITING_SECONDS, WRITING_BYTES_PER_S = 3.0, 1e8  # kept of a clock for the output: merged, written and synced
 
 
@@ -223,6 +224,7 @@ class HealingRun:
     task: HealingTask
     progress: Progress = silent
     clock: Clock | None = None
+    asked: TrainingData | None = None  # where the clock left less of it
 
     @cached_property
     def device(self) -> str:
@@ -258,13 +260,10 @@ class HealingRun:
         """Return the run with as many samples as its clock has time for; one that goes on keeps those it began with."""
         if self.clock is None:
             return self
-        data, before = self.task.data, kept.get("data", {})
-        if kept:
-            names = ("data", "max_samples", "held_out")
-            data = replace(data, **{name: before.get(name) for name in names})
-        else:
-            data = self._affordable(data, self.clock)
-        return replace(self, task=replace(self.task, data=data))
+        asked, before = self.task.data, kept.get("data", {})
+        known = replace(asked, **{name: before.get(name) for name in BY_CLOCK}) if kept else None
+        data = known or self._affordable(asked, self.clock)
+        return replace(self, task=replace(self.task, data=data), asked=asked)
 
     def _affordable(self, data: TrainingData, clock: Clock) -> TrainingData:
         """Return the data with as many samples as there is time for, of which at most half are held out."""
@@ -336,6 +335,7 @@ class HealingRun:
             "schedule": asdict(task.schedule),
             "data": {**asdict(task.data), "sha256": hashlib.sha256(content.encode()).hexdigest()},
             "samples": len(examples),
+            "asked": self.asked and {name: getattr(self.asked, name) for name in BY_CLOCK},
         }
 
     def train(self, examples: Sequence[Example], folder: Path) -> tuple[Learner, History]:

@@ -69,8 +69,8 @@ def heal_in_turns(
                     prune(checkpoint, plan, pruned, progress=turn)
             run.processes.wait_for_everyone()
             if not healed.exists():
-                result = heal(_opened(pruned, checkpoint), healed, task, resume=resume, progress=turn)
-            checkpoint = _opened(healed, checkpoint)
+                result = heal(checkpoint.derived(pruned), healed, task, resume=resume, progress=turn)
+            checkpoint = checkpoint.derived(healed)
         run.processes.wait_for_everyone()  # all have opened what is renamed now
         if first:
             rename_new(healed, writer.out)
@@ -90,11 +90,6 @@ def _check_counted(task: HealingTask) -> None:
             fix="give max_steps, which counts for each turn",
             option="minutes",
         )
-
-
-def _opened(folder: Path, source: Checkpoint) -> Checkpoint:
-    """Open what was made from the source, trusting remote code if that is trusted."""
-    return Checkpoint.open(folder, trust_remote_code=source.trust_remote_code)
 
 
 def _calibrating(

@@ -69,7 +69,7 @@ class Pacing:
         """Take over the course of the run that was kept, if there was one."""
         if course := kept.get("course"):
             self.course = Course(course["steps"], tuple((step, steps) for step, steps in course["replanned"]))
-            self.eval_share = kept["eval_share"]
+            self.eval_share, self._evaluation = kept["eval_share"], kept["evaluation"]
         return self
 
     def kept(self) -> dict[str, Any]:
@@ -78,6 +78,7 @@ class Pacing:
             "used": self.clock.used,
             "course": asdict(self.course) if self.course else None,
             "eval_share": self.eval_share,
+            "evaluation": self._evaluation,
         }
 
     @contextmanager

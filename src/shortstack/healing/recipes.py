@@ -9,6 +9,8 @@ from importlib import resources
 from typing import Any
 
 from shortstack.data import CalibrationText
+from shortstack.data.sources import parse_samples
+from shortstack.data.tokens import JUDGING
 from shortstack.errors import InputError
 from shortstack.healing.task import COMPONENTS, task_of
 from shortstack.machine import yamlfile
@@ -18,6 +20,7 @@ from shortstack.planning import Choice
 FOLDER = resources.files("shortstack.healing") / "presets"
 PLANNED = ("metric", "drop", "layers", "strategy", "keep_first", "keep_last")
 ON_TEXT = ("text", "samples", "length")
+IN_TURNS = ("metric", "drop", *ON_TEXT)
 IN_PLAN = (*PLANNED, "finalists", *ON_TEXT)
 
 
@@ -64,6 +67,10 @@ def read_recipe(name: str) -> Recipe:
         choice = made_of(Choice, plan.given)
         if plan.drop is not None or plan.layers is not None:
             choice.check()
+        parse_samples(plan.given.get("samples", 1))
+        if plan.repair_samples is not None and plan.repair_samples < JUDGING:
+            expected, fix = f"at least {JUDGING} windows", "write more, such as 256"
+            raise InputError(plan.repair_samples, expected=expected, fix=fix, option="repair_samples")
     with named_by_line(name, whole=True):
         task_of(recipe.heal.given)
     return recipe
@@ -74,10 +81,20 @@ def with_recipe(typed: Mapping[str, Any], name: str) -> dict[str, Any]:
     recipe = read_recipe(name)
     given = dict(recipe.heal.given)
     if given.get("step") is not None:  # turns are chosen as the plan says
-        given |= {name: str(recipe.plan.given[name]) for name in ("drop", "metric") if name in recipe.plan.given}
+        _check_in_turns(recipe, name)
+        given |= {option: str(value) if option in PLANNED else value for option, value in recipe.plan.given.items()}
     if typed.keys() & {"last", "layers"}:  # which layers train is one thing, however it is said
         given = {option: value for option, value in given.items() if option not in ("last", "layers")}
     return {**given, **typed}
+
+
+def _check_in_turns(recipe: Recipe, name: str) -> None:
+    """Refuse what a plan says that turns do not follow."""
+    for option in recipe.plan.given:
+        if option not in IN_TURNS:
+            expected = f"a plan for healing in turns, which follows {', '.join(IN_TURNS)}"
+            with named_by_line(name, parts=("plan",), whole=True):
+                raise InputError(option, expected=expected, fix="leave it out, or leave step out", option=option)
 
 
 @contextmanager

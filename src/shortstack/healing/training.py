@@ -259,6 +259,9 @@ class _Run(TrainerCallback):  # type: ignore[misc]  # transformers is untyped he
 
     def on_step_begin(self, _args: Any, state: Any, *_rest: Any, **_options: Any) -> None:
         self.random = _random_state()
+        if self.state and state.global_step == self.first_step >= self.course.steps:  # left in its last held-out loss
+            self.stopped = self.pacing.over if self.pacing else None
+            raise TrainingLeft
         if state.global_step == self.first_step and self.by_plans:
             if self.pacing and not self.pacing.begin(self.loop.held_out_tokens):
                 self.stopped = TIME_OVER
@@ -337,7 +340,7 @@ class _Run(TrainerCallback):  # type: ignore[misc]  # transformers is untyped he
             return True
         step = self.first_step
         known = any(entry["step"] == step and "eval_loss" in entry for entry in log_of(self.state))
-        return not known and self.course.evaluated(step, self.every)
+        return not known and (not step or self.course.evaluated(step, self.every))
 
 
 class _Loop(Trainer):  # type: ignore[misc]

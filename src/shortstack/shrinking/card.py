@@ -7,7 +7,7 @@ from typing import Any
 
 from shortstack.checkpoint import Checkpoint
 from shortstack.checkpoint.card import CardContent, licence_of, model_card
-from shortstack.checkpoint.file_names import CARD
+from shortstack.checkpoint.file_names import CARD, SHRUNK
 from shortstack.machine.files import atomic_write, save_json, to_jsonable
 from shortstack.machine.formats import size
 from shortstack.report import Report
@@ -16,7 +16,7 @@ from shortstack.runs import Runs
 from shortstack.runs.records import Conclusion, StepRecord, TrialRecord
 from shortstack.shrinking.result import Shrunk
 
-SUMMARY, RECIPE, PAGE = "shrink.json", "recipe.yaml", "report.html"
+RECIPE, PAGE = "recipe.yaml", "report.html"
 NAMES = {"evaluate_base": "unpruned", "evaluate_pruned": "shortened", "evaluate_healed": "shortened"}
 
 
@@ -30,7 +30,7 @@ def dress(shrunk: Shrunk, checkpoint: Checkpoint, settings: Mapping[str, Any]) -
     with atomic_write(folder / RECIPE) as partial:
         partial.write_text(shrunk.recipe, encoding="utf-8")
     write_page(Report.of(trial_runs(shrunk, settings)), folder / PAGE)
-    save_json(folder / SUMMARY, shrunk.to_dict())
+    save_json(folder / SHRUNK, shrunk.to_dict())
 
 
 def _card_content(shrunk: Shrunk, checkpoint: Checkpoint) -> CardContent:

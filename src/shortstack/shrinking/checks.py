@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -13,6 +13,7 @@ from shortstack.checkpoint import Checkpoint, CheckpointWriter
 from shortstack.checkpoint.weights import check_unquantised
 from shortstack.data import Tokens
 from shortstack.data.mixture import check_sources, parse_sources
+from shortstack.data.sources import OWN
 from shortstack.data.tokens import JUDGING
 from shortstack.decoder.requirements import writing_requirements
 from shortstack.decoder.wrapping import arithmetic
@@ -23,7 +24,7 @@ from shortstack.machine.memory import Requirements, available_memory
 from shortstack.machine.options import options_of
 from shortstack.repairing.repairer import check_repair
 from shortstack.shrinking.clock import Amounts
-from shortstack.shrinking.options import ShrinkOptions
+from shortstack.shrinking.options import LIMIT, ShrinkOptions
 from shortstack.shrinking.retention import TRIALS
 from shortstack.shrinking.route import Route
 
@@ -55,24 +56,27 @@ def disk_bytes(checkpoint: Checkpoint, options: ShrinkOptions, cuts: int) -> int
 class CheckResult:
     """A shrink that can be done. windows: of each text to measure on; tasks: how many, generating ones for several.
 
-    repair: windows to repair on that memory holds; repair_text: of texts that have enough of them.
+    documents: of each task, at most. repair: windows to repair on that memory holds; repair_text: of texts that have enough
+    of them. notes: sentences on what is less for that.
     """
 
     windows: int
     tasks: int
+    documents: int
     needed: Requirements
     repair: int
     repair_text: str
+    notes: tuple[str, ...] = ()
 
 
 def check_shrink(
-    checkpoint: Checkpoint, outs: Mapping[Path, Route], options: ShrinkOptions, compute: Compute
+    checkpoint: Checkpoint, outs: Mapping[Path, Route], options: ShrinkOptions, compute: Compute, *, present: int = 0
 ) -> CheckResult:
-    """Refuse what cannot end well; writes nothing."""
+    """Refuse what cannot end well; writes nothing. present: bytes of a run that goes on, which lie on the disk already."""
     check_unquantised(checkpoint, "to refit and to train", "shrink")
-    nbytes, device = disk_bytes(checkpoint, options, len(outs)), pick_device(compute.device)
+    nbytes, device = max(0, disk_bytes(checkpoint, options, len(outs)) - present), pick_device(compute.device)
     checkpoint.check_room(arithmetic(compute.dtype, checkpoint, device), device, fix=f"free memory, or {ROOM}")
-    needed = writing_requirements(checkpoint, compute)
+    needed, notes = writing_requirements(checkpoint, compute), tuple[str, ...]()
     for out, route in outs.items():
         CheckpointWriter(out, source=checkpoint.directory, nbytes=nbytes)
         choice = route.choice.sized(checkpoint.sizes)
@@ -81,20 +85,23 @@ def check_shrink(
         wanted = route.wanted(options)
         _check_calibration(checkpoint, wanted)
         if route.repair:
-            wanted = _repairable(checkpoint, route, wanted)
+            wanted, notes = _repairable(checkpoint, route, wanted)
             repairing = check_repair(checkpoint, wanted.repair_windows, compute)
-            if not route.repeats and repairing.memory_bytes > available_memory(device):
-                wanted = replace(wanted, repair=min(wanted.repair, LITTLE))
+            if not route.repeats and wanted.repair > LITTLE and repairing.memory_bytes > available_memory(device):
+                notes = (*notes, f"Repaired on {LITTLE} windows instead of {wanted.repair}: memory does not hold more.")
+                wanted = replace(wanted, repair=LITTLE)
                 repairing = check_repair(checkpoint, wanted.repair_windows, compute)
             needed = needed.then(repairing)
         if route.healing:
             needed = needed.then(_check_healing(checkpoint, out, route, compute))
-    tasks = 0
+    tasks = documents = 0
     for task in options.evaluation_tasks():
         task.check_paired()
-        tasks += sum(GENERATING if loaded.generates else 1 for loaded in task.load_for(checkpoint))
+        for loaded in task.load_for(checkpoint):
+            tasks += GENERATING if loaded.generates else 1
+            documents = max(documents, loaded.documents(task.limit or LIMIT))
     windows, needed = _check_texts(checkpoint, options), replace(needed, disk_bytes=nbytes)
-    return CheckResult(windows, tasks, needed, wanted.repair, wanted.repair_text)
+    return CheckResult(windows, tasks, documents, needed, wanted.repair, wanted.repair_text, notes)
 
 
 def _check_calibration(checkpoint: Checkpoint, amounts: Amounts) -> None:
@@ -106,21 +113,25 @@ def _check_calibration(checkpoint: Checkpoint, amounts: Amounts) -> None:
                 Tokens.read(weighted.source, checkpoint.tokenizer(), samples=amounts.windows, length=amounts.length)
 
 
-def _repairable(checkpoint: Checkpoint, route: Route, wanted: Amounts) -> Amounts:
-    """Leave out what heals but has too few windows to repair on: records of a sentence each."""
+def _repairable(checkpoint: Checkpoint, route: Route, wanted: Amounts) -> tuple[Amounts, tuple[str, ...]]:
+    """Leave out, and say so, what heals but has too few windows to repair on: records of a sentence each."""
     if "repair_text" in route.given:
-        return wanted
-    chosen, tokenizer, texts = parse_sources(wanted.text), checkpoint.tokenizer(), wanted.text
+        return wanted, ()
+    chosen, tokenizer, texts, notes = parse_sources(wanted.text), checkpoint.tokenizer(), wanted.text, []
     for weighted in parse_sources(wanted.repair_text):
-        if weighted not in chosen:
-            with suppress(DataError):
-                Tokens.read(weighted.source, tokenizer, samples=JUDGING, length=wanted.length)
-                texts = f"{texts},{weighted.source}"
-    apart = {each.source for each in route.healed_on} - {each.source for each in parse_sources(wanted.repair_text)}
-    for name in sorted(apart):
-        said = f"{name} heals but is not repaired on: a name with a comma or an = cannot stand beside other texts"
-        warnings.warn(said, ShortstackWarning, stacklevel=4)
-    return replace(wanted, repair_text=texts)
+        if weighted in chosen:
+            continue
+        try:
+            Tokens.read(weighted.source, tokenizer, samples=JUDGING, length=wanted.length)
+            texts = f"{texts},{weighted.source}"
+        except DataError:
+            few = f"it has fewer than {JUDGING} texts of {wanted.length} tokens"
+            notes.append(f"{weighted.source} was not repaired on: {few}.")
+    apart = (
+        {each.source for each in route.healed_on} - {each.source for each in parse_sources(wanted.repair_text)} - {OWN}
+    )
+    notes += [f"{name} was not repaired on: its name cannot stand in a list of texts." for name in sorted(apart)]
+    return replace(wanted, repair_text=texts), tuple(notes)
 
 
 def _check_healing(checkpoint: Checkpoint, out: Path, route: Route, compute: Compute) -> Requirements:

@@ -28,6 +28,7 @@ from shortstack.machine.files import check_new, remove, save_json
 from shortstack.machine.formats import duration
 from shortstack.machine.progress import Progress
 from shortstack.planning.layer_sets import FINALISTS
+from shortstack.shrinking.stages import forget
 
 STAGE = "shrink"
 NOTED = "clock.json"  # in the folder of stages: the seconds used
@@ -116,7 +117,7 @@ class Amounts:
     def less(self, wanted: Amounts) -> list[str]:
         """List the amounts below what was wanted, in words."""
         pairs = {field.name: (getattr(self, field.name), getattr(wanted, field.name)) for field in fields(self)}
-        if pairs["repair_text"] == pairs["text"]:
+        if pairs["repair_text"] == pairs["text"] or not wanted.repair:
             del pairs["repair_text"]  # the same is said of the text
         return [f"{WHAT[name]}: {now} instead of {then}" for name, (now, then) in pairs.items() if now != then]
 
@@ -154,7 +155,7 @@ def check_minutes(clock: Clock, rate: float, layers: int, cuts: int = 1) -> None
     if least > clock.seconds:
         used = duration(clock.used)
         expected = f"at least {duration(least)} for loading the model and choosing layers, with {used} used already"
-        enough = -(-int(2 * least) // 60)
+        enough = max(1, -(-int(2 * least) // 60))
         fix = f"allow {enough} minute{'s' * (enough > 1)}"
         raise InputError(duration(clock.seconds), expected=expected, fix=fix, option="minutes")
 
@@ -183,8 +184,9 @@ class ClockProgress:
         save_json(self.file, {"used": self.noted})
 
     def forget(self) -> None:
-        """Note that nothing is used: the next run is another."""
+        """Note that nothing is used, and forget what there was no time for: the next run is another."""
         save_json(self.file, {"used": 0.0})
+        forget(self.file.parent)
 
     def end(self) -> None:
         if math.isfinite(self.clock.seconds):

@@ -19,6 +19,7 @@ from typing import Any, TypeVar
 from shortstack.checkpoint import Checkpoint, Model
 from shortstack.data import Tokens
 from shortstack.data.mixture import parse_sources, text_digest
+from shortstack.data.sources import OWN
 from shortstack.data.tokens import JUDGING
 from shortstack.decoder import calibration_tokens, text_in_time
 from shortstack.decoder.wrapping import arithmetic
@@ -66,7 +67,6 @@ REPAIRED_BY = 0.7  # of the time of a cut: after that it is not repaired
 SLOWER = 1.6  # times what the unpruned model took, by its share of layers, measuring a cut may take
 CONCLUDING = 6.0  # seconds for card and report
 LEAST_HEALING = 20.0  # seconds; with less nothing heals
-NO_TIME = "no time was left for it"
 NO_TEXT, NO_WRITING = EvaluationText("none"), GenerationChecks(collapse_check=False)
 
 
@@ -132,7 +132,7 @@ def _shrink(
         for out in routes:
             locks.enter_context(OutputLock(out))
         folder = first.with_name(f"{first.name}.partial")
-        stages = Stages(folder, {"model": source.identity, "compute": asdict(compute)})
+        stages = Stages(folder, {"model": source.identity, "compute": asdict(compute)}, source)
         places = {
             out: stages.place("made", route=repr(route), options=asdict(options)) for out, route in routes.items()
         }
@@ -140,7 +140,8 @@ def _shrink(
         if missing:
             check_unfinished(folder / NOTED)
             progress("checking", 0, 1)
-            checked = check_shrink(source, missing, options, compute)
+            present = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+            checked = check_shrink(source, missing, options, compute, present=present)
             progress("checking", 1, 1)
             first_route = next(iter(routes.values()))
             clock = clock_of(first_route.seconds(options), folder / NOTED, before=time.monotonic() - began)
@@ -180,6 +181,7 @@ class Line:
         reduced = *self.amounts.less(self.wanted), *self.unpruned.measured.left_out, *made.left_out
         made, seconds = replace(made, left_out=reduced), round(self.clock.used, 1)
         of_run: dict[str, Any] = {"amounts": self.amounts, "options": self.options, "compute": self.compute}
+        of_run["notes"] = self.checked.notes if made.repair else ()
         shrunk = concluded(out, route, self.unpruned, made, seconds=seconds, **of_run)
         save(_noted(place), shrunk)
         how = settings(route, self.source.source, made, amounts=self.amounts, seed=self.compute.seed)
@@ -195,6 +197,8 @@ class Line:
             most = replace(most, finalists=0)
         if not self.route.repair:
             most = replace(most, repair=0)
+        else:
+            most = replace(most, repair=min(most.repair, self.checked.repair), repair_text=self.checked.repair_text)
         return self.route.amounts(replace(most, documents=(options.limit or Amounts.documents) if options.tasks else 0))
 
     @cached_property
@@ -214,10 +218,11 @@ class Line:
         if not self.route.repeats:
             check_minutes(self.clock, rate, layers, self.cuts)
         cuts = TRIALS if self.options.share else self.cuts
-        wanted = replace(self.wanted, repair=min(self.wanted.repair, self.checked.repair))
-        wanted = replace(wanted, repair_text=self.checked.repair_text)
+        wanted = replace(self.wanted, documents=self.checked.documents)
         of_each = {"cuts": cuts, "texts": len(self.options.texts), "tasks": self.checked.tasks or 1}
         fitting = amounts_for(self.clock.left / cuts, wanted, rate=rate, layers=layers, **of_each)
+        if fitting.documents == wanted.documents:
+            fitting = replace(fitting, documents=self.wanted.documents)  # a share of each task
         return self.route.amounts(fitting)
 
     def _written(self, amounts: Amounts) -> Amounts:
@@ -225,10 +230,13 @@ class Line:
         if self.route.repeats:
             return amounts
         text, repaired = amounts.calibration_text, amounts.repair_windows
-        both = max(amounts.windows, int(repaired.samples) if self.route.repair else 0)
         how: dict[str, Any] = {"compute": self.compute, "progress": self.progress}
-        most = int(text_in_time(self.source, replace(text, samples=both), self.clock.until(WRITING), **how).samples)
-        windows, sources = min(amounts.windows, max(most, LEVELS[-1].windows)), len(parse_sources(repaired.text))
+        if self.route.repair:  # of what is chosen on, it reads all
+            text = replace(repaired, samples=max(amounts.windows, int(repaired.samples)))
+        most = int(text_in_time(self.source, text, self.clock.until(WRITING), **how).samples)
+        chosen_on, sources = parse_sources(amounts.text), len(parse_sources(repaired.text))
+        writes = any(each.source == OWN for each in chosen_on)
+        windows = min(amounts.windows, max(most, LEVELS[-1].windows)) if writes else amounts.windows
         return replace(amounts, windows=windows, repair=min(amounts.repair, max(most, JUDGING) * sources))
 
     @cached_property
@@ -249,7 +257,7 @@ class Line:
 
         def int8() -> reference.Int8:
             if early.over:
-                return reference.Int8(reason=NO_TIME)
+                return reference.Int8(reason=reference.NO_TIME)
             return reference.int8(self.source, self.texts, self.compute, self.progress)
 
         texts = {name: text.record() for name, text in self.texts.items()}
@@ -273,15 +281,21 @@ class Line:
         ending = how if checkpoint is self.source else {**how, "progress": self._ending(until)}
         ask = partial(evaluate, checkpoint, text=NO_TEXT, **ending)
         items, amounts = self.amounts.probe_items, self.amounts
-        tasks = [Tasks(task, limit=amounts.documents, data_dir=self.options.data_dir) for task in self._task_names]
+        asking: dict[str, Any] = {"limit": amounts.documents, "data_dir": self.options.data_dir, "seed": self.compute.seed}
+        tasks = [Tasks(task, **asking) for task in self._task_names]
+        base = None if checkpoint is self.source else self.unpruned.measured.evaluation
+        if base:  # only what both models are asked says what is kept
+            tasks = [task for task in tasks if base.tasks.keys() >= {*task.names}]
 
         def measure() -> Measured:
             began, left_out = time.monotonic(), []
             self.progress(f"measuring the {name} model", 0, 1)
             text, writing = self.options.evaluation_text(amounts.judged), self.options.generation(items)
-            if self.clock.until(PROBED_BY if checkpoint is self.source else 1.0).over:
+            if self.clock.until(1.0 if base else PROBED_BY).over:
                 writing = NO_WRITING
                 left_out.append(f"what the {name} model writes")
+            elif base and not base.collapse:
+                writing = NO_WRITING
             short = checkpoint is not self.source and until.left < self.unpruned.measured.seconds
             hurried = short and writing is not NO_WRITING
             evaluation = evaluate(checkpoint, text=text, generation=NO_WRITING if hurried else writing, **how)
@@ -322,7 +336,7 @@ class Line:
         made, healing = self.healed(route, pruned, until_healed)
         measured = self.measured(made, "shortened", until)
         left_out = ("no repair",) * late + (NO_HEALING,) * (route.healing is not None and healing is None)
-        left_out += ("speed not measured",) * (speed.reason == NO_TIME)
+        left_out += ("speed not measured",) * speed.late
         repaired = pruned.record.get("repair") or {}
         return Candidate(made, plan, repaired, healing, measured, speed, (*left_out, *measured.left_out))
 
@@ -381,14 +395,14 @@ class Line:
             return heal(pruned, place, task, resume=True, progress=self.progress, clock=clock)
 
         healing = self.stages.result("healed", Healing, make, **known)
-        return (Checkpoint.open(place), healing) if healing.history.steps else (pruned, None)
+        return (self.source.derived(place), healing) if healing.history.steps else (pruned, None)
 
     def speed(self, cut: Checkpoint, until: Clock) -> reference.Speed:
         """Measure the cut's speed beside the unpruned model's, which healing does not change."""
 
         def timed() -> reference.Speed:
             if until.share > COMPARED_BY:
-                return reference.Speed(reason=NO_TIME)
+                return reference.Speed(reason=reference.NO_TIME)
             return reference.speed(cut, self.source, self.compute, self.progress)
 
         return self.stages.result("speed", reference.Speed, timed, of=cut.identity, minutes=self.options.minutes)
@@ -404,21 +418,26 @@ class Line:
         if best is None:
             raise self._nothing_keeps(tried)
         made = tried[best][1]
-        fewer = next_amount(_least_kept(tried), share, most=self.source.anatomy.layers - 1) and len(tried) < TRIALS
+        fewer = next_amount(_least_kept(tried), share, most=self._most) and len(tried) < TRIALS
         left_out = (*made.left_out, *([f"cuts that are tried: {len(tried)} instead of {TRIALS}"] if fewer else []))
         return replace(made, left_out=left_out, tried=tuple(trial for trial, _ in tried.values()))
 
     def _amounts_tried(self, share: float, tried: Mapping[int, Any]) -> Iterator[tuple[int, Clock]]:
         """Yield how many layers go in each trial, and the time it has."""
-        most = self.source.anatomy.layers - 1
-        amount: int | None = self._first_amount(share)
+        amount: int | None = min(self._first_amount(share), self._most)
         for trial in range(TRIALS):
             if amount is None or (
                 tried and self.decided("untried", self._late_to_try, layers=amount, tried=list(tried))
             ):
                 return
             yield amount, self.clock.next(1 / (TRIALS - trial))
-            amount = next_amount(_least_kept(tried), share, most=most)
+            amount = next_amount(_least_kept(tried), share, most=self._most)
+
+    @property
+    def _most(self) -> int:
+        """As many layers as may go."""
+        choice, layers = self.route.choice, self.source.anatomy.layers
+        return min(layers - 1, layers - choice.keep_first - choice.keep_last)
 
     def _late_to_try(self) -> bool:
         return self.clock.left < self.clock.seconds / (TRIALS + 1)
@@ -470,6 +489,11 @@ class Decision:
     """A yes-or-no answer of the clock, kept so that a run that goes on gives the same."""
 
     yes: bool
+
+    @property
+    def late(self) -> bool:
+        """Whether it was yes: there was no time."""
+        return self.yes
 
 
 @dataclass(frozen=True)

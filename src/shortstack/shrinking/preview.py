@@ -42,10 +42,10 @@ def preview_shrink(model: Model, out: Path, options: ShrinkOptions, *, compute: 
     clock = Clock(route.seconds(options))
     with in_words_of_shrink():
         checked = check_shrink(source, {out: route}, options, compute)
-        line = Line(source, route, options, compute, clock, Stages(out, {}), silent, checked)
+        line = Line(source, route, options, compute, clock, Stages(out, {}, source), silent, checked)
         amounts = line.fitting()
     choice = route.choice.sized(source.sizes)
     cut = None if options.share else choice.like(source.anatomy.layers).sized(source.sizes)
     steps = route.healing.schedule.max_steps if route.healing else None
-    left_out = tuple(amounts.less(line.wanted))
+    left_out = (*amounts.less(line.wanted), *checked.notes)
     return ShrinkPreview(cut, route.healing is not None, steps, amounts, left_out, checked.needed, line.clock.seconds)

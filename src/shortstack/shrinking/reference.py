@@ -30,6 +30,9 @@ ANSWER_TOKENS = 48
 TIMING = Timing((1,), prompt=128, new_tokens=32, repeats=3)
 
 
+NO_TIME = "no time was left for it"
+
+
 @dataclass(frozen=True)
 class Int8:
     """The unpruned model with the matrices of its layers in int8: bytes of weights, and the perplexity of each text.
@@ -41,6 +44,11 @@ class Int8:
     perplexity: Mapping[str, float] | None = None
     reason: str = ""
 
+    @property
+    def late(self) -> bool:
+        """Whether it was left out for want of time."""
+        return self.reason == NO_TIME
+
 
 @dataclass(frozen=True)
 class Speed:
@@ -49,6 +57,11 @@ class Speed:
     prefill: Ratio | None = None
     decode: Ratio | None = None
     reason: str = ""
+
+    @property
+    def late(self) -> bool:
+        """Whether it was left out for want of time."""
+        return self.reason == NO_TIME
 
 
 def answers(checkpoint: Checkpoint, compute: Compute, progress: Progress = silent) -> tuple[str, ...]:

@@ -8,7 +8,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from shortstack.decoder.likelihoods import Accuracy
@@ -47,15 +47,18 @@ def kept(base: Evaluation, last: Evaluation) -> dict[str, Share]:
     """Return the share kept by each measure that both models have.
 
     Of a text it is the likelihood of a token, exp(loss of the one - loss of the other), the geometric mean; of the probes
-    and of the tasks the mean accuracy. Both models' errors count as if the samples were others, which makes them too wide.
+    and of the tasks the mean accuracy, 0 where the shortened model was not asked all of them. Both models' errors count as
+    if the samples were others, which makes them too wide.
     """
     texts = base.perplexity.keys() & last.perplexity.keys()
     shares = {
         f"likelihood of {text}": _likelihood(base.perplexity[text], last.perplexity[text]) for text in sorted(texts)
     }
+    tasks = share_tasks(base).keys()
+    every = tasks <= last.tasks.keys()
     for name, before, after in (
         ("generation probes", probes_right(base), probes_right(last)),
-        ("tasks", tasks_right(base), tasks_right(last)),
+        ("tasks", tasks_right(base, tasks), tasks_right(last, tasks) if every else None),
     ):
         if before and before.value:
             shares[name if after else f"{name}, for which no time was left"] = ratio(before, after or Share(0.0, 0.0))
@@ -95,9 +98,9 @@ def share_tasks(evaluation: Evaluation) -> dict[str, TaskResult]:
     return {name: task for name, task in evaluation.tasks.items() if task.is_share}
 
 
-def tasks_right(evaluation: Evaluation) -> Share | None:
-    """Average the tasks whose metric is a share; None where there are none."""
-    return _mean([*share_tasks(evaluation).values()])
+def tasks_right(evaluation: Evaluation, names: Collection[str]) -> Share | None:
+    """Average those of the tasks whose metric is a share; None where there are none."""
+    return _mean([task for name, task in share_tasks(evaluation).items() if name in names])
 
 
 def _mean(results: Sequence[Accuracy | TaskResult]) -> Share | None:

@@ -11,6 +11,7 @@ import yaml
 
 from shortstack.checkpoint import Checkpoint
 from shortstack.data.mixture import Weighted, beside, parse_sources
+from shortstack.data.sources import OWN
 from shortstack.errors import InputError
 from shortstack.healing import Healing, HealingTask
 from shortstack.healing.recipes import ON_TEXT, PLANNED, Recipe, read_recipe
@@ -49,6 +50,9 @@ class Route:
         numbers, typed = (*ON_TEXT, "finalists", "repair_samples", "repair_text"), changed_options(options)
         given = {name: recipe.plan.given[name] for name in numbers if recipe.plan.given.get(name) is not None}
         given = {name: value for name, value in given.items() if name not in typed}
+        if given.get("samples") == "all":
+            expected, fix = "a number of calibration windows", "write one, such as 16, or give samples"
+            raise InputError("all", expected=expected, fix=fix, option="recipe", where=options.recipe)
         return cls(options.recipe, choice, recipe.plan.repair, healing, recipe, given)
 
     def amounts(self, fitting: Amounts) -> Amounts:
@@ -63,7 +67,10 @@ class Route:
         amounts = self.amounts(Amounts(options.samples, options.length, options.text))
         if "repair_text" in self.given:
             return amounts
-        return replace(amounts, repair_text=beside(amounts.text, [each.source for each in self.healed_on]))
+        read = [
+            each.source for each in self.healed_on if each.source != OWN
+        ]  # the model need not write for repair alone
+        return replace(amounts, repair_text=beside(amounts.text, read))
 
     @property
     def healed_on(self) -> tuple[Weighted, ...]:

@@ -13,26 +13,32 @@ from shortstack.machine.cache import content_key
 from shortstack.machine.files import atomic_write, remove
 
 Result = TypeVar("Result")
+LATE = ".late.json"
 
 
 @dataclass(frozen=True)
 class Stages:
-    """A folder of results. common: what all of them depend on. A corrected option leaves what it does not touch."""
+    """A folder of results. common: what all of them depend on. A corrected option leaves what it does not touch.
+
+    source: the model that checkpoints among them were made from.
+    """
 
     folder: Path
     common: Mapping[str, object]
+    source: Checkpoint
 
     def place(self, stage: str, **inputs: object) -> Path:
         """Return where a stage's result lies."""
         return self.folder / f"{stage}-{content_key(stage, **self.common, **inputs)[:16]}"
 
     def result(self, stage: str, kind: type[Result], make: Callable[[], Result], **inputs: object) -> Result:
-        """Return a dataclass: as it was left, or made now."""
-        place = self.place(stage, **inputs).with_suffix(".json")
-        if place.exists():
-            return loaded(place, kind)
+        """Return a dataclass: as it was left, or made now. One that is `late` is what the clock made of it: see forget()."""
+        place = self.place(stage, **inputs)
+        for known in (place.with_suffix(".json"), place.with_suffix(LATE)):
+            if known.exists():
+                return loaded(known, kind)
         result = make()
-        save(place, result)
+        save(place.with_suffix(LATE if getattr(result, "late", False) else ".json"), result)
         return result
 
     def checkpoint(self, stage: str, make: Callable[[Path], Any], **inputs: object) -> Checkpoint:
@@ -40,7 +46,13 @@ class Stages:
         place = self.place(stage, **inputs)
         if not place.exists():
             make(place)
-        return Checkpoint.open(place)
+        return self.source.derived(place)
+
+
+def forget(folder: Path) -> None:
+    """Remove the results that lack what there was no time for, so that a run with more time makes them anew."""
+    for path in folder.glob(f"*{LATE}"):
+        remove(path)
 
 
 def save(path: Path, result: Any) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from shortstack.checkpoint import Checkpoint
+from shortstack.data.mixture import parse_sources
 from shortstack.evaluation import Evaluation
 from shortstack.healing import Healing
 from shortstack.machine.device import Compute
@@ -68,9 +69,10 @@ def verdict(base: Evaluation, last: Evaluation, answers: Sequence[Mapping[str, s
             bad or kept.value + SURE * kept.stderr < LOST,
         )
         reasons.append(_right("Generation probes", before, after))
-    before, after = tasks_right(base), tasks_right(last)
+    asked = [name for name in share_tasks(last) if name in base.tasks]
+    before, after = (tasks_right(each, asked) for each in (base, last))
     if before and after:  # what is kept of what guessing gets, too, would say little
-        reasons.append(f"{', '.join(share_tasks(last))}: {after} right, {before} before the cut.")
+        reasons.append(f"{', '.join(asked)}: {after} right, {before} before the cut.")
     if last.collapse and base.collapse:
         judged = last.collapse.against(base.collapse)
         if judged.fallen:
@@ -137,8 +139,9 @@ def concluded(
     options: ShrinkOptions,
     compute: Compute,
     seconds: float,
+    notes: Sequence[str] = (),
 ) -> Shrunk:
-    """Judge a cut and assemble the result."""
+    """Judge a cut and assemble the result. notes: sentences on what could not be done."""
     last, base = made.measured.evaluation, unpruned.measured.evaluation
     collapse = last.collapse.against(base.collapse) if last.collapse and base.collapse else last.collapse
     last = replace(last, model=str(out), collapse=collapse)
@@ -146,10 +149,13 @@ def concluded(
     judged = verdict(base, last, answers)
     others = beside_others(last, made.checkpoint.weight_bytes, made.speed, unpruned.int8)
     if NO_HEALING in made.left_out:
-        unused = f"; the data {options.data} was not used" if options.data else ""
+        repaired_on = {each.source for each in parse_sources(amounts.repair_text)} if made.repair else set()
+        unused = ", ".join(each.source for each in route.healed_on if options.data and each.source not in repaired_on)
+        unused = f"; the data {unused} was not used" if unused else ""
         others.insert(0, f"It was not healed: the minutes were too few{unused}.")
     if made.healing:
         others.append(_healed(made.healing, made.checkpoint.record["healing"]["samples"]))
+    others += notes
     if made.left_out:
         others.append(f"Reduced to fit the minutes: {'; '.join(made.left_out)}.")
     return Shrunk(
