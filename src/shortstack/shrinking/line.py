@@ -281,7 +281,11 @@ class Line:
         ending = how if checkpoint is self.source else {**how, "progress": self._ending(until)}
         ask = partial(evaluate, checkpoint, text=NO_TEXT, **ending)
         items, amounts = self.amounts.probe_items, self.amounts
-        asking: dict[str, Any] = {"limit": amounts.documents, "data_dir": self.options.data_dir, "seed": self.compute.seed}
+        asking: dict[str, Any] = {
+            "limit": amounts.documents,
+            "data_dir": self.options.data_dir,
+            "seed": self.compute.seed,
+        }
         tasks = [Tasks(task, **asking) for task in self._task_names]
         base = None if checkpoint is self.source else self.unpruned.measured.evaluation
         if base:  # only what both models are asked says what is kept
