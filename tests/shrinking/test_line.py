@@ -162,6 +162,10 @@ def test_the_recipe_beside_it_makes_the_same_weights_without_a_clock(tiny, monke
     assert all(f"--{name} {stated['heal'][name.replace('-', '_')]}" in heals for name in ("max-steps", "replanned"))
     assert "no healing" not in made.left_out
     again = shrunk(tiny, "again", recipe=str(tiny / "out" / "recipe.yaml"), drop="2", minutes=60)
+    options = options_of(tiny, recipe=str(tiny / "out" / "recipe.yaml"), minutes=15.0)
+    assert preview_shrink(str(tiny / "model"), tiny / "other", options).seconds == 900, (
+        "typed, though it is the default"
+    )
     weights = [Checkpoint.open(tiny / out).weights_sha256 for out in ("out", "again")]
     assert weights[0] == weights[1]
     assert again.plan == made.plan

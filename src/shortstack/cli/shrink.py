@@ -63,7 +63,7 @@ def _preview(model: str, output: Path, options: ShrinkOptions, session: Session)
         source = session.source.open(model, progress)
         forecast = preview_shrink(source, output, options, compute=session.compute)
     amounts = asdict(forecast.amounts)
-    rows = [(what, "all" if amounts[name] is None else str(amounts[name])) for name, what in WHAT.items()]
+    rows = [(what, str(amounts[name])) for name, what in WHAT.items()]
     rows = rows if options.tasks else rows[:-1]  # of tasks
     rows = [*_cut_rows(forecast.cut), *rows]
     by_clock = "as many steps as the other work leaves time for" if forecast.heals else "none"

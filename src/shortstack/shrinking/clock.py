@@ -28,6 +28,7 @@ from shortstack.machine.files import check_new, remove, save_json
 from shortstack.machine.formats import duration
 from shortstack.machine.progress import Progress
 from shortstack.planning.layer_sets import FINALISTS
+from shortstack.shrinking.options import LIMIT
 from shortstack.shrinking.stages import forget
 
 STAGE = "shrink"
@@ -102,7 +103,7 @@ class Amounts:
     repair_text: str = MIX
     judged: int = 64
     probe_items: int = 20
-    documents: int | float = 200
+    documents: int | float = LIMIT
 
     @property
     def calibration_text(self) -> CalibrationText:

@@ -13,6 +13,7 @@ from shortstack.machine.options import check_options, option, option_of
 from shortstack.planning import Choice
 
 LIMIT = 200  # documents of each task where nothing else is said
+MINUTES = 15
 GOALS = ("drop", "params", "memory", "min_quality")
 
 
@@ -41,7 +42,9 @@ class ShrinkOptions:
     )
     limit: int | float | None = option_of(Tasks, "limit")
     data_dir: str | None = option_of(Tasks, "data_dir")
-    minutes: float = option(15.0, help="Time limit for the whole run.", above=0)
+    minutes: float | None = option(
+        None, help=f"Time limit for the whole run. Default: {MINUTES}, or none for a recipe with every number.", above=0
+    )
     length: int = 128
 
     def __post_init__(self) -> None:

@@ -20,7 +20,7 @@ from shortstack.machine.device import Compute
 from shortstack.machine.options import changed_options
 from shortstack.planning import Choice
 from shortstack.shrinking.clock import Amounts
-from shortstack.shrinking.options import GOALS, ShrinkOptions
+from shortstack.shrinking.options import GOALS, MINUTES, ShrinkOptions
 
 FIELDS = {"samples": "windows", "repair_samples": "repair"}  # of Amounts, where a recipe has another name
 
@@ -103,7 +103,7 @@ class Route:
 
     def seconds(self, options: ShrinkOptions) -> float:
         """Return the time limit; a recipe that has every number has none, unless minutes are asked for."""
-        return math.inf if self.repeats and "minutes" not in changed_options(options) else 60 * options.minutes
+        return 60 * (options.minutes or (math.inf if self.repeats else MINUTES))
 
     def healing_of(self, unpruned: Checkpoint, compute: Compute) -> HealingTask:
         """Return the recipe's healing task with its teacher, if it needs one, and the run's device and seed.
