@@ -153,7 +153,15 @@ def test_the_page_of_minutes_shows_the_share_kept_by_layers_and_minutes(best, tm
     minutes = script("minutes")
     base = {"loss": 3.0, **dict.fromkeys(minutes.TASKS, 0.5), "probe json": 1.0, "probe dates": 0.6}
     rows = [
-        {"drop": drop, "minutes": time, "seconds": 61, "removed": range(drop), "samples": 72, "judged": found}
+        {
+            "on": "today",
+            "drop": drop,
+            "minutes": time,
+            "seconds": 61,
+            "removed": range(drop),
+            "samples": 72,
+            "judged": found,
+        }
         for drop, time, found in (
             (8, 5, {**base, "loss": 3.5}),
             (4, 15, {**base, "probe json": 0.2}),
@@ -161,12 +169,12 @@ def test_the_page_of_minutes_shows_the_share_kept_by_layers_and_minutes(best, tm
         )
     ]
     rows.append({**rows[-1], "data": "my.txt", "judged": base})
-    shown = [line for line in minutes.page(rows, base, "python x").splitlines() if "61 s" in line]
+    shown = [line for line in minutes.page(rows, base).splitlines() if "61 s" in line]
     assert shown == [
-        "| 0-3 | - | 5 | 61 s | 72 | 100% | 80% | 20% | 100% |",
-        "| 0-3 | - | 15 | 61 s | 72 | 100% | 100% | 100% | 50% |",
-        "| 0-3 | my.txt | 5 | 61 s | 72 | 100% | 100% | 100% | 100% |",
-        "| 0-7 | - | 5 | 61 s | 72 | 61% | 100% | 100% | 100% |",
+        "| 0-3 | - | today | 5 | 61 s | 72 | 100% | 80% | 20% | 100% |",
+        "| 0-3 | - | today | 15 | 61 s | 72 | 100% | 100% | 100% | 50% |",
+        "| 0-3 | my.txt | today | 5 | 61 s | 72 | 100% | 100% | 100% | 100% |",
+        "| 0-7 | - | today | 5 | 61 s | 72 | 61% | 100% | 100% | 100% |",
     ]
     minutes.picture(rows, base).save(tmp_path / "minutes.svg")
     said = (tmp_path / "minutes.svg").read_text(encoding="utf-8")

@@ -118,7 +118,7 @@ STRATEGIES: Mapping[str, Strategy] = {
             "repaired-blocks",
             "model",
             _measured("repaired_blocks"),
-            "blocks and single layers, by their loss once repaired",
+            "blocks and single layers, by what they change once repaired",
             "fit after arXiv 2505.02819",
             by_metric=False,
             check=_measured("check_blocks"),
