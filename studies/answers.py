@@ -248,8 +248,9 @@ def page(rows: Sequence[Mapping[str, Any]], unpruned: Mapping[str, Any], command
     known = len(CUTS.get(len(rows[0]["removed"]), rows))
     lines += [
         f"\n{len(rows)} of the script's {known} cuts. Spearman's rank correlation of a measure before healing with what is",
-        f"kept after it; of unrelated measures its standard error is {1 / math.sqrt(len(rows) - 1):.2f}. *Greedy kept* is how",
-        "often the likeliest token stays the likeliest, *where sure* counts tokens that the unpruned model gives more than half:\n",
+        f"kept after it; of unrelated measures its standard error is {1 / math.sqrt(len(rows) - 1):.2f}.",
+        "*Greedy kept* is how often the likeliest token stays the likeliest, *where sure* counts tokens that the unpruned",
+        "model gives more than half:\n",
     ]
     lines += ["| measure before healing | answers kept | loss of answers | perplexity on C4 |", "|---|---|---|---|"]
     measures = {name: [row["before"][name] for row in rows] for name in rows[0]["before"]}
