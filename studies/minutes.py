@@ -5,7 +5,7 @@
 Nothing else may run beside it. Each run has an empty cache and the defaults of `shrink`, but for DATA, which it heals on in
 place of the recipe's; what it leaves is judged on what it never sees: WIKI_TEXT, ITEMS items of each probe of another seed,
 and the documents of TASKS behind their first SKIPPED, read from DATA_DIR (laid out as docs/evaluate.md says). Each call adds
-its runs to studies/minutes.json, and writes studies/minutes.svg and studies/minutes.md, whose remarks stay, from all of them.
+its runs to studies/minutes.json, and writes studies/minutes.svg and studies/minutes.md, whose remarks stay, of all of them.
 """
 
 from __future__ import annotations
