@@ -67,9 +67,8 @@ class Route:
         amounts = self.amounts(Amounts(options.samples, options.length, options.text))
         if "repair_text" in self.given:
             return amounts
-        read = [
-            each.source for each in self.healed_on if each.source != OWN
-        ]  # the model need not write for repair alone
+        # Of its own text what is chosen on is enough: the model need not write for repair alone.
+        read = [each.source for each in self.healed_on if each.source != OWN]
         return replace(amounts, repair_text=beside(amounts.text, read))
 
     @property
