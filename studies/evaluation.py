@@ -132,8 +132,8 @@ def main() -> None:
         f"The first {LIMIT} documents of each task, of mmlu and cmmlu the first {PART} of each subject, of GSM8K the first "
         f"{WRITTEN} (five shots); the others zero-shot. In brackets the difference from the unpruned model on the same",
         "documents, with its standard error; * where McNemar's test, corrected for all tasks by Holm, is below 5 %.\n",
-        "The models: `shortstack prune demo --layers 12-18,25 -o cut`; repaired and healed are what `studies/best.py` left",
-        f"in its FOLDER. {WRITTEN} documents of GSM8K, which the unpruned model does not solve either, tell nothing apart;",
+        "The models: `shortstack prune demo --layers 12-18,25 -o cut`; repaired and healed are of the same layers, by the",
+        f"recipe `best` as it was on 2026-11-26. {WRITTEN} documents of GSM8K, which the unpruned model does not solve either, tell nothing apart;",
         "mmlu and cmmlu are at chance (.25) for it.\n",
         *table(found),
         "\n## What is kept\n",

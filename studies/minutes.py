@@ -1,11 +1,12 @@
 """Does more time help? The share that SmolLM2 keeps after `shortstack shrink demo`, by layers removed and minutes.
 
-    python studies/minutes.py 5,15 4,8 WIKI_TEXT DATA_DIR [DATA]     # minutes, and how many layers go
+    python studies/minutes.py 5,15 4,8 SEED WIKI_TEXT DATA_DIR [DATA]     # minutes, and how many layers go
 
-Nothing else may run beside it. Each run has an empty cache and the defaults of `shrink`, but for DATA, which it heals on in
-place of the recipe's; what it leaves is judged on what it never sees: WIKI_TEXT, ITEMS items of each probe of another seed,
-and the documents of TASKS behind their first SKIPPED, read from DATA_DIR (laid out as docs/evaluate.md says). Each call adds
-its runs to studies/minutes.json, and writes studies/minutes.svg and studies/minutes.md, whose remarks stay, of all of them.
+Nothing else may run beside it. Each run has an empty cache and the defaults of `shrink`, but for its seed and DATA, which it
+heals on in place of the recipe's; what it leaves is judged on what it never sees: WIKI_TEXT, ITEMS items of each probe of
+another seed, and the documents of TASKS behind their first SKIPPED, read from DATA_DIR (laid out as docs/evaluate.md says).
+Each call adds its runs to studies/minutes.json, and writes studies/minutes.svg and studies/minutes.md, whose remarks stay,
+of all of them.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from __future__ import annotations
 import itertools
 import json
 import os
+import statistics
 import sys
 import tempfile
 import time
@@ -24,17 +26,35 @@ import torch
 import transformers
 
 import shortstack as ss
-from best import TASKS, unseen
 from shortstack.charts import Picture
 from shortstack.charts.chart import Chart, Point, Series, axis
 from shortstack.charts.drawing import HEIGHT
 from shortstack.charts.picture import Panel
+from shortstack.evaluation.suites import TASKS as KNOWN
 from shortstack.machine.formats import show_layers
 
 HERE = Path(__file__).parent
 JUDGED, WINDOWS, ITEMS, SKIPPED, LIMIT = 17, 40, 50, 1000, 150
-COMMAND, REMARKS = "python studies/minutes.py MINUTES LAYERS wikitext2/test.txt shared/data [DATA]", "\n## Remarks\n"
+TASKS = ("piqa", "arc_easy", "hellaswag", "lambada_openai")
+COMMAND, REMARKS = (
+    "python studies/minutes.py MINUTES LAYERS SEED wikitext2/test.txt shared/data [DATA]",
+    "\n## Remarks\n",
+)
 MEASURES = ("likelihood of a token", "piqa, arc_easy, hellaswag", "lambada", "probes")
+
+
+def unseen(data: str, folder: Path, skipped: int) -> str:
+    """The documents of the tasks behind the first `skipped`, in the same layout."""
+    for name in TASKS:
+        task = KNOWN[name]
+        for split, file in task.files.items():
+            if split != task.evaluated and not (Path(data) / f"{file}.jsonl").is_file():
+                continue  # examples for prompts, of which none have any here
+            lines = (Path(data) / f"{file}.jsonl").read_text(encoding="utf-8").splitlines(keepends=True)
+            (folder / file).parent.mkdir(parents=True, exist_ok=True)
+            kept_lines = lines[skipped:] if split == task.evaluated else lines
+            (folder / f"{file}.jsonl").write_text("".join(kept_lines), encoding="utf-8")
+    return str(folder)
 
 
 def judged(model: ss.Checkpoint, text: str, data: str | None, items: int) -> dict[str, float]:
@@ -52,12 +72,12 @@ def judged(model: ss.Checkpoint, text: str, data: str | None, items: int) -> dic
     return {"loss": perplexity.loss, **{name: each.value for name, each in found.tasks.items()}, **probes}
 
 
-def run(model: str, options: ss.ShrinkOptions, text: str, data: str | None) -> dict[str, Any]:
+def run(model: str, options: ss.ShrinkOptions, text: str, data: str | None, seed: int = 0) -> dict[str, Any]:
     """One shrink, and what its checkpoint keeps."""
     with tempfile.TemporaryDirectory() as folder:
         os.environ["SHORTSTACK_CACHE"] = str(Path(folder) / "cache")
         began = time.perf_counter()
-        made = ss.shrink(model, Path(folder) / "out", options)
+        made = ss.shrink(model, Path(folder) / "out", options, compute=ss.Compute(seed=seed))
         seconds = time.perf_counter() - began
         checkpoint = ss.Checkpoint.open(str(made.output))
         schedule = checkpoint.record["healing"]["schedule"] if made.healing else {}
@@ -66,6 +86,7 @@ def run(model: str, options: ss.ShrinkOptions, text: str, data: str | None) -> d
         "on": time.strftime("%Y-%m-%d"),
         "drop": len(made.plan.removed),
         "minutes": options.minutes,
+        "seed": seed,
         "data": Path(options.data.partition(",")[0]).name if options.data else None,
         "seconds": seconds,
         "removed": list(made.plan.removed),
@@ -94,12 +115,12 @@ def page(rows: Sequence[Mapping[str, Any]], base: Mapping[str, float]) -> str:
     names = [*kept(base, base)]
     lines = [
         "# What more time brings: SmolLM2-135M-Instruct by `shortstack shrink demo`\n",
-        f"By `{COMMAND}`, torch {torch.__version__}, transformers {transformers.__version__}, two cores, one seed.\n",
+        f"By `{COMMAND}`, torch {torch.__version__}, transformers {transformers.__version__}, two cores.\n",
         "Shares of the unpruned model's values, on a text, items and documents that no run saw; of likelihood the geometric",
         f"mean; {ITEMS} items of each probe, {LIMIT} documents of each task; samples passed in healing, repeats included.\n",
         "![what is kept, by minutes](minutes.svg)\n",
-        f"| layers removed | data | on | minutes | took | samples passed | {' | '.join(names)} |",
-        f"|{'---|' * (6 + len(names))}",
+        f"| layers removed | data | on | seed | minutes | took | samples passed | {' | '.join(names)} |",
+        f"|{'---|' * (7 + len(names))}",
     ]
     for row in ordered(rows):
         shares = [f"{share:.0%}" for share in kept(row["judged"], base).values()]
@@ -107,6 +128,7 @@ def page(rows: Sequence[Mapping[str, Any]], base: Mapping[str, float]) -> str:
             show_layers(row["removed"]),
             row.get("data") or "-",
             row["on"],
+            str(row.get("seed", 0)),
             f"{row['minutes']:g}",
             f"{row['seconds']:.0f} s",
             f"{row['samples']:,}",
@@ -117,16 +139,25 @@ def page(rows: Sequence[Mapping[str, Any]], base: Mapping[str, float]) -> str:
 
 
 def ordered(rows: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    return sorted(rows, key=lambda row: (row["drop"], row.get("data") or "", row["minutes"]))
+    return sorted(rows, key=lambda row: (row["drop"], row.get("data") or "", row["minutes"], row.get("seed", 0)))
+
+
+def means(rows: Sequence[Mapping[str, Any]], base: Mapping[str, float]) -> list[tuple[float, dict[str, float]]]:
+    """The mean of what is kept over seeds, by minutes, in which the rows are ordered."""
+    by_minutes = itertools.groupby(rows, key=lambda row: row["minutes"])
+    shares = [(minutes, [kept(row["judged"], base) for row in some]) for minutes, some in by_minutes]
+    return [
+        (minutes, {name: statistics.fmean(each[name] for each in some) for name in some[0]}) for minutes, some in shares
+    ]
 
 
 def picture(rows: Sequence[Mapping[str, Any]], base: Mapping[str, float]) -> Picture:
-    """A panel for each number of layers: what is kept against minutes by the defaults, a line for each measure."""
+    """A panel for each number of layers: what is kept by the defaults against minutes, a line for each measure, means of seeds."""
     names, panels, rows = [*kept(base, base)], [], [row for row in rows if not row.get("data")]
     minutes = axis("minutes", [row["minutes"] for row in rows], "{:g}".format, log=True)
     shares = axis("kept", [0.0, 1.0], "{:.0%}".format)
     for drop, some in itertools.groupby(ordered(rows), key=lambda row: row["drop"]):
-        at = [(row["minutes"], kept(row["judged"], base)) for row in some]
+        at = means([*some], base)
         lines = [
             Series(name, [Point(x, each[name], f"{name}, {x:g} minutes: {each[name]:.0%}") for x, each in at], place)
             for place, name in enumerate(names)
@@ -138,7 +169,7 @@ def picture(rows: Sequence[Mapping[str, Any]], base: Mapping[str, float]) -> Pic
 
 
 def main() -> None:
-    minutes, drops, text, tasks, *given = sys.argv[1:]
+    minutes, drops, seed, text, tasks, *given = sys.argv[1:]
     data = given[0] if given else None
     kept_in = HERE / "minutes.json"
     known = json.loads(kept_in.read_text(encoding="utf-8")) if kept_in.exists() else {"runs": []}
@@ -147,7 +178,7 @@ def main() -> None:
         known.setdefault("base", judged(ss.Checkpoint.open("demo"), text, asked, ITEMS))
         for drop, each in itertools.product(drops.split(","), minutes.split(",")):
             options = ss.ShrinkOptions(drop=drop, minutes=float(each), data=data)
-            known["runs"].append(run("demo", options, text, asked))
+            known["runs"].append(run("demo", options, text, asked, int(seed)))
             print(json.dumps(known["runs"][-1]), flush=True)
             kept_in.write_text(json.dumps(known, indent=1) + "\n", encoding="utf-8")
     written = kept_in.with_suffix(".md")

@@ -1,26 +1,30 @@
-"""Models that others' own packages make of SmolLM2 without 8 of its 30 layers, beside the recipe `best`.
+"""Models that others' own packages make of SmolLM2 without 8 of its 30 layers, beside `shortstack shrink`, on the same text.
 
     pip install --no-deps --target PEERS optipfair==0.4.2 mergekit==0.1.5 nvidia-modelopt==0.47.0 \\
         immutables omegaconf antlr4-python3-runtime==4.9.3 sentencepiece pulp
-    python studies/peers.py PEERS OURS C4_JSONL DOLLY_JSON WIKI_TEXT DATA_DIR FOLDER
+    python studies/peers.py PEERS C4_JSONL DOLLY_JSON WIKI_TEXT DATA_DIR FOLDER
 
-OURS: what studies/best.py left as 8-healed. By the same measures, each peer in a process of its own, from its own release in
-the folder PEERS. The data are those that each takes: `best` also learns copying, which the program makes and one of the
-probes asks for:
+Each in a process of its own, others from their own release in the folder PEERS. All learn from the same samples of LENGTH
+tokens: C4, Dolly's instructions as the model's template renders them (DOLLY_JSON: in the Alpaca layout), half as much
+copying, and drills.
 
-- optipfair: the eight layers of lowest importance on C4, removed by prune_model; then distill_model by its own defaults on
-  C4 and Dolly, three epochs of as many samples as take SECONDS, in the precision in which it loads models
-- the paper (Lu et al., arXiv 2411.15558): the last eight layers go; the head and the last three learn from Dolly by the
-  authors' rate, batch and epochs (recipes/paper-dolly.yaml), on the 1,000 samples of DOLLY_JSON
-- mergekit: a passthrough of our layers, which is all that it does with them; they were chosen for their loss once repaired
+- shortstack: `shrink` in MINUTES minutes
+- optipfair: the eight layers of lowest importance on these samples, removed by prune_model; then distill_model by its own
+  defaults, three epochs of as many samples as take SECONDS, in the precision in which it loads models
+- the paper (Lu et al., arXiv 2411.15558): the last eight layers go; the head and the last three learn from these samples
+  for SECONDS, by the authors' rate and batch (the recipe paper-dolly)
+- mergekit: a passthrough of our layers, which is all that it does with them; they were chosen to be repaired
 - Model-Optimizer: its depth pruning, asked for a model of 22 layers
 
-What fails is shown with the last line that it printed. Writes studies/peers.md; checkpoints stay in FOLDER.
+Judged as in studies/minutes.py on what none of them saw: WIKI_TEXT, LIMIT documents of each task behind its first SKIPPED,
+paired with the unpruned model, and ITEMS items of each probe. What fails is shown with the last line that it printed. Writes
+studies/peers.md; checkpoints stay in FOLDER.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import os
 import subprocess
 import sys
@@ -34,28 +38,51 @@ from typing import Any
 import torch
 import transformers
 
-import best
 import shortstack as ss
+from minutes import JUDGED, SKIPPED, TASKS, WINDOWS, unseen
+from shortstack.data.examples import read_examples
 from shortstack.healing.recipes import read_recipe
 from shortstack.healing.task import task_of
 from shortstack.machine.formats import show_layers
 
-DROP, LENGTH, BATCH, SECONDS, PILOT = 8, 128, 4, 800, 16
-PEERS = {"optipfair": "optipfair", "paper": "shortstack", "mergekit": "mergekit", "modelopt": "nvidia-modelopt"}
+DROP, LENGTH, BATCH, MINUTES, SECONDS, PILOT, LIMIT, ITEMS, OURS = 8, 128, 4, 15, 800, 16, 500, 50, "shortstack"
+PEERS = {
+    OURS: OURS,
+    "optipfair": "optipfair",
+    "paper": OURS,
+    "mergekit": "mergekit",
+    "modelopt": "nvidia-modelopt",
+}
 
 
-def windows(source: ss.Checkpoint, texts: Sequence[str]) -> list[dict[str, torch.Tensor]]:
-    """Batches of token ids [BATCH, LENGTH] of all texts, mixed by a seed."""
-    tokenizer, ids = source.tokenizer(), list[int]()
-    for text in texts:
-        for line in Path(text).read_text(encoding="utf-8").splitlines():
-            ids += [*tokenizer(json.loads(line)["text"])["input_ids"], tokenizer.eos_token_id]
+def rendered(path: str, model: ss.Checkpoint, out: Path) -> str:
+    """Instructions with their answers as text, by the model's own chat template."""
+    tokenizer = model.tokenizer()
+    with out.open("w", encoding="utf-8") as file:
+        for row in json.loads(Path(path).read_text(encoding="utf-8")):
+            asked = "\n".join(part for part in (row["instruction"], row["input"]) if part)
+            turns = [{"role": "user", "content": asked}, {"role": "assistant", "content": row["output"]}]
+            file.write(json.dumps({"text": tokenizer.apply_chat_template(turns, tokenize=False)}) + "\n")
+    return str(out)
+
+
+def windows(source: ss.Checkpoint, data: str) -> list[dict[str, torch.Tensor]]:
+    """Batches of token ids [BATCH, LENGTH] of all samples, which are shuffled by a seed."""
+    tokenizer = source.tokenizer()
+    samples = read_examples(data, tokenizer, max_length=LENGTH)
+    ids = [token for sample in samples for token in (*sample.ids, tokenizer.eos_token_id)]
     rows = torch.tensor(ids[: len(ids) // LENGTH * LENGTH]).view(-1, LENGTH)
-    rows = rows[torch.randperm(len(rows), generator=torch.Generator().manual_seed(best.SEED))]
     return [{"input_ids": some, "attention_mask": torch.ones_like(some)} for some in rows.split(BATCH)]
 
 
-def optipfair(source: ss.Checkpoint, texts: Sequence[str], out: Path) -> None:
+def shortstack(source: ss.Checkpoint, data: str, out: Path) -> None:
+    made = ss.shrink(source, out / OURS, ss.ShrinkOptions(drop=str(DROP), minutes=MINUTES, data=data))
+    healing = ss.Checkpoint.open(str(made.output)).record["healing"]
+    samples = healing["history"]["steps"] * healing["schedule"]["per_device_train_batch_size"]
+    _note(out, shortstack=f"layers {show_layers(made.plan.removed)}; {made.seconds:.0f} s in all, {samples * LENGTH} tokens")
+
+
+def optipfair(source: ss.Checkpoint, data: str, out: Path) -> None:
     from optipfair import analyze_layer_importance, distill_model, prune_model  # type: ignore[import-not-found]
 
     def pruned(layers: Sequence[int]) -> Any:
@@ -64,10 +91,10 @@ def optipfair(source: ss.Checkpoint, texts: Sequence[str], out: Path) -> None:
     def distilled(model: Any, batches: Sequence[Any], epochs: int) -> Any:
         return distill_model(model, source.model(dtype=torch.float32), batches, epochs=epochs)
 
-    importance = analyze_layer_importance(source.model(dtype=torch.float32), windows(source, texts[:1])[:32])
+    batches = windows(source, data)
+    importance = analyze_layer_importance(source.model(dtype=torch.float32), batches[:32])
     layers = sorted(sorted(importance, key=importance.__getitem__)[:DROP])
     _saved(pruned(layers), source, out / "optipfair, its choice")
-    batches = windows(source, texts[:2])
     started = time.perf_counter()
     distilled(pruned(layers), batches[:PILOT], 1)
     fitting = int(SECONDS / (time.perf_counter() - started) * PILOT / 3)
@@ -77,18 +104,19 @@ def optipfair(source: ss.Checkpoint, texts: Sequence[str], out: Path) -> None:
     _note(out, optipfair=f"layers {show_layers(layers)}; distilled {time.perf_counter() - started:.0f} s, {tokens}")
 
 
-def paper(source: ss.Checkpoint, texts: Sequence[str], out: Path) -> None:
+def paper(source: ss.Checkpoint, data: str, out: Path) -> None:
     task = task_of(read_recipe("paper-dolly").heal.given)
-    data = replace(task.data, data=texts[2], held_out=100)
+    given = replace(task.data, data=data, max_length=LENGTH, held_out=100)
+    schedule = replace(task.schedule, minutes=SECONDS / 60)
     plan = ss.choose(source.anatomy.layers, ss.Choice("reverse", DROP)).plan
-    started = time.perf_counter()
     pruned = ss.prune(source, plan, out / "cut" / "the paper")  # measured once it is healed
-    ss.heal(pruned, out / "the paper, healed", replace(task, data=data))
-    _note(out, paper=f"layers {show_layers(plan.removed)}; healed {time.perf_counter() - started:.0f} s")
+    healed = ss.heal(pruned, out / "the paper, healed", replace(task, data=given, schedule=schedule))
+    _note(out, paper=f"layers {show_layers(plan.removed)}; healed {healed.seconds:.0f} s, {healed.history.steps} steps")
 
 
-def mergekit(source: ss.Checkpoint, texts: Sequence[str], out: Path) -> None:
-    removed = json.loads(texts[3])
+def mergekit(source: ss.Checkpoint, _: str, out: Path) -> None:
+    kept = ss.Checkpoint.open(str(out / OURS)).record["layer_map"].values()
+    removed = [layer for layer in range(source.anatomy.layers) if layer not in kept]
     slices = "".join(
         f"  - sources: [{{model: {json.dumps(str(source.directory))}, layer_range: [{start}, {end}]}}]\n"
         for start, end in _ranges(removed, source.anatomy.layers)
@@ -108,10 +136,10 @@ def _ranges(removed: Sequence[int], layers: int) -> Iterator[tuple[int, int]]:
     return zip(starts, ends, strict=True)
 
 
-def modelopt(source: ss.Checkpoint, texts: Sequence[str], out: Path) -> None:
+def modelopt(source: ss.Checkpoint, data: str, out: Path) -> None:
     import modelopt.torch.prune as optimizer  # type: ignore[import-not-found]
 
-    ids = windows(source, texts[:1])[0]["input_ids"]
+    ids = windows(source, data)[0]["input_ids"]
     wanted = {"export_config": {"num_layers": source.anatomy.layers - DROP}}
     model = source.model(dtype=torch.float32)
     config = {"forward_loop": lambda module: module(ids)}
@@ -130,9 +158,9 @@ def _note(out: Path, **notes: str) -> None:
     path.write_text(json.dumps(known | notes), encoding="utf-8")
 
 
-def made(name: str, peers: str, given: Sequence[str], out: Path) -> str | None:
+def made(name: str, peers: str, data: str, out: Path) -> str | None:
     """Run a peer in a process of its own; the last line it printed, if it failed."""
-    command = [sys.executable, str(Path(__file__).resolve()), "make", name, *given, str(out)]
+    command = [sys.executable, str(Path(__file__).resolve()), "make", name, data, str(out)]
     paths = os.pathsep.join(filter(None, (peers, os.environ.get("PYTHONPATH"))))
     ended = subprocess.run(
         command, env={**os.environ, "PYTHONPATH": paths}, stderr=subprocess.PIPE, text=True, check=False
@@ -141,22 +169,23 @@ def made(name: str, peers: str, given: Sequence[str], out: Path) -> str | None:
 
 
 def page(found: Mapping[str, ss.Evaluation], failed: Mapping[str, str], notes: Mapping[str, str]) -> str:
-    versions = ", ".join(f"{package} {version(package)}" for package in PEERS.values() if package != "shortstack")
+    versions = ", ".join(f"{package} {version(package)}" for package in dict.fromkeys(PEERS.values()))
     base = found["unpruned"]
     kept = [
-        f"| {name} | {best.kept(each, base, best.FIRST_THREE):.1%} | {best.kept(each, base, best.TASKS[3:]):.1%} "
-        f"| {best.probes(each) / best.probes(base):.1%} |"
+        f"| {name} | {tasks(each, TASKS[:3]) / tasks(base, TASKS[:3]):.1%} "
+        f"| {tasks(each, TASKS[3:]) / tasks(base, TASKS[3:]):.1%} | {probes(each) / probes(base):.1%} |"
         for name, each in found.items()
     ]
     lines = [
-        f"# SmolLM2-135M-Instruct without {DROP} of its 30 layers, by others' packages and by the recipe best\n",
-        f"`python studies/peers.py PEERS OURS {' '.join('/'.join(Path(each).parts[-2:]) for each in sys.argv[3:7])}`, "
+        f"# SmolLM2-135M-Instruct without {DROP} of its 30 layers, by others' packages and by shrink\n",
+        f"`python studies/peers.py PEERS {' '.join('/'.join(Path(each).parts[-2:]) for each in sys.argv[2:6])}`, "
         f"{versions}, torch {torch.__version__}, transformers {transformers.__version__}, {time.strftime('%Y-%m-%d')}.\n",
-        "Measured as [best](best.md) is. What is not the same for all: ours learns C4, Dolly and copying, which one of the",
-        "seven probes asks for, optipfair C4 and Dolly in its own precision, the paper's recipe Dolly alone; mergekit's",
-        "layers were chosen for their loss once they are repaired.\n",
-        *best.table(found),
-        "\n| model | kept of the first three tasks' mean | of lambada | of the probes' mean |",
+        "All learnt from the same samples of C4, Dolly, copying and drills; optipfair in its own precision. The layers of",
+        "mergekit were chosen to be repaired, which it does not do. Perplexity in windows of 256 tokens; accuracy on",
+        f"{LIMIT} documents of each task behind its first {SKIPPED}, zero-shot, in brackets the difference from the",
+        f"unpruned model and its standard error, paired; {ITEMS} items of each probe.\n",
+        *table(found),
+        f"\n| kept of the mean of | {', '.join(TASKS[:3])} | lambada | probes |",
         "|---|---|---|---|",
         *kept,
         "",
@@ -166,26 +195,74 @@ def page(found: Mapping[str, ss.Evaluation], failed: Mapping[str, str], notes: M
     return "\n".join(lines) + "\n"
 
 
+def table(found: Mapping[str, ss.Evaluation]) -> list[str]:
+    """Perplexity, tasks and probes of each model, the tasks paired with the unpruned one."""
+    base = found["unpruned"]
+    columns = [*(Path(text).name for text in base.perplexity), *TASKS, "probes' mean", "collapsed"]
+    return [
+        f"| model | {' | '.join(columns)} |",
+        f"|{'---|' * (len(columns) + 1)}",
+        *(_row(name, each, base) for name, each in found.items()),
+        f"\n| probe | {' | '.join(found)} |",
+        f"|{'---|' * (len(found) + 1)}",
+        *(
+            f"| {name} | {' | '.join(f'{each.probes[name].accuracy.value:.2f}' for each in found.values())} |"
+            for name in base.probes
+        ),
+    ]
+
+
+def _row(name: str, found: ss.Evaluation, base: ss.Evaluation) -> str:
+    cells = [f"{each.value:.4g}" for each in found.perplexity.values()]
+    paired = ss.compared(found, base).against if found is not base else {}
+    for task in TASKS:
+        difference = f" ({paired[task].difference:+.3f} ± {paired[task].stderr:.3f})" if paired else ""
+        cells.append(f"{found.tasks[task].value:.3f}{difference}")
+    collapsed = found.collapse is not None and bool(found.collapse.fallen)
+    writing = f"{probes(found):.3f} ± {probes_error(found):.3f}"
+    return f"| {name} | {' | '.join([*cells, writing, 'yes' if collapsed else 'no'])} |"
+
+
+def probes(found: ss.Evaluation) -> float:
+    """The mean accuracy over probes."""
+    return sum(each.accuracy.value for each in found.probes.values()) / len(found.probes)
+
+
+def probes_error(found: ss.Evaluation) -> float:
+    """The standard error of that mean."""
+    return math.hypot(*(each.accuracy.stderr for each in found.probes.values())) / len(found.probes)
+
+
+def tasks(found: ss.Evaluation, names: Sequence[str]) -> float:
+    """The mean accuracy over tasks."""
+    return sum(found.tasks[name].value for name in names) / len(names)
+
+
+def evaluations(models: Mapping[str, ss.Checkpoint], wiki: str, data: str) -> dict[str, ss.Evaluation]:
+    text = ss.EvaluationText(wiki, 256, samples=WINDOWS)
+    checks = ss.GenerationChecks(collapse_check=True, probes=True, probe_items=ITEMS)
+    asked = ss.Tasks(TASKS, limit=LIMIT, data_dir=data)
+    how = {"text": text, "tasks": asked, "generation": checks, "compute": ss.Compute(seed=JUDGED)}
+    return {name: ss.evaluate(model, **how) for name, model in models.items()}
+
+
 def main() -> None:
-    peers, ours, c4, dolly, wiki, data, folder = sys.argv[1:]
+    peers, c4, dolly, wiki, documents, folder = sys.argv[1:]
     sys.path.append(peers)  # for the versions
     out, source = Path(folder), ss.Checkpoint.open("demo")
     out.mkdir(exist_ok=True)
-    kept = ss.Checkpoint.open(ours).record["layer_map"].values()
-    removed = [layer for layer in range(source.anatomy.layers) if layer not in kept]
-    given = [c4, best.rendered(dolly, source, out / "dolly.jsonl"), dolly, json.dumps(removed)]
-    failed = {name: line for name in PEERS if (line := made(name, peers, given, out))}
-    places = sorted(path.parent for path in out.glob("*/config.json"))
-    models = {"unpruned": source, "best.yaml": ss.Checkpoint.open(ours)}
-    models |= {place.name: ss.Checkpoint.open(str(place)) for place in places}
-    found = best.evaluations(models, wiki, best.unseen(data, Path(folder) / "tasks"))
+    data = f"{c4},{rendered(dolly, source, out / 'dolly.jsonl')},copying=0.5,drills"
+    failed = {name: line for name in PEERS if (line := made(name, peers, data, out))}
+    places = sorted((path.parent for path in out.glob("*/config.json")), key=lambda place: (place.name != OURS, place))
+    models = {"unpruned": source, **{place.name: ss.Checkpoint.open(str(place)) for place in places}}
+    found = evaluations(models, wiki, unseen(documents, out / "tasks", SKIPPED))
     notes = json.loads((out / "notes.json").read_text(encoding="utf-8"))
     Path(__file__).with_suffix(".md").write_text(page(found, failed, notes), encoding="utf-8")
 
 
 if __name__ == "__main__":
     if sys.argv[1] == "make":
-        _, _, peer, *text_arguments, place = sys.argv
-        globals()[peer](ss.Checkpoint.open("demo"), text_arguments, Path(place))
+        _, _, peer, text, place = sys.argv
+        globals()[peer](ss.Checkpoint.open("demo"), text, Path(place))
     else:
         main()

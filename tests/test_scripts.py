@@ -15,6 +15,7 @@ import pytest
 
 import shortstack as ss
 from shortstack.checkpoint import Checkpoint
+from shortstack.data.examples import read_examples
 from shortstack.decoder.likelihoods import Accuracy
 from shortstack.evaluation import Evaluation
 from shortstack.evaluation.perplexity import Perplexity
@@ -44,19 +45,19 @@ BENCHMARKS = (
 def script(name, folder=STUDIES):
     spec = importlib.util.spec_from_file_location(name, folder / f"{name}.py")
     module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module  # peers imports best
+    sys.modules[name] = module  # peers imports minutes
     spec.loader.exec_module(module)
     return module
 
 
 @pytest.fixture
-def best():
-    yield script("best")
-    del sys.modules["best"]
+def minutes():
+    yield script("minutes")
+    del sys.modules["minutes"]
 
 
 @pytest.fixture
-def peers(best):
+def peers(minutes):
     yield script("peers")
     del sys.modules["peers"]
 
@@ -74,21 +75,6 @@ def outcomes(right):
     return Evaluation("m", {"wiki.txt": text}, {"copying": probe, "json": probe}, tasks=dict.fromkeys(names, task))
 
 
-def test_the_page_of_best_says_what_was_kept_and_what_was_aimed_at(best, monkeypatch):
-    monkeypatch.setattr(sys, "argv", ["best.py", "8", "x/c4.jsonl", "x/dolly.json", "x/wiki.txt", "x/DATA"])
-    plan = ss.Plan(30, (3, 4, 5, 6, 12, 13, 14, 15), "blocks, repaired")
-    took = {"choose": 200.4, "repair and prune": 100.0, "heal": 500.0}
-    lines = best.page({8: plan}, {8: took}, {"unpruned": outcomes(8), "minus 8, healed": outcomes(6)}).splitlines()
-    assert "| unpruned | 12.5 | 0.800 | 0.800 | 0.800 | 0.800 | 0.800 ± 0.094 | no |" in lines
-    cells = " | ".join(["0.600 (-0.200 ± 0.133)"] * 4)
-    assert f"| minus 8, healed | 16.67 | {cells} | 0.600 ± 0.115 | no |" in lines
-    assert "| copying | 0.80 | 0.60 |" in lines
-    said = " ".join(lines)
-    assert "layers 3-6, 12-15 (blocks, repaired)" in said
-    assert "choose 200, repair and prune 100, heal 500; together 800." in said
-    assert "lambada_openai 75.0%, of the probes' mean 75.0%; aims: 95 %, 60 %, 60 %" in said
-
-
 @pytest.mark.parametrize("name", sorted(path.stem for path in STUDIES.glob("*.py")))
 def test_what_a_study_imports_is_there(name, monkeypatch):
     monkeypatch.syspath_prepend(STUDIES)
@@ -96,24 +82,28 @@ def test_what_a_study_imports_is_there(name, monkeypatch):
     del sys.modules[name]
 
 
-def test_the_tasks_of_best_are_those_that_no_run_before_it_saw(best, tmp_path):
-    for name in best.TASKS:
+def test_models_are_judged_on_what_lies_behind_the_first_documents(minutes, tmp_path):
+    for name in minutes.TASKS:
         for file in TASKS[name].files.values():
             path = tmp_path / "data" / f"{file}.jsonl"
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text("".join(f'{{"number": {number}}}\n' for number in range(5)), encoding="utf-8")
-    unseen = best.unseen(str(tmp_path / "data"), tmp_path / "rest", 2)
-    for name in best.TASKS:
+    unseen = minutes.unseen(str(tmp_path / "data"), tmp_path / "rest", 2)
+    for name in minutes.TASKS:
         for split, file in TASKS[name].files.items():
             numbers = [json.loads(line)["number"] for line in (Path(unseen) / f"{file}.jsonl").read_text().splitlines()]
             assert numbers == ([2, 3, 4] if split == TASKS[name].evaluated else [0, 1, 2, 3, 4])
 
 
 def test_the_page_of_peers_shows_what_failed(peers, monkeypatch):
-    monkeypatch.setattr(sys, "argv", ["peers.py", *"abcdefg"])
+    monkeypatch.setattr(sys, "argv", ["peers.py", *"abcdef"])
     monkeypatch.setattr(peers, "version", lambda package: "1.2")
-    found = {"unpruned": outcomes(8), "best.yaml": outcomes(6), "mergekit, our layers": outcomes(2)}
+    found = {"unpruned": outcomes(8), "shortstack": outcomes(6), "mergekit, our layers": outcomes(2)}
     lines = peers.page(found, {"modelopt": "TypeError: no"}, {"mergekit": "layers 3"}).splitlines()
+    assert "| unpruned | 12.5 | 0.800 | 0.800 | 0.800 | 0.800 | 0.800 ± 0.094 | no |" in lines
+    cells = " | ".join(["0.600 (-0.200 ± 0.133)"] * 4)
+    assert f"| shortstack | 16.67 | {cells} | 0.600 ± 0.115 | no |" in lines
+    assert "| copying | 0.80 | 0.60 | 0.20 |" in lines
     assert "| mergekit, our layers | 25.0% | 25.0% | 25.0% |" in lines
     assert lines[-2:] == ["- mergekit: layers 3", "- modelopt failed: `TypeError: no`"]
 
@@ -124,33 +114,27 @@ def test_kept_layers_are_given_as_ranges_with_exclusive_ends(peers):
 
 
 def test_a_peer_that_fails_is_told_by_the_last_line_it_printed(peers, tmp_path):
-    said = peers.made("no such peer", str(tmp_path), ["a"], tmp_path)
+    said = peers.made("no such peer", str(tmp_path), "a", tmp_path)
     assert said == "KeyError: 'no such peer'"
 
 
-def test_the_line_of_best_runs_from_choosing_to_healing(best, tmp_path, monkeypatch):
-    pytest.importorskip("peft")
-    text = tmp_path / "c4.jsonl"
-    words = " ".join(f"word{number % 37}" for number in range(3000))
-    text.write_text("".join(json.dumps({"text": words[start:]}) + "\n" for start in range(8)), encoding="utf-8")
-    for name, small in {"WINDOWS": 4, "REPAIR_WINDOWS": 8, "SAMPLES": {2: 8}}.items():
-        monkeypatch.setattr(best, name, small)
+def test_the_text_of_peers_is_what_ours_learns_from_in_whole_windows(peers, tmp_path):
     source = Checkpoint.open(speaking(tmp_path / "model"))
-    asked = tmp_path / "dolly.json"
-    row = {"instruction": "Count the layers.", "input": "of a walk", "output": words}
-    asked.write_text(json.dumps([row] * 8), encoding="utf-8")
-    chats = best.rendered(str(asked), source, tmp_path / "dolly.jsonl")
+    row = {"instruction": "Count the layers.", "input": "of a walk", "output": "word " * 200}
+    (tmp_path / "dolly.json").write_text(json.dumps([row] * 8), encoding="utf-8")
+    chats = peers.rendered(str(tmp_path / "dolly.json"), source, tmp_path / "dolly.jsonl")
     first = json.loads((tmp_path / "dolly.jsonl").read_text(encoding="utf-8").splitlines()[0])["text"]
-    assert first == f"<s>user: Count the layers.\nof a walk</s><s>assistant: {words}</s>"
-    plan, healed, seconds = best.line(source, (str(text), chats), tmp_path, 2)
-    assert len(plan.removed) == 2
-    assert healed.anatomy.layers == 6
-    assert list(seconds) == list(best.STEPS)
-    assert all(value > 0 for value in seconds.values())
+    assert first == f"<s>user: Count the layers.\nof a walk</s><s>assistant: {row['output']}</s>"
+    data = f"{chats},copying"
+    learnt = read_examples(data, source.tokenizer(), max_length=peers.LENGTH)
+    batches = peers.windows(source, data)
+    assert {tuple(batch["input_ids"].shape) for batch in batches[:-1]} == {(peers.BATCH, peers.LENGTH)}
+    ids = [token for batch in batches for token in batch["input_ids"].flatten().tolist()]
+    assert ids[: len(learnt[0].ids)] == list(learnt[0].ids)
+    assert 0 <= sum(len(each.ids) + 1 for each in learnt) - len(ids) < peers.LENGTH
 
 
-def test_the_page_of_minutes_shows_the_share_kept_by_layers_and_minutes(best, tmp_path):
-    minutes = script("minutes")
+def test_the_page_of_minutes_shows_the_share_kept_by_layers_and_minutes(minutes, tmp_path):
     base = {"loss": 3.0, **dict.fromkeys(minutes.TASKS, 0.5), "probe json": 1.0, "probe dates": 0.6}
     rows = [
         {
@@ -171,20 +155,20 @@ def test_the_page_of_minutes_shows_the_share_kept_by_layers_and_minutes(best, tm
     rows.append({**rows[-1], "data": "my.txt", "judged": base})
     shown = [line for line in minutes.page(rows, base).splitlines() if "61 s" in line]
     assert shown == [
-        "| 0-3 | - | today | 5 | 61 s | 72 | 100% | 80% | 20% | 100% |",
-        "| 0-3 | - | today | 15 | 61 s | 72 | 100% | 100% | 100% | 50% |",
-        "| 0-3 | my.txt | today | 5 | 61 s | 72 | 100% | 100% | 100% | 100% |",
-        "| 0-7 | - | today | 5 | 61 s | 72 | 61% | 100% | 100% | 100% |",
+        "| 0-3 | - | today | 0 | 5 | 61 s | 72 | 100% | 80% | 20% | 100% |",
+        "| 0-3 | - | today | 0 | 15 | 61 s | 72 | 100% | 100% | 100% | 50% |",
+        "| 0-3 | my.txt | today | 0 | 5 | 61 s | 72 | 100% | 100% | 100% | 100% |",
+        "| 0-7 | - | today | 0 | 5 | 61 s | 72 | 61% | 100% | 100% | 100% |",
     ]
-    minutes.picture(rows, base).save(tmp_path / "minutes.svg")
+    minutes.picture([*rows, {**rows[2], "seed": 1, "judged": base}], base).save(tmp_path / "minutes.svg")
     said = (tmp_path / "minutes.svg").read_text(encoding="utf-8")
     assert "minus 4 layers" in said
-    assert "lambada, 5 minutes: 20%" in said
+    assert "lambada, 5 minutes: 60%" in said, "the mean of two seeds"
 
 
-def test_a_run_of_minutes_is_judged_on_what_it_did_not_see(best, tmp_path, monkeypatch):
+def test_a_run_of_minutes_is_judged_on_what_it_did_not_see(minutes, tmp_path, monkeypatch):
     pytest.importorskip("peft")
-    minutes, source = script("minutes"), make_data(tmp_path) / "model"
+    source = make_data(tmp_path) / "model"
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text("plan: {metric: ppl}\nheal: {method: lora, max_steps: 3, max_length: 32}\n", encoding="utf-8")
     text = str(tmp_path / "text.txt")
