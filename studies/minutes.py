@@ -152,7 +152,7 @@ def means(rows: Sequence[Mapping[str, Any]], base: Mapping[str, float]) -> list[
 
 
 def picture(rows: Sequence[Mapping[str, Any]], base: Mapping[str, float]) -> Picture:
-    """A panel for each number of layers: what is kept by the defaults against minutes, a line for each measure, means of seeds."""
+    """A panel for each number of layers: what the defaults keep against minutes, a line for each measure."""
     names, panels, rows = [*kept(base, base)], [], [row for row in rows if not row.get("data")]
     minutes = axis("minutes", [row["minutes"] for row in rows], "{:g}".format, log=True)
     shares = axis("kept", [0.0, 1.0], "{:.0%}".format)
