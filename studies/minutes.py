@@ -72,12 +72,25 @@ def judged(model: ss.Checkpoint, text: str, data: str | None, items: int) -> dic
     return {"loss": perplexity.loss, **{name: each.value for name, each in found.tasks.items()}, **probes}
 
 
+class Stages:
+    """Progress that counts the seconds of each stage, by its name."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+        self.stage, self.since = "", time.perf_counter()
+
+    def __call__(self, stage: str, _done: int, _total: int, /, *, note: str = "") -> None:
+        now = time.perf_counter()
+        self.seconds[self.stage] = round(self.seconds.get(self.stage, 0.0) + now - self.since, 1)
+        self.stage, self.since = note.partition(",")[0] or stage, now
+
+
 def run(model: str, options: ss.ShrinkOptions, text: str, data: str | None, seed: int = 0) -> dict[str, Any]:
     """One shrink, and what its checkpoint keeps."""
     with tempfile.TemporaryDirectory() as folder:
         os.environ["SHORTSTACK_CACHE"] = str(Path(folder) / "cache")
-        began = time.perf_counter()
-        made = ss.shrink(model, Path(folder) / "out", options, compute=ss.Compute(seed=seed))
+        began, stages = time.perf_counter(), Stages()
+        made = ss.shrink(model, Path(folder) / "out", options, compute=ss.Compute(seed=seed), progress=stages)
         seconds = time.perf_counter() - began
         checkpoint = ss.Checkpoint.open(str(made.output))
         schedule = checkpoint.record["healing"]["schedule"] if made.healing else {}
@@ -89,6 +102,7 @@ def run(model: str, options: ss.ShrinkOptions, text: str, data: str | None, seed
         "seed": seed,
         "data": Path(options.data.partition(",")[0]).name if options.data else None,
         "seconds": seconds,
+        "stages": stages.seconds,
         "removed": list(made.plan.removed),
         "samples": made.healing.history.steps * schedule["per_device_train_batch_size"] if made.healing else 0,
         "left_out": list(made.left_out),

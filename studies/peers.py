@@ -79,7 +79,10 @@ def shortstack(source: ss.Checkpoint, data: str, out: Path) -> None:
     made = ss.shrink(source, out / OURS, ss.ShrinkOptions(drop=str(DROP), minutes=MINUTES, data=data))
     healing = ss.Checkpoint.open(str(made.output)).record["healing"]
     samples = healing["history"]["steps"] * healing["schedule"]["per_device_train_batch_size"]
-    _note(out, shortstack=f"layers {show_layers(made.plan.removed)}; {made.seconds:.0f} s in all, {samples * LENGTH} tokens")
+    _note(
+        out,
+        shortstack=f"layers {show_layers(made.plan.removed)}; {made.seconds:.0f} s in all, {samples * LENGTH} tokens",
+    )
 
 
 def optipfair(source: ss.Checkpoint, data: str, out: Path) -> None:

@@ -6,6 +6,7 @@ import os
 import signal
 from dataclasses import dataclass
 from itertools import pairwise
+from pathlib import Path
 
 import pytest
 import torch
@@ -18,10 +19,10 @@ from shortstack.data.mixture import parse_sources
 from shortstack.data.tokens import bos_ids
 from shortstack.errors import InputError, ShortstackWarning
 from shortstack.healing import HealingTask, Objective, Partial, Schedule, TrainingData, heal, healer
-from shortstack.healing.healer import started_clock
+from shortstack.healing.healer import Healing, started_clock
 from shortstack.healing.pacing import affordable_samples
 from shortstack.healing.schedule import Course
-from shortstack.healing.training import Environment, train
+from shortstack.healing.training import Environment, History, train
 from shortstack.machine.clock import Clock
 
 pytestmark = pytest.mark.usefixtures("own_cache")
@@ -188,13 +189,36 @@ def test_a_killed_run_goes_on_with_its_samples_and_the_time_it_has_left(source, 
         heal(source, out, timed, progress=interrupt)
     used, hands.at = hands.at, 10_000.0
     monkeypatch.setattr(healer, "forward_speed", None)  # amounts are those of the run that goes on
-    with pytest.raises(InputError, match=r"asked\.max_samples None, as when"):
+    with pytest.raises(InputError, match=r"expected max_samples None, as when"):
         heal(source, out, task(minutes=400 / 60, samples=50), resume=True)
     hands.at = 10_000.0
     result = heal(source, out, timed, resume=True)
     assert 300 < used + hands.at - 10_000 < 1.1 * 400
     healed_again(source, tmp_path / "again", result)
     assert weights(tmp_path / "again") == weights(out)
+
+
+@pytest.mark.parametrize(
+    ("losses", "samples", "clocked", "gained"),
+    [
+        ((2.0, 1.5, 1.0, 0.991), 120, True, "0.9%"),
+        ((2.0, 1.5, 1.0, 0.989), 120, True, None),  # it still falls
+        ((2.0, 1.5, 1.0, 1.2), 120, True, "0.0%"),  # it rises again
+        ((2.0, 1.5, 1.0, 0.991), 121, True, None),  # not all samples passed twice
+        ((2.0, 1.5, 1.0, 0.991), 120, False, None),
+        ((2.0, 2.1, 2.2, 2.3), 120, True, None),  # it healed nothing, which is said elsewhere
+    ],
+)
+def test_a_run_by_the_clock_says_when_more_minutes_bring_nothing(losses, samples, clocked, gained):
+    held_out = tuple(zip((0, 10, 20, 30), losses, strict=True))
+    best = min(held_out, key=lambda entry: entry[1])[0]
+    settings = {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 2}
+    history = History((), held_out, (), 30, best, 0, None, 1.0, settings)
+    repeat = {"max_steps": 30} if clocked else None
+    healing = Healing(Path("out"), "lora", "sft", 1, history, samples, 1.0, 1, (), repeat)
+    said = f"The last third of the steps lowered the held-out loss by {gained}: more minutes need more data."
+    assert healing.levelled == (said if gained else None)
+    assert (said in healing.table().notes) is bool(gained)
 
 
 def test_minutes_are_counted_from_the_start(tmp_path):

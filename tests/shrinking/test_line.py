@@ -200,12 +200,32 @@ def test_records_too_short_to_repair_on_heal_alone_and_that_is_said(tiny, monkey
     assert few in shrunk(tiny, "again", recipe=str(tiny / "without.yaml"), drop="2", data=str(short)).reasons
 
 
-def test_data_whose_name_a_list_takes_apart_heals_alone_and_that_is_said(tiny):
+def test_data_whose_name_a_list_takes_apart_heals_alone_and_that_is_said(tiny, monkeypatch, capsys):
     text, data = tiny / "text.txt", tiny / "a,b.txt"
     data.write_text(text.read_text(encoding="utf-8"), encoding="utf-8")
     options = options_of(tiny, recipe="best", drop="2", data=str(data))
     said = f"{data} was not repaired on: its name cannot stand in a list of texts."
-    assert said in preview_shrink(str(tiny / "model"), tiny / "out", options).left_out
+    assert said in preview_shrink(str(tiny / "model"), tiny / "out", options).notes
+    words = [
+        "--drop",
+        "2",
+        "--data",
+        data,
+        "--text",
+        text,
+        "--perplexity",
+        text,
+        "--samples",
+        "4",
+        "--probe-items",
+        "0",
+    ]
+    monkeypatch.setattr(
+        "sys.argv", ["shortstack", "shrink", *map(str, [tiny / "model", "-o", tiny / "out", *words]), "--dry-run"]
+    )
+    with pytest.raises(SystemExit, match="0"):
+        main()
+    assert said in " ".join(capsys.readouterr().out.split())
 
 
 def test_data_that_was_repaired_on_is_not_said_to_be_unused(tiny, monkeypatch):

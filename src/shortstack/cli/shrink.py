@@ -71,8 +71,10 @@ def _preview(model: str, output: Path, options: ShrinkOptions, session: Session)
     seconds = forecast.seconds if math.isfinite(forecast.seconds) else None
     rows += [("healing", healing), ("time limit", duration(seconds) if seconds else "none")]
     removed = len(forecast.cut.removed) if forecast.cut else None
-    left_out = list(forecast.left_out)
-    known = {"remove": removed, "steps": forecast.steps, "seconds": seconds, "amounts": amounts, "left_out": left_out}
+    known = {"remove": removed, "steps": forecast.steps, "seconds": seconds, "amounts": amounts}
+    known |= {"left_out": [*forecast.left_out], "notes": [*forecast.notes]}
+    if not session.report.json:
+        show_reasons(forecast.notes)
     show_dry_run(rows, forecast.requirements, session.report, output=output, data=known)
 
 

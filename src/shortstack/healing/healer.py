@@ -47,6 +47,7 @@ from shortstack.machine.typed import typed
 from shortstack.profiling.speed import forward_speed
 
 BY_CLOCK = ("data", "max_samples", "held_out")  # of TrainingData, what a clock changes
+LAST, LITTLE, AGAIN = 1 / 3, 0.01, 2  # a part of the steps that gains less of the loss, once samples passed so often
 WRITING_SECONDS, WRITING_BYTES_PER_S = 3.0, 1e8  # kept of a clock for the output: merged, written and synced
 
 
@@ -54,7 +55,8 @@ WRITING_SECONDS, WRITING_BYTES_PER_S = 3.0, 1e8  # kept of a clock for the outpu
 class Healing(Tabled):
     """The outcome of healing; the healed checkpoint is at `output`. objective: what the losses are, sft or distill.
 
-    trained_layers: by the numbers that they have in it. repeat: options that repeat a run by the clock without one.
+    samples: that there were, held-out ones included. trained_layers: by the numbers that they have in it. repeat: options
+    that repeat a run by the clock without one.
     """
 
     output: Path
@@ -62,6 +64,7 @@ class Healing(Tabled):
     objective: str
     trainable_parameters: int
     history: History
+    samples: int
     seconds: float
     peak_rss_bytes: int
     trained_layers: tuple[int, ...] = ()
@@ -89,11 +92,33 @@ class Healing(Tabled):
         kept = dict(self.history.greedy)
         return (kept[0], kept[self.history.best]) if kept else None
 
-    def _notes(self) -> Iterator[str]:
-        history = self.history
+    @property
+    def levelled(self) -> str | None:
+        """Say that more minutes would bring nothing, where a run by the clock saw all samples again and gained LITTLE."""
+        history, settings = self.history, self.history.settings
+        passed = history.steps * settings["per_device_train_batch_size"] * settings["gradient_accumulation_steps"]
+        if self.repeat is None or not history.best or passed < AGAIN * self.samples:
+            return None
+        before = min(loss for step, loss in history.held_out if step <= (1 - LAST) * history.steps)
+        gained = 1 - dict(history.held_out)[history.best] / before
+        if gained >= LITTLE:
+            return None
+        return f"The last third of the steps lowered the held-out loss by {gained:.1%}: more minutes need more data."
+
+    @property
+    def said(self) -> list[str]:
+        """Say how often it would write what the teacher writes, and whether more minutes would bring nothing."""
+        notes = []
         if self.greedy_kept:
             before, now = (f"{share:.1%}" for share in self.greedy_kept)
-            yield f"On held-out samples its top token is the unpruned model's {now} of the time (before: {before})."
+            notes.append(
+                f"On held-out samples its top token is the unpruned model's {now} of the time (before: {before})."
+            )
+        return [*notes, self.levelled] if self.levelled else notes
+
+    def _notes(self) -> Iterator[str]:
+        history = self.history
+        yield from self.said
         if not history.best:
             yield "No held-out loss was lower than the one before training: the weights are as they were."
         elif history.best < history.steps:
@@ -115,6 +140,7 @@ class Healing(Tabled):
             "output": str(self.output),
             "method": self.method,
             "objective": self.objective,
+            "samples": self.samples,
             "trainable_parameters": self.trainable_parameters,
             "trained_layers": list(self.trained_layers),
             "loss": {
@@ -205,7 +231,7 @@ def heal(
     run.processes.wait_for_everyone()
     method, loss = run.task.method, run.task.objective.loss
     layers, count = method.trained_layers(checkpoint), learner.trainable_parameters
-    return Healing(writer.out, method.name, loss, count, history, seconds, peak_rss(), layers, repeat)
+    return Healing(writer.out, method.name, loss, count, history, len(examples), seconds, peak_rss(), layers, repeat)
 
 
 def started_clock(

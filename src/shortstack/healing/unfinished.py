@@ -76,7 +76,7 @@ class Unfinished:
             if before.get(name) != after.get(name):
                 raise InputError(
                     after.get(name),
-                    expected=f"{name} {before.get(name)}, as when {self.folder} was begun",
+                    expected=f"{name.removeprefix('asked.')} {before.get(name)}, as when {self.folder} was begun",
                     fix="use the same options, or turn resume off to start again",
                     option="resume",
                 )

@@ -24,7 +24,7 @@ class ShrinkPreview:
     """A forecast of shrink(): a cut of the same size, the amounts that fit in the time, those reduced, and the resources.
 
     cut: None where trials find it. heals: whether the recipe does; steps: of healing, None where the clock says how many.
-    seconds: the time limit, math.inf where there is none.
+    notes: sentences on what the data or the memory does not allow. seconds: the time limit, math.inf where there is none.
     """
 
     cut: Plan | None
@@ -32,6 +32,7 @@ class ShrinkPreview:
     steps: int | None
     amounts: Amounts
     left_out: tuple[str, ...]
+    notes: tuple[str, ...]
     requirements: Requirements
     seconds: float
 
@@ -47,5 +48,5 @@ def preview_shrink(model: Model, out: Path, options: ShrinkOptions, *, compute: 
     choice = route.choice.sized(source.sizes)
     cut = None if options.share else choice.like(source.anatomy.layers).sized(source.sizes)
     steps = route.healing.schedule.max_steps if route.healing else None
-    left_out = (*amounts.less(line.wanted), *checked.notes)
-    return ShrinkPreview(cut, route.healing is not None, steps, amounts, left_out, checked.needed, line.clock.seconds)
+    less, heals = tuple(amounts.less(line.wanted)), route.healing is not None
+    return ShrinkPreview(cut, heals, steps, amounts, less, checked.notes, checked.needed, line.clock.seconds)

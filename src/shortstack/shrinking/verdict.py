@@ -12,7 +12,6 @@ from typing import Any
 from shortstack.checkpoint import Checkpoint
 from shortstack.data.mixture import parse_sources
 from shortstack.evaluation import Evaluation
-from shortstack.healing import Healing
 from shortstack.machine.device import Compute
 from shortstack.machine.formats import number, option_words, show_layers, size
 from shortstack.machine.options import changed_options
@@ -154,7 +153,8 @@ def concluded(
         unused = f"; the data {unused} was not used" if unused else ""
         others.insert(0, f"It was not healed: the minutes were too few{unused}.")
     if made.healing:
-        others.append(_healed(made.healing, made.checkpoint.record["healing"]["samples"]))
+        healing = f"Healing: {made.healing.history.steps} steps on {made.healing.samples:,} samples."
+        others.append(" ".join([healing, *made.healing.said]))
     others += notes
     if made.left_out:
         others.append(f"Reduced to fit the minutes: {'; '.join(made.left_out)}.")
@@ -177,14 +177,6 @@ def concluded(
         recipe=route.repeating(amounts, made.healing, drop=len(made.plan.removed), repaired=bool(made.repair)),
         command=_command(unpruned.checkpoint, options, out, compute=compute),
     )
-
-
-def _healed(healing: Healing, samples: int) -> str:
-    said = f"Healing: {healing.history.steps} steps on {samples:,} samples"
-    if not healing.greedy_kept:
-        return f"{said}."
-    before, now = (f"{share:.1%}" for share in healing.greedy_kept)
-    return f"{said}; on held-out ones its top token is the unpruned model's {now} of the time ({before} before)."
 
 
 def settings(route: Route, source: str, made: Candidate, *, amounts: Amounts, seed: int) -> dict[str, Any]:
