@@ -95,13 +95,13 @@ class Healing(Tabled):
     @property
     def levelled(self) -> str | None:
         """Say that more minutes would bring nothing, where a run by the clock saw all samples again and gained LITTLE."""
-        history, settings = self.history, self.history.settings
-        passed = history.steps * settings["per_device_train_batch_size"] * settings["gradient_accumulation_steps"]
-        if self.repeat is None or not history.best or passed < AGAIN * self.samples:
+        history = self.history
+        if self.repeat is None or not history.best:
             return None
+        batch = history.settings["per_device_train_batch_size"] * history.settings["gradient_accumulation_steps"]
         before = min(loss for step, loss in history.held_out if step <= (1 - LAST) * history.steps)
-        gained = 1 - dict(history.held_out)[history.best] / before
-        if gained >= LITTLE:
+        gained = max(0.0, 1 - dict(history.held_out)[history.best] / before)
+        if history.steps * batch < AGAIN * self.samples or gained >= LITTLE:
             return None
         return f"The last third of the steps lowered the held-out loss by {gained:.1%}: more minutes need more data."
 
