@@ -7,7 +7,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 from shortstack.cli import console
 from shortstack.cli.dry_run import DryRun, show_dry_run
@@ -71,7 +71,7 @@ def _preview(model: str, output: Path, options: ShrinkOptions, session: Session)
     seconds = forecast.seconds if math.isfinite(forecast.seconds) else None
     rows += [("healing", healing), ("time limit", duration(seconds) if seconds else "none")]
     removed = len(forecast.cut.removed) if forecast.cut else None
-    known = {"remove": removed, "steps": forecast.steps, "seconds": seconds, "amounts": amounts}
+    known: dict[str, Any] = {"remove": removed, "steps": forecast.steps, "seconds": seconds, "amounts": amounts}
     known |= {"left_out": [*forecast.left_out], "notes": [*forecast.notes]}
     if not session.report.json:
         show_reasons(forecast.notes)
