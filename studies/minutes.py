@@ -77,7 +77,7 @@ class Stages:
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}
-        self.stage, self.since = "", time.perf_counter()
+        self.stage, self.since = "loading", time.perf_counter()
 
     def __call__(self, stage: str, _done: int, _total: int, /, *, note: str = "") -> None:
         now = time.perf_counter()

@@ -8,7 +8,7 @@ Each in a process of its own, others from their own release in the folder PEERS.
 tokens: C4, Dolly's instructions as the model's template renders them (DOLLY_JSON: in the Alpaca layout), half as much
 copying, and drills.
 
-- shortstack: `shrink` in MINUTES minutes
+- shortstack: `shrink` in MINUTES minutes, all of its work; it chooses and repairs on the recipe's own text, too
 - optipfair: the eight layers of lowest importance on these samples, removed by prune_model; then distill_model by its own
   defaults, three epochs of as many samples as take SECONDS, in the precision in which it loads models
 - the paper (Lu et al., arXiv 2411.15558): the last eight layers go; the head and the last three learn from these samples
@@ -183,10 +183,11 @@ def page(found: Mapping[str, ss.Evaluation], failed: Mapping[str, str], notes: M
         f"# SmolLM2-135M-Instruct without {DROP} of its 30 layers, by others' packages and by shrink\n",
         f"`python studies/peers.py PEERS {' '.join('/'.join(Path(each).parts[-2:]) for each in sys.argv[2:6])}`, "
         f"{versions}, torch {torch.__version__}, transformers {transformers.__version__}, {time.strftime('%Y-%m-%d')}.\n",
-        "All learnt from the same samples of C4, Dolly, copying and drills; optipfair in its own precision. The layers of",
-        "mergekit were chosen to be repaired, which it does not do. Perplexity in windows of 256 tokens; accuracy on",
-        f"{LIMIT} documents of each task behind its first {SKIPPED}, zero-shot, in brackets the difference from the",
-        f"unpruned model and its standard error, paired; {ITEMS} items of each probe.\n",
+        "All learnt from the same samples of C4, Dolly, copying and drills; shrink chose and repaired on pydoc and what the",
+        "model writes, too, and optipfair has its own precision. The layers of mergekit were chosen to be repaired, which",
+        f"it does not do. Perplexity in windows of 256 tokens; accuracy on {LIMIT} documents of each task behind its first",
+        f"{SKIPPED}, zero-shot, in brackets the difference from the unpruned model and its standard error, paired;",
+        f"{ITEMS} items of each probe.\n",
         *table(found),
         f"\n| kept of the mean of | {', '.join(TASKS[:3])} | lambada | probes |",
         "|---|---|---|---|",

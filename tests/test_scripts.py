@@ -78,7 +78,7 @@ def outcomes(right):
 @pytest.mark.parametrize("name", sorted(path.stem for path in STUDIES.glob("*.py")))
 def test_what_a_study_imports_is_there(name, monkeypatch):
     monkeypatch.syspath_prepend(STUDIES)
-    script(name)
+    assert script(name).__doc__, "what it asks, and the command"
     del sys.modules[name]
 
 

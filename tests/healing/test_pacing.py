@@ -217,7 +217,7 @@ def test_a_run_by_the_clock_says_when_more_minutes_bring_nothing(losses, samples
     repeat = {"max_steps": 30} if clocked else None
     healing = Healing(Path("out"), "lora", "sft", 1, history, samples, 1.0, 1, (), repeat)
     said = f"The last third of the steps lowered the held-out loss by {gained}: more minutes need more data."
-    assert healing.levelled == (said if gained else None)
+    assert healing.plateau == (said if gained else None)
     assert (said in healing.table().notes) is bool(gained)
 
 

@@ -206,23 +206,9 @@ def test_data_whose_name_a_list_takes_apart_heals_alone_and_that_is_said(tiny, m
     options = options_of(tiny, recipe="best", drop="2", data=str(data))
     said = f"{data} was not repaired on: its name cannot stand in a list of texts."
     assert said in preview_shrink(str(tiny / "model"), tiny / "out", options).notes
-    words = [
-        "--drop",
-        "2",
-        "--data",
-        data,
-        "--text",
-        text,
-        "--perplexity",
-        text,
-        "--samples",
-        "4",
-        "--probe-items",
-        "0",
-    ]
-    monkeypatch.setattr(
-        "sys.argv", ["shortstack", "shrink", *map(str, [tiny / "model", "-o", tiny / "out", *words]), "--dry-run"]
-    )
+    small = ["--drop", "2", "--samples", "4", "--probe-items", "0", "--dry-run"]
+    words = [tiny / "model", "-o", tiny / "out", "--data", data, "--text", text, "--perplexity", text, *small]
+    monkeypatch.setattr("sys.argv", ["shortstack", "shrink", *map(str, words)])
     with pytest.raises(SystemExit, match="0"):
         main()
     assert said in " ".join(capsys.readouterr().out.split())

@@ -93,7 +93,7 @@ class Healing(Tabled):
         return (kept[0], kept[self.history.best]) if kept else None
 
     @property
-    def levelled(self) -> str | None:
+    def plateau(self) -> str | None:
         """Say that more minutes would bring nothing, where a run by the clock saw all samples again and gained LITTLE."""
         history = self.history
         if self.repeat is None or not history.best:
@@ -106,7 +106,7 @@ class Healing(Tabled):
         return f"The last third of the steps lowered the held-out loss by {gained:.1%}: more minutes need more data."
 
     @property
-    def said(self) -> list[str]:
+    def remarks(self) -> list[str]:
         """Say how often it would write what the teacher writes, and whether more minutes would bring nothing."""
         notes = []
         if self.greedy_kept:
@@ -114,11 +114,11 @@ class Healing(Tabled):
             notes.append(
                 f"On held-out samples its top token is the unpruned model's {now} of the time (before: {before})."
             )
-        return [*notes, self.levelled] if self.levelled else notes
+        return [*notes, self.plateau] if self.plateau else notes
 
     def _notes(self) -> Iterator[str]:
         history = self.history
-        yield from self.said
+        yield from self.remarks
         if not history.best:
             yield "No held-out loss was lower than the one before training: the weights are as they were."
         elif history.best < history.steps:

@@ -154,7 +154,7 @@ def concluded(
         others.insert(0, f"It was not healed: the minutes were too few{unused}.")
     if made.healing:
         healing = f"Healing: {made.healing.history.steps} steps on {made.healing.samples:,} samples."
-        others.append(" ".join([healing, *made.healing.said]))
+        others.append(" ".join([healing, *made.healing.remarks]))
     others += notes
     if made.left_out:
         others.append(f"Reduced to fit the minutes: {'; '.join(made.left_out)}.")
