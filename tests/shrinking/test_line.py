@@ -32,7 +32,7 @@ from shortstack.machine.locks import OutputLock
 from shortstack.planning.layer_sets import parse_layers
 from shortstack.profiling import Timing
 from shortstack.pruning import verify
-from shortstack.shrinking import ShrinkOptions, line, reference, shrink, shrink_each, stages
+from shortstack.shrinking import ShrinkOptions, line, measuring, reference, shrink, shrink_each, stages
 from shortstack.shrinking.clock import STAGE
 from shortstack.shrinking.preview import preview_shrink
 from shortstack.shrinking.retention import Share
@@ -98,9 +98,10 @@ def counted(monkeypatch, *names):
     """The names of the line's verbs, in the order in which they are called from now on."""
     called = []
     for name in names:
-        verb = getattr(line, name)
+        room = measuring if name == "evaluate" else line
+        verb = getattr(room, name)
         monkeypatch.setattr(
-            line, name, lambda *args, _name=name, _verb=verb, **options: called.append(_name) or _verb(*args, **options)
+            room, name, lambda *args, _name=name, _verb=verb, **options: called.append(_name) or _verb(*args, **options)
         )
     return called
 
@@ -588,7 +589,7 @@ def test_probes_are_given_up_in_their_middle_where_the_time_is_over(tiny, monkey
         return measured(self, checkpoint, name, Clock(8.0, now=itertools.count().__next__))  # each look takes a second
 
     monkeypatch.setattr(line.Line, "measured", late)
-    evaluate = line.evaluate
+    evaluate = measuring.evaluate
 
     def counting(checkpoint, **how):
         def progress(stage, done, total, *, note=""):
@@ -597,7 +598,7 @@ def test_probes_are_given_up_in_their_middle_where_the_time_is_over(tiny, monkey
 
         return evaluate(checkpoint, **{**how, "progress": progress})
 
-    monkeypatch.setattr(line, "evaluate", counting)
+    monkeypatch.setattr(measuring, "evaluate", counting)
     made = shrunk(tiny, probe_items=2)
     assert made.base.probes
     assert not made.last.probes

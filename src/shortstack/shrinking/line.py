@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass, replace
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from shortstack.checkpoint import Checkpoint, Model
 from shortstack.data import Tokens
@@ -23,8 +23,6 @@ from shortstack.data.sources import OWN
 from shortstack.data.tokens import JUDGING
 from shortstack.decoder import calibration_tokens, text_in_time
 from shortstack.decoder.wrapping import arithmetic
-from shortstack.errors import ShortstackError
-from shortstack.evaluation import EvaluationText, GenerationChecks, Tasks, evaluate
 from shortstack.healing import Healing, heal
 from shortstack.machine.clock import Clock
 from shortstack.machine.device import AUTO, Compute, pick_device
@@ -52,14 +50,15 @@ from shortstack.shrinking.clock import (
     clock_of,
     noting,
 )
+from shortstack.shrinking.measuring import Measurement
 from shortstack.shrinking.options import ShrinkOptions
 from shortstack.shrinking.result import NO_HEALING, Candidate, Measured, Shrunk, Unpruned
-from shortstack.shrinking.retention import TRIALS, TriedCut, first_amount, kept, largest, least, next_amount
+from shortstack.shrinking.retention import TRIALS, Share, first_amount, kept, least
 from shortstack.shrinking.route import Route
 from shortstack.shrinking.stages import Stages, clear, loaded, save
+from shortstack.shrinking.trials import Trials
 from shortstack.shrinking.verdict import concluded, settings
 
-Result = TypeVar("Result")
 COMPARED_BY = 0.7  # of the time of a cut before it is measured: after that it is not timed
 MEASURED_BY = 0.35  # of the minutes: after that the unpruned model is not measured on more
 PROBED_BY = 0.6  # of the minutes: after that it is not probed either
@@ -67,7 +66,6 @@ REPAIRED_BY = 0.7  # of the time of a cut: after that it is not repaired
 SLOWER = 1.6  # times what the unpruned model took, by its share of layers, measuring a cut may take
 CONCLUDING = 6.0  # seconds for card and report
 LEAST_HEALING = 20.0  # seconds; with less nothing heals
-NO_TEXT, NO_WRITING = EvaluationText("none"), GenerationChecks(collapse_check=False)
 
 
 @typed
@@ -204,7 +202,6 @@ class Line:
     @cached_property
     def amounts(self) -> Amounts:
         """The amounts that fit into the minutes on this machine, now."""
-
         how = {"plan": repr(self.route.recipe.plan), "minutes": self.options.minutes, "cuts": self.cuts}
         return self.stages.result("amounts", Amounts, lambda: self._written(self.fitting()), wanted=self.wanted, **how)
 
@@ -245,10 +242,6 @@ class Line:
         text = self.options.evaluation_text(self.amounts.judged)
         return text.read(self.source.tokenizer(), self.compute.seed, at_least=1)
 
-    @property
-    def _task_names(self) -> list[str]:
-        return [name for task in self.options.evaluation_tasks() for name in task.names]
-
     @cached_property
     def unpruned(self) -> Unpruned:
         """The model as it is, measured."""
@@ -265,76 +258,28 @@ class Line:
         alike = self.stages.result("int8", reference.Int8, int8, texts=texts, minutes=minutes)
         return Unpruned(self.source, measured, alike)
 
-    def _ending(self, until: Clock) -> Progress:
-        """Return the progress of work that is given up when the time is over."""
-
-        def told(stage: str, done: int, total: int, /, *, note: str = "") -> None:
-            if until.over:
-                raise TimeOver
-            self.progress(stage, done, total, note=note)
-
-        return told
-
     def measured(self, checkpoint: Checkpoint, name: str, until: Clock) -> Measured:
-        """Measure texts, probes, what it writes freely, and tasks one by one while time is left; then ask the prompts."""
-        how: dict[str, Any] = {"compute": self.compute, "progress": self.progress}
-        ending = how if checkpoint is self.source else {**how, "progress": self._ending(until)}
-        ask = partial(evaluate, checkpoint, text=NO_TEXT, **ending)
-        items, amounts = self.amounts.probe_items, self.amounts
-        asking: dict[str, Any] = {
-            "limit": amounts.documents,
-            "data_dir": self.options.data_dir,
-            "seed": self.compute.seed,
-        }
-        tasks = [Tasks(task, **asking) for task in self._task_names]
-        base = None if checkpoint is self.source else self.unpruned.measured.evaluation
-        if base:  # only what both models are asked says what is kept
-            tasks = [task for task in tasks if base.tasks.keys() >= {*task.names}]
-
-        def measure() -> Measured:
-            began, left_out = time.monotonic(), []
-            self.progress(f"measuring the {name} model", 0, 1)
-            text, writing = self.options.evaluation_text(amounts.judged), self.options.generation(items)
-            if self.clock.until(1.0 if base else PROBED_BY).over:
-                writing = NO_WRITING
-                left_out.append(f"what the {name} model writes")
-            elif base and not base.collapse:
-                writing = NO_WRITING
-            short = checkpoint is not self.source and until.left < self.unpruned.measured.seconds
-            hurried = short and writing is not NO_WRITING
-            evaluation = evaluate(checkpoint, text=text, generation=NO_WRITING if hurried else writing, **how)
-            if hurried:
-                left_out.append(f"what the {name} model writes freely")
-                if items:
-                    asked = partial(ask, generation=replace(writing, collapse_check=False))
-                    probed = _in_time(until, asked, f"probes of the {name} model", left_out)
-                    evaluation = replace(evaluation, probes=probed.probes) if probed else evaluation
-            for task in tasks:
-                asked = partial(ask, tasks=task, generation=NO_WRITING)
-                answered = _in_time(until, asked, f"{', '.join(task.names)} of the {name} model", left_out)
-                if answered:
-                    evaluation = replace(evaluation, tasks={**evaluation.tasks, **answered.tasks})
-            asked_prompts = partial(reference.answers, checkpoint, **ending)
-            said = _in_time(until, asked_prompts, f"answers of the {name} model", left_out) or ()
-            return Measured(evaluation, said, tuple(left_out), time.monotonic() - began)
-
-        texts = {name: text.record() for name, text in self.texts.items()}
-        known = {"of": checkpoint.identity, "texts": texts, "tasks": repr(tasks), "items": items}
+        """Measure a model as far as there is time; a cut by no more than the unpruned model."""
+        base = None if checkpoint is self.source else self.unpruned.measured
+        writing = self.clock.until(1.0 if base else PROBED_BY)
+        how = self.options, self.amounts, self.compute, self.progress
+        measurement = Measurement(checkpoint, name, *how, until, writing, base)
+        texts, tasks = {name: text.record() for name, text in self.texts.items()}, repr(measurement.tasks)
+        known = {"of": checkpoint.identity, "texts": texts, "tasks": tasks, "items": self.amounts.probe_items}
         known |= {"documents": text_digest(str(self.options.data_dir))} if self.options.data_dir else {}
-        return self.stages.result("measured", Measured, measure, **known, minutes=self.options.minutes)
+        return self.stages.result("measured", Measured, measurement.measured, **known, minutes=self.options.minutes)
 
     def made(self, route: Route, until: Clock) -> Candidate:
         """Make one cut: choose, repair, heal and measure it, and hold it against the unpruned model."""
         plan = self.chosen(route)
         measuring = SLOWER * self.unpruned.measured.seconds * len(plan.kept) / plan.layers
         until_healed = until.reserving(measuring + CONCLUDING)
-        late = (
-            route.repair
-            and not route.repeats
-            and self.decided(
-                "unrepaired", lambda: until_healed.over or until.share > REPAIRED_BY, removed=list(plan.removed)
-            )
-        )
+
+        def too_late() -> bool:
+            return until_healed.over or until.share > REPAIRED_BY
+
+        by_clock = route.repair and not route.repeats
+        late = by_clock and self.decided("unrepaired", too_late, removed=list(plan.removed))
         pruned = self.pruned(replace(route, repair=route.repair and not late), plan)
         speed = self.speed(pruned, until_healed)  # before healing, which has all that is left
         made, healing = self.healed(route, pruned, until_healed)
@@ -412,44 +357,31 @@ class Line:
         return self.stages.result("speed", reference.Speed, timed, of=cut.identity, minutes=self.options.minutes)
 
     def keeping(self, share: float) -> Candidate:
-        """Find the largest of at most TRIALS cuts that keeps a share of every measure; try as many as there is time for."""
-        tried: dict[int, tuple[TriedCut, Candidate]] = {}
-        for amount, until in self._amounts_tried(share, tried):
-            made = self.made(self.route.dropping(str(amount)), until)
-            measure, kept_share = least(kept(self.unpruned.measured.evaluation, made.measured.evaluation))
-            tried[amount] = TriedCut(amount, measure, kept_share), made
-        best = largest(_least_kept(tried), share)
-        if best is None:
-            raise self._nothing_keeps(tried)
-        made = tried[best][1]
-        fewer = next_amount(_least_kept(tried), share, most=self._most) and len(tried) < TRIALS
-        left_out = (*made.left_out, *([f"cuts that are tried: {len(tried)} instead of {TRIALS}"] if fewer else []))
-        return replace(made, left_out=left_out, tried=tuple(trial for trial, _ in tried.values()))
+        """Find the largest cut that keeps a share of every measure; try as many as there is time for."""
 
-    def _amounts_tried(self, share: float, tried: Mapping[int, Any]) -> Iterator[tuple[int, Clock]]:
-        """Yield how many layers go in each trial, and the time it has."""
-        amount: int | None = min(self._first_amount(share), self._most)
-        for trial in range(TRIALS):
-            if amount is None or (
-                tried and self.decided("untried", self._late_to_try, layers=amount, tried=list(tried))
-            ):
-                return
-            yield amount, self.clock.next(1 / (TRIALS - trial))
-            amount = next_amount(_least_kept(tried), share, most=self._most)
+        def make(amount: int, until: Clock) -> Candidate:
+            return self.made(self.route.dropping(str(amount)), until)
+
+        def least_kept(made: Candidate) -> tuple[str, Share]:
+            return least(kept(self.unpruned.measured.evaluation, made.measured.evaluation))
+
+        def late(amount: int, tried: Sequence[int]) -> bool:
+            over = self.clock.seconds / (TRIALS + 1)
+            return self.decided("untried", lambda: self.clock.left < over, layers=amount, tried=list(tried))
+
+        choice, layers = self.route.choice, self.source.anatomy.layers
+        most = min(layers - 1, layers - choice.keep_first - choice.keep_last)
+        trials = Trials(share, most, self.clock, make, least_kept, late)
+        best = trials.best(first_amount(self.costs, share))
+        if best is None:
+            raise trials.nothing(str(self.options.min_quality), self.stages.folder)
+        return best
 
     @property
-    def _most(self) -> int:
-        """As many layers as may go."""
-        choice, layers = self.route.choice, self.source.anatomy.layers
-        return min(layers - 1, layers - choice.keep_first - choice.keep_last)
+    def costs(self) -> tuple[float, ...]:
+        """What each layer alone costs on the calibration text, in nats per token."""
 
-    def _late_to_try(self) -> bool:
-        return self.clock.left < self.clock.seconds / (TRIALS + 1)
-
-    def _first_amount(self, share: float) -> int:
-        """Guess how many layers to try first, from what each alone costs on the calibration text, in nats per token."""
-
-        def costs() -> Costs:
+        def scored() -> Costs:
             self.progress("scoring layers", 0, 1)
             few = replace(self.amounts.calibration_text, samples=LEVELS[-1].windows)
             tokens = calibration_tokens(self.source, few, compute=self.compute, progress=self.progress)
@@ -458,29 +390,7 @@ class Line:
             return Costs(tuple(math.log(value) - base for value in scores.scores["ppl"]))
 
         text = self.amounts.text, self.amounts.length, text_digest(self.amounts.text)
-        return first_amount(self.stages.result("costs", Costs, costs, text=text).values, share)
-
-    def _nothing_keeps(self, tried: Mapping[int, tuple[TriedCut, Candidate]]) -> ShortstackError:
-        fewest = tried[min(tried)][0]
-        return ShortstackError(
-            fewest,
-            expected=f"a cut that keeps {self.options.min_quality} by every measure",
-            fix=f"ask for less, or allow more minutes; what was made stays in {self.stages.folder}",
-            option="min_quality",
-        )
-
-
-class TimeOver(Exception):
-    """Raised in the middle of work that is given up."""
-
-
-def _in_time(until: Clock, work: Callable[[], Result], what: str, left_out: list[str]) -> Result | None:
-    """Do work; where the time is over before its end return None, and note what is left out."""
-    if not until.over:
-        with suppress(TimeOver):
-            return work()
-    left_out.append(what)
-    return None
+        return self.stages.result("costs", Costs, scored, text=text).values
 
 
 def _noted(place: Path) -> Path:
@@ -505,7 +415,3 @@ class Costs:
     """The loss increase from removing each layer alone, in nats per token."""
 
     values: tuple[float, ...]
-
-
-def _least_kept(tried: Mapping[int, tuple[TriedCut, Any]]) -> dict[int, float]:
-    return {amount: trial.share.value for amount, (trial, _) in tried.items()}
