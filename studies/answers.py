@@ -6,8 +6,9 @@
 Cuts of so many layers, blocks and single layers far apart, are repaired on windows of pydoc, the model's own text,
 copying and drills, and then healed on as many samples each. Before healing each is measured on held-out windows of every
 source: loss, KL divergence from the unpruned model, and how often the likeliest token stays the likeliest ("greedy
-kept"). After healing it is asked few-shot tasks of FAMILIES, none of which is a probe or a drill, and its perplexity is
-taken on C4. Writes studies/answers-4.json, which keeps what was measured, and studies/answers-4.md.
+kept"). After healing it is asked few-shot tasks of FAMILIES, and its perplexity is taken on C4. Their templates are those
+of no probe and no drill, but three ask what a probe asks (swap, initials, email), and two what a drill does (middle,
+countdown). Writes studies/answers-4.json, which keeps what was measured, and studies/answers-4.md.
 """
 
 from __future__ import annotations
@@ -238,7 +239,7 @@ def page(rows: Sequence[Mapping[str, Any]], unpruned: Mapping[str, Any], command
         f"`{command}`, torch {torch.__version__}, transformers {transformers.__version__}, {time.strftime('%Y-%m-%d')}.\n",
         f"{len(FAMILIES)} families of few-shot tasks of {size['items']} items each, healed on {size['samples']} samples; "
         f"the unpruned model answers {base:.1%} at a loss of {unpruned['after']['loss']:.3f}, perplexity on C4 "
-        f"{unpruned['C4']:.1f}.\n",
+        f"{unpruned['C4']:.1f}. Three families, swap, initials and email, ask in other words what a probe asks.\n",
         "| layers removed | answers kept | loss of answers | perplexity on C4 |",
         "|---|---|---|---|",
     ]

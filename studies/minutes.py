@@ -19,6 +19,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,7 @@ from shortstack.charts.drawing import HEIGHT
 from shortstack.charts.picture import Panel
 from shortstack.evaluation.suites import TASKS as KNOWN
 from shortstack.machine.formats import show_layers
+from shortstack.shrinking.clock import STAGE
 
 HERE = Path(__file__).parent
 JUDGED, WINDOWS, ITEMS, SKIPPED, LIMIT = 17, 40, 50, 1000, 150
@@ -57,19 +59,29 @@ def unseen(data: str, folder: Path, skipped: int) -> str:
     return str(folder)
 
 
-def judged(model: ss.Checkpoint, text: str, data: str | None, items: int) -> dict[str, float]:
-    """Perplexity, accuracy of each task and of each probe, on what shrink never saw."""
-    asked = ss.Tasks(TASKS, limit=LIMIT, data_dir=data) if data else None
-    found = ss.evaluate(
-        model,
-        text=ss.EvaluationText(text, samples=WINDOWS),
-        tasks=asked,
-        generation=ss.GenerationChecks(probes=True, probe_items=items),
-        compute=ss.Compute(seed=JUDGED),
-    )
-    probes = {f"probe {name}": each.accuracy.value for name, each in found.probes.items()}
-    (perplexity,) = found.perplexity.values()
-    return {"loss": perplexity.loss, **{name: each.value for name, each in found.tasks.items()}, **probes}
+@dataclass(frozen=True)
+class Judge:
+    """What a model is asked: windows of a text, items of each probe, and so many documents of each task in a folder."""
+
+    text: str
+    data: str | None
+    windows: int = WINDOWS
+    items: int = ITEMS
+    limit: int = LIMIT
+    seed: int = JUDGED
+
+    def found(self, model: ss.Checkpoint) -> dict[str, float]:
+        """The loss on the text, and the accuracy of each task and of each probe."""
+        found = ss.evaluate(
+            model,
+            text=ss.EvaluationText(self.text, samples=self.windows),
+            tasks=ss.Tasks(TASKS, limit=self.limit, data_dir=self.data) if self.data else None,
+            generation=ss.GenerationChecks(probes=True, probe_items=self.items),
+            compute=ss.Compute(seed=self.seed),
+        )
+        probes = {f"probe {name}": each.accuracy.value for name, each in found.probes.items()}
+        (perplexity,) = found.perplexity.values()
+        return {"loss": perplexity.loss, **{name: each.value for name, each in found.tasks.items()}, **probes}
 
 
 class Stages:
@@ -82,10 +94,10 @@ class Stages:
     def __call__(self, stage: str, _done: int, _total: int, /, *, note: str = "") -> None:
         now = time.perf_counter()
         self.seconds[self.stage] = round(self.seconds.get(self.stage, 0.0) + now - self.since, 1)
-        self.stage, self.since = note.partition(",")[0] or stage, now
+        self.stage, self.since = note.partition(",")[0] if stage == STAGE else stage, now
 
 
-def run(model: str, options: ss.ShrinkOptions, text: str, data: str | None, seed: int = 0) -> dict[str, Any]:
+def run(model: str, options: ss.ShrinkOptions, judge: Judge, seed: int = 0) -> dict[str, Any]:
     """One shrink, and what its checkpoint keeps."""
     with tempfile.TemporaryDirectory() as folder:
         os.environ["SHORTSTACK_CACHE"] = str(Path(folder) / "cache")
@@ -94,7 +106,7 @@ def run(model: str, options: ss.ShrinkOptions, text: str, data: str | None, seed
         seconds = time.perf_counter() - began
         checkpoint = ss.Checkpoint.open(str(made.output))
         schedule = checkpoint.record["healing"]["schedule"] if made.healing else {}
-        found = judged(checkpoint, text, data, ITEMS)
+        found = judge.found(checkpoint)
     return {
         "on": time.strftime("%Y-%m-%d"),
         "drop": len(made.plan.removed),
@@ -149,7 +161,23 @@ def page(rows: Sequence[Mapping[str, Any]], base: Mapping[str, float]) -> str:
             *shares,
         ]
         lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines) + "\n"
+    return "\n".join([*lines, *by_family(rows, base)]) + "\n"
+
+
+def by_family(rows: Sequence[Mapping[str, Any]], base: Mapping[str, float]) -> list[str]:
+    """The lines of a table with the share of each probe's items answered rightly."""
+    names = [name for name in base if name.startswith("probe ")]
+    lines = [
+        "\nShare of each probe's items answered rightly:\n",
+        f"| layers | data | minutes | seed | {' | '.join(name.removeprefix('probe ') for name in names)} |",
+        f"|{'---|' * (4 + len(names))}",
+        f"| all | | | | {' | '.join(f'{base[name]:.2f}' for name in names)} |",
+    ]
+    for row in ordered(rows):
+        run = f"minus {row['drop']} | {row.get('data') or '-'} | {row['minutes']:g} | {row.get('seed', 0)}"
+        right = " | ".join(f"{row['judged'][name]:.2f}" for name in names)
+        lines.append(f"| {run} | {right} |")
+    return lines
 
 
 def ordered(rows: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
@@ -188,11 +216,11 @@ def main() -> None:
     kept_in = HERE / "minutes.json"
     known = json.loads(kept_in.read_text(encoding="utf-8")) if kept_in.exists() else {"runs": []}
     with tempfile.TemporaryDirectory() as folder:
-        asked = unseen(tasks, Path(folder), SKIPPED)
-        known.setdefault("base", judged(ss.Checkpoint.open("demo"), text, asked, ITEMS))
+        judge = Judge(text, unseen(tasks, Path(folder), SKIPPED))
+        known.setdefault("base", judge.found(ss.Checkpoint.open("demo")))
         for drop, each in itertools.product(drops.split(","), minutes.split(",")):
             options = ss.ShrinkOptions(drop=drop, minutes=float(each), data=data)
-            known["runs"].append(run("demo", options, text, asked, int(seed)))
+            known["runs"].append(run("demo", options, judge, int(seed)))
             print(json.dumps(known["runs"][-1]), flush=True)
             kept_in.write_text(json.dumps(known, indent=1) + "\n", encoding="utf-8")
     written = kept_in.with_suffix(".md")

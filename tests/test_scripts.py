@@ -62,6 +62,12 @@ def peers(minutes):
     del sys.modules["peers"]
 
 
+@pytest.fixture
+def aims(minutes):
+    yield script("aims")
+    del sys.modules["aims"]
+
+
 def outcomes(right):
     """An evaluation of four tasks and two probes, `right` of ten documents of each answered rightly."""
     correct = [number < right for number in range(10)]
@@ -153,8 +159,11 @@ def test_the_page_of_minutes_shows_the_share_kept_by_layers_and_minutes(minutes,
         )
     ]
     rows.append({**rows[-1], "data": "my.txt", "judged": base})
-    shown = [line for line in minutes.page(rows, base).splitlines() if "61 s" in line]
-    assert shown == [
+    lines = minutes.page(rows, base).splitlines()
+    assert [line for line in lines if line.startswith("| minus 4 | - | 15")] == [
+        "| minus 4 | - | 15 | 0 | 0.20 | 0.60 |"
+    ]
+    assert [line for line in lines if "61 s" in line] == [
         "| 0-3 | - | today | 0 | 5 | 61 s | 72 | 100% | 80% | 20% | 100% |",
         "| 0-3 | - | today | 0 | 15 | 61 s | 72 | 100% | 100% | 100% | 50% |",
         "| 0-3 | my.txt | today | 0 | 5 | 61 s | 72 | 100% | 100% | 100% | 100% |",
@@ -166,6 +175,14 @@ def test_the_page_of_minutes_shows_the_share_kept_by_layers_and_minutes(minutes,
     assert "lambada, 5 minutes: 60%" in said, "the mean of two seeds"
 
 
+def test_aims_stand_above_what_was_kept(minutes, aims):
+    base = {"loss": 3.0, **dict.fromkeys(minutes.TASKS, 0.5), "probe json": 1.0, "probe dates": 0.6}
+    rows = [{"drop": 8, "removed": range(8), "minutes": 15, "seed": 2, "judged": {**base, "lambada_openai": 0.2}}]
+    lines = aims.page(rows, base).splitlines()
+    found = lines.index("| minus 8: the aim | | | 95% | 60% | 60% |")
+    assert lines[found + 1] == "| 0-7 | 2 | 100% | 100% | 40% | 100% |"
+
+
 def test_a_run_of_minutes_is_judged_on_what_it_did_not_see(minutes, tmp_path, monkeypatch):
     pytest.importorskip("peft")
     source = make_data(tmp_path) / "model"
@@ -174,10 +191,8 @@ def test_a_run_of_minutes_is_judged_on_what_it_did_not_see(minutes, tmp_path, mo
     text = str(tmp_path / "text.txt")
     small = {"recipe": str(recipe), "data": str(tmp_path / "lines.jsonl"), "text": text, "perplexity": text}
     options = ss.ShrinkOptions(drop="2", samples=4, length=16, probe_items=0, **small)
-    monkeypatch.setattr(minutes, "ITEMS", 2)
-    monkeypatch.setattr(minutes, "WINDOWS", 2)
     monkeypatch.setenv("SHORTSTACK_CACHE", os.environ.get("SHORTSTACK_CACHE", ""))  # which the run changes
-    row = minutes.run(str(source), options, text, None)
+    row = minutes.run(str(source), options, minutes.Judge(text, None, windows=2, items=2))
     assert (row["drop"], row["minutes"], row["samples"]) == (2, options.minutes, 3 * 16)
     assert row["judged"]["loss"] > 0
     assert sum(name.startswith("probe ") for name in row["judged"]) == 12
