@@ -56,15 +56,15 @@ def test_a_model_that_does_not_answer_is_not_kept(answers, said):
     assert not said or found_out.reasons[0] == said
 
 
-def test_the_numbers_are_said_the_worst_text_first():
+def test_the_numbers_are_said_what_is_broken_and_the_worst_text_first():
     base, last = (
         evaluation({"a.txt": text(math.log(one)), "b.txt": text(math.log(other))}, right, fluency=fluency)
         for one, other, right, fluency in ((10, 10, (50, 25), found(10).collapse.fluency), (12, 14, (40, 20), LOOPING))
     )
     judged = verdict(base, last)
-    text_first, probes, collapsed, needed = judged.reasons
+    collapsed, worst_text, probes, needed = judged.reasons
     assert judged.decision == "Do not keep it."
-    assert text_first == "Perplexity on b.txt is 1.40 times the unpruned model's."
+    assert worst_text == "Perplexity on b.txt is 1.40 times the unpruned model's."
     shares = r"60\.0% ± .* right, 75\.0% ± .* before the cut, so 80\.0% ± .* is kept\."
     assert re.fullmatch(rf"Generation probes: {shares}", probes)
     assert 'collapsed: "the the"' in collapsed

@@ -60,13 +60,11 @@ def heal_in_turns(
         for number, count in enumerate(sizes, start=1):
             pruned, healed = (unfinished.folder / f"{number}-{kind}" for kind in ("pruned", "healed"))
             turn = under(progress, f"turn {number} of {len(sizes)}: ")
-            if first:
-                if number == len(sizes):
-                    shutil.rmtree(healed, ignore_errors=True)  # killed after its end; only its result is missing
-                if not healed.exists() and not pruned.exists():
-                    choice = Choice(turns.metric, count)
-                    plan = choose(checkpoint, choice, tokens, compute=compute, progress=turn).plan
-                    prune(checkpoint, plan, pruned, progress=turn)
+            if first and number == len(sizes):
+                shutil.rmtree(healed, ignore_errors=True)  # killed after its end; only its result is missing
+            if first and not healed.exists() and not pruned.exists():
+                plan = choose(checkpoint, Choice(turns.metric, count), tokens, compute=compute, progress=turn).plan
+                prune(checkpoint, plan, pruned, progress=turn)
             run.processes.wait_for_everyone()
             if not healed.exists():
                 result = heal(checkpoint.derived(pruned), healed, task, resume=resume, progress=turn)

@@ -50,13 +50,16 @@ def cheapest_sets(costs: Mapping[Block, float], amount: int, most: int) -> list[
     [(0.4, (0, 2)), (0.7, (0, 1))]
     """
     end = max(first + size for first, size in costs)
+    # From the end to the front: the cheapest sets of so many layers that begin at a layer or behind it. Either the layer
+    # stays, or it begins a block, behind which one stays.
     cheapest: dict[Block, list[tuple[float, tuple[int, ...]]]] = {(place, 0): [(0.0, ())] for place in range(end + 2)}
     for first in reversed(range(end)):
         for left in range(1, amount + 1):
             sets = list(cheapest.get((first + 1, left), ()))
-            for size in (size for size in range(1, left + 1) if (first, size) in costs):
-                block, behind = tuple(range(first, first + size)), cheapest.get((first + size + 1, left - size), ())
-                sets += [(costs[first, size] + cost, (*block, *layers)) for cost, layers in behind]
+            for size in range(1, left + 1):
+                if (first, size) in costs:
+                    block, behind = tuple(range(first, first + size)), cheapest.get((first + size + 1, left - size), ())
+                    sets += [(costs[first, size] + cost, (*block, *layers)) for cost, layers in behind]
             cheapest[first, left] = heapq.nsmallest(most, sets)
     return cheapest[0, amount]
 

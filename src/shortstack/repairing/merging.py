@@ -165,13 +165,13 @@ class MergedMlp:
         From stored weights, in float32: what the walk computes in may have fewer bits than they.
         """
         layer, last = self.mlp.stored(checkpoint, number), f"{self.mlp.mlp.leaving}.weight"
-        scaled, gains = {f"{name}.weight" for name in self.mlp.mlp.entering}, self.mlp.gains(layer)
-        own = self.mlp.weights(layer)
+        own, gains = self.mlp.weights(layer), self.mlp.gains(layer)
         merged = {name: weight.clone() for name, weight in own.items()}
+        scaled = {f"{name}.weight" for name in self.mlp.mlp.entering}  # what is multiplied with the norm's output
         for removed in self.origin[self.taken].unique().tolist():
-            places, layer = torch.where(self.origin == removed)[0], self.mlp.stored(checkpoint, removed)
-            ratio = _ratio(self.mlp.gains(layer), gains)
-            for name, weight in self.mlp.weights(layer).items():
+            theirs, places = self.mlp.stored(checkpoint, removed), torch.where(self.origin == removed)[0]
+            ratio = _ratio(self.mlp.gains(theirs), gains)
+            for name, weight in self.mlp.weights(theirs).items():
                 rows = weight[self.numbers[places]]
                 merged[name][places] = rows * ratio if name in scaled else rows
         if change is not None:

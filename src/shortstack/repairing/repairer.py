@@ -288,53 +288,58 @@ class RepairWalk:
 
     def _refit(self, layer: int, cut_follows: bool) -> None:
         """Refit a kept layer's fold points, one after the other; the one that gives its output waits where a cut follows."""
-        module = self.decoder.layers[layer]
-        points = find_fold_points(self.decoder, layer)
-        mergeable = None
-        if cut_follows:
-            last = at_output(self.decoder, layer, points, "leave repair out")
-            mergeable = mergeable_mlp(self.decoder, layer, last)
+        module, points = self.decoder.layers[layer], find_fold_points(self.decoder, layer)
+        last = at_output(self.decoder, layer, points, "leave repair out") if cut_follows else None
         places = [point.place for point in points if point.place != OUTPUT]
-        with recorded_inputs(module, places) as targets:
-            after = self._step(layer, self.whole, self.batches)
-        targets[OUTPUT] = after
-        self.plain = (
-            self._step(layer, self.plain, self.batches[self.fitting :]) if self.parted else after[self.fitting :]
-        )
+        wanted = self._wanted(layer, places)
         short: list[Tensor] | None = None  # what leaves the layer, where the last fit has told it already
         with ExitStack() as changed:
-            for point in points if self.parted else [point for point in points if point.place == OUTPUT]:
-                watched = [*places, *([mergeable.mlp.entering[0]] if mergeable else ())]
-                with recorded_inputs(module, watched) as entered, point.recorded(module) as inputs:
-                    entered[OUTPUT] = self._step(layer, self.short, self.batches)
-                if point.place == OUTPUT and cut_follows:
-                    merged = None
-                    if mergeable:
-                        entering = entered[mergeable.mlp.entering[0]]
-                        merged = MergedMlp(module, mergeable, entering, inputs, self.fitting)
-                    self.waiting, short = _BeforeCut(layer, point, inputs, merged), entered[OUTPUT]
+            for point in points if self.parted else ():
+                if point is last:
                     continue
-                fitted = self._correction(layer, point, inputs, entered[point.place], targets[point.place])
+                with recorded_inputs(module, places) as entered, point.recorded(module) as inputs:
+                    entered[OUTPUT] = self._step(layer, self.short, self.batches)
+                fitted = self._correction(layer, point, inputs, entered[point.place], wanted[point.place])
                 self._keep(layer, fitted)
                 if fitted.change is not None:
                     changed.enter_context(point.changed(module, fitted.change))
                 short = fitted.applied(entered[OUTPUT], inputs) if point.place == OUTPUT else None
+            if last:
+                self.waiting, short = self._before_cut(layer, last)
             self.short = self._step(layer, self.short, self.batches) if short is None else short
-        self.whole = after
+
+    def _wanted(self, layer: int, places: Sequence[str]) -> dict[str, list[Tensor]]:
+        """Step the whole model's streams and the unrepaired ones; return what the whole model has at each place."""
+        with recorded_inputs(self.decoder.layers[layer], places) as wanted:
+            self.whole = self._step(layer, self.whole, self.batches)
+        if self.parted:
+            self.plain = self._step(layer, self.plain, self.batches[self.fitting :])
+        else:
+            self.plain = self.whole[self.fitting :]
+        return {**wanted, OUTPUT: self.whole}
+
+    def _before_cut(self, layer: int, point: FoldPoint) -> tuple[_BeforeCut, list[Tensor]]:
+        """Step through the layer before a cut, and keep what its last fold point and the MLP that this ends are given."""
+        module, mergeable = self.decoder.layers[layer], mergeable_mlp(self.decoder, layer, point)
+        entrances = [mergeable.mlp.entering[0]] if mergeable else []
+        with recorded_inputs(module, entrances) as entered, point.recorded(module) as inputs:
+            short = self._step(layer, self.short, self.batches)
+        merged = MergedMlp(module, mergeable, entered[entrances[0]], inputs, self.fitting) if mergeable else None
+        return _BeforeCut(layer, point, inputs, merged), short
 
     def _close(self, waiting: _BeforeCut) -> None:
         """Refit, behind a cut, the last fold point before it to give what the removed layers gave, merged or as it was."""
         own = self._correction(waiting.layer, waiting.point, waiting.inputs, self.short, self.whole)
-        if waiting.merged and len(waiting.merged.taken):
-            streams, inputs = waiting.merged.applied(self.short), waiting.merged.inputs
-            fitted = self._correction(waiting.layer, waiting.point, inputs, streams, self.whole)
+        merged = waiting.merged
+        if merged and len(merged.taken):
+            streams = merged.applied(self.short)
+            fitted = self._correction(waiting.layer, waiting.point, merged.inputs, streams, self.whole)
             if fitted.left < own.left:
-                edits: Iterable[tuple[str, Edit]] = ()
-                if self.changed:
-                    edits = waiting.merged.edits(self.changed.checkpoint, waiting.layer, fitted.change)
-                error, taken = fitted.left / own.missing, len(waiting.merged.taken)
-                self._keep(waiting.layer, replace(fitted, error=error), edits, taken)
-                self.short = fitted.applied(streams, inputs)
+                source = self.changed.checkpoint if self.changed else None
+                edits = merged.edits(source, waiting.layer, fitted.change) if source else ()
+                fitted = replace(fitted, error=fitted.left / own.missing)
+                self._keep(waiting.layer, fitted, edits, len(merged.taken))
+                self.short = fitted.applied(streams, merged.inputs)
                 return
         self._keep(waiting.layer, own)
         self.short = own.applied(self.short, waiting.inputs)

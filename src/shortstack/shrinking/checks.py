@@ -72,28 +72,31 @@ class CheckResult:
 def check_shrink(
     checkpoint: Checkpoint, outs: Mapping[Path, Route], options: ShrinkOptions, compute: Compute, *, present: int = 0
 ) -> CheckResult:
-    """Refuse what cannot end well; writes nothing. present: bytes of a run that goes on, which lie on the disk already."""
+    """Refuse what cannot end well; writes nothing. present: bytes of a run that goes on, which lie on the disk already.
+
+    outs: of cuts of one model that differ in size alone.
+    """
     check_unquantised(checkpoint, "to refit and to train", "shrink")
     nbytes, device = max(0, disk_bytes(checkpoint, options, len(outs)) - present), pick_device(compute.device)
     checkpoint.check_room(arithmetic(compute.dtype, checkpoint, device), device, fix=f"free memory, or {ROOM}")
-    needed, notes = writing_requirements(checkpoint, compute), tuple[str, ...]()
     for out, route in outs.items():
         CheckpointWriter(out, source=checkpoint.directory, nbytes=nbytes)
         choice = route.choice.sized(checkpoint.sizes)
         if not options.share:
             choice.like(checkpoint.anatomy.layers)
-        wanted = route.wanted(options)
-        _check_calibration(checkpoint, wanted)
-        if route.repair:
-            wanted, notes = _repairable(checkpoint, route, wanted)
+    out, route = next(iter(outs.items()))
+    needed, wanted, notes = writing_requirements(checkpoint, compute), route.wanted(options), tuple[str, ...]()
+    _check_calibration(checkpoint, wanted)
+    if route.repair:
+        wanted, notes = _repairable(checkpoint, route, wanted)
+        repairing = check_repair(checkpoint, wanted.repair_windows, compute)
+        if not route.repeats and wanted.repair > LITTLE and repairing.memory_bytes > available_memory(device):
+            notes = (*notes, f"Repaired on {LITTLE} windows instead of {wanted.repair}: memory does not hold more.")
+            wanted = replace(wanted, repair=LITTLE)
             repairing = check_repair(checkpoint, wanted.repair_windows, compute)
-            if not route.repeats and wanted.repair > LITTLE and repairing.memory_bytes > available_memory(device):
-                notes = (*notes, f"Repaired on {LITTLE} windows instead of {wanted.repair}: memory does not hold more.")
-                wanted = replace(wanted, repair=LITTLE)
-                repairing = check_repair(checkpoint, wanted.repair_windows, compute)
-            needed = needed.then(repairing)
-        if route.healing:
-            needed = needed.then(_check_healing(checkpoint, out, route, compute))
+        needed = needed.then(repairing)
+    if route.healing:
+        needed = needed.then(_check_healing(checkpoint, out, route, compute))
     tasks = documents = 0
     for task in options.evaluation_tasks():
         task.check_paired()

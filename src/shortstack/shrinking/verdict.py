@@ -58,29 +58,27 @@ def verdict(base: Evaluation, last: Evaluation, answers: Sequence[Mapping[str, s
     or it does not answer. Sure is 95 %, by their standard error. Without probes nothing says to keep it. Tasks are told.
     """
     text, times = max(((text, _times(base, last, text)) for text in last.perplexity), key=lambda pair: pair[1])
-    good, bad = False, times > FAR
     reasons = [f"Perplexity on {text} is {times:.2f} times the unpruned model's."]
+    least, most = 0.0, 1.0  # of the probes' mean it surely has, and may have
     before, after = probes_right(base), probes_right(last)
     if before and after and before.value:
         kept = ratio(before, after)
-        good, bad = (
-            times <= NEAR and kept.value - SURE * kept.stderr >= KEPT,
-            bad or kept.value + SURE * kept.stderr < LOST,
-        )
+        least, most = kept.value - SURE * kept.stderr, kept.value + SURE * kept.stderr
         reasons.append(_right("Generation probes", before, after))
     asked = [name for name in share_tasks(last) if name in base.tasks]
     before, after = (tasks_right(each, asked) for each in (base, last))
     if before and after:  # what is kept of what guessing gets, too, would say little
         reasons.append(f"{', '.join(asked)}: {after} right, {before} before the cut.")
-    if last.collapse and base.collapse:
-        judged = last.collapse.against(base.collapse)
-        if judged.fallen:
-            bad = True
-            reasons.append(f"What it writes has collapsed: {judged.sample}.")
-    if silent := [*_unanswered(answers)]:
-        bad, reasons = True, [silent[0], *reasons]
-    keep = False if bad else True if good else None
-    return Verdict(keep, tuple(reasons) if keep else (*reasons, NEEDED))
+    broken = [*_unanswered(answers)][:1]
+    collapse = last.collapse.against(base.collapse) if last.collapse and base.collapse else None
+    if collapse and collapse.fallen:
+        broken.append(f"What it writes has collapsed: {collapse.sample}.")
+    reasons = [*broken, *reasons]
+    if broken or times > FAR or most < LOST:
+        return Verdict(False, (*reasons, NEEDED))
+    if times <= NEAR and least >= KEPT:
+        return Verdict(True, tuple(reasons))
+    return Verdict(None, (*reasons, NEEDED))
 
 
 def _unanswered(answers: Sequence[Mapping[str, str]]) -> Iterator[str]:
@@ -146,18 +144,9 @@ def concluded(
     last = replace(last, model=str(out), collapse=collapse)
     answers = reference.beside(unpruned.measured.answers, made.measured.answers)
     judged = verdict(base, last, answers)
-    others = beside_others(last, made.checkpoint.weight_bytes, made.speed, unpruned.int8)
-    if NO_HEALING in made.left_out:
-        repaired_on = {each.source for each in parse_sources(amounts.repair_text)} if made.repair else set()
-        unused = ", ".join(each.source for each in route.healed_on if options.data and each.source not in repaired_on)
-        unused = f"; the data {unused} was not used" if unused else ""
-        others.insert(0, f"It was not healed: the minutes were too few{unused}.")
-    if made.healing:
-        healing = f"Healing: {made.healing.history.steps} steps on {made.healing.samples:,} samples."
-        others.append(" ".join([healing, *made.healing.remarks]))
-    others += notes
-    if made.left_out:
-        others.append(f"Reduced to fit the minutes: {'; '.join(made.left_out)}.")
+    compared = beside_others(last, made.checkpoint.weight_bytes, made.speed, unpruned.int8)
+    unused = _unused(route, made, amounts) if options.data else ""
+    others = [*_unhealed(made, unused), *compared, *_healed(made), *notes, *_reduced(made)]
     return Shrunk(
         output=out,
         verdict=judged.decision,
@@ -177,6 +166,28 @@ def concluded(
         recipe=route.repeating(amounts, made.healing, drop=len(made.plan.removed), repaired=bool(made.repair)),
         command=_command(unpruned.checkpoint, options, out, compute=compute),
     )
+
+
+def _unused(route: Route, made: Candidate, amounts: Amounts) -> str:
+    """Name the data that nothing was learnt from where nothing healed: repair may have used some."""
+    repaired_on = {each.source for each in parse_sources(amounts.repair_text)} if made.repair else set()
+    return ", ".join(each.source for each in route.healed_on if each.source not in repaired_on)
+
+
+def _unhealed(made: Candidate, unused: str) -> Iterator[str]:
+    if NO_HEALING in made.left_out:
+        yield f"It was not healed: the minutes were too few{f'; the data {unused} was not used' if unused else ''}."
+
+
+def _healed(made: Candidate) -> Iterator[str]:
+    if made.healing:
+        healing = f"Healing: {made.healing.history.steps} steps on {made.healing.samples:,} samples."
+        yield " ".join([healing, *made.healing.remarks])
+
+
+def _reduced(made: Candidate) -> Iterator[str]:
+    if made.left_out:
+        yield f"Reduced to fit the minutes: {'; '.join(made.left_out)}."
 
 
 def settings(route: Route, source: str, made: Candidate, *, amounts: Amounts, seed: int) -> dict[str, Any]:
