@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM
 from learning import SHORT, learning
 from shortstack.checkpoint import Checkpoint
 from shortstack.errors import InputError
-from shortstack.healing import DoRA, HealingTask, Lora, QLora, RsLora, Schedule, TrainingData, heal
+from shortstack.healing import DoRA, HealingTask, Lora, Partial, QLora, RsLora, Schedule, TrainingData, heal
 from zoo import speaking
 
 pytest.importorskip("peft")
@@ -148,3 +148,11 @@ def test_adapters_begin_by_the_seed_so_that_the_same_inputs_give_the_same_weight
     first, again, other = ((tmp_path / name / "model.safetensors").read_bytes() for name in "012")
     assert first == again
     assert first != other
+
+
+def test_without_a_rate_that_of_the_width_is_taken_and_noted(source, tmp_path):
+    for method, rate in ((Lora(lora_r=2), 7.5e-4 * (2000 / source.width) ** 0.781), (Partial(last=1), 1e-4)):
+        task = HealingTask(SHORT.data, method, schedule=Schedule(max_steps=1, per_device_train_batch_size=4))
+        heal(source, tmp_path / method.name, task)
+        noted = Checkpoint.open(tmp_path / method.name).record["healing"]["schedule"]["learning_rate"]
+        assert noted == pytest.approx(rate, rel=0.05)

@@ -92,7 +92,7 @@ def test_metrics_that_choose_the_same_layers_share_everything_behind():
         ("drop: 50%\n", ["evaluate_base", "score"]),
         ("heal: {name: other, data: train.jsonl, learning_rate: 1.0}\n", ROLES[:5]),
         ("heal: {name: other, data: train.jsonl}\n", ROLES),  # a name is no content
-        ("heal: {name: other, data: train.jsonl, learning_rate: 1.0e-4}\n", ROLES),  # nor is a default that is spelled out
+        ("heal: {name: other, data: train.jsonl, max_grad_norm: 1.0}\n", ROLES),  # nor is a default that is spelled out
         ("repair: true\n", ["evaluate_base", "score", "plan"]),
         ("evaluation: {length: 64}\n", ["score", "plan", "prune", "heal"]),
         ("compute: {dtype: float32}\n", ["plan", "prune", "heal"]),  # cutting copies bytes, healing has its own arithmetic

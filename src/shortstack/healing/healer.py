@@ -275,6 +275,12 @@ class HealingRun:
     def first(self) -> int:
         return self.task.method.first(self.checkpoint)
 
+    @property
+    def schedule(self) -> Schedule:
+        """The task's, with a learning rate."""
+        schedule, rate = self.task.schedule, self.task.method.learning_rate(self.checkpoint.width)
+        return replace(schedule, learning_rate=schedule.learning_rate or rate)
+
     def check(self) -> None:
         self.task.check()
         cache_limit()
@@ -358,7 +364,7 @@ class HealingRun:
             "method": task.method.to_dict(),
             "objective": asdict(task.objective),
             "teacher": task.unpruned and task.unpruned.identity,
-            "schedule": asdict(task.schedule),
+            "schedule": asdict(self.schedule),
             "data": {**asdict(task.data), "sha256": hashlib.sha256(content.encode()).hexdigest()},
             "samples": len(examples),
             "asked": self.asked and {name: getattr(self.asked, name) for name in BY_CLOCK},
@@ -380,7 +386,7 @@ class HealingRun:
         writing = WRITING_SECONDS + self.checkpoint.weight_bytes / WRITING_BYTES_PER_S
         clock = self.clock and self.clock.reserving(writing)
         environment = Environment(self.device, self.dtype == torch.bfloat16, task.loggers, logs, self.progress, clock)
-        return learner, train(learner, data, task.schedule, folder, environment=environment)
+        return learner, train(learner, data, self.schedule, folder, environment=environment)
 
     def changed(self, learner: Learner, scratch: Path | None) -> dict[str, StoredTensor]:
         """Spill the tensors that training changed into a folder; processes that have none keep none."""

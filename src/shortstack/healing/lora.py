@@ -50,6 +50,16 @@ class Lora(ChosenParts):
             expected = "at least one layer for adapters to be in"
             raise InputError("0", expected=expected, fix="leave it out for all layers", option="last")
 
+    def learning_rate(self, width: int) -> float:
+        """Return 15 times the rate of training all weights, which is 5e-5 (2000 / width)^0.781, in two digits.
+
+        So short runs with adapters have it (Schulman et al., LoRA Without Regret, 2025, and its formula for Llama models).
+
+        >>> Lora().learning_rate(576), Lora().learning_rate(4096)
+        (0.002, 0.00043)
+        """
+        return float(f"{15 * 5e-5 * (2000 / width) ** 0.781:.1e}")
+
     def prepare(self, checkpoint: Checkpoint, decoder: Decoder) -> Mapping[str, nn.Module]:
         """Put adapters in; return what of them trains, by name."""
         import peft

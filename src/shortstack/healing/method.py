@@ -68,6 +68,10 @@ class HealingMethod:
         for name, weight in learner.trained_tensors().items():
             yield from stored_tensors(checkpoint, {name: weight}).values()
 
+    def learning_rate(self, _width: int) -> float:
+        """Return the peak learning rate where none is given, for hidden states of this width."""
+        return 1e-4
+
     def added_bytes(self, _checkpoint: Checkpoint) -> int:
         """Count the bytes that the healed checkpoint has more than the one that heals."""
         return 0

@@ -140,7 +140,11 @@ class Schedule:
     replanned: str | None = option(
         None, help="Repeat a run by the clock: the STEP:STEPS pairs that it printed at its end."
     )
-    learning_rate: float = option(1e-4, help="Peak learning rate.", above=0)
+    learning_rate: float | None = option(
+        None,
+        help="Peak learning rate. Default: 1e-4; of adapters it follows the model's width, 4.3e-4 at 4096.",
+        above=0,
+    )
     per_device_train_batch_size: int = option(16, help="Samples per forward pass.", minimum=1)
     gradient_accumulation_steps: int = option(
         1, help="Forward passes per optimizer step, over all processes.", minimum=1

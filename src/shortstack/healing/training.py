@@ -91,7 +91,7 @@ def train(module: nn.Module, data: Data, schedule: Schedule, folder: Path, *, en
 
     module(**collate(samples), num_items_in_batch=n) returns {"loss": the sum over tokens that count, divided by n}, so
     every token of a batch counts the same however the batch is divided. Batches hold samples of alike length, in seeded
-    order. folder: keeps the state; where it holds one, the run goes on from there.
+    order. schedule: with a learning rate. folder: keeps the state; where it holds one, the run goes on from there.
     """
     stage = "healing"
     while True:
@@ -424,7 +424,7 @@ class _Loop(Trainer):  # type: ignore[misc]
 @functools.lru_cache(maxsize=8)
 def rate_of(schedule: Schedule, steps: int) -> Callable[[float], float]:
     """Return transformers' own learning rate at a step of so many, as a share of its peak."""
-    optimizer = torch.optim.SGD([torch.zeros(1)], lr=schedule.learning_rate)
+    optimizer = torch.optim.SGD([torch.zeros(1)], lr=1.0)
     scheduler: Any = get_scheduler(schedule.lr_scheduler_type, optimizer, schedule.warmup(steps), steps)
     rate: Callable[[float], float] = scheduler.lr_lambdas[0]
     return rate

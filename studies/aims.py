@@ -1,0 +1,76 @@
+"""Are the aims of the recipe reached? What SmolLM2 keeps after `shrink demo` in 15 minutes, by documents looked at once.
+
+    python studies/aims.py ARTICLES C4_JSONL DATA_DIR
+
+Nothing else may run beside it. Each cut is made with each of SEEDS, given C4 beside what the recipe heals on, and judged
+on what judged nothing before: ARTICLES, DOCUMENTS of each task behind those that studies/minutes.py takes, and probes of
+another seed. Writes studies/aims.json, which a run that goes on reads, and studies/aims.md.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+
+import shortstack as ss
+from minutes import LIMIT, MEASURES, SKIPPED, Judge, by_family, kept, run, unseen
+from shortstack.machine.formats import show_layers
+
+HERE = Path(__file__).parent
+SEEDS, MINUTES, DOCUMENTS, JUDGING = (2, 3), 15, 500, 29
+AIMS = {4: (0.98, 0.85, 0.85), 8: (0.95, 0.60, 0.60)}  # of the three tasks, of lambada, of the probes
+
+
+def page(rows: Sequence[Mapping[str, Any]], base: Mapping[str, float]) -> str:
+    """The table of aims and what was kept."""
+    names = MEASURES[1:]
+    lines = [
+        "# Are the aims reached? SmolLM2-135M-Instruct by `shortstack shrink demo` in 15 minutes, given C4\n",
+        f"`python studies/aims.py articles c4_demo.jsonl shared/data`, torch {torch.__version__}, transformers "
+        f"{transformers.__version__}, two cores, {time.strftime('%Y-%m-%d')}.\n",
+        "Shares of the unpruned model's values on documents that nothing was chosen by, looked at once:",
+        f"{DOCUMENTS} of each task behind the first {SKIPPED + LIMIT:,}, {Judge.items} items of each probe; of likelihood "
+        "the geometric mean.\n",
+        f"| layers removed | seed | {MEASURES[0]} | {' | '.join(names)} |",
+        f"|{'---|' * (3 + len(names))}",
+    ]
+    for drop, aims in AIMS.items():
+        lines.append(f"| minus {drop}: the aim | | | {' | '.join(f'{aim:.0%}' for aim in aims)} |")
+        for row in rows:
+            if row["drop"] == drop:
+                shares = kept(row["judged"], base)
+                found = " | ".join(f"{shares[name]:.0%}" for name in MEASURES)
+                lines.append(f"| {show_layers(row['removed'])} | {row['seed']} | {found} |")
+    tasks = ", ".join(f"{name} {base[name]:.3f}" for name in base if name != "loss" and not name.startswith("probe "))
+    return "\n".join([*lines, f"\nThe unpruned model: {tasks}.", *by_family(rows, base)]) + "\n"
+
+
+def main() -> None:
+    text, c4, tasks = sys.argv[1:]
+    kept_in = HERE / "aims.json"
+    known = json.loads(kept_in.read_text(encoding="utf-8")) if kept_in.exists() else {"runs": []}
+    with tempfile.TemporaryDirectory() as folder:
+        judge = Judge(text, unseen(tasks, Path(folder), SKIPPED + LIMIT), limit=DOCUMENTS, seed=JUDGING)
+        if "base" not in known:
+            known["base"] = judge.found(ss.Checkpoint.open("demo"))
+        for seed in SEEDS:
+            for drop in AIMS:
+                if (drop, seed) in [(row["drop"], row["seed"]) for row in known["runs"]]:
+                    continue
+                options = ss.ShrinkOptions(drop=str(drop), minutes=MINUTES, data=f"{c4},self,copying=0.5,drills")
+                known["runs"].append(run("demo", options, judge, seed))
+                print(json.dumps(known["runs"][-1]), flush=True)
+                kept_in.write_text(json.dumps(known, indent=1) + "\n", encoding="utf-8")
+    kept_in.with_suffix(".md").write_text(page(known["runs"], known["base"]), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
