@@ -471,7 +471,7 @@ UNUSED = {
     "prune model -o out --layers 3": ("--samples 5", "--text x", "--repair-samples 9"),
     "profile model --no-speed": ("--batch-size 4", "--repeats 3"),
     "evaluate model": ("--limit 2",),
-    "compare model": ("--repair-samples 9",),
+    "compare model": ("--repair-samples 9", "--num-fewshot 2"),
     "verify model": ("--revision main",),
 }
 

@@ -53,6 +53,8 @@ def test_a_dry_run_counts_what_stays_and_writes_no_model(place, command):
     ("words", "expected"),
     [
         (("prune", "whole.gguf", "--layers", "9", "-o", "small.gguf"), "layers from 0 to 7"),
+        (("verify", "whole.gguf", "--stream"), "no --stream: it has no effect here"),
+        (("verify", "whole.gguf", "--device", "cuda"), "no --device: it has no effect here"),
         (("prune", "whole.gguf", "--layers", "2", "--repair", "-o", "small.gguf"), "write a directory"),
         (("prune", "whole.gguf", "--layers", "2", "-o", "whole.gguf"), "the model itself"),
         (("prune", "whole.gguf", "--layers", "2", "-o", "a-00001-of-00002.gguf"), "with llama-gguf-split"),

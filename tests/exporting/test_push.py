@@ -87,6 +87,12 @@ def test_what_was_written_lies_there_with_its_card(pruned, hub):
     assert yaml.safe_load(files["README.md"].decode().split("---")[1])["license"] == "apache-2.0"
 
 
+def test_what_is_to_be_private_goes_into_no_pull_request_that_all_see(pruned, hub):
+    with pytest.raises(InputError, match="private: expected private for a new repository, or pr"):
+        push_to_hub(pruned, "me/small", private=True, pr=True)
+    assert not hub.files
+
+
 def test_an_unknown_licence_is_asked_for(pruned, hub):
     (pruned.directory / "README.md").write_text("# Mine\n\nwords of my own\n", encoding="utf-8")
     with pytest.raises(InputError, match="license: expected the licence of the source"):

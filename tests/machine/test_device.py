@@ -21,7 +21,11 @@ def test_what_is_there_is_taken_by_its_name(name, two_gpus):
     assert pick_device("auto") == "cuda"
 
 
-@pytest.mark.parametrize("name", ["cuda:2", "cuda:-1", "cuda:x"])
+def test_the_only_one_of_its_kind_has_one_name():
+    assert pick_device("cpu:0") == "cpu"
+
+
+@pytest.mark.parametrize("name", ["cuda:2", "cuda:-1", "cuda:x", "cuda:"])
 def test_a_gpu_that_is_not_there_is_refused_with_those_that_are(name, two_gpus):
     with pytest.raises(InputError, match=f"device: expected cuda:0 to cuda:1, found {name}"):
         pick_device(name)

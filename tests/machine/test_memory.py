@@ -43,6 +43,12 @@ def test_the_limit_of_a_nested_control_group_counts(line, kind, tmp_path, monkey
     assert memory.available_memory("cpu") == 4500000, "of a group and those below it"
 
 
+def test_of_two_pieces_of_work_the_larger_says_which_device_is_asked_for_memory():
+    scoring, writing = memory.Requirements(900, device="cuda"), memory.Requirements(100, disk_bytes=50)
+    for both in (scoring.then(writing), writing.then(scoring)):
+        assert both == memory.Requirements(900, 50, device="cuda")
+
+
 def test_a_model_that_must_be_in_memory_whole_and_has_no_room_is_refused_before_it_is_read(monkeypatch):
     checkpoint = Checkpoint.open(tiny("llama"))
     half, whole = checkpoint.parameters * 2, checkpoint.parameters * 4

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from shortstack.cli.dry_run import DryRun, show_dry_run
-from shortstack.cli.options import CALIBRATION, Model, Repairing, Saved, Session, flat, group
+from shortstack.cli.options import CALIBRATION, Model, Repairing, Saved, Session, check_unused, flat, group
 from shortstack.data import CalibrationText
 from shortstack.errors import InputError
 from shortstack.evaluation import EvaluationText, Tasks
@@ -60,6 +60,8 @@ def compare(
     $ shortstack compare org/model --memory 50%
     """
     options.check("compare")
+    if tasks.tasks is None:
+        check_unused("compare without --tasks", replace(tasks, limit=None))  # which counts windows, too
     if not texts.sources:
         raise InputError("none", expected="a text to sort rows by", fix="name one: pydoc", option="perplexity")
 
@@ -74,6 +76,7 @@ def compare(
     with session.report.bars() as progress:
         checkpoint = session.source.open(model, progress)
         healed = session.alone.open(options.healed, progress) if options.healed else None
+        # refused here, before texts are read or written
         parse_memory(memory, checkpoint.weight_bytes, least=checkpoint.sizes.other_bytes)
         windows = replace(texts, samples=tasks.limit).read(checkpoint.tokenizer(), compute.seed, at_least=1)
         judges = [judge_tasks(replace(tasks, seed=compute.seed), checkpoint)] if tasks.tasks else []

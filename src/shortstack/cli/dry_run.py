@@ -34,7 +34,8 @@ def show_dry_run(
 
     rows: that in words; data: the same for machines. output: where on the disk bytes would go.
     """
-    known, short = _balance(needed, output), lacking(needed, output)
+    known = _balance(needed, output)
+    short = _lacking(known)
     if report.json:
         return console.show_json({**(data or {}), **known, "lacking": short})
     on = f" on {needed.device}" if needed.device.startswith("cuda") else ""
@@ -53,12 +54,17 @@ def show_dry_run(
 
 
 def lacking(needed: Requirements, output: Path | None = None) -> list[str]:
-    known, short = _balance(needed, output), []
-    if known["memory_bytes"] > known["memory_available_bytes"]:
-        short.append(f"memory: {size(known['memory_bytes'])}, of {size(known['memory_available_bytes'])}")
-    if known["disk_bytes"] > known["disk_free_bytes"]:
-        short.append(f"disk: {size(known['disk_bytes'])}, of {size(known['disk_free_bytes'])} free")
-    return short
+    """Say what of memory and disk does not suffice, and how much there is."""
+    return _lacking(_balance(needed, output))
+
+
+def _lacking(known: Mapping[str, Any]) -> list[str]:
+    there = {"memory": "memory_available_bytes", "disk": "disk_free_bytes"}
+    return [
+        f"{what}: {size(known[f'{what}_bytes'])}, of {size(known[have])}{' free' * (what == 'disk')}"
+        for what, have in there.items()
+        if known[f"{what}_bytes"] > known[have]
+    ]
 
 
 def _balance(needed: Requirements, output: Path | None) -> dict[str, Any]:

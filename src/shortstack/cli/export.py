@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -66,10 +67,10 @@ def export(
     for what, where in made.items():
         console.show(f"{what}: {where if isinstance(where, str) else where['url']}")
     if file.ollama and file.gguf:
-        report.say(f"ollama create {file.gguf.stem} -f {made['modelfile']}")
+        report.say(shlex.join(["ollama", "create", file.gguf.stem, "-f", made["modelfile"]]))
     elif file.gguf:
-        smaller = f"llama-quantize {file.gguf} {file.gguf.stem}-q4_k_m.gguf Q4_K_M"
-        report.say(f"llama-server -m {file.gguf}, or smaller: {smaller}")
+        smaller = shlex.join(["llama-quantize", str(file.gguf), f"{file.gguf.stem}-q4_k_m.gguf", "Q4_K_M"])
+        report.say(f"{shlex.join(['llama-server', '-m', str(file.gguf)])}, or smaller: {smaller}")
     elif hub.push_to_hub:
         report.say(_loading(hub.push_to_hub, checkpoint, made["hub"]["pull_request"]))
     return None

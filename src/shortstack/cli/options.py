@@ -19,7 +19,7 @@ from shortstack.cli import console
 from shortstack.data import RepairText
 from shortstack.errors import InputError
 from shortstack.machine.device import Compute
-from shortstack.machine.files import check_new, check_picture, finite, save_json
+from shortstack.machine.files import check_new, check_picture, save_json
 from shortstack.machine.formats import option_words
 from shortstack.machine.options import changed_options, check_options, option, option_of
 from shortstack.machine.progress import bars, say
@@ -123,7 +123,7 @@ class Reporting:
         """Write a result's files, then print it: a closed stdout costs no file, and a full disk not the result."""
         try:
             if output:
-                save_json(output, finite(result.to_dict()))
+                save_json(output, result.to_dict())
             if plot:
                 result.plot().save(plot)
         finally:

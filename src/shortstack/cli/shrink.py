@@ -49,9 +49,10 @@ def shrink(
         return console.show_json(shrunk.to_dict())
     show_shrunk(shrunk)
     if shrunk.healing is None and shrunk.left_out:
-        session.report.next_heal(output, model, data=options.data)
+        session.report.next_heal(output, model, *session.alone.command_line, data=options.data)
     else:
-        session.report.next_measure(output, model, *(("--tasks", options.tasks) if options.tasks else ()))
+        tasks = ("--tasks", options.tasks) if options.tasks else ()
+        session.report.next_measure(output, model, *tasks, *session.alone.command_line)
     return None
 
 
@@ -63,9 +64,8 @@ def _preview(model: str, output: Path, options: ShrinkOptions, session: Session)
         source = session.source.open(model, progress)
         forecast = preview_shrink(source, output, options, compute=session.compute)
     amounts = asdict(forecast.amounts)
-    rows = [(what, str(amounts[name])) for name, what in WHAT.items()]
-    rows = rows if options.tasks else rows[:-1]  # of tasks
-    rows = [*_cut_rows(forecast.cut), *rows]
+    told = [name for name in WHAT if options.tasks or name != "documents"]
+    rows = [*_cut_rows(forecast.cut), *((WHAT[name], str(amounts[name])) for name in told)]
     by_clock = "as many steps as the other work leaves time for" if forecast.heals else "none"
     healing = f"{forecast.steps} steps" if forecast.steps else by_clock
     seconds = forecast.seconds if math.isfinite(forecast.seconds) else None

@@ -12,7 +12,7 @@ from cyclopts import Parameter
 
 from shortstack.cli import console
 from shortstack.cli.options import SAID, Reporting, flat
-from shortstack.machine.formats import duration
+from shortstack.machine.formats import duration, printable
 from shortstack.machine.tables import Cell, Table
 
 if TYPE_CHECKING:
@@ -76,4 +76,4 @@ def frame(study: StudyProgress) -> Group:
     lines += [f"failed: {failure}" for failure in study.failures]
     left = "time left: unknown" if study.eta is None else f"at most {duration(study.eta)} left"
     ended = "finished" if study.finished else left
-    return Group(console.title(table), console.drawn(table), *(Text(line) for line in [*lines, ended]))
+    return Group(console.title(table), console.drawn(table), *(Text(printable(line)) for line in [*lines, ended]))

@@ -137,7 +137,7 @@ def _check_layers(model: GgufFile, checkpoint: Checkpoint) -> None:
     layers, blocks = checkpoint.anatomy.layers, {tensor.block for tensor in model.tensors} - {None}
     if counted is None or counted.value != layers or blocks != {*range(layers)}:
         raise CheckpointError(
-            f"{len(blocks)}, of {counted.value if counted else 'no number'} that are counted",
+            f"{len(blocks)}, and a block_count of {counted.value if counted else 'none'}",
             expected=f"{layers} layers, as {checkpoint.source} has",
             fix="convert it with a newer llama.cpp",
             where=model.parts[0],

@@ -38,12 +38,15 @@ def push_to_hub(
     of one, in place of the source's.
 
     Raises:
-        InputError: no name of a repository; nobody knows the licence; or a public repository is there.
+        InputError: no name of a repository; nobody knows the licence; a public repository is there; or private and pr.
         OutputError: the repository has files, and no pull request is asked for.
         CheckpointError: the checkpoint is not as it was written.
         ShortstackError: the hub cannot be reached, or refuses.
     """
     checkpoint = Checkpoint.of(checkpoint)
+    if private and pr:
+        expected, fix = "private for a new repository, or pr for one that is there", "leave one out"
+        raise InputError("pr as well", expected=expected, fix=fix, option="private")
     progress("checking", 0, 2)
     files = prepared(checkpoint, repository, licence)
     progress("uploading", 1, 2)

@@ -66,7 +66,7 @@ def pick_device(name: str = "auto") -> str:
     """Find the device of a name; for `auto` the first that there is of CUDA, MPS and the CPU."""
     import torch
 
-    kind, _, number = name.partition(":")
+    kind, colon, number = name.partition(":")
     present = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
     if name == "auto":
         return next(device for device in ("cuda", "mps", "cpu") if present[device])
@@ -78,7 +78,7 @@ def pick_device(name: str = "auto") -> str:
             option="device",
         )
     count = torch.cuda.device_count() if kind == "cuda" else 1
-    if number and not (number.isdecimal() and int(number) < count):
+    if colon and not (number.isdecimal() and int(number) < count):
         numbered = f"{kind}:0" if count == 1 else f"{kind}:0 to {kind}:{count - 1}"
         raise InputError(name, expected=numbered, fix=f"name {kind}", option="device")
-    return name
+    return name if kind == "cuda" else kind

@@ -137,10 +137,10 @@ class Requirements:
     device: str = "cpu"
 
     def then(self, other: Requirements) -> Requirements:
-        """Add up both, one after the other: memory is given back between them, what is on the disk stays."""
-        return Requirements(
-            max(self.memory_bytes, other.memory_bytes),
-            self.disk_bytes + other.disk_bytes,
-            self.streamed or other.streamed,
-            other.device,
-        )
+        """Add up both, one after the other: memory is given back between them, what is on the disk stays.
+
+        The device is that of the one which holds more.
+        """
+        larger = max(other, self, key=lambda each: each.memory_bytes)
+        disk_bytes, streamed = self.disk_bytes + other.disk_bytes, self.streamed or other.streamed
+        return Requirements(larger.memory_bytes, disk_bytes, streamed, larger.device)

@@ -148,8 +148,8 @@ class Store:
                 raise DataError(repr(row["key"]), expected=expected, fix=fix, where="runs.sqlite")
             if seals.get(row[name], seal := _seal(row, columns)) != seal:
                 raise DataError(
-                    "another: the file has changed since",
-                    expected="the row as it was kept",
+                    "one that something else has changed",
+                    expected="the row that `shortstack study` wrote",
                     fix="restore it, or run the study again in another folder",
                     where=f"runs.sqlite, {row[name]}",
                 )
