@@ -61,6 +61,16 @@ def cell(found, label, heading):
     return row.cells[[column.label for column in found.columns].index(heading)]
 
 
+def test_settings_stand_under_their_model(store, tmp_path):
+    for model in ("small", "large"):
+        known = {"evaluate_base": evaluated(BASE), "plan": plan("bi", 8), "evaluate_pruned": evaluated(CUT)}
+        store.measured(settings(model=model, metric="bi"), **known)
+        store.measured(settings(model=model, metric="reverse"), **known | {"plan": plan("reverse", 8)})
+    blocks = table(made(store, tmp_path), "settings").blocks
+    assert [block.title for block in blocks] == ["small", "large"]
+    assert [[row.base for row in block.rows] for block in blocks] == [[True, False, False]] * 2
+
+
 # Rows by hand
 
 

@@ -98,6 +98,14 @@ def test_a_recipe_is_a_way_to_heal_and_its_options_can_be_changed():
     assert trial.heal_arguments["seed"] == 7
 
 
+def test_the_layers_that_train_take_the_place_of_a_recipe_s():
+    (trial,) = parse_study(
+        "models: [a]\nmetrics: [ppl]\nheal: {recipe: paper-last3, name: x, layers: 3-5}\n", where="s"
+    ).trials
+    assert trial.heal_arguments["layers"] == "3-5"
+    assert trial.heal_arguments["last"] is None
+
+
 @pytest.mark.parametrize("metric", ["random", "random block", "random lowest", "random-authors block", "reverse block"])
 def test_what_draws_gives_every_seed_layers_of_its_own(metric):
     found = parse_study(f"models: [a]\nmetrics: [{metric}]\ndrop: [2]\nseeds: [0, 1, 2, 3]\n", where="s").trials
@@ -133,6 +141,16 @@ def test_what_draws_gives_every_seed_layers_of_its_own(metric):
         ("models: [a]\nmetrics: [ppl]\nstrategy: twice\n", "line 3: strategy: .*write it like step 1"),
         ("models: [a]\nmetrics: [ppl]\nheal: paper-lor\n", "line 3: .*did you mean paper-lora"),
         ("models: [a]\nmetrics: [ppl]\nheal: {method: lora}\n", "add data: pydoc"),
+        ("models: [a]\nmetrics: [ppl]\nseeds: [-1]\n", "line 3: .*seeds.*greater than or equal to 0"),
+        ("models: [a]\nmetrics: [ppl search]\n", "strategy or metric, not both"),
+        (
+            "models: [a]\nmetrics: [ppl]\nheal: [paper-lora, {recipe: paper-lora, num_train_epochs: 1}]\n",
+            "line 3: heal: .*paper-lora with other options.*a name of its own",
+        ),
+        (
+            "models: [a]\nmetrics: [ppl]\nheal:\n- none\n- {method: lora}\n",
+            "line [45]: heal: lora: expected data",
+        ),
         ("models: [a]\nmetrics: [ppl]\nheal: {data: pydoc, lora_r: 4}\n", "line 3: lora_r: .*of the method partial"),
         ("models: [a]\nmetrics: [ppl]\nheal: {data: pydoc, seed: 4}\n", "seeds: "),
         ("models: [a]\nmetrics: [search]\nstrategy: step 1\n", "except: "),

@@ -26,6 +26,7 @@ from shortstack.runs.folder import Folder
 from shortstack.runs.records import read
 from shortstack.study import run_study, runner
 from shortstack.study.progress import study_progress
+from shortstack.study.step_counts import step_counts
 from shortstack.study.step_types import EvaluateStep, HealStep, PruneStep
 from shortstack.study.workers import local
 from studies import QUICK, SHORT, STUDY, found, inline, make_data, write_study
@@ -257,6 +258,23 @@ def test_what_would_fail_in_a_step_is_refused_before_the_first(tmp_path, monkeyp
     if (tmp_path / "runs").exists():
         with Store.open(Folder(tmp_path / "runs"), read_only=True) as store:
             assert store.steps() == []
+    if "device" not in new:  # it may run elsewhere
+        with pytest.raises((InputError, DataError), match=said):
+            step_counts(tmp_path / "study.yaml")
+
+
+@pytest.mark.parametrize("heal", [f"[none, {QUICK}]", QUICK])
+def test_weights_that_are_gone_are_made_again_from_the_first_that_is(tmp_path, monkeypatch, heal):
+    """The text to judge on changes: it needs healed weights, which need those of the cut, and both were removed."""
+    monkeypatch.setenv("TINY", str(make_data(tmp_path)))
+    text = ONE_METRIC.replace("perplexity: [$TINY/text.txt]", "pruned: false, perplexity: [$TINY/judged.txt]")
+    text = text.replace(f"[none, {QUICK}]", heal)
+    judged = tmp_path / "judged.txt"
+    for words in ("a walk that visits every layer ", "the dog lies in order by the door "):
+        judged.write_text(words * 40, encoding="utf-8")
+        outcome = run(tmp_path, text, keep="none")
+        assert (outcome.done, outcome.failures) == (outcome.trials, [])
+    assert weights(tmp_path / "runs") == []
 
 
 def test_a_recipe_that_changed_makes_another_study(tmp_path, monkeypatch):

@@ -69,7 +69,7 @@ def test_a_model_that_would_be_fetched_is_said_to_be_unknown(tmp_path):
 def test_the_whole_grid_of_the_paper_shares_most_of_its_steps(monkeypatch):
     monkeypatch.setenv("DATA", "/data")
     monkeypatch.setattr("shortstack.study.step_counts.text_digest", str)
-    monkeypatch.setattr("shortstack.study.grid.EvaluationOptions.check", str)  # the data is somewhere else
+    monkeypatch.setattr("shortstack.study.step_counts.check_inputs", lambda *_: None)  # the data is somewhere else
     said = step_counts(STUDIES / "paper.yaml")
     assert said.trials == 161
     assert sum(said.steps.values()) < 0.7 * sum(said.asked.values())

@@ -167,7 +167,9 @@ class Table:
         writer = csv.writer(out, lineterminator="\n")
         writer.writerow(["block", *heads])
         for title, row in zip(titles, rows, strict=True):
-            writer.writerow([title, *(shown(value) if isinstance(value, tuple) else value for value in row)])
+            writer.writerow(
+                [title, *(" to ".join(map(str, value)) if isinstance(value, tuple) else value for value in row)]
+            )
         return out.getvalue()
 
     def html(self) -> str:

@@ -31,12 +31,11 @@ class Figure:
 
 
 def figures(findings: Findings) -> list[Figure]:
-    models = findings.bases or findings.by_model
     texts = findings.measured("perplexity")[:1]
     shares = [findings.headline] if findings.headline not in ("", *findings.measured("perplexity")) else []
     every = [
         findings.subject and _stack(findings.subject),
-        *(_depth(findings, model, name) for model in models for name in (*shares, *texts)),
+        *(_depth(findings, model, name) for model in findings.by_model for name in (*shares, *texts)),
     ]
     return [figure for figure in every if figure]
 

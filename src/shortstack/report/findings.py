@@ -180,11 +180,8 @@ class Findings:
 
     @property
     def subject(self) -> Result | None:
-        """The one setting that there is, or that the report is about."""
-        if len(self.results) == 1:
-            return self.results[0]
-        trial = self.runs.subject
-        return next((result for result in self.results[::-1] if trial and trial.number in result.numbers), None)
+        """The one setting that there is; None where there are several."""
+        return self.results[0] if len(self.results) == 1 else None
 
     @property
     def headline(self) -> str:

@@ -117,18 +117,21 @@ def _option(name: str, value: Any) -> str:
 
 
 def short_paths(names: Iterable[str]) -> dict[str, str]:
-    """Shorten paths to as many last parts as tell them from the others; any other name stays as it is.
+    """Shorten paths, alone or with commas between, to as many last parts as tell them from the others; others stay.
 
     >>> short_paths(["/a/b/text.txt", "/a/c/text.txt", "/a/model", "org/name"])
     {'/a/b/text.txt': 'b/text.txt', '/a/c/text.txt': 'c/text.txt', '/a/model': 'model', 'org/name': 'org/name'}
+    >>> short_paths(["/a/one.json,/a/two.json"])
+    {'/a/one.json,/a/two.json': 'one.json,two.json'}
     """
-    shorter = dict.fromkeys(names, "")
+    names = list(names)
+    shorter = dict.fromkeys((part for name in names for part in name.split(",")), "")
     for name in shorter:
         parts = name.rstrip("/").split("/") if name.startswith(PATHS) else [name]
         ends = ("/".join(parts[-amount:]) for amount in range(1, len(parts)))
         others = [f"/{other}".rstrip("/") for other in shorter if other != name]
         shorter[name] = next((end for end in ends if not any(other.endswith(f"/{end}") for other in others)), name)
-    return shorter
+    return {name: ",".join(shorter[part] for part in name.split(",")) for name in names}
 
 
 def said(levels: Mapping[str, str], name: str) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -298,12 +298,12 @@ def probes(findings: Findings) -> Table | None:
     return Table("Can it still write", (SETTING, *columns), _by_model(findings, columns), caption, key="probes")
 
 
-def _by_model(
-    findings: Findings, columns: Sequence[ResultColumn], without: Collection[str] = ("model",)
-) -> tuple[Block, ...]:
+def _by_model(findings: Findings, columns: Sequence[ResultColumn]) -> tuple[Block, ...]:
     blocks = []
     for model, results in findings.by_model.items():
-        rows = judged_rows(results, findings.bases.get(model), columns, lambda result: findings.name(result, without))
+        rows = judged_rows(
+            results, findings.bases.get(model), columns, lambda result: findings.name(result, ("model",))
+        )
         blocks.append(Block(_model_title(findings, model), tuple(rows)))
     return tuple(blocks)
 
@@ -366,9 +366,7 @@ def every_setting(findings: Findings) -> Table | None:
         MAKE_TIME,
     )
     caption = "A mean over seeds where a setting has several."
-    rows = [row for block in _by_model(findings, columns, ()) for row in block.rows]
-    block = Block("", tuple(sorted(rows, key=lambda row: not row.base)))
-    return Table("Every setting", (SETTING, *columns), (block,), caption, key="settings")
+    return Table("Every setting", (SETTING, *columns), _by_model(findings, columns), caption, key="settings")
 
 
 OVERVIEWS = (probes, sizes, every_setting)

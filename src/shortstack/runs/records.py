@@ -84,11 +84,6 @@ class Runs:
         failed = [(trial, [step for step in trial.steps.values() if step.state == "failed"]) for trial in self.trials]
         return [(trial, steps) for trial, steps in failed if steps or trial.state == "failed"]
 
-    @property
-    def subject(self) -> TrialRecord | None:
-        """The trial, where there is one alone: the report draws it."""
-        return self.trials[0] if len(self.trials) == 1 else None
-
 
 def read(folder: str | Path) -> Runs:
     """Read all trials and steps in RUNS, as of one moment."""

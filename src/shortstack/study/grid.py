@@ -19,7 +19,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field, field_validator
 
@@ -104,7 +104,7 @@ class Study(Part):
     strategy: str | list[str] = ONE_SHOT
     repair: RepairValue | list[RepairValue] = False
     heal: HealValue | list[HealValue] = None
-    seeds: tuple[int, ...] = (0,)
+    seeds: tuple[Annotated[int, Field(ge=0)], ...] = (0,)
     trials_: tuple[TrialSettings, ...] = Field(default=(), alias="trials")
     except_: tuple[TrialSettings, ...] = Field(default=(), alias="except")
     evaluation: EvaluationOptions = EvaluationOptions()
@@ -153,6 +153,10 @@ class Study(Part):
 
     def _named_healings(self) -> dict[str, HealOptions]:
         entries = [entry for heal in (self.heal, *(some.heal for some in self.trials_)) for entry in _listed(heal)]
+        changed = {entry.recipe for entry in entries if isinstance(entry, HealEntry) and not entry.name}
+        for name in changed & {entry for entry in entries if isinstance(entry, str)}:
+            expected, fix = "one way to heal of each name", "give the one with other options a name of its own"
+            raise InputError(f"{name}, and {name} with other options", expected=expected, fix=fix, where="heal")
         named: dict[str, HealOptions] = {}
         for options in (HealOptions.of(entry, {}) for entry in entries if isinstance(entry, HealPart)):
             if options and named.setdefault(options.name, options) != options:
@@ -183,7 +187,9 @@ def in_file(path: str | Path, *within: str, text: str | None = None) -> Iterator
     except InputError as error:
         text, named = text or yamlfile.text_of(path), error.option or error.where.rpartition(": ")[2]
         line = yamlfile.line_of(text, *within, named) if within else None
-        line = line or yamlfile.line_saying(text, error.found.strip("'")) or yamlfile.line_saying(text, named)
+        found = error.found.strip("'")
+        said = found if found != "none" else named  # many a line says none
+        line = line or yamlfile.line_saying(text, said) or yamlfile.line_saying(text, named)
         raise error.in_file(f"{path}, line {line}" if line else str(path)) from error
 
 

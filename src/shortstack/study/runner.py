@@ -88,11 +88,7 @@ def run_study(
     """
     check_choice_of("keep", keep, KEEPS)
     study, folder = read_study(path), Folder(Path(out))
-    with in_file(path, "evaluation"):
-        study.evaluation.check()
-    with in_file(path):
-        for source in texts(study):
-            check_text(source)
+    check_inputs(study, path)
     check_outside(folder)
     with folder.held(), Store.open(folder) as store:
         check_same(folder, study, store)
@@ -115,6 +111,15 @@ def run_study(
         store.note(finished=time.time())
         folder.clear_partial(states=bool(run.failed))
         return run.outcome()
+
+
+def check_inputs(study: Study, path: str | Path) -> None:
+    """Refuse an evaluation, or texts and data, that no step could use."""
+    with in_file(path, "evaluation"):
+        study.evaluation.check()
+    with in_file(path):
+        for source in texts(study):
+            check_text(source)
 
 
 def check_same(folder: Folder, study: Study, store: Store) -> None:
@@ -181,21 +186,24 @@ class _StudyRun:
         self.done: dict[int, tuple[Trial, dict[str, Step]]] = {}  # the done trials
 
     def to_the_end(self) -> None:
-        self._update()
-        self._hand_over()
+        self._go_on()
         while self.running:
             finished, _ = wait(self.running, timeout=PACE, return_when=FIRST_COMPLETED)
-            if not finished:
-                self._tell()
-                continue
             for future in finished:
                 self._finish(self.running.pop(future), future)
-            self._update()
-            if not self.full:
-                self._hand_over()
-            self._update()  # what was handed over runs
+            if finished:
+                self._go_on()
+            else:
+                self._tell()
         if self.full:
             raise self.full
+
+    def _go_on(self) -> None:
+        """See what has ended, hand over what can run now, and say that it runs."""
+        self._update()
+        if not self.full:
+            self._hand_over()
+        self._update()
 
     def outcome(self) -> StudyOutcome:
         steps = {step.key for _, steps in self.done.values() for step in steps.values()}
@@ -220,20 +228,23 @@ class _StudyRun:
     def _ready(self) -> Iterator[Step]:
         taken = {step.key for step in self.running.values()} | self.failed
         for trial in self.open.values():
-            steps = self.paths.steps(trial)
-            for step in steps.values():
-                if step.key in self.results or step.key in taken:
-                    continue
-                first = self._to_make_again(step, steps) or step
-                if first.key not in taken:
-                    taken.add(first.key)
-                    yield first
+            wanted = self._wanted(self.paths.steps(trial))
+            for step in wanted.values():
+                if step.key not in taken and wanted.keys().isdisjoint(step.reads.values()):
+                    taken.add(step.key)
+                    yield step
 
-    def _to_make_again(self, step: Step, steps: Mapping[str, Step]) -> Step | None:
-        """Find the step whose weights this one reads, where they went before another trial was found to need them."""
-        makers = {maker.key: maker for maker in steps.values() if maker.writes_weights}
-        read = [makers[place] for place in step.reads.values() if place in makers]
-        return next((maker for maker in read if not self.folder.weights(maker.key)), None)
+    def _wanted(self, steps: Mapping[str, Step]) -> dict[str, Step]:
+        """Return, by their keys, the steps without a result, and those whose weights they read and which went meanwhile."""
+        makers = {step.key: step for step in steps.values() if step.writes_weights}
+        wanted = {step.key: step for step in steps.values() if step.key not in self.results}
+        left = [*wanted.values()]
+        while left:
+            for place in left.pop().reads.values():
+                if place in makers and place not in wanted and not self.folder.weights(place):
+                    wanted[place] = makers[place]
+                    left.append(makers[place])  # which may read such weights, too
+        return wanted
 
     def _start(self, step: Step) -> None:
         places = {name: self._place(place) for name, place in step.reads.items()}
@@ -293,7 +304,7 @@ class _StudyRun:
         for number, trial in list(self.open.items()):
             steps = self.paths.steps(trial)
             state = self._state(steps, running)
-            reads = {place for step in steps.values() if step.key not in self.results for place in step.reads.values()}
+            reads = {place for step in self._wanted(steps).values() for place in step.reads.values()}
             if state in ("waiting", "running"):
                 needed |= reads
             else:
@@ -339,7 +350,8 @@ class _StudyRun:
             return
         needed = needed | (self._best() if self.keep == "best" else set())
         needed |= {place for step in self.running.values() for place in step.reads.values()}
-        for key in self.results.keys() - needed:
+        written = {key for key, result in self.results.items() if "weights_sha256" in result}
+        for key in written - needed:
             for path in self.folder.weights(key):
                 path.unlink()
 

@@ -16,7 +16,7 @@ from shortstack.runs import Store
 from shortstack.runs.folder import Folder
 from shortstack.study.graph import Graph, foreseen, sources
 from shortstack.study.grid import in_file, read_study
-from shortstack.study.runner import check_outside, check_same
+from shortstack.study.runner import check_inputs, check_outside, check_same
 from shortstack.study.steps import Contents, Step, expanded, open_model, text_digest
 from shortstack.study.trial import Trial
 
@@ -51,8 +51,7 @@ class StepCounts(Tabled):
 def step_counts(path: str | Path, out: Path | None = None) -> StepCounts:
     """Count the steps of the study in a file, and the disk for what they write, if its folder can take them."""
     study = read_study(path)
-    with in_file(path, "evaluation"):
-        study.evaluation.check()
+    check_inputs(study, path)
     if out:
         folder = Folder(out)
         check_outside(folder)
@@ -65,6 +64,8 @@ def step_counts(path: str | Path, out: Path | None = None) -> StepCounts:
     requested, steps = Counter[str](), dict[str, tuple[Step, Trial]]()
     with in_file(path):
         for trial in study.trials:
+            if model := models[trial.model]:
+                trial.check_fits(model.anatomy.layers)
             for step in graph.steps(trial, foreseen)[1].values():
                 requested[step.kind] += 1
                 steps.setdefault(step.key, (step, trial))

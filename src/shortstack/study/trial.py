@@ -18,7 +18,7 @@ from shortstack.healing.recipes import read_recipe
 from shortstack.healing.task import option_defaults, task_of
 from shortstack.machine.yamlfile import part_of
 from shortstack.planning import STRATEGIES, Choice
-from shortstack.planning.layer_sets import check_amount, check_pace, check_removal, parse_drop, parse_layers
+from shortstack.planning.layer_sets import check_pace, check_removal, parse_drop, parse_layers
 from shortstack.runs.records import ONE_SHOT
 
 NOT_IN_HEAL = {"step": "write strategy: step 1 in the study", "seed": "write seeds: [0] in the study"}
@@ -67,6 +67,8 @@ class HealOptions:
         name, recipe = given.pop("name", None), given.pop("recipe", None)
         options = read_recipe(recipe).heal.given if recipe else {}
         options.pop("seed", None)  # the trial's counts
+        if given.keys() & {"last", "layers"}:  # which layers train is one thing, however it is said
+            options = {option: value for option, value in options.items() if option not in ("last", "layers")}
         options |= given
         name = name or recipe or options.get("method", "partial")
         for option, fix in NOT_IN_HEAL.items():
@@ -99,7 +101,7 @@ class Trial:
         for text in filter(None, (calibration, settings["repair"])):
             calibration_text(text.model_dump())  # refuses what is out of range
         drop = None if choice.layers else settings["drop"]
-        check_amount(drop, choice.layers)
+        parse_choice(settings["metric"], drop=drop).check()
         if strategy != ONE_SHOT and not re.fullmatch(r"step [1-9]\d{0,4}", strategy):
             expected, fix = f"{ONE_SHOT}, or step and a number", "write it like step 1"
             raise InputError(repr(strategy), expected=expected, fix=fix, option="strategy")
