@@ -86,9 +86,10 @@ def sources_repaired_on(monkeypatch):
     """The sources of the windows of each repair from now on."""
     read, repair = [], line.repair
 
-    def noted(source, removed, tokens, **how):
-        read.append([kind.source for kind, _ in tokens.parts])
-        return repair(source, removed, tokens, **how)
+    def noted(source, removed, text, **how):
+        repaired = repair(source, removed, text, **how)
+        read.append([kind["source"] for kind in repaired.tokens.get("kinds", [repaired.tokens])])
+        return repaired
 
     monkeypatch.setattr(line, "repair", noted)
     return read

@@ -9,14 +9,14 @@ from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
 from shortstack.cli.dry_run import DryRun, show_dry_run
 from shortstack.cli.options import CALIBRATION, Model, Repairing, Session, check_unused, flat
 from shortstack.cli.plan import WHICH, say_moved
-from shortstack.cli.repair import refitted, said_of
+from shortstack.cli.repair import said_of
 from shortstack.data import CalibrationText
 from shortstack.errors import InputError, PlanError
 from shortstack.machine.files import scratch_beside
@@ -136,13 +136,16 @@ class _Cut:
         return chosen
 
     def written(self, checkpoint: Checkpoint, chosen: Chosen, progress: Progress) -> Repair | None:
+        """Cut, and refit what stays where that is asked for; return the repair, if there was one."""
         from shortstack.pruning import prune
+        from shortstack.repairing import repair
 
-        options, repaired = self.options, None
-        with scratch_beside(self.output) if options.repair else nullcontext() as scratch:
+        repaired = None
+        with scratch_beside(self.output) if self.options.repair else nullcontext() as scratch:
             if scratch:
-                windows, compute = self.text.of_all(options.repair_samples), self.session.compute
-                repaired = refitted(checkpoint, chosen.plan, windows, compute, scratch, progress)
+                windows, removed = self.text.of_all(self.options.repair_samples), frozenset(chosen.plan.removed)
+                how: dict[str, Any] = {"compute": self.session.compute, "scratch": scratch, "progress": progress}
+                repaired = repair(checkpoint, removed, windows, **how)
             prune(checkpoint, chosen, self.output, repair=repaired, progress=progress)
         return repaired
 

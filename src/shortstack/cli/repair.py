@@ -2,23 +2,18 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
 from shortstack.cli.dry_run import DryRun, show_dry_run
 from shortstack.cli.options import CALIBRATION, Out, Repairing, Session, flat
 from shortstack.data import CalibrationText
-from shortstack.machine.device import Compute
 from shortstack.machine.files import scratch_beside
 from shortstack.machine.formats import show_layers
 
 if TYPE_CHECKING:
-    from shortstack.checkpoint import Checkpoint
-    from shortstack.machine.progress import Progress
-    from shortstack.planning import Plan
-    from shortstack.repairing import Repair
+    pass
 
 
 def repair(
@@ -41,6 +36,7 @@ def repair(
     from shortstack.pruning import prune as prune_checkpoint
     from shortstack.pruning.pruner import check_cut, requirements
     from shortstack.pruning.verification import cut_of
+    from shortstack.repairing import repair as refit
     from shortstack.repairing.repairer import check_repair
 
     with session.report.bars() as progress:
@@ -53,7 +49,8 @@ def repair(
             rows = [("removed", show_layers(chosen.removed)), ("refitted on", said_of(fitted))]
             return show_dry_run(rows, needed, session.report, output=output, data=chosen.to_dict())
         with scratch_beside(output) as scratch:
-            repaired = refitted(origin, chosen, fitted, session.compute, scratch, progress)
+            how: dict[str, Any] = {"compute": session.compute, "scratch": scratch, "progress": progress}
+            repaired = refit(origin, frozenset(chosen.removed), fitted, **how)
             pruned = prune_checkpoint(origin, chosen, output, repair=repaired, progress=progress)
     session.report.show({**repaired.to_dict(), "output": str(output)}, repaired)
     session.report.next_heal(output, pruned.made_from, *session.alone.command_line)
@@ -62,15 +59,3 @@ def repair(
 
 def said_of(text: CalibrationText) -> str:
     return f"{text.text}, {text.samples} windows of each text, of {text.length} tokens"
-
-
-def refitted(
-    checkpoint: Checkpoint, chosen: Plan, text: CalibrationText, compute: Compute, scratch: Path, progress: Progress
-) -> Repair:
-    """Refit the kept layers of a cut; the tensors are in the folder `scratch`."""
-    from shortstack.data.tokens import JUDGING
-    from shortstack.decoder import calibration_tokens
-    from shortstack.repairing import repair
-
-    tokens = calibration_tokens(checkpoint, text, at_least=JUDGING, compute=compute, progress=progress)
-    return repair(checkpoint, frozenset(chosen.removed), tokens, compute=compute, scratch=scratch, progress=progress)

@@ -104,14 +104,18 @@ def tokens_of(
     checkpoint: Checkpoint,
     given: Tokens | CalibrationText | Rows | None,
     *,
+    at_least: int | None = None,
     compute: Compute = AUTO,
     progress: Progress = silent,
 ) -> Tokens:
-    """Return windows as they are given, or those of a calibration text, of sources by name, or of rows in memory."""
+    """Return windows as they are given, or those of a calibration text, of sources by name, or of rows in memory.
+
+    at_least: as in Tokens.read.
+    """
     if isinstance(given, Tokens):
         return given
     text = given if given is None or isinstance(given, CalibrationText) else CalibrationText(source_of(given))
-    return calibration_tokens(checkpoint, text, compute=compute, progress=progress)
+    return calibration_tokens(checkpoint, text, at_least=at_least, compute=compute, progress=progress)
 
 
 @dataclass(frozen=True)

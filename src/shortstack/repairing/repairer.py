@@ -139,7 +139,7 @@ def repair(
     """
     started, checkpoint, removed = time.perf_counter(), Checkpoint.of(checkpoint), frozenset(removed)
     check_unquantised(checkpoint, "to refit", "repair")
-    tokens = tokens_of(checkpoint, tokens, compute=compute, progress=progress)
+    tokens = tokens_of(checkpoint, tokens, at_least=JUDGING, compute=compute, progress=progress)
     _check_tokens(tokens)
     decoder = Decoder.open(checkpoint, compute)
     _check_layers(decoder)

@@ -317,10 +317,8 @@ class Line:
         def make(place: Path) -> None:
             self.progress("repairing and cutting", 0, 1)
             with scratch_beside(place) as scratch:
-                repaired = None
-                if text:
-                    tokens = calibration_tokens(self.source, text, at_least=JUDGING, **how)
-                    repaired = repair(self.source, frozenset(plan.removed), tokens, scratch=scratch, **how)
+                removed = frozenset(plan.removed)
+                repaired = repair(self.source, removed, text, scratch=scratch, **how) if text else None
                 prune(self.source, plan, place, repair=repaired, progress=self.progress)
 
         known = {"text": asdict(text), "digest": text_digest(text.text)} if text else {}

@@ -17,7 +17,6 @@ from shortstack import evaluation, healing, planning, profiling, pruning, repair
 from shortstack.checkpoint import Checkpoint
 from shortstack.checkpoint.record import skipped_layers
 from shortstack.data import CalibrationText
-from shortstack.data.tokens import JUDGING
 from shortstack.errors import InputError
 from shortstack.evaluation import EvaluationText, GenerationChecks, Tasks
 from shortstack.healing.task import option_defaults, task_of
@@ -187,13 +186,10 @@ class PruneStep(Step):
         return {**plan.to_dict(), "repair": repair.to_dict() if repair else None, **Contents.of(pruned).result}
 
     def _repair(self, job: Job, checkpoint: Checkpoint, scratch: Path, progress: Progress) -> Repair:
-        from shortstack.decoder import calibration_tokens
-
         removed, options = frozenset(self.arguments["removed"]), self.arguments["repair"]
         text = calibration_text(options).of_all(options["samples"])
-        compute = job.compute(options)
-        tokens = calibration_tokens(checkpoint, text, at_least=JUDGING, compute=compute, progress=progress)
-        return repairing.repair(checkpoint, removed, tokens, compute=compute, scratch=scratch, progress=progress)
+        how: dict[str, Any] = {"compute": job.compute(options), "scratch": scratch, "progress": progress}
+        return repairing.repair(checkpoint, removed, text, **how)
 
     def command_line(self, places: Places) -> list[str]:
         options: dict[str, Any] = {"layers": show_layers(self.arguments["removed"]).replace(" ", "")}
