@@ -91,6 +91,9 @@ def test_what_is_to_be_private_goes_into_no_pull_request_that_all_see(pruned, hu
     with pytest.raises(InputError, match="private: expected private for a new repository, or pr"):
         push_to_hub(pruned, "me/small", private=True, pr=True)
     assert not hub.files
+    typed = ended("export", pruned.directory, "--push-to-hub", "me/small", "--private", "--pr")
+    assert typed.exit_code == 1
+    assert "no --pr: it has no effect here" in typed.stderr
 
 
 def test_an_unknown_licence_is_asked_for(pruned, hub):

@@ -151,7 +151,9 @@ def test_adapters_begin_by_the_seed_so_that_the_same_inputs_give_the_same_weight
 
 
 def test_without_a_rate_that_of_the_width_is_taken_and_noted(source, tmp_path):
-    for method, rate in ((Lora(lora_r=2), 7.5e-4 * (2000 / source.width) ** 0.781), (Partial(last=1), 1e-4)):
+    adapters = 7.5e-4 * (2000 / source.width) ** 0.781
+    head = DoRA(lora_r=2, untie_head=source.anatomy.tied, head=True)
+    for method, rate in ((Lora(lora_r=2), adapters), (head, 1e-4), (Partial(last=1), 1e-4)):
         task = HealingTask(SHORT.data, method, schedule=Schedule(max_steps=1, per_device_train_batch_size=4))
         heal(source, tmp_path / method.name, task)
         noted = Checkpoint.open(tmp_path / method.name).record["healing"]["schedule"]["learning_rate"]

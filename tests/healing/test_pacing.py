@@ -212,7 +212,7 @@ def test_a_killed_run_goes_on_with_its_samples_and_the_time_it_has_left(source, 
 def test_a_run_by_the_clock_says_when_more_minutes_bring_nothing(losses, samples, clocked, gained):
     held_out = tuple(zip((0, 10, 20, 30), losses, strict=True))
     best = min(held_out, key=lambda entry: entry[1])[0]
-    settings = {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 2}
+    settings = {"learning_rate": 1e-4, "per_device_train_batch_size": 4, "gradient_accumulation_steps": 2}
     history = History((), held_out, (), 30, best, 0, None, 1.0, settings)
     repeat = {"max_steps": 30} if clocked else None
     healing = Healing(Path("out"), "lora", "sft", 1, history, samples, 1.0, 1, (), repeat)

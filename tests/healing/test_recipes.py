@@ -46,8 +46,8 @@ def test_turns_choose_on_the_plans_text_and_what_they_do_not_follow_is_refused(t
 
 
 def test_what_was_typed_goes_before_the_recipe():
-    task = task_of(values("paper-last3", typed={"learning_rate", "last"}))
-    assert task.schedule.learning_rate == option_defaults()["learning_rate"]
+    task = task_of(values("paper-last3", typed={"lr_scheduler_type", "num_train_epochs", "seed", "last"}))
+    assert (task.schedule.seed, read_recipe("paper-last3").heal.given["seed"]) == (0, 42)
     assert task.method.last is None
     assert task.schedule.batch_size == 64
     assert "last" not in values("paper-last3", typed={"layers"}), "which layers train is one thing"

@@ -158,6 +158,7 @@ def test_the_recipe_beside_it_makes_the_same_weights_without_a_clock(tiny, monke
     made = shrunk(tiny, recipe="best", drop="2", minutes=0.6)
     stated = yaml.safe_load((tiny / "out" / "recipe.yaml").read_text())
     assert (stated["heal"]["max_steps"], stated["plan"]["drop"]) == (made.healing.history.steps, 2)
+    assert stated["heal"]["learning_rate"] == made.healing.history.settings["learning_rate"]
     heals = next(
         line for line in (tiny / "out" / "README.md").read_text(encoding="utf-8").splitlines() if "stack heal" in line
     )

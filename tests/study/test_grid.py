@@ -148,6 +148,11 @@ def test_what_draws_gives_every_seed_layers_of_its_own(metric):
             "line 3: heal: .*paper-lora with other options.*a name of its own",
         ),
         (
+            "models: [a]\nmetrics: [ppl]\nheal: [paper-lora, {name: paper-lora, recipe: paper-lora, num_train_epochs: 1}]\n",
+            "line 3: heal: .*paper-lora with other options.*a name of its own",
+        ),
+        ("models: [a]\nmetrics: [ppl]\ntrials:\n- {metric: bi, seed: -1}\n", "line 4: .*seed.*greater than or equal to 0"),
+        (
             "models: [a]\nmetrics: [ppl]\nheal:\n- none\n- {method: lora}\n",
             "line [45]: heal: lora: expected data",
         ),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -78,7 +78,7 @@ def export(
 
 def _check(directory: str, file: GgufOptions, hub: HubOptions) -> None:
     if directory.endswith(".gguf"):
-        fix = f"use it as it is: llama-server -m {directory}"
+        fix = f"use it as it is: {shlex.join(['llama-server', '-m', directory])}"
         raise InputError("a .gguf file already", expected="a checkpoint directory", fix=fix, where=directory)
     if file.gguf is None and hub.push_to_hub is None:
         fix = "add --gguf FILE or --push-to-hub ORG/NAME"
@@ -91,6 +91,8 @@ def _check(directory: str, file: GgufOptions, hub: HubOptions) -> None:
         check_new(_modelfile_of(file.gguf), make_folders=True)
     if hub.push_to_hub is None:
         check_unused("export without --push-to-hub", hub)
+    elif hub.private:
+        check_unused("export --private", replace(hub, push_to_hub=None, private=False, license=None))
 
 
 def _gguf(checkpoint: Checkpoint, options: GgufOptions, file: Path, progress: Progress) -> dict[str, str]:

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 
@@ -144,8 +144,8 @@ class _Cut:
         with scratch_beside(self.output) if self.options.repair else nullcontext() as scratch:
             if scratch:
                 windows, removed = self.text.of_all(self.options.repair_samples), frozenset(chosen.plan.removed)
-                how: dict[str, Any] = {"compute": self.session.compute, "scratch": scratch, "progress": progress}
-                repaired = repair(checkpoint, removed, windows, **how)
+                compute = self.session.compute
+                repaired = repair(checkpoint, removed, windows, compute=compute, scratch=scratch, progress=progress)
             prune(checkpoint, chosen, self.output, repair=repaired, progress=progress)
         return repaired
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated
 
 from cyclopts import Parameter
 
@@ -11,9 +11,6 @@ from shortstack.cli.options import CALIBRATION, Out, Repairing, Session, flat
 from shortstack.data import CalibrationText
 from shortstack.machine.files import scratch_beside
 from shortstack.machine.formats import show_layers
-
-if TYPE_CHECKING:
-    pass
 
 
 def repair(
@@ -49,8 +46,8 @@ def repair(
             rows = [("removed", show_layers(chosen.removed)), ("refitted on", said_of(fitted))]
             return show_dry_run(rows, needed, session.report, output=output, data=chosen.to_dict())
         with scratch_beside(output) as scratch:
-            how: dict[str, Any] = {"compute": session.compute, "scratch": scratch, "progress": progress}
-            repaired = refit(origin, frozenset(chosen.removed), fitted, **how)
+            removed = frozenset(chosen.removed)
+            repaired = refit(origin, removed, fitted, compute=session.compute, scratch=scratch, progress=progress)
             pruned = prune_checkpoint(origin, chosen, output, repair=repaired, progress=progress)
     session.report.show({**repaired.to_dict(), "output": str(output)}, repaired)
     session.report.next_heal(output, pruned.made_from, *session.alone.command_line)

@@ -33,8 +33,12 @@ def verify(
     $ shortstack verify pruned --against org/model
     """
     if directory.endswith(".gguf") and os.path.isfile(directory):
-        compute = session.compute if device == "cpu" else replace(session.compute, device=device)
-        check_unused("verify of a .gguf file", compute, session.source)
+        check_unused("verify of a .gguf file", session.compute, session.source)
+        if device != "cpu":
+            expected = "no --device: it has no effect here"
+            raise InputError(
+                f"--device {device}", expected=expected, fix="leave it out", where="verify of a .gguf file"
+            )
         return _verify_file(Path(directory), against, session, output)
     if not against:
         check_unused("verify without --against", replace(session.source, trust_remote_code=False))

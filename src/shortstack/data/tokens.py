@@ -103,7 +103,7 @@ class Tokens:
                 yield ids
 
         windows = [[*bos, *window] for window in _windows(documents(), room, samples, seed)]
-        needed = at_least or samples or 1
+        needed = min(filter(None, (at_least, samples)), default=1)
         if len(windows) < needed:
             raise DataError(
                 f"text for {len(windows)} of them: {sum(sizes):,} tokens in "

@@ -76,6 +76,7 @@ class Healing(Tabled):
         kind = LOSSES[self.objective]
         rows = [
             ("trained parameters", self.trainable_parameters),
+            ("learning rate", f"{history.settings['learning_rate']:g}"),
             ("optimizer steps", history.steps),
             (f"training {kind}, first to last", Cell((losses[0], losses[-1]) if losses else None, "loss")),
             (f"held-out {kind}, before to best", Cell((held_out[0], min(held_out)), "loss")),
@@ -150,6 +151,7 @@ class Healing(Tabled):
                 "held_out_before": held_out[0][1],
             },
             "greedy_kept": self.greedy_kept,
+            "learning_rate": self.history.settings["learning_rate"],
             "steps": self.history.steps,
             "best_step": self.history.best,
             "skipped_steps": self.history.skipped,
@@ -278,7 +280,7 @@ class HealingRun:
     @property
     def schedule(self) -> Schedule:
         """The task's, with a learning rate."""
-        schedule, rate = self.task.schedule, self.task.method.learning_rate(self.checkpoint.width)
+        schedule, rate = self.task.schedule, self.task.method.learning_rate(self.checkpoint)
         return replace(schedule, learning_rate=schedule.learning_rate or rate)
 
     def check(self) -> None:

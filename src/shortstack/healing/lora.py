@@ -23,6 +23,18 @@ if TYPE_CHECKING:
 ADAPTER = "default"
 
 
+def adapter_rate(width: int) -> float:
+    """Return a learning rate of adapters in a model with embeddings of that width, 15 * 5e-5 (2000 / width)^0.781.
+
+    In two digits. After Schulman et al., LoRA Without Regret, 2025: its fit for Llama models trained whole, and the factor
+    for short runs of adapters. Studies know a healing by its options: another formula is another HealStep.code.
+
+    >>> adapter_rate(576), adapter_rate(4096)
+    (0.002, 0.00043)
+    """
+    return float(f"{15 * 5e-5 * (2000 / width) ** 0.781:.1e}")
+
+
 @dataclass(frozen=True)
 class Lora(ChosenParts):
     """W + alpha / r B A, with A and B trained (Hu et al., arXiv 2106.09685); in every layer unless some are named.
@@ -50,15 +62,9 @@ class Lora(ChosenParts):
             expected = "at least one layer for adapters to be in"
             raise InputError("0", expected=expected, fix="leave it out for all layers", option="last")
 
-    def learning_rate(self, width: int) -> float:
-        """Return 15 times the rate of training all weights, which is 5e-5 (2000 / width)^0.781, in two digits.
-
-        So short runs with adapters have it (Schulman et al., LoRA Without Regret, 2025, and its formula for Llama models).
-
-        >>> Lora().learning_rate(576), Lora().learning_rate(4096)
-        (0.002, 0.00043)
-        """
-        return float(f"{15 * 5e-5 * (2000 / width) ** 0.781:.1e}")
+    def learning_rate(self, checkpoint: Checkpoint) -> float:
+        """Return that of adapters for this width; a head that trains whole beside them has the usual one."""
+        return super().learning_rate(checkpoint) if self.trains_head(checkpoint) else adapter_rate(checkpoint.width)
 
     def prepare(self, checkpoint: Checkpoint, decoder: Decoder) -> Mapping[str, nn.Module]:
         """Put adapters in; return what of them trains, by name."""

@@ -68,8 +68,8 @@ class HealingMethod:
         for name, weight in learner.trained_tensors().items():
             yield from stored_tensors(checkpoint, {name: weight}).values()
 
-    def learning_rate(self, _width: int) -> float:
-        """Return the peak learning rate where none is given, for hidden states of this width."""
+    def learning_rate(self, _checkpoint: Checkpoint) -> float:
+        """Return the peak learning rate where none is given."""
         return 1e-4
 
     def added_bytes(self, _checkpoint: Checkpoint) -> int:

@@ -424,7 +424,8 @@ class _Loop(Trainer):  # type: ignore[misc]
 @functools.lru_cache(maxsize=8)
 def rate_of(schedule: Schedule, steps: int) -> Callable[[float], float]:
     """Return transformers' own learning rate at a step of so many, as a share of its peak."""
-    optimizer = torch.optim.SGD([torch.zeros(1)], lr=1.0)
+    assert schedule.learning_rate is not None  # noqa: S101  train() is given one
+    optimizer = torch.optim.SGD([torch.zeros(1)], lr=schedule.learning_rate)
     scheduler: Any = get_scheduler(schedule.lr_scheduler_type, optimizer, schedule.warmup(steps), steps)
     rate: Callable[[float], float] = scheduler.lr_lambdas[0]
     return rate

@@ -135,13 +135,13 @@ def repair(
     Raises:
         CheckpointError: the weights are quantised.
         ArchitectureError: layers hand on more than hidden states, or have no matrix that a correction folds into.
-        DataError: fewer than eight samples.
+        DataError: fewer than eight samples of a text; fewer than it was to give are taken.
     """
-    started, checkpoint, removed = time.perf_counter(), Checkpoint.of(checkpoint), frozenset(removed)
+    checkpoint, removed = Checkpoint.of(checkpoint), frozenset(removed)
     check_unquantised(checkpoint, "to refit", "repair")
     tokens = tokens_of(checkpoint, tokens, at_least=JUDGING, compute=compute, progress=progress)
     _check_tokens(tokens)
-    decoder = Decoder.open(checkpoint, compute)
+    started, decoder = time.perf_counter(), Decoder.open(checkpoint, compute)
     _check_layers(decoder)
     seen, judging = split(tokens, JUDGING)
     changed = ChangedTensors(checkpoint, scratch)
@@ -335,8 +335,8 @@ class RepairWalk:
             streams = merged.applied(self.short)
             fitted = self._correction(waiting.layer, waiting.point, merged.inputs, streams, self.whole)
             if fitted.left < own.left:
-                source = self.changed.checkpoint if self.changed else None
-                edits = merged.edits(source, waiting.layer, fitted.change) if source else ()
+                changed = self.changed
+                edits = merged.edits(changed.checkpoint, waiting.layer, fitted.change) if changed else ()
                 fitted = replace(fitted, error=fitted.left / own.missing)
                 self._keep(waiting.layer, fitted, edits, len(merged.taken))
                 self.short = fitted.applied(streams, merged.inputs)

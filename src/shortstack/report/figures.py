@@ -83,7 +83,7 @@ def _depth(findings: Findings, model: str, column: str) -> Figure | None:
     levels += [("chance", base.chance)] if base and base.chance is not None else []
     x = axis("layers removed", [0, *(point.x for point in points)], "{:g}".format, whole=True)
     y = _quality_axis(findings, column, [*(point.y for point in points), *(value for _, value in levels)])
-    of = f", {brief(model)}" if len(findings.bases) > 1 else ""
+    of = f", {brief(model)}" if len(findings.by_model) > 1 else ""
     title = f"{y.label} against layers removed{of}"
     chart = Chart(title, x, y, lines, levels)
     infinite = " A triangle at the upper edge: infinite." if any(point.infinite for point in points) else ""

@@ -84,7 +84,7 @@ def check_shrink(
         choice = route.choice.sized(checkpoint.sizes)
         if not options.share:
             choice.like(checkpoint.anatomy.layers)
-    out, route = next(iter(outs.items()))
+    out, route = next(iter(outs.items()))  # data and texts are those of all
     needed, wanted, notes = writing_requirements(checkpoint, compute), route.wanted(options), tuple[str, ...]()
     _check_calibration(checkpoint, wanted)
     if route.repair:

@@ -35,7 +35,9 @@ STAGE = "shrink"
 NOTED = "clock.json"  # in the folder of stages: the seconds used
 EVERY = 2.0  # seconds between two notes of what is used
 CHOOSING = 0.33  # of the minutes, for choosing layers
-CHOOSING_EACH = 0.25  # of those of each of several cuts: loading, the unpruned model and its text come out of them, too
+CHOOSING_EACH = (
+    0.25  # of those of each of several cuts or trials: loading, the unpruned model and its text come out, too
+)
 REPAIRING = 0.2  # of the minutes, for repairing the cut
 WRITING = 0.2  # of the minutes, for text that the model writes itself to choose and repair on
 MEASURING = 0.03  # of the minutes, for each of texts, probes and tasks of one model

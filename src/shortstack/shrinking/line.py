@@ -262,8 +262,17 @@ class Line:
         """Measure a model as far as there is time; a cut by no more than the unpruned model."""
         base = None if checkpoint is self.source else self.unpruned.measured
         writing = self.clock.until(1.0 if base else PROBED_BY)
-        how = self.options, self.amounts, self.compute, self.progress
-        measurement = Measurement(checkpoint, name, *how, until, writing, base)
+        measurement = Measurement(
+            checkpoint,
+            name,
+            options=self.options,
+            amounts=self.amounts,
+            compute=self.compute,
+            progress=self.progress,
+            until=until,
+            writing=writing,
+            base=base,
+        )
         texts, tasks = {name: text.record() for name, text in self.texts.items()}, repr(measurement.tasks)
         known = {"of": checkpoint.identity, "texts": texts, "tasks": tasks, "items": self.amounts.probe_items}
         known |= {"documents": text_digest(str(self.options.data_dir))} if self.options.data_dir else {}
@@ -364,8 +373,8 @@ class Line:
             return least(kept(self.unpruned.measured.evaluation, made.measured.evaluation))
 
         def late(amount: int, tried: Sequence[int]) -> bool:
-            over = self.clock.seconds / (TRIALS + 1)
-            return self.decided("untried", lambda: self.clock.left < over, layers=amount, tried=list(tried))
+            needed = self.clock.seconds / (TRIALS + 1)
+            return self.decided("untried", lambda: self.clock.left < needed, layers=amount, tried=list(tried))
 
         choice, layers = self.route.choice, self.source.anatomy.layers
         most = min(layers - 1, layers - choice.keep_first - choice.keep_last)

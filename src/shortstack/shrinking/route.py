@@ -84,7 +84,10 @@ class Route:
         on = {"repair_samples": amounts.repair, "repair_text": amounts.repair_text}
         plan |= on if repaired else {"repair": False} if self.repair else {}
         used = {name: value for name, value in ((healing and healing.repeat) or {}).items() if value is not None}
-        heal = {**self.recipe.heal.given, "data": self.healing.data.source, **used} if healing and self.healing else {}
+        heal: dict[str, Any] = {}
+        if healing and self.healing:
+            rate = {"learning_rate": healing.history.settings["learning_rate"]}
+            heal = {**self.recipe.heal.given, **rate, "data": self.healing.data.source, **used}
         title = f"what the recipe {self.name} did in a shrink"
         parts = {"title": title, "plan": {**self.recipe.plan.given, **plan}, "heal": heal}
         return str(yaml.safe_dump({name: part for name, part in parts.items() if part}, sort_keys=False))

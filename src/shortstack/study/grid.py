@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from pydantic import Field, field_validator
 
 from shortstack.errors import InputError
-from shortstack.healing.recipes import HealPart
+from shortstack.healing.recipes import HealPart, recipe_names
 from shortstack.machine import yamlfile
 from shortstack.machine.device import Compute
 from shortstack.machine.yamlfile import Part, part_of
@@ -70,6 +70,7 @@ class HealEntry(HealPart):
     recipe: str | None = None
 
 
+Seed = Annotated[int, Field(ge=0, lt=2**32)]
 HealValue = str | None | HealEntry
 RepairValue = bool | StudyRepair
 DropValue = str | int | PercentRange | list[str | int]
@@ -86,7 +87,7 @@ class TrialSettings(Part):
     strategy: str | list[str] | None = None
     repair: RepairValue | list[RepairValue] | None = None
     heal: HealValue | list[HealValue] = None
-    seed: int | list[int] | None = None
+    seed: Seed | list[Seed] | None = None
 
     def axes(self) -> dict[str, Sequence[Any]]:
         """Return the values given here by name, each as a list."""
@@ -104,7 +105,7 @@ class Study(Part):
     strategy: str | list[str] = ONE_SHOT
     repair: RepairValue | list[RepairValue] = False
     heal: HealValue | list[HealValue] = None
-    seeds: tuple[Annotated[int, Field(ge=0)], ...] = (0,)
+    seeds: tuple[Seed, ...] = (0,)
     trials_: tuple[TrialSettings, ...] = Field(default=(), alias="trials")
     except_: tuple[TrialSettings, ...] = Field(default=(), alias="except")
     evaluation: EvaluationOptions = EvaluationOptions()
@@ -153,15 +154,16 @@ class Study(Part):
 
     def _named_healings(self) -> dict[str, HealOptions]:
         entries = [entry for heal in (self.heal, *(some.heal for some in self.trials_)) for entry in _listed(heal)]
-        changed = {entry.recipe for entry in entries if isinstance(entry, HealEntry) and not entry.name}
-        for name in changed & {entry for entry in entries if isinstance(entry, str)}:
-            expected, fix = "one way to heal of each name", "give the one with other options a name of its own"
-            raise InputError(f"{name}, and {name} with other options", expected=expected, fix=fix, where="heal")
         named: dict[str, HealOptions] = {}
         for options in (HealOptions.of(entry, {}) for entry in entries if isinstance(entry, HealPart)):
             if options and named.setdefault(options.name, options) != options:
                 expected, two = "one way to heal of each name", f"two named {options.name}"
                 raise InputError(two, expected=expected, fix="give each a name of its own", where="heal")
+        recipes = {*recipe_names(), *(entry.recipe for entry in entries if isinstance(entry, HealEntry))}
+        for name in (entry for entry in entries if isinstance(entry, str) and entry in recipes & named.keys()):
+            if HealOptions.of(name, {}) != named[name]:
+                expected, fix = "one way to heal of each name", "give the one with other options a name of its own"
+                raise InputError(f"{name}, and {name} with other options", expected=expected, fix=fix, where="heal")
         return named
 
 

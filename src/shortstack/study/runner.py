@@ -203,7 +203,7 @@ class _StudyRun:
         self._update()
         if not self.full:
             self._hand_over()
-        self._update()
+            self._update()
 
     def outcome(self) -> StudyOutcome:
         steps = {step.key for _, steps in self.done.values() for step in steps.values()}

@@ -188,8 +188,8 @@ class PruneStep(Step):
     def _repair(self, job: Job, checkpoint: Checkpoint, scratch: Path, progress: Progress) -> Repair:
         removed, options = frozenset(self.arguments["removed"]), self.arguments["repair"]
         text = calibration_text(options).of_all(options["samples"])
-        how: dict[str, Any] = {"compute": job.compute(options), "scratch": scratch, "progress": progress}
-        return repairing.repair(checkpoint, removed, text, **how)
+        compute = job.compute(options)
+        return repairing.repair(checkpoint, removed, text, compute=compute, scratch=scratch, progress=progress)
 
     def command_line(self, places: Places) -> list[str]:
         options: dict[str, Any] = {"layers": show_layers(self.arguments["removed"]).replace(" ", "")}

@@ -27,7 +27,9 @@ NOT_IN_HEAL = {"step": "write strategy: step 1 in the study", "seed": "write see
 class StudyCalibration(part_of("StudyCalibration", CalibrationText)):  # type: ignore[misc]  # made of options
     """The text that metrics look at; seed: of the windows, the trial's own without one."""
 
-    seed: int | None = Field(default=None, ge=0, description="Seed of the windows; the trial's own without one.")
+    seed: int | None = Field(
+        default=None, ge=0, lt=2**32, description="Seed of the windows; the trial's own without one."
+    )
 
 
 class StudyRepair(part_of("StudyRepair", RepairText, bounded=True)):  # type: ignore[misc]  # made of options
@@ -96,16 +98,15 @@ class Trial:
     @classmethod
     def of(cls, settings: Mapping[str, Any]) -> Trial:
         """Make a trial of settings as read_setting() gives them."""
-        choice, strategy = parse_choice(settings["metric"]), settings["strategy"]
+        choice, strategy = parse_choice(settings["metric"], drop=settings["drop"]), settings["strategy"]
+        choice.check()
         calibration = settings["calibration"]
         for text in filter(None, (calibration, settings["repair"])):
             calibration_text(text.model_dump())  # refuses what is out of range
-        drop = None if choice.layers else settings["drop"]
-        parse_choice(settings["metric"], drop=drop).check()
         if strategy != ONE_SHOT and not re.fullmatch(r"step [1-9]\d{0,4}", strategy):
             expected, fix = f"{ONE_SHOT}, or step and a number", "write it like step 1"
             raise InputError(repr(strategy), expected=expected, fix=fix, option="strategy")
-        return cls(**{**settings, "drop": drop, "calibration": calibration if choice.needs_text else None})
+        return cls(**{**settings, "drop": choice.drop, "calibration": calibration if choice.needs_text else None})
 
     @property
     def choice(self) -> Choice:
