@@ -92,7 +92,7 @@ def test_what_is_to_be_private_goes_into_no_pull_request_that_all_see(pruned, hu
         push_to_hub(pruned, "me/small", private=True, pr=True)
     assert not hub.files
     typed = ended("export", pruned.directory, "--push-to-hub", "me/small", "--private", "--pr")
-    assert typed.exit_code == 1
+    assert typed.exit_code == 2
     assert "no --pr: it has no effect here" in typed.stderr
 
 
