@@ -68,7 +68,7 @@ def size(nbytes: float) -> str:
 
 
 def number(value: float) -> str:
-    """Write a perplexity for people: with four digits, and as a power of ten where digits stop meaning anything.
+    """Write a number of any size for people: with four digits, and as a power of ten where digits stop meaning anything.
 
     >>> [number(value) for value in (11.2543, 1234.5, 7_912_345.0, 0.02113)]
     ['11.25', '1,234', '7.91e+06', '0.02113']

@@ -94,7 +94,7 @@ class Report:
         return "\n\n".join(filter(None, parts)) + "\n"
 
     def csv(self) -> dict[str, str]:
-        """Write a CSV file for each table, by name."""
+        """Return the text of a CSV file for each table, by the file's name."""
         return {f"{table.key}.csv": table.csv() for table in self.tables}
 
 

@@ -89,6 +89,7 @@ class Graph:
             yield "profile", ProfileStep.of(self.known, evaluation.profile_options, *last)
 
     def _chosen(self, trial: Trial, result: Result) -> Generator[tuple[str, Step], None, Any]:
+        """Yield the steps that choose layers, by role; return the layers that go."""
         score, values = None, None
         if trial.needs_scores:
             score = self._score(trial, self._metrics[trial.model, self._score(trial).key])

@@ -75,6 +75,11 @@ class StudyProgress:
 
 
 def study_progress(runs: str | Path) -> StudyProgress:
+    """Read how far the study in a folder is.
+
+    Raises:
+        DataError: no study ran there.
+    """
     now, folder = time.time(), Folder(Path(runs))
     with Store.open(folder, read_only=True) as store:
         notes, rows, trials = store.noted(), store.states(), store.trials()

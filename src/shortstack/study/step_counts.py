@@ -49,7 +49,11 @@ class StepCounts(Tabled):
 
 
 def step_counts(path: str | Path, out: Path | None = None) -> StepCounts:
-    """Count the steps of the study in a file, and the disk for what they write, if its folder can take them."""
+    """Count the steps of the study in a file, and the disk for what they write. out: its folder, if it has one.
+
+    Raises:
+        InputError, DataError: as run_study() does before its first step, but for the device.
+    """
     study = read_study(path)
     check_inputs(study, path)
     if out:
