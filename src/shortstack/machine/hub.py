@@ -10,7 +10,7 @@ SECONDS = 10  # to wait for any answer
 
 @contextmanager
 def hub_or_copies() -> Iterator[bool]:
-    """Try the hub; where it cannot be reached, libraries use only copies on this machine until this ends. Yields whether the hub answers.
+    """Try the hub, and yield whether it answers; if not, libraries use only copies on this machine until this ends.
 
     By themselves they try each file again for over a minute, with a line on stderr for each time.
     """
