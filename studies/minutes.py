@@ -194,17 +194,19 @@ def means(rows: Sequence[Mapping[str, Any]], base: Mapping[str, float]) -> list[
 
 
 def picture(rows: Sequence[Mapping[str, Any]], base: Mapping[str, float]) -> Picture:
-    """A panel for each number of layers: what the defaults keep against minutes, a line for each measure."""
-    names, panels, rows = [*kept(base, base)], [], [row for row in rows if not row.get("data")]
+    """A panel for each number of layers and data of several minutes: what is kept against them, a line for each measure."""
+    names, panels = [*kept(base, base)], []
     minutes = axis("minutes", [row["minutes"] for row in rows], "{:g}".format, log=True)
     shares = axis("kept", [0.0, 1.0], "{:.0%}".format)
-    for drop, some in itertools.groupby(ordered(rows), key=lambda row: row["drop"]):
+    for (drop, data), some in itertools.groupby(ordered(rows), key=lambda row: (row["drop"], row.get("data"))):
         at = means([*some], base)
+        if len(at) == 1 and data:
+            continue
         lines = [
             Series(name, [Point(x, each[name], f"{name}, {x:g} minutes: {each[name]:.0%}") for x, each in at], place)
             for place, name in enumerate(names)
         ]
-        title = f"minus {drop} layers"
+        title = f"minus {drop} layers{f', given {data}' if data else ''}"
         legend = [(line.colour, line.name) for line in lines]
         panels.append(Panel(title, Chart(title, minutes, shares, lines).svg(), HEIGHT, legend))
     return Picture("What SmolLM2 keeps, by minutes of shrink", panels)
