@@ -93,7 +93,7 @@ def test_what_is_to_be_private_goes_into_no_pull_request_that_all_see(pruned, hu
     assert not hub.files
     typed = ended("export", pruned.directory, "--push-to-hub", "me/small", "--private", "--pr")
     assert typed.exit_code == 2
-    assert "no --pr: it has no effect here" in typed.stderr
+    assert "private for a new repository, or pr" in typed.stderr
 
 
 def test_an_unknown_licence_is_asked_for(pruned, hub):

@@ -31,11 +31,6 @@ def test_the_text_that_the_model_writes_is_shared_by_all_cuts():
     assert texts == [READ, MIX]
 
 
-def test_each_of_several_cuts_is_chosen_in_a_smaller_part_of_its_time():
-    lengths = [amounts_for(145.0, Amounts(), rate=740.0, layers=30, cuts=cuts).length for cuts in (1, 2)]
-    assert lengths == [64, 32]
-
-
 def test_repair_has_a_share_of_the_minutes_of_its_own():
     """The fit of every weight gains by windows long after the choice of layers has enough of them."""
     fitting = amounts_for(300.0, Amounts(), rate=1200.0, layers=30)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -91,8 +91,11 @@ def _check(directory: str, file: GgufOptions, hub: HubOptions) -> None:
         check_new(_modelfile_of(file.gguf), make_folders=True)
     if hub.push_to_hub is None:
         check_unused("export without --push-to-hub", hub)
-    elif hub.private:
-        check_unused("export --private", replace(hub, push_to_hub=None, private=False, license=None))
+        return
+
+    from shortstack.exporting.hub import check_visibility
+
+    check_visibility(private=hub.private, pr=hub.pr)
 
 
 def _gguf(checkpoint: Checkpoint, options: GgufOptions, file: Path, progress: Progress) -> dict[str, str]:

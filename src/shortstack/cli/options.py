@@ -106,9 +106,14 @@ def check_unused(where: str, *groups: object) -> None:
     """Refuse options that change nothing, because what they shape is made already."""
     for group in groups:
         for name, value in changed_options(group).items():
-            typed = f"--{name.replace('_', '-')}"
-            expected = f"no {typed}: it has no effect here"
-            raise InputError(f"{typed} {value}", expected=expected, fix="leave it out", where=where)
+            raise unused(where, f"--{name.replace('_', '-')}", value)
+
+
+def unused(where: str, typed: str, value: object) -> InputError:
+    """Say of an option, as it is typed, that it changes nothing there."""
+    return InputError(
+        f"{typed} {value}", expected=f"no {typed}: it has no effect here", fix="leave it out", where=where
+    )
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from shortstack.cli.options import Saved, Session, check_unused, flat
+from shortstack.cli.options import Saved, Session, check_unused, flat, unused
 from shortstack.errors import InputError
 
 
@@ -35,10 +35,7 @@ def verify(
     if directory.endswith(".gguf") and os.path.isfile(directory):
         check_unused("verify of a .gguf file", session.compute, session.source)
         if device != "cpu":
-            expected = "no --device: it has no effect here"
-            raise InputError(
-                f"--device {device}", expected=expected, fix="leave it out", where="verify of a .gguf file"
-            )
+            raise unused("verify of a .gguf file", "--device", device)
         return _verify_file(Path(directory), against, session, output)
     if not against:
         check_unused("verify without --against", replace(session.source, trust_remote_code=False))

@@ -44,15 +44,20 @@ def push_to_hub(
         ShortstackError: the hub cannot be reached, or refuses.
     """
     checkpoint = Checkpoint.of(checkpoint)
-    if private and pr:
-        expected, fix = "private for a new repository, or pr for one that is there", "leave one out"
-        raise InputError("pr as well", expected=expected, fix=fix, option="private")
+    check_visibility(private=private, pr=pr)
     progress("checking", 0, 2)
     files = prepared(checkpoint, repository, licence)
     progress("uploading", 1, 2)
     made = _committed(repository, files, private=private, pr=pr)
     progress("uploading", 2, 2)
     return made
+
+
+def check_visibility(*, private: bool, pr: bool) -> None:
+    """Refuse a pull request of what is to be private: it goes to a repository that is there, which all may see."""
+    if private and pr:
+        expected, fix = "private for a new repository, or pr for one that is there", "leave one out"
+        raise InputError("pr as well", expected=expected, fix=fix, option="private")
 
 
 def prepared(checkpoint: Checkpoint, repository: str, licence: str | None) -> list[CommitOperationAdd]:

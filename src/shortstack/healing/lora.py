@@ -26,8 +26,9 @@ ADAPTER = "default"
 def adapter_rate(width: int) -> float:
     """Return a learning rate of adapters in a model with embeddings of that width, 15 * 5e-5 (2000 / width)^0.781.
 
-    In two digits. After Schulman et al., LoRA Without Regret, 2025: its fit for Llama models trained whole, and the factor
-    for short runs of adapters. Studies know a healing by its options: another formula is another HealStep.code.
+    In two digits. Tinker's documentation has 5e-5 (2000 / width)^0.781 for Llama models trained whole (Thinking Machines,
+    2025); adapters take 15 times that in short runs (Schulman et al., LoRA Without Regret, 2025). Studies know a healing by
+    its options: another formula is another HealStep.code.
 
     >>> adapter_rate(576), adapter_rate(4096)
     (0.002, 0.00043)

@@ -35,9 +35,6 @@ STAGE = "shrink"
 NOTED = "clock.json"  # in the folder of stages: the seconds used
 EVERY = 2.0  # seconds between two notes of what is used
 CHOOSING = 0.33  # of the minutes, for choosing layers
-CHOOSING_EACH = (
-    0.25  # of those of each of several cuts or trials: loading, the unpruned model and its text come out, too
-)
 REPAIRING = 0.2  # of the minutes, for repairing the cut
 WRITING = 0.2  # of the minutes, for text that the model writes itself to choose and repair on
 MEASURING = 0.03  # of the minutes, for each of texts, probes and tasks of one model
@@ -134,7 +131,7 @@ def amounts_for(
     in_time = unwritten if written < WRITTEN_TOKENS else str
     text, repair_text = in_time(wanted.text), in_time(wanted.repair_text)
     passes = seconds * rate * LAYERS / layers / WINDOW
-    room = (CHOOSING_EACH if cuts > 1 else CHOOSING) * passes * SOURCES / len(parse_sources(wanted.text))
+    room = CHOOSING * passes * SOURCES / len(parse_sources(wanted.text))
     level = next((level for level in LEVELS if level.passes <= room), LEVELS[-1])
     sources = len(parse_sources(repair_text))  # repair reads as many windows of each, whatever it is told
     windows = int((REPAIRING * passes - REPAIR_PASSES) / REPAIR_WINDOW_PASSES)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
@@ -23,6 +23,7 @@ from shortstack.data.sources import OWN
 from shortstack.data.tokens import JUDGING
 from shortstack.decoder import calibration_tokens, text_in_time
 from shortstack.decoder.wrapping import arithmetic
+from shortstack.errors import ShortstackError
 from shortstack.healing import Healing, heal
 from shortstack.machine.clock import Clock
 from shortstack.machine.device import AUTO, Compute, pick_device
@@ -53,10 +54,9 @@ from shortstack.shrinking.clock import (
 from shortstack.shrinking.measuring import Measurement
 from shortstack.shrinking.options import ShrinkOptions
 from shortstack.shrinking.result import NO_HEALING, Candidate, Measured, Shrunk, Unpruned
-from shortstack.shrinking.retention import TRIALS, Share, first_amount, kept, least
+from shortstack.shrinking.retention import TRIALS, TriedCut, first_amount, kept, largest, least, next_amount
 from shortstack.shrinking.route import Route
 from shortstack.shrinking.stages import Stages, clear, loaded, save
-from shortstack.shrinking.trials import Trials
 from shortstack.shrinking.verdict import concluded, settings
 
 COMPARED_BY = 0.7  # of the time of a cut before it is measured: after that it is not timed
@@ -364,25 +364,33 @@ class Line:
         return self.stages.result("speed", reference.Speed, timed, of=cut.identity, minutes=self.options.minutes)
 
     def keeping(self, share: float) -> Candidate:
-        """Find the largest cut that keeps a share of every measure; try as many as there is time for."""
-
-        def make(amount: int, until: Clock) -> Candidate:
-            return self.made(self.route.dropping(str(amount)), until)
-
-        def least_kept(made: Candidate) -> tuple[str, Share]:
-            return least(kept(self.unpruned.measured.evaluation, made.measured.evaluation))
-
-        def late(amount: int, tried: Sequence[int]) -> bool:
-            needed = self.clock.seconds / (TRIALS + 1)
-            return self.decided("untried", lambda: self.clock.left < needed, layers=amount, tried=list(tried))
-
+        """Find the largest of at most TRIALS cuts that keeps a share of every measure; try as many as there is time for."""
+        tried: dict[int, tuple[TriedCut, Candidate]] = {}
         choice, layers = self.route.choice, self.source.anatomy.layers
         most = min(layers - 1, layers - choice.keep_first - choice.keep_last)
-        trials = Trials(share, most, self.clock, make, least_kept, late)
-        best = trials.best(first_amount(self.costs, share))
+        amount: int | None = min(first_amount(self.costs, share), most)
+        for trial in range(TRIALS):
+            if amount is None or (tried and self.decided("untried", self._late_to_try, layers=amount, tried=[*tried])):
+                break
+            made = self.made(self.route.dropping(str(amount)), self.clock.next(1 / (TRIALS - trial)))
+            measure, kept_share = least(kept(self.unpruned.measured.evaluation, made.measured.evaluation))
+            tried[amount] = TriedCut(amount, measure, kept_share), made
+            shares = {count: cut.share.value for count, (cut, _) in tried.items()}
+            amount = next_amount(shares, share, most=most)
+        best = largest(shares, share)
         if best is None:
-            raise trials.nothing(str(self.options.min_quality), self.stages.folder)
-        return best
+            raise self._nothing_keeps(tried[min(tried)][0])
+        made, count = tried[best][1], len(tried)
+        fewer = [f"cuts that are tried: {count} instead of {TRIALS}"] if amount and count < TRIALS else []
+        return replace(made, left_out=(*made.left_out, *fewer), tried=tuple(cut for cut, _ in tried.values()))
+
+    def _late_to_try(self) -> bool:
+        return self.clock.left < self.clock.seconds / (TRIALS + 1)
+
+    def _nothing_keeps(self, fewest: TriedCut) -> ShortstackError:
+        expected = f"a cut that keeps {self.options.min_quality} by every measure"
+        fix = f"ask for less, or allow more minutes; what was made stays in {self.stages.folder}"
+        return ShortstackError(fewest, expected=expected, fix=fix, option="min_quality")
 
     @property
     def costs(self) -> tuple[float, ...]:

@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Protocol, TypeVar, runtime_checkable
+from typing import Any, TypeVar
 
 from shortstack.checkpoint import Checkpoint
 from shortstack.machine.cache import content_key
@@ -14,16 +14,6 @@ from shortstack.machine.files import atomic_write, remove
 
 Result = TypeVar("Result")
 LATE = ".late.json"
-
-
-@runtime_checkable
-class Timed(Protocol):
-    """A result that the clock may have cut short."""
-
-    @property
-    def late(self) -> bool:
-        """Whether something was left out for want of time."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -48,7 +38,7 @@ class Stages:
             if known.exists():
                 return loaded(known, kind)
         result = make()
-        save(place.with_suffix(LATE if isinstance(result, Timed) and result.late else ".json"), result)
+        save(place.with_suffix(LATE if getattr(result, "late", False) else ".json"), result)
         return result
 
     def checkpoint(self, stage: str, make: Callable[[Path], Any], **inputs: object) -> Checkpoint:
