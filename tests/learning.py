@@ -23,11 +23,11 @@ def weights(folder):
     return (folder / "model.safetensors").read_bytes()
 
 
-def learning(checkpoint: Checkpoint, method, objective=None, teacher=None):
-    """EXAMPLES and what is frozen of them, and the module that learns from them, in float32."""
+def learning(checkpoint: Checkpoint, method, objective=None, teacher=None, examples=EXAMPLES):
+    """Examples and what is frozen of them, and the module that learns from them, in float32."""
     freezer = Freezer(checkpoint, torch.float32, "cpu", objective or Objective(), teacher)
     first = method.first(checkpoint)
-    frozen = freezer.fill(freezer.planned(EXAMPLES, first))
+    frozen = freezer.fill(freezer.planned(examples, first))
     load = Decoder.tail if first else Decoder.load
     decoder = load(checkpoint, *([first] if first else []), dtype=torch.float32)
     return frozen, Learner(decoder, first, method.prepare(checkpoint, decoder), freezer.objective)

@@ -125,6 +125,7 @@ def test_each_source_gives_its_share_of_what_is_learnt(tmp_path):
     copied = [example for example in found if not all(example.learn)]
     assert len(copied) == round(len(whole) / 4)
     assert len(found) == len(whole) + len(own) + len(copied)
+    assert {id(example) for example in found if example.made} == {id(example) for example in own + copied}
 
 
 def test_no_more_than_most_are_read_in_all():

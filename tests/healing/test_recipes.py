@@ -70,7 +70,7 @@ def test_what_was_typed_goes_before_the_recipe():
         ("plan:\n  samples: lots\n", "line 2: samples: "),
         ("plan:\n  repair_samples: 3\n", "line 2: repair_samples: expected at least 8"),
         ('heal:\n  layers: "1"\nplan:\n  layers: "1"\n  drop: 1\n', "line 4: layers: "),
-        ("heal: {data: pydoc, top_k: 3}\n", "loss: expected distill, which top_k and temperature belong to"),
+        ("heal: {data: pydoc, top_k: 3}\n", "loss: expected distill, which top_k, temperature and next_token_weight"),
         ("heal: {lora_r: 4}\n", "line 1: lora_r: .*an option of the method partial.*lora, rslora"),
     ],
 )

@@ -1,7 +1,10 @@
 """Distillation: its loss and gradient, and what is kept of a teacher, against plain torch on all logits."""
 
+from dataclasses import replace
+
 import pytest
 import torch
+from torch.nn.functional import cross_entropy
 
 from learning import EXAMPLES, learning
 from plans import plan
@@ -9,7 +12,7 @@ from shortstack.checkpoint import Checkpoint
 from shortstack.cli.console import show_result
 from shortstack.data import read_examples
 from shortstack.decoder import Decoder
-from shortstack.decoder.losses import Distillation, likeliest
+from shortstack.decoder.losses import Distillation, DistillationAndText, likeliest
 from shortstack.healing import Full, HealingTask, Objective, Partial, Schedule, TrainingData, heal
 from shortstack.pruning import prune
 from zoo import tiny
@@ -41,15 +44,34 @@ def test_the_loss_is_the_divergence_and_its_gradient_that_of_autograd(top, tempe
     torch.testing.assert_close(slopes, gradient.float(), atol=2e-5, rtol=1e-3)
 
 
+@pytest.mark.parametrize("some", [[0, 2, 3], [], [0, 1, 2, 3, 4, 5]])
+def test_text_beside_a_teacher_adds_cross_entropy_and_its_gradient_where_there_is_text(some):
+    draw = torch.Generator().manual_seed(0)
+    teacher, logits = (torch.randn(6, 40, generator=draw) * 3 for _ in range(2))
+    logits.requires_grad_(True)
+    said = torch.randint(40, (6,), generator=draw)
+    text = cross_entropy(logits.double()[some], said[some], reduction="sum") if some else 0.0
+    expected = grouped_divergence(teacher, logits, 5, 1.0) + 0.3 * text
+    (gradient,) = torch.autograd.grad(expected, logits)
+    targets = torch.full((6,), -100)
+    targets[some] = said[some]
+    distillation = Distillation(*likeliest(teacher, 5, 1.0), 1.0)
+    found, slopes = DistillationAndText(distillation, targets, 0.3).of(logits.detach())
+    assert float(found) == pytest.approx(float(expected.detach()), rel=1e-4, abs=1e-5)
+    torch.testing.assert_close(slopes, gradient.float(), atol=2e-5, rtol=1e-3)
+
+
 @torch.no_grad()
-def plain_loss(checkpoint, teacher):
+def plain_loss(checkpoint, teacher, weight=0.0, examples=EXAMPLES):
     """Mean over the tokens that count, all logits of both by plain transformers, each sample alone."""
     model, whole = checkpoint.model(dtype=torch.float32), teacher.model(dtype=torch.float32)
     total, count = 0.0, 0
-    for example in EXAMPLES:
+    for example in examples:
         ids, learnt = torch.tensor([example.ids]), torch.tensor(example.learn[1:])
         logits, wanted = (one(input_ids=ids).logits[0, :-1][learnt] for one in (model, whole))
         total += float(grouped_divergence(wanted, logits, OBJECTIVE.top_k, OBJECTIVE.temperature))
+        if not example.made:
+            total += weight * float(cross_entropy(logits, ids[0, 1:][learnt], reduction="sum"))
         count += int(learnt.sum())
     return total / count
 
@@ -64,6 +86,19 @@ def test_what_is_learnt_of_a_teacher_is_what_plain_logits_say_and_it_is_asked_on
     assert float(loss.detach()) == pytest.approx(plain_loss(pruned, teacher), rel=2e-4)
     monkeypatch.setattr(Decoder, "open", lambda *_, **__: pytest.fail("walked again"))
     learning(pruned, method, OBJECTIVE, teacher)
+
+
+def test_text_counts_while_the_model_trains_but_not_what_was_made_for_it_nor_what_is_held_out(tmp_path):
+    teacher = Checkpoint.open(tiny("llama"))
+    pruned = prune(teacher, plan(8, layers="2-3,6"), tmp_path / "pruned")
+    examples = [EXAMPLES[0], replace(EXAMPLES[1], made=True), EXAMPLES[2]]
+    objective = replace(OBJECTIVE, next_token_weight=0.3)
+    frozen, learner = learning(pruned, Partial(last=2), objective, teacher, examples)
+    batch = frozen.collate(range(3))
+    count = int((batch["labels"] != -100).sum())
+    for mode, weight in ((True, 0.3), (False, 0.0)):
+        loss = learner.train(mode)(**batch, num_items_in_batch=count)["loss"]
+        assert float(loss.detach()) == pytest.approx(plain_loss(pruned, teacher, weight, examples), rel=2e-4)
 
 
 def test_learning_from_a_teacher_brings_the_model_closer_to_it(source, tmp_path, capsys):

@@ -27,12 +27,13 @@ ENDLESS_SAMPLES = 512  # where nothing says how many
 class Example:
     """One sample to learn from: token ids, and which of them count in the loss.
 
-    follows: it is of the same conversation as the sample before it.
+    follows: it is of the same conversation as the sample before it. made: a program or a model wrote it.
     """
 
     ids: tuple[int, ...]
     learn: tuple[bool, ...]
     follows: bool = False
+    made: bool = False
 
 
 def read_examples(
@@ -165,7 +166,8 @@ def _made(
     """Make so many samples of a source that is written as it is read."""
     rng = random.Random(f"{seed} {source} to learn")  # other texts than those that calibrate
     windows = made_windows(source, tokenizer, max_length, amount, rng, written)
-    return [Example(tuple(ids), tuple(learn)) for ids, learn in zip(*(part.tolist() for part in windows), strict=True)]
+    pairs = zip(*(part.tolist() for part in windows), strict=True)
+    return [Example(tuple(ids), tuple(learn), made=True) for ids, learn in pairs]
 
 
 def _examples(record: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase, max_length: int) -> list[Example]:

@@ -154,6 +154,28 @@ class Distillation:
         return total * self.temperature**2, slopes * self.temperature
 
 
+@dataclass(frozen=True)
+class DistillationAndText:
+    """Distillation, and so many times the cross-entropy of the next token where text says one.
+
+    targets: [tokens], below 0 where there is none.
+    """
+
+    distillation: Distillation
+    targets: Tensor
+    weight: float
+
+    def part(self, rows: slice) -> DistillationAndText:
+        return DistillationAndText(self.distillation.part(rows), self.targets[rows], self.weight)
+
+    def of(self, logits: Tensor) -> tuple[Tensor, Tensor]:
+        total, slopes = self.distillation.of(logits)
+        said = self.targets >= 0
+        loss, more = CrossEntropy(self.targets[said]).of(logits[said])
+        slopes[said] += self.weight * more
+        return total + self.weight * loss, slopes
+
+
 @torch.no_grad()
 def greedy_tokens(decoder: Decoder, states: Tensor) -> Tensor:
     """Find the likeliest next token after each of the states [tokens, width]: [tokens]."""

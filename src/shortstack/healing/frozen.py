@@ -103,13 +103,14 @@ class Frozen:
     """The samples, and what is computed of them before training; samples go by their numbers.
 
     first: the layer that the states enter; there are none where it is 0. teacher: the likeliest next tokens after each
-    token that counts, and their log probabilities.
+    token that counts, and their log probabilities. text: the objective adds the loss of text to what a teacher says.
     """
 
     examples: Sequence[Example]
     first: int
     states: Activations | None = None
     teacher: Activations | None = None
+    text: bool = False
 
     @property
     def lengths(self) -> list[int]:
@@ -124,6 +125,8 @@ class Frozen:
         if self.teacher:
             tokens, log_p = _unpacked(torch.cat([self.teacher[sample] for sample in samples]))
             batch |= {"teacher_tokens": tokens, "teacher_log_p": log_p}
+        if self.text:
+            batch["made"] = torch.tensor([self.examples[sample].made for sample in samples])
         return batch
 
 
@@ -152,7 +155,7 @@ class Freezer:
         """Name the files without computing them; only the weights are read, for their digest."""
         dtype, device = str(self.dtype).removeprefix("torch."), torch.device(self.device).type
         known = {"dtype": dtype, "device": device, "ids": [example.ids for example in examples]}
-        frozen = Frozen(examples, first)
+        frozen = Frozen(examples, first, text=self.objective.next_token_weight > 0)
         if first:
             key = content_key("states", model=self.checkpoint.identity, at=first, **known)
             states = activations_under(key, frozen.lengths, self.checkpoint.width, self.dtype)

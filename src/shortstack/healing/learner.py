@@ -15,7 +15,14 @@ from shortstack.checkpoint import Checkpoint
 from shortstack.checkpoint.weights import exact_weights
 from shortstack.data import Example
 from shortstack.decoder import Decoder, batching
-from shortstack.decoder.losses import Criterion, CrossEntropy, Distillation, chunked_loss, greedy_tokens
+from shortstack.decoder.losses import (
+    Criterion,
+    CrossEntropy,
+    Distillation,
+    DistillationAndText,
+    chunked_loss,
+    greedy_tokens,
+)
 from shortstack.healing.schedule import Objective
 
 Batch = Mapping[str, Tensor]
@@ -139,20 +146,25 @@ class Learner(nn.Module):
         hidden: Tensor | None = None,
         teacher_tokens: Tensor | None = None,
         teacher_log_p: Tensor | None = None,
+        made: Tensor | None = None,
         num_items_in_batch: Tensor | int = 1,
     ) -> dict[str, Tensor]:
         """Return the loss of a batch; in evaluation also how many of the teacher's likeliest tokens are the learner's.
 
         hidden: what enters the first layer, [batch, length, width]. The teacher's are [tokens, top_k], of tokens that count.
+        made: [batch], the samples whose next tokens are no text to learn, where the objective adds the loss of text.
         """
         decoder, wanted = self.decoder, labels[:, 1:] != IGNORED
         if hidden is not None and not torch.is_autocast_enabled(hidden.device.type):
             hidden = hidden.float()
         left = decoder.finish(input_ids, None if hidden is None else (self.first, hidden))
-        states = left[:, :-1][wanted]
-        criterion: Criterion = CrossEntropy(labels[:, 1:][wanted])
+        states, targets = left[:, :-1][wanted], labels[:, 1:][wanted]
+        criterion: Criterion = CrossEntropy(targets)
         if teacher_tokens is not None and teacher_log_p is not None:
             criterion = Distillation(teacher_tokens, teacher_log_p, self.objective.temperature)
+            if made is not None and self.training:  # what is held out measures the distance from the teacher alone
+                said = labels.masked_fill(made[:, None], IGNORED)[:, 1:][wanted]
+                criterion = DistillationAndText(criterion, said, self.objective.next_token_weight)
         loss = chunked_loss(decoder, states, criterion)
         outputs = {"loss": loss / num_items_in_batch}
         if teacher_tokens is not None and not self.training:

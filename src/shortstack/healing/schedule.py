@@ -48,7 +48,8 @@ class Objective:
     """The training objective.
 
     sft is next-token cross-entropy; distill is KL from a teacher, T^2 KL(p || q) at temperature T. top_k: so many of the
-    teacher's likeliest tokens count by themselves, all others as one.
+    teacher's likeliest tokens count by themselves, all others as one. next_token_weight: distill adds so many times the
+    next-token loss of text and answers, but not of what a program or the teacher wrote.
     """
 
     loss: str = option("sft", help="sft: the next token; distill: the teacher's distribution.", choices=tuple(LOSSES))
@@ -56,6 +57,9 @@ class Objective:
         64, help="Distil the teacher's k most likely tokens; all others are pooled into one.", minimum=1
     )
     temperature: float = option(1.0, help="Temperature of teacher and student, for distill.", above=0)
+    next_token_weight: float = option(
+        0.0, help="For distill, the weight of the next-token loss, on text that was not made for it.", minimum=0
+    )
 
     def __post_init__(self) -> None:
         check_options(self)
@@ -63,8 +67,8 @@ class Objective:
         if self.loss == "sft" and shaping:
             raise InputError(
                 f"sft with {' and '.join(f'{name} {value}' for name, value in shaping.items())}",
-                expected="distill, which top_k and temperature belong to",
-                fix="name distill, or leave them out",
+                expected="distill, which top_k, temperature and next_token_weight belong to",
+                fix="name distill, or leave them as they are by default",
                 option="loss",
             )
 
