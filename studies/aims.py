@@ -1,10 +1,11 @@
-"""Are the aims of the recipe reached? What SmolLM2 keeps after `shrink demo` in 15 minutes, by documents looked at once.
+"""Are the aims of the recipe reached? What SmolLM2 keeps after `shrink demo` in 15 minutes, on documents that chose nothing.
 
     python studies/aims.py ARTICLES C4_JSONL DATA_DIR
 
 Nothing else may run beside it. Each cut is made with each of SEEDS, given C4 beside what the recipe heals on, and judged
-on what judged nothing before: ARTICLES, DOCUMENTS of each task behind those that studies/minutes.py takes, and probes of
-another seed. Writes studies/aims.json, which a run that goes on reads, and studies/aims.md.
+on ARTICLES of Wikipedia, DOCUMENTS of each task behind those that studies/minutes.py takes, and probes of another seed.
+None of them chose anything; the first 350 documents judged the models of studies/peers.py, too. Writes studies/aims.json,
+which a run that goes on reads, and studies/aims.md.
 """
 
 from __future__ import annotations
@@ -34,9 +35,9 @@ def page(rows: Sequence[Mapping[str, Any]], base: Mapping[str, float]) -> str:
     names = MEASURES[1:]
     lines = [
         "# Are the aims reached? SmolLM2-135M-Instruct by `shortstack shrink demo` in 15 minutes, given C4\n",
-        f"`python studies/aims.py articles c4_demo.jsonl shared/data`, torch {torch.__version__}, transformers "
+        f"`python studies/aims.py wiki_demo.txt c4_demo.jsonl shared/data`, torch {torch.__version__}, transformers "
         f"{transformers.__version__}, two cores, {time.strftime('%Y-%m-%d')}.\n",
-        "Shares of the unpruned model's values on documents that nothing was chosen by, looked at once:",
+        "Shares of the unpruned model's values on Wikipedia's articles and documents that nothing was chosen by:",
         f"{DOCUMENTS} of each task behind the first {SKIPPED + LIMIT:,}, {Judge.items} items of each probe; of likelihood "
         "the geometric mean.\n",
         f"| layers removed | seed | {MEASURES[0]} | {' | '.join(names)} |",

@@ -182,7 +182,8 @@ def test_losses_over_steps_with_the_kept_step_marked():
     assert len(places(root, "c0")) == 3
     (mark,) = [each for each in root.iter(f"{SVG}line") if each.get("class") == "mark"]
     assert float(mark.get("x1", "")) == pytest.approx(places(root, "c0")[1][0], abs=0.1)
-    assert {"training", "held out", "optimizer steps"} <= texts(root)
+    assert {"training loss", "held-out loss", "optimizer steps"} <= texts(root)
+    assert "held-out KL from the teacher" in texts(drawn(loss_picture(HISTORY, "healed", kind="KL from the teacher")))
 
 
 def test_layers_that_go_are_empty():

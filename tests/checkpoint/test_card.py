@@ -70,7 +70,7 @@ def test_every_output_has_one_with_the_licence_of_the_source_and_no_path(made):
         assert f"# {name}\n\nThis model was made shorter by {by}, from a local checkpoint.\n" in card
         assert verify(Checkpoint.open(made / name)).ok
     assert "2 of 8 layers were removed (numbered from 0: 3-4); kept layers were refitted in closed form." in card
-    assert "by partial on 16 samples of pydoc, chats.jsonl, to predict text." in card
+    assert "by partial on 16 samples of pydoc, chats.jsonl, to reproduce the text." in card
 
 
 def test_its_commands_make_the_same_weights(made, monkeypatch):

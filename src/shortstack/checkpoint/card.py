@@ -154,23 +154,13 @@ def _sentence(step: Mapping[str, Any]) -> str:
         gone = f"{len(plan['removed'])} of {plan['layers']} layers {were} removed (numbered from 0: "
         return f"{gone}{show_layers(plan['removed'])}){refitted}."
     if healing:
+        taught = "the output of the unpruned model" if healing["objective"]["loss"] == "distill" else "the text"
         data = ", ".join(_sources(healing["data"]["data"]))
         how = f"by {healing['method']['name']} on {healing['samples']:,} samples of {data}"
-        return f"The remaining layers were trained {how}, to {_taught(**healing['objective'])}."
+        return f"The remaining layers were trained {how}, to reproduce {taught}."
     if step["verb"] == "repair":
         return "Kept layers were refitted in closed form, so that the cut costs less."
     return f"It went through shortstack {step['verb']}."
-
-
-def _taught(loss: str, next_token_weight: float = 0.0, **_: Any) -> str:
-    """Say what an objective teaches; records of earlier versions have no weight.
-
-    >>> _taught("distill", next_token_weight=0.5)
-    'reproduce the output of the unpruned model, and to predict text'
-    """
-    if loss == "sft":
-        return "predict text"
-    return "reproduce the output of the unpruned model" + (", and to predict text" if next_token_weight else "")
 
 
 def _command(step: Mapping[str, Any], name: str | None) -> str:

@@ -53,7 +53,7 @@ WRITING_SECONDS, WRITING_BYTES_PER_S = 3.0, 1e8  # kept of a clock for the outpu
 
 @dataclass(frozen=True, repr=False)
 class Healing(Tabled):
-    """The outcome of healing; the healed checkpoint is at `output`. objective: what the losses are, sft or distill.
+    """The outcome of healing; the healed checkpoint is at `output`. objective: the loss, sft or distill.
 
     samples: that there were, held-out ones included. trained_layers: by the numbers that they have in it. repeat: options
     that repeat a run by the clock without one.
@@ -133,7 +133,7 @@ class Healing(Tabled):
 
     def plot(self) -> Picture:
         """Draw training and held-out loss over optimizer steps."""
-        return loss_picture(self.history, str(self.output))
+        return loss_picture(self.history, str(self.output), kind=LOSSES[self.objective])
 
     def to_dict(self) -> dict[str, Any]:
         losses, held_out = self.history.losses, self.history.held_out
@@ -165,11 +165,14 @@ class Healing(Tabled):
         }
 
 
-def loss_picture(history: History, title: str) -> Picture:
-    """Draw the losses over optimizer steps, in nats per token, and mark the step whose weights were kept."""
+def loss_picture(history: History, title: str, *, kind: str = LOSSES["sft"]) -> Picture:
+    """Draw the losses over optimizer steps, in nats per token, and mark the step whose weights were kept.
+
+    kind: what the loss of held-out samples is; that of training may have text beside it.
+    """
     lines = [
         Series(name, [Point(step, loss, f"step {step}, {name}: {loss:.4f}") for step, loss in losses], colour)
-        for name, losses, colour in (("training", history.losses, 5), ("held out", history.held_out, 0))
+        for name, losses, colour in (("training loss", history.losses, 5), (f"held-out {kind}", history.held_out, 0))
         if losses
     ]
     every = [point for line in lines for point in line.points]

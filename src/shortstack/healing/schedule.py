@@ -58,7 +58,7 @@ class Objective:
     )
     temperature: float = option(1.0, help="Temperature of teacher and student, for distill.", above=0)
     next_token_weight: float = option(
-        0.0, help="For distill, the weight of the next-token loss, on text that was not made for it.", minimum=0
+        0.0, help="For distill, the weight of the next-token loss beside it, on your text and answers alone.", minimum=0
     )
 
     def __post_init__(self) -> None:
