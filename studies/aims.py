@@ -4,8 +4,8 @@
 
 Nothing else may run beside it. Each cut is made with each of SEEDS, given C4 beside what the recipe heals on, and judged
 on ARTICLES of Wikipedia, DOCUMENTS of each task behind those that studies/minutes.py takes, and probes of another seed.
-None of them chose anything; the first 350 documents judged the models of studies/peers.py, too. Writes studies/aims.json,
-which a run that goes on reads, and studies/aims.md.
+The recipe is `best` with WEIGHT of C4's next-token loss. No document chose anything; the first 350 judged the models of
+studies/peers.py, too. Writes studies/aims.json, which a run that goes on reads, and studies/aims.md.
 """
 
 from __future__ import annotations
@@ -15,11 +15,13 @@ import sys
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
+import yaml
 
 import shortstack as ss
 from minutes import LIMIT, MEASURES, SKIPPED, Judge, by_family, kept, run, unseen
@@ -27,6 +29,7 @@ from shortstack.machine.formats import show_layers
 
 HERE = Path(__file__).parent
 SEEDS, MINUTES, DOCUMENTS, JUDGING = (2, 3), 15, 500, 29
+WEIGHT = 0.5
 AIMS = {4: (0.98, 0.85, 0.85), 8: (0.95, 0.60, 0.60)}  # of the three tasks, of lambada, of the probes
 
 
@@ -34,7 +37,8 @@ def page(rows: Sequence[Mapping[str, Any]], base: Mapping[str, float]) -> str:
     """The table of aims and what was kept."""
     names = MEASURES[1:]
     lines = [
-        "# Are the aims reached? SmolLM2-135M-Instruct by `shortstack shrink demo` in 15 minutes, given C4\n",
+        "# Are the aims reached? SmolLM2-135M-Instruct by `shortstack shrink demo` in 15 minutes, given C4 and "
+        f"{WEIGHT} of its next-token loss\n",
         f"`python studies/aims.py wiki_demo.txt c4_demo.jsonl shared/data`, torch {torch.__version__}, transformers "
         f"{transformers.__version__}, two cores, {time.strftime('%Y-%m-%d')}.\n",
         "Shares of the unpruned model's values on Wikipedia's articles and documents that nothing was chosen by:",
@@ -54,6 +58,15 @@ def page(rows: Sequence[Mapping[str, Any]], base: Mapping[str, float]) -> str:
     return "\n".join([*lines, f"\nThe unpruned model: {tasks}.", *by_family(rows, base)]) + "\n"
 
 
+def with_text(folder: Path) -> Path:
+    """Write the recipe `best` with WEIGHT of the next-token loss."""
+    recipe = yaml.safe_load((files("shortstack.healing") / "presets" / "best.yaml").read_text(encoding="utf-8"))
+    recipe["heal"]["next_token_weight"] = WEIGHT
+    path = folder / "text.yaml"
+    path.write_text(yaml.safe_dump(recipe), encoding="utf-8")
+    return path
+
+
 def main() -> None:
     text, c4, tasks = sys.argv[1:]
     kept_in = HERE / "aims.json"
@@ -66,7 +79,8 @@ def main() -> None:
             for drop in AIMS:
                 if (drop, seed) in [(row["drop"], row["seed"]) for row in known["runs"]]:
                     continue
-                options = ss.ShrinkOptions(drop=str(drop), minutes=MINUTES, data=f"{c4},self,copying=0.5,drills")
+                recipe, data = with_text(Path(folder)), f"{c4},self,copying=0.5,drills"
+                options = ss.ShrinkOptions(recipe=str(recipe), drop=str(drop), minutes=MINUTES, data=data)
                 known["runs"].append(run("demo", options, judge, seed))
                 print(json.dumps(known["runs"][-1]), flush=True)
                 kept_in.write_text(json.dumps(known, indent=1) + "\n", encoding="utf-8")
