@@ -1,5 +1,6 @@
 """Distillation: its loss and gradient, and what is kept of a teacher, against plain torch on all logits."""
 
+from contextlib import nullcontext
 from dataclasses import replace
 
 import pytest
@@ -13,6 +14,7 @@ from shortstack.cli.console import show_result
 from shortstack.data import read_examples
 from shortstack.decoder import Decoder
 from shortstack.decoder.losses import Distillation, DistillationAndText, likeliest
+from shortstack.errors import InputError
 from shortstack.healing import Full, HealingTask, Objective, Partial, Schedule, TrainingData, heal
 from shortstack.pruning import prune
 from zoo import tiny
@@ -99,6 +101,14 @@ def test_text_counts_while_the_model_trains_but_not_what_was_made_for_it_nor_wha
     for mode, weight in ((True, 0.3), (False, 0.0)):
         loss = learner.train(mode)(**batch, num_items_in_batch=count)["loss"]
         assert float(loss.detach()) == pytest.approx(plain_loss(pruned, teacher, weight, examples), rel=2e-4)
+
+
+def test_a_weight_of_text_is_refused_where_there_is_none(source):
+    objective = Objective("distill", next_token_weight=0.5)
+    for data, wrong in (("drills,copying", True), ("drills,pydoc", False)):
+        task = HealingTask(TrainingData(data), objective=objective, teacher=source)
+        with pytest.raises(InputError, match="text or answers beside drills,copying") if wrong else nullcontext():
+            task.check()
 
 
 def test_learning_from_a_teacher_brings_the_model_closer_to_it(source, tmp_path, capsys):

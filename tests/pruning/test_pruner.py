@@ -23,7 +23,7 @@ from zoo import edit_config, make
 SINGLE = "model.safetensors"
 
 
-def refused(directory, tmp_path, error, match, *, layers="1"):
+def assert_refused(directory, tmp_path, error, match, *, layers="1"):
     def attempt():
         source = Checkpoint.open(directory)
         prune(source, plan(source.anatomy.layers, layers=layers), tmp_path / "out")
@@ -36,7 +36,7 @@ def refused(directory, tmp_path, error, match, *, layers="1"):
 def test_files_with_more_layers_than_the_config_are_not_taken_for_extra_heads(tmp_path):
     directory = make("llama", tmp_path / "source")
     edit_config(directory, num_hidden_layers=5)
-    refused(directory, tmp_path, CheckpointError, "layers 0 to 4.*layer 7")
+    assert_refused(directory, tmp_path, CheckpointError, "layers 0 to 4.*layer 7")
 
 
 def test_declared_extra_heads_go_with_the_cut(tmp_path):
@@ -64,7 +64,7 @@ def test_extra_heads_named_mtp_go_with_any_cut_and_a_plan_says_so(tmp_path):
 
 def test_a_hybrid_without_attention_is_refused_since_nothing_counts_cached_tokens(tmp_path):
     directory = architectures.make("bamba", tmp_path / "source")
-    refused(directory, tmp_path, ArchitectureError, "expected an attention layer to stay", layers="2,5")
+    assert_refused(directory, tmp_path, ArchitectureError, "expected an attention layer to stay", layers="2,5")
 
 
 KINDS = [("smollm3", "0,2-4,6-7"), ("gemma3_text", "0-4,6-7")]

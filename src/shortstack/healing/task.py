@@ -127,6 +127,7 @@ class HealingTask:
         """Refuse what cannot work whatever the model that heals. teacher: its name, where it is yet to be opened."""
         self.data.check()
         self._check_teacher(self.unpruned.source if self.unpruned else teacher)
+        self._check_text()
         self.method.check()
         self.schedule.check()
         check_loggers(self.loggers)
@@ -139,6 +140,15 @@ class HealingTask:
         if teacher is not None and not self.needs_teacher:
             expected = f"no teacher: only {users} use one"
             raise InputError(teacher, expected=expected, fix="leave it out", option="teacher")
+
+    def _check_text(self) -> None:
+        """Refuse a weight of the next-token loss where no text counts in it."""
+        weight = self.objective.next_token_weight
+        if weight and all(part.endless for part in parse_sources(self.data.source)):
+            expected = f"text or answers beside {self.data.source}, which the next-token loss leaves out"
+            raise InputError(
+                weight, expected=expected, fix="add some to the data, or leave it out", option="next_token_weight"
+            )
 
 
 def check_loggers(names: Sequence[str]) -> None:
