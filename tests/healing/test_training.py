@@ -279,6 +279,29 @@ def test_the_weights_of_the_lowest_held_out_loss_win(tmp_path):
     assert (weight, history.best, history.steps) == (0.0, 0, 3)
 
 
+def test_the_best_weights_are_those_of_their_step_where_a_killed_run_had_gone_further(tmp_path):
+    some = data(held_out=[[(1.0, 1.0)]] * 4)  # the weight passes 1 at step 5
+
+    def stopping(at, error):
+        def progress(_stage, done, _total, note):
+            if done == at:
+                error()
+
+        return progress
+
+    def killed():
+        raise MemoryError  # no state is kept
+
+    with pytest.raises(KeyboardInterrupt):
+        trained(tmp_path, WANDERING, some, progress=stopping(3, lambda: os.kill(os.getpid(), signal.SIGINT)))
+    with pytest.raises(MemoryError):
+        trained(tmp_path, WANDERING, some, progress=stopping(7, killed))
+    weight, history = trained(tmp_path, replace(WANDERING, max_steps=3), some)  # as where the time is over
+    assert (history.best, history.steps) == (3, 3)
+    assert (weight - 1) ** 2 == pytest.approx(dict(history.held_out)[3])
+    assert len([*tmp_path.glob("best-*")]) == 2
+
+
 def test_patience_ends_training_early_and_goes_on_counting_after_a_kill(tmp_path):
     schedule, some = replace(WANDERING, early_stopping_patience=3), data(held_out=[[(1.0, 1.0)]] * 4)
     _, whole = trained(tmp_path / "whole", schedule, some)

@@ -812,9 +812,10 @@ def test_the_command_that_repeats_has_what_the_recipe_does_not_say(tiny, monkeyp
 def test_numbers_of_a_recipe_stay_but_for_those_that_were_typed(tiny):
     recipe = (tiny / "recipe.yaml").read_text(encoding="utf-8")
     (tiny / "recipe.yaml").write_text(recipe.replace("drop: 2", "drop: 2, samples: 6"), encoding="utf-8")
-    made, typed = shrunk(tiny, samples=16, drop=None), shrunk(tiny, "typed", samples=5, drop=None)
-    assert [yaml.safe_load(each.recipe)["plan"]["samples"] for each in (made, typed)] == [6, 5]
-    assert Checkpoint.open(tiny / "out").record["healing"]["schedule"]["seed"] == 3, "as the recipe states it"
+    shorter = [shrunk(tiny, f"of-{typed}", samples=typed, drop=None) for typed in (None, 5, 16)]
+    chosen_on = [yaml.safe_load(made.recipe)["plan"]["samples"] for made in shorter]
+    assert chosen_on == [6, 5, 16], "and 16, which is as many as without a recipe's number"
+    assert Checkpoint.open(tiny / "of-None").record["healing"]["schedule"]["seed"] == 3, "as the recipe states it"
     (tiny / "recipe.yaml").write_text(recipe.replace("max_steps: 3", "minutes: 3"), encoding="utf-8")
     with pytest.raises(InputError, match="what the minutes of shrink leave"):
         shrunk(tiny, "other")

@@ -44,7 +44,7 @@ from shortstack.machine.progress import Progress, silent
 KEEP_SECONDS = 60.0  # between two times that the state is written
 SHARE = 0.05  # of the time, at most, goes into writing it
 SKIPS = 10  # steps in a row without a finite gradient, after which training stops
-BEST = "best.safetensors"
+BEST = "best-{}.safetensors"  # of a step
 ENDLESS = 10**9  # steps, where the clock says when to end
 
 
@@ -206,8 +206,7 @@ class _Run(TrainerCallback):  # type: ignore[misc]  # transformers is untyped he
 
     def held_out(self) -> list[tuple[int, float]]:
         """Return (step, held-out loss) where that is a number; before the run begins, those of the state it goes on from."""
-        log = self.loop.state.log_history or log_of(self.state)
-        return [(entry["step"], entry["eval_loss"]) for entry in log if math.isfinite(entry.get("eval_loss", math.nan))]
+        return _held_out(self.loop.state.log_history or log_of(self.state))
 
     def keep_if_best(self, loss: float) -> None:
         """Keep the weights if the held-out loss is the lowest; stop where it is no number, or patience is at its end."""
@@ -218,11 +217,19 @@ class _Run(TrainerCallback):  # type: ignore[misc]  # transformers is untyped he
         elif not since:
             weights: dict[str, Any] = get_model_state_dict(self.loop.model_wrapped, options=_whole_weights())
             if self.loop.args.should_save:
-                with atomic_write(self.folder / BEST) as path:
-                    save_tensors({name: weight.contiguous() for name, weight in weights.items()}, path)
+                self._write_best({name: weight.contiguous() for name, weight in weights.items()})
         elif self.schedule.early_stopping_patience and since >= self.schedule.early_stopping_patience:
             self.stopped = f"{since} held-out losses in a row without a lower one"
         self.loop.control.should_training_stop |= self.stopped is not None
+
+    def _write_best(self, weights: dict[str, Tensor]) -> None:
+        """Write the best weights; those that the last state knows as the best stay, as a killed run goes on from there."""
+        of_state = _lowest(_held_out(log_of(newest_state(self.folder))))
+        needed = {self.folder / BEST.format(step) for step in (of_state, self.loop.state.global_step)}
+        with atomic_write(self.folder / BEST.format(self.loop.state.global_step)) as path:
+            save_tensors(weights, path)
+        for path in {*self.folder.glob(BEST.format("*"))} - needed:
+            path.unlink()
 
     def break_off(self, why: str) -> None:
         self.stopped, self.broken = why, True
@@ -230,7 +237,7 @@ class _Run(TrainerCallback):  # type: ignore[misc]  # transformers is untyped he
     def result(self) -> History:
         """Give the module the best weights, and say how the training went."""
         state, held_out = self.loop.state, self.held_out()
-        best = min(held_out, key=lambda entry: entry[1], default=(0, math.nan))[0]
+        best = _lowest(held_out)
         if self.broken and not best:
             raise TrainingError(
                 self.stopped,
@@ -239,7 +246,7 @@ class _Run(TrainerCallback):  # type: ignore[misc]  # transformers is untyped he
                 where=f"step {state.global_step}",
             )
         self.loop.accelerator.wait_for_everyone()
-        weights: dict[str, Any] = {**load_file(self.folder / BEST)}
+        weights: dict[str, Any] = {**load_file(self.folder / BEST.format(best))}
         set_model_state_dict(self.loop.model_wrapped, weights, options=_whole_weights())
         seconds = time.perf_counter() - self.began - self.evaluating
         return History(
@@ -419,6 +426,16 @@ class _Loop(Trainer):  # type: ignore[misc]
         self.run.kept = step
         taken = time.monotonic() - started
         self.run.save_due = time.monotonic() + max(KEEP_SECONDS, taken / SHARE)
+
+
+def _held_out(log: Sequence[Mapping[str, Any]]) -> list[tuple[int, float]]:
+    """Return (step, held-out loss) of what Trainer logged, where that is a number."""
+    return [(entry["step"], entry["eval_loss"]) for entry in log if math.isfinite(entry.get("eval_loss", math.nan))]
+
+
+def _lowest(losses: Sequence[tuple[int, float]]) -> int:
+    """Return the step of the lowest held-out loss, and 0 without any."""
+    return min(losses, key=lambda entry: entry[1], default=(0, math.nan))[0]
 
 
 @functools.lru_cache(maxsize=8)

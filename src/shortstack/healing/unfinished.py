@@ -74,9 +74,11 @@ class Unfinished:
         before, after = dict(_flat(then)), dict(_flat(json.loads(json.dumps(finite(dict(now))))))
         for name in sorted(before.keys() | after.keys(), key=_unclear):
             if before.get(name) != after.get(name):
+                option = name.removeprefix("asked.")
+                as_then = f"{option} {before[name]}" if name in before else f"no {option}"
                 raise InputError(
                     after.get(name),
-                    expected=f"{name.removeprefix('asked.')} {before.get(name)}, as when {self.folder} was begun",
+                    expected=f"{as_then}, as when {self.folder} was begun",
                     fix="use the same options, or turn resume off to start again",
                     option="resume",
                 )

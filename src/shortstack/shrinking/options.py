@@ -30,8 +30,10 @@ class ShrinkOptions:
     )
     recipe: str = option("best", help="A preset of `shortstack ls recipes`, or a file.")
     data: str | None = option(None, help="Data to heal on. Default: the recipe's.")
-    text: str = option(MIX, help=f"Calibration text: {TEXT} {SEVERAL}")
-    samples: int = option(16, help="Calibration windows per text, of 128 tokens each.", minimum=4)
+    text: str | None = option(None, help=f"Calibration text: {TEXT} {SEVERAL} Default: the recipe's, or {MIX}.")
+    samples: int | None = option(
+        None, help="Calibration windows per text, of 128 tokens each. Default: the recipe's, or 16.", minimum=4
+    )
     perplexity: str = option("pydoc", help="Comma-separated texts to measure on.")
     perplexity_samples: int = option(64, help="Maximum windows per text.", minimum=1)
     probe_items: int = option(

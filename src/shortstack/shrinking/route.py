@@ -64,7 +64,9 @@ class Route:
 
         What heals repairs, too, beside the text that layers are chosen on.
         """
-        amounts = self.amounts(Amounts(options.samples, options.length, options.text))
+        typed = {"windows": options.samples, "text": options.text}
+        given = {name: value for name, value in typed.items() if value is not None}
+        amounts = self.amounts(Amounts(length=options.length, **given))
         if "repair_text" in self.given:
             return amounts
         # Of its own text what is chosen on is enough: the model need not write for repair alone.
