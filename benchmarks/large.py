@@ -230,7 +230,7 @@ class Line:
             "limit": self.limited,
             **json.loads(ran.output.strip().splitlines()[-1]),
             "foreseen": foreseen,
-            "words": list(map(str, words)),
+            "words": [short(str(word)) for word in words],
         }
         print(f"  {label:12} {ran.seconds:7.1f} s {ran.peak_rss / GB:6.2f} GB", file=sys.stderr)
         self.rows.append(row)
@@ -348,7 +348,7 @@ def main() -> None:
         "of this machine's bf16",
     )
     rows = [row(found, peak["bfloat16"]) for found in line.rows]
-    commands = "\n".join(f"    shortstack {shlex.join(map(short, found['words']))}" for found in line.rows)
+    commands = "\n".join(f"    shortstack {shlex.join(found['words'])}" for found in line.rows)
     sections = [__doc__.strip(), f"## {name}", table(heading, rows), f"This machine: {rates(peak)}.", commands]
     harness.save(f"large_{name}", data, sections, smoke=chosen.smoke)
     return None

@@ -39,7 +39,7 @@ def page(rows: Sequence[Mapping[str, Any]], base: Mapping[str, float]) -> str:
     lines = [
         "# Are the aims reached? SmolLM2-135M-Instruct by `shortstack shrink demo` in 15 minutes, given C4 and "
         f"{WEIGHT} of its next-token loss\n",
-        f"`python studies/aims.py wiki_demo.txt c4_demo.jsonl shared/data`, torch {torch.__version__}, transformers "
+        f"`python studies/aims.py wiki_demo.txt c4_demo.jsonl DATA_DIR`, torch {torch.__version__}, transformers "
         f"{transformers.__version__}, two cores, {time.strftime('%Y-%m-%d')}.\n",
         "Shares of the unpruned model's values on Wikipedia's articles and documents that nothing was chosen by:",
         f"{DOCUMENTS} of each task behind the first {SKIPPED + LIMIT:,}, {Judge.items} items of each probe; of likelihood "

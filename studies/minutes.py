@@ -39,7 +39,7 @@ HERE = Path(__file__).parent
 JUDGED, WINDOWS, ITEMS, SKIPPED, LIMIT = 17, 40, 50, 1000, 150
 TASKS = ("piqa", "arc_easy", "hellaswag", "lambada_openai")
 COMMAND, REMARKS = (
-    "python studies/minutes.py MINUTES LAYERS SEED wikitext2/test.txt shared/data [DATA]",
+    "python studies/minutes.py MINUTES LAYERS SEED wikitext2/test.txt DATA_DIR [DATA]",
     "\n## Remarks\n",
 )
 MEASURES = ("likelihood of a token", "piqa, arc_easy, hellaswag", "lambada", "probes")
