@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import itertools
 import json
@@ -17,9 +18,10 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from forks import in_child
 from plans import plan
@@ -88,6 +90,12 @@ def weights(folder: Path) -> dict[str, bytes]:
         for name, tensor in load_file(path).items():
             found[name] = repr((tensor.dtype, tensor.shape)).encode() + tensor.view(torch.uint8).numpy().tobytes()
     return found
+
+
+@pytest.mark.parametrize("model_type", ["llama", "gemma3", "llava", "qwen2_5_vl"])
+def test_the_class_that_is_named_knows_the_type(model_type):
+    named = dataclasses.replace(Checkpoint.open(tiny("llama")), config={"model_type": model_type}).auto_class
+    assert type(AutoConfig.for_model(model_type)) in getattr(transformers, named)._model_mapping
 
 
 # The writer

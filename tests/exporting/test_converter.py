@@ -152,6 +152,7 @@ def test_what_cannot_be_is_said_before_work(tmp_path, monkeypatch):
         ((), "--gguf FILE"),
         (("--gguf", "small"), "ends in .gguf"),
         (("--push-to-hub", "a/b", "--ollama"), "--ollama"),
+        (("--push-to-hub", "../x", "--trust-remote-code"), "org/name"),  # the check before it may run that code
         (("--gguf", "small.gguf", "--private"), "--push-to-hub"),
         (("--push-to-hub", "../x"), "org/name"),
     ],

@@ -17,7 +17,8 @@ from shortstack.healing import Full, HealingTask, Objective, Partial, Schedule, 
 from shortstack.healing.frozen import Freezer
 from shortstack.healing.learner import padded
 from shortstack.machine.device import Compute
-from zoo import ZOO, speaking, tiny
+from shortstack.profiling.speed import forward_speed
+from zoo import ZOO, make, speaking, tiny
 
 pytestmark = pytest.mark.usefixtures("own_cache")
 
@@ -54,6 +55,40 @@ def test_gradients_from_the_cached_prefix_are_those_of_the_whole_model(model_typ
     assert found.keys() == expected.keys()
     for name, gradient in expected.items():
         torch.testing.assert_close(found[name], gradient, atol=2e-6, rtol=2e-4, msg=name)
+
+
+@pytest.mark.parametrize("method", [Partial(layers="3-4,6"), Full()], ids=lambda method: method.name)
+def test_what_projects_between_the_embedding_and_the_layers_is_passed_and_trained(method, tmp_path):
+    checkpoint = Checkpoint.open(make("opt", tmp_path, word_embed_proj_dim=16, max_position_embeddings=256))
+    frozen, learner = learning(checkpoint, method)
+    batch = frozen.collate(range(3))
+    loss = learner(**batch, num_items_in_batch=(batch["labels"] != -100).sum())["loss"]
+    loss.backward()
+    found = {name: weight.grad for name, weight in learner.named_weights()}
+    expected_loss, expected = whole_model_gradients(checkpoint, set(found))
+    assert float(loss.detach()) == pytest.approx(expected_loss, rel=1e-6)
+    assert ("model.decoder.project_out.weight" in found) is isinstance(method, Full)
+    for name, gradient in expected.items():
+        torch.testing.assert_close(found[name], gradient, atol=2e-6, rtol=2e-4, msg=name)
+    assert forward_speed(checkpoint, dtype=torch.float32, device="cpu") > 0
+
+
+def test_several_states_of_a_token_are_refused_in_words(tmp_path):
+    source = Checkpoint.open(architectures.make("gemma3n_text", tmp_path / "source"))
+    frozen, learner = learning(source, Full())
+    with pytest.raises(ArchitectureError, match="expected one for each of 3 x 12 tokens"):
+        learner(**frozen.collate(range(3)))
+    source = Checkpoint.open(architectures.make("deepseek_v4", tmp_path / "other"))
+    with pytest.raises(ArchitectureError, match="numbers for each of"):
+        learning(source, Partial(last=2))
+
+
+def test_a_sample_longer_than_the_table_of_positions_is_refused_whatever_trains(tmp_path):
+    source = Checkpoint.open(speaking(tmp_path / "source", "gpt2"))
+    for method in (Full(), Partial(last=1)):
+        task = replace(SHORT, method=method, data=replace(SHORT.data, max_length=128))
+        with pytest.raises(InputError, match="max_length: expected at most 64 tokens"):
+            heal(source, tmp_path / "out", task)
 
 
 def changed(before: Checkpoint, after: Checkpoint) -> set[str]:

@@ -21,6 +21,7 @@ from shortstack.errors import InputError, ShortstackWarning
 from shortstack.healing import HealingTask, Objective, Partial, Schedule, TrainingData, heal, healer
 from shortstack.healing.healer import Healing, started_clock
 from shortstack.healing.pacing import affordable_samples
+from shortstack.healing.preview import preview
 from shortstack.healing.schedule import Course
 from shortstack.healing.training import Environment, History, train
 from shortstack.machine.clock import Clock
@@ -188,6 +189,7 @@ def test_a_killed_run_goes_on_with_its_samples_and_the_time_it_has_left(source, 
     with pytest.warns(ShortstackWarning), pytest.raises(KeyboardInterrupt):
         heal(source, out, timed, progress=interrupt)
     used, hands.at = hands.at, 10_000.0
+    assert preview(source, out, timed, resume=True).steps is None, "the same command may go on"
     monkeypatch.setattr(healer, "forward_speed", None)  # amounts are those of the run that goes on
     with pytest.raises(InputError, match=r"expected max_samples None, as when"):
         heal(source, out, task(minutes=400 / 60, samples=50), resume=True)
@@ -234,7 +236,9 @@ def test_samples_that_the_teacher_writes_are_as_many_as_come_in_time(source, tmp
         monkeypatch.setattr(shortstack.decoder.own_text, name, length)
     monkeypatch.setattr(healer, "forward_speed", lambda *_, **__: 1e9)
     how = {"data": "pydoc,self=0.5,copying", "teacher": source, "loss": "distill"}
-    with pytest.warns(ShortstackWarning, match="healing uses"):
+    with pytest.warns(
+        ShortstackWarning, match=r"healing uses .* and less text of the teacher's own: pydoc=1,self=0\.0"
+    ):
         result = heal(source, tmp_path / "clocked", task(**how), clock=Clock(120, now=Ticking()))
     monkeypatch.setattr(shortstack.decoder.own_text, "generate", None)  # no more of it than was written
     healed_again(source, tmp_path / "again", result, **how)

@@ -8,8 +8,8 @@ from plans import plan
 from shortstack.checkpoint import Checkpoint
 from shortstack.data import read_examples
 from shortstack.decoder.wrapping import LOGIT_BYTES
-from shortstack.errors import OutputError
-from shortstack.healing import HealingTask, Lora, Objective, Partial, Schedule, TrainingData, heal
+from shortstack.errors import InputError, OutputError
+from shortstack.healing import HealingTask, IterativeSchedule, Lora, Objective, Partial, Schedule, TrainingData, heal
 from shortstack.healing.healer import HealingRun
 from shortstack.healing.preview import ACTIVATION_BYTES, LOGIT_COPIES, STATE_BYTES, preview
 from shortstack.pruning import prune
@@ -62,6 +62,12 @@ def test_a_run_that_is_unfinished_is_refused_and_stays(source, tmp_path):
         preview(source, tmp_path / "out", TASK)
     preview(source, tmp_path / "out", TASK, resume=False)
     assert (tmp_path / "out.training" / "checkpoint-1").is_dir()
+
+
+def test_turns_by_the_clock_are_refused(source, tmp_path):
+    task = replace(TASK, schedule=Schedule(minutes=5.0))
+    with pytest.raises(InputError, match="minutes: expected a single healing"):
+        preview(source, tmp_path / "out", task, IterativeSchedule(drop="2", step=1))
 
 
 def test_a_teacher_that_would_write_writes_nothing(source, tmp_path, monkeypatch):

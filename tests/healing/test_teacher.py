@@ -1,8 +1,10 @@
 """Distillation: its loss and gradient, and what is kept of a teacher, against plain torch on all logits."""
 
+import json
 from contextlib import nullcontext
 from dataclasses import replace
 
+import architectures
 import pytest
 import torch
 from torch.nn.functional import cross_entropy
@@ -17,7 +19,7 @@ from shortstack.decoder.losses import Distillation, DistillationAndText, likelie
 from shortstack.errors import InputError
 from shortstack.healing import Full, HealingTask, Objective, Partial, Schedule, TrainingData, heal
 from shortstack.pruning import prune
-from zoo import tiny
+from zoo import speaking, tiny
 
 pytestmark = pytest.mark.usefixtures("own_cache")
 OBJECTIVE = Objective("distill", top_k=7, temperature=1.5)
@@ -88,6 +90,26 @@ def test_what_is_learnt_of_a_teacher_is_what_plain_logits_say_and_it_is_asked_on
     assert float(loss.detach()) == pytest.approx(plain_loss(pruned, teacher), rel=2e-4)
     monkeypatch.setattr(Decoder, "open", lambda *_, **__: pytest.fail("walked again"))
     learning(pruned, method, OBJECTIVE, teacher)
+
+
+def test_a_teacher_whose_layers_share_keys_is_asked(tmp_path):
+    teacher = Checkpoint.open(architectures.make("gemma4_text", tmp_path / "teacher"))
+    pruned = prune(teacher, plan(8, layers="2-3"), tmp_path / "pruned")
+    frozen, learner = learning(pruned, Full(), OBJECTIVE, teacher)
+    batch = frozen.collate(range(3))
+    loss = learner(**batch, num_items_in_batch=int((batch["labels"] != -100).sum()))["loss"]
+    assert float(loss.detach()) == pytest.approx(plain_loss(pruned, teacher), rel=2e-4)
+
+
+def test_a_teacher_with_as_many_other_tokens_is_refused(tmp_path):
+    source, other = (speaking(tmp_path / name) for name in ("source", "other"))
+    words = json.loads((other / "tokenizer.json").read_text())
+    ids = words["model"]["vocab"]
+    ids["a"], ids["b"] = ids["b"], ids["a"]
+    (other / "tokenizer.json").write_text(json.dumps(words))
+    task = HealingTask(TrainingData("pydoc"), objective=OBJECTIVE, teacher=Checkpoint.open(other))
+    with pytest.raises(InputError, match="teacher: expected a teacher to which every token id means the same"):
+        heal(Checkpoint.open(source), tmp_path / "out", task)
 
 
 def test_text_counts_while_the_model_trains_but_not_what_was_made_for_it_nor_what_is_held_out(tmp_path):

@@ -1,10 +1,13 @@
 """The one loop: what it optimises, what it reports, how it stops and goes on."""
 
+import itertools
 import math
 import os
 import signal
+import time
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -163,6 +166,34 @@ def test_tokens_that_passed_are_those_of_whole_steps_not_of_what_was_fetched_ahe
     assert samples.tokens(40) == samples.handed[-1] == sum(lengths[sample] for sample in given)
 
 
+def test_speed_counts_the_tokens_of_whole_steps(tmp_path, monkeypatch):
+    seconds = itertools.chain([0.0], itertools.repeat(10.0))
+    clock = SimpleNamespace(perf_counter=seconds.__next__, monotonic=time.monotonic)
+    monkeypatch.setattr(training, "time", clock)
+    _, history = trained(tmp_path, replace(SCHEDULE, max_steps=2), data([[(1.0, 3.0)] * 5] * 64))
+    assert history.tokens_per_s == 2 * 8 * 5 / 10
+
+
+def test_matrices_decay_and_norms_do_not_whatever_they_are_called(tmp_path):
+    class Decaying(Line):
+        def __init__(self):
+            super().__init__()
+            self.trained = torch.nn.ModuleList([torch.nn.RMSNorm(3), torch.nn.Linear(3, 2)])
+            torch.nn.init.ones_(self.trained[1].bias)
+
+        def forward(self, **batch):
+            found = super().forward(**batch)
+            return {"loss": found["loss"] + 0 * sum(weight.sum() for weight in self.trained.parameters())}
+
+    module = Decaying()
+    before = module.trained[1].weight.detach().clone()
+    trained(tmp_path, replace(SCHEDULE, weight_decay=0.1), module=module)
+    norm, (matrix, bias) = module.trained[0].weight, module.trained[1].parameters()
+    assert torch.equal(norm, torch.ones(3))
+    assert torch.equal(bias, torch.ones(2))
+    assert (matrix.abs() < before.abs()).all()
+
+
 @pytest.mark.usefixtures("keeping_each_step")
 def test_a_signal_between_the_passes_of_a_step_keeps_the_state_before_it_once(tmp_path, monkeypatch):
     """Killed while a whole state is written again, a run would have lost it: earlier states have gone by then."""
@@ -302,19 +333,22 @@ def test_the_best_weights_are_those_of_their_step_where_a_killed_run_had_gone_fu
     assert len([*tmp_path.glob("best-*")]) == 2
 
 
-def test_patience_ends_training_early_and_goes_on_counting_after_a_kill(tmp_path):
+@pytest.mark.parametrize("after", [2, 3], ids=["before it ends", "at its end"])
+def test_patience_ends_training_early_and_goes_on_counting_after_a_kill(after, tmp_path):
     schedule, some = replace(WANDERING, early_stopping_patience=3), data(held_out=[[(1.0, 1.0)]] * 4)
     _, whole = trained(tmp_path / "whole", schedule, some)
     assert whole.steps == whole.best + 3 < 32
     assert whole.stopped == "3 held-out losses in a row without a lower one"
 
     def interrupt(_stage, done, _total, note):
-        if done == whole.best + 2:
+        if done == whole.best + after:
             os.kill(os.getpid(), signal.SIGINT)
 
     with pytest.raises(KeyboardInterrupt):
         trained(tmp_path / "left", schedule, some, progress=interrupt)
-    assert trained(tmp_path / "left", schedule, some)[1].steps == whole.steps
+    for _ in range(2):  # the second time as where a kill came before the output was whole
+        again = trained(tmp_path / "left", schedule, some)[1]
+        assert (again.steps, again.held_out, again.stopped) == (whole.steps, whole.held_out, whole.stopped)
 
 
 def test_where_memory_runs_out_the_micro_batch_is_halved_and_the_steps_stay_the_same(tmp_path):

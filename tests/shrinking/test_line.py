@@ -24,6 +24,7 @@ from shortstack.errors import (
     ShortstackError,
     ShortstackWarning,
 )
+from shortstack.evaluation import Tasks
 from shortstack.healing.pacing import Pacing
 from shortstack.machine.clock import Clock
 from shortstack.machine.device import Compute
@@ -232,6 +233,11 @@ def test_a_repair_on_all_windows_is_for_machines_with_memory_for_it(free, window
     monkeypatch.setattr(line, "forward_speed", lambda *_, **__: 1e9)
     options = options_of(tiny, recipe="best", drop="2", text="copying", data="copying")
     assert preview_shrink(str(tiny / "model"), tiny / "out", options).amounts.repair == windows
+    stated = "plan: {strategy: repaired-blocks, repair: true, repair_samples: 300}\n"
+    (tiny / "stated.yaml").write_text(stated, encoding="utf-8")
+    options = options_of(tiny, recipe=str(tiny / "stated.yaml"), drop="2", text="copying", data=None)
+    found = preview_shrink(str(tiny / "model"), tiny / "out", options)
+    assert (found.amounts.repair, found.notes) == (300, ()), "a number of the recipe is taken as it is"
 
 
 def test_what_is_wrong_is_said_before_anything_is_written(tiny):
@@ -412,6 +418,39 @@ def test_after_a_run_that_kept_nothing_what_was_late_is_decided_anew(tiny, monke
     assert len(shrunk(tiny, min_quality="85%").plan.removed) == 1
 
 
+def test_after_a_run_that_kept_nothing_a_cut_that_had_no_time_to_heal_heals(tiny, monkeypatch):
+    by_clock(tiny)
+    lost_by_layers(monkeypatch, first=1)
+    heals_by_ticks(monkeypatch)
+    with monkeypatch.context() as patched:
+        patched.setattr(Pacing, "begin", lambda *_: False)
+        with pytest.raises(ShortstackError, match="found without 1 layer"):
+            shrunk(tiny, min_quality="95%")
+    assert shrunk(tiny, min_quality="85%").healing.history.steps > 0
+
+
+def test_after_a_run_that_kept_nothing_a_cut_is_asked_what_the_unpruned_model_is_asked_then(tiny, monkeypatch):
+    lost_by_layers(monkeypatch, first=1)
+    with monkeypatch.context() as patched:
+        patched.setattr(line, "PROBED_BY", 0.0)
+        with pytest.raises(ShortstackError, match="found without 1 layer"):
+            shrunk(tiny, min_quality="95%")
+    made = shrunk(tiny, min_quality="85%")
+    assert made.base.collapse is not None
+    assert made.last.collapse is not None
+
+
+def test_a_cut_of_a_search_does_not_stand_for_one_that_has_all_the_minutes(tiny, monkeypatch):
+    by_clock(tiny)
+    lost_by_layers(monkeypatch, first=1)
+    heals_by_ticks(monkeypatch)
+    with pytest.raises(ShortstackError, match="found without 1 layer"):
+        shrunk(tiny, min_quality="95%")
+    called = counted(monkeypatch, "choose", "prune", "heal")
+    shrunk(tiny, drop="1")
+    assert called == ["heal"], "which takes the time; what is chosen and cut is the same"
+
+
 def test_no_more_layers_are_tried_than_the_recipe_lets_go(tiny, monkeypatch):
     recipe = (tiny / "recipe.yaml").read_text(encoding="utf-8")
     (tiny / "recipe.yaml").write_text(recipe.replace("drop: 2", "keep_first: 2, keep_last: 2"), encoding="utf-8")
@@ -443,9 +482,25 @@ def test_what_an_unfinished_run_has_on_the_disk_is_not_asked_for_again(tiny, mon
     with killed_in(monkeypatch, "speed", lambda *_: True):
         shrunk(tiny)
     there = sum(path.stat().st_size for path in (tiny / "out.partial").rglob("*") if path.is_file())
+    preview_shrink(str(tiny / "model"), tiny / "out", options_of(tiny))
     shrunk(tiny)
     assert there > 0
-    assert asked == [asked[0], max(0, asked[0] - there)]
+    assert asked == [asked[0], *[max(0, asked[0] - there)] * 2]
+
+
+def test_the_tasks_of_a_group_share_the_time_of_tasks(tiny, monkeypatch):
+    options = options_of(tiny, tasks="piqa", data_dir=str(data_folder(tiny / "data")), minutes=1.0)
+    monkeypatch.setattr(line, "forward_speed", lambda *_, **__: 2e3)
+    alone = preview_shrink(str(tiny / "model"), tiny / "out", options).amounts.documents
+    load = Tasks.load_for
+
+    def grouped(self, checkpoint):
+        (loaded,) = load(self, checkpoint)
+        (task,) = loaded.tasks.values()
+        return [replace(loaded, tasks={f"part {number}": task for number in range(4)})]
+
+    monkeypatch.setattr(Tasks, "load_for", grouped)
+    assert preview_shrink(str(tiny / "model"), tiny / "out", options).amounts.documents == alone // 4
 
 
 def test_a_share_of_documents_is_fitted_into_the_time_too(tiny, monkeypatch):
@@ -677,8 +732,13 @@ def test_answers_for_which_no_time_was_left_are_nowhere(tiny, monkeypatch):
 
 def test_a_missing_library_is_said_before_anything_is_computed(tiny, monkeypatch):
     monkeypatch.setattr("shortstack.machine.options.find_spec", lambda _name: None)
-    with pytest.raises(InputError, match=r"shortstack\[lora\]"):
-        shrunk(tiny, data="pydoc")
+    for refused in (
+        lambda: shrunk(tiny, data="pydoc"),
+        lambda: preview_shrink(str(tiny / "model"), tiny / "out", options_of(tiny, data="pydoc")),
+    ):
+        with pytest.raises(InputError, match=r"shortstack\[lora\]") as raised:
+            refused()
+        check_options_of_shrink(raised.value)
     assert not list(tiny.glob("out*"))
 
 
@@ -743,6 +803,33 @@ def test_an_output_that_was_removed_meanwhile_is_made_again(tiny, monkeypatch):
     assert [Checkpoint.open(made.output).anatomy.layers for made in both] == [5, 4]
 
 
+def test_a_folder_that_took_the_output_s_name_meanwhile_costs_no_work(tiny, monkeypatch):
+    renamed = line.rename_new
+
+    def taken(place, out):
+        if out.name == "out":
+            out.mkdir()
+            (out / "notes.txt").write_text("mine", encoding="utf-8")
+        renamed(place, out)
+
+    monkeypatch.setattr(line, "rename_new", taken)
+    with pytest.raises(OutputError, match="an output that does not exist yet"):
+        shrunk(tiny)
+    monkeypatch.setattr(line, "rename_new", renamed)
+    with pytest.raises(OutputError, match="it exists"):
+        shrunk(tiny)
+    shutil.move(tiny / "out", tiny / "theirs")
+    called = counted(monkeypatch, "choose", "prune", "heal")
+    assert Checkpoint.open(shrunk(tiny).output).anatomy.layers == 4
+    assert called == []
+
+
+def test_an_unfinished_healing_of_the_same_name_is_in_another_folder(tiny):
+    (tiny / "out.training" / "checkpoint-20").mkdir(parents=True)
+    assert shrunk(tiny).healing
+    assert (tiny / "out.training" / "checkpoint-20").is_dir()
+
+
 def test_a_run_killed_before_it_removes_its_stages_is_finished_by_the_same_command(tiny, monkeypatch):
     removed = stages.remove
 
@@ -781,8 +868,9 @@ def test_a_stage_that_cannot_be_removed_stays_with_what_says_whose_it_is(tiny, m
 def test_a_folder_of_somebody_else_is_no_unfinished_run(tiny):
     (tiny / "out.partial").mkdir()
     (tiny / "out.partial" / "notes.txt").write_text("mine", encoding="utf-8")
-    with pytest.raises(OutputError, match=r"out\.partial"):
-        shrunk(tiny)
+    for refused in (lambda: shrunk(tiny), lambda: preview_shrink(str(tiny / "model"), tiny / "out", options_of(tiny))):
+        with pytest.raises(OutputError, match=r"out\.partial"):
+            refused()
     assert (tiny / "out.partial" / "notes.txt").read_text(encoding="utf-8") == "mine"
 
 
@@ -807,6 +895,13 @@ def test_the_command_that_repeats_has_what_the_recipe_does_not_say(tiny, monkeyp
             main()
     assert not ended.value.code
     assert Checkpoint.open(f"{made.output}-again").weights_sha256 == Checkpoint.open(made.output).weights_sha256
+
+
+def test_the_command_that_repeats_names_the_revision_of_a_hub_model(tiny):
+    checkpoint = replace(Checkpoint.open(tiny / "model"), source="org/model", revision="v2")
+    words = shlex.split(shrink(checkpoint, tiny / "out", options_of(tiny)).command)
+    assert words[:3] == ["shortstack", "shrink", "org/model"]
+    assert words[words.index("--revision") + 1] == "v2"
 
 
 def test_numbers_of_a_recipe_stay_but_for_those_that_were_typed(tiny):

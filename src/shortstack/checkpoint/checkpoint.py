@@ -96,6 +96,11 @@ class Checkpoint:
         """The model on the meta device: structure without weights."""
         return anatomy.meta_model(self.directory, trust_remote_code=self.trust_remote_code)
 
+    @property
+    def auto_class(self) -> str:
+        """The name of the class of transformers that loads the model."""
+        return str(anatomy.auto_class(self.config["model_type"]).__name__)
+
     @functools.cached_property
     def anatomy(self) -> Anatomy:
         return anatomy.dissect(self.blueprint, self.config, self.directory)
@@ -109,6 +114,11 @@ class Checkpoint:
     def width(self) -> int:
         """How many numbers the embedding of a token has."""
         return self._embedding_shape[1]
+
+    @property
+    def hidden_width(self) -> int:
+        """How many numbers a hidden state has: some models project the embedding into it."""
+        return int(self.blueprint.config.get_text_config(decoder=True).hidden_size)
 
     @property
     def _embedding_shape(self) -> tuple[int, ...]:

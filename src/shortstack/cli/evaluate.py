@@ -92,7 +92,7 @@ def _preview(models: Sequence[Prepared], session: Session) -> None:
 def _next_step(model: str, checkpoint: Checkpoint, session: Session, unpruned: str | None) -> None:
     made_by = checkpoint.record.get("verb")
     if made_by == "heal":
-        loads = f'AutoModelForCausalLM.from_pretrained("{model}")'
+        loads = f'{checkpoint.auto_class}.from_pretrained("{model}")'
         session.report.say(f"{loads}, or any program that reads a checkpoint directory")
     elif made_by == "prune":
         session.report.next_heal(model, unpruned, *session.source.command_line)

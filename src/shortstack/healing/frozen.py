@@ -23,7 +23,7 @@ from shortstack.decoder import Decoder
 from shortstack.decoder.batching import by_length
 from shortstack.decoder.decoder import UNPRUNED
 from shortstack.decoder.losses import likeliest
-from shortstack.errors import CheckpointError
+from shortstack.errors import ArchitectureError, CheckpointError
 from shortstack.healing.learner import counted, padded
 from shortstack.healing.schedule import Objective
 from shortstack.machine.cache import MARGIN_BYTES, cache_directory, content_key, make_room, mark_used
@@ -79,6 +79,13 @@ class Activations:
         with atomic_write(self.path) as partial, partial.open("wb") as file:
 
             def put(sample: int, states: Tensor) -> None:
+                if states.shape != (self.lengths[sample], self.width):
+                    raise ArchitectureError(
+                        f"states of the form {tuple(states.shape)}",
+                        expected=f"one of {self.width} numbers for each of {self.lengths[sample]} tokens",
+                        fix="set last to the number of layers, so that all of them train",
+                        where="what enters the layers that train",
+                    )
                 file.seek(self._starts[sample] * self._row_bytes)
                 file.write(states.to(self.dtype).contiguous().cpu().view(torch.uint8).numpy().tobytes())
 
@@ -158,7 +165,7 @@ class Freezer:
         frozen = Frozen(examples, first, text=self.objective.next_token_weight > 0)
         if first:
             key = content_key("states", model=self.checkpoint.identity, at=first, **known)
-            states = activations_under(key, frozen.lengths, self.checkpoint.width, self.dtype)
+            states = activations_under(key, frozen.lengths, self.checkpoint.hidden_width, self.dtype)
             frozen = replace(frozen, states=states)
         if self.teacher:
             _check_vocabulary(self.checkpoint, self.teacher)
@@ -187,7 +194,8 @@ class Freezer:
         """Pass all samples through so many layers of a model; what is kept of them goes into the file."""
         dtype = cast("Dtype", str(self.dtype).removeprefix("torch."))
         decoder = Decoder.open(model, Compute(dtype=dtype, device=self.device))
-        decoder.check_bare(train_all(self.checkpoint))
+        if file is frozen.states:  # by which alone the walk begins again
+            decoder.check_bare(train_all(self.checkpoint))
         batches = []
         for numbers in by_length(frozen.lengths):
             examples = [frozen.examples[sample] for sample in numbers]

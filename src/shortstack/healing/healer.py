@@ -16,6 +16,7 @@ import torch
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 
+from shortstack.architecture.anatomy import check_positions
 from shortstack.charts.chart import Chart, Point, Series, axis
 from shortstack.charts.drawing import HEIGHT
 from shortstack.charts.picture import Panel, Picture, short
@@ -298,8 +299,8 @@ class HealingRun:
         if self.clock is None:
             return self
         asked, before = self.task.data, kept.get("data", {})
-        known = replace(asked, **{name: before.get(name) for name in BY_CLOCK}) if kept else None
-        data = known or self._affordable(asked, self.clock)
+        begun = {name: before.get(name) for name in BY_CLOCK}
+        data = replace(asked, **begun) if kept else self._affordable(asked, self.clock)
         return replace(self, task=replace(self.task, data=data), asked=asked)
 
     def _affordable(self, data: TrainingData, clock: Clock) -> TrainingData:
@@ -314,6 +315,7 @@ class HealingRun:
             return data
         if self.processes.is_main_process:
             said = f"healing uses {samples:,} of the {whole:,} samples, as many as the time allows"
+            said += "" if source == data.source else f", and less text of the teacher's own: {source}"
             warnings.warn(said, ShortstackWarning, stacklevel=2)
         held_out = data.held_out and min(data.held_out, samples // 2)
         return replace(data, data=source, max_samples=int(samples), held_out=held_out)
@@ -341,15 +343,15 @@ class HealingRun:
     def examples(self, *, dry_run: bool = False) -> list[Example]:
         """Read the samples, the held-out ones first. dry_run: a teacher writes nothing."""
         data, teacher, own = self.task.data, self.task.unpruned, self._own(dry_run=dry_run)
-        if data.own and teacher and not same_tokens(self.checkpoint.tokenizer(), teacher.tokenizer()):
+        if teacher and not same_tokens(self.checkpoint.tokenizer(), teacher.tokenizer()):
             raise InputError(
                 f"other tokens in {teacher.source}",
-                expected="a teacher with the same tokens, since it writes what is learnt",
-                fix="name the unpruned model, or other data",
+                expected="a teacher to which every token id means the same",
+                fix="name the unpruned model",
                 option="teacher",
             )
         with self.processes.main_process_first():
-            return read_examples(
+            examples = read_examples(
                 data.source,
                 self.checkpoint.tokenizer(),
                 max_length=data.max_length,
@@ -357,6 +359,8 @@ class HealingRun:
                 most=data.max_samples,
                 written=own.texts if own else None,
             )
+        check_positions(self.checkpoint, max(len(example.ids) for example in examples), "max_length")
+        return examples
 
     def record(self, examples: Sequence[Example]) -> dict[str, Any]:
         """Record all that the outcome depends on, for the healed checkpoint and for a run that goes on."""

@@ -45,7 +45,7 @@ def heal_in_turns(
     """
     checkpoint = Checkpoint.of(checkpoint)
     task = HealingTask.of(task)
-    _check_counted(task)
+    check_counted(task)
     sizes = turns.sizes(checkpoint.anatomy.layers)
     run = HealingRun(checkpoint, task, progress)
     writer = run.writer(out)
@@ -79,7 +79,7 @@ def heal_in_turns(
     return replace(result, output=writer.out)
 
 
-def _check_counted(task: HealingTask) -> None:
+def check_counted(task: HealingTask) -> None:
     """Refuse turns by the clock: their number of steps is to be said."""
     if task.schedule.minutes is not None:
         raise InputError(

@@ -22,6 +22,7 @@ from shortstack.decoder.losses import (
     DistillationAndText,
     chunked_loss,
     greedy_tokens,
+    predicting,
 )
 from shortstack.healing.schedule import Objective
 
@@ -122,11 +123,11 @@ class Learner(nn.Module):
     def take_stored(self, checkpoint: Checkpoint) -> None:
         """Begin with the weights as they are stored: a decoder that computes in bf16 has rounded them."""
         known = checkpoint.blueprint.state_dict()
-        trained = {name: weight for name, weight in self._named() if name in known}  # adapters are not stored
+        trained = {name: weight for name, weight in self.named_weights() if name in known}  # adapters are not stored
         for name, weight in exact_weights(checkpoint, trained):
             trained[name].copy_(weight)
 
-    def _named(self) -> Iterator[tuple[str, nn.Parameter]]:
+    def named_weights(self) -> Iterator[tuple[str, nn.Parameter]]:
         """Iterate over the trained parameters, by their names in the whole model's state dict."""
         for name, module in zip(self.names, self.trained, strict=True):
             for rest, parameter in module.named_parameters():
@@ -154,16 +155,16 @@ class Learner(nn.Module):
         hidden: what enters the first layer, [batch, length, width]. The teacher's are [tokens, top_k], of tokens that count.
         made: [batch], the samples whose next tokens are no text to learn, where the objective adds the loss of text.
         """
-        decoder, wanted = self.decoder, labels[:, 1:] != IGNORED
+        decoder, wanted = self.decoder, labels != IGNORED
         if hidden is not None and not torch.is_autocast_enabled(hidden.device.type):
             hidden = hidden.float()
         left = decoder.finish(input_ids, None if hidden is None else (self.first, hidden))
-        states, targets = left[:, :-1][wanted], labels[:, 1:][wanted]
+        states, targets = predicting(input_ids, left, wanted)
         criterion: Criterion = CrossEntropy(targets)
         if teacher_tokens is not None and teacher_log_p is not None:
             criterion = Distillation(teacher_tokens, teacher_log_p, self.objective.temperature)
             if made is not None and self.training:  # what is held out measures the distance from the teacher alone
-                said = labels.masked_fill(made[:, None], IGNORED)[:, 1:][wanted]
+                said = labels.masked_fill(made[:, None], IGNORED)[:, 1:][wanted[:, 1:]]
                 criterion = DistillationAndText(criterion, said, self.objective.next_token_weight)
         loss = chunked_loss(decoder, states, criterion)
         outputs = {"loss": loss / num_items_in_batch}
@@ -177,7 +178,7 @@ class Learner(nn.Module):
 
     def trained_tensors(self) -> dict[str, Tensor]:
         """Return the trained weights by their names in the whole model's state dict."""
-        return {name: _whole(parameter).cpu() for name, parameter in self._named()}
+        return {name: _whole(parameter).cpu() for name, parameter in self.named_weights()}
 
 
 def _whole(parameter: Tensor) -> Tensor:

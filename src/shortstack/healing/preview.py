@@ -12,6 +12,7 @@ from shortstack.decoder import Decoder, calibration_tokens
 from shortstack.decoder.wrapping import LOGIT_BYTES
 from shortstack.healing.frozen import check_room, missing_bytes, train_all
 from shortstack.healing.healer import HealingRun
+from shortstack.healing.iterative import check_counted
 from shortstack.healing.learner import Learner
 from shortstack.healing.schedule import IterativeSchedule
 from shortstack.healing.task import HealingTask
@@ -63,12 +64,15 @@ def preview(
     """Read the data; train nothing, let no teacher write, and load no weights but those around the layers."""
     run = HealingRun(checkpoint, task)
     run.check()
+    if turns:
+        check_counted(task)
     writer, sizes = run.writer(out), turns.sizes(checkpoint.anatomy.layers) if turns else []
     if turns and Choice(turns.metric, 1).needs_text:
         calibration_tokens(checkpoint, turns.calibration, compute=task.compute, dry_run=True)
     examples = run.examples(dry_run=True)
     unfinished = Unfinished(writer.out, "turns" if turns else "training")
-    if not (resume and (turns or task.data.own)):  # a teacher that writes would have to say what those were begun with
+    # A teacher that writes, or a clock, would have to say what those were begun with.
+    if not (resume and (turns or task.data.own or task.schedule.minutes)):
         unfinished.check(run.record(examples), resume=resume)
     held_out = task.data.held_out_among(examples)
     cached = missing_bytes(run.freezer.planned(examples, run.first))

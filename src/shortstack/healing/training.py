@@ -210,17 +210,24 @@ class _Run(TrainerCallback):  # type: ignore[misc]  # transformers is untyped he
 
     def keep_if_best(self, loss: float) -> None:
         """Keep the weights if the held-out loss is the lowest; stop where it is no number, or patience is at its end."""
-        losses = [held_out_loss for _, held_out_loss in self.held_out()]  # this one is the last of them
-        since = len(losses) - 1 - losses.index(min(losses)) if losses else 0
         if not math.isfinite(loss):
             self.break_off(f"a held-out loss of {loss}")
-        elif not since:
+        elif not self._since_best:  # this one is the last of them
             weights: dict[str, Any] = get_model_state_dict(self.loop.model_wrapped, options=_whole_weights())
             if self.loop.args.should_save:
                 self._write_best({name: weight.contiguous() for name, weight in weights.items()})
-        elif self.schedule.early_stopping_patience and since >= self.schedule.early_stopping_patience:
-            self.stopped = f"{since} held-out losses in a row without a lower one"
+        self.stopped = self.stopped or self._impatient()
         self.loop.control.should_training_stop |= self.stopped is not None
+
+    @property
+    def _since_best(self) -> int:
+        """Count the held-out losses after the lowest one."""
+        losses = [loss for _, loss in self.held_out()]
+        return len(losses) - 1 - losses.index(min(losses)) if losses else 0
+
+    def _impatient(self) -> str | None:
+        since, patience = self._since_best, self.schedule.early_stopping_patience
+        return f"{since} held-out losses in a row without a lower one" if patience and since >= patience else None
 
     def _write_best(self, weights: dict[str, Tensor]) -> None:
         """Write the best weights; those that the last state knows as the best stay, as a killed run goes on from there."""
@@ -257,9 +264,14 @@ class _Run(TrainerCallback):  # type: ignore[misc]  # transformers is untyped he
             best,
             sum("left_out" in entry for entry in state.log_history),
             self.stopped,
-            self.samples.handed[-1] / seconds if state.global_step else 0.0,
+            self._passed(state.global_step) / seconds,
             asdict(self.followed),
         )
+
+    def _passed(self, step: int) -> int:
+        """Count the tokens that all processes have passed through the model until a step, in this run."""
+        world: int = self.loop.args.world_size
+        return self.samples.tokens((step - self.first_step) * self.schedule.batch_size // world) * world
 
     def _logged(self, name: str) -> tuple[tuple[int, float], ...]:
         return tuple((entry["step"], entry[name]) for entry in self.loop.state.log_history if name in entry)
@@ -268,6 +280,9 @@ class _Run(TrainerCallback):  # type: ignore[misc]  # transformers is untyped he
         self.random = _random_state()
         if self.state and state.global_step == self.first_step >= self.course.steps:  # left in its last held-out loss
             self.stopped = self.pacing.over if self.pacing else None
+            raise TrainingLeft
+        self.stopped = self.stopped or self._impatient()
+        if self.stopped:  # in the held-out loss that this run began with, or before it
             raise TrainingLeft
         if state.global_step == self.first_step and self.by_plans:
             if self.pacing and not self.pacing.begin(self.loop.held_out_tokens):
@@ -292,19 +307,20 @@ class _Run(TrainerCallback):  # type: ignore[misc]  # transformers is untyped he
     def on_optimizer_step(self, *_args: Any, **_rest: Any) -> None:
         self.stepping = False
 
-    def on_step_end(self, args: Any, state: Any, control: Any, **_rest: Any) -> None:
+    def on_step_end(self, _args: Any, state: Any, control: Any, **_rest: Any) -> None:
         step = state.global_step
         self.random = _random_state()
-        passed = self.samples.tokens((step - self.first_step) * self.schedule.batch_size // args.world_size)
-        speed = f"{passed / (time.perf_counter() - self.began - self.evaluating) * args.world_size:,.0f} tokens/s"
+        passed = self._passed(step)
+        speed = f"{passed / (time.perf_counter() - self.began - self.evaluating):,.0f} tokens/s"
         if self.pacing:
-            control.should_training_stop |= not self.pacing.stepped(step, passed * args.world_size)
+            control.should_training_stop |= not self.pacing.stepped(step, passed)
             self.stopped = self.stopped or self.pacing.over
             speed = f"{timedelta(seconds=round(self.pacing.clock.left))} left, {speed}"
         self.environment.progress(self.stage, step, self.course.steps, note=speed)
         self.interruption.signal = int(self.highest(self.interruption.signal))
         control.should_evaluate = self.course.evaluated(step, self.every) or self.stopped is not None
-        control.should_save = bool(self.interruption.signal) or time.monotonic() >= self.save_due
+        due = self.highest(time.monotonic() >= self.save_due)  # by one clock: all of them write a state, or none
+        control.should_save = bool(self.interruption.signal or due)
 
     def on_save(self, *_args: Any, **_rest: Any) -> None:
         if self.interruption.signal:
@@ -369,6 +385,10 @@ class _Loop(Trainer):  # type: ignore[misc]
 
     def _get_train_sampler(self, train_dataset: Any = None) -> SequentialSampler:
         return SequentialSampler(self.run.samples)
+
+    def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
+        """Let matrices decay, and no norm or bias: Trainer goes by names, which here are numbers."""
+        return [name for name, weight in model.named_parameters() if weight.dim() > 1]
 
     def create_scheduler(self, *args: Any, **options: Any) -> Any:
         scheduler: Any = super().create_scheduler(*args, **options)

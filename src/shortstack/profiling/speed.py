@@ -155,7 +155,7 @@ def forward_speed(checkpoint: Checkpoint, *, dtype: torch.dtype, device: str, la
     last = checkpoint.anatomy.layers - 1
     decoder = Decoder.tail(checkpoint, last, dtype=dtype, device=device)
     ids = torch.zeros(ROWS, LENGTH, dtype=torch.long, device=device)
-    states = torch.randn(ROWS, LENGTH, checkpoint.width, device=device).to(dtype)
+    states = torch.randn(ROWS, LENGTH, checkpoint.hidden_width, device=device).to(dtype)
     if not decoder.bare:  # a layer takes more than hidden states
         decoder = Decoder.load(checkpoint, dtype=dtype, device=device)
         layer = _seconds(device, lambda: decoder.finish(ids)) / (last + 1)

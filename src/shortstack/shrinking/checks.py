@@ -90,7 +90,8 @@ def check_shrink(
     if route.repair:
         wanted, notes = _repairable(checkpoint, route, wanted)
         repairing = check_repair(checkpoint, wanted.repair_windows, compute)
-        if not route.repeats and wanted.repair > LITTLE and repairing.memory_bytes > available_memory(device):
+        stated = "repair_samples" in route.given  # and is taken as it is
+        if not stated and wanted.repair > LITTLE and repairing.memory_bytes > available_memory(device):
             notes = (*notes, f"Repaired on {LITTLE} windows instead of {wanted.repair}: memory does not hold more.")
             wanted = replace(wanted, repair=LITTLE)
             repairing = check_repair(checkpoint, wanted.repair_windows, compute)
@@ -101,7 +102,7 @@ def check_shrink(
     for task in options.evaluation_tasks():
         task.check_paired()
         for loaded in task.load_for(checkpoint):
-            tasks += GENERATING if loaded.generates else 1
+            tasks += len(loaded.tasks) * (GENERATING if loaded.generates else 1)
             documents = max(documents, loaded.documents(task.limit or LIMIT))
     windows, needed = _check_texts(checkpoint, options), replace(needed, disk_bytes=nbytes)
     return CheckResult(windows, tasks, documents, needed, wanted.repair, wanted.repair_text, notes)
@@ -146,7 +147,8 @@ def _check_healing(checkpoint: Checkpoint, out: Path, route: Route, compute: Com
         data = replace(data, max_samples=max(LOOKED_AT, 2 * (held_out or 0)))
     with _of("data", f"give more data{fewer}", about="held_out"):
         data.check()
-        return preview(checkpoint, out, replace(task, data=data)).requirements
+        task = replace(task, data=data)
+        return preview(checkpoint, out, task, resume=False).requirements  # an unfinished heal is in another folder
 
 
 def _check_texts(checkpoint: Checkpoint, options: ShrinkOptions) -> int:

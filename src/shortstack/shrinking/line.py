@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from shortstack.checkpoint import Checkpoint, Model
+from shortstack.checkpoint.file_names import SHRUNK
 from shortstack.data import Tokens
 from shortstack.data.mixture import parse_sources, text_digest
 from shortstack.data.sources import OWN
@@ -56,7 +57,7 @@ from shortstack.shrinking.options import ShrinkOptions
 from shortstack.shrinking.result import NO_HEALING, Candidate, Measured, Shrunk, Unpruned
 from shortstack.shrinking.retention import TRIALS, TriedCut, first_amount, kept, largest, least, next_amount
 from shortstack.shrinking.route import Route
-from shortstack.shrinking.stages import Stages, clear, loaded, save
+from shortstack.shrinking.stages import Stages, bytes_in, clear, folder_of, loaded, save
 from shortstack.shrinking.verdict import concluded, settings
 
 COMPARED_BY = 0.7  # of the time of a cut before it is measured: after that it is not timed
@@ -92,7 +93,7 @@ def shrink(
         ShortstackError: no cut keeps the share that was asked for.
     """
     options, out, began = options or ShrinkOptions(), Path(out), time.monotonic() if began is None else began
-    return _shrink(Checkpoint.of(model), {out: Route.of(options)}, options, compute, progress, began)[0]
+    return _shrink(model, {out: None}, options, compute, progress, began)[0]
 
 
 @typed
@@ -110,36 +111,36 @@ def shrink_each(
     follows a killed one makes those that are missing.
     """
     options, began = options or ShrinkOptions(), time.monotonic()
-    routes = {Path(out): Route.of(options, drop) for drop, out in outs.items()}
-    return _shrink(Checkpoint.of(model), routes, options, compute, progress, began)
+    drops = {Path(out): drop for drop, out in outs.items()}
+    return _shrink(model, drops, options, compute, progress, began)
 
 
 def _shrink(
-    source: Checkpoint,
-    routes: Mapping[Path, Route],
+    model: Model,
+    drops: Mapping[Path, str | None],
     options: ShrinkOptions,
     compute: Compute,
     progress: Progress,
     began: float,
 ) -> list[Shrunk]:
-    """Lock the outputs, check all that can be known, and make what is not made yet."""
-    first = next(iter(routes))
+    """Lock the outputs, check all that can be known, and make what is not made yet. drops: how much goes, by output."""
+    source, first = Checkpoint.of(model), next(iter(drops))
     if not first.name:
         check_new(first)
     with in_words_of_shrink(), ExitStack() as locks:
+        routes = {out: Route.of(options, drop) for out, drop in drops.items()}
         for out in routes:
             locks.enter_context(OutputLock(out))
-        folder = first.with_name(f"{first.name}.partial")
+        folder = folder_of(first)
         stages = Stages(folder, {"model": source.identity, "compute": asdict(compute)}, source)
         places = {
             out: stages.place("made", route=repr(route), options=asdict(options)) for out, route in routes.items()
         }
-        missing = {out: route for out, route in routes.items() if not (out.exists() and _noted(places[out]).exists())}
+        missing = {out: route for out, route in routes.items() if not _is_made(out, places[out])}
         if missing:
             check_unfinished(folder / NOTED)
             progress("checking", 0, 1)
-            present = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
-            checked = check_shrink(source, missing, options, compute, present=present)
+            checked = check_shrink(source, missing, options, compute, present=bytes_in(folder))
             progress("checking", 1, 1)
             first_route = next(iter(routes.values()))
             clock = clock_of(first_route.seconds(options), folder / NOTED, before=time.monotonic() - began)
@@ -202,7 +203,7 @@ class Line:
     @cached_property
     def amounts(self) -> Amounts:
         """The amounts that fit into the minutes on this machine, now."""
-        how = {"plan": repr(self.route.recipe.plan), "minutes": self.options.minutes, "cuts": self.cuts}
+        how = {"plan": repr(self.route.recipe.plan), "minutes": self.options.minutes, **self.sharing}
         return self.stages.result("amounts", Amounts, lambda: self._written(self.fitting()), wanted=self.wanted, **how)
 
     def fitting(self) -> Amounts:
@@ -214,13 +215,17 @@ class Line:
         rate = forward_speed(self.source, dtype=arithmetic(self.compute.dtype, self.source, device), device=device)
         if not self.route.repeats:
             check_minutes(self.clock, rate, layers, self.cuts)
-        cuts = TRIALS if self.options.share else self.cuts
-        wanted = replace(self.wanted, documents=self.checked.documents)
-        of_each = {"cuts": cuts, "texts": len(self.options.texts), "tasks": self.checked.tasks or 1}
-        fitting = amounts_for(self.clock.left / cuts, wanted, rate=rate, layers=layers, **of_each)
+        wanted, seconds = replace(self.wanted, documents=self.checked.documents), self.clock.left / self.sharing["cuts"]
+        fitting = amounts_for(seconds, wanted, rate=rate, layers=layers, **self.sharing)
         if fitting.documents == wanted.documents:
             fitting = replace(fitting, documents=self.wanted.documents)  # a share of each task
         return self.route.amounts(fitting)
+
+    @property
+    def sharing(self) -> dict[str, int]:
+        """How many cuts, texts and tasks the minutes are for."""
+        cuts = TRIALS if self.options.share else self.cuts
+        return {"cuts": cuts, "texts": len(self.options.texts), "tasks": self.checked.tasks or 1}
 
     def _written(self, amounts: Amounts) -> Amounts:
         """Ask for as many windows as the model can write itself in time, where it is to write some."""
@@ -255,7 +260,7 @@ class Line:
 
         texts = {name: text.record() for name, text in self.texts.items()}
         minutes = self.options.minutes
-        alike = self.stages.result("int8", reference.Int8, int8, texts=texts, minutes=minutes)
+        alike = self.stages.result("int8", reference.Int8, int8, reference.late, texts=texts, minutes=minutes)
         return Unpruned(self.source, measured, alike)
 
     def measured(self, checkpoint: Checkpoint, name: str, until: Clock) -> Measured:
@@ -276,32 +281,32 @@ class Line:
         texts, tasks = {name: text.record() for name, text in self.texts.items()}, repr(measurement.tasks)
         known = {"of": checkpoint.identity, "texts": texts, "tasks": tasks, "items": self.amounts.probe_items}
         known |= {"documents": text_digest(str(self.options.data_dir))} if self.options.data_dir else {}
-        return self.stages.result("measured", Measured, measurement.measured, **known, minutes=self.options.minutes)
+        known |= {"writes": bool(base.evaluation.collapse)} if base else {}  # it is asked no more than that one was
+        known |= {"minutes": self.options.minutes}
+        return self.stages.result("measured", Measured, measurement.measured, lambda made: bool(made.left_out), **known)
 
     def made(self, route: Route, until: Clock) -> Candidate:
         """Make one cut: choose, repair, heal and measure it, and hold it against the unpruned model."""
         plan = self.chosen(route)
         measuring = SLOWER * self.unpruned.measured.seconds * len(plan.kept) / plan.layers
         until_healed = until.reserving(measuring + CONCLUDING)
-
-        def too_late() -> bool:
-            return until_healed.over or until.share > REPAIRED_BY
-
         by_clock = route.repair and not route.repeats
-        late = by_clock and self.decided("unrepaired", too_late, removed=list(plan.removed))
+        late = by_clock and self.decided(
+            "unrepaired", lambda: until_healed.over or until.share > REPAIRED_BY, removed=list(plan.removed)
+        )
         pruned = self.pruned(replace(route, repair=route.repair and not late), plan)
         speed = self.speed(pruned, until_healed)  # before healing, which has all that is left
         made, healing = self.healed(route, pruned, until_healed)
         measured = self.measured(made, "shortened", until)
         left_out = ("no repair",) * late + (NO_HEALING,) * (route.healing is not None and healing is None)
-        left_out += ("speed not measured",) * speed.late
+        left_out += ("speed not measured",) * reference.late(speed)
         repaired = pruned.record.get("repair") or {}
         return Candidate(made, plan, repaired, healing, measured, speed, (*left_out, *measured.left_out))
 
     def decided(self, what: str, decide: Callable[[], bool], **inputs: object) -> bool:
         """Return what was decided by the clock, now or before the run was killed."""
-        known = {"minutes": self.options.minutes, **inputs}
-        return self.stages.result(what, Decision, lambda: Decision(decide()), **known).yes
+        known = {"minutes": self.options.minutes, "cuts": self.sharing["cuts"], **inputs}
+        return self.stages.result(what, Decision, lambda: Decision(decide()), lambda made: made.yes, **known).yes
 
     def chosen(self, route: Route) -> Plan:
         """Choose the layers that go."""
@@ -339,7 +344,7 @@ class Line:
             return pruned, None
         task, clock = route.healing_of(self.source, self.compute), until if route.heals_by_clock else None
         known: dict[str, object] = {"of": pruned.identity, "data": text_digest(task.data.source), "task": repr(task)}
-        known |= {"minutes": self.options.minutes} if clock else {}
+        known |= {"minutes": self.options.minutes, "cuts": self.sharing["cuts"]} if clock else {}
         if clock and self.decided("unhealed", lambda: clock.left <= LEAST_HEALING, **known):
             return pruned, None
         place = self.stages.place("healed", **known)
@@ -350,7 +355,7 @@ class Line:
             remove(place)  # of a run that was killed before it noted how it healed
             return heal(pruned, place, task, resume=True, progress=self.progress, clock=clock)
 
-        healing = self.stages.result("healed", Healing, make, **known)
+        healing = self.stages.result("healed", Healing, make, lambda made: not made.history.steps, **known)
         return (self.source.derived(place), healing) if healing.history.steps else (pruned, None)
 
     def speed(self, cut: Checkpoint, until: Clock) -> reference.Speed:
@@ -361,7 +366,8 @@ class Line:
                 return reference.Speed(reason=reference.NO_TIME)
             return reference.speed(cut, self.source, self.compute, self.progress)
 
-        return self.stages.result("speed", reference.Speed, timed, of=cut.identity, minutes=self.options.minutes)
+        known = {"of": cut.identity, "minutes": self.options.minutes}
+        return self.stages.result("speed", reference.Speed, timed, reference.late, **known)
 
     def keeping(self, share: float) -> Candidate:
         """Find the largest of at most TRIALS cuts that keeps a share of every measure; try as many as there is time for."""
@@ -408,6 +414,11 @@ class Line:
         return self.stages.result("costs", Costs, scored, text=text).values
 
 
+def _is_made(out: Path, place: Path) -> bool:
+    """Say whether the cut that was made at a place has become the output; a folder of somebody else has not."""
+    return (out / SHRUNK).is_file() and _noted(place).exists() and not place.exists()
+
+
 def _noted(place: Path) -> Path:
     """Return where the result of a cut lies that is made at that place."""
     return place.with_suffix(".json")
@@ -418,11 +429,6 @@ class Decision:
     """A yes-or-no answer of the clock, kept so that a run that goes on gives the same."""
 
     yes: bool
-
-    @property
-    def late(self) -> bool:
-        """Whether it was yes: there was no time."""
-        return self.yes
 
 
 @dataclass(frozen=True)

@@ -8,15 +8,16 @@ from pathlib import Path
 from shortstack.checkpoint import Checkpoint, Model
 from shortstack.machine.clock import Clock
 from shortstack.machine.device import AUTO, Compute
+from shortstack.machine.files import check_new
 from shortstack.machine.memory import Requirements
 from shortstack.machine.progress import silent
 from shortstack.planning import Plan
 from shortstack.shrinking.checks import check_shrink, in_words_of_shrink
-from shortstack.shrinking.clock import Amounts
+from shortstack.shrinking.clock import NOTED, Amounts, check_unfinished
 from shortstack.shrinking.line import Line
 from shortstack.shrinking.options import ShrinkOptions
 from shortstack.shrinking.route import Route
-from shortstack.shrinking.stages import Stages
+from shortstack.shrinking.stages import Stages, bytes_in, folder_of
 
 
 @dataclass(frozen=True)
@@ -39,11 +40,15 @@ class ShrinkPreview:
 
 def preview_shrink(model: Model, out: Path, options: ShrinkOptions, *, compute: Compute = AUTO) -> ShrinkPreview:
     """Make every check of shrink(), and measure the speed of this machine; nothing is chosen or written."""
-    source, route = Checkpoint.of(model), Route.of(options)
-    clock = Clock(route.seconds(options))
+    source = Checkpoint.of(model)
+    if not out.name:
+        check_new(out)
     with in_words_of_shrink():
-        checked = check_shrink(source, {out: route}, options, compute)
-        line = Line(source, route, options, compute, clock, Stages(out, {}, source), silent, checked)
+        route, folder = Route.of(options), folder_of(out)
+        clock = Clock(route.seconds(options))
+        check_unfinished(folder / NOTED)
+        checked = check_shrink(source, {out: route}, options, compute, present=bytes_in(folder))
+        line = Line(source, route, options, compute, clock, Stages(folder, {}, source), silent, checked)
         amounts = line.fitting()
     choice = route.choice.sized(source.sizes)
     cut = None if options.share else choice.like(source.anatomy.layers).sized(source.sizes)

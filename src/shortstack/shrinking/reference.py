@@ -44,11 +44,6 @@ class Int8:
     perplexity: Mapping[str, float] | None = None
     reason: str = ""
 
-    @property
-    def late(self) -> bool:
-        """Whether it was left out for want of time."""
-        return self.reason == NO_TIME
-
 
 @dataclass(frozen=True)
 class Speed:
@@ -58,10 +53,10 @@ class Speed:
     decode: Ratio | None = None
     reason: str = ""
 
-    @property
-    def late(self) -> bool:
-        """Whether it was left out for want of time."""
-        return self.reason == NO_TIME
+
+def late(tried: Int8 | Speed) -> bool:
+    """Say whether it was left out for want of time."""
+    return tried.reason == NO_TIME
 
 
 def answers(checkpoint: Checkpoint, compute: Compute, progress: Progress = silent) -> tuple[str, ...]:

@@ -28,11 +28,6 @@ class Measured:
     left_out: tuple[str, ...]
     seconds: float
 
-    @property
-    def late(self) -> bool:
-        """Whether something was left out for want of time."""
-        return bool(self.left_out)
-
 
 @dataclass(frozen=True)
 class Unpruned:

@@ -64,7 +64,7 @@ class Route:
 
         What heals repairs, too, beside the text that layers are chosen on.
         """
-        typed = {"windows": options.samples, "text": options.text}
+        typed: dict[str, Any] = {"windows": options.samples, "text": options.text}
         given = {name: value for name, value in typed.items() if value is not None}
         amounts = self.amounts(Amounts(length=options.length, **given))
         if "repair_text" in self.given:

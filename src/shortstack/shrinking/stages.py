@@ -31,14 +31,22 @@ class Stages:
         """Return where a stage's result lies."""
         return self.folder / f"{stage}-{content_key(stage, **self.common, **inputs)[:16]}"
 
-    def result(self, stage: str, kind: type[Result], make: Callable[[], Result], **inputs: object) -> Result:
-        """Return a dataclass: as it was left, or made now. One that is `late` is what the clock made of it: see forget()."""
+    def result(
+        self,
+        stage: str,
+        kind: type[Result],
+        make: Callable[[], Result],
+        late: Callable[[Result], bool] = lambda _: False,
+        /,
+        **inputs: object,
+    ) -> Result:
+        """Return a dataclass: as it was left, or made now. late: whether there was no time for some of it: see forget()."""
         place = self.place(stage, **inputs)
         for known in (place.with_suffix(".json"), place.with_suffix(LATE)):
             if known.exists():
                 return loaded(known, kind)
         result = make()
-        save(place.with_suffix(LATE if getattr(result, "late", False) else ".json"), result)
+        save(place.with_suffix(LATE if late(result) else ".json"), result)
         return result
 
     def checkpoint(self, stage: str, make: Callable[[Path], Any], **inputs: object) -> Checkpoint:
@@ -47,6 +55,16 @@ class Stages:
         if not place.exists():
             make(place)
         return self.source.derived(place)
+
+
+def folder_of(out: Path) -> Path:
+    """Return where the stages of an output lie."""
+    return out.with_name(f"{out.name}.partial")
+
+
+def bytes_in(folder: Path) -> int:
+    """Count the bytes that lie on the disk already, of a run that goes on."""
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
 
 def forget(folder: Path) -> None:

@@ -224,4 +224,5 @@ def _command(source: Checkpoint, options: ShrinkOptions, out: Path, *, compute: 
     again = {name: value for name, value in changed_options(options).items() if name not in stated}
     again |= {**changed_options(compute), "recipe": str(out / RECIPE)}
     again |= {"trust_remote_code": True} if source.trust_remote_code else {}
+    again |= {"revision": source.revision} if source.revision and not Path(source.source).exists() else {}
     return shlex.join(["shortstack", "shrink", source.source, *option_words(again), "-o", f"{out}-again"])
