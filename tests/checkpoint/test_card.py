@@ -94,7 +94,8 @@ def test_its_commands_make_the_same_weights(made, monkeypatch):
 
 
 def record(source, **more):
-    return {"verb": "prune", "source": {"id": source}, "versions": VERSIONS, **more}
+    known = {"id": source, "revision": more.pop("revision", "0123abc")}
+    return {"verb": "prune", "source": known, "versions": VERSIONS, **more}
 
 
 @pytest.mark.parametrize(
@@ -102,13 +103,15 @@ def record(source, **more):
     [
         ("org/name", "org/name"),
         ("demo", "HuggingFaceTB/SmolLM2-135M-Instruct"),
+        ("models/llama", None),  # a folder, which may be gone by now
         ("/data/org/name", None),
         ("<b>/x", None),
     ],
 )
 def test_the_base_model_is_one_of_the_hub_or_left_out(source, base):
-    healed = record("somewhere/else/healed", verb="heal", origin=record(source))
-    for each in (record(source), healed):
+    revision = None if base is None else "0123abc"
+    first = record(source, revision=revision)
+    for each in (first, record("somewhere/healed", verb="heal", origin=first)):
         card = model_card('out"\nevil: true', each)
         assert head(card).get("base_model") == base
         assert (f"\n{base}, made shorter by shortstack 0.\n" in card) == bool(base)

@@ -402,6 +402,8 @@ def test_a_revision_is_that_of_the_model_a_cut_is_verified_against(command, mode
     assert (code, asked) == (0, [("org/model", "v2")])
     assert "difference 0 without layers 6-7" in " ".join(re.sub("[│┃]", "", out).split())
     assert "--revision" not in err
+    told = shlex.split(err.rpartition("Next: ")[2])
+    assert told[told.index("--teacher") + 1] == str(model), "the folder of that revision: heal takes none"
     assert "the local" in command.refused("verify", "out", "--against", model, "--revision", "v2")
 
 
@@ -463,6 +465,19 @@ def test_the_next_step_names_the_unpruned_model_as_it_was_typed(words, verb, nam
     told = shlex.split(err.rpartition("Next: ")[2])
     assert told[:3] == ["shortstack", verb, "cut"]
     assert told[told.index(named) + 1] == "elsewhere"
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ("compare model --perplexity copying", "--limit"),
+        ("evaluate model --perplexity copying", "--samples"),
+        ("evaluate model --perplexity self --samples 8", "self"),
+    ],
+)
+def test_a_text_that_cannot_be_measured_on_is_refused_by_the_option_that_says_it(words, said, command, tmp_path):
+    speaking(tmp_path / "model")
+    assert said in command.refused(*words.split())
 
 
 UNUSED = {

@@ -3,6 +3,7 @@
 import json
 import math
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -10,13 +11,13 @@ import torch
 from plans import plan
 from shortstack.checkpoint import Checkpoint
 from shortstack.cli.console import show_result
-from shortstack.comparison import Calibration, Comparison, EvaluationSpec, compare
+from shortstack.comparison import Calibration, Comparison, EvaluationSpec, compare, judge_tasks
 from shortstack.comparison.baselines import BASELINES, parse_memory
 from shortstack.comparison.comparison import ComparisonRow
 from shortstack.data import Tokens
 from shortstack.decoder import Decoder
 from shortstack.errors import ArchitectureError, InputError
-from shortstack.evaluation import Perplexity
+from shortstack.evaluation import Perplexity, Tasks
 from shortstack.evaluation.degeneration import TYPICAL, Collapse, check_collapse
 from shortstack.evaluation.perplexity import measure
 from shortstack.machine.device import Compute
@@ -104,6 +105,14 @@ def test_a_model_that_is_read_layer_by_layer_is_judged_alike(compared, place, ca
         assert (row.speed, row.ratio, row.collapse) == (None, None, None)
     show_result(streamed)
     assert "No speed and no collapse check" in capsys.readouterr().out
+
+
+def test_a_task_that_is_written_is_refused_where_layers_are_read_one_by_one(compared, monkeypatch):
+    checkpoint, _, _ = compared
+    monkeypatch.setattr(Tasks, "load_for", lambda *_: [SimpleNamespace(name="gsm8k", generates=True)])
+    judge = judge_tasks(Tasks("gsm8k"), checkpoint)
+    with pytest.raises(InputError, match=r"tasks: expected tasks by likelihood.*found gsm8k"):
+        judge(Decoder.load(checkpoint, dtype=torch.float32, stream=True))
 
 
 def test_the_unpruned_row_is_the_model_itself(compared):

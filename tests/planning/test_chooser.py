@@ -23,6 +23,13 @@ from zoo import speaking, tiny
 TEXT, FLOAT32 = CalibrationText("pydoc", samples=8, length=16), Compute(dtype="float32")
 
 
+@pytest.mark.parametrize("layers", [6, 10])
+def test_scores_of_a_model_of_another_depth_are_refused(layers):
+    scores = Scores(layers, {"ppl": tuple(map(float, range(1, layers + 1)))})
+    with pytest.raises(PlanError, match="8"):
+        choose(tiny("llama"), Choice("ppl", drop=2), scores)
+
+
 def test_scores_that_are_given_are_not_made_again(tmp_path):
     checkpoint = Checkpoint.open(speaking(tmp_path / "model"))
     tokens = TEXT.tokens(checkpoint.tokenizer())

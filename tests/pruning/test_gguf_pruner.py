@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+from pathlib import Path
 
 import gguf
 import pytest
@@ -122,6 +123,23 @@ def test_an_interval_becomes_another_where_that_is_exact(tmp_path):
     assert depth.without(range(8))["qwen3next.full_attention_interval"].value == 4
     with pytest.raises(ArchitectureError, match="nearest exact cut: layers 6-8,10"):
         depth.without([0, 1, 2, 3, 4, 5, 9, 10])  # 6-8 and 11 go
+
+
+@pytest.mark.parametrize(
+    ("architecture", "layers", "left", "vocabulary", "exact"),
+    [
+        ("deepseek2", 27, 26, 102400, True),  # both are taken for lite ones
+        ("deepseek2", 27, 25, 102400, False),
+        ("deepseek2", 48, 40, 128256, False),
+        ("deepseek2", 48, 40, 129280, True),
+        ("minicpm3", 62, 48, 73448, False),  # residual branches are scaled by their number
+    ],
+)
+def test_what_the_number_of_layers_changes_in_all_of_them_is_known(architecture, layers, left, vocabulary, exact):
+    known = {"block_count": layers, "vocab_size": vocabulary}
+    entries = {f"{architecture}.{name}": Entry.number(value, UINT32) for name, value in known.items()}
+    cut = plan(layers, layers=f"{left}-{layers - 1}")
+    assert GgufDepth(architecture, entries, Path("a.gguf")).is_exact(cut) is exact
 
 
 @pytest.mark.parametrize(

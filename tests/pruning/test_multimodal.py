@@ -13,10 +13,11 @@ from plans import plan
 from shortstack.architecture.anatomy import dissect, meta_model, shortened
 from shortstack.architecture.selfcheck import built, check_cut
 from shortstack.checkpoint import Checkpoint
+from shortstack.errors import ArchitectureError
 from shortstack.healing.layer_choice import Partial
 from shortstack.pruning import prune, prune_layers, verify
 from zoo import IDS as SPECIAL
-from zoo import SMALL, ZOO, pass_over
+from zoo import SMALL, ZOO, pass_over, tiny
 
 IMAGE = ZOO["gemma3"]["image_token_index"]
 SOME = plan(8, layers="1,4,6")
@@ -155,3 +156,11 @@ def test_however_a_config_stores_the_text_it_is_written_so(model_type, form, tmp
     checkpoint = SimpleNamespace(anatomy=anatomy, config=stored, blueprint=model)
     _, rebuilt = built(stored | Partial(untie_head=True).config(checkpoint), tmp_path, trust_remote_code=False)
     assert (rebuilt.layers, rebuilt.tied) == (8, False)
+
+
+def test_layers_that_features_of_images_enter_by_number_stay(tmp_path):
+    model, kept = meta_model(tiny("llama")), [0, 1, 3, 4, 5, 6, 7]
+    model.config.vision_config = SimpleNamespace(deepstack_visual_indexes=[8, 16, 24])
+    asked = {"anatomy": dissect(model, model.config.to_dict(), tmp_path), "directory": tmp_path}
+    with pytest.raises(ArchitectureError, match="layers 0 to 2 to stay: features of images"):
+        check_cut({}, model, kept=kept, **asked)

@@ -9,6 +9,7 @@ from pathlib import Path
 import architectures
 import pytest
 import torch
+from huggingface_hub.utils import filter_repo_objects
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
@@ -95,8 +96,11 @@ def test_further_chat_templates_travel_and_are_verified(tmp_path):
 def test_a_hub_model_is_the_snapshot_of_its_revision_and_pickles_alone_are_refused(tmp_path, monkeypatch):
     asked = []
 
-    def snapshot(name, *, revision, allow_patterns, local_files_only):
+    def snapshot(name, *, revision, allow_patterns, ignore_patterns, local_files_only):
         asked.append((name, revision))
+        files = ["README.md", "a-00001-of-2.safetensors", "original/model.safetensors", "consolidated.safetensors"]
+        how = {"allow_patterns": allow_patterns, "ignore_patterns": ignore_patterns}
+        assert [*filter_repo_objects(files, **how)] == files[:2], "the card, and the weights in the form that is read"
         assert not local_files_only
         assert not any(pattern.endswith((".bin", ".pt", ".pth")) for pattern in allow_patterns)
         return str(tmp_path / name.rpartition("/")[2])

@@ -122,6 +122,14 @@ def test_kind_and_direction_come_from_the_metric_and_not_from_the_value(metric, 
     assert (measure.kind, measure.higher) == (kind, higher)
 
 
+def test_what_is_compared_in_another_unit_than_the_value_says_its_unit():
+    ours, theirs = ({"tasks": {"pages": task(losses, "word_perplexity")}} for losses in ((-3.0, -3.5), (-3.4, -3.7)))
+    found = between(ours, theirs)
+    assert (found.value, found.unit) == (pytest.approx(0.3), "nats per word")
+    assert found.text.endswith(" nats per word")
+    assert between({"tasks": {"pages": task([-3.0], "word_perplexity")}}, theirs).unit == "", "unpaired, of the values"
+
+
 # Seeds
 
 

@@ -97,6 +97,15 @@ def test_what_has_collapsed_is_not_worth_keeping(quality, words, store, tmp_path
     assert words in said(store, tmp_path)
 
 
+def test_a_healing_that_is_called_as_its_data_keeps_its_name(store, tmp_path):
+    for name, data, outcomes in (("alpaca", "alpaca", RIGHT), ("chats", "chats", CUT)):
+        heal = {"name": name, "method": "lora", "data": data, "num_train_epochs": 1 + (name == "chats")}
+        known = {"evaluate_base": of_two_tasks(RIGHT, 0.5), "evaluate_healed": of_two_tasks(outcomes, 0.5)}
+        store.measured(settings(heal=heal), **known)
+    findings = Report.of(found(store, tmp_path)).findings
+    assert {findings.name(each) for each in findings.results} == {"alpaca", "chats · chats"}
+
+
 def test_of_one_window_it_is_said_that_nothing_is_known(store, tmp_path):
     for metric, loss in (("bi", 9.0), ("ppl", 14.0)):
         cut, base = ({"perplexity": {"t": perplexity(value, None)}} for value in (loss, 2.5))

@@ -183,6 +183,19 @@ def test_a_collapse_is_said_beside_the_probes(store, tmp_path):
     assert found.rows[1].cells[1].value == pytest.approx(0.8**3)
 
 
+def test_a_collapse_with_any_seed_is_said(store, tmp_path):
+    for seed, quality in enumerate((0.8, 0.3)):
+        store.measured(settings(seed=seed), evaluate_base=evaluation(1.0), evaluate_pruned=evaluation(quality))
+    found = table(made(store, tmp_path), "probes")
+    assert found.rows[-1].cells[-1].value == "collapsed: different tokens"
+
+
+def test_speeds_of_different_numbers_of_threads_are_said_not_to_compare(store, tmp_path):
+    profiles = {"profile": {**profile(22), "threads": 2}, "profile_base": {**profile(30), "threads": 1}}
+    store.measured(settings(), plan=plan("bi", 8), evaluate_pruned=evaluated(CUT), **profiles)
+    assert "different numbers of threads" in table(made(store, tmp_path), "sizes").caption
+
+
 def test_sizes_have_a_row_for_each_number_of_layers(store, tmp_path):
     profiles = {"profile": profile(22), "profile_base": profile(30)}
     for metric in ("reverse", "bi"):

@@ -167,6 +167,36 @@ def test_a_failed_evaluation_does_not_cost_the_healed_weights(tmp_path, monkeypa
     assert (outcome.done, outcome.failed) == (2, 0)
 
 
+def test_a_failed_evaluation_of_the_cut_does_not_cost_the_healing_beside_it(tmp_path, monkeypatch):
+    original = EvaluateStep.run
+
+    def failing(step, job, progress):
+        if job.open("checkpoint", progress).record.get("verb") == "prune":
+            raise InputError("none", expected="room", fix="free some", where="memory")
+        return original(step, job, progress)
+
+    @contextmanager
+    def two():
+        with inline() as launch:
+            yield replace(launch, width=2)
+
+    study = write_study(tmp_path, ONE_METRIC)
+    with monkeypatch.context() as broken:
+        broken.setattr(EvaluateStep, "run", failing)
+        assert run_study(study, tmp_path / "runs", launcher=two, keep="none").failed
+    monkeypatch.setattr(HealStep, "run", lambda *_args: pytest.fail("healed again"))
+    assert run_study(study, tmp_path / "runs", launcher=two, keep="none").failed == 0
+
+
+def test_a_worker_is_told_where_to_write_wherever_it_runs(tmp_path, monkeypatch):
+    jobs = []
+    monkeypatch.setattr(runner, "perform", lambda job, _perform=runner.perform: jobs.append(job) or _perform(job))
+    study = write_study(tmp_path, SHORT)
+    monkeypatch.chdir(tmp_path)
+    run_study(study, "runs", launcher=inline)
+    assert all(place.is_absolute() for job in jobs for place in (job.output, job.log, job.progress))
+
+
 def test_a_full_disk_ends_the_study_once_and_the_same_call_goes_on(tmp_path, monkeypatch):
     tried = []
 
@@ -227,6 +257,7 @@ WRONG = [
     ("[$TINY/text.txt]", "[mix]", ""),
     ("[$TINY/text.txt]", "['$TINY/text.txt,pydoc']", ""),
     ("[$TINY/text.txt]", "[self]", ""),
+    ("[$TINY/text.txt], length: 16, samples: 2", "[copying]", "samples: expected a number of windows, found copying"),
     ("data: $TINY/lines.jsonl", "data: 'pydoc,slef'", ""),
     ("data: $TINY/lines.jsonl", "data: $TINY/model/config.json", ""),
     ("metrics: [reverse, ppl]", "metrics: [layers 8-9]", ""),
@@ -237,6 +268,7 @@ WRONG = [
     ("collapse_check: false", "tasks: [piqaa], include: $TINY", r"study\.yaml, line 8: tasks: .* did you mean piqa\?$"),
     ("collapse_check: false", "\n  limit: 3", r"study.yaml, line 9: limit: expected tasks beside it.* add tasks, such"),
     ("collapse_check: false", "include: $TINY", ""),
+    ("collapse_check: false", "max_length: 64", "max_length: expected tasks beside it"),
     ("collapse_check: false", PROFILED % "[]", ""),
     ("$TINY/model", "nowhere", "nowhere"),
     ("$TINY/model", "$UNSET_NAME/model", "UNSET_NAME"),

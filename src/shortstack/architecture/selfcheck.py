@@ -82,6 +82,7 @@ def check_cut(
     trust_remote_code: bool = False,
 ) -> tuple[PreTrainedModel, Anatomy]:
     """Compare what the pruned config builds on the meta device with the original's kept layers, and return it."""
+    _check_images(model.config, kept, directory)
     after, rebuilt = built(config, directory, trust_remote_code)
     if rebuilt.layers != len(kept):
         raise ArchitectureError(
@@ -101,6 +102,21 @@ def check_cut(
     _compare_layers(comparison, rebuilt.layers_path)
     _compare_rest(comparison, rebuilt.layers_path)
     return after, rebuilt
+
+
+def _check_images(config: Any, kept: Sequence[int], directory: Path) -> None:
+    """Refuse to renumber layers that features of images enter by their numbers (deepstack), which no module shows."""
+    levels = getattr(getattr(config, "vision_config", None), "deepstack_visual_indexes", None) or ()
+    mapped = getattr(config, "deepstack_layer_map", None) or ()
+    spatial = (getattr(config, "spatial_target_layers", None) or ()) if mapped else ()
+    last = max([len(levels) - 1, *(layer for _, layer in mapped), *spatial])
+    if [*kept[: last + 1]] != [*range(last + 1)]:
+        raise ArchitectureError(
+            f"others, with layers {', '.join(map(str, kept[: last + 1]))} in their places",
+            expected=f"layers 0 to {last} to stay: features of images enter them by their numbers",
+            fix="remove later ones",
+            where=directory,
+        )
 
 
 def built(config: Mapping[str, Any], directory: Path, trust_remote_code: bool) -> tuple[PreTrainedModel, Anatomy]:

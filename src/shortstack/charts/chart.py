@@ -65,18 +65,6 @@ class Axis:
         return min(1.0, max(0.0, (at - low) / ((high - low) or 1.0)))
 
 
-def in_thousands(value: float) -> str:
-    """Write a perplexity along an axis.
-
-    >>> [in_thousands(value) for value in (12.5, 100.0, 2e4, 5e6, 1e9, 1e30)]
-    ['12.5', '100', '20k', '5M', '1B', '1e+30']
-    """
-    for unit, one in (("", 1.0), ("k", 1e3), ("M", 1e6), ("B", 1e9)):
-        if value < 1000 * one:
-            return f"{value / one:.3g}{unit}"
-    return f"{value:.0e}"
-
-
 def axis(
     label: str, values: Iterable[float], text: Callable[[float], str], *, log: bool = False, whole: bool = False
 ) -> Axis:

@@ -109,15 +109,16 @@ def card_metadata(record: Mapping[str, Any], licence: Mapping[str, str]) -> str:
 
 
 def base_model(record: Mapping[str, Any]) -> str | None:
-    """Return the hub's name of the model that was cut; None where that is a folder of somebody's own.
+    """Return the hub's name of the model that was cut; None where that is a folder of somebody's own, which has no revision.
 
-    >>> base_model({"source": {"id": "demo"}}), base_model({"source": {"id": "/data/llama"}})
+    >>> base_model({"source": {"id": "demo"}}), base_model({"source": {"id": "models/llama"}})
     ('HuggingFaceTB/SmolLM2-135M-Instruct', None)
     """
-    first = str(_steps(record)[0]["source"]["id"])
+    source = _steps(record)[0]["source"]
+    first = str(source["id"])
     if is_demo(first):
         return DEMO_HUB_ID
-    return first if HUB_ID.fullmatch(first) and not Path(first).exists() else None
+    return first if HUB_ID.fullmatch(first) and source.get("revision") else None
 
 
 def _sees(record: Mapping[str, Any]) -> bool:

@@ -22,7 +22,7 @@ from shortstack.checkpoint.sizes import Sizes
 from shortstack.checkpoint.source import commit_of, locate
 from shortstack.errors import CheckpointError, InputError, one_line
 from shortstack.machine.cache import cache_directory, content_key, kept_folder, make_room, mark_used
-from shortstack.machine.files import check_disk, digest, file_digest
+from shortstack.machine.files import check_disk, digest, disk_errors, file_digest
 from shortstack.machine.memory import check_room
 from shortstack.machine.progress import Progress, hush_transformers, in_notebooks
 from shortstack.machine.typed import typed
@@ -218,10 +218,14 @@ class Checkpoint:
         Raises:
             InputError: the weights do not fit.
         """
-        quantised = self.config.get("quantization_config")
-        check_room(
-            self.directory, self.weight_bytes if quantised else self.parameters * dtype.itemsize, device, fix=fix
-        )
+        check_room(self.directory, self.loaded_bytes(dtype), device, fix=fix)
+
+    def loaded_bytes(self, dtype: torch.dtype) -> int:
+        """Count the bytes that the weights take in memory: quantised ones as stored, unless they are unpacked on loading."""
+        if not self.config.get("quantization_config"):
+            return self.parameters * dtype.itemsize
+        unpacked = how_to_load(self.config) and sum(weight.numel() for weight in self.blueprint.parameters())
+        return unpacked * dtype.itemsize if unpacked else self.weight_bytes
 
     def model(
         self,
@@ -373,7 +377,7 @@ def _saved(model: Any) -> Path:
     make_room(nbytes)
     check_disk(place.parent, nbytes, what="a model that was given in memory")
     hush_transformers()
-    with kept_folder(place) as partial:
+    with kept_folder(place) as partial, disk_errors(partial):
         model.save_pretrained(partial)
         if tokenizer is not None:
             tokenizer.save_pretrained(partial)

@@ -40,7 +40,12 @@ LEGAL = ("LICENSE", "NOTICE", "USE_POLICY")
 DOWNLOADED = (
     *("*.json", "*.safetensors", "*.txt", "*.model", "*.tiktoken", "*.vocab", "merges.*", "bpe.*", "*.jinja", "*.py"),
     *(f"{name}*" for name in LEGAL),
+    CARD,  # which says the licence
 )
+OTHER_FORMS = (
+    "*/*.safetensors",
+    "consolidated*.safetensors",
+)  # of the same weights, which are not read; * matches / too
 
 
 DISTINCT = "file names that differ by more than case"

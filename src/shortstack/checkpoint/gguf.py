@@ -17,13 +17,13 @@ from shortstack.architecture.anatomy import UNBUILDABLE
 from shortstack.checkpoint.card import LICENCE
 from shortstack.checkpoint.file_names import CARD
 from shortstack.checkpoint.gguf_file import GgufFile, read_gguf, write_gguf
-from shortstack.errors import CheckpointError, one_line
+from shortstack.errors import CheckpointError, is_out_of_memory, one_line
 from shortstack.machine.cache import cache_directory, content_key, kept_folder, make_room, mark_used
 from shortstack.machine.files import check_disk, disk_errors, file_digest
 from shortstack.machine.progress import Progress, hush_transformers, silent
 
 # What reading a damaged, truncated or unknown GGUF file ends in, somewhere in transformers' reader.
-UNREADABLE = (*UNBUILDABLE, struct.error, MemoryError)
+UNREADABLE = (*UNBUILDABLE, struct.error)
 
 
 def dequantised(path: Path, *, progress: Progress = silent) -> Path:
@@ -89,7 +89,7 @@ def _convert(path: Path, out: Path, *, said: Path) -> None:
             tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=name, trust_remote_code=False)
     except Exception as error:
         bare = type(error) is Exception  # the tokenizers library raises no other of what it cannot read
-        if not bare and not isinstance(error, UNREADABLE):
+        if is_out_of_memory(error) or (not bare and not isinstance(error, UNREADABLE)):
             raise
         raise CheckpointError(
             f"one that is truncated, damaged or unknown ({type(error).__name__}: {one_line(error)})",

@@ -321,9 +321,7 @@ def _pieces(entries: Mapping[str, Entry], tensors: Sequence[GgufTensor], like: G
     yield whole + bytes(aligned(len(whole), alignment) - len(whole))
     for tensor in tensors:
         yield tensor.data
-        if missing := aligned(len(tensor.data), alignment) - len(
-            tensor.data
-        ):  # the last of a file may not be filled up
+        if missing := -len(tensor.data) % alignment:  # the last of a file may not be filled up
             yield bytes(missing)
 
 

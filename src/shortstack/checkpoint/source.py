@@ -8,7 +8,7 @@ import os
 import re
 from pathlib import Path
 
-from shortstack.checkpoint.file_names import DEMO_HUB_ID, DOWNLOADED, is_demo
+from shortstack.checkpoint.file_names import DEMO_HUB_ID, DOWNLOADED, OTHER_FORMS, is_demo
 from shortstack.checkpoint.index import CONVERSION
 from shortstack.errors import CheckpointError, InputError, one_line
 from shortstack.machine.hub import connection_error
@@ -81,8 +81,13 @@ def _from_hub(name: str, revision: str | None, *, fix: str, download: bool) -> P
     from huggingface_hub.errors import LocalEntryNotFoundError
 
     try:
-        patterns = list(DOWNLOADED)
-        fetched = snapshot_download(name, revision=revision, allow_patterns=patterns, local_files_only=not download)
+        fetched = snapshot_download(
+            name,
+            revision=revision,
+            allow_patterns=list(DOWNLOADED),
+            ignore_patterns=list(OTHER_FORMS),
+            local_files_only=not download,
+        )
         snapshot = Path(fetched)
     except (
         connection_error(),

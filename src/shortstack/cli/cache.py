@@ -7,6 +7,7 @@ from typing import Annotated
 from cyclopts import Parameter
 
 from shortstack.cli import console
+from shortstack.errors import OutputError
 from shortstack.machine.cache import KINDS, cache_directory, cache_entries, cache_limit
 from shortstack.machine.files import remove
 from shortstack.machine.formats import size
@@ -29,6 +30,10 @@ def cache(
     if clear:
         for entry in entries:
             remove(entry.path)
+        left = [entry.path for entry in entries if entry.path.exists()]
+        if left:
+            found = f"{len(left)} that stay, such as {left[0].name}"
+            raise OutputError(found, expected="entries to remove", fix="check its permissions", where=left[0].parent)
     if as_json:
         listed = [{"kind": entry.kind, "bytes": entry.bytes, "used": entry.used} for entry in entries]
         return console.show_json(

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 from shortstack.cli.dry_run import DryRun, show_dry_run
 from shortstack.cli.options import CALIBRATION, Model, Repairing, Saved, Session, check_unused, flat, group
 from shortstack.data import CalibrationText
-from shortstack.errors import InputError
+from shortstack.errors import DataError, InputError
 from shortstack.evaluation import EvaluationText, Tasks
 from shortstack.machine.formats import show_layers, size
 from shortstack.machine.options import option
@@ -78,7 +78,10 @@ def compare(
         healed = session.alone.open(options.healed, progress) if options.healed else None
         # refused here, before texts are read or written
         parse_memory(memory, checkpoint.weight_bytes, least=checkpoint.sizes.other_bytes)
-        windows = replace(texts, samples=tasks.limit).read(checkpoint.tokenizer(), compute.seed, at_least=1)
+        try:
+            windows = replace(texts, samples=tasks.limit).read(checkpoint.tokenizer(), compute.seed, at_least=1)
+        except DataError as error:
+            raise error.but(option="limit" if error.option == "samples" else error.option) from error
         judges = [judge_tasks(replace(tasks, seed=compute.seed), checkpoint)] if tasks.tasks else []
         load = Load(prompt=timing.prompt, new_tokens=timing.new_tokens)
         judging = EvaluationSpec(windows, judges, load, timing.repeats)

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from shortstack.cli.options import Reporting
     from shortstack.machine.memory import Requirements
 
-CHECKS = "Run all checks and show what would be done and the memory and disk it needs. Nothing is computed or written."
+CHECKS = "Run all checks and show what would be done and the memory and disk it needs. No output is written."
 DryRun = Annotated[bool, Parameter(help=CHECKS)]
 
 
@@ -43,7 +43,7 @@ def show_dry_run(
     table = [*rows, (f"memory{on}, about", memory)]
     if needed.disk_bytes:
         table.append(("disk", f"{size(needed.disk_bytes)}, of {size(known['disk_free_bytes'])}"))
-    console.show_table(Table.of("dry run: nothing is computed or written", ("", "would be"), table))
+    console.show_table(Table.of("dry run: no output is written", ("", "would be"), table))
     if needed.streamed:
         console.show("Layers are read one by one.")
     for shortage in short:

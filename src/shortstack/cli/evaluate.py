@@ -41,8 +41,6 @@ def evaluate(
     """
     if tasks.tasks is None:
         check_unused("evaluate without --tasks", tasks)
-    elif against:
-        tasks.check_paired()
 
     from shortstack.data.tokens import same_tokens
     from shortstack.evaluation import compared
@@ -58,6 +56,7 @@ def evaluate(
             if not same_tokens(checkpoint.tokenizer(), origin.tokenizer()):
                 warning = "the two models have different tokenizers: perplexities per token cannot be compared"
                 session.report.warn(warning)
+            tasks.check_paired(ready.loaded)
             base = prepared(origin, generation=replace(generation, collapse_check=ready.collapse))
         if dry_run:
             return _preview([prepared_model for prepared_model in (ready, base) if prepared_model], session)
@@ -69,7 +68,7 @@ def evaluate(
     finally:  # what was measured is not lost, whatever becomes of the other model
         session.report.warn(result.collapse.warning if result.collapse else None)
         if base and result.base is None:
-            session.report.warn(f"{against} was not measured, so nothing is compared")
+            session.report.warn(f"nothing is compared with {against}")
         session.report.result(result, output)
     if checkpoint.made_from and not against and not session.report.json:
         console.show(f"Add --against {shlex.quote(checkpoint.made_from)} to compare it with the unpruned model.")

@@ -204,3 +204,7 @@ class Session:
     def alone(self) -> Source:
         """The source for a second model: --revision is of the first."""
         return replace(self.source, revision=None)
+
+    def beside(self, model: str, origin: Checkpoint) -> str:
+        """Name a model as a verb's second one, which takes no --revision: by its folder, where one was typed."""
+        return str(origin.directory) if self.source.revision else model

@@ -42,12 +42,14 @@ def plan(
     """
     choice.check()
     checkpoint: Checkpoint | None = None
+    origin: tuple[str, ...] = tuple(session.source.command_line)
     if _is_scores(model_or_scores):
         if not choice.measures:
             check_unused(model_or_scores, text, session.compute, session.source)
         scores = Scores.load(model_or_scores)
         chosen = choose(scores, choice).plan.sized(Sizes.from_dict(scores.model, where=model_or_scores))
-        model = str(scores.model.get("source", "MODEL"))
+        model, revision = str(scores.model.get("source", "MODEL")), scores.model.get("revision")
+        origin = ("--revision", str(revision)) if revision and not os.path.exists(model) else ()
     else:
         model = model_or_scores
         if choice.layers is not None:
@@ -65,7 +67,7 @@ def plan(
             partial.write_text(to_mergekit(chosen, named), encoding="utf-8")
     session.report.result(chosen, output)
     how = ("--plan", output) if output else ("--layers", show_layers(chosen.removed).replace(" ", ""))
-    session.report.next_prune(model, checkpoint, *how, *session.source.command_line)
+    session.report.next_prune(model, checkpoint, *how, *origin)
 
 
 def say_moved(chosen: Chosen) -> None:

@@ -50,7 +50,8 @@ def repair(
             repaired = refit(origin, removed, fitted, compute=session.compute, scratch=scratch, progress=progress)
             pruned = prune_checkpoint(origin, chosen, output, repair=repaired, progress=progress)
     session.report.show({**repaired.to_dict(), "output": str(output)}, repaired)
-    session.report.next_heal(output, pruned.made_from, *session.alone.command_line)
+    unpruned = session.beside(source, origin) if session.source.revision else pruned.made_from
+    session.report.next_heal(output, unpruned, *session.alone.command_line)
     return None
 
 

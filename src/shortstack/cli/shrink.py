@@ -48,11 +48,12 @@ def shrink(
     if session.report.json:
         return console.show_json(shrunk.to_dict())
     show_shrunk(shrunk)
+    unpruned = session.beside(model, source)
     if shrunk.healing is None and shrunk.left_out:
-        session.report.next_heal(output, model, *session.alone.command_line, data=options.data)
+        session.report.next_heal(output, unpruned, *session.alone.command_line, data=options.data)
     else:
         tasks = ("--tasks", options.tasks) if options.tasks else ()
-        session.report.next_measure(output, model, *tasks, *session.alone.command_line)
+        session.report.next_measure(output, unpruned, *tasks, *session.alone.command_line)
     return None
 
 

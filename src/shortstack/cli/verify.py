@@ -55,7 +55,8 @@ def verify(
     if checkpoint.record["verb"] == "heal":
         session.report.next_step("evaluate", directory, *trust)
     else:
-        session.report.next_heal(directory, against or checkpoint.made_from, *trust)
+        unpruned = session.beside(against, origin) if against and origin else checkpoint.made_from
+        session.report.next_heal(directory, unpruned, *trust)
     return None
 
 

@@ -323,6 +323,10 @@ def judge_tasks(tasks: Tasks, checkpoint: Checkpoint) -> Judge:
     loaded, tokenizer = tasks.load_for(checkpoint), checkpoint.tokenizer()
 
     def judge(decoder: Decoder) -> dict[str, dict[str, Any]]:
+        written = [task.name for task in loaded if decoder.weights and task.generates]
+        if written:
+            expected = "tasks by likelihood, since the model's layers are read one by one"
+            raise InputError(written[0], expected=expected, fix="leave it out", option="tasks")
         results = {task.name: answer_task(task, decoder, tokenizer, tasks) for task in loaded}
         return {
             name: {"metric": result.metric, "value": result.value, "stderr": result.stderr, "n": result.n}

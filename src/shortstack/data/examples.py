@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from shortstack.data.mixture import Weighted, Written, parse_sources
 from shortstack.data.sources import prompt_and_response, read_records, record_format, shuffled_records
-from shortstack.data.tokens import bos_ids, check_text, encode, made_windows
+from shortstack.data.tokens import bos_ids, check_text, encode, encode_after, made_windows
 from shortstack.errors import DataError
 from shortstack.machine.numbers import is_share, part_of
 
@@ -181,7 +181,9 @@ def _examples(record: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase, max
         return _chat_examples(record["messages"], tokenizer, max_length)
     prompt, response = prompt_and_response(record)
     start = [*bos, *encode(tokenizer, prompt)]
-    answer = encode(tokenizer, response) + ([tokenizer.eos_token_id] if tokenizer.eos_token_id is not None else [])
+    answer = encode_after(tokenizer, response) + (
+        [tokenizer.eos_token_id] if tokenizer.eos_token_id is not None else []
+    )
     learn = (False,) * len(start) + (True,) * len(answer)
     return [Example((*start, *answer)[:max_length], learn[:max_length])]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -71,7 +72,7 @@ def parse_sources(text: str) -> tuple[Weighted, ...]:
     >>> [each.source for each in parse_sources("mix")]
     ['pydoc', 'self', 'copying', 'drills']
     """
-    if text in SOURCES or Path(text).is_file():  # a file's name may have commas
+    if text in SOURCES or os.path.isfile(text):  # a file's name may have commas
         return (Weighted(text),)
     sources = [weighted for part in text.split(",") for weighted in _weighted(part.strip(), text)]
     names = [weighted.source for weighted in sources]
@@ -142,7 +143,7 @@ def check_sources(text: str) -> tuple[Weighted, ...]:
 def text_digest(name: str) -> str:
     """Digest of a text, of several, or of a folder of files."""
     folder = Path(name)
-    if folder.is_dir() and name not in SOURCES:
+    if os.path.isdir(name) and name not in SOURCES:
         files = (path for path in sorted(folder.rglob("*")) if path.is_file())
         return digest({str(path.relative_to(folder)): file_digest(path) for path in files})
     parts = check_sources(name)

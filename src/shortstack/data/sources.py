@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import random
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
@@ -86,7 +87,7 @@ def _line(row: Any, number: int) -> str:
     record = _record(row)
     try:
         if record is not None:
-            return json.dumps(record, ensure_ascii=False)
+            return json.dumps(record)  # half a character is refused where it is read
         actual, fix = f"{row!r}"[:80], "give rows of one of these kinds"
     except TypeError as error:  # an image, a date
         actual, fix = str(error), "leave that column out"
@@ -125,13 +126,19 @@ def check_source(source: str, known: str = f"{OWN}, mix, {TEXT}") -> None:
     """
     if source in SOURCES:
         return
-    if source.endswith((".txt", ".json", ".jsonl")) or Path(source).is_file():
+    if _suffix(source) or os.path.isfile(source):
         try:
             Path(source).open("rb").close()
         except OSError as error:
             raise _unreadable(Path(source), error) from error
     else:
         _check_hub_name(source, known)
+
+
+def _suffix(source: str) -> str:
+    """Return the ending of a file of a known format, however it is written; empty for any other name."""
+    suffix = os.path.splitext(source)[1].lower()
+    return suffix if suffix in (".txt", ".json", ".jsonl") else ""
 
 
 def read_records(source: str, *, seed: int = 0, held_out: bool = False) -> Iterator[dict[str, Any]]:
@@ -141,11 +148,11 @@ def read_records(source: str, *, seed: int = 0, held_out: bool = False) -> Itera
     """
     if source in SOURCES:
         yield {"text": SOURCES[source](held_out)}
-    elif source.endswith(".jsonl"):
+    elif _suffix(source) == ".jsonl":
         yield from (_checked(value, where) for where, value in read_lines(Path(source)))
-    elif source.endswith(".json"):
+    elif _suffix(source) == ".json":
         yield from _entries(Path(source))
-    elif Path(source).is_file() or source.endswith(".txt"):
+    elif _suffix(source) == ".txt" or os.path.isfile(source):
         yield {"text": _read_text(Path(source))}
     else:
         yield from hub_records(source, seed)
@@ -159,7 +166,7 @@ def read_documents(source: str, *, seed: int = 0, held_out: bool = False) -> Ite
 def shuffled_records(source: str, *, seed: int = 0, held_out: bool = False) -> Iterator[dict[str, Any]]:
     """Read records in an order drawn by seed: of a file all are read first, of the hub as many as are asked for."""
     records = read_records(source, seed=seed, held_out=held_out)
-    if not source.endswith((".json", ".jsonl")):
+    if _suffix(source) not in (".json", ".jsonl"):
         return records
     listed = list(records)
     return iter(random.Random(seed).sample(listed, len(listed)))

@@ -90,7 +90,7 @@ class Tokens:
             )
         if Weighted(source).endless:
             if samples is None:
-                raise _endless(source)
+                raise endless(source)
             rng = random.Random(f"{seed} held out {source}" if held_out else f"{seed} {source}")
             ids, counted = made_windows(source, tokenizer, length, samples, rng, written)
             return cls(ids, source, bool(bos), seed, counted=None if source == OWN else counted)
@@ -182,7 +182,7 @@ class CalibrationText:
         check_options(self)
         sources = parse_sources(self.text)
         if parse_samples(self.samples) is None and any(weighted.endless for weighted in sources):
-            raise _endless(next(weighted.source for weighted in sources if weighted.endless))
+            raise endless(next(weighted.source for weighted in sources if weighted.endless))
 
     def check(self) -> None:
         """Refuse texts that cannot be read, before a model is opened; the hub is not asked.
@@ -234,6 +234,12 @@ def encode(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
     return list(tokenizer(text, add_special_tokens=False, verbose=False).input_ids)
 
 
+def encode_after(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+    """Tokenise text that stands after other text: Llama 2's puts a space before all that it is given."""
+    mark, both = encode(tokenizer, "\n"), encode(tokenizer, f"\n{text}")
+    return both[len(mark) :] if both[: len(mark)] == mark else encode(tokenizer, text)
+
+
 def check_text(text: str) -> None:
     """Raise DataError where text cannot be encoded."""
     try:
@@ -254,7 +260,7 @@ class RepairText(CalibrationText):
     samples: int = option(256, help="Maximum windows to repair on; at least eight per text.", minimum=8)
 
 
-def _endless(source: str) -> DataError:
+def endless(source: str) -> DataError:
     """Make the error that all of a text is asked for which is written as it is read."""
     fix = "say how many samples, or name other texts"
     return DataError(f"{source}, which has no end", expected="a number of windows", fix=fix, option="samples")
@@ -306,7 +312,7 @@ def _filled_window(
 ) -> list[tuple[int, bool]]:
     """Fill `room` tokens with texts one after the other, shorter ones where they would not fit; mark which tokens count."""
     window: list[tuple[int, bool]] = []
-    between, most, misses = [(token, False) for token in encode(tokenizer, "\n\n")], MOST, 0
+    between, most, misses = [(token, False) for token in encode_after(tokenizer, "\n\n")], MOST, 0
     while most:
         text = list(_marked(IN_CONTEXT[source](rng, most), tokenizer))
         if len(window) + len(text) <= room:
@@ -326,8 +332,10 @@ def _filled_window(
 
 def _marked(passages: Iterable[tuple[str, bool]], tokenizer: PreTrainedTokenizerBase) -> Iterator[tuple[int, bool]]:
     """Tokenise the passages; mark each token of one that what stands before it determines."""
+    encoded = encode
     for text, determined in passages:
-        yield from ((token, determined) for token in encode(tokenizer, text))
+        yield from ((token, determined) for token in encoded(tokenizer, text))
+        encoded = encode_after
 
 
 def _windows(documents: Iterator[list[int]], room: int, samples: int | None, seed: int) -> list[list[int]]:

@@ -62,7 +62,9 @@ def generate(
                 end = next((place for place, token in enumerate(tokens) if token in ends), limit)
                 written[number] = tokens[: min(end + 1, limit)]  # what follows is padding
             done += sum(limits)
-            tell(max(limits))
+            spent = time.monotonic() - begun
+            speed = f"{sum(map(len, written)) / spent:,.0f} tokens/s" if spent > 0 else ""
+            progress(stage, done, total, note=speed)
     return written
 
 
@@ -182,7 +184,8 @@ def _write(
     most, before = torch.tensor(limits, device=ids.device), ids.shape[1]
 
     def stop(so_far: Tensor, _scores: Tensor) -> Tensor:
-        watch(so_far.shape[1] - before)
+        if so_far.shape[1] - before < max(limits):  # the end is told by who knows what was written
+            watch(so_far.shape[1] - before)
         return so_far.shape[1] - before >= most
 
     config = GenerationConfig(

@@ -153,8 +153,7 @@ class OwnText:
             return [writer.stand_in()] * amount
         try:
             for batch in count():
-                late = self._too_late(writer, batch)
-                if len(written) >= amount or empty == MOST_EMPTY or late:
+                if len(written) >= amount or empty == MOST_EMPTY or (late := self._too_late(writer, batch)):
                     break
                 done = f"{min(len(written), amount)} of {amount} texts, " if written else ""
                 some = self._batch(writer, batch, under(self.progress, done))

@@ -55,7 +55,7 @@ def _weights(checkpoint: Checkpoint, compute: Compute) -> tuple[int, bool]:
         return (sizes.other_parameters + max(sizes.layer_parameters)) * dtype.itemsize + read, True
     checkpoint.check_room(dtype, device)
     if checkpoint.config.get("quantization_config"):
-        return checkpoint.weight_bytes, False
+        return checkpoint.loaded_bytes(dtype), False
     weights = checkpoint.parameters * dtype.itemsize
     converted = device == "cpu" and weights != checkpoint.weight_bytes  # the files are mapped meanwhile
     return weights + checkpoint.weight_bytes * converted, False

@@ -25,7 +25,12 @@ Weights = Mapping[str, Tensor]
 
 
 def must_stream(checkpoint: Checkpoint, dtype: torch.dtype, device: str) -> bool:
-    """Say whether the weights, turned into `dtype`, take more memory than the device has to spare."""
+    """Say whether the weights, turned into `dtype`, take more memory than the device has to spare.
+
+    Quantised ones are not read layer by layer: check_room() says whether they fit.
+    """
+    if checkpoint.config.get("quantization_config"):
+        return False
     return checkpoint.parameters * dtype.itemsize > SPARE * available_memory(device)
 
 

@@ -54,9 +54,7 @@ def _mean(probes: Mapping[str, Probed]) -> Cell:
 def _paired(paired: Paired | None) -> tuple[Any, ...]:
     if paired is None:
         return UNPAIRED
-    kept, above = (
-        None if percent is None else percent / 100 for percent in (paired.retention, paired.retention_above_chance)
-    )
+    kept, above = (share and share / 100 for share in (paired.retention, paired.retention_above_chance))
     known = "unpruned at chance" if paired.base_at_chance else above
     return Cell(paired.difference, stderr=paired.stderr), tuple(paired.interval), paired.p_holm, kept, known
 
@@ -108,7 +106,7 @@ class Evaluation(Tabled):
             other = base.tasks[name].cell if base else None
             yield name, task.metric, task.cell, other, task.n, task.chance, task.bos, *_paired(self.against.get(name))
         yield from self._probe_rows()
-        others = base.named_averages if base else {}
+        others = replace(base, tasks={name: base.tasks[name] for name in self.tasks}).named_averages if base else {}
         for name, value in self.named_averages.items():
             average = Cell(others.get(name), "score")
             yield name, "mean of shares", Cell(value, "score"), average, None, None, None, *UNPAIRED

@@ -57,8 +57,9 @@ class LoadedTask:
 
     @property
     def metric(self) -> str:
-        """The metric that counts: the catalogue's where the task has it, else the first that the task names."""
-        names = [str(name) for name in self._first.aggregation()]
+        """The metric that counts: the catalogue's where the task has it, else the first that the group or the task names."""
+        averaged = (self.group.aggregate_metric_list if self.group else None) or ()
+        names = [each.metric for each in averaged] or [str(name) for name in self._first.aggregation()]
         standard = TASKS[self.name].metric if self.name in TASKS else names[0]
         return standard if standard in names else names[0]
 
@@ -248,8 +249,9 @@ def _result(loaded: LoadedTask, model: HarnessModel, answered: Mapping[str, Any]
     columns = {name.partition(",")[0]: name for name in reversed(results[loaded.name]) if "_stderr" not in name}
     values = {name: results[loaded.name][column] for name, column in columns.items() if "," in column}
     column = columns[metric]
-    better = bool(loaded._first.higher_is_better()[metric])
-    by_task = {name: _by_filter(answered["samples"][name], column) for name in loaded.tasks}
+    having = [name for name in loaded.tasks if column in results[name]]  # those that the harness averages
+    better = bool(loaded.tasks[having[0]].higher_is_better()[metric])
+    by_task = {name: _by_filter(answered["samples"][name], column) for name in having}
     samples = [(name, sample) for name, answers in by_task.items() for sample in answers]
     parts = [[_outcome(metric, sample[metric], better) for sample in answers] for answers in by_task.values()]
     outcomes = [outcome for part in parts for outcome in part]
@@ -268,7 +270,7 @@ def _result(loaded: LoadedTask, model: HarnessModel, answered: Mapping[str, Any]
         documents=tuple(f"{name}/{sample['doc_id']}:{sample['doc_hash'][:16]}" for name, sample in samples),
         outcomes=tuple(outcomes),
         also={name: float(value) for name, value in values.items()},
-        parts={name: float(results[name][column]) for name in loaded.tasks} if loaded.group else {},
+        parts={name: float(results[name][column]) for name in having} if loaded.group else {},
     )
 
 

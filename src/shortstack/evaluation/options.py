@@ -14,8 +14,9 @@ from shortstack.architecture.anatomy import check_positions
 from shortstack.data import Rows, Tokens, source_of
 from shortstack.data.in_context import IN_CONTEXT
 from shortstack.data.sources import TEXT, check_source
+from shortstack.data.tokens import endless
 from shortstack.errors import InputError
-from shortstack.evaluation.suites import SUITES, TASKS, named
+from shortstack.evaluation.suites import SUITES, named
 from shortstack.machine.numbers import is_share, part_of
 from shortstack.machine.options import check_installed, check_options, option
 
@@ -68,6 +69,8 @@ class EvaluationText:
         for source in self.sources:
             if source not in IN_CONTEXT:
                 check_source(source, TEXT)
+            elif self.samples is None or is_share(self.samples):
+                raise endless(source)
 
     @property
     def sources(self) -> tuple[str, ...]:
@@ -85,6 +88,7 @@ class EvaluationText:
 
     def read(self, tokenizer: PreTrainedTokenizerBase, seed: int, *, at_least: int | None = None) -> dict[str, Tokens]:
         """Read the windows of each text, by its name. at_least: as for Tokens.read()."""
+        self.check()
         how: dict[str, Any] = {"length": self.length, "seed": seed, "at_least": at_least, "held_out": True}
         if is_share(self.samples):
             every = {source: Tokens.read(source, tokenizer, samples=None, **how) for source in self.sources}
@@ -162,10 +166,10 @@ class Tasks:
         """Sequences in a forward; None where their tokens say it."""
         return self.batch_size if isinstance(self.batch_size, int) else None
 
-    def check_paired(self) -> None:
+    def check_paired(self, loaded: Sequence[LoadedTask]) -> None:
         """Refuse one document of a task, on which no two models can be compared; a group has one of each of its tasks."""
-        single = [name for name in self.names if name in TASKS and not TASKS[name].group]
-        if single and self.limit == 1 and not is_share(self.limit):
+        single = [task.name for task in loaded if len(task.tasks) == 1 and task.documents(self.limit or 2) < 2]
+        if single:
             raise InputError(
                 "1",
                 expected=f"two documents of {single[0]} or more, to compare two models on",

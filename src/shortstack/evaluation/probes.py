@@ -11,7 +11,7 @@ from datetime import date
 from typing import TYPE_CHECKING, Any
 
 from shortstack.data.in_context import MONTHS
-from shortstack.data.tokens import bos_ids, encode
+from shortstack.data.tokens import bos_ids, encode, encode_after
 from shortstack.decoder import Decoder
 from shortstack.decoder.generation import end_tokens, generate, longest
 from shortstack.decoder.likelihoods import Accuracy, Request, greedy_endings
@@ -55,7 +55,7 @@ class Item:
 
     def room(self, tokenizer: PreTrainedTokenizerBase) -> int:
         """Count the tokens that may be written: those of the answer, and some more."""
-        return len(encode(tokenizer, f" {self.answer}")) + SPARE
+        return len(encode_after(tokenizer, f" {self.answer}")) + SPARE
 
 
 @dataclass(frozen=True)
@@ -137,7 +137,7 @@ def _exact_answers(
 def _request(tokenizer: PreTrainedTokenizerBase, item: Item) -> Request:
     """Encode a prompt and its answer; the last token only asks what comes behind the answer."""
     prompt = _prompt(tokenizer, item)
-    return Request((*prompt, *encode(tokenizer, f" {item.answer}"), 0), len(prompt))
+    return Request((*prompt, *encode_after(tokenizer, f" {item.answer}"), 0), len(prompt))
 
 
 def _prompt(tokenizer: PreTrainedTokenizerBase, item: Item) -> list[int]:

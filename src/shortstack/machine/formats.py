@@ -78,11 +78,20 @@ def number(value: float) -> str:
     return f"{value:,.0f}" if value >= 1000 else f"{value:.4g}"
 
 
+def in_thousands(value: float, *, gap: str = "") -> str:
+    """Write a number with three digits and the letter of its size.
+
+    >>> [in_thousands(value) for value in (12.5, 100.0, 2e4, 5e6, 999_885_952, 1e30)]
+    ['12.5', '100', '20k', '5M', '1B', '1e+30']
+    """
+    for unit, one in (("", 1.0), ("k", 1e3), ("M", 1e6), ("B", 1e9)):
+        if value < 999.5 * one:
+            return f"{value / one:.3g}{gap if unit else ''}{unit}"
+    return f"{value:.0e}"
+
+
 def _parameters(value: float) -> str:
-    for unit, one in (("B", 1e9), ("M", 1e6), ("k", 1e3)):
-        if value >= one:
-            return f"{value / one:.3g} {unit}"
-    return f"{value:.0f}"
+    return in_thousands(value, gap=" ")
 
 
 def _signed(text: str) -> str:
@@ -231,9 +240,11 @@ def show_layers(layers: Sequence[int]) -> str:
 
 
 def printable(text: str) -> str:
-    """Remove control characters from text but line ends: nothing moves the cursor or changes colours.
+    """Remove control characters from text but line ends and joiners of letters: nothing moves the cursor or changes colours.
 
     >>> printable("a\\x1b[31mb\\nc")
     'a[31mb\\nc'
     """
-    return "".join(char for char in text if char == "\n" or not unicodedata.category(char).startswith("C"))
+    kept = "\n\u200c\u200d"  # the joiners are spelling
+    spaced = text.replace("\t", "    ")
+    return "".join(char for char in spaced if char in kept or not unicodedata.category(char).startswith("C"))

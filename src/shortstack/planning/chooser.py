@@ -272,6 +272,7 @@ def choose(
             tokens = _tokens(checkpoint, source, compute, progress) if choice.by.needs_text else None
             scores = score(checkpoint, tokens, metrics=[choice.name], compute=compute, progress=progress)
         wanted = choice.plan(scores, compute.seed)
+        wanted.check_depth(layers, where="the scores")
     if choice.layers is None:
         allowed = functools.partial(choice.allows, layers)
         if exact := aligned(checkpoint, wanted, allowed=allowed, progress=progress):

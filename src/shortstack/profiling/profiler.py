@@ -233,7 +233,7 @@ def speed_ratios(own: Speeds, other: Speeds) -> SpeedRatios:
 
 def too_large(models: Sequence[Checkpoint], compute: Compute, device: str) -> str:
     """Return why models cannot be in memory together, in words; "" where they can."""
-    needed = sum(model.parameters * arithmetic(compute.dtype, model, device).itemsize for model in models)
+    needed = sum(model.loaded_bytes(arithmetic(compute.dtype, model, device)) for model in models)
     free = available_memory(device)
     if needed <= free:
         return ""

@@ -79,6 +79,11 @@ def depth_is(depth: int) -> Rule:
     return lambda _layer, layers, _fields: layers == depth
 
 
+def is_lite(_layer: int, layers: int, fields: Fields) -> bool:
+    """Say whether llama.cpp takes a model for a lite DeepSeek, whose queries have no rank."""
+    return layers in (26, 27) or (layers == 48 and fields.get("vocab_size") == 128256)
+
+
 def where(name: str, rule: Rule) -> Rule:
     """Make a rule count only where a field has another value than 0."""
     return lambda layer, depth, fields: rule(layer, depth, fields) if fields.get(name) else None
@@ -108,7 +113,7 @@ def is_first(layer: int, _depth: int, _fields: Fields) -> bool:
 PLAIN = """
     apertus arcee arctic bitnet bloom chameleon chatglm codeshell command-r dbrx ernie4_5 exaone falcon falcon-h1 gemma
     glm4 gpt2 gptneox granite granitehybrid granitemoe grok grovemoe hunyuan-dense hunyuan-moe internlm2 jais
-    jamba lfm2 llama mamba mamba2 minicpm minicpm3 mpt nemotron nemotron_h olmo olmoe openelm orion phi2 phi3
+    jamba lfm2 llama mamba mamba2 minicpm mpt nemotron nemotron_h olmo olmoe openelm orion phi2 phi3
     phimoe plamo2 plm qwen2 qwen2moe qwen2vl qwen3 qwen3moe seed_oss stablelm starcoder starcoder2 xverse
 """
 # By architecture: what a layer's number decides. An empty tuple: nothing does. What is not here is refused.
@@ -119,7 +124,7 @@ RULES: dict[str, tuple[Rule, ...]] = {
     "bailingmoe2": (is_dense,),
     "cohere2": (every(4), by_field(SLIDING, 4)),
     "deepseek": (is_dense,),
-    "deepseek2": (is_dense, depth_is(26), depth_is(27)),  # the lite ones have no rank of queries
+    "deepseek2": (is_dense, is_lite),
     "dots1": (is_dense,),
     "ernie4_5-moe": (is_dense, by_field(EXPERTS_EVERY)),
     "exaone4": (where("attention.sliding_window", every(4)), depth_is(64)),
@@ -128,6 +133,9 @@ RULES: dict[str, tuple[Rule, ...]] = {
     "glm4moe": (is_dense,),
     "gpt-oss": (every(2), by_field(SLIDING, 2)),
     "lfm2moe": (is_dense,),
+    "minicpm3": (
+        lambda _layer, layers, _fields: layers,
+    ),  # branches are scaled by 1.4 / sqrt(layers), whatever is written
     "llama4": (every(4), by_field(SLIDING, 4), by_field(EXPERTS_EVERY)),
     "olmo2": (where("attention.sliding_window", every(4)), by_field(SLIDING, 4)),
     "qwen35": (by_field(FULL_EVERY, 4),),
@@ -140,6 +148,16 @@ RULES: dict[str, tuple[Rule, ...]] = {
     "smallthinker": (every(4, first=True), by_field(SLIDING)),
     "smollm3": (every(4),),
 }
+
+
+def same_kind(model: GgufFile, before: tuple[int, int], after: tuple[int, int]) -> bool:
+    """Say whether llama.cpp takes a layer of a converted model for one of the kind that it had, as far as that is known.
+
+    before, after: the layer's number, and how many layers there are. How many are dense was counted by the config.
+    """
+    fields = GgufDepth(model.architecture, model.entries, model.parts[0]).fields
+    rules = [rule for rule in RULES.get(model.architecture, ()) if rule is not is_dense]
+    return all(rule(*before, fields) == rule(*after, fields) for rule in rules)
 
 
 @dataclass(frozen=True)

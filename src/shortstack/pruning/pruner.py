@@ -124,10 +124,9 @@ class _Division:
 
 def check_self_contained(checkpoint: Checkpoint) -> None:
     """Refuse files whose headers say by layer how to read them, as torchao's do: the output's layers have other numbers."""
+    paths = numbered_paths(checkpoint.tensors).keys()
     for path in checkpoint.shards:
-        named = [
-            key for key in read_metadata(path) if numbered_paths([key]).keys() & numbered_paths(checkpoint.tensors)
-        ]
+        named = [key for key in read_metadata(path) if numbered_paths([key]).keys() & paths]
         if named:
             raise CheckpointError(
                 f"{len(named)} descriptions in its header, as of {named[0]}: torchao's form",

@@ -8,10 +8,10 @@ from dataclasses import dataclass, replace
 
 from markupsafe import Markup
 
-from shortstack.charts.chart import Axis, Chart, Point, Series, axis, in_thousands
+from shortstack.charts.chart import Axis, Chart, Point, Series, axis
 from shortstack.charts.drawing import COLOURED, swatch
 from shortstack.charts.rows import Layer, stack
-from shortstack.machine.formats import brief, counted, show_layers, shown, uncertainty
+from shortstack.machine.formats import brief, counted, in_thousands, show_layers, shown, uncertainty
 from shortstack.report.findings import Findings, Result
 from shortstack.report.measures import Measure
 

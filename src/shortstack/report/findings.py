@@ -70,9 +70,9 @@ class Result:
 
     @property
     def collapse(self) -> Mapping[str, Any]:
-        """The check of what it writes, of the first trial; empty where there was none."""
-        step = self.step(self.role)
-        return (step.result.get("collapse") or {}) if step else {}
+        """The check of what it writes, of a trial that has collapsed, or the first; empty where there was none."""
+        checks = [trial.result(self.role).get("collapse") or {} for trial in self.trials]
+        return next((check for check in checks if check.get("collapsed")), checks[0])
 
     @property
     def collapsed(self) -> bool:
@@ -221,8 +221,8 @@ class Findings:
 
     def label(self, result: Result, without: Collection[str] = ()) -> str:
         """Describe how this result differs from others, in words."""
-        left_out = {*UNSAID, *self.usual.values()}
-        names = [name for name in self.levels if name not in without and result.factors.get(name, "") not in left_out]
+        levels = {name: result.factors.get(name, "") for name in self.levels if name not in without}
+        names = [name for name, level in levels.items() if level not in {*UNSAID, self.usual.get(name)}]
         return " · ".join(brief(word) for name in names if (word := said(result.factors, name)))
 
 

@@ -15,7 +15,7 @@ import numpy as np
 
 from shortstack.errors import DataError
 from shortstack.evaluation import paired
-from shortstack.evaluation.suites import SHARES
+from shortstack.evaluation.suites import PERPLEXITIES, SHARES
 from shortstack.evaluation.task_results import weighted
 from shortstack.machine.formats import shown
 from shortstack.machine.numbers import perplexity
@@ -35,6 +35,7 @@ class Measure:
     outcomes: by document (of a probe by item, of a text by window), higher being better, where they were kept.
     parts: the measures that an average is the mean of.
     by_seed: what is compared of each seed, where there are several. chance: what guessing gets, where that is known.
+    unit: of an outcome, where it is not that of the value.
     """
 
     kind: str
@@ -49,6 +50,7 @@ class Measure:
     parts: tuple[Measure, ...] = field(default=(), repr=False)
     by_seed: tuple[float, ...] = field(default=(), repr=False)
     chance: float | None = None
+    unit: str = ""
 
     @property
     def seed_variance(self) -> float:
@@ -157,6 +159,7 @@ def _task(data: Mapping[str, Any], step: StepRecord) -> Measure:
         n=data.get("n"),
         outcomes=_outcomes(data, step),
         chance=data.get("chance"),
+        unit=f"nats per {PERPLEXITIES[data['metric']]}" if data["metric"] in PERPLEXITIES else "",
     )
 
 
@@ -210,7 +213,7 @@ class Difference:
     """One measure minus another, in the units that are compared (of perplexities the loss), and as people read it.
 
     p: two-sided, None where it is unknown; how: the test that it is from. freedom: degrees of freedom of the standard error.
-    kind: of the measures.
+    kind: of the measures. unit: of the change, where the kind does not say it.
     """
 
     value: float
@@ -219,6 +222,7 @@ class Difference:
     how: str
     freedom: float = math.inf
     kind: str = "number"
+    unit: str = ""
 
     @property
     def significant(self) -> bool:
@@ -251,7 +255,7 @@ class Difference:
 
     @property
     def text(self) -> str:
-        return f"{shown(self.change, self.form)} {UNITS.get(self.kind, '')}".rstrip()
+        return f"{shown(self.change, self.form)} {self.unit or UNITS.get(self.kind, '')}".rstrip()
 
     @property
     def within(self) -> str:
@@ -270,7 +274,8 @@ class Difference:
 
 def difference(ours: Measure, theirs: Measure) -> Difference:
     """Return how much better `ours` is: above 0 where it is better, of a perplexity too."""
-    return replace(_with_seeds(_on_documents(ours, theirs), ours, theirs), kind=ours.kind)
+    found = _with_seeds(_on_documents(ours, theirs), ours, theirs)
+    return replace(found, kind=ours.kind, unit=ours.unit if found.how.startswith(PAIRED) else "")
 
 
 def _on_documents(ours: Measure, theirs: Measure) -> Difference:

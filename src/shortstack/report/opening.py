@@ -155,8 +155,14 @@ class Kept:
 
     def _measured(self, name: str, theirs: Measure, ours: Measure) -> ResultRow:
         label = self.findings.title(name) + (" (%)" if ours.kind == "share" else "")
-        change, interval = change_cells(difference(ours, theirs))
-        cells = JudgedCell.of(theirs), JudgedCell.of(ours), replace(change, note=UNITS.get(ours.kind, "")), interval
+        apart = difference(ours, theirs)
+        change, interval = change_cells(apart)
+        cells = (
+            JudgedCell.of(theirs),
+            JudgedCell.of(ours),
+            replace(change, note=apart.unit or UNITS.get(ours.kind, "")),
+            interval,
+        )
         return ResultRow((JudgedCell(label, "text"), *cells))
 
 

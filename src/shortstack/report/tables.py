@@ -197,20 +197,27 @@ def _free_text(result: Result) -> JudgedCell:
 
 REMOVED = ResultColumn("layers removed", "text", title="numbered from 0 in the unpruned model", cell=_removed)
 TRAINABLE = _healing_column(
-    "trained", "parameters", lambda step: step.result.get("trainable_parameters"), "parameters that healing trains"
+    "trained",
+    "parameters",
+    lambda step: step.result.get("trainable_parameters"),
+    "parameters that healing trains; of the first seed",
 )
 HELD_OUT = _healing_column(
     "held-out loss",
     "loss",
     lambda step: (step.result.get("loss") or {}).get("held_out"),
-    "lowest loss on samples that were not trained on, nats per token",
+    "lowest loss on samples that were not trained on, nats per token; of the first seed",
     "nats, lower is better",
 )
 HEAL_TIME = _time_column("time", "time that healing took", "heal")
 HEAL_MEMORY = _healing_column(
-    "memory", "bytes", lambda step: step.result.get("peak_rss_bytes"), "peak memory of the process that healed"
+    "memory",
+    "bytes",
+    lambda step: step.result.get("peak_rss_bytes"),
+    "peak memory of the process that healed; of the first seed",
 )
-MAKE_TIME = _time_column("time to make", "without evaluation", "score", "plan", "prune", "heal")
+MADE = "without evaluation; scoring as a whole, where metrics of one text share it"
+MAKE_TIME = _time_column("time to make", MADE, "score", "plan", "prune", "heal")
 FREE_TEXT = ResultColumn("free text", "text", title="collapsed: loops, few words or silence", cell=_free_text)
 
 
@@ -331,7 +338,9 @@ def sizes(findings: Findings) -> Table | None:
     for model, steps in profiles.items():
         rows = tuple(_size_row(size, step, columns, batches) for size, step in steps.items())
         blocks.append(Block(_model_title(findings, model), rows))
-    caption = "Speeds are medians on one machine."
+    threads = sorted({step.result["threads"] for step in all_steps if "threads" in step.result})
+    apart = " They were taken with different numbers of threads, and do not compare." if len(threads) > 1 else ""
+    caption = f"Speeds are medians on one machine.{apart}"
     heading = Column("layers removed", "text")
     return Table("What it saves", (heading, *columns), tuple(blocks), caption, key="sizes")
 

@@ -7,7 +7,7 @@ import time
 from dataclasses import dataclass, field
 from typing import Any
 
-from shortstack.charts.chart import Chart, Point, Series, axis, in_thousands
+from shortstack.charts.chart import Chart, Point, Series, axis
 from shortstack.charts.drawing import HEIGHT
 from shortstack.charts.picture import Named, Panel, Picture
 from shortstack.checkpoint import Checkpoint, Model
@@ -16,7 +16,7 @@ from shortstack.decoder import Decoder, tokens_of
 from shortstack.decoder.decoder import SkippedLayers
 from shortstack.machine.device import AUTO, Compute
 from shortstack.machine.files import to_jsonable
-from shortstack.machine.formats import counted, number
+from shortstack.machine.formats import counted, in_thousands, number
 from shortstack.machine.numbers import checked, perplexity
 from shortstack.machine.progress import Progress, in_notebooks
 from shortstack.machine.tables import Column, Table, Tabled

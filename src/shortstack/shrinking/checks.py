@@ -100,8 +100,9 @@ def check_shrink(
         needed = needed.then(_check_healing(checkpoint, out, route, compute))
     tasks = documents = 0
     for task in options.evaluation_tasks():
-        task.check_paired()
-        for loaded in task.load_for(checkpoint):
+        asked = task.load_for(checkpoint)
+        task.check_paired(asked)
+        for loaded in asked:
             tasks += len(loaded.tasks) * (GENERATING if loaded.generates else 1)
             documents = max(documents, loaded.documents(task.limit or LIMIT))
     windows, needed = _check_texts(checkpoint, options), replace(needed, disk_bytes=nbytes)

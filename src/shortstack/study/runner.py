@@ -7,12 +7,11 @@ is done when its result is committed, after its folder has got its name. Killed 
 from __future__ import annotations
 
 import json
-import math
 import shlex
 import shutil
 import time
 import traceback
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from contextlib import AbstractContextManager
@@ -175,7 +174,7 @@ class _StudyRun:
         self.results: dict[str, Mapping[str, Any]] = dict(store.results())
         self.before = frozenset(self.results)
         self.failed: set[str] = set()
-        self.tried_again: set[str] = set()  # what failed trials need when the study is run again
+        self.stopped: list[Trial] = []  # failed: what they need stays, as the study may be run again
         self.full: DiskFullError | None = None  # of a disk without room, where a step met one
         self.running: dict[Future[Any], Step] = {}
         self.ran = 0
@@ -257,9 +256,9 @@ class _StudyRun:
             call,
             places,
             given={name: self.results[place] for name, place in step.reads.items() if name == "score"},
-            output=self.folder.partial(step.key),
-            log=self.folder.log(step.key),
-            progress=self.folder.progress(step.key),
+            output=self.folder.partial(step.key).absolute(),  # a worker of a cluster has another working directory
+            log=self.folder.log(step.key).absolute(),
+            progress=self.folder.progress(step.key).absolute(),
             device=self.graph.study.compute.device,
         )
         self.running[self.launch.submit(perform, job, self._needed(step))] = step
@@ -310,12 +309,13 @@ class _StudyRun:
             else:
                 del self.open[number]
             if state == "failed":
-                self.tried_again |= reads
+                self.stopped.append(trial)
             if state == "done":
                 self.done[number] = trial, steps
             self._record(trial, number, state, steps)
         self._record_expected()
-        self._remove_weights(needed | self.tried_again)
+        again = [step for trial in self.stopped for step in self._wanted(self.paths.steps(trial)).values()]
+        self._remove_weights(needed | {place for step in again for place in step.reads.values()})
 
     def _state(self, steps: Mapping[str, Step], running: set[str]) -> str:
         keys = {step.key for step in steps.values()}
@@ -357,15 +357,13 @@ class _StudyRun:
 
     def _best(self) -> set[str]:
         """Find the last checkpoints of the done trials with the lowest loss for each model and drop; all that have none."""
-        best: dict[tuple[str, str | None], tuple[float, str]] = {}
-        unmeasured = set()
+        unmeasured, measured = set(), defaultdict[Any, list[tuple[float, str]]](list)
         for trial, steps in self.done.values():
             evaluated = steps.get("evaluate_healed") or steps["evaluate_pruned"]
             losses = [text["loss"] for text in (self.results[evaluated.key].get("perplexity") or {}).values()]
             last = (steps.get("heal") or steps["prune"]).key
-            lowest, _ = best.get((trial.model, trial.drop), (math.inf, ""))
             if not losses:
                 unmeasured.add(last)
-            elif losses[0] is not None and losses[0] < lowest:
-                best[trial.model, trial.drop] = losses[0], last
-        return unmeasured | {key for _, key in best.values()}
+            elif losses[0] is not None:
+                measured[trial.model, trial.drop].append((losses[0], last))
+        return unmeasured | {min(group)[1] for group in measured.values()}

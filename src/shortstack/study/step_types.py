@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
 
 EVALUATED = (EvaluationText, Tasks, GenerationChecks)
-OF_TASKS = ("limit", "num_fewshot", "data_dir", "include")  # what only tasks take
+OF_TASKS = ("limit", "num_fewshot", "data_dir", "include", "max_length")  # what only tasks take
 
 
 class ProfileOptions(part_of("ProfileOptions", Timing, bounded=True)):  # type: ignore[misc]  # made of options
