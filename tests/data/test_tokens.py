@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from itertools import pairwise
 
 import pytest
 from tokenizers import Tokenizer, models, normalizers
@@ -33,6 +34,15 @@ def like_llama_2():
 @pytest.mark.parametrize(("before", "after"), [("Name:", " Anna"), ("Answer:\n", "Paris is"), ("Anna\n\n", "Name: a")])
 def test_text_behind_text_is_tokenised_as_in_the_whole(before, after, tokens):
     assert encode(tokens, before) + encode_after(tokens, after) == encode(tokens, f"{before}{after}")
+
+
+@pytest.mark.parametrize("source", ["drills", "recall", "copying"])
+def test_no_text_of_a_window_but_the_first_begins_with_a_space_of_its_own(source):
+    tokens = like_llama_2()
+    space, line_end = tokens.convert_tokens_to_ids(["▁", "<0x0A>"])
+    windows = Tokens.read(source, tokens, samples=3, length=768).ids.tolist()
+    assert any(line_end in window for window in windows)
+    assert not [pair for window in windows for pair in pairwise(window) if pair == (line_end, space)]
 
 
 def test_all_windows_of_a_text_are_the_text(tmp_path):

@@ -315,6 +315,8 @@ def test_a_comparison_pairs_probes_item_by_item():
     assert found.to_dict()["probes_against"]["1"]["difference"] == 0
     with pytest.raises(DataError):
         compared(model, Evaluation("base", {}))
+    with pytest.raises(DataError, match="the texts"):
+        compared(Evaluation("model", {"a.txt": None}), Evaluation("base", {"b.txt": None}))
 
 
 def test_a_difference_in_another_unit_than_the_values_says_its_unit(monkeypatch, capsys):

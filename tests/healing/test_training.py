@@ -180,10 +180,11 @@ def test_matrices_decay_and_norms_do_not_whatever_they_are_called(tmp_path):
             super().__init__()
             self.trained = torch.nn.ModuleList([torch.nn.RMSNorm(3), torch.nn.Linear(3, 2)])
             torch.nn.init.ones_(self.trained[1].bias)
+            self.experts_bias = torch.nn.Parameter(torch.ones(2, 3))
 
         def forward(self, **batch):
             found = super().forward(**batch)
-            return {"loss": found["loss"] + 0 * sum(weight.sum() for weight in self.trained.parameters())}
+            return {"loss": found["loss"] + 0 * sum(weight.sum() for weight in self.parameters())}
 
     module = Decaying()
     before = module.trained[1].weight.detach().clone()
@@ -191,6 +192,7 @@ def test_matrices_decay_and_norms_do_not_whatever_they_are_called(tmp_path):
     norm, (matrix, bias) = module.trained[0].weight, module.trained[1].parameters()
     assert torch.equal(norm, torch.ones(3))
     assert torch.equal(bias, torch.ones(2))
+    assert torch.equal(module.experts_bias, torch.ones(2, 3))
     assert (matrix.abs() < before.abs()).all()
 
 

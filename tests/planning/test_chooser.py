@@ -23,6 +23,17 @@ from zoo import speaking, tiny
 TEXT, FLOAT32 = CalibrationText("pydoc", samples=8, length=16), Compute(dtype="float32")
 
 
+def test_a_block_that_is_chosen_from_a_model_is_the_lowest_of_measured_ones(tmp_path):
+    checkpoint = Checkpoint.open(speaking(tmp_path / "model"))
+    tokens = TEXT.tokens(checkpoint.tokenizer())
+    scores = score(checkpoint, tokens, metrics=["angular"], window=3, compute=FLOAT32)
+    found = choose(checkpoint, Choice("angular", drop=3, strategy="block"), tokens, compute=FLOAT32)
+    blocks = scores.blocks["angular"]
+    first = blocks.index(min(blocks))
+    assert found.plan.removed == (first, first + 1, first + 2)
+    assert found.plan.strategy == "block angular, measured"
+
+
 @pytest.mark.parametrize("layers", [6, 10])
 def test_scores_of_a_model_of_another_depth_are_refused(layers):
     scores = Scores(layers, {"ppl": tuple(map(float, range(1, layers + 1)))})

@@ -261,6 +261,10 @@ def test_a_profile_counts_what_the_checkpoint_holds(tmp_path):
     json.dumps(found)
 
 
+def test_a_batch_size_may_be_one_number():
+    assert Timing(batch_size=8).batch_sizes == (8,)
+
+
 def test_without_batch_sizes_no_weight_is_read(monkeypatch):
     checkpoint = Checkpoint.open(tiny("gpt2"))
     monkeypatch.setattr(Checkpoint, "model", None)

@@ -16,7 +16,7 @@ import shortstack.repairing.repairer
 from shortstack.checkpoint import Checkpoint
 from shortstack.data import Tokens
 from shortstack.decoder import Decoder
-from shortstack.errors import ArchitectureError, CheckpointError, DataError, PlanError
+from shortstack.errors import ArchitectureError, CheckpointError, DataError, InputError, PlanError
 from shortstack.machine.device import Compute
 from shortstack.planning import Plan
 from shortstack.pruning import prune, verify
@@ -243,6 +243,13 @@ def test_what_is_changed_may_lie_in_files_until_it_is_written(tmp_path):
     files = {each.file for each in laid.tensors.values()}
     assert files == set(scratch.iterdir())
     assert len(files) == len(laid.tensors)
+
+
+@pytest.mark.parametrize("removed", ["3-5", [99], [-1], [], range(8)], ids=str)
+def test_a_repair_of_no_cut_is_refused_before_the_model_is_loaded(removed, monkeypatch):
+    monkeypatch.setattr(Decoder, "open", lambda *_: pytest.fail("loaded"))
+    with pytest.raises(InputError, match="removed: expected some of the layers 0 to 7"):
+        repair(Checkpoint.open(tiny("llama")), removed, Tokens.given(torch.zeros(8, 8, dtype=torch.long)))
 
 
 def test_a_repair_that_helps_nobody_is_not_kept(tmp_path, monkeypatch):

@@ -3,8 +3,10 @@ depend on; and metrics against closed forms.
 """
 
 import math
+from contextlib import nullcontext
 from dataclasses import replace
 
+import architectures
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -14,10 +16,12 @@ import shortstack.decoder.batching
 import shortstack.decoder.decoder
 from shortstack.checkpoint import Checkpoint
 from shortstack.data import Tokens
-from shortstack.errors import CheckpointError, DataError, InputError
+from shortstack.decoder import Decoder
+from shortstack.errors import ArchitectureError, CheckpointError, DataError, InputError
 from shortstack.machine.device import Compute
 from shortstack.scoring import METRICS, DepthCurve, Scores, depth_curve, score
 from shortstack.scoring.depths import Depth
+from shortstack.scoring.measurement import Measurement, check_differentiable
 from shortstack.scoring.metrics import angular_distance, metrics_named
 from zoo import make, tiny
 
@@ -103,6 +107,45 @@ def test_metrics_that_need_tokens_say_so_and_the_others_do_not_load_the_model(mo
         score(checkpoint, metrics=["ppl"])
     monkeypatch.setattr(Checkpoint, "model", lambda *a, **k: pytest.fail("loaded"))
     assert score(checkpoint, metrics=["reverse", "random"]).tokens is None
+
+
+@pytest.mark.parametrize("metric", ["magnitude-l1", "magnitude-l2-authors"])
+def test_causal_masks_that_are_stored_are_no_weights(metric, tmp_path):
+    source = make("gpt2", tmp_path / "model")
+    plain, file = score(Checkpoint.open(source), metrics=[metric]), source / "model.safetensors"
+    stored = load_file(file)
+    (name,) = [name for name in stored if name.endswith("h.3.attn.c_attn.weight")]
+    stored[name.replace("c_attn.weight", "bias")] = torch.ones(64, 64).tril()[None, None]
+    save_file(stored, file, metadata={"format": "pt"})
+    assert score(Checkpoint.open(source), metrics=[metric]).scores == plain.scores
+
+
+@pytest.mark.parametrize("weight", [None, torch.zeros(4, 4, dtype=torch.uint8)], ids=["in buffers", "in codes"])
+def test_gradients_of_quantised_weights_are_refused(weight):
+    decoder = Decoder.load(Checkpoint.open(tiny("llama")), dtype=torch.float32)
+    for linear in [*decoder.layers[5].modules()]:
+        if isinstance(linear, torch.nn.Linear):
+            linear.weight = weight if weight is None else torch.nn.Parameter(weight, requires_grad=False)
+    with pytest.raises(ArchitectureError, match="layer 5: expected matrices in floating point"):
+        check_differentiable(decoder)
+
+
+@pytest.mark.parametrize("name", ["deepseek_v4", "gemma3n_text"])
+def test_models_of_several_states_for_each_token_are_scored_or_refused_in_words(name, tmp_path):
+    checkpoint = Checkpoint.open(architectures.make(name, tmp_path / "model"))
+    with nullcontext() if name == "deepseek_v4" else pytest.raises(ArchitectureError, match="expected one for each"):
+        assert all(map(math.isfinite, score(checkpoint, TOKENS, metrics=["bi"]).scores["bi"]))
+
+
+def test_gradients_in_float16_do_not_underflow_however_much_text_there_is(monkeypatch):
+    """Of two batches one says that it is a part of a million tokens, as if the text were that long."""
+    checkpoint = Checkpoint.open(tiny("llama"))
+    half = score(checkpoint, TOKENS, metrics=["taylor"], compute=Compute(dtype="float16"))
+    monkeypatch.setattr(Measurement, "_predicted", lambda _self, _kind: 1e6)
+    many = score(checkpoint, TOKENS, metrics=["taylor"], compute=Compute(dtype="float16"))
+    counted = IDS.numel() - len(IDS)
+    scaled = [value * 1e6 / counted for value in many.scores["taylor"]]
+    assert scaled == pytest.approx(half.scores["taylor"], rel=1e-3)
 
 
 @pytest.mark.parametrize("metric", ["magnitude-l1", "magnitude-l2-authors"])

@@ -24,17 +24,18 @@ from shortstack.errors import (
     ShortstackError,
     ShortstackWarning,
 )
-from shortstack.evaluation import Tasks
 from shortstack.healing.pacing import Pacing
 from shortstack.machine.clock import Clock
 from shortstack.machine.device import Compute
 from shortstack.machine.formats import show_layers
 from shortstack.machine.locks import OutputLock
+from shortstack.machine.progress import silent
 from shortstack.planning.layer_sets import parse_layers
 from shortstack.profiling import Timing
 from shortstack.pruning import verify
 from shortstack.shrinking import ShrinkOptions, line, measuring, reference, shrink, shrink_each, stages
-from shortstack.shrinking.clock import STAGE
+from shortstack.shrinking.clock import STAGE, Amounts
+from shortstack.shrinking.measuring import Measurement
 from shortstack.shrinking.preview import preview_shrink
 from shortstack.shrinking.retention import Share
 from studies import make_data
@@ -270,7 +271,10 @@ def test_what_is_wrong_is_said_before_anything_is_written(tiny):
         ({"recipe": str(named), "memory": "60000B"}, "expected a recipe that chooses layers, beside memory"),
         ({"recipe": str(named), "min_quality": "90%"}, "expected a recipe that chooses layers, beside min_quality"),
         ({"tasks": "piqua"}, "did you mean piqa"),
-        ({"tasks": "piqa", "limit": 1}, "two documents of piqa or more"),
+        (
+            {"tasks": "piqa", "limit": 1, "data_dir": str(data_folder(tiny / "data"))},
+            "two documents of piqa or more",
+        ),
         ({"limit": 5}, "limit: expected tasks to measure on"),
         ({"data_dir": "/nowhere"}, "data_dir: expected tasks to measure on"),
         ({"tasks": "piqa", "data_dir": "/nowhere"}, "data_dir: expected a folder"),
@@ -488,19 +492,21 @@ def test_what_an_unfinished_run_has_on_the_disk_is_not_asked_for_again(tiny, mon
     assert asked == [asked[0], *[max(0, asked[0] - there)] * 2]
 
 
-def test_the_tasks_of_a_group_share_the_time_of_tasks(tiny, monkeypatch):
-    options = options_of(tiny, tasks="piqa", data_dir=str(data_folder(tiny / "data")), minutes=1.0)
-    monkeypatch.setattr(line, "forward_speed", lambda *_, **__: 2e3)
-    alone = preview_shrink(str(tiny / "model"), tiny / "out", options).amounts.documents
-    load = Tasks.load_for
-
-    def grouped(self, checkpoint):
-        (loaded,) = load(self, checkpoint)
-        (task,) = loaded.tasks.values()
-        return [replace(loaded, tasks={f"part {number}": task for number in range(4)})]
-
-    monkeypatch.setattr(Tasks, "load_for", grouped)
-    assert preview_shrink(str(tiny / "model"), tiny / "out", options).amounts.documents == alone // 4
+@pytest.mark.parametrize(
+    ("limit", "fit", "asked"),
+    [
+        (None, 200, {"mmlu": 3, "piqa": 200}),
+        (None, 40, {"mmlu": 1, "piqa": 40}),
+        (90, 90, {"mmlu": 90, "piqa": 90}),  # of each subject, as it was typed
+        (90, 60, {"mmlu": 1, "piqa": 60}),
+        (0.5, 0.5, {"mmlu": 0.5, "piqa": 0.5}),
+    ],
+)
+def test_a_group_is_asked_as_many_documents_in_all_as_a_task(limit, fit, asked):
+    options, hands = ShrinkOptions(tasks="mmlu,piqa", limit=limit), Clock(60.0)
+    how = {"options": options, "amounts": Amounts(documents=fit), "compute": Compute(), "progress": silent}
+    found = Measurement(None, "unpruned", **how, until=hands, writing=hands, parts={"mmlu": 57, "piqa": 1}).tasks
+    assert {task.tasks: task.limit for task in found} == asked
 
 
 def test_a_share_of_documents_is_fitted_into_the_time_too(tiny, monkeypatch):

@@ -300,7 +300,7 @@ def _find_norm(model: PreTrainedModel, layers_path: str) -> str | None:
         name
         for name, module in parent.named_children()
         if ("norm" in type(module).__name__.lower() or name.startswith(("norm", "ln_", "final_")))
-        and not name.startswith("embed")
+        and not name.startswith(("embed", "per_layer"))  # of Gemma 4's inputs to each layer
     ]
     return f"{parent_path}.{norms[-1]}" if norms else None
 

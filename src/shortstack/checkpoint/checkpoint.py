@@ -89,7 +89,8 @@ class Checkpoint:
         if isinstance(model, str | Path):
             return cls.open(model)
         opened = cls.open(_saved(model))
-        return replace(opened, source=str(model.name_or_path) or opened.source)
+        commit = getattr(model.config, "_commit_hash", None)  # of one that was loaded from the hub
+        return replace(opened, source=str(model.name_or_path) or opened.source, revision=commit)
 
     @functools.cached_property
     def blueprint(self) -> PreTrainedModel:
@@ -118,7 +119,8 @@ class Checkpoint:
     @property
     def hidden_width(self) -> int:
         """How many numbers a hidden state has: some models project the embedding into it."""
-        return int(self.blueprint.config.get_text_config(decoder=True).hidden_size)
+        config = self.blueprint.config.get_text_config(decoder=True)
+        return int(getattr(config, "hidden_size", None) or self.width)
 
     @property
     def _embedding_shape(self) -> tuple[int, ...]:
@@ -303,6 +305,11 @@ class Checkpoint:
             ) from error
         return loaded
 
+    @property
+    def has_tokenizer(self) -> bool:
+        """Whether a file of a tokenizer lies beside the weights."""
+        return any(path.is_file() and TOKENIZER.search(path.name) for path in self.directory.iterdir())
+
     def tokenizer(self) -> PreTrainedTokenizerBase:
         """Load the checkpoint's tokenizer.
 
@@ -311,7 +318,7 @@ class Checkpoint:
         """
         from transformers import AutoTokenizer
 
-        if not any(path.is_file() and TOKENIZER.search(path.name) for path in self.directory.iterdir()):
+        if not self.has_tokenizer:
             raise self._no_tokenizer("no file of one")
         try:
             tokenizer = AutoTokenizer.from_pretrained(

@@ -314,7 +314,7 @@ def _filled_window(
     window: list[tuple[int, bool]] = []
     between, most, misses = [(token, False) for token in encode_after(tokenizer, "\n\n")], MOST, 0
     while most:
-        text = list(_marked(IN_CONTEXT[source](rng, most), tokenizer))
+        text = list(_marked(IN_CONTEXT[source](rng, most), tokenizer, after=bool(window)))
         if len(window) + len(text) <= room:
             window += [*text, *between]
         else:
@@ -330,9 +330,11 @@ def _filled_window(
     return [*window, *text][:room]
 
 
-def _marked(passages: Iterable[tuple[str, bool]], tokenizer: PreTrainedTokenizerBase) -> Iterator[tuple[int, bool]]:
-    """Tokenise the passages; mark each token of one that what stands before it determines."""
-    encoded = encode
+def _marked(
+    passages: Iterable[tuple[str, bool]], tokenizer: PreTrainedTokenizerBase, *, after: bool
+) -> Iterator[tuple[int, bool]]:
+    """Tokenise the passages; mark each token of one that what stands before it determines. after: other texts."""
+    encoded = encode_after if after else encode
     for text, determined in passages:
         yield from ((token, determined) for token in encoded(tokenizer, text))
         encoded = encode_after

@@ -217,15 +217,21 @@ def chunked_loss(decoder: Decoder, states: Tensor, criterion: Criterion) -> Tens
             _slopes(decoder.token_logits(states[here]), criterion.part(here))[0] for here in chunks(decoder, states)
         ]
         return torch.stack(totals).sum()
-    inside = {id(weight) for layer in decoder.layers for weight in layer.parameters()}
+    ends = [decoder.model.get_submodule(name) for name in (decoder.anatomy.norm, decoder.anatomy.head) if name]
+    needed = {id(weight): weight for end in ends for weight in end.parameters() if weight.requires_grad}
+    inside = {id(weight) for layer in decoder.layers for weight in layer.parameters()} | needed.keys()
     others = [weight for weight in decoder.model.parameters() if weight.requires_grad and id(weight) not in inside]
-    loss: Tensor = _ChunkedLoss.apply(decoder, criterion, states, *others)  # type: ignore[no-untyped-call]
+    weights = *needed.values(), *others
+    loss: Tensor = _ChunkedLoss.apply(decoder, criterion, len(needed), states, *weights)  # type: ignore[no-untyped-call]
     return loss
 
 
 class _ChunkedLoss(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, decoder: Decoder, criterion: Criterion, states: Tensor, *weights: Tensor) -> Tensor:
+    def forward(
+        ctx: Any, decoder: Decoder, criterion: Criterion, needed: int, states: Tensor, *weights: Tensor
+    ) -> Tensor:
+        """needed: so many of the weights, the first, are those of the norm and the head, which all have a gradient."""
         total, parts = states.new_zeros((), dtype=torch.float32), []
         sums: list[Tensor | None] = [None] * len(weights)  # of what lies before the layers it stays so
         for here in chunks(decoder, states):
@@ -235,6 +241,7 @@ class _ChunkedLoss(torch.autograd.Function):
             loss, slopes = _slopes(logits.detach(), criterion.part(here))
             in_states, *in_weights = torch.autograd.grad(logits, (some, *weights), slopes, allow_unused=True)
             parts.append(in_states)
+            assert all(gradient is not None for gradient in in_weights[:needed])  # noqa: S101  else they would not train
             sums = [
                 added if so_far is None else so_far.add_(added) for so_far, added in zip(sums, in_weights, strict=True)
             ]
@@ -244,7 +251,12 @@ class _ChunkedLoss(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> Any:
-        return (None, None, *(tensor if tensor is None else tensor * gradients[0] for tensor in ctx.saved_tensors))
+        return (
+            None,
+            None,
+            None,
+            *(tensor if tensor is None else tensor * gradients[0] for tensor in ctx.saved_tensors),
+        )
 
 
 def _slopes(logits: Tensor, criterion: Criterion) -> tuple[Tensor, Tensor]:

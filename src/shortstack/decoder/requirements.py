@@ -26,7 +26,7 @@ def requirements(
     device = pick_device(compute.device)
     dtype = arithmetic(compute.dtype, checkpoint, device)
     weights, streamed = _weights(checkpoint, compute)
-    hidden = int(tokens * streams * checkpoint.width * dtype.itemsize)
+    hidden = int(tokens * streams * checkpoint.hidden_width * dtype.itemsize)
     hidden = min(hidden, STREAM_BYTES) if in_turns else hidden
     logits = LOGIT_COPIES * LOGIT_BYTES[device == "cpu"]
     return Requirements(weights + logits + hidden, streamed=streamed, device=device)
@@ -38,7 +38,7 @@ def writing_requirements(checkpoint: Checkpoint, compute: Compute) -> Requiremen
     heads = (text or checkpoint.config).get("num_attention_heads") or 1
     sharing = (text or checkpoint.config).get("num_key_value_heads") or heads
     itemsize = arithmetic(compute.dtype, checkpoint, needed.device).itemsize
-    token_bytes = 2 * checkpoint.anatomy.layers * checkpoint.width * itemsize * min(sharing, heads) // heads
+    token_bytes = 2 * checkpoint.anatomy.layers * checkpoint.hidden_width * itemsize * min(sharing, heads) // heads
     written = ROWS * (token_bytes * WRITTEN_TOKENS + 4 * 4 * checkpoint.vocabulary)
     return replace(needed, memory_bytes=needed.memory_bytes + written)
 

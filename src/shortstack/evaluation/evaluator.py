@@ -338,10 +338,12 @@ def compared(evaluation: Evaluation, base: Evaluation) -> Evaluation:
     A task whose metric is one number of all documents together (mcc, f1) is not paired.
 
     Raises:
-        DataError: the two were not measured on the same tasks, documents and items.
+        DataError: the two were not measured on the same texts, tasks, documents and items.
     """
     if evaluation.tasks.keys() != base.tasks.keys():
         raise mismatch("the tasks", {*evaluation.tasks}, {*base.tasks})
+    if evaluation.perplexity.keys() != base.perplexity.keys():
+        raise mismatch("the texts", {*evaluation.perplexity}, {*base.perplexity})
     together = {name for side in (evaluation, base) for name, task in side.tasks.items() if not task.by_document}
     tasks, base_tasks = (
         {name: task.paired for name, task in side.tasks.items() if name not in together} for side in (evaluation, base)

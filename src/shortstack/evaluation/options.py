@@ -83,8 +83,9 @@ class EvaluationText:
             return ()
         if isinstance(self.perplexity, str) and os.path.isfile(self.perplexity):  # a file's name may have commas
             return (self.perplexity,)
-        names = self.perplexity.split(",") if isinstance(self.perplexity, str) else self.perplexity
-        return tuple(name.strip() for name in names)
+        given: Any = [self.perplexity] if isinstance(self.perplexity, Path) else self.perplexity
+        names = given.split(",") if isinstance(given, str) else given
+        return tuple(str(name).strip() for name in names)
 
     def read(self, tokenizer: PreTrainedTokenizerBase, seed: int, *, at_least: int | None = None) -> dict[str, Tokens]:
         """Read the windows of each text, by its name. at_least: as for Tokens.read()."""

@@ -54,8 +54,10 @@ def measure(
     Of a text of which only some tokens count it is that of these.
     """
     losses = list(_losses(decoder, tokens, route, paced(progress, tokens.ids.numel())))
-    table, windows = torch.cat(losses), torch.stack([window.mean() for window in losses])
+    table = torch.cat(losses)
     mean = checked(float(table.mean()), f"loss on {tokens.source}")
+    # The mean is a ratio, of losses to tokens, of which windows may have unlike numbers.
+    windows = torch.stack([(window - mean).sum() for window in losses]) * (len(losses) / table.numel())
     stderr = float(windows.std() / math.sqrt(len(windows))) if len(windows) > 1 else math.nan
     shares = tuple(float(window.sum()) * len(losses) / table.numel() for window in losses)
     return Perplexity(value(mean), table.numel(), mean, stderr, tokens.record(), decoder.dtype, shares)

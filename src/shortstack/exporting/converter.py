@@ -49,6 +49,7 @@ def export_gguf(
         InputError: another kind, or no converter.
         OutputError: the output exists, or does not fit the disk.
         ArchitectureError: the converter does not know the architecture, or fails otherwise; its words are told.
+        ArchitectureError: llama.cpp would take kept layers for others than they are, which it derives from their numbers.
         CheckpointError: what it wrote has other layers than the checkpoint.
     """
     checkpoint, output = Checkpoint.of(checkpoint), Path(output)
@@ -158,7 +159,7 @@ def _check_kinds(model: GgufFile, checkpoint: Checkpoint) -> None:
             raise ArchitectureError(
                 f"layer {old} as layer {new}",
                 expected=f"layers of the kinds that llama.cpp derives from their numbers for {model.architecture}",
-                fix="cut whole periods, such as every fourth layer and the three before it",
+                fix="cut other layers: whole periods, where kinds repeat",
                 where=checkpoint.directory,
             )
 

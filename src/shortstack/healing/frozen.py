@@ -22,7 +22,7 @@ from shortstack.data import Example
 from shortstack.decoder import Decoder
 from shortstack.decoder.batching import by_length
 from shortstack.decoder.decoder import UNPRUNED
-from shortstack.decoder.losses import likeliest
+from shortstack.decoder.losses import check_states, likeliest
 from shortstack.errors import ArchitectureError, CheckpointError
 from shortstack.healing.learner import counted, padded
 from shortstack.healing.schedule import Objective
@@ -209,6 +209,7 @@ class Freezer:
                 for layer in decoder.through(walks, range(layers)):
                     progress(stage, number * layers + layer + 1, len(turns) * layers, note=note)
                 for (numbers, examples, _), walk in zip(turn, walks, strict=True):
+                    check_states(walk.hidden[UNPRUNED], *walk.ids.shape)
                     for sample, rows in zip(numbers, rows_of(decoder, examples, walk.hidden[UNPRUNED]), strict=True):
                         put(sample, rows)
 

@@ -343,7 +343,11 @@ class HealingRun:
     def examples(self, *, dry_run: bool = False) -> list[Example]:
         """Read the samples, the held-out ones first. dry_run: a teacher writes nothing."""
         data, teacher, own = self.task.data, self.task.unpruned, self._own(dry_run=dry_run)
-        if teacher and not same_tokens(self.checkpoint.tokenizer(), teacher.tokenizer()):
+        if (
+            teacher
+            and (data.own or teacher.has_tokenizer)
+            and not same_tokens(self.checkpoint.tokenizer(), teacher.tokenizer())
+        ):
             raise InputError(
                 f"other tokens in {teacher.source}",
                 expected="a teacher to which every token id means the same",
@@ -359,7 +363,7 @@ class HealingRun:
                 most=data.max_samples,
                 written=own.texts if own else None,
             )
-        check_positions(self.checkpoint, max(len(example.ids) for example in examples), "max_length")
+        check_positions(self.checkpoint, max((len(example.ids) for example in examples), default=0), "max_length")
         return examples
 
     def record(self, examples: Sequence[Example]) -> dict[str, Any]:

@@ -135,6 +135,7 @@ class _Run(TrainerCallback):  # type: ignore[misc]  # transformers is untyped he
         self.stepping = False
         self.skipped_in_a_row = 0
         self.stopped: str | None = None
+        self.leaving = False  # once its state is kept
         self.broken = False  # whether it stopped because of a number that is none
         self.evaluating, self.began = 0.0, time.perf_counter()
         self.save_due = time.monotonic() + KEEP_SECONDS
@@ -226,7 +227,9 @@ class _Run(TrainerCallback):  # type: ignore[misc]  # transformers is untyped he
         return len(losses) - 1 - losses.index(min(losses)) if losses else 0
 
     def _impatient(self) -> str | None:
-        since, patience = self._since_best, self.schedule.early_stopping_patience
+        patience, since = self.schedule.early_stopping_patience, 0
+        if patience:
+            since = self._since_best
         return f"{since} held-out losses in a row without a lower one" if patience and since >= patience else None
 
     def _write_best(self, weights: dict[str, Tensor]) -> None:
@@ -320,10 +323,11 @@ class _Run(TrainerCallback):  # type: ignore[misc]  # transformers is untyped he
         self.interruption.signal = int(self.highest(self.interruption.signal))
         control.should_evaluate = self.course.evaluated(step, self.every) or self.stopped is not None
         due = self.highest(time.monotonic() >= self.save_due)  # by one clock: all of them write a state, or none
-        control.should_save = bool(self.interruption.signal or due)
+        self.leaving = bool(self.interruption.signal)  # as all have agreed
+        control.should_save = self.leaving or bool(due)
 
     def on_save(self, *_args: Any, **_rest: Any) -> None:
-        if self.interruption.signal:
+        if self.leaving:
             raise TrainingLeft
 
     def _arguments(self) -> TrainingArguments:
@@ -387,8 +391,9 @@ class _Loop(Trainer):  # type: ignore[misc]
         return SequentialSampler(self.run.samples)
 
     def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
-        """Let matrices decay, and no norm or bias: Trainer goes by names, which here are numbers."""
-        return [name for name, weight in model.named_parameters() if weight.dim() > 1]
+        """Let matrices decay, and no norm or bias: Trainer goes by names alone, which here are numbers."""
+        named = {*super().get_decay_parameter_names(model)}
+        return [name for name, weight in model.named_parameters() if weight.dim() > 1 and name in named]
 
     def create_scheduler(self, *args: Any, **options: Any) -> Any:
         scheduler: Any = super().create_scheduler(*args, **options)

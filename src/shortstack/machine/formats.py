@@ -84,7 +84,7 @@ def in_thousands(value: float, *, gap: str = "") -> str:
     >>> [in_thousands(value) for value in (12.5, 100.0, 2e4, 5e6, 999_885_952, 1e30)]
     ['12.5', '100', '20k', '5M', '1B', '1e+30']
     """
-    for unit, one in (("", 1.0), ("k", 1e3), ("M", 1e6), ("B", 1e9)):
+    for unit, one in (("", 1.0), ("k", 1e3), ("M", 1e6), ("B", 1e9), ("T", 1e12)):
         if value < 999.5 * one:
             return f"{value / one:.3g}{gap if unit else ''}{unit}"
     return f"{value:.0e}"

@@ -8,7 +8,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Sequence, Set
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from shortstack.checkpoint import Sizes
 from shortstack.data import Rows
@@ -270,7 +270,9 @@ def choose(
             from shortstack.scoring import score  # imports torch
 
             tokens = _tokens(checkpoint, source, compute, progress) if choice.by.needs_text else None
-            scores = score(checkpoint, tokens, metrics=[choice.name], compute=compute, progress=progress)
+            window = choice.removal(layers).amount if choice.how.window and choice.by.windows else None
+            how: dict[str, Any] = {"compute": compute, "progress": progress}
+            scores = score(checkpoint, tokens, metrics=[choice.name], window=window, **how)
         wanted = choice.plan(scores, compute.seed)
         wanted.check_depth(layers, where="the scores")
     if choice.layers is None:

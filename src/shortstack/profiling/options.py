@@ -17,7 +17,7 @@ class Timing:
     multiply-accumulates are counted over.
     """
 
-    batch_size: str | Sequence[int] = option("1,8", help="Batch sizes: one, or several with commas.")
+    batch_size: str | int | Sequence[int] = option("1,8", help="Batch sizes: one, or several with commas.")
     prompt: int = option(128, help="Prompt length in tokens; MACs are counted over it, too.", minimum=1)
     new_tokens: int = option(32, help="Tokens to generate after the first.", minimum=1)
     repeats: int = option(6, help="Timed runs, after one warm-up run.", minimum=1)
@@ -34,7 +34,7 @@ class Timing:
 
     @property
     def _sizes(self) -> list[str]:
-        sizes = self.batch_size.split(",") if isinstance(self.batch_size, str) else self.batch_size
+        sizes = str(self.batch_size).split(",") if isinstance(self.batch_size, str | int) else self.batch_size
         return [str(size).strip() for size in sizes]
 
     @property

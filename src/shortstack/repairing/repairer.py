@@ -29,6 +29,7 @@ from shortstack.decoder.batching import Batches
 from shortstack.decoder.decoder import SkippedLayers
 from shortstack.decoder.layer_io import linear_layers, recorded_inputs
 from shortstack.decoder.requirements import requirements
+from shortstack.errors import InputError
 from shortstack.machine.device import AUTO, Compute
 from shortstack.machine.files import to_jsonable
 from shortstack.machine.formats import shown
@@ -133,12 +134,17 @@ def repair(
     elsewhere; None: they stay in memory, which takes as much as the layers behind the cut.
 
     Raises:
+        InputError: `removed` are no numbers of layers, or all of them.
         CheckpointError: the weights are quantised.
         ArchitectureError: layers hand on more than hidden states, or have no matrix that a correction folds into.
         DataError: fewer than eight samples of a text; fewer than it was to give are taken.
     """
     checkpoint, removed = Checkpoint.of(checkpoint), frozenset(removed)
     check_unquantised(checkpoint, "to refit", "repair")
+    layers = range(checkpoint.anatomy.layers)
+    if not removed or not removed < {*layers}:
+        found, expected = ", ".join(sorted(map(str, removed))) or "none", f"some of the layers 0 to {layers[-1]}"
+        raise InputError(found, expected=expected, fix="give plan.removed", option="removed")
     tokens = tokens_of(checkpoint, tokens, at_least=JUDGING, compute=compute, progress=progress)
     _check_tokens(tokens)
     started, decoder = time.perf_counter(), Decoder.open(checkpoint, compute)

@@ -19,7 +19,15 @@ from shortstack.decoder import Decoder
 from shortstack.decoder.batching import Batches
 from shortstack.decoder.decoder import UNPRUNED, SkippedLayers, WalkState, layer_forwards
 from shortstack.decoder.layer_io import State
-from shortstack.decoder.losses import CrossEntropy, chunked_loss, divergences, next_token_losses, predicting
+from shortstack.decoder.losses import (
+    CrossEntropy,
+    check_states,
+    chunked_loss,
+    divergences,
+    next_token_losses,
+    predicting,
+)
+from shortstack.errors import ArchitectureError
 from shortstack.machine.numbers import in_float64
 from shortstack.machine.progress import Progress, paced, silent
 from shortstack.scoring.metrics import Metric
@@ -71,7 +79,7 @@ def _add(
 ) -> None:
     """Add the hidden states before and after a layer or block, [batch, length, width]; counted: [batch, length]."""
     for metric, metric_means in means.items():
-        values = metric.function(*around)  # [batch, length, ...]
+        values = metric.function(*(states.flatten(2) for states in around))  # [batch, length, ...]
         if metric.last_token:
             metric_means[place].add(values[:, -1])
         else:
@@ -196,6 +204,7 @@ class Measurement:
             self._head(walk)
 
     def _observe(self, walk: WalkState, layer: int, before: Tensor, after: Tensor) -> None:
+        check_states(before, *walk.ids.shape)
         hidden, counted = self.hidden[self.batches.kind_of[walk.number]], self._predicting(walk.number)
         _add(hidden.layers, layer, (before, after), counted)
         if self.gradients or hidden.blocks:
@@ -214,9 +223,7 @@ class Measurement:
         kind, counted = self.batches.kind_of[walk.number], self.batches.counted[walk.number]
         if self.gradients:
             hidden = walk.hidden[self.spec.without]
-            self.leaving.append(
-                loss_gradient(self.decoder, walk.ids, hidden, of=self._predicted(kind), counted=counted)
-            )
+            self.leaving.append(loss_gradient(self.decoder, walk.ids, hidden, counted=counted))
             self._tick(BACKWARD * self.head)
         self.outputs[kind].add(self.decoder, walk, lambda streams: self._tick(streams * self.head), counted)
 
@@ -251,7 +258,7 @@ class Measurement:
             )
             for total, gradient in zip(sums.values(), gradients, strict=True):
                 if gradient is not None:  # an expert that no token was sent to
-                    total += gradient
+                    total += gradient.float() / self._predicted(self.batches.kind_of[number])
             self._tick(BACKWARD)
         return [(name, weight.detach(), sums[name]) for name, weight in weights.items()]
 
@@ -306,22 +313,28 @@ class Measurement:
         return [place.get(layer, math.inf) for layer in range(self.layers)]
 
 
-def loss_gradient(decoder: Decoder, ids: Tensor, hidden: Tensor, *, of: float, counted: Tensor | None) -> Tensor:
-    """Compute the gradient, in what leaves the last layer, of this batch's part of the mean loss over `of` predicted tokens.
+def loss_gradient(decoder: Decoder, ids: Tensor, hidden: Tensor, *, counted: Tensor | None) -> Tensor:
+    """Compute the gradient, in what leaves the last layer, of this batch's summed loss; a mean's would underflow in float16.
 
     ids: [batch, length]; hidden: [batch, length, width] -> [batch, length, width]. counted: as in predicting().
     """
     with torch.enable_grad():
         hidden = hidden.detach().requires_grad_(True)
         states, targets = predicting(ids, hidden, counted)
-        loss = chunked_loss(decoder, states, CrossEntropy(targets)) / of
+        loss = chunked_loss(decoder, states, CrossEntropy(targets))
     return torch.autograd.grad(loss, hidden)[0]
 
 
 def check_differentiable(decoder: Decoder) -> None:
     """Refuse a model for which a walk back would miss a part of a gradient."""
     decoder.check_in_one_place("for their gradients")
-    decoder.check_bare("choose a metric without gradients, such as ppl or bi")
+    fix = "choose a metric without gradients, such as ppl or bi"
+    for number, layer in enumerate(decoder.layers):
+        matrices = [weight for weight in layer.parameters() if weight.dim() > 1]
+        if not all(weight.is_floating_point() for weight in matrices) or not matrices:
+            expected = "matrices in floating point, for their gradients"
+            raise ArchitectureError("quantised ones", expected=expected, fix=fix, where=f"layer {number}")
+    decoder.check_bare(fix)
 
 
 def layer_gradients(

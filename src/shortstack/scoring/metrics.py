@@ -186,6 +186,8 @@ class Metric:
 
     def sees(self, weight: str, dimensions: int) -> bool:
         """Return whether a metric of weights or gradients counts the one of that name and so many dimensions."""
+        if weight.endswith(".bias"):  # a vector, or the causal mask that GPT-2 and GPT-NeoX store by that name
+            return False
         matrices = dimensions > 2 or "weight" in weight  # more than two: several experts, by no name that says weight
         return matrices if self.all_weights else dimensions > 1
 

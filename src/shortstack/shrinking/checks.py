@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from shortstack.architecture.anatomy import check_positions
@@ -57,7 +57,7 @@ class CheckResult:
     """A shrink that can be done. windows: of each text to measure on; tasks: how many, generating ones for several.
 
     documents: of each task, at most. repair: windows to repair on that memory holds; repair_text: of texts that have enough
-    of them. notes: sentences on what is less for that.
+    of them. notes: sentences on what is less for that. parts: how many tasks each group is of.
     """
 
     windows: int
@@ -67,6 +67,7 @@ class CheckResult:
     repair: int
     repair_text: str
     notes: tuple[str, ...] = ()
+    parts: Mapping[str, int] = field(default_factory=dict)
 
 
 def check_shrink(
@@ -98,15 +99,16 @@ def check_shrink(
         needed = needed.then(repairing)
     if route.healing:
         needed = needed.then(_check_healing(checkpoint, out, route, compute))
-    tasks = documents = 0
+    tasks, documents, parts = 0, 0, dict[str, int]()
     for task in options.evaluation_tasks():
         asked = task.load_for(checkpoint)
         task.check_paired(asked)
         for loaded in asked:
-            tasks += len(loaded.tasks) * (GENERATING if loaded.generates else 1)
+            tasks += GENERATING if loaded.generates else 1
+            parts[loaded.name] = len(loaded.tasks)
             documents = max(documents, loaded.documents(task.limit or LIMIT))
     windows, needed = _check_texts(checkpoint, options), replace(needed, disk_bytes=nbytes)
-    return CheckResult(windows, tasks, documents, needed, wanted.repair, wanted.repair_text, notes)
+    return CheckResult(windows, tasks, documents, needed, wanted.repair, wanted.repair_text, notes, parts)
 
 
 def _check_calibration(checkpoint: Checkpoint, amounts: Amounts) -> None:

@@ -277,12 +277,13 @@ class Line:
             until=until,
             writing=writing,
             base=base,
+            parts=self.checked.parts,
         )
         texts, tasks = {name: text.record() for name, text in self.texts.items()}, repr(measurement.tasks)
         known = {"of": checkpoint.identity, "texts": texts, "tasks": tasks, "items": self.amounts.probe_items}
         known |= {"documents": text_digest(str(self.options.data_dir))} if self.options.data_dir else {}
         known |= {"writes": bool(base.evaluation.collapse)} if base else {}  # it is asked no more than that one was
-        known |= {"minutes": self.options.minutes}
+        known |= {"minutes": self.options.minutes, "cuts": self.sharing["cuts"] if base else 1}
         return self.stages.result("measured", Measured, measurement.measured, lambda made: bool(made.left_out), **known)
 
     def made(self, route: Route, until: Clock) -> Candidate:
@@ -366,7 +367,7 @@ class Line:
                 return reference.Speed(reason=reference.NO_TIME)
             return reference.speed(cut, self.source, self.compute, self.progress)
 
-        known = {"of": cut.identity, "minutes": self.options.minutes}
+        known = {"of": cut.identity, "minutes": self.options.minutes, "cuts": self.sharing["cuts"]}
         return self.stages.result("speed", reference.Speed, timed, reference.late, **known)
 
     def keeping(self, share: float) -> Candidate:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -28,7 +28,7 @@ class Measurement:
     """What is asked of a model, and until when; the unpruned model begins nothing late, a cut also gives up what it began.
 
     writing: when it is too late to begin what the model writes. base: what the unpruned model was asked, if this is another;
-    the cut is asked no more than that, as only what both answer says what is kept.
+    the cut is asked no more than that, as only what both answer says what is kept. parts: how many tasks a group is of.
     """
 
     checkpoint: Checkpoint
@@ -40,6 +40,7 @@ class Measurement:
     until: Clock
     writing: Clock
     base: Measured | None = None
+    parts: Mapping[str, int] = field(default_factory=dict)
     left_out: list[str] = field(default_factory=list)
 
     def measured(self) -> Measured:
@@ -60,13 +61,17 @@ class Measurement:
     def tasks(self) -> list[Tasks]:
         """The tasks, one by one."""
         options = self.options
-        asking: dict[str, Any] = {
-            "limit": self.amounts.documents,
-            "data_dir": options.data_dir,
-            "seed": self.compute.seed,
-        }
-        tasks = [Tasks(name, **asking) for task in options.evaluation_tasks() for name in task.names]
+        asking: dict[str, Any] = {"data_dir": options.data_dir, "seed": self.compute.seed}
+        names = [name for task in options.evaluation_tasks() for name in task.names]
+        tasks = [Tasks(name, limit=self._limit(name), **asking) for name in names]
         return [task for task in tasks if not self.base or self.base.evaluation.tasks.keys() >= {*task.names}]
+
+    def _limit(self, name: str) -> int | float:
+        """Return how many documents are asked; a group has as many in all its tasks, unless a number for each was typed."""
+        documents = self.amounts.documents
+        if documents == self.options.limit or isinstance(documents, float):
+            return documents
+        return max(1, documents // self.parts.get(name, 1))
 
     def _texts_and_writing(self) -> Evaluation:
         """Measure perplexity and what the model writes; with little time left first the one, then the probes alone."""

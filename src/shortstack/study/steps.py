@@ -28,7 +28,7 @@ from shortstack.data import mixture
 from shortstack.errors import DiskFullError, InputError
 from shortstack.evaluation import Tasks
 from shortstack.healing import TrainingData
-from shortstack.machine.cache import content_key
+from shortstack.machine.cache import OURS, content_key
 from shortstack.machine.device import Compute
 from shortstack.machine.files import digest, disk_full, save_json
 from shortstack.machine.formats import option_words, show_share
@@ -149,6 +149,7 @@ def perform(job: Job) -> dict[str, Any]:
     job.log.parent.mkdir(parents=True, exist_ok=True)
     job.output.parent.mkdir(parents=True, exist_ok=True)
     lock = FileLock(job.output.with_name(f"{job.output.name}.lock"))  # a worker may outlive for a moment who started it
+    OURS.clear()  # a worker reads nothing again that an earlier step has kept
     with lock, job.log.open("a", encoding="utf-8") as log:
         forget_peak_rss()  # a worker runs many steps: the peak is to be this one's
         started = time.perf_counter()
