@@ -262,7 +262,7 @@ class RepairText(CalibrationText):
 
 def endless(source: str) -> DataError:
     """Make the error that all of a text is asked for which is written as it is read."""
-    fix = "say how many samples, or name other texts"
+    fix = "say how many, or name other texts"
     return DataError(f"{source}, which has no end", expected="a number of windows", fix=fix, option="samples")
 
 

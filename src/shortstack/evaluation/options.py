@@ -171,12 +171,9 @@ class Tasks:
         """Refuse one document of a task, on which no two models can be compared; a group has one of each of its tasks."""
         single = [task.name for task in loaded if len(task.tasks) == 1 and task.documents(self.limit or 2) < 2]
         if single:
-            raise InputError(
-                "1",
-                expected=f"two documents of {single[0]} or more, to compare two models on",
-                fix="ask for more, such as 100",
-                option="limit",
-            )
+            expected = f"two documents of {single[0]} or more, to compare two models on"
+            option, fix = ("limit", "ask for more, such as 100") if self.limit else ("tasks", "leave it out")
+            raise InputError("1", expected=expected, fix=fix, option=option)
 
     def load(self) -> list[LoadedTask]:
         """Load the tasks with their documents."""
