@@ -79,7 +79,7 @@ def test_several_states_of_a_token_are_refused_in_words(tmp_path):
     with pytest.raises(ArchitectureError, match="expected one for each of 3 x 12 tokens"):
         learner(**frozen.collate(range(3)))
     source = Checkpoint.open(architectures.make("gemma3n_text, no shared keys", tmp_path / "bare"))
-    with pytest.raises(ArchitectureError, match="expected one for each of|hand on hidden states alone"):
+    with pytest.raises(ArchitectureError, match=r"expected one for each of|hand on hidden states alone"):
         learning(source, Partial(last=2))  # of early releases layers hand on more
     source = Checkpoint.open(architectures.make("deepseek_v4", tmp_path / "other"))
     with pytest.raises(ArchitectureError, match="numbers for each of"):
