@@ -151,16 +151,23 @@ def test_what_killed_workers_left_goes(tmp_path):
     assert list(partial.iterdir()) == [], "no step of this study has that state"
 
 
-def test_a_failed_evaluation_does_not_cost_the_healed_weights(tmp_path, monkeypatch):
+@contextmanager
+def evaluation_failing_of(verb, monkeypatch):
+    """What this verb made cannot be evaluated, while it lasts."""
     original = EvaluateStep.run
 
     def failing(step, job, progress):
-        if job.open("checkpoint", progress).record.get("verb") == "heal":
+        if job.open("checkpoint", progress).record.get("verb") == verb:
             raise InputError("none", expected="room", fix="free some", where="the disk")
         return original(step, job, progress)
 
     with monkeypatch.context() as broken:
         broken.setattr(EvaluateStep, "run", failing)
+        yield
+
+
+def test_a_failed_evaluation_does_not_cost_the_healed_weights(tmp_path, monkeypatch):
+    with evaluation_failing_of("heal", monkeypatch):
         assert run(tmp_path, ONE_METRIC, keep="none").failed
     monkeypatch.setattr(HealStep, "run", lambda *_args: pytest.fail("healed again"))
     outcome = run(tmp_path, ONE_METRIC, keep="none")
@@ -168,21 +175,13 @@ def test_a_failed_evaluation_does_not_cost_the_healed_weights(tmp_path, monkeypa
 
 
 def test_a_failed_evaluation_of_the_cut_does_not_cost_the_healing_beside_it(tmp_path, monkeypatch):
-    original = EvaluateStep.run
-
-    def failing(step, job, progress):
-        if job.open("checkpoint", progress).record.get("verb") == "prune":
-            raise InputError("none", expected="room", fix="free some", where="memory")
-        return original(step, job, progress)
-
     @contextmanager
     def two():
         with inline() as launch:
             yield replace(launch, width=2)
 
     study = write_study(tmp_path, ONE_METRIC)
-    with monkeypatch.context() as broken:
-        broken.setattr(EvaluateStep, "run", failing)
+    with evaluation_failing_of("prune", monkeypatch):
         assert run_study(study, tmp_path / "runs", launcher=two, keep="none").failed
     monkeypatch.setattr(HealStep, "run", lambda *_args: pytest.fail("healed again"))
     assert run_study(study, tmp_path / "runs", launcher=two, keep="none").failed == 0

@@ -42,10 +42,8 @@ DOWNLOADED = (
     *(f"{name}*" for name in LEGAL),
     CARD,  # which says the licence
 )
-OTHER_FORMS = (
-    "*/*.safetensors",
-    "consolidated*.safetensors",
-)  # of the same weights, which are not read; * matches / too
+# Other forms of the same weights, which are not read; * matches / too.
+OTHER_FORMS = ("*/*.safetensors", "consolidated*.safetensors")
 
 
 DISTINCT = "file names that differ by more than case"

@@ -227,10 +227,10 @@ class _Run(TrainerCallback):  # type: ignore[misc]  # transformers is untyped he
         return len(losses) - 1 - losses.index(min(losses)) if losses else 0
 
     def _impatient(self) -> str | None:
-        patience, since = self.schedule.early_stopping_patience, 0
-        if patience:
-            since = self._since_best
-        return f"{since} held-out losses in a row without a lower one" if patience and since >= patience else None
+        patience = self.schedule.early_stopping_patience
+        if not patience or (since := self._since_best) < patience:
+            return None
+        return f"{since} held-out losses in a row without a lower one"
 
     def _write_best(self, weights: dict[str, Tensor]) -> None:
         """Write the best weights; those that the last state knows as the best stay, as a killed run goes on from there."""

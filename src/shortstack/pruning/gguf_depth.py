@@ -79,6 +79,11 @@ def depth_is(depth: int) -> Rule:
     return lambda _layer, layers, _fields: layers == depth
 
 
+def how_many(_layer: int, layers: int, _fields: Fields) -> int:
+    """Return the number of layers, by which llama.cpp scales every branch of MiniCPM3, whatever is written."""
+    return layers
+
+
 def is_lite(_layer: int, layers: int, fields: Fields) -> bool:
     """Say whether llama.cpp takes a model for a lite DeepSeek, whose queries have no rank."""
     return layers in (26, 27) or (layers == 48 and fields.get("vocab_size") == 128256)
@@ -133,9 +138,7 @@ RULES: dict[str, tuple[Rule, ...]] = {
     "glm4moe": (is_dense,),
     "gpt-oss": (every(2), by_field(SLIDING, 2)),
     "lfm2moe": (is_dense,),
-    "minicpm3": (
-        lambda _layer, layers, _fields: layers,
-    ),  # branches are scaled by 1.4 / sqrt(layers), whatever is written
+    "minicpm3": (how_many,),
     "llama4": (every(4), by_field(SLIDING, 4), by_field(EXPERTS_EVERY)),
     "olmo2": (where("attention.sliding_window", every(4)), by_field(SLIDING, 4)),
     "qwen35": (by_field(FULL_EVERY, 4),),
