@@ -26,6 +26,15 @@ def test_what_is_asked_for_is_never_exceeded_and_what_is_not_asked_for_stays_out
     assert amounts_for(1.0, wanted, rate=1.0, layers=30).judged == 2
 
 
+def test_with_hours_more_windows_are_chosen_on_than_are_wanted_as_far_as_there_are_any():
+    hours = [amounts_for(each, Amounts(), rate=2000.0, layers=30, most=100) for each in (900.0, 2400.0, 3600.0, 1e9)]
+    assert [each.windows for each in hours] == [16, 32, 64, 100]
+    assert hours[-1].less(Amounts()) == []
+    assert amounts_for(1e9, Amounts(), rate=2000.0, layers=30, most=8).windows == 16, "wanted is had in any case"
+    five = amounts_for(900.0, Amounts(text="mix,notes.txt"), rate=2000.0, layers=30, most=100)
+    assert five.windows == 8, "five texts take longer"
+
+
 def test_the_text_that_the_model_writes_is_shared_by_all_cuts():
     texts = [amounts_for(100.0, Amounts(), rate=900.0, layers=30, cuts=cuts).text for cuts in (1, 2)]
     assert texts == [READ, MIX]

@@ -17,6 +17,7 @@ from documents import data_folder
 from shortstack.checkpoint import Checkpoint
 from shortstack.checkpoint.record import skipped_layers
 from shortstack.cli import main
+from shortstack.data.mixture import parse_sources
 from shortstack.errors import (
     DataError,
     InputError,
@@ -187,6 +188,42 @@ def test_what_heals_repairs_too_and_the_repeated_run_reads_the_same(tiny, monkey
     again = shrunk(tiny, "again", recipe=str(tiny / "out" / "recipe.yaml"), drop="2", data=None)
     weights = [Checkpoint.open(each.output).weights_sha256 for each in (made, again)]
     assert weights[0] == weights[1]
+
+
+def test_layers_are_chosen_on_data_that_is_named_and_the_repeated_run_chooses_on_the_same(tiny, monkeypatch):
+    heals_by_ticks(monkeypatch)
+    other = tiny / "other.txt"
+    other.write_text((tiny / "text.txt").read_text(encoding="utf-8"), encoding="utf-8")
+    asked, choose = [], line.choose
+
+    def noted(source, choice, text, **how):
+        asked.append(text.text)
+        return choose(source, choice, text, **how)
+
+    monkeypatch.setattr(line, "choose", noted)
+    made = shrunk(tiny, recipe="best", drop="2", minutes=0.6, text=None, length=64, data=str(other))
+    assert parse_sources(asked[0])[-1].source == str(other)
+    again = shrunk(tiny, "again", recipe=str(tiny / "out" / "recipe.yaml"), drop="2", text=None, length=64, data=None)
+    assert asked[1] == asked[0]
+    assert again.plan == made.plan
+
+
+def test_data_with_too_few_texts_is_not_chosen_on_nor_is_any_beside_a_text_that_is_typed(tiny):
+    data, model = tiny / "ten.jsonl", str(tiny / "model")
+    records = ({"text": f"{number} " + "some words of a text that is long enough " * 12} for number in range(10))
+    data.write_text("".join(f"{json.dumps(record)}\n" for record in records), encoding="utf-8")
+
+    def looked_at(**changes):
+        found = preview_shrink(
+            model, tiny / "out", options_of(tiny, recipe="best", drop="2", length=64, data=str(data), **changes)
+        )
+        return found.amounts.text, found.amounts.repair_text, found.notes
+
+    both = f"mix,{data}"
+    assert looked_at(text=None, samples=10) == (both, both, ())
+    few = f"Layers were not chosen on {data}: it has fewer than 11 texts of 64 tokens."
+    assert looked_at(text=None, samples=11) == ("mix", both, (few,))
+    assert looked_at(text="mix") == ("mix", both, ())
 
 
 def test_records_too_short_to_repair_on_heal_alone_and_that_is_said(tiny, monkeypatch):

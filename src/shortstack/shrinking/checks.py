@@ -23,7 +23,7 @@ from shortstack.machine.device import Compute, pick_device
 from shortstack.machine.memory import Requirements, available_memory
 from shortstack.machine.options import options_of
 from shortstack.repairing.repairer import check_repair
-from shortstack.shrinking.clock import Amounts
+from shortstack.shrinking.clock import LEVELS, Amounts
 from shortstack.shrinking.options import LIMIT, ShrinkOptions
 from shortstack.shrinking.retention import TRIALS
 from shortstack.shrinking.route import Route
@@ -31,6 +31,7 @@ from shortstack.shrinking.route import Route
 ROOM = "a larger machine; plan, prune and repair read such a model layer by layer"
 GENERATING = 8  # times as long as one of multiple choice takes a task whose answers are generated, token by token
 LOOKED_AT = 256  # samples to heal on, in a check
+MOST = LEVELS[0].windows
 LITTLE = 256  # windows to repair on where memory does not hold all
 CHECKPOINTS = 2  # of the model's size at most, on disk at once for each cut: what was cut, and what was healed
 
@@ -54,18 +55,18 @@ def disk_bytes(checkpoint: Checkpoint, options: ShrinkOptions, cuts: int) -> int
 
 @dataclass(frozen=True)
 class CheckResult:
-    """A shrink that can be done. windows: of each text to measure on; tasks: how many, generating ones for several.
+    """A shrink that can be done. wanted: as much as is looked at where there is time enough; most: windows of each text to
+    choose on, where there is time for more of them.
 
-    documents: of each task, at most. repair: windows to repair on that memory holds; repair_text: of texts that have enough
-    of them. notes: sentences on what is less for that. parts: how many tasks each group is of.
+    tasks: how many, generating ones for several; documents: of each, at most; parts: how many tasks each group is of. notes:
+    sentences on what is less for want of data or memory.
     """
 
-    windows: int
+    wanted: Amounts
+    most: int
     tasks: int
     documents: int
     needed: Requirements
-    repair: int
-    repair_text: str
     notes: tuple[str, ...] = ()
     parts: Mapping[str, int] = field(default_factory=dict)
 
@@ -87,58 +88,69 @@ def check_shrink(
             choice.like(checkpoint.anatomy.layers)
     out, route = next(iter(outs.items()))  # data and texts are those of all
     needed, wanted, notes = writing_requirements(checkpoint, compute), route.wanted(options), tuple[str, ...]()
-    _check_calibration(checkpoint, wanted)
+    enough, most = _check_calibration(checkpoint, wanted), wanted.windows
     if route.repair:
-        wanted, notes = _repairable(checkpoint, route, wanted)
+        wanted, most, notes = _with_data(checkpoint, route, options, wanted, enough)
         repairing = check_repair(checkpoint, wanted.repair_windows, compute)
         stated = "repair_samples" in route.given  # and is taken as it is
         if not stated and wanted.repair > LITTLE and repairing.memory_bytes > available_memory(device):
             notes = (*notes, f"Repaired on {LITTLE} windows instead of {wanted.repair}: memory does not hold more.")
-            wanted = replace(wanted, repair=LITTLE)
+            wanted, most = replace(wanted, repair=LITTLE), min(most, LITTLE // len(parse_sources(wanted.text)))
             repairing = check_repair(checkpoint, wanted.repair_windows, compute)
         needed = needed.then(repairing)
     if route.healing:
         needed = needed.then(_check_healing(checkpoint, out, route, compute))
-    tasks, documents, parts = 0, 0, dict[str, int]()
-    for task in options.evaluation_tasks():
-        asked = task.load_for(checkpoint)
-        task.check_paired(asked)
-        for loaded in asked:
-            tasks += GENERATING if loaded.generates else 1
-            parts[loaded.name] = len(loaded.tasks)
-            documents = max(documents, loaded.documents(task.limit or LIMIT))
+    tasks, documents, parts = _check_tasks(checkpoint, options)
     windows, needed = _check_texts(checkpoint, options), replace(needed, disk_bytes=nbytes)
-    return CheckResult(windows, tasks, documents, needed, wanted.repair, wanted.repair_text, notes, parts)
+    return CheckResult(replace(wanted, judged=windows), most, tasks, documents, needed, notes, parts)
 
 
-def _check_calibration(checkpoint: Checkpoint, amounts: Amounts) -> None:
-    """Refuse texts that cannot be read, or have fewer windows than are asked for."""
+def _check_calibration(checkpoint: Checkpoint, amounts: Amounts) -> int:
+    """Refuse texts that cannot be read, or have fewer windows than are asked for; count those of the shortest."""
     check_positions(checkpoint, amounts.length, "text", fix="take a model of more positions")
     with _of("text"):
-        for weighted in check_sources(amounts.text):
-            if not weighted.endless:
-                Tokens.read(weighted.source, checkpoint.tokenizer(), samples=amounts.windows, length=amounts.length)
+        texts = [each.source for each in check_sources(amounts.text) if not each.endless]
+        return min((_windows(checkpoint, text, amounts, at_least=amounts.windows) for text in texts), default=MOST)
 
 
-def _repairable(checkpoint: Checkpoint, route: Route, wanted: Amounts) -> tuple[Amounts, tuple[str, ...]]:
-    """Leave out, and say so, what heals but has too few windows to repair on: records of a sentence each."""
+def _windows(checkpoint: Checkpoint, source: str, amounts: Amounts, *, at_least: int) -> int:
+    """Count the windows of a source, up to as many as are ever chosen on."""
+    most = max(MOST, amounts.windows)
+    tokens = Tokens.read(source, checkpoint.tokenizer(), samples=most, length=amounts.length, at_least=at_least)
+    return len(tokens.ids)
+
+
+def _with_data(
+    checkpoint: Checkpoint, route: Route, options: ShrinkOptions, wanted: Amounts, enough: int
+) -> tuple[Amounts, int, tuple[str, ...]]:
+    """Add what heals to the texts, as far as it has the windows, and say what is left out.
+
+    Layers are chosen on it where no text is named. Also returns how many windows of each to choose on at most. enough: as
+    many as the texts have.
+    """
+    most = options.samples or enough
     if "repair_text" in route.given:
-        return wanted, ()
-    chosen, tokenizer, texts, notes = parse_sources(wanted.text), checkpoint.tokenizer(), wanted.text, []
-    for weighted in parse_sources(wanted.repair_text):
-        if weighted in chosen:
-            continue
+        return wanted, most, ()
+    chosen, text, repair_text, notes = parse_sources(wanted.text), wanted.text, wanted.text, []
+    named = options.text is not None or "text" in route.given
+    for source in (each.source for each in parse_sources(wanted.repair_text) if each not in chosen):
         try:
-            Tokens.read(weighted.source, tokenizer, samples=JUDGING, length=wanted.length)
-            texts = f"{texts},{weighted.source}"
+            found = _windows(checkpoint, source, wanted, at_least=JUDGING)
         except DataError:
             few = f"it has fewer than {JUDGING} texts of {wanted.length} tokens"
-            notes.append(f"{weighted.source} was not repaired on: {few}.")
+            notes.append(f"{source} was not repaired on: {few}.")
+            continue
+        repair_text = f"{repair_text},{source}"
+        if found >= wanted.windows and not named:
+            text, most = f"{text},{source}", min(most, found)
+        elif not named:
+            few = f"it has fewer than {wanted.windows} texts of {wanted.length} tokens"
+            notes.append(f"Layers were not chosen on {source}: {few}.")
     apart = (
         {each.source for each in route.healed_on} - {each.source for each in parse_sources(wanted.repair_text)} - {OWN}
     )
     notes += [f"{name} was not repaired on: its name cannot stand in a list of texts." for name in sorted(apart)]
-    return replace(wanted, repair_text=texts), tuple(notes)
+    return replace(wanted, text=text, repair_text=repair_text), most, tuple(notes)
 
 
 def _check_healing(checkpoint: Checkpoint, out: Path, route: Route, compute: Compute) -> Requirements:
@@ -152,6 +164,19 @@ def _check_healing(checkpoint: Checkpoint, out: Path, route: Route, compute: Com
         data.check()
         task = replace(task, data=data)
         return preview(checkpoint, out, task, resume=False).requirements  # an unfinished heal is in another folder
+
+
+def _check_tasks(checkpoint: Checkpoint, options: ShrinkOptions) -> tuple[int, int, dict[str, int]]:
+    """Count the tasks, generating ones for several, the documents of each at most, and how many tasks each group is of."""
+    tasks, documents, parts = 0, 0, dict[str, int]()
+    for task in options.evaluation_tasks():
+        asked = task.load_for(checkpoint)
+        task.check_paired(asked)
+        for loaded in asked:
+            tasks += GENERATING if loaded.generates else 1
+            parts[loaded.name] = len(loaded.tasks)
+            documents = max(documents, loaded.documents(task.limit or LIMIT))
+    return tasks, documents, parts
 
 
 def _check_texts(checkpoint: Checkpoint, options: ShrinkOptions) -> int:

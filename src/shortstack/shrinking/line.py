@@ -190,14 +190,12 @@ class Line:
     @property
     def wanted(self) -> Amounts:
         """As much as is looked at where there is time enough."""
-        options = self.options
-        most = replace(self.route.wanted(options), judged=self.checked.windows, probe_items=options.probe_items)
-        if not self.route.choice.how.finalists:
+        options, how = self.options, self.route.choice.how
+        most = replace(self.checked.wanted, probe_items=options.probe_items)
+        if not how.finalists:
             most = replace(most, finalists=0)
         if not self.route.repair:
             most = replace(most, repair=0)
-        else:
-            most = replace(most, repair=min(most.repair, self.checked.repair), repair_text=self.checked.repair_text)
         return self.route.amounts(replace(most, documents=(options.limit or Amounts.documents) if options.tasks else 0))
 
     @cached_property
@@ -216,7 +214,7 @@ class Line:
         if not self.route.repeats:
             check_minutes(self.clock, rate, layers, self.cuts)
         wanted, seconds = replace(self.wanted, documents=self.checked.documents), self.clock.left / self.sharing["cuts"]
-        fitting = amounts_for(seconds, wanted, rate=rate, layers=layers, **self.sharing)
+        fitting = amounts_for(seconds, wanted, rate=rate, layers=layers, most=self.checked.most, **self.sharing)
         if fitting.documents == wanted.documents:
             fitting = replace(fitting, documents=self.wanted.documents)  # a share of each task
         return self.route.amounts(fitting)

@@ -29,10 +29,14 @@ class ShrinkOptions:
         help="Remove as many layers as possible while keeping this share, such as 95%, of likelihood, probes and tasks.",
     )
     recipe: str = option("best", help="A preset of `shortstack ls recipes`, or a file.")
-    data: str | None = option(None, help="Data to heal on. Default: the recipe's.")
+    data: str | None = option(
+        None, help="Data to heal on, and to choose layers on beside the default text. Default: the recipe's."
+    )
     text: str | None = option(None, help=f"Calibration text: {TEXT} {SEVERAL} Default: the recipe's, or {MIX}.")
     samples: int | None = option(
-        None, help="Calibration windows per text, of 128 tokens each. Default: the recipe's, or 16.", minimum=4
+        None,
+        help="Calibration windows per text, of 128 tokens each. Default: the recipe's, or by the minutes.",
+        minimum=4,
     )
     perplexity: str = option("pydoc", help="Comma-separated texts to measure on.")
     perplexity_samples: int = option(64, help="Maximum windows per text.", minimum=1)
