@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from shortstack.data.mixture import MIX, READ, parse_sources
 from shortstack.errors import InputError
 from shortstack.machine.clock import Clock
-from shortstack.shrinking.clock import LEAST_PASSES, LEVELS, Amounts, amounts_for, check_minutes
+from shortstack.shrinking.clock import LEVELS, Amounts, amounts_for, check_minutes, least_passes
 
 
 @given(st.floats(1, 1e5), st.floats(1, 1e5), st.floats(1, 3))
@@ -54,7 +54,7 @@ def test_what_there_is_less_of_is_said():
 
 
 def test_minutes_in_which_nothing_can_be_chosen_are_refused():
-    least = LEAST_PASSES * 128 / 1000.0
+    least = least_passes(4) * 128 / 1000.0
     check_minutes(Clock(least + 1, now=lambda: 0.0), 1000.0, 30)
     with pytest.raises(InputError, match="minutes: expected at least"):
         check_minutes(Clock(least - 1, now=lambda: 0.0), 1000.0, 30)
@@ -62,6 +62,8 @@ def test_minutes_in_which_nothing_can_be_chosen_are_refused():
         check_minutes(Clock(least + 1, used=2.0, now=lambda: 0.0), 1000.0, 30)
     with pytest.raises(InputError, match="minutes"):
         check_minutes(Clock(least + 1, now=lambda: 0.0), 1000.0, 30, cuts=2)
+    with pytest.raises(InputError, match="minutes"):
+        check_minutes(Clock(least + 1, now=lambda: 0.0), 1000.0, 30, sources=24)
 
 
 @pytest.mark.parametrize("text", ["mix", "pydoc,copying,drills", "pydoc"])

@@ -17,6 +17,7 @@ from documents import data_folder
 from shortstack.checkpoint import Checkpoint
 from shortstack.checkpoint.record import skipped_layers
 from shortstack.cli import main
+from shortstack.data import Tokens
 from shortstack.data.mixture import parse_sources
 from shortstack.errors import (
     DataError,
@@ -265,6 +266,19 @@ def test_data_that_was_repaired_on_is_not_said_to_be_unused(tiny, monkeypatch):
     assert "It was not healed: the minutes were too few." in made.reasons
 
 
+def test_data_that_layers_were_chosen_on_is_not_said_to_be_unused(tiny, monkeypatch):
+    monkeypatch.setattr(line, "LEAST_HEALING", 1e9)
+    monkeypatch.setattr(line, "REPAIRED_BY", -1.0)
+    other = tiny / "other.txt"
+    other.write_text((tiny / "text.txt").read_text(encoding="utf-8"), encoding="utf-8")
+    made = shrunk(tiny, recipe="best", drop="2", minutes=0.6, text=None, length=64, data=str(other))
+    assert not made.repair
+    assert "It was not healed: the minutes were too few." in made.reasons
+    made = shrunk(tiny, "typed", recipe="best", drop="2", minutes=0.6, data=str(other))
+    unused = f"It was not healed: the minutes were too few; the data {other} was not used."
+    assert unused in made.reasons
+
+
 @pytest.mark.parametrize(("free", "windows"), [(0, 256), (10**12, 1024)])
 def test_a_repair_on_all_windows_is_for_machines_with_memory_for_it(free, windows, tiny, monkeypatch):
     monkeypatch.setattr("shortstack.shrinking.checks.available_memory", lambda _device: free)
@@ -276,6 +290,38 @@ def test_a_repair_on_all_windows_is_for_machines_with_memory_for_it(free, window
     options = options_of(tiny, recipe=str(tiny / "stated.yaml"), drop="2", text="copying", data=None)
     found = preview_shrink(str(tiny / "model"), tiny / "out", options)
     assert (found.amounts.repair, found.notes) == (300, ()), "a number of the recipe is taken as it is"
+
+
+def test_with_hours_layers_are_chosen_on_as_many_windows_as_repair_holds_and_the_texts_have(tiny, monkeypatch):
+    monkeypatch.setattr(line, "forward_speed", lambda *_, **__: 1e9)
+    (tiny / "stated.yaml").write_text("plan: {strategy: repaired-blocks, repair: true, repair_samples: 48}\n")
+    (tiny / "twenty.txt").write_text(" ".join(f"word{number}" for number in range(20 * 16)), encoding="utf-8")
+
+    def windows(text, **changes):
+        options = options_of(tiny, recipe=str(tiny / "stated.yaml"), text=text, samples=None, data=None, **changes)
+        return preview_shrink(str(tiny / "model"), tiny / "out", options).amounts.windows
+
+    assert windows("copying", drop="2") == 48, "choosing holds six streams, as repair does"
+    assert windows("copying", min_quality="50%") == 6 * 48 // (6 + 2), "and with all six layers as a block eight"
+    text = str(tiny / "twenty.txt")
+    there = len(Tokens.read(text, Checkpoint.open(tiny / "model").tokenizer(), samples=None, length=16).ids)
+    assert windows(text, drop="2") == min(there, 48)
+
+
+def test_a_killed_run_goes_on_where_the_data_has_become_less(tiny, monkeypatch):
+    monkeypatch.setattr(line, "forward_speed", lambda *_, **__: 1e9)
+    text, lines = (
+        tiny / "many.jsonl",
+        '{"text": "words of a text that is long enough for a window of sixteen tokens"}\n',
+    )
+    text.write_text(40 * lines, encoding="utf-8")
+    how = {"recipe": "best", "drop": "2", "minutes": 0.6, "text": str(text), "samples": None, "data": "copying"}
+    with monkeypatch.context() as killed:
+        killed.setattr(line, "choose", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            shrunk(tiny, **how)
+    text.write_text(20 * lines, encoding="utf-8")
+    assert yaml.safe_load(shrunk(tiny, **how).recipe)["plan"]["samples"] == 20
 
 
 def test_what_is_wrong_is_said_before_anything_is_written(tiny):

@@ -22,7 +22,7 @@ from shortstack.healing.preview import preview
 from shortstack.machine.device import Compute, pick_device
 from shortstack.machine.memory import Requirements, available_memory
 from shortstack.machine.options import options_of
-from shortstack.repairing.repairer import check_repair
+from shortstack.repairing.repairer import STREAMS, check_repair
 from shortstack.shrinking.clock import LEVELS, Amounts
 from shortstack.shrinking.options import LIMIT, ShrinkOptions
 from shortstack.shrinking.retention import TRIALS
@@ -31,7 +31,6 @@ from shortstack.shrinking.route import Route
 ROOM = "a larger machine; plan, prune and repair read such a model layer by layer"
 GENERATING = 8  # times as long as one of multiple choice takes a task whose answers are generated, token by token
 LOOKED_AT = 256  # samples to heal on, in a check
-MOST = LEVELS[0].windows
 LITTLE = 256  # windows to repair on where memory does not hold all
 CHECKPOINTS = 2  # of the model's size at most, on disk at once for each cut: what was cut, and what was healed
 
@@ -58,8 +57,8 @@ class CheckResult:
     """A shrink that can be done. wanted: as much as is looked at where there is time enough; most: windows of each text to
     choose on, where there is time for more of them.
 
-    tasks: how many, generating ones for several; documents: of each, at most; parts: how many tasks each group is of. notes:
-    sentences on what is less for want of data or memory.
+    tasks: how many, generating ones for several; documents: of each, at most; parts: how many tasks each group is of. notes,
+    repair_notes: sentences on what is less for want of data or memory, when layers are chosen and when the cut is repaired.
     """
 
     wanted: Amounts
@@ -68,6 +67,7 @@ class CheckResult:
     documents: int
     needed: Requirements
     notes: tuple[str, ...] = ()
+    repair_notes: tuple[str, ...] = ()
     parts: Mapping[str, int] = field(default_factory=dict)
 
 
@@ -81,76 +81,109 @@ def check_shrink(
     check_unquantised(checkpoint, "to refit and to train", "shrink")
     nbytes, device = max(0, disk_bytes(checkpoint, options, len(outs)) - present), pick_device(compute.device)
     checkpoint.check_room(arithmetic(compute.dtype, checkpoint, device), device, fix=f"free memory, or {ROOM}")
-    for out, route in outs.items():
+    largest = layers = checkpoint.anatomy.layers
+    for out in outs:
         CheckpointWriter(out, source=checkpoint.directory, nbytes=nbytes)
-        choice = route.choice.sized(checkpoint.sizes)
-        if not options.share:
-            choice.like(checkpoint.anatomy.layers)
+    if not options.share:
+        cuts = [route.choice.sized(checkpoint.sizes).like(layers) for route in outs.values()]
+        largest = max(len(cut.removed) for cut in cuts)
     out, route = next(iter(outs.items()))  # data and texts are those of all
-    needed, wanted, notes = writing_requirements(checkpoint, compute), route.wanted(options), tuple[str, ...]()
-    enough, most = _check_calibration(checkpoint, wanted), wanted.windows
+    needed, wanted = writing_requirements(checkpoint, compute), route.wanted(options)
+    most, notes, repair_notes = wanted.windows, tuple[str, ...](), tuple[str, ...]()
+    _check_calibration(checkpoint, wanted)
     if route.repair:
-        wanted, most, notes = _with_data(checkpoint, route, options, wanted, enough)
-        repairing = check_repair(checkpoint, wanted.repair_windows, compute)
-        stated = "repair_samples" in route.given  # and is taken as it is
-        if not stated and wanted.repair > LITTLE and repairing.memory_bytes > available_memory(device):
-            notes = (*notes, f"Repaired on {LITTLE} windows instead of {wanted.repair}: memory does not hold more.")
-            wanted, most = replace(wanted, repair=LITTLE), min(most, LITTLE // len(parse_sources(wanted.text)))
-            repairing = check_repair(checkpoint, wanted.repair_windows, compute)
-        needed = needed.then(repairing)
+        wanted, repair_notes = _repairable(checkpoint, route, wanted)
+        wanted, notes = _choosable(checkpoint, route, options, wanted)
+        wanted, little, repairing = _held_by_memory(checkpoint, route, wanted, compute)
+        needed, repair_notes = needed.then(repairing), (*repair_notes, *little)
+        most = options.samples or _most(checkpoint, wanted, largest)
     if route.healing:
         needed = needed.then(_check_healing(checkpoint, out, route, compute))
     tasks, documents, parts = _check_tasks(checkpoint, options)
     windows, needed = _check_texts(checkpoint, options), replace(needed, disk_bytes=nbytes)
-    return CheckResult(replace(wanted, judged=windows), most, tasks, documents, needed, notes, parts)
+    wanted = replace(wanted, judged=windows)
+    return CheckResult(wanted, most, tasks, documents, needed, notes, repair_notes, parts)
 
 
-def _check_calibration(checkpoint: Checkpoint, amounts: Amounts) -> int:
-    """Refuse texts that cannot be read, or have fewer windows than are asked for; count those of the shortest."""
+def _check_calibration(checkpoint: Checkpoint, amounts: Amounts) -> None:
+    """Refuse texts that cannot be read, or have fewer windows than are asked for."""
     check_positions(checkpoint, amounts.length, "text", fix="take a model of more positions")
     with _of("text"):
-        texts = [each.source for each in check_sources(amounts.text) if not each.endless]
-        return min((_windows(checkpoint, text, amounts, at_least=amounts.windows) for text in texts), default=MOST)
+        for weighted in check_sources(amounts.text):
+            if not weighted.endless:
+                _windows(checkpoint, weighted.source, amounts, least=amounts.windows)
 
 
-def _windows(checkpoint: Checkpoint, source: str, amounts: Amounts, *, at_least: int) -> int:
+def _windows(checkpoint: Checkpoint, source: str, amounts: Amounts, *, least: int) -> int:
     """Count the windows of a source, up to as many as are ever chosen on."""
-    most = max(MOST, amounts.windows)
-    tokens = Tokens.read(source, checkpoint.tokenizer(), samples=most, length=amounts.length, at_least=at_least)
-    return len(tokens.ids)
+    samples = max(LEVELS[0].windows, amounts.windows)
+    return len(Tokens.read(source, checkpoint.tokenizer(), samples=samples, length=amounts.length, at_least=least).ids)
 
 
-def _with_data(
-    checkpoint: Checkpoint, route: Route, options: ShrinkOptions, wanted: Amounts, enough: int
-) -> tuple[Amounts, int, tuple[str, ...]]:
-    """Add what heals to the texts, as far as it has the windows, and say what is left out.
-
-    Layers are chosen on it where no text is named. Also returns how many windows of each to choose on at most. enough: as
-    many as the texts have.
-    """
-    most = options.samples or enough
+def _repairable(checkpoint: Checkpoint, route: Route, wanted: Amounts) -> tuple[Amounts, tuple[str, ...]]:
+    """Leave out, and say so, what heals but has too few windows to repair on: records of a sentence each."""
     if "repair_text" in route.given:
-        return wanted, most, ()
-    chosen, text, repair_text, notes = parse_sources(wanted.text), wanted.text, wanted.text, []
-    named = options.text is not None or "text" in route.given
-    for source in (each.source for each in parse_sources(wanted.repair_text) if each not in chosen):
-        try:
-            found = _windows(checkpoint, source, wanted, at_least=JUDGING)
-        except DataError:
-            few = f"it has fewer than {JUDGING} texts of {wanted.length} tokens"
-            notes.append(f"{source} was not repaired on: {few}.")
+        return wanted, ()
+    chosen, texts, notes = parse_sources(wanted.text), wanted.text, []
+    for weighted in parse_sources(wanted.repair_text):
+        if weighted in chosen:
             continue
-        repair_text = f"{repair_text},{source}"
-        if found >= wanted.windows and not named:
-            text, most = f"{text},{source}", min(most, found)
-        elif not named:
-            few = f"it has fewer than {wanted.windows} texts of {wanted.length} tokens"
-            notes.append(f"Layers were not chosen on {source}: {few}.")
+        try:
+            _windows(checkpoint, weighted.source, wanted, least=JUDGING)
+            texts = f"{texts},{weighted.source}"
+        except DataError:
+            notes.append(f"{weighted.source} was not repaired on: {_few(JUDGING, wanted)}.")
     apart = (
         {each.source for each in route.healed_on} - {each.source for each in parse_sources(wanted.repair_text)} - {OWN}
     )
     notes += [f"{name} was not repaired on: its name cannot stand in a list of texts." for name in sorted(apart)]
-    return replace(wanted, text=text, repair_text=repair_text), most, tuple(notes)
+    return replace(wanted, repair_text=texts), tuple(notes)
+
+
+def _choosable(
+    checkpoint: Checkpoint, route: Route, options: ShrinkOptions, wanted: Amounts
+) -> tuple[Amounts, tuple[str, ...]]:
+    """Choose layers on what heals, too, as far as it has the windows, where no text is named; say what has too few."""
+    stated = options.text is not None or not {"text", "repair_text"}.isdisjoint(route.given)
+    if stated or not route.chooses_on_text:
+        return wanted, ()
+    chosen, text, notes = parse_sources(wanted.text), wanted.text, []
+    for weighted in parse_sources(wanted.repair_text):
+        if weighted in chosen:
+            continue
+        if _windows(checkpoint, weighted.source, wanted, least=1) >= wanted.windows:
+            text = f"{text},{weighted.source}"
+        else:
+            notes.append(f"Layers were not chosen on {weighted.source}: {_few(wanted.windows, wanted)}.")
+    return replace(wanted, text=text), tuple(notes)
+
+
+def _held_by_memory(
+    checkpoint: Checkpoint, route: Route, wanted: Amounts, compute: Compute
+) -> tuple[Amounts, tuple[str, ...], Requirements]:
+    """Repair on few windows, and say so, where memory does not hold all; a number that the recipe states stays."""
+    repairing = check_repair(checkpoint, wanted.repair_windows, compute)
+    held = repairing.memory_bytes <= available_memory(pick_device(compute.device))
+    if held or wanted.repair <= LITTLE or "repair_samples" in route.given:
+        return wanted, (), repairing
+    note = f"Repaired on {LITTLE} windows instead of {wanted.repair}: memory does not hold more."
+    wanted = replace(wanted, repair=LITTLE)
+    return wanted, (note,), check_repair(checkpoint, wanted.repair_windows, compute)
+
+
+def _few(windows: int, amounts: Amounts) -> str:
+    return f"it has fewer than {windows} texts of {amounts.length} tokens"
+
+
+def _most(checkpoint: Checkpoint, wanted: Amounts, largest: int) -> int:
+    """Count the windows that every text has, and of which choosing holds no more than repair does.
+
+    largest: layers of the largest block; choosing holds two streams more of all windows.
+    """
+    sources = parse_sources(wanted.text)
+    held = STREAMS * wanted.repair // (max(STREAMS, largest + 2) * len(sources))
+    texts = [each.source for each in sources if not each.endless]
+    return min([held, *(_windows(checkpoint, text, wanted, least=1) for text in texts)])
 
 
 def _check_healing(checkpoint: Checkpoint, out: Path, route: Route, compute: Compute) -> Requirements:

@@ -72,7 +72,7 @@ class Level(NamedTuple):
 # choosing 8 layers takes 461 and 754 for 4 and 8 windows, 4 layers 375 for 4. Of three texts 16 windows took 1,096 and a
 # finalist on 8 took 231, to which a third is added for four. On windows of 32 tokens choosing 8 layers takes 137, and the
 # layers are those that windows of 64 choose.
-# Twice the windows take twice as long: of five texts choosing 4 layers on 16 took 295 s, or some 4,600 passes.
+# Twice the windows take twice as long, and longer where streams take more than 2 GiB at once: the walk begins anew for each.
 SOURCES = 4  # of the text that LEVELS was measured on
 LEVELS = (
     Level(36_000, 128, 128, 5),
@@ -88,8 +88,6 @@ LEVELS = (
 )
 # Repair walks the model, whatever it is fitted on, and takes three passes a window: 195 passes on 32 windows, 488 on 128.
 REPAIR_PASSES, REPAIR_WINDOW_PASSES = 97, 3
-# To choose by the last level, and to repair on the fewest windows, of as many tokens.
-LEAST_PASSES = LEVELS[-1].passes + REPAIR_PASSES + REPAIR_WINDOW_PASSES * JUDGING * SOURCES * LEVELS[-1].length / WINDOW
 
 
 @dataclass(frozen=True)
@@ -167,9 +165,18 @@ def amounts_for(
     )
 
 
-def check_minutes(clock: Clock, rate: float, layers: int, cuts: int = 1) -> None:
-    """Refuse minutes in which the model cannot even be loaded and the least be chosen, for each of the cuts."""
-    least = clock.used + cuts * LEAST_PASSES * WINDOW * layers / LAYERS / rate
+def least_passes(sources: int) -> float:
+    """Count the passes of choosing by the last level, and of repair on the fewest windows, of as many tokens."""
+    repairing = REPAIR_PASSES + REPAIR_WINDOW_PASSES * JUDGING * sources * LEVELS[-1].length / WINDOW
+    return LEVELS[-1].passes * sources / SOURCES + repairing
+
+
+def check_minutes(clock: Clock, rate: float, layers: int, cuts: int = 1, *, sources: int = SOURCES) -> None:
+    """Refuse minutes in which the model cannot even be loaded and the least be chosen, for each of the cuts.
+
+    sources: of the text that layers are chosen on.
+    """
+    least = clock.used + cuts * least_passes(max(sources, SOURCES)) * WINDOW * layers / LAYERS / rate
     if least > clock.seconds:
         used = duration(clock.used)
         expected = f"at least {duration(least)} for loading the model and choosing layers, with {used} used already"

@@ -180,7 +180,7 @@ class Line:
         reduced = *self.amounts.less(self.wanted), *self.unpruned.measured.left_out, *made.left_out
         made, seconds = replace(made, left_out=reduced), round(self.clock.used, 1)
         of_run: dict[str, Any] = {"amounts": self.amounts, "options": self.options, "compute": self.compute}
-        of_run["notes"] = self.checked.notes if made.repair else ()
+        of_run["notes"] = (*self.checked.notes, *(self.checked.repair_notes if made.repair else ()))
         shrunk = concluded(out, route, self.unpruned, made, seconds=seconds, **of_run)
         save(_noted(place), shrunk)
         how = settings(route, self.source.source, made, amounts=self.amounts, seed=self.compute.seed)
@@ -202,7 +202,8 @@ class Line:
     def amounts(self) -> Amounts:
         """The amounts that fit into the minutes on this machine, now."""
         how = {"plan": repr(self.route.recipe.plan), "minutes": self.options.minutes, **self.sharing}
-        return self.stages.result("amounts", Amounts, lambda: self._written(self.fitting()), wanted=self.wanted, **how)
+        fits = {"wanted": self.wanted, "most": self.checked.most}
+        return self.stages.result("amounts", Amounts, lambda: self._written(self.fitting()), **fits, **how)
 
     def fitting(self) -> Amounts:
         """Choose amounts by the speed of this machine, as far as no text is to be written for it."""
@@ -212,7 +213,7 @@ class Line:
         device, layers = pick_device(self.compute.device), self.source.anatomy.layers
         rate = forward_speed(self.source, dtype=arithmetic(self.compute.dtype, self.source, device), device=device)
         if not self.route.repeats:
-            check_minutes(self.clock, rate, layers, self.cuts)
+            check_minutes(self.clock, rate, layers, self.cuts, sources=len(parse_sources(self.wanted.text)))
         wanted, seconds = replace(self.wanted, documents=self.checked.documents), self.clock.left / self.sharing["cuts"]
         fitting = amounts_for(seconds, wanted, rate=rate, layers=layers, most=self.checked.most, **self.sharing)
         if fitting.documents == wanted.documents:
@@ -315,7 +316,7 @@ class Line:
 
         def choose_layers() -> Plan:
             self.progress("choosing layers", 0, 1)
-            looked_at = text if choice.measures or choice.needs_text else None
+            looked_at = text if route.chooses_on_text else None
             chosen = choose(self.source, choice, looked_at, compute=self.compute, progress=self.progress)
             return chosen.plan.sized(self.source.sizes)
 

@@ -30,7 +30,7 @@ class ShrinkOptions:
     )
     recipe: str = option("best", help="A preset of `shortstack ls recipes`, or a file.")
     data: str | None = option(
-        None, help="Data to heal on, and to choose layers on beside the default text. Default: the recipe's."
+        None, help="Data to heal on; `best` chooses layers on it, too, unless text says on what. Default: the recipe's."
     )
     text: str | None = option(None, help=f"Calibration text: {TEXT} {SEVERAL} Default: the recipe's, or {MIX}.")
     samples: int | None = option(

@@ -54,4 +54,5 @@ def preview_shrink(model: Model, out: Path, options: ShrinkOptions, *, compute: 
     cut = None if options.share else choice.like(source.anatomy.layers).sized(source.sizes)
     steps = route.healing.schedule.max_steps if route.healing else None
     less, heals = tuple(amounts.less(line.wanted)), route.healing is not None
-    return ShrinkPreview(cut, heals, steps, amounts, less, checked.notes, checked.needed, line.clock.seconds)
+    notes = *checked.notes, *checked.repair_notes
+    return ShrinkPreview(cut, heals, steps, amounts, less, notes, checked.needed, line.clock.seconds)

@@ -74,6 +74,11 @@ class Route:
         return replace(amounts, repair_text=beside(amounts.text, read))
 
     @property
+    def chooses_on_text(self) -> bool:
+        """Whether the choice of layers depends on a text."""
+        return self.choice.measures or self.choice.needs_text
+
+    @property
     def healed_on(self) -> tuple[Weighted, ...]:
         """The sources of the data that heals."""
         return parse_sources(self.healing.data.source) if self.healing else ()

@@ -169,9 +169,10 @@ def concluded(
 
 
 def _unused(route: Route, made: Candidate, amounts: Amounts) -> str:
-    """Name the data that nothing was learnt from where nothing healed: repair may have used some."""
-    repaired_on = {each.source for each in parse_sources(amounts.repair_text)} if made.repair else set()
-    return ", ".join(each.source for each in route.healed_on if each.source not in repaired_on)
+    """Name the data that nothing was made of where nothing healed: layers may be chosen on some, and the cut repaired."""
+    texts = [amounts.text] * route.chooses_on_text + [amounts.repair_text] * bool(made.repair)
+    used = {each.source for text in texts for each in parse_sources(text)}
+    return ", ".join(each.source for each in route.healed_on if each.source not in used)
 
 
 def _unhealed(made: Candidate, unused: str) -> Iterator[str]:
