@@ -5,7 +5,7 @@
 Nothing else may run beside it. Each cut is made with each of SEEDS, given C4 beside what the recipe heals on, and judged
 on ARTICLES of Wikipedia, DOCUMENTS of each task behind those that studies/minutes.py takes, and probes of another seed.
 The recipe is `best` with WEIGHT of C4's next-token loss. No document chose anything; the first 350 judged the models of
-studies/peers.py, too. Writes studies/aims.json, which a run that goes on reads, and studies/aims.md.
+studies/peers.py, too. Writes studies/aims.json, which a run that goes on reads, and studies/aims.md, whose remarks stay.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ import transformers
 import yaml
 
 import shortstack as ss
-from minutes import LIMIT, MEASURES, SKIPPED, Judge, by_family, kept, run, unseen
+from minutes import LIMIT, MEASURES, SKIPPED, Judge, by_family, kept, run, save_page, unseen
 from shortstack.machine.formats import show_layers
 
 HERE = Path(__file__).parent
@@ -84,7 +84,7 @@ def main() -> None:
                 known["runs"].append(run("demo", options, judge, seed))
                 print(json.dumps(known["runs"][-1]), flush=True)
                 kept_in.write_text(json.dumps(known, indent=1) + "\n", encoding="utf-8")
-    kept_in.with_suffix(".md").write_text(page(known["runs"], known["base"]), encoding="utf-8")
+    save_page(kept_in.with_suffix(".md"), page(known["runs"], known["base"]))
 
 
 if __name__ == "__main__":

@@ -212,6 +212,12 @@ def picture(rows: Sequence[Mapping[str, Any]], base: Mapping[str, float]) -> Pic
     return Picture("What SmolLM2 keeps, by minutes of shrink", panels)
 
 
+def save_page(path: Path, page: str) -> None:
+    """Write a page; the remarks that stand below it stay."""
+    _, remarks, below = path.read_text(encoding="utf-8").partition(REMARKS) if path.exists() else ("", "", "")
+    path.write_text(page + remarks + below, encoding="utf-8")
+
+
 def main() -> None:
     minutes, drops, seed, text, tasks, *given = sys.argv[1:]
     data = given[0] if given else None
@@ -225,11 +231,7 @@ def main() -> None:
             known["runs"].append(run("demo", options, judge, int(seed)))
             print(json.dumps(known["runs"][-1]), flush=True)
             kept_in.write_text(json.dumps(known, indent=1) + "\n", encoding="utf-8")
-    written = kept_in.with_suffix(".md")
-    _, remarks, below = written.read_text(encoding="utf-8").partition(REMARKS) if written.exists() else ("", "", "")
-    said = page(known["runs"], known["base"]) + remarks + below
-    print(said)
-    written.write_text(said, encoding="utf-8")
+    save_page(kept_in.with_suffix(".md"), page(known["runs"], known["base"]))
     kept_in.with_suffix(".svg").unlink(missing_ok=True)
     picture(known["runs"], known["base"]).save(kept_in.with_suffix(".svg"))
 

@@ -39,7 +39,7 @@ import torch
 import transformers
 
 import shortstack as ss
-from minutes import JUDGED, REMARKS, SKIPPED, TASKS, WINDOWS, unseen
+from minutes import JUDGED, SKIPPED, TASKS, WINDOWS, save_page, unseen
 from shortstack.data.examples import read_examples
 from shortstack.healing.recipes import read_recipe
 from shortstack.healing.task import task_of
@@ -261,9 +261,7 @@ def main() -> None:
     models = {"unpruned": source, **{place.name: ss.Checkpoint.open(str(place)) for place in places}}
     found = evaluations(models, wiki, unseen(documents, out / "tasks", SKIPPED))
     notes = json.loads((out / "notes.json").read_text(encoding="utf-8"))
-    written = Path(__file__).with_suffix(".md")
-    _, remarks, below = written.read_text(encoding="utf-8").partition(REMARKS) if written.exists() else ("", "", "")
-    written.write_text(page(found, failed, notes) + remarks + below, encoding="utf-8")
+    save_page(Path(__file__).with_suffix(".md"), page(found, failed, notes))
 
 
 if __name__ == "__main__":
