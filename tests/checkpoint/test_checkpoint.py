@@ -166,7 +166,7 @@ def strike(call: str, number: int, what: signal.Signals) -> None:
 COPY = "copy_file_range" if hasattr(os, "copy_file_range") else "write"
 MOMENTS = {
     "in a later shard": (COPY, 30),
-    "before the record": ("fsync", len(SIDE) + 4),
+    "between the record and the rename": ("fsync", len(SIDE) + 4),
     "before the rename": ("rename", 1),
 }
 
@@ -182,6 +182,44 @@ def test_a_terminated_prune_leaves_nothing(moment, tmp_path, opened):
 
     assert in_child(terminated) == 143
     assert not list(tmp_path.iterdir())
+
+
+def test_a_prune_that_is_stopped_before_the_record_leaves_nothing(tmp_path, opened, monkeypatch):
+    written = CheckpointWriter.json
+
+    def stopped(writer: CheckpointWriter, name: str, data: Any) -> None:
+        if name == RECORD:
+            raise SystemExit(143)
+        written(writer, name, data)
+
+    monkeypatch.setattr(CheckpointWriter, "json", stopped)
+    with pytest.raises(SystemExit):
+        prune(opened, plan(8, drop=2), tmp_path / "new" / "out")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_weight_that_its_type_cannot_hold_is_refused(tmp_path):
+    folder, name = make("llama", tmp_path / "model"), "model.layers.0.mlp.up_proj.weight"
+    AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float16).save_pretrained(folder)
+    weight = load_file(folder / SINGLE)[name].float()
+    assert fitting.stored_tensors(Checkpoint.open(folder), {name: weight})[name].dtype == "F16"
+    weight[0, 0] = 7e4
+    with pytest.raises(CheckpointError, match=rf"{name} in numbers that F16 holds, up to 65504, found 70000"):
+        fitting.stored_tensors(Checkpoint.open(folder), {name: weight})
+
+
+def test_a_writer_that_cannot_be_seen_keeps_its_folder(tmp_path, opened, monkeypatch):
+    """Two containers of one name on one disk do not see each other's processes: the lock does."""
+
+    def writer() -> CheckpointWriter:
+        return CheckpointWriter(tmp_path / "out", source=opened.directory, nbytes=3)
+
+    with writer() as first:
+        monkeypatch.setattr("psutil.pid_exists", lambda _: False)
+        second = writer()
+        with pytest.raises(OutputError, match="no other process is making"):
+            second.__enter__()
+        assert first.partial.is_dir()
 
 
 class Held:

@@ -22,6 +22,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from command import MESSAGE, snapshot
+from shortstack import scoring
 from shortstack.cli import console
 from shortstack.evaluation.suites import unknown
 from shortstack.machine.device import pick_device
@@ -626,6 +627,21 @@ def test_who_stops_reading_hears_no_more_and_has_the_files(command, model, tmp_p
     assert (code, err) == (1, "")
     assert Scores.load(tmp_path / "scores.json").layers == 8
     assert (tmp_path / "scores.svg").exists()
+
+
+def test_a_result_replaces_nothing_that_has_appeared_meanwhile(command, model, monkeypatch):
+    out, score = command.folder / "scores.json", scoring.score
+
+    def meanwhile(*args, **options):
+        out.write_text("theirs", encoding="utf-8")
+        return score(*args, **options)
+
+    monkeypatch.setattr(scoring, "score", meanwhile)
+    code, said, err = command(*SCORED, "-q")
+    assert code == 2
+    assert "order of removal" in said, "the result is not lost"
+    assert "it exists" in err
+    assert out.read_text(encoding="utf-8") == "theirs"
 
 
 def test_a_disk_that_is_full_does_not_cost_the_result(command, model, monkeypatch):

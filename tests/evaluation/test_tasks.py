@@ -122,7 +122,9 @@ def test_pages_longer_than_the_window_have_the_harness_s_perplexity(checkpoint, 
     assert found.value == pytest.approx(expected["results"]["wikitext"]["word_perplexity,none"], rel=1e-5)
     assert math.isnan(found.stderr)
     nats = [sample["word_perplexity"] for sample in expected["samples"]["wikitext"]]
-    assert found.outcomes == pytest.approx([total / words for total, words in nats], rel=1e-5)
+    words = sum(count for _, count in nats)
+    assert found.outcomes == pytest.approx([total * len(nats) / words for total, _ in nats], rel=1e-5)
+    assert -sum(found.outcomes) / len(nats) == pytest.approx(math.log(found.value), rel=1e-5), "pages count by words"
 
 
 def test_tasks_are_answered_by_weights_read_layer_by_layer(checkpoint, data, monkeypatch):

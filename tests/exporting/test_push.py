@@ -107,6 +107,14 @@ def test_an_unknown_licence_is_asked_for(pruned, hub):
     assert "words of my own" in card
 
 
+def test_a_licence_that_is_named_replaces_all_of_the_old_one(pruned, hub):
+    old = "---\nlicense: other\nlicense_name: mine\nlicense_link: LICENSE\n---\n# Mine\n"
+    (pruned.directory / "README.md").write_text(old, encoding="utf-8")
+    push_to_hub(pruned, "me/small", licence="apache-2.0")
+    card = hub.files["me/small"]["README.md"].decode()
+    assert yaml.safe_load(card.split("---")[1]) == {"license": "apache-2.0"}
+
+
 def test_a_pull_request_is_offered(pruned, hub):
     hub.files["me/small"] = {"model.safetensors": b"theirs"}
     assert "/discussions/" in push_to_hub(pruned, "me/small", pr=True).pr_url

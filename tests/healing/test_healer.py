@@ -13,7 +13,7 @@ from shortstack.checkpoint import Checkpoint
 from shortstack.decoder import Decoder
 from shortstack.decoder.own_text import Writer
 from shortstack.errors import ArchitectureError, CheckpointError, InputError, TrainingError
-from shortstack.healing import Full, HealingTask, Objective, Partial, Schedule, heal
+from shortstack.healing import Full, HealingTask, Lora, Objective, Partial, Schedule, heal
 from shortstack.healing.frozen import Freezer
 from shortstack.healing.learner import padded
 from shortstack.machine.device import Compute
@@ -242,6 +242,23 @@ def test_a_broken_record_or_a_limit_that_is_none_is_said_before_training(tmp_pat
     with pytest.raises(CheckpointError, match="the record shortstack writes"):
         heal(Checkpoint.open(folder), tmp_path / "out", "pydoc")
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
+def test_dropout_is_on_while_adapters_train_and_off_else():
+    _, learner = learning(Checkpoint.open(tiny("llama")), Lora(lora_dropout=0.5))
+    for training in (True, False):
+        learner.train(training)
+        assert {each.training for layer in learner.decoder.layers for each in layer.modules()} == {training}
+
+
+def test_layers_are_computed_twice_where_that_is_asked_for(source, tmp_path, monkeypatch):
+    def seen(learner, *_args, **_how):
+        assert all(layer.gradient_checkpointing for layer in learner.decoder.layers)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("shortstack.healing.healer.train", seen)
+    with pytest.raises(KeyboardInterrupt):
+        heal(source, tmp_path / "out", replace(SHORT, schedule=replace(SHORT.schedule, gradient_checkpointing=True)))
 
 
 def test_layers_computed_twice_give_the_same_gradients():

@@ -1,7 +1,10 @@
 """Pruning and healing in turns."""
 
 import json
+import os
+import signal
 from dataclasses import replace
+from functools import partial
 
 import pytest
 
@@ -22,6 +25,7 @@ from shortstack.healing import (
     healer,
 )
 from shortstack.healing import iterative as turning
+from shortstack.healing.preview import preview
 from shortstack.pruning import prune
 from zoo import speaking
 
@@ -95,6 +99,48 @@ def test_finished_turns_are_not_repeated_and_other_requests_refused(source, tmp_
     assert healed == ["1-healed", "2-healed", "2-healed"]
     heal_in_turns(source, tmp_path / "whole", turns, SHORT)
     assert weights(tmp_path / "out") == weights(tmp_path / "whole")
+
+
+def test_a_killed_turn_goes_on_at_its_step(source, tmp_path):
+    turns, stage, seen = IterativeSchedule("2", 1, "reverse"), "turn 2 of 2: healing", []
+    task = replace(SHORT, schedule=replace(SHORT.schedule, per_device_train_batch_size=4))
+
+    def killed(at, done, _total, *, note=""):
+        if (at, done) == (stage, 2):
+            os.kill(os.getpid(), signal.SIGINT)
+
+    def noted(at, done, _total, *, note=""):
+        if at == stage:
+            seen.append(done)
+
+    with pytest.raises(KeyboardInterrupt):
+        heal_in_turns(source, tmp_path / "out", turns, task, progress=killed)
+    heal_in_turns(source, tmp_path / "out", turns, task, resume=True, progress=noted)
+    assert min(seen) == 3
+
+
+def test_layers_that_a_later_turn_lacks_are_refused_before_the_first(source, tmp_path, monkeypatch):
+    monkeypatch.setattr(turning, "heal", lambda *_, **__: pytest.fail("healed"))
+    task, turns = replace(SHORT, method=Partial(last=7)), IterativeSchedule("2", 1, "reverse")
+    for refused in (heal_in_turns, preview_in_turns):
+        with pytest.raises(InputError, match="last: expected at most the model's 6 layers"):
+            refused(source, tmp_path / "out", turns, task)
+
+
+def preview_in_turns(source, out, turns, task):
+    return preview(source, out, task, turns)
+
+
+@pytest.mark.parametrize("resume", [None, True, False])
+@pytest.mark.parametrize("kind", ["training", "turns"])
+def test_a_folder_of_somebody_else_is_no_unfinished_run(kind, resume, source, tmp_path):
+    notes = tmp_path / f"out.{kind}" / "notes.txt"
+    notes.parent.mkdir()
+    notes.write_text("mine")
+    verb = heal if kind == "training" else partial(heal_in_turns, turns=IterativeSchedule("2", 1, "reverse"))
+    with pytest.raises(OutputError, match=rf"out\.{kind}"):
+        verb(source, tmp_path / "out", task=SHORT, resume=resume)
+    assert notes.read_text() == "mine"
 
 
 def test_an_edited_model_does_not_go_on(tmp_path, monkeypatch):

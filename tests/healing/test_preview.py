@@ -58,6 +58,7 @@ def test_memory_is_weights_state_activations_and_logits(source, tmp_path):
 
 def test_a_run_that_is_unfinished_is_refused_and_stays(source, tmp_path):
     (tmp_path / "out.training" / "checkpoint-1").mkdir(parents=True)
+    (tmp_path / "out.training" / "run.json").write_text('{"method": "partial"}')
     with pytest.raises(OutputError, match="no unfinished run"):
         preview(source, tmp_path / "out", TASK)
     preview(source, tmp_path / "out", TASK, resume=False)

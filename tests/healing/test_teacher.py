@@ -18,6 +18,7 @@ from shortstack.decoder import Decoder
 from shortstack.decoder.losses import Distillation, DistillationAndText, likeliest
 from shortstack.errors import InputError
 from shortstack.healing import Full, HealingTask, Objective, Partial, Schedule, TrainingData, heal
+from shortstack.healing.frozen import Freezer
 from shortstack.pruning import prune
 from zoo import speaking, tiny
 
@@ -90,6 +91,14 @@ def test_what_is_learnt_of_a_teacher_is_what_plain_logits_say_and_it_is_asked_on
     assert float(loss.detach()) == pytest.approx(plain_loss(pruned, teacher), rel=2e-4)
     monkeypatch.setattr(Decoder, "open", lambda *_, **__: pytest.fail("walked again"))
     learning(pruned, method, OBJECTIVE, teacher)
+
+
+def test_what_a_teacher_says_is_kept_by_temperature_and_by_how_many_tokens(source):
+    def place(**how):
+        freezer = Freezer(source, torch.float32, "cpu", Objective("distill", **how), source)
+        return freezer.planned(EXAMPLES, 2).teacher.path.name
+
+    assert len({place(), place(temperature=2.0), place(top_k=7)}) == 3
 
 
 def test_a_teacher_whose_layers_share_keys_is_asked(tmp_path):

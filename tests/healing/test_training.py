@@ -222,8 +222,48 @@ def test_a_signal_between_the_passes_of_a_step_keeps_the_state_before_it_once(tm
         trained(tmp_path / "left", module=module)
     assert module.ended == 6, "a pass is left at once"
     assert written == [1, 2, 3]
+    assert [path.name for path in (tmp_path / "left").glob("checkpoint-*")] == ["checkpoint-3"]
     assert training.newest_state(tmp_path / "left").name == "checkpoint-3"
     assert trained(tmp_path / "left")[0] == trained(tmp_path / "whole")[0]
+
+
+def test_a_signal_whose_handler_only_takes_note_ends_the_run_nonetheless(tmp_path):
+    """As job schedulers' handlers do: half a training is no finished model."""
+
+    class Interrupted(Line):
+        passes = 0
+
+        def forward(self, **batch):
+            self.passes += self.training
+            if self.passes == 3:
+                os.kill(os.getpid(), signal.SIGINT)
+            return super().forward(**batch)
+
+    noted = []
+    signal.signal(signal.SIGINT, lambda *_: noted.append(True))  # a fixture puts the earlier one back
+    with pytest.raises(SystemExit) as ended:
+        trained(tmp_path / "left", module=Interrupted())
+    assert (noted, ended.value.code) == ([True], 128 + signal.SIGINT)
+    assert trained(tmp_path / "left")[0] == trained(tmp_path / "whole")[0]
+
+
+def test_writing_states_takes_a_small_share_of_the_time(tmp_path, monkeypatch):
+    now, saved, save = [0.0], [], training.Trainer._save_checkpoint
+    monkeypatch.setattr(training, "time", SimpleNamespace(monotonic=lambda: now[0], perf_counter=time.perf_counter))
+
+    def slow(loop, *args, **how):
+        now[0] += 30.0
+        saved.append(loop.state.global_step)
+        return save(loop, *args, **how)
+
+    class Slow(Line):
+        def forward(self, **batch):
+            now[0] += 30.5 * self.training  # two passes a step
+            return super().forward(**batch)
+
+    monkeypatch.setattr(training.Trainer, "_save_checkpoint", slow)
+    trained(tmp_path, module=Slow())
+    assert saved == [1, 11], "600 seconds between two that take 30"
 
 
 @pytest.mark.parametrize("at", [1, 5])

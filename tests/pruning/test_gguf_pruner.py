@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import gguf
@@ -257,3 +258,11 @@ def test_who_is_stopped_leaves_nothing(tmp_path):
     with pytest.raises(KeyboardInterrupt):
         prune_gguf(whole, plan(8, layers="2-3"), tmp_path / "new" / "small.gguf", progress=stop)
     assert [path.name for path in tmp_path.iterdir()] == ["whole.gguf"]
+
+
+def test_a_file_that_claims_more_layers_than_anything_could_list_is_refused(tmp_path):
+    model = read_gguf(MAKERS["llama"](tmp_path / "a.gguf"))
+    layers = GgufDepth.of(model).layers
+    lie = replace(model, entries={**model.entries, "llama.block_count": Entry.number(2**32 - 1)})
+    with pytest.raises(CheckpointError, match=f"none of layer {layers}"):
+        GgufDepth.of(lie)

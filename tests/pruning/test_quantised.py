@@ -181,3 +181,5 @@ def test_quantised_weights_that_are_damaged_are_not_taken_for_such(source, tmp_p
     save_file(weights, small.directory / "model.safetensors", {"format": "pt"})
     forge(small.directory)
     assert not verify(Checkpoint.open(small.directory)).ok
+    layer_by_layer = verify(Checkpoint.open(small.directory), stream=True).checks["tensors"]["detail"]
+    assert "not loaded here: quantised weights are not read layer by layer" in layer_by_layer

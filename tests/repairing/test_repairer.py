@@ -24,7 +24,7 @@ from shortstack.repairing import repair
 from shortstack.repairing.fit import RIDGES
 from shortstack.repairing.fold_points import find_fold_points
 from shortstack.repairing.ridge import ChannelRegression, MatrixRegression, ScaleRegression
-from zoo import tiny
+from zoo import pass_over, tiny
 
 IDS = torch.randint(3, 90, (64, 24), generator=torch.Generator().manual_seed(3))
 TOKENS = Tokens(IDS, "made", False, 0)
@@ -177,6 +177,29 @@ def test_the_weight_before_the_cut_is_the_weighted_ridge_of_what_was_removed(mod
         written = torch.frombuffer(bytearray(tensor.data), dtype=torch.float32).view(tensor.shape)
         expected = stored[name] * (1 + change) if kind == "scalar" else stored[name] + change
         torch.testing.assert_close(written.double(), expected.double(), rtol=1e-4, atol=1e-5)
+
+
+@torch.no_grad()
+def test_the_first_weight_behind_a_cut_is_the_weighted_ridge_to_the_whole_models_stream(tmp_path):
+    checkpoint, heard = Checkpoint.open(architectures.make("llama", tmp_path / "model")), []
+    found = repair(checkpoint, frozenset({0, 1}), TOKENS, compute=Compute(dtype="float32"))
+    for removed in ((), (0, 1)):
+        model = AutoModelForCausalLM.from_pretrained(checkpoint.directory, dtype=torch.float32).eval()
+        layer, seen = pass_over(model, "model.layers", removed).model.layers[2], {}
+        layer.self_attn.o_proj.register_forward_pre_hook(
+            lambda _, args, seen=seen: seen.update(x=args[0].flatten(0, 1))
+        )
+        layer.post_attention_layernorm.register_forward_pre_hook(
+            lambda _, args, seen=seen: seen.update(h=args[0].flatten(0, 1))
+        )
+        model(input_ids=SEEN, use_cache=False)
+        heard.append({name: state.double() for name, state in seen.items()})
+    whole, short = heard
+    held_out = HELD_OUT.repeat_interleave(IDS.shape[1])
+    error, _, ridge, missing = best(*weighted(whole["h"], short["x"], whole["h"] - short["h"]), held_out, "matrix")
+    fit = found.fits[0]
+    assert (fit.layer, fit.weight, fit.ridge) == (2, "self_attn.o_proj", ridge)
+    assert fit.error == pytest.approx(error / missing, rel=1e-3)
 
 
 def loss_of(directory, ids):

@@ -27,6 +27,7 @@ from shortstack.errors import (
     ShortstackWarning,
 )
 from shortstack.healing.pacing import Pacing
+from shortstack.machine import files
 from shortstack.machine.clock import Clock
 from shortstack.machine.device import Compute
 from shortstack.machine.formats import show_layers
@@ -35,7 +36,7 @@ from shortstack.machine.progress import silent
 from shortstack.planning.layer_sets import parse_layers
 from shortstack.profiling import Timing
 from shortstack.pruning import verify
-from shortstack.shrinking import ShrinkOptions, line, measuring, reference, shrink, shrink_each, stages
+from shortstack.shrinking import ShrinkOptions, line, measuring, reference, shrink, shrink_each
 from shortstack.shrinking.clock import STAGE, Amounts
 from shortstack.shrinking.measuring import Measurement
 from shortstack.shrinking.preview import preview_shrink
@@ -153,6 +154,8 @@ def test_best_compares_cuts_once_repaired_and_heals_the_one_of_the_lowest_loss(t
     assert made.plan.removed == parse_layers(best)
     assert f"{compared[best]:.4f}" in made.why
     assert made.healing.method == "lora"
+    taught = Checkpoint.open(tiny / "out").record["healing"]["teacher"]
+    assert taught == Checkpoint.open(tiny / "model").identity
     card = (tiny / "out" / "README.md").read_text(encoding="utf-8")
     assert all(f"| {cut} | " in card for cut in compared)
 
@@ -920,36 +923,36 @@ def test_an_unfinished_healing_of_the_same_name_is_in_another_folder(tiny):
 
 
 def test_a_run_killed_before_it_removes_its_stages_is_finished_by_the_same_command(tiny, monkeypatch):
-    removed = stages.remove
+    removed = files.remove
 
     def killed(path):
         if path.name.startswith(("made", "clock")):
             raise KeyboardInterrupt  # all else is gone
         removed(path)
 
-    monkeypatch.setattr(stages, "remove", killed)
+    monkeypatch.setattr(files, "remove", killed)
     with pytest.raises(KeyboardInterrupt):
         shrunk(tiny)
     weights = Checkpoint.open(tiny / "out").weights_sha256
-    monkeypatch.setattr(stages, "remove", removed)
+    monkeypatch.setattr(files, "remove", removed)
     assert shrunk(tiny).output == tiny / "out"
     assert Checkpoint.open(tiny / "out").weights_sha256 == weights
     assert not (tiny / "out.partial").exists()
 
 
 def test_a_stage_that_cannot_be_removed_stays_with_what_says_whose_it_is(tiny, monkeypatch):
-    removed = stages.remove
+    removed = files.remove
 
     def failing(path):
         if path.name.startswith("plan"):
             raise OSError(errno.EROFS, "read-only file system")
         removed(path)
 
-    monkeypatch.setattr(stages, "remove", failing)
+    monkeypatch.setattr(files, "remove", failing)
     made = shrunk(tiny)
     left = {path.name.partition("-")[0] for path in (tiny / "out.partial").iterdir()}
     assert {"plan", "made", "clock.json"} <= left
-    monkeypatch.setattr(stages, "remove", removed)
+    monkeypatch.setattr(files, "remove", removed)
     assert shrunk(tiny).command == made.command
     assert not (tiny / "out.partial").exists()
 

@@ -49,6 +49,26 @@ def test_a_trial_goes_through_the_whole_line():
     assert found["evaluate_base"].reads == {"checkpoint": "a"}
 
 
+@pytest.mark.parametrize("metric", ["bi block", "taylor block", "angular block"])
+def test_a_block_is_scored_as_a_window_by_the_metrics_that_can(metric):
+    """Of the others a block is scored by its single layers, as plan does it."""
+    asked = path(graph(f"models: [a]\nmetrics: [{metric}]\n"))["score"].arguments
+    assert asked["window"] == (2 if metric.startswith("angular") else None)
+
+
+@pytest.mark.parametrize(
+    ("lines", "role"),
+    [
+        ("metrics: [search]\n", "plan"),
+        ("metrics: [reverse]\nrepair: true\n", "prune"),
+        ("metrics: [ppl]\nstrategy: step 1\n" + HEAL, "heal"),
+    ],
+)
+def test_other_words_to_choose_or_repair_on_make_another_step(lines, role):
+    before, after = (path(graph("models: [a]\n" + lines, **words))[role].key for words in ({}, {"mix": "other"}))
+    assert before != after
+
+
 def test_steps_are_known_as_far_as_there_are_results():
     found = graph("models: [a]\nmetrics: [ppl]\n" + HEAL)
     done: dict[str, Any] = {}

@@ -35,7 +35,7 @@ PART = re.compile(r"-(\d{5})-of-(\d{5})\.gguf$")
 @contextmanager
 def new_gguf(output: Path) -> Iterator[Path]:
     """Yield the place to write a file that gets its name when it is whole, or leaves nothing."""
-    with scratch_beside(output) as scratch, OutputLock(output):
+    with OutputLock(output), scratch_beside(output) as scratch:
         yield scratch / output.name
         sync_tree(scratch)
         check_new(output)

@@ -237,5 +237,14 @@ def _as_stored(checkpoint: Checkpoint, name: str, weight: Tensor) -> StoredTenso
             fix="heal a model stored in float32, float16 or bfloat16, and convert or quantise it then",
             where=checkpoint.directory,
         )
-    data = weight.to(DTYPES[known.dtype]).contiguous().flatten().view(torch.uint8).numpy().tobytes()
+    stored = weight.to(DTYPES[known.dtype])
+    if not torch.isfinite(stored).all():
+        largest = torch.finfo(stored.dtype).max
+        raise CheckpointError(
+            f"{weight.abs().max():g}",
+            expected=f"{name} in numbers that {known.dtype} holds, up to {largest:g}",
+            fix="store the model in bfloat16 or float32 first, or train at a lower rate",
+            where=checkpoint.directory,
+        )
+    data = stored.contiguous().flatten().view(torch.uint8).numpy().tobytes()
     return replace(known, shape=tuple(weight.shape), data=data)

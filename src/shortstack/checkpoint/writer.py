@@ -85,7 +85,7 @@ class CheckpointWriter:
     @contextmanager
     def held(self) -> Iterator[Path]:
         """Keep other processes from making the output while what is to be written is computed. Gives a folder beside it."""
-        with scratch_beside(self.out) as folder, self.lock:
+        with self.lock, scratch_beside(self.out) as folder:  # in this order: a live writer's folder is not cleared away
             yield folder
 
     def __enter__(self) -> CheckpointWriter:

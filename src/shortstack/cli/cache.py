@@ -8,8 +8,7 @@ from cyclopts import Parameter
 
 from shortstack.cli import console
 from shortstack.errors import OutputError
-from shortstack.machine.cache import KINDS, cache_directory, cache_entries, cache_limit
-from shortstack.machine.files import remove
+from shortstack.machine.cache import KINDS, cache_directory, cache_entries, cache_limit, remove_entry
 from shortstack.machine.formats import size
 from shortstack.machine.tables import Column, Table
 
@@ -29,7 +28,7 @@ def cache(
     limit = cache_limit()
     if clear:
         for entry in entries:
-            remove(entry.path)
+            remove_entry(entry.path)
         left = [entry.path for entry in entries if entry.path.exists()]
         if left:
             found = f"{len(left)} that stay, such as {left[0].name}"

@@ -128,6 +128,7 @@ class Reporting:
         """Write a result's files, then print it: a closed stdout costs no file, and a full disk not the result."""
         try:
             if output:
+                check_new(output)  # again: hours may have passed since it was read
                 save_json(output, result.to_dict())
             if plot:
                 result.plot().save(plot)

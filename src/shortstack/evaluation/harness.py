@@ -253,7 +253,7 @@ def _result(loaded: LoadedTask, model: HarnessModel, answered: Mapping[str, Any]
     better = bool(loaded.tasks[having[0]].higher_is_better()[metric])
     by_task = {name: _by_filter(answered["samples"][name], column) for name in having}
     samples = [(name, sample) for name, answers in by_task.items() for sample in answers]
-    parts = [[_outcome(metric, sample[metric], better) for sample in answers] for answers in by_task.values()]
+    parts = [_outcomes(metric, [sample[metric] for sample in answers], better) for answers in by_task.values()]
     outcomes = [outcome for part in parts for outcome in part]
     return TaskResult(
         metric=metric,
@@ -293,10 +293,21 @@ def _by_filter(samples: Sequence[Mapping[str, Any]], column: str) -> list[Mappin
     )
 
 
-def _outcome(metric: str, value: Any, better: bool) -> float:
-    """Read a document's number, higher being better; of a perplexity the log-likelihood per unit. NaN: it has none."""
+def _outcomes(metric: str, values: Sequence[Any], better: bool) -> list[float]:
+    """Read the documents' numbers, higher being better; of a perplexity log-likelihoods, whose mean is that per unit.
+
+    >>> _outcomes("word_perplexity", [(-20.0, 10), (-300.0, 90)], False)  # 320 nats in 100 words
+    [-0.4, -6.0]
+    """
     if metric in PERPLEXITIES:
-        return float(value[0]) / float(value[1]) if isinstance(value, tuple | list) else float(value)
+        pairs = [value if isinstance(value, tuple | list) else (value, 1) for value in values]
+        units = sum(float(unit) for _, unit in pairs) / len(pairs)
+        return [float(nats) / units for nats, _ in pairs]
+    return [_outcome(value, better) for value in values]
+
+
+def _outcome(value: Any, better: bool) -> float:
+    """Read a document's number, higher being better. NaN: it has none."""
     if not isinstance(value, Real | np.bool_):
         return math.nan
     return float(value) if better else -float(value)

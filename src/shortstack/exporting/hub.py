@@ -97,6 +97,8 @@ def _card(checkpoint: Checkpoint, name: str, licence: str | None) -> str:
     except (ValueError, yaml.YAMLError) as error:
         fix = "correct it, or move it away: then a new one is written"
         raise CheckpointError(one_line(error), expected="a model card", fix=fix, where=path) from error
+    for field in ("license", "license_name", "license_link"):  # of one licence, all of them
+        card.data.pop(field, None)
     for field, value in known.items():
         setattr(card.data, field, value)
     return str(card)

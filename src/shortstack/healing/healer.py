@@ -217,6 +217,7 @@ def heal(
     writer = run.writer(out)
     with writer.held() if run.processes.is_main_process else nullcontext():
         unfinished = Unfinished(writer.out)
+        unfinished.check_ours()
         run = run.in_time(unfinished.settings() if resume else {})
         examples = run.examples()
         record = run.record(examples)

@@ -45,11 +45,12 @@ def heal_in_turns(
     """
     checkpoint = Checkpoint.of(checkpoint)
     task = HealingTask.of(task)
-    check_counted(task)
-    sizes = turns.sizes(checkpoint.anatomy.layers)
+    sizes = turn_sizes(checkpoint, turns, task)
     run = HealingRun(checkpoint, task, progress)
+    run.check()
     writer = run.writer(out)
     unfinished = Unfinished(writer.out, "turns")
+    unfinished.check_ours()
     first = run.processes.is_main_process
     compute = replace(task.compute, seed=task.schedule.seed if turns.seed is None else turns.seed)
     with writer.held() if first else nullcontext():
@@ -79,8 +80,8 @@ def heal_in_turns(
     return replace(result, output=writer.out)
 
 
-def check_counted(task: HealingTask) -> None:
-    """Refuse turns by the clock: their number of steps is to be said."""
+def turn_sizes(checkpoint: Checkpoint, turns: IterativeSchedule, task: HealingTask) -> list[int]:
+    """Return how many layers go in each turn; refuse turns by the clock, and more layers to train than the last one has."""
     if task.schedule.minutes is not None:
         raise InputError(
             "healing in turns",
@@ -88,6 +89,10 @@ def check_counted(task: HealingTask) -> None:
             fix="give max_steps, which counts for each turn",
             option="minutes",
         )
+    layers = checkpoint.anatomy.layers
+    sizes = turns.sizes(layers)
+    task.method.check_fits(layers - sum(sizes))
+    return sizes
 
 
 def _calibrating(

@@ -12,7 +12,7 @@ from shortstack.decoder import Decoder, calibration_tokens
 from shortstack.decoder.wrapping import LOGIT_BYTES
 from shortstack.healing.frozen import check_room, missing_bytes, train_all
 from shortstack.healing.healer import HealingRun
-from shortstack.healing.iterative import check_counted
+from shortstack.healing.iterative import turn_sizes
 from shortstack.healing.learner import Learner
 from shortstack.healing.schedule import IterativeSchedule
 from shortstack.healing.task import HealingTask
@@ -64,9 +64,8 @@ def preview(
     """Read the data; train nothing, let no teacher write, and load no weights but those around the layers."""
     run = HealingRun(checkpoint, task)
     run.check()
-    if turns:
-        check_counted(task)
-    writer, sizes = run.writer(out), turns.sizes(checkpoint.anatomy.layers) if turns else []
+    sizes = turn_sizes(checkpoint, turns, task) if turns else []
+    writer = run.writer(out)
     if turns and Choice(turns.metric, 1).needs_text:
         calibration_tokens(checkpoint, turns.calibration, compute=task.compute, dry_run=True)
     examples = run.examples(dry_run=True)

@@ -13,7 +13,17 @@ from pathlib import Path
 from typing import Any
 
 from shortstack.errors import InputError, OutputError
-from shortstack.machine.files import finite, read_json, save_json, sync, sync_tree
+from shortstack.machine.files import (
+    check_new,
+    clear,
+    finite,
+    read_json,
+    rename_new,
+    save_json,
+    scratch_beside,
+    sync,
+    sync_tree,
+)
 
 SETTINGS = "run.json"
 COMPLETE = "complete"  # in the folder of a state, the last file that is written
@@ -34,15 +44,18 @@ class Unfinished:
     def open(self, settings: Mapping[str, Any], *, resume: bool | None) -> Path:
         """Make the folder for a new run, or find it to go on; resume: None refuses an unfinished run, False removes it.
 
-        A run that has come to nothing yet, or was refused after it began, is in nobody's way.
+        A run that has come to nothing yet, or was refused after it began, is in nobody's way; a folder of somebody else is.
         """
         if not self.check(settings, resume=resume):
             self.remove()
-            self.folder.mkdir(parents=True)
-            save_json(self.folder / SETTINGS, settings)
+            with scratch_beside(self.folder) as scratch:  # it never is without its settings
+                save_json(scratch / SETTINGS, settings)
+                rename_new(scratch, self.folder)
         return self.folder
 
     def check(self, settings: Mapping[str, Any], *, resume: bool | None) -> bool:
+        """Say whether a run of the same settings goes on."""
+        self.check_ours()
         if resume is None and self.folder.exists() and any(path.is_dir() for path in self.folder.iterdir()):
             raise OutputError(
                 f"one{self._place}",
@@ -54,6 +67,12 @@ class Unfinished:
         if begun:
             self._check_same(begun, settings)
         return bool(begun)
+
+    def check_ours(self) -> None:
+        """Refuse a folder in the place of an unfinished run that is none: it has no settings."""
+        empty = self.folder.is_dir() and not any(self.folder.iterdir())
+        if not empty and not (self.folder / SETTINGS).is_file():
+            check_new(self.folder, make_folders=True)
 
     def settings(self) -> dict[str, Any]:
         """Read the settings of the unfinished run; empty if there is none."""
@@ -84,7 +103,9 @@ class Unfinished:
                 )
 
     def remove(self) -> None:
-        shutil.rmtree(self.folder, ignore_errors=True)
+        """Remove the folder, its settings last: by them it is known for what it is."""
+        with suppress(OSError):
+            clear(self.folder, last=(SETTINGS,))
 
 
 def mark_whole(state: Path) -> None:
@@ -148,7 +169,7 @@ class Interruption:
 
     @contextmanager
     def deferring(self) -> Iterator[None]:
-        """Let signals wait until the state is kept, and send them again then."""
+        """Let signals wait until the state is kept, and send them again then; it ends here, whatever their handlers do."""
         if threading.current_thread() is not threading.main_thread():
             yield
             return
@@ -165,6 +186,7 @@ class Interruption:
                 signal.signal(number, handler)
         if self.signal:
             signal.raise_signal(self.signal)
+            raise SystemExit(128 + self.signal)  # half a training is no finished one
 
     @contextmanager
     def passing(self) -> Iterator[None]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import os
+import re
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -30,6 +31,7 @@ KINDS = {
     "models": "models that were given in memory",
     "own-texts": "texts that a model wrote itself",
 }
+ENTRY = re.compile(r"[0-9a-f]{64}\b")  # how a name begins that content_key() gave
 OURS: set[Path] = set()  # entries that this process has used, and may use again
 MARGIN_BYTES = 256 << 20  # of the cache's disk that stay free
 LIMIT = "50GB"  # unless $SHORTSTACK_CACHE_LIMIT says otherwise
@@ -82,14 +84,24 @@ class CacheEntry:
 
 
 def cache_entries() -> Iterator[CacheEntry]:
-    """Iterate over the cached entries; nothing else in the cache's folder is looked at."""
+    """Iterate over the cached entries; nothing else in the cache's folder is looked at, whatever its name."""
     for kind in KINDS:
         folder = _root() / kind
         for path in sorted(folder.iterdir()) if folder.is_dir() else ():
+            if not ENTRY.match(path.name):
+                continue
             with suppress(FileNotFoundError):  # another process has just removed it
                 files = [file for file in path.rglob("*") if file.is_file()] if path.is_dir() else [path]
                 nbytes = sum(file.stat().st_size for file in files)
                 yield CacheEntry(kind, path, nbytes, path.stat().st_mtime)
+
+
+def remove_entry(path: Path) -> None:
+    """Remove what is kept; it loses its name first, so that half of it is never taken for all."""
+    aside = partial_of(path)
+    with suppress(OSError):
+        os.rename(path, aside)
+        remove(aside)
 
 
 def mark_used(path: Path) -> None:
@@ -127,7 +139,7 @@ def make_room(nbytes: int) -> list[CacheEntry]:
     gone: list[CacheEntry] = []
     for entry in (candidate for candidate in entries if candidate.used < unused and candidate.path not in OURS):
         if over > 0 or ".partial-" in entry.path.name:
-            remove(entry.path)
+            remove_entry(entry.path)
             gone.append(entry)
             over -= entry.bytes
     return gone

@@ -178,6 +178,19 @@ def remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
+def clear(folder: Path, *, last: tuple[str, ...]) -> None:
+    """Remove a folder; last, in this order, what begins so: by it the next run knows what is left."""
+
+    def turn(path: Path) -> int:
+        return next((place for place, name in enumerate(last, 1) if path.name.startswith(name)), 0)
+
+    for path in sorted(folder.iterdir(), key=turn):
+        remove(path)
+        if path.exists():
+            return
+    folder.rmdir()
+
+
 def missing_parents(path: Path) -> list[Path]:
     """List the folders above a path that would have to be made for it, the lowest first."""
     return [parent for parent in path.absolute().parents if not os.path.exists(parent)]

@@ -55,5 +55,4 @@ class OutputLock:
             with suppress(PermissionError):  # Windows keeps files that are open
                 self.place.unlink(missing_ok=True)
         self._lock.release()
-        if error is not None:  # an output that was refused leaves no folders that were made for it
-            remove_empty(self._made)
+        remove_empty(self._made)  # an output that was refused leaves no folders that were made for it

@@ -225,9 +225,10 @@ class GgufDepth:
 
     def check_whole(self, model: GgufFile) -> None:
         """Refuse a file that lacks a layer's tensors."""
-        missing = sorted(set(range(self.layers)) - {tensor.block for tensor in model.tensors})
-        if missing:
-            expected, actual = f"tensors of layers 0 to {self.layers - 1}", f"none of layer {missing[0]}"
+        there = {tensor.block for tensor in model.tensors}
+        missing = next((layer for layer in range(self.layers) if layer not in there), None)
+        if missing is not None:
+            expected, actual = f"tensors of layers 0 to {self.layers - 1}", f"none of layer {missing}"
             raise CheckpointError(actual, expected=expected, fix="download all of it again", where=self.where)
 
     def _kinds(self, fields: Fields, depth: int) -> list[tuple[Any, ...]]:

@@ -94,7 +94,7 @@ def verify(
     models = [checkpoint, *([against] if against else [])]
     if stream is None:
         stream = any(must_stream(model, torch.float32, device) for model in models)
-    if not stream and (why := _not_loaded(checkpoint)):
+    if why := _not_loaded(checkpoint, stream=stream):
         detail = f"{len(checkpoint.tensors)} tensors; not loaded here: {why}"
         compared = {"bytes": _bytes(checkpoint, against)} if against else {}
         return Verification({**checks, "tensors": {"ok": True, "detail": detail}, **compared})
@@ -134,14 +134,16 @@ def _tensors(checkpoint: Checkpoint, *, stream: bool) -> dict[str, Any]:
     return {"ok": True, "detail": f"{len(checkpoint.tensors)} tensors, none missing or unexpected"}
 
 
-def _not_loaded(checkpoint: Checkpoint) -> str | None:
-    """Say why quantised weights cannot be loaded on this machine: their loader is missing, or wants another device.
+def _not_loaded(checkpoint: Checkpoint, *, stream: bool) -> str | None:
+    """Say why quantised weights are not loaded here: layers are read one by one, or their loader lacks something.
 
     That is what transformers' quantisers look at before any weight is read; each has its own kind of error for it.
     """
     settings = checkpoint.config.get("quantization_config")
     if not settings:
         return None
+    if stream:
+        return "quantised weights are not read layer by layer"
     from transformers.quantizers import AutoHfQuantizer
 
     quantisation = how_to_load(checkpoint.config).get("quantization_config") or settings

@@ -27,12 +27,15 @@ from shortstack.shrinking.clock import LEVELS, Amounts
 from shortstack.shrinking.options import LIMIT, ShrinkOptions
 from shortstack.shrinking.retention import TRIALS
 from shortstack.shrinking.route import Route
+from shortstack.shrinking.stages import folder_of
 
 ROOM = "a larger machine; plan, prune and repair read such a model layer by layer"
 GENERATING = 8  # times as long as one of multiple choice takes a task whose answers are generated, token by token
 LOOKED_AT = 256  # samples to heal on, in a check
 LITTLE = 256  # windows to repair on where memory does not hold all
-CHECKPOINTS = 2  # of the model's size at most, on disk at once for each cut: what was cut, and what was healed
+CHECKPOINTS = (
+    3  # of the model's size at most, on disk at once for each cut: what was cut, what healing changed, and the result
+)
 
 
 @contextmanager
@@ -196,7 +199,9 @@ def _check_healing(checkpoint: Checkpoint, out: Path, route: Route, compute: Com
     with _of("data", f"give more data{fewer}", about="held_out"):
         data.check()
         task = replace(task, data=data)
-        return preview(checkpoint, out, task, resume=False).requirements  # an unfinished heal is in another folder
+        return preview(
+            checkpoint, folder_of(out) / "healed", task
+        ).requirements  # an unfinished heal is in another folder
 
 
 def _check_tasks(checkpoint: Checkpoint, options: ShrinkOptions) -> tuple[int, int, dict[str, int]]:

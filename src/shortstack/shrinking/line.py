@@ -28,7 +28,7 @@ from shortstack.errors import ShortstackError
 from shortstack.healing import Healing, heal
 from shortstack.machine.clock import Clock
 from shortstack.machine.device import AUTO, Compute, pick_device
-from shortstack.machine.files import check_new, remove, rename_new, scratch_beside
+from shortstack.machine.files import check_new, clear, remove, rename_new, scratch_beside
 from shortstack.machine.locks import OutputLock
 from shortstack.machine.progress import Progress, in_notebooks
 from shortstack.machine.typed import typed
@@ -57,7 +57,7 @@ from shortstack.shrinking.options import ShrinkOptions
 from shortstack.shrinking.result import NO_HEALING, Candidate, Measured, Shrunk, Unpruned
 from shortstack.shrinking.retention import TRIALS, TriedCut, first_amount, kept, largest, least, next_amount
 from shortstack.shrinking.route import Route
-from shortstack.shrinking.stages import Stages, bytes_in, clear, folder_of, loaded, save
+from shortstack.shrinking.stages import Stages, bytes_in, folder_of, loaded, save
 from shortstack.shrinking.verdict import concluded, settings
 
 COMPARED_BY = 0.7  # of the time of a cut before it is measured: after that it is not timed

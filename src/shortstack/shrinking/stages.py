@@ -84,16 +84,3 @@ def loaded(path: Path, kind: type[Result]) -> Result:
     from pydantic import TypeAdapter
 
     return TypeAdapter(kind).validate_json(path.read_bytes())
-
-
-def clear(folder: Path, *, last: tuple[str, ...]) -> None:
-    """Remove the folder of results; last, in this order, what begins so: by it the next run knows what is left."""
-
-    def turn(path: Path) -> int:
-        return next((place for place, name in enumerate(last, 1) if path.name.startswith(name)), 0)
-
-    for path in sorted(folder.iterdir(), key=turn):
-        remove(path)
-        if path.exists():
-            return
-    folder.rmdir()

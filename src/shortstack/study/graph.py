@@ -56,7 +56,7 @@ class Graph:
     def _score(self, trial: Trial, metrics: Sequence[str] = ()) -> ScoreStep:
         layers = self.models[trial.model].layers
         window = None
-        if trial.removes_window:
+        if trial.removes_window and trial.choice.by.windows:
             window = trial.drop or "" if layers is None else trial.amount(layers)
         return ScoreStep.of(self.known, trial, metrics, window)
 
