@@ -153,6 +153,20 @@ def test_probes_are_asked_of_the_evaluated_model(pruned, text):
     assert (said["n"], said["chance"]) == (2, pytest.approx(1 / 19))
 
 
+def test_probes_are_asked_of_the_evaluated_model_itself(pruned, monkeypatch):
+    """A random model has every item wrong, whichever it is."""
+    asked = []
+
+    def noted(decoder, _tokenizer, items, **_):
+        asked.append((len(decoder.layers), items))
+        return {}
+
+    monkeypatch.setattr("shortstack.evaluation.evaluator.run_probes", noted)
+    generation = GenerationChecks(probes=True, probe_items=2, collapse_check=False)
+    evaluate(pruned, text=EvaluationText([]), generation=generation, compute=Compute(dtype="float32", seed=5))
+    assert asked == [(pruned.anatomy.layers, probes(seed=5, n=2))]
+
+
 @pytest.mark.parametrize(
     ("asked", "option"),
     [

@@ -125,6 +125,8 @@ def test_documents_are_paired_by_id_in_any_order():
     ours, base = Outcomes(("a", "b", "c"), (1.0, 0.0, 1.0)), Outcomes(("c", "a", "b"), (1.0, 1.0, 0.0))
     found = compare("task", ours, base)
     assert (found.difference, found.p) == (0, 1)
+    lost = compare("task", Outcomes(tuple("abcd"), (1, 0, 1, 1)), Outcomes(tuple("dabc"), (0, 1, 0, 1)))
+    assert lost.stderr == pytest.approx(0.25), "by place .48"
 
 
 @pytest.mark.parametrize(

@@ -245,6 +245,7 @@ def test_a_broken_record_or_a_limit_that_is_none_is_said_before_training(tmp_pat
 
 
 def test_dropout_is_on_while_adapters_train_and_off_else():
+    pytest.importorskip("peft")
     _, learner = learning(Checkpoint.open(tiny("llama")), Lora(lora_dropout=0.5))
     for training in (True, False):
         learner.train(training)

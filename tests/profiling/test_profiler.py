@@ -20,7 +20,7 @@ from shortstack.errors import InputError
 from shortstack.machine.device import Compute
 from shortstack.profiling import Timing, profile
 from shortstack.profiling.counts import cache_bytes, macs, parts
-from shortstack.profiling.speed import Load, rates, ratio, speeds
+from shortstack.profiling.speed import Load, Rates, rates, ratio, speeds
 from shortstack.pruning import prune
 from zoo import SMALL, ZOO, make, tiny
 
@@ -303,3 +303,11 @@ def test_a_ratio_of_one_run_has_no_interval_and_that_is_said(capsys, monkeypatch
     shown = " ".join(capsys.readouterr().out.split())
     assert "from one run, without an interval" in shown
     assert re.search(r"decode, tokens/s, batch 1 [^└]*│ [\d.]+ │ │ peak", shown), "the ratio ends its row"
+
+
+def test_each_turn_begins_with_the_next_model(monkeypatch):
+    """Else the one that always runs second has the warmer machine."""
+    ran = []
+    monkeypatch.setattr("shortstack.profiling.speed.rates", lambda model, _: ran.append(model) or Rates(1.0, 1.0))
+    speeds(["a", "b"], Load(), repeats=3)
+    assert "".join(ran) == "abbaabba"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import random
 import statistics
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -35,6 +36,8 @@ def test_documents_are_paired_by_name_not_by_place():
     theirs = Measure("share", 0.3, 0.1, ("b",), outcomes={names[n]: values[n] for n in shuffled})
     found = difference(ours, theirs)
     assert (found.value, found.p) == (0, 1)
+    lost = replace(theirs, outcomes={**(theirs.outcomes or {}), "d0": 0.0})
+    assert difference(ours, lost).stderr == pytest.approx(0.02), "of one document that differs"
 
 
 @pytest.mark.parametrize("items", [2, 3, 5])
