@@ -217,7 +217,8 @@ def heal(
     writer = run.writer(out)
     with writer.held() if run.processes.is_main_process else nullcontext():
         unfinished = Unfinished(writer.out)
-        unfinished.check_ours()
+        if run.processes.is_main_process:  # which may be removing it when another process comes here
+            unfinished.check_ours()
         run = run.in_time(unfinished.settings() if resume else {})
         examples = run.examples()
         record = run.record(examples)

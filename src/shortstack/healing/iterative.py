@@ -50,8 +50,9 @@ def heal_in_turns(
     run.check()
     writer = run.writer(out)
     unfinished = Unfinished(writer.out, "turns")
-    unfinished.check_ours()
     first = run.processes.is_main_process
+    if first:
+        unfinished.check_ours()
     compute = replace(task.compute, seed=task.schedule.seed if turns.seed is None else turns.seed)
     with writer.held() if first else nullcontext():
         tokens = _calibrating(checkpoint, turns, compute, progress) if first else None
