@@ -131,10 +131,10 @@ def main() -> None:
     found = [compared(model, share, judging, data) for share in SHARES]
     here = Path(__file__)
     here.with_suffix(".md").write_text(page(found, sys.argv[1:], started), encoding="utf-8")
-    data = json.dumps([each.to_dict() for each in found], indent=1)
+    written = json.dumps([each.to_dict() for each in found], indent=1)
     for text in (data, folder, *texts):  # its name is enough
-        data = data.replace(json.dumps(text), json.dumps(Path(text).name))
-    here.with_suffix(".json").write_text(data + "\n", encoding="utf-8")
+        written = written.replace(json.dumps(text), json.dumps(Path(text).name))
+    here.with_suffix(".json").write_text(written + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

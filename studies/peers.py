@@ -168,7 +168,8 @@ def made(name: str, peers: str, data: str, out: Path) -> str | None:
     ended = subprocess.run(
         command, env={**os.environ, "PYTHONPATH": paths}, stderr=subprocess.PIPE, text=True, check=False
     )
-    return ended.stderr.strip().splitlines()[-1] if ended.returncode else None
+    said = ended.stderr.strip().splitlines() or [f"ended with code {ended.returncode} and said nothing"]
+    return said[-1] if ended.returncode else None
 
 
 def page(found: Mapping[str, ss.Evaluation], failed: Mapping[str, str], notes: Mapping[str, str]) -> str:

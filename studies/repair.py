@@ -77,7 +77,8 @@ def main() -> None:
     page = [
         "# Closed-form repair of SmolLM2-135M-Instruct\n",
         f"`{command}`, in {decoder.dtype}, torch {torch.__version__}, transformers {transformers.__version__}, {started}.\n",
-        f"Refitted on {len(tokens.ids)} x 128 tokens of {Path(fit).name}, one in four held out.\n",
+        f"Refitted on {len(tokens.ids)} x 128 tokens of {Path(fit).name}: one in eight judges, one in four of the others "
+        "chooses ridges.\n",
         f"| {' | '.join(heading)} |",
         f"|{'---|' * len(heading)}",
         *rows,

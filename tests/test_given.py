@@ -10,6 +10,7 @@ from datasets import Dataset
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import shortstack as ss
+from plans import plan
 from shortstack.data import source_of
 from shortstack.errors import DataError, InputError
 from zoo import speaking
@@ -76,6 +77,20 @@ def test_a_loaded_model_is_what_it_is_now(folder):
     assert after.directory != before.directory
     again = after.model(dtype=torch.float32)
     assert torch.equal(again.model.layers[3].mlp.up_proj.weight, model.model.layers[3].mlp.up_proj.weight)
+
+
+def test_nobody_is_told_that_a_model_in_memory_is_still_the_hub_s(tmp_path, monkeypatch):
+    """Loaded from a place that is called as one of the hub."""
+    speaking(tmp_path / "org" / "model")
+    monkeypatch.chdir(tmp_path)
+    model = loaded("org/model")
+    model.config._commit_hash = "c" * 40
+    written = ss.prune(model, plan(8, layers="3"), tmp_path / "cut")
+    source = written.record["source"]
+    assert (source["id"], source["revision"], source["in_memory"]) == ("org/model", "c" * 40, True)
+    card = (written.directory / "README.md").read_text(encoding="utf-8")
+    assert "base_model" not in card
+    assert "shortstack prune MODEL " in card
 
 
 def test_what_is_no_plain_model_is_refused(folder):

@@ -25,6 +25,7 @@ from zoo import speaking
 pytestmark = pytest.mark.usefixtures("own_cache")
 CARD = "---\nlicense: other\nlicense_name: mine\ntags: [a]\n---\n# About\n"
 VERSIONS = {"shortstack": "0"}
+PLAN = {"layers": 8, "removed": [3]}
 
 
 @pytest.fixture(scope="module")
@@ -117,6 +118,21 @@ def test_the_base_model_is_one_of_the_hub_or_left_out(source, base):
         assert (f"\n{base}, made shorter by shortstack 0.\n" in card) == bool(base)
         assert "evil" not in head(card)
         assert "<b>" not in card
+
+
+def test_the_commands_of_several_turns_name_what_each_makes():
+    healing = {"method": {"name": "partial"}, "objective": {"loss": "sft"}, "schedule": {}, "data": {"data": "pydoc"}}
+    step = record("org/name", revision="0123abc", plan=PLAN)
+    for verb, more in (("heal", {"healing": {**healing, "samples": 3}}), ("prune", {"plan": PLAN}), ("repair", {})):
+        step = record("a folder", verb=verb, origin=step, **more)
+    commands = [line for line in model_card("out", step).splitlines() if line.startswith("$ shortstack")]
+    words = [shlex.split(command) for command in commands]
+    assert [each[3:4] + each[each.index("-o") + 1 :] for each in words] == [
+        ["org/name", "pruned-1"],
+        ["pruned-1", "healed"],
+        ["healed", "pruned-2"],
+        ["pruned-2", "out"],
+    ]
 
 
 HARM = "x](https://evil.example) <b>|`**@me** www.evil.example $y$\n```\n# Heading\n\u202e![i](//j)"

@@ -50,6 +50,11 @@ SIDE = {
     "bpe.codes": b"a b 1\r\n",
     "spiece.model": b"\n\x00",
     "target.vocab": b"a\t-1\n",
+    "tekken.json": b"{}",
+    "special_tokens_map.json": b"{}",
+    "rwkv_vocab_v20230424.txt": b"1 'a' 1\n",
+    "word_shape.json": b"{}",
+    "quantization.json": b"{}\n",
 }
 LEFT = {
     "README.md": b"about",
@@ -57,6 +62,12 @@ LEFT = {
     "run.py": b"raise SystemExit",
     "training_args.bin": b"x",
     "trainer_state.json": b"{}",
+    "notes.txt": b"mine",
+    "credentials.json": b"{}",
+    "token.txt": b"hf_x",
+    "tokenizer.pkl": b"x",
+    "tokenizer.PY": b"raise SystemExit",
+    "vocab.pt": b"x",
 }
 A_TENSOR = StoredTensor("x", "U8", (3,), b"abc")
 

@@ -78,9 +78,10 @@ def test_values_of_every_kind_come_back(kind, value):
     assert Entry.array([value, value], kind).value == [value, value]
 
 
-def test_a_model_in_parts_is_one_and_a_missing_part_is_named(tmp_path):
+@pytest.mark.parametrize("first", [1, 0], ids=["tensors in both", "metadata alone in the first"])
+def test_a_model_in_parts_is_one_and_a_missing_part_is_named(first, tmp_path):
     found = read_gguf(made(tmp_path / "a.gguf"))
-    for number, tensors in enumerate((found.tensors[:1], found.tensors[1:]), start=1):
+    for number, tensors in enumerate((found.tensors[:first], found.tensors[first:]), start=1):
         entries = found.entries if number == 1 else {}
         write_gguf(tmp_path / f"m-{number:05d}-of-00002.gguf", entries, tensors, like=found)
     for number in (1, 2):

@@ -155,6 +155,15 @@ def test_a_commit_is_that_of_the_hubs_own_cache(tmp_path: Path) -> None:
     assert commit_of(tmp_path / "models--org--name" / "snapshots" / "mine") is None
 
 
+HEALED = {
+    "method": {"name": "lora"},
+    "objective": {"loss": "sft"},
+    "schedule": {},
+    "data": {"data": "pydoc"},
+    "samples": 3,
+}
+
+
 @pytest.fixture(scope="module")
 def cut(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return prune(Checkpoint.open(tiny("llama")), plan(8, drop=1), tmp_path_factory.mktemp("cut") / "cut").directory
@@ -173,6 +182,8 @@ def cut(tmp_path_factory: pytest.TempPathFactory) -> Path:
         {"layer_map": {"x": 1}},
         {"versions": None},
         {"healing": {"method": "lora"}},
+        {"repair": {"kept": True}},
+        {"healing": {**HEALED, "repeat": [1]}},
     ],
     ids=str,
 )

@@ -45,7 +45,7 @@ def test_a_dry_run_counts_what_stays_and_writes_no_model(place, command):
     assert (named["removed"], named["disk_bytes"]) == ([2, 3], kept)
     assert not (place.with_name(f"{place.name}-cache") / "gguf").exists(), "nothing is dequantised to copy bytes"
     chosen = json.loads(command.said(*foreseen, "--drop", "2", "--text", "pydoc", "--samples", "2"))
-    assert (len(chosen["removed"]), chosen["disk_bytes"]) == (2, kept)
+    assert (chosen["remove"], chosen["removed"], chosen["disk_bytes"]) == (2, None, kept)
     assert sorted(path.name for path in place.glob("*.gguf")) == ["whole.gguf"]
 
 

@@ -16,14 +16,14 @@ from shortstack.comparison.baselines import BASELINES, parse_memory
 from shortstack.comparison.comparison import ComparisonRow
 from shortstack.data import Tokens
 from shortstack.decoder import Decoder
-from shortstack.errors import ArchitectureError, InputError
+from shortstack.errors import ArchitectureError, CheckpointError, InputError
 from shortstack.evaluation import Perplexity, Tasks
 from shortstack.evaluation.degeneration import TYPICAL, Collapse, check_collapse
 from shortstack.evaluation.perplexity import measure
 from shortstack.machine.device import Compute
 from shortstack.machine.options import install
 from shortstack.planning import Choice, choose
-from shortstack.profiling.speed import Load
+from shortstack.profiling.speed import Load, Speeds
 from shortstack.pruning import prune
 from shortstack.repairing import repair, repairer
 from zoo import make, speaking
@@ -110,9 +110,27 @@ def test_a_model_that_is_read_layer_by_layer_is_judged_alike(compared, place, ca
 def test_a_task_that_is_written_is_refused_where_layers_are_read_one_by_one(compared, monkeypatch):
     checkpoint, _, _ = compared
     monkeypatch.setattr(Tasks, "load_for", lambda *_: [SimpleNamespace(name="gsm8k", generates=True)])
-    judge = judge_tasks(Tasks("gsm8k"), checkpoint)
+    assert judge_tasks(Tasks("gsm8k"), checkpoint, compute=FLOAT)
     with pytest.raises(InputError, match=r"tasks: expected tasks by likelihood.*found gsm8k"):
-        judge(Decoder.load(checkpoint, dtype=torch.float32, stream=True))
+        judge_tasks(Tasks("gsm8k"), checkpoint, compute=replace(FLOAT, stream=True))
+
+
+def test_quantised_weights_are_refused_and_matrices_of_another_form_are_a_row(compared, place, monkeypatch, few_words):
+    checkpoint, judging, _ = compared
+    quantised = replace(checkpoint, config={**checkpoint.config, "quantization_config": {"quant_method": "bitnet"}})
+    some = tokens(checkpoint, place)
+    with pytest.raises(CheckpointError, match="compare the unquantised model"):
+        compare(quantised, Calibration(some), judging, compute=FLOAT)
+
+    def other_form(*_):
+        raise ArchitectureError("0", expected="matrices that are stored by their names", fix="", where="layer 3")
+
+    monkeypatch.setattr("shortstack.comparison.baselines.saved_bytes", other_form)
+    found = rows(compare(checkpoint, Calibration(some), replace(judging, judges=()), memory="60%", compute=FLOAT))
+    reason = "matrices that are stored by their names, found 0"
+    for name in ("int8", "pruned + int8"):
+        assert found[name].reason == reason or "needs torchao" in found[name].reason
+    assert found["pruned"].perplexity
 
 
 def test_the_unpruned_row_is_the_model_itself(compared):
@@ -199,6 +217,25 @@ def test_narrowed_rows_fit_the_healed_one_is_as_it_is_and_masks_are_quality_only
     assert narrowed.within
     healed = rows(found)["healed"]
     assert healed.bytes == checkpoint.weight_bytes - checkpoint.sizes.layer_bytes[0]
+
+
+def test_a_row_s_speeds_are_over_those_of_the_unpruned_model_each_in_its_column(pruned_alone, compared, monkeypatch):
+    """Of models that are timed together the first reads 300 tokens a second and writes 20, the second 100 and 10."""
+    known = {1: [(300.0, 20.0)], 2: [(300.0, 20.0), (100.0, 10.0)]}
+
+    def timed(models, load, **_):
+        assert [len(model.model.layers) for model in models][1:] in ([], [8]), "the unpruned one is the second"
+        return [Speeds(load.batch, read, write, (read,) * 3, (write,) * 3) for read, write in known[len(models)]]
+
+    monkeypatch.setattr("shortstack.comparison.comparison.speeds", timed)
+    found = pruned_alone()
+    ratios = found["pruned"].ratio
+    assert (ratios.prefill.value, ratios.decode.value) == (3, 2)
+    table = replace(compared[2], rows=(found["unpruned"], found["pruned"])).table()
+    row = next(row for row in table.rows if row.label == "pruned")
+    cells = dict(zip((column.label for column in table.columns), row.cells, strict=True))
+    assert (cells["decode"].value, cells["prefill"].value) == (2, 3)
+    assert found["unpruned"].speed.prefill_tokens_per_s == 300
 
 
 @pytest.mark.usefixtures("few_words")

@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from dataclasses import replace
 from fractions import Fraction
 
 import numpy as np
@@ -60,6 +61,35 @@ def test_equal_shifts_are_tested_by_their_signs():
     found = compared([(0.25, 0.75)] * 6)
     assert found.p == pytest.approx(stats.binomtest(0, 6).pvalue)
     assert found.interval == (-0.5, -0.5)
+
+
+def test_of_tasks_that_count_alike_errors_add_up_however_many_documents_each_has():
+    """Four documents and forty, in no order; the whole is Welch's, with a second sample for each further task."""
+    rng = np.random.default_rng(5)
+    few, many = rng.normal(0.5, 2, 4), rng.normal(0, 0.5, 40)
+    names = [*(f"few/{n}" for n in range(4)), *(f"many/{n}" for n in range(40))]
+    order = rng.permutation(44)
+    gains = np.concatenate([few, many])
+    documents, base = tuple(names[n] for n in order), rng.normal(0, 1, 44)
+    ours = Outcomes(documents, tuple((base + gains)[order]), macro=True)
+    found = compare("group", ours, Outcomes(tuple(names), tuple(base), macro=True))
+    welch = stats.ttest_ind(few, -many, equal_var=False)
+    assert found.difference == pytest.approx((few.mean() + many.mean()) / 2)
+    assert found.value == pytest.approx(((base + gains)[:4].mean() + (base + gains)[4:].mean()) / 2)
+    assert found.p == pytest.approx(welch.pvalue)
+    low, high = welch.confidence_interval(0.95)
+    assert found.interval == pytest.approx((low / 2, high / 2))
+    assert found.stderr == pytest.approx(math.hypot(few.std(ddof=1) / 2, many.std(ddof=1) / math.sqrt(40)) / 2)
+    assert found.n == 44
+
+
+def test_a_group_whose_tasks_count_alike_is_at_chance_by_the_error_of_their_mean():
+    """Of the small task .5 is nothing, of the large one .5 is a lot; of all documents it would be beyond chance."""
+    documents = (*(f"few/{n}" for n in range(4)), *(f"many/{n}" for n in range(400)))
+    base = Outcomes(documents, (1.0, 0.0) * 202, macro=True)
+    assert compare("group", base, base, chance=0.3).base_at_chance
+    assert not compare("group", base, base, chance=0.15).base_at_chance
+    assert not compare("group", replace(base, macro=False), replace(base, macro=False), chance=0.3).base_at_chance
 
 
 @pytest.mark.parametrize(("ours", "theirs"), [([1] * 20, [1] * 20), ([0] * 6, [1] * 6)])
@@ -140,6 +170,11 @@ def test_documents_are_paired_by_id_in_any_order():
         (Outcomes(("a", "a"), (1, 0)), Outcomes(("a", "b"), (1, 0)), "comes twice"),
         (Outcomes(("a", "b"), (1, math.nan)), Outcomes(("a", "b"), (1, 0)), "nan of b"),
         (Outcomes(("a",), (1,)), Outcomes(("a",), (1,)), "two documents"),
+        (
+            Outcomes(("a/1", "a/2", "b/1"), (1, 0, 1), macro=True),
+            Outcomes(("a/1", "a/2", "b/1"), (1, 1, 1), macro=True),
+            "two documents or more of each of its tasks",
+        ),
     ],
 )
 def test_what_cannot_be_paired_is_an_error(ours, base, said):

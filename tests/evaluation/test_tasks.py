@@ -16,7 +16,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from documents import COUNT, data_folder, write
-from evaluations import ITEMS, evaluation
+from evaluations import ITEMS, evaluation, text
 from shortstack.checkpoint import Checkpoint
 from shortstack.cli.console import show_result
 from shortstack.comparison import judge_tasks
@@ -152,6 +152,19 @@ def test_generation_is_the_harness_s_own(checkpoint, data, monkeypatch):
     assert found.value == expected["results"]["gsm8k"]["exact_match,strict-match"]
 
 
+def test_of_several_ways_to_read_an_answer_that_of_the_value_gives_the_outcomes(checkpoint, data, monkeypatch):
+    """Without the mark of the answer a lenient filter finds the number, and the strict one does not."""
+    answers = {"0 and one?": "#### 1", "1 and one?": "It is 2", "2 and one?": "#### 7"}
+
+    def written(_model, requests, **_options):
+        return [answers[request.args[0].rpartition("Question: ")[2].partition("\n")[0]] for request in requests]
+
+    monkeypatch.setattr("lm_eval.models.huggingface.HFLM.generate_until", written)
+    found = measured(checkpoint, "gsm8k", data_dir=data).tasks["gsm8k"]
+    assert found.outcomes == (1.0, 0.0, 0.0)
+    assert found.value == pytest.approx(1 / 3)
+
+
 GOOD = b'{"goal": "a", "sol1": "b", "sol2": "c", "label": 0}'
 OWN = """task: {name}
 dataset_path: json
@@ -274,6 +287,13 @@ def test_one_document_is_nothing_to_compare_two_models_on(own):
         asked = Tasks(name, limit=limit, include=own)
         with pytest.raises(InputError, match="two documents of own_few"):
             asked.check_paired(asked.load())
+    group = own / "group.yaml"
+    alike = group.read_text().replace("weight_by_size: true", "weight_by_size: false")
+    group.write_text(alike)
+    asked = Tasks("own", limit=0.2, include=own)
+    with pytest.raises(InputError, match="two documents of each task of own"):
+        asked.check_paired(asked.load())
+    group.write_text(alike.replace("weight_by_size: false", "weight_by_size: true"))
     for name, limit in (
         ("own", 1),
         ("own_few", 2),
@@ -319,6 +339,29 @@ def test_a_comparison_pairs_probes_item_by_item():
         compared(model, Evaluation("base", {}))
     with pytest.raises(DataError, match="the texts"):
         compared(Evaluation("model", {"a.txt": None}), Evaluation("base", {"b.txt": None}))
+
+
+def test_what_is_kept_above_chance_is_by_the_level_of_each_task_and_probe():
+    right, some = (1.0,) * 40, (1.0, 1.0, 1.0, 0.0) * 10
+    levels = {"a": 0.25, "b": 0.5, "c": None}
+    ours, theirs = ({n: replace(result("acc", 1, each), chance=chance) for n, chance in levels.items()}
+                    for each in (some, right))  # fmt: skip
+    probes = evaluation({}, (ITEMS // 2,)), evaluation({}, (ITEMS,))
+    model, base = (
+        replace(each, tasks=tasks, probes={"0": replace(each.probes["0"], chance=0.2)})
+        for each, tasks in zip(probes, (ours, theirs), strict=True)
+    )
+    found = compared(model, base)
+    kept = {name: pair.retention_above_chance for name, pair in found.against.items()}
+    assert kept == {"a": pytest.approx(100 * 0.5 / 0.75), "b": pytest.approx(50), "c": None}
+    assert found.probes_against["0"].retention_above_chance == pytest.approx(100 * 0.3 / 0.8)
+
+
+def test_perplexities_of_other_tokens_are_said_not_to_compare():
+    asked = {digest: text(2.0).windows | {"sha256": digest, "bos": False} for digest in "ab"}
+    one, same, other = (evaluation({"t": replace(text(2.0), windows=asked[digest])}) for digest in "aab")
+    assert not compared(one, same).table().notes[:-1], "but for what is said of collapse"
+    assert "t: the two were measured on other tokens" in " ".join(compared(one, other).table().notes)
 
 
 def test_a_difference_in_another_unit_than_the_values_says_its_unit(monkeypatch, capsys):

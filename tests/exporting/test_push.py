@@ -16,6 +16,7 @@ from huggingface_hub.errors import HfHubHTTPError
 from command import ended
 from plans import plan
 from shortstack.checkpoint import Checkpoint
+from shortstack.checkpoint.record import changed_since, without_folders
 from shortstack.errors import CheckpointError, InputError, OutputError, ShortstackError
 from shortstack.exporting import push_to_hub
 from shortstack.pruning import prune, verify
@@ -76,6 +77,9 @@ def test_what_was_written_lies_there_with_its_card(pruned, hub):
     assert set(files) - {".gitattributes"} == {*pruned.record["files"], "shortstack.json", "README.md"}
     for name in pruned.record["files"]:
         assert files[name] == (pruned.directory / name).read_bytes()
+    record, source = json.loads(files["shortstack.json"]), pruned.record["source"]
+    assert source["id"].endswith("/source"), "a path of this machine"
+    assert record == {**pruned.record, "source": {**source, "id": "source"}}
     card = files["README.md"].decode()
     assert yaml.safe_load(card.split("---")[1])["license"] == "mit"
     assert 'from_pretrained("me/small")' in card
@@ -85,6 +89,55 @@ def test_what_was_written_lies_there_with_its_card(pruned, hub):
     assert hub.api.create_commit.call_count == 1
     push_to_hub(pruned, "me/small", pr=True, licence="apache-2.0")
     assert yaml.safe_load(files["README.md"].decode().split("---")[1])["license"] == "apache-2.0"
+
+
+@pytest.mark.parametrize(
+    ("place", "name"),
+    [
+        *((place, "m") for place in ("/home/me/m", "/home/me/m/", "./m", "../../m", "~/m", "~me/a/m", "a/b/m", "/m")),
+        *((place, "m") for place in (r"C:\me\m", "C:/me/m", r"\\server\share\m", "//server/m")),
+        *((place, "m") for place in ("/home/a=b,c/m", "models/m")),
+        ("demo", "demo"),
+        ("/home/me/demo", "./demo"),
+    ],
+)
+def test_others_see_names_in_place_of_paths(place, name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert without_folders({"source": {"id": place, "revision": None}})["source"]["id"] == name
+    hub = {"id": "org/wiki.en", "revision": "c"}
+    assert without_folders({"source": hub}) == {"source": hub}
+    assert without_folders({"plan": {"strategy": place}}) == {"plan": {"strategy": place}}
+    (tmp_path / "demo").mkdir()
+    assert without_folders({"source": {"id": "demo"}}) == {"source": {"id": "./demo"}}
+
+
+@pytest.mark.parametrize(
+    ("data", "named"),
+    [
+        *((data, data) for data in ("org/set:train", "org/wiki.en=2", "pydoc", "mix=2,self", "a.jsonl")),
+        ("/home/me/a.jsonl=0.5,self,b/c.txt", "a.jsonl=0.5,self,c.txt"),
+    ],
+)
+def test_others_see_names_of_data_in_place_of_paths(data, named):
+    assert without_folders([{"data": {"data": data}}]) == [{"data": {"data": named}}]
+
+
+def test_an_uploaded_record_is_that_of_the_same_step():
+    """A cut of what was uploaded, beside the healed one on this machine, has no weights that changed since."""
+    healed = {"verb": "heal", "source": {"id": "/home/me/cut"}}
+    cut = {"verb": "prune", "source": {"id": "me/small"}}
+    for kept, other in ((healed, without_folders(healed)), (without_folders(healed), healed)):
+        made, source = SimpleNamespace(records=[cut, kept]), SimpleNamespace(record={**other, "files": {}})
+        assert not changed_since(made, source)
+        assert changed_since(made, SimpleNamespace(record={**other, "source": {"id": "another"}}))
+
+
+def test_a_folder_that_was_renamed_is_called_by_the_repository_too(pruned, hub):
+    moved = pruned.directory.rename(pruned.directory.with_name("moved"))
+    push_to_hub(moved, "me/small", private=True)
+    card = hub.files["me/small"]["README.md"].decode()
+    assert card.count('from_pretrained("me/small")') == 2
+    assert 'from_pretrained("small")' not in card
 
 
 def test_what_is_to_be_private_goes_into_no_pull_request_that_all_see(pruned, hub):

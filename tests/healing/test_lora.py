@@ -11,7 +11,7 @@ from learning import SHORT, learning
 from shortstack.checkpoint import Checkpoint
 from shortstack.errors import InputError
 from shortstack.healing import DoRA, HealingTask, Lora, Partial, QLora, RsLora, Schedule, TrainingData, heal
-from zoo import speaking
+from zoo import SMALL, ZOO, speaking
 
 pytest.importorskip("peft")
 pytestmark = pytest.mark.usefixtures("own_cache")
@@ -113,6 +113,15 @@ def test_named_layers_targets_and_the_head_train_and_nothing_else(tmp_path):
     changed = {name for name in before if not torch.equal(before[name], after[name])}
     expected = {f"model.layers.{n}.{part}.weight" for n in (5, 6) for part in ("self_attn.q_proj", "mlp.down_proj")}
     assert changed == {*expected, "lm_head.weight"}
+
+
+def test_a_head_s_bias_that_trains_is_written_too(tmp_path, monkeypatch):
+    monkeypatch.setitem(ZOO, "phi", SMALL)
+    source = Checkpoint.open(speaking(tmp_path / "source", "phi", tie_word_embeddings=False))
+    heal(source, tmp_path / "healed", replace(SHORT, method=Lora(layers="7", head=True)))
+    before, after = weights(source.directory), weights(tmp_path / "healed")
+    assert not torch.equal(before["lm_head.weight"], after["lm_head.weight"])
+    assert not torch.equal(before["lm_head.bias"], after["lm_head.bias"])
 
 
 @pytest.mark.parametrize(

@@ -1,10 +1,11 @@
 """Training and healing by a clock: they end in time, follow the machine, and their record repeats them bit for bit."""
 
+import itertools
 import json
 import math
 import os
 import signal
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from test_training import Line, data
 
 import shortstack.decoder.own_text
 from learning import weights
-from shortstack.data.examples import shares
+from shortstack.data.examples import _examples, shares
 from shortstack.data.mixture import parse_sources
 from shortstack.data.tokens import bos_ids
 from shortstack.errors import InputError, ShortstackWarning
@@ -251,6 +252,31 @@ def test_samples_are_limited_by_one_pass_of_them(speed, least, samples, source):
     data, clock = TrainingData("copying", max_length=32, max_samples=200), Clock(80, now=lambda: 0.0)
     how = {"speed": speed, "least": least, "own": None}
     assert affordable_samples(data, source.tokenizer(), clock, **how) == ("copying", samples, 200)
+
+
+def test_of_data_without_an_end_no_more_is_read_than_passes_in_time(source, monkeypatch):
+    """As of a hub data set of billions of rows; copying counts half as much."""
+    rows, read = {"prompt": "What is it?", "completion": "It is a text of some words."}, []
+
+    def endless(name, **_):
+        for number in itertools.count():
+            read.append(number)
+            yield rows
+
+    monkeypatch.setattr("shortstack.data.examples.shuffled_records", endless)
+    data, clock = TrainingData("org/endless,copying=0.5", max_length=64), Clock(80, now=lambda: 0.0)
+    _, samples, whole = affordable_samples(data, source.tokenizer(), clock, speed=1000, least=1, own=None)
+    length = len(_examples({**rows}, source.tokenizer(), 64)[0].ids)
+    assert len(read) == 80 * 0.25 * 1000 // length + 2, "and one to know that there are more"
+    assert whole is None, "nobody knows"
+    assert samples == pytest.approx(80 * 0.25 * 1000 / ((length + 64 / 2) / 1.5), abs=2)
+    monkeypatch.setattr(
+        "shortstack.data.examples.shuffled_records",
+        lambda name, **_: itertools.islice(endless(name), None if name == "org/endless" else 10),
+    )
+    both = replace(data, data="org/endless,org/few")
+    found = affordable_samples(both, source.tokenizer(), clock, speed=1000, least=1, own=None)
+    assert found == ("org/endless,org/few", 20, None), "the other source has no more"
 
 
 @dataclass(frozen=True)

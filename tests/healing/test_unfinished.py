@@ -84,6 +84,20 @@ def test_a_killed_healing_goes_on_and_ends_in_the_same_weights(folder, tmp_path)
     assert "found a finished output" in str(again.exception)
 
 
+@pytest.mark.parametrize("begun", [True, False])
+def test_of_a_run_that_was_begun_with_other_minutes_the_minutes_are_named(begun, source, tmp_path):
+    def stop(stage, done, _total, note=""):
+        if stage == "healing" and done == 1:
+            raise KeyboardInterrupt
+
+    clocked, plain = {**SCHEDULE, "minutes": 5.0}, SCHEDULE
+    first, then = (clocked, plain) if begun else (plain, clocked)
+    with pytest.raises(KeyboardInterrupt):
+        healed(source, tmp_path / "out", schedule=first, progress=stop)
+    with pytest.raises(InputError, match=r"resume: expected schedule\.minutes"):
+        healed(source, tmp_path / "out", schedule=then, resume=True)
+
+
 def test_a_new_start_forgets_the_unfinished_run(source, tmp_path):
     def stop(stage, done, _total, note):
         if stage == "healing" and done == 2:

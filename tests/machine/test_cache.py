@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from command import invoke
+from command import ended, invoke
 from shortstack.errors import InputError
 from shortstack.machine import cache
 
@@ -82,6 +82,13 @@ def test_what_is_half_removed_has_lost_its_name(filled, monkeypatch):
         cache.make_room(10**9)
     assert [path.name.partition(".")[0] for path in (filled / "gguf").iterdir()] == [MODEL]
     assert not (filled / "gguf" / MODEL).exists()
+
+
+def test_what_could_not_be_removed_is_said(filled, monkeypatch):
+    monkeypatch.setattr(cache, "remove", lambda _path: None)  # as of a folder that may be renamed, but not emptied
+    told = ended("cache", "--clear")
+    assert told.exit_code == 2
+    assert "expected entries to remove" in " ".join(told.stderr.split())
 
 
 def test_what_is_used_goes_last(filled, monkeypatch):

@@ -9,6 +9,7 @@ import re
 
 import pytest
 import torch
+from markdown_it import MarkdownIt
 
 import shortstack as ss
 from shortstack.cli.console import show_result
@@ -82,6 +83,17 @@ def test_every_form_of_a_table_has_its_rows_and_numbers(results, capsys, monkeyp
         lines = capsys.readouterr().out.splitlines()
         assert all(any(text in line for line in lines) for row in texts for text in row[:2])
         assert max(map(len, (line for line in lines if line.startswith("│")))) <= 60
+
+
+def test_text_in_markdown_is_no_markup():
+    harm = "~~old~~ see https://evil.example or www.evil.example $a$ @me `code` [x](//y) <b> # no"
+    tokens = (
+        MarkdownIt("commonmark").enable(["table", "strikethrough"]).parse(f"| {markdown_text(harm)} | |\n|---|---|\n")
+    )
+    inline = [child for token in tokens for child in token.children or ()]
+    assert {child.type for child in inline} == {"text"}
+    assert "".join(child.content for child in inline) == harm
+    assert not re.search(r"(?<!\\)[~@$]|\w://|www\.", markdown_text(harm)), "what GitHub and pandoc make markup of"
 
 
 def test_the_values_of_a_table_are_those_of_the_result(results):

@@ -16,7 +16,7 @@ from shortstack.planning.layer_sets import FINALISTS, Removal
 from shortstack.planning.measured import Budget, search
 from shortstack.repairing.cut_families import repaired_windows
 from shortstack.repairing.repairer import RepairWalk
-from shortstack.scoring import METRICS
+from shortstack.scoring import METRICS, Scores
 from zoo import tiny
 
 IDS = torch.randint(3, 90, (6, 10), generator=torch.Generator().manual_seed(3))
@@ -53,6 +53,12 @@ def test_steps_remove_what_a_naive_loop_removes(model_type, amount, step):
         found = choose(checkpoint, Choice(drop=amount, metric=metric, step=step), TOKENS).wanted
         assert found.removed == greedy(checkpoint.directory, amount, step, measure), metric
         assert found.strategy == f"{metric}, {step} at a time"
+
+
+def test_scores_are_nothing_to_measure_shorter_models_on(checkpoint):
+    known = Scores(8, {"ppl": (1.0,) * 8})
+    with pytest.raises(InputError, match=r"source: expected text, or nothing.*leave the scores out"):
+        choose(checkpoint, Choice(strategy="search", drop=2), known)
 
 
 def test_steps_keep_the_ends_that_are_to_stay(checkpoint):
@@ -161,6 +167,7 @@ def test_without_finalists_the_lowest_that_is_measured_goes(amount, checkpoint, 
     found = choose(checkpoint, Choice(drop=amount, strategy="repaired-blocks", finalists=0), MANY).plan
     assert found.removed == min(both, key=both.__getitem__)
     assert sorted(found.compared.values()) == pytest.approx(sorted(both.values()), rel=1e-5)
+    assert "sum over blocks" in found.compared_by, "nothing was repaired whole"
 
 
 def test_blocks_keep_the_ends_that_are_to_stay(checkpoint):

@@ -134,6 +134,9 @@ def test_an_interval_becomes_another_where_that_is_exact(tmp_path):
         ("deepseek2", 48, 40, 128256, False),
         ("deepseek2", 48, 40, 129280, True),
         ("minicpm3", 62, 48, 73448, False),  # residual branches are scaled by their number
+        ("baichuan", 32, 28, 64000, False),  # by 32 and 40 llama.cpp knows which positions it has
+        ("command-r", 64, 60, 256000, False),  # the larger model alone has norms of queries and keys
+        ("command-r", 40, 32, 256000, True),
     ],
 )
 def test_what_the_number_of_layers_changes_in_all_of_them_is_known(architecture, layers, left, vocabulary, exact):
@@ -141,6 +144,14 @@ def test_what_the_number_of_layers_changes_in_all_of_them_is_known(architecture,
     entries = {f"{architecture}.{name}": Entry.number(value, UINT32) for name, value in known.items()}
     cut = plan(layers, layers=f"{left}-{layers - 1}")
     assert GgufDepth(architecture, entries, Path("a.gguf")).is_exact(cut) is exact
+
+
+@pytest.mark.parametrize(("window", "exact"), [(0, True), (4096, False)])
+@pytest.mark.parametrize("architecture", ["olmo2", "gemma3"])
+def test_layers_of_a_sliding_window_are_told_apart_where_one_slides(architecture, window, exact):
+    known = {"block_count": 32, "attention.sliding_window": window}
+    entries = {f"{architecture}.{name}": Entry.number(value, UINT32) for name, value in known.items()}
+    assert GgufDepth(architecture, entries, Path("a.gguf")).is_exact(plan(32, layers="5")) is exact
 
 
 @pytest.mark.parametrize(

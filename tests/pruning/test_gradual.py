@@ -82,6 +82,22 @@ def test_a_whole_model_that_a_cut_ones_state_is_loaded_into_is_refused(tmp_path)
         going_on(whole(), tmp_path, states=str(tmp_path / "checkpoint-2"), rate=0.0, save_only_model=True)
 
 
+def test_each_training_of_a_new_model_loses_the_layers_anew(tmp_path):
+    """As a Trainer with model_init, or a search over hyperparameters, begins again and again."""
+    callback = PruneCallback(plan(8, layers="1,4-6"), at=[1, 3])
+    for number in range(2):
+        model = whole()
+        train(model, tmp_path / str(number), [callback], save_strategy="no")
+        assert len(model.model.layers) == 4
+    with pytest.raises(PlanError, match=r"expected 8 layers, as the model of the plan has.*found 4"):
+        train(model, tmp_path / "shorter", [PruneCallback(plan(8, layers="1,4-6"), at=[1])], save_strategy="no")
+
+
+def test_a_step_that_is_never_taken_is_refused(tmp_path):
+    with pytest.raises(PlanError, match=r"at: expected steps below 6.*found 6"):
+        train(whole(), tmp_path, [PruneCallback(plan(8, layers="1,4"), at=[1, 6])], save_strategy="no")
+
+
 @pytest.mark.parametrize("at", [[0, 1, 2], []])
 def test_what_does_not_fit_the_plan_is_refused(at):
     with pytest.raises(PlanError, match="1 to 2 steps"):

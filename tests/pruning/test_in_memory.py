@@ -112,6 +112,28 @@ def test_adapters_that_name_layers_are_refused():
         prune_layers(adapted, SOME)
 
 
+@pytest.mark.parametrize(
+    "named",
+    [
+        {"target_modules": r".*layers\.[2-5]\..*q_proj"},
+        {"target_modules": ["model.layers.3.self_attn.q_proj"]},
+        {"target_modules": ["q_proj"], "exclude_modules": r".*layers\.1\..*"},
+    ],
+)
+def test_adapters_of_some_layers_are_refused_however_these_are_named(named):
+    peft = pytest.importorskip("peft")
+    adapted = peft.get_peft_model(loaded(tiny("llama")), peft.LoraConfig(r=2, **named))
+    with pytest.raises(
+        InputError, match=r"an adapter of all layers alike.*default in self_attn\.q_proj, but not in layer"
+    ):
+        prune_layers(adapted, SOME)
+    assert len(adapted.get_base_model().model.layers) == 8
+    beside = peft.get_peft_model(loaded(tiny("llama")), peft.LoraConfig(r=2, target_modules=["q_proj"]))
+    beside.add_adapter("other", peft.LoraConfig(r=2, **named))
+    with pytest.raises(InputError, match=r"other in self_attn\.q_proj, but not in layer"):
+        prune_layers(beside, SOME)
+
+
 def test_layers_whose_weights_lie_on_disk_are_still_found_there(tmp_path):
     from accelerate import disk_offload
 

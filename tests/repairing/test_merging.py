@@ -14,7 +14,7 @@ from shortstack.planning import Plan
 from shortstack.pruning import prune
 from shortstack.repairing import repair
 from shortstack.repairing.fold_points import find_fold_points
-from shortstack.repairing.merging import mergeable_mlp
+from shortstack.repairing.merging import MergedMlp, mergeable_mlp
 from zoo import make
 
 IDS = torch.randint(3, 90, (64, 24), generator=torch.Generator().manual_seed(3))
@@ -170,6 +170,23 @@ def test_an_mlp_is_merged_where_it_is_a_module_whose_output_is_added(model_type,
     decoder = Decoder.load(Checkpoint.open(architectures.make(model_type, tmp_path / "model")), dtype=torch.float32)
     found = mlp_of(decoder, 3)
     assert (found.norm if found else None) == norm
+
+
+def test_a_layer_with_another_activation_offers_no_neurons(tmp_path):
+    """Apertus has one with parameters, of each layer its own: a neuron gives something else in another layer."""
+    folder = architectures.make("apertus", tmp_path / "model")
+    decoder = Decoder.load(Checkpoint.open(folder), dtype=torch.float32)
+    mine, removed, mlp = decoder.layers[BEFORE], decoder.layers[REMOVED[0]], mlp_of(decoder, BEFORE)
+    removed.mlp.act_fn.load_state_dict(mine.mlp.act_fn.state_dict())
+    inputs, weights = torch.randn(1, 24, mlp.mlp.neurons), [torch.ones(24)]
+    entering = torch.randn(1, 24, 32, generator=torch.Generator().manual_seed(1))
+    removed.mlp.down_proj.weight.data *= 100
+    for alike in (True, False):
+        if not alike:
+            removed.mlp.act_fn.alpha_p.data += 1
+        merged = MergedMlp(mine, mlp, [entering], [inputs.clone()], 1)
+        merged.offer(removed, REMOVED[0], weights)
+        assert bool(len(merged.taken)) is alike
 
 
 @pytest.mark.parametrize("model_type", ["llama", "gemma", "gpt_neox"])

@@ -133,6 +133,32 @@ def test_what_is_compared_in_another_unit_than_the_value_says_its_unit():
     assert between({"tasks": {"pages": task([-3.0], "word_perplexity")}}, theirs).unit == "", "unpaired, of the values"
 
 
+def group(few, many):
+    """Two tasks that count alike."""
+    names = [*(f"few/{n}" for n in range(len(few))), *(f"many/{n}" for n in range(len(many)))]
+    value = (statistics.fmean(few) + statistics.fmean(many)) / 2
+    return {"tasks": {"group": task([*few, *many]) | {"documents": names, "macro": True, "value": value}}}
+
+
+def test_of_a_group_whose_tasks_count_alike_their_errors_add_up():
+    few, many = ([1.0, 0.0, 0.0, 0.0, 1.0], [1.0] * 5), ([1.0] * 30 + [0.0] * 10, [1.0] * 40)
+    ours, theirs = group(few[0], many[0]), group(few[1], many[1])
+    spread = [statistics.stdev([one - 1 for one in ours]) for ours in (few[0], many[0])]
+    found = between(ours, theirs)
+    assert found.value == pytest.approx((-0.6 - 0.25) / 2)
+    assert found.stderr == pytest.approx(math.hypot(spread[0] / math.sqrt(5), spread[1] / math.sqrt(40)) / 2)
+    welch = stats.ttest_ind([one - 1 for one in few[0]], [1 - one for one in many[0]], equal_var=False)
+    assert found.p == pytest.approx(welch.pvalue)
+
+
+def test_seeds_of_such_a_group_are_averaged_task_by_task():
+    seeds = [[1.0, 0.0, 0.0, 0.0], [1.0, 1.0, 0.0, 0.0]]
+    read = [measures(step(group(few, [1.0, 0.0] * 9), f"k{n}"))["task:group"] for n, few in enumerate(seeds)]
+    few, many = seeds_mean(read).parts
+    assert (few.value, many.value) == (pytest.approx(3 / 8), 0.5)
+    assert few.outcomes == {"few/0": 1.0, "few/1": 0.5, "few/2": 0.0, "few/3": 0.0}
+
+
 # Seeds
 
 

@@ -152,6 +152,17 @@ def test_healing_stands_beside_what_it_healed(store, tmp_path):
     assert [each.label for each in found.rows] == ["unpruned", "pruned, not healed", "last 3", "lora"]
     assert cell(found, "last 3", "trained").value == 38_938_176
     assert cell(found, "lora", "time").value == 100
+    assert "held-out KL from the teacher" not in [column.label for column in found.columns], "nobody taught"
+
+
+def test_losses_of_other_objectives_stand_in_columns_of_their_own(store, tmp_path):
+    for method, objective in (("partial", "sft"), ("lora", "distill")):
+        result = {**healed(method, 2.0), "objective": objective}
+        store.measured(settings(heal=stores.HEALS[method]), heal=result, evaluate_healed=evaluated(HEALED))
+    found = table(made(store, tmp_path), "healing")
+    loss = healed("lora", 2.0)["loss"]["held_out"]
+    assert [cell(found, "last 3", f"held-out {kind}").value for kind in ("loss", "KL from the teacher")] == [loss, None]
+    assert [cell(found, "lora", f"held-out {kind}").value for kind in ("loss", "KL from the teacher")] == [None, loss]
 
 
 def test_what_is_not_calibrated_stands_in_each_calibrations_block(store, tmp_path):
@@ -193,7 +204,21 @@ def test_a_collapse_with_any_seed_is_said(store, tmp_path):
 def test_speeds_of_different_numbers_of_threads_are_said_not_to_compare(store, tmp_path):
     profiles = {"profile": {**profile(22), "threads": 2}, "profile_base": {**profile(30), "threads": 1}}
     store.measured(settings(), plan=plan("bi", 8), evaluate_pruned=evaluated(CUT), **profiles)
-    assert "different numbers of threads" in table(made(store, tmp_path), "sizes").caption
+    caption = table(made(store, tmp_path), "sizes").caption
+    assert "taken with different numbers of threads: they do not compare" in caption
+
+
+@pytest.mark.parametrize("differs", ["host", "device", None])
+def test_speeds_of_one_machine_alone_are_said_to_be_of_one(differs, store, tmp_path):
+    known = profile(22) | {"device": "cpu", "threads": 2}
+    profiles = {"profile": {**known, "device": "cuda"} if differs == "device" else known, "profile_base": known}
+    store.measured(settings(), plan=plan("bi", 8), evaluate_pruned=evaluated(CUT), **profiles)
+    if differs == "host":
+        ((timed,),) = store.rows.execute("SELECT step FROM trial_steps WHERE role = 'profile'")
+        store.rows.execute("UPDATE steps SET host = 'node-2' WHERE key = ?", (timed,))
+    apart = {name: f", taken with different {name}s" for name in ("machine", "device")}
+    said = apart.get({"host": "machine"}.get(differs, differs), " on one machine")
+    assert f"Speeds are medians{said}" in table(made(store, tmp_path), "sizes").caption
 
 
 def test_sizes_have_a_row_for_each_number_of_layers(store, tmp_path):

@@ -29,6 +29,22 @@ def title(root):
         return store.noted()["title"]
 
 
+def test_weights_are_there_where_all_of_their_files_are(tmp_path):
+    """A run that is killed while it removes those of a step leaves some."""
+    folder = Folder(tmp_path)
+    place = folder.artefacts("step")
+    place.mkdir(parents=True)
+    assert not folder.has_weights("step")
+    (place / "model.safetensors").touch()
+    assert folder.has_weights("step")
+    (place / "model.safetensors").rename(place / "model-1.safetensors")
+    index = '{"weight_map": {"a": "model-1.safetensors", "b": "model-2.safetensors"}}'
+    (place / "model.safetensors.index.json").write_text(index)
+    assert not folder.has_weights("step")
+    (place / "model-2.safetensors").touch()
+    assert folder.has_weights("step")
+
+
 @pytest.mark.parametrize("key", ["../elsewhere", "/elsewhere"])
 def test_a_store_s_key_never_leads_out_of_the_folder_of_steps(key, tmp_path):
     """A received study is gone on with: weights of steps that nothing needs are removed, by their keys."""

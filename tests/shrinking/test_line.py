@@ -37,10 +37,12 @@ from shortstack.planning.layer_sets import parse_layers
 from shortstack.profiling import Timing
 from shortstack.pruning import verify
 from shortstack.shrinking import ShrinkOptions, line, measuring, reference, shrink, shrink_each
+from shortstack.shrinking.checks import check_shrink
 from shortstack.shrinking.clock import STAGE, Amounts
 from shortstack.shrinking.measuring import Measurement
 from shortstack.shrinking.preview import preview_shrink
 from shortstack.shrinking.retention import Share
+from shortstack.shrinking.route import Route
 from studies import make_data
 
 pytest.importorskip("peft")
@@ -138,7 +140,11 @@ def test_a_recipe_gives_a_checkpoint_with_its_card_and_report(tiny):
     assert "recipe.yaml determines which layers are removed." in card
     assert [set(said) for said in made.answers] == [{"prompt", "unpruned", "shortened"}] * 3
     plain = html.unescape(card).replace("\\", "")
-    assert all(said in plain for said in (made.verdict, *(f"\n- {reason}\n" for reason in made.reasons)))
+    assert all(
+        said in plain
+        for said in (made.verdict, *(f"\n- {reason}\n".replace(f"{tiny}/", "") for reason in made.reasons))
+    )
+    assert str(tiny) not in plain, "it may be uploaded"
     assert "| | unpruned | shortened |" in card
     assert any(reason.startswith("Healing: 3 steps on ") for reason in made.reasons)
     assert "shrink.json" not in {path.name for path in checkpoint.side_files()}, "it is of this checkpoint alone"
@@ -250,7 +256,8 @@ def test_data_whose_name_a_list_takes_apart_heals_alone_and_that_is_said(tiny, m
     text, data = tiny / "text.txt", tiny / "a,b.txt"
     data.write_text(text.read_text(encoding="utf-8"), encoding="utf-8")
     options = options_of(tiny, recipe="best", drop="2", data=str(data))
-    said = f"{data} was not repaired on: its name cannot stand in a list of texts."
+    assert options_of(tiny, perplexity=str(data)).texts == [str(data)]
+    said = f"{data} was not repaired on: a name with a comma or = cannot stand in a list of texts."
     assert said in preview_shrink(str(tiny / "model"), tiny / "out", options).notes
     small = ["--drop", "2", "--samples", "4", "--probe-items", "0", "--dry-run"]
     words = [tiny / "model", "-o", tiny / "out", "--data", data, "--text", text, "--perplexity", text, *small]
@@ -1006,6 +1013,38 @@ def test_numbers_of_a_recipe_stay_but_for_those_that_were_typed(tiny):
     (tiny / "recipe.yaml").write_text(recipe.replace("max_steps: 3", "minutes: 3"), encoding="utf-8")
     with pytest.raises(InputError, match="what the minutes of shrink leave"):
         shrunk(tiny, "other")
+
+
+def test_numbers_of_a_recipe_stay_however_little_the_model_writes(tiny, monkeypatch):
+    """With as little as it writes in time there would be four windows of each text."""
+    monkeypatch.setattr(line, "forward_speed", lambda *_, **__: 5000.0)
+    monkeypatch.setattr(line, "text_in_time", lambda _source, text, *_, **__: replace(text, samples=1))
+    plan = "plan: {metric: ppl, drop: 2, samples: 6}\n"
+    (tiny / "of-numbers.yaml").write_text(f"{plan}{RECIPE.partition('drop: 2}')[2]}", encoding="utf-8")
+    made = shrunk(tiny, recipe=str(tiny / "of-numbers.yaml"), drop=None, samples=None, text="mix", length=64)
+    assert yaml.safe_load(made.recipe)["plan"]["samples"] == 6
+    assert not any("calibration windows" in said for said in made.left_out)
+
+
+def test_a_model_writes_nothing_that_nobody_reads(tiny, monkeypatch):
+    """Neither the choice nor a repair looks at a text."""
+    monkeypatch.setattr(line, "forward_speed", lambda *_, **__: 5000.0)
+    monkeypatch.setattr(line, "text_in_time", lambda *_, **__: pytest.fail("it writes"))
+    (tiny / "tail.yaml").write_text(RECIPE.replace("metric: ppl", "metric: reverse"), encoding="utf-8")
+    made = shrunk(tiny, recipe=str(tiny / "tail.yaml"), samples=None, text=None, length=16, minutes=1.0)
+    assert not any("calibration" in said for said in made.left_out)
+
+
+def test_a_run_that_goes_on_decides_by_all_of_its_cuts(tiny):
+    """Choosing the larger one holds more streams, so that fewer windows fit."""
+    repaired = RECIPE.replace("{metric: ppl, drop: 2}", "{strategy: repaired-blocks, repair: true, repair_samples: 32}")
+    (tiny / "repaired.yaml").write_text(repaired, encoding="utf-8")
+    options = options_of(tiny, recipe=str(tiny / "repaired.yaml"), samples=None, text=None, length=64)
+    larger, smaller = ({tiny / drop: Route.of(options, drop)} for drop in "51")
+    source = Checkpoint.open(tiny / "model")
+    most = check_shrink(source, {**larger, **smaller}, options, Compute()).most
+    assert check_shrink(source, {**larger, **smaller}, options, Compute(), made=larger).most == most
+    assert check_shrink(source, smaller, options, Compute()).most > most
 
 
 def test_a_dry_run_says_how_much_fits_and_writes_nothing(tiny, capsys, monkeypatch):

@@ -3,6 +3,7 @@
 import json
 from dataclasses import asdict
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -10,7 +11,7 @@ from command import invoke
 from shortstack.checkpoint import Checkpoint
 from shortstack.errors import DataError, InputError
 from shortstack.study import run_study
-from shortstack.study.step_counts import step_counts
+from shortstack.study.step_counts import _between_turns, step_counts
 from studies import SHORT, STUDY, found, inline, write_study
 
 pytestmark = pytest.mark.usefixtures("own_cache", "named_data")
@@ -32,6 +33,14 @@ def test_steps_and_bytes_are_those_of_the_study(tmp_path):
     real = sum(Checkpoint.open(folder).weight_bytes for folder in folders)
     assert said.disk_bytes == real
     assert said.least_disk_bytes == 2 * real // len(folders)  # all cuts are of one size
+
+
+def test_what_lies_on_the_disk_until_a_healing_in_turns_ends_counts():
+    """Five layers go in three turns, each of which leaves what was cut and what healed."""
+    model, turns = SimpleNamespace(anatomy=SimpleNamespace(layers=8), weight_bytes=1000), SimpleNamespace(step=2)
+    turns.amount = lambda layers: layers - 3
+    assert _between_turns(model, turns) == 3 * 2 * 1000
+    assert _between_turns(None, turns) == 0, "which is not here"
 
 
 @pytest.mark.parametrize(

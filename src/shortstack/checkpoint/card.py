@@ -12,11 +12,10 @@ from typing import Any
 
 import yaml
 
-from shortstack.checkpoint.file_names import CARD, DEMO_HUB_ID, is_demo
+from shortstack.checkpoint.file_names import CARD, DEMO_HUB_ID, HUB_ID, is_demo, source_names
 from shortstack.machine.formats import number, option_words, show_layers
 from shortstack.machine.tables import Cell
 
-HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 LICENCE = ("license", "license_name", "license_link")
 MOST_BYTES = 1 << 20  # of a card that is read for its metadata
 TAGS = ("layer-pruning", "layer-pruned", "depth-pruning", "shortstack")
@@ -67,7 +66,7 @@ def model_card(name: str, record: Mapping[str, Any], content: CardContent | None
         "source": base_model(record) or "the model that it was made from",
         "sees": _sees(record),
         "made": [_sentence(step) for step in steps],
-        "commands": [_command(step, name if step is steps[-1] else None) for step in steps],
+        "commands": _commands(steps, name),
         "version": record["versions"]["shortstack"],
         "rows": _rows(content.measured),
         "content": content,
@@ -93,7 +92,7 @@ def card_metadata(record: Mapping[str, Any], licence: Mapping[str, str]) -> str:
     from huggingface_hub import ModelCardData
 
     mixtures = [step["healing"]["data"]["data"] for step in _steps(record) if step.get("healing")]
-    sets = sorted({part for mixture in mixtures for part in _sources(mixture) if HUB_ID.fullmatch(part)})
+    sets = sorted({part for mixture in mixtures for part in source_names(mixture) if HUB_ID.fullmatch(part)})
     data = ModelCardData(
         base_model=base_model(record),
         library_name="transformers",
@@ -109,13 +108,16 @@ def card_metadata(record: Mapping[str, Any], licence: Mapping[str, str]) -> str:
 
 
 def base_model(record: Mapping[str, Any]) -> str | None:
-    """Return the hub's name of the model that was cut; None where that is a folder of somebody's own, which has no revision.
+    """Return the hub's name of the model that was cut; None where that is a folder of somebody's own, which has no revision,
+    or was in memory, where it may have been trained since it was loaded.
 
     >>> base_model({"source": {"id": "demo"}}), base_model({"source": {"id": "models/llama"}})
     ('HuggingFaceTB/SmolLM2-135M-Instruct', None)
     """
     source = _steps(record)[0]["source"]
     first = str(source["id"])
+    if source.get("in_memory"):
+        return None
     if is_demo(first):
         return DEMO_HUB_ID
     return first if HUB_ID.fullmatch(first) and source.get("revision") else None
@@ -156,7 +158,7 @@ def _sentence(step: Mapping[str, Any]) -> str:
         return f"{gone}{show_layers(plan['removed'])}){refitted}."
     if healing:
         taught = "the output of the unpruned model" if healing["objective"]["loss"] == "distill" else "the text"
-        data = ", ".join(_sources(healing["data"]["data"]))
+        data = ", ".join(source_names(healing["data"]["data"]))
         how = f"by {healing['method']['name']} on {healing['samples']:,} samples of {data}"
         return f"The remaining layers were trained {how}, to reproduce {taught}."
     if step["verb"] == "repair":
@@ -164,11 +166,16 @@ def _sentence(step: Mapping[str, Any]) -> str:
     return f"It went through shortstack {step['verb']}."
 
 
-def _command(step: Mapping[str, Any], name: str | None) -> str:
-    """Write the command that does a step, with models named by what they are, since folders have other names elsewhere."""
+def _commands(steps: Sequence[Mapping[str, Any]], name: str) -> list[str]:
+    """Write the commands that do the steps, with models named by what they are, since folders have other names elsewhere."""
     named = {"prune": "pruned", "repair": "repaired", "heal": "healed"}
-    origin = step.get("origin")
-    model = named.get(origin["verb"], "model") if origin else base_model(step) or "MODEL"
+    made = [named.get(step["verb"], "model") for step in steps]
+    outs = [f"{out}-{made[: at + 1].count(out)}" if made.count(out) > 1 else out for at, out in enumerate(made)]
+    models = [base_model(steps[0]) or "MODEL", *outs]
+    return [_command(*each) for each in zip(steps, models, [*outs[:-1], name], strict=False)]
+
+
+def _command(step: Mapping[str, Any], model: str, out: str) -> str:
     words = ["shortstack", step["verb"], model]
     healing, plan = step.get("healing"), step.get("plan")
     if plan and not healing:
@@ -177,36 +184,21 @@ def _command(step: Mapping[str, Any], name: str | None) -> str:
     if healing:
         method, data = dict(healing["method"]), dict(healing["data"])
         options = {"method": method.pop("name"), **method, **healing["objective"], **healing["schedule"], **data}
-        options["data"] = ",".join(_sources(data["data"], weighted=True))
+        options["data"] = ",".join(source_names(data["data"], weighted=True))
         if healing.get("repeat"):  # it went by the clock
             options |= {**healing["repeat"], "minutes": None}
         words += _options({**options, "teacher": base_model(step) or "MODEL" if healing.get("teacher") else None})
-    return " ".join(shlex.join([*words, "-o", name or named.get(step["verb"], "model")]).splitlines())
+    return " ".join(shlex.join([*words, "-o", out]).splitlines())
 
 
 def _refitted(tokens: Mapping[str, Any]) -> dict[str, Any]:
-    text = ",".join(_sources(tokens["source"], weighted=True))
+    text = ",".join(source_names(tokens["source"], weighted=True))
     how = {"repair": True, "text": text, "repair_samples": tokens["samples"], "length": tokens["length"]}
     return {**how, "seed": tokens["seed"] or None}
 
 
 def _options(values: Mapping[str, Any]) -> list[str]:
     return option_words({name: value for name, value in values.items() if value is not False and name != "sha256"})
-
-
-def _sources(data: str, *, weighted: bool = False) -> list[str]:
-    """List the sources of a mixture; a file by its name alone.
-
-    >>> _sources("self,/home/me/chats.jsonl=0.5,org/set"), _sources("self=2", weighted=True)
-    (['self', 'chats.jsonl', 'org/set'], ['self=2'])
-    """
-    named = []
-    for part in data.split(","):
-        source, _, weight = part.partition("=")
-        is_file = source.startswith((".", "~", "/", "\\")) or source.count("/") > 1 or "." in Path(source).suffix
-        shown = re.split(r"[/\\]", source)[-1] if is_file else source
-        named.append(f"{shown}={weight}" if weight and weighted else shown)
-    return named
 
 
 def _rows(measured: Mapping[str, Mapping[str, Any]]) -> list[tuple[str, list[str]]]:

@@ -40,6 +40,8 @@ Model: TypeAlias = "str | Path | Checkpoint | PreTrainedModel"  # what functions
 class Checkpoint:
     """A model on disk. Opening reads headers only; `model()` and `tokenizer()` load.
 
+    in_memory: it was given as a loaded model, whose weights may be others than those of `source`, where they were loaded.
+
     >>> Checkpoint.open("demo").anatomy.layers  # doctest: +SKIP
     30
     """
@@ -50,6 +52,7 @@ class Checkpoint:
     config: Mapping[str, Any] = field(repr=False)
     tensors: Mapping[str, StoredTensor] = field(repr=False)
     trust_remote_code: bool = False
+    in_memory: bool = False
 
     @classmethod
     @typed
@@ -90,7 +93,7 @@ class Checkpoint:
             return cls.open(model)
         opened = cls.open(_saved(model))
         commit = getattr(model.config, "_commit_hash", None)  # of one that was loaded from the hub
-        return replace(opened, source=str(model.name_or_path) or opened.source, revision=commit)
+        return replace(opened, source=str(model.name_or_path) or opened.source, revision=commit, in_memory=True)
 
     @functools.cached_property
     def blueprint(self) -> PreTrainedModel:
@@ -188,8 +191,12 @@ class Checkpoint:
     @property
     def made_from(self) -> str | None:
         """The name of the first model of the records, which was not cut; None where shortstack did not write this one."""
-        sources = [str(record["source"]["id"]) for record in self.records]
-        return sources[-1] if sources else None
+        return str(self.first_source["id"]) if self.first_source else None
+
+    @property
+    def first_source(self) -> Mapping[str, Any]:
+        """The name and the revision of the first model of the records; empty where shortstack did not write this one."""
+        return {} if not self.record else dict([*self.records][-1]["source"])
 
     @functools.cached_property
     def weights_sha256(self) -> str:

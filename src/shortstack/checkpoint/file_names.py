@@ -13,6 +13,7 @@ from typing import Any
 from shortstack.errors import CheckpointError
 
 DEMO_HUB_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 CONFIG = "config.json"
 RECORD = "shortstack.json"
 CARD = "README.md"
@@ -26,7 +27,13 @@ ADAPTER = "adapter_config.json"  # of PEFT
 NAMED_WEIGHTS = "transformers_weights"  # the field of config.json that names the file of the weights
 TEMPLATES = "additional_chat_templates"  # where transformers keeps a tokenizer's further, named templates
 TOKENIZER = re.compile(r"^(tokenizer|vocab|spiece|sentencepiece|merges|bpe)\b.*|\.(model|tiktoken|vocab)$")
+# Settings, tokens and words by their files' names, as loaders have them.
+SETTINGS = re.compile(
+    r"(config|quant|tokenizer|vocab|special_tokens|added_tokens|chat_template|tekken|normalizer|modules|emoji|encoder"
+    r"|byte_maps|word_shape|word_pronunciation)[^/]*\.json$|(vocab|merges|tokenizer|dict|SYSTEM_PROMPT)[^/]*\.txt$"
+)
 PICKLED = (".bin", ".pt", ".pth", ".ckpt")
+CODE = (".py", ".pkl", ".pickle", *PICKLED)  # which may run when it is loaded
 LEFTOVERS = {  # of a training, of a shrink, or of weights in another form
     ADAPTER,
     "params.json",
@@ -36,7 +43,8 @@ LEFTOVERS = {  # of a training, of a shrink, or of weights in another form
     "eval_results.json",
     SHRUNK,
 }
-LEGAL = ("LICENSE", "NOTICE", "USE_POLICY")
+READ = {".txt", ".json", ".jsonl", ".gguf", ".yaml", ".yml"}  # what texts, models and recipes are in, beside folders
+LEGAL = ("LICENSE", "LICENCE", "COPYING", "NOTICE", "USE_POLICY")
 DOWNLOADED = (
     *("*.json", "*.safetensors", "*.txt", "*.model", "*.tiktoken", "*.vocab", "merges.*", "bpe.*", "*.jinja", "*.py"),
     *(f"{name}*" for name in LEGAL),
@@ -54,17 +62,41 @@ def is_demo(model: str) -> bool:
     return model == "demo" and not os.path.exists(model)
 
 
+def place_name(place: str) -> str:
+    """Return the name of a file or folder without its place; what the hub calls so, or comes along, as it is.
+
+    >>> [place_name(place) for place in ("./model/", "C:/me/model", "~/chats.jsonl", "org/set-1.5", "self")]
+    ['model', 'model', 'chats.jsonl', 'org/set-1.5', 'self']
+    """
+    path = place.startswith((".", "~", "/")) or "\\" in place or place.count("/") > 1
+    if not path and Path(place).suffix not in READ:
+        return place
+    return re.split(r"[/\\]+", place.rstrip("/\\"))[-1]
+
+
+def source_names(data: str, *, weighted: bool = False) -> list[str]:
+    """List the sources of a mixture; a file by its name alone.
+
+    >>> source_names("self,/home/me/chats.jsonl=0.5,org/set"), source_names("self=2", weighted=True)
+    (['self', 'chats.jsonl', 'org/set'], ['self=2'])
+    """
+    parts = [part.partition("=") for part in data.split(",")]
+    return [f"{place_name(name)}={weight}" if weight and weighted else place_name(name) for name, _, weight in parts]
+
+
 def is_carried_along(path: Path, *, code: bool) -> bool:
-    """Say whether an output has a copy of the file: it goes with any weights of the model. code: Python files, too."""
+    """Say whether an output has a copy of the file: it goes with any weights of the model. code: Python files, too.
+
+    Nothing else that lies beside them is copied, such as notes, since outputs are uploaded.
+    """
     if path.name in {CONFIG, RECORD, CARD, *LEFTOVERS}:
         return False
     if path.name.startswith(".") or path.name.endswith(".index.json"):
         return False
-    if path.suffix == ".py":
-        return code
-    return (
-        path.suffix in {".json", ".txt", ".jinja"} or bool(TOKENIZER.search(path.name)) or path.name.startswith(LEGAL)
-    )
+    if path.suffix.lower() in CODE:
+        return code and path.suffix == ".py"
+    named = path.suffix not in {".json", ".txt"} and TOKENIZER.search(path.name)
+    return bool(named or SETTINGS.search(path.name)) or path.suffix == ".jinja" or path.name.upper().startswith(LEGAL)
 
 
 def is_own_name(name: Any) -> bool:

@@ -266,10 +266,12 @@ class _Part:
         self, declared: Sequence[tuple[str, tuple[int, ...], int, int]], alignment: int
     ) -> tuple[GgufTensor, ...]:
         """Place the tensors: each reaches to the start of the next, the last to the end of the file."""
+        if not declared:  # the first part of a split model may have metadata alone
+            return ()
         first, end = aligned(self.cursor.at, alignment), len(self.data)
         starts = sorted({start for *_, start in declared})
         following = dict(zip(starts, [*starts[1:], end - first], strict=True))
-        if starts and starts[-1] >= end - first:
+        if starts[-1] >= end - first:
             raise _Truncated
         if len(starts) != len(declared) or any(start % alignment for start in starts):
             raise broken(self.path, f"tensors at places of their own, {alignment} bytes aligned", "others")

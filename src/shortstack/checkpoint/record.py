@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import os
 import platform
+import re
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from itertools import takewhile
 from typing import Any
 
 from shortstack.checkpoint.checkpoint import Checkpoint
+from shortstack.checkpoint.file_names import source_names
 from shortstack.errors import CheckpointError
+
+SOURCES = ("source", "data", "text")  # the fields of a record that name data
 
 
 def layer_map(checkpoint: Checkpoint, kept: Sequence[int]) -> dict[str, int]:
@@ -26,6 +31,7 @@ def provenance(checkpoint: Checkpoint, verb: str, seconds: float) -> dict[str, A
         "source": {
             "id": checkpoint.source,
             "revision": checkpoint.revision,
+            **({"in_memory": True} if checkpoint.in_memory else {}),
             "weight_bytes": checkpoint.weight_bytes,
             "files": {path.name: path.stat().st_size for path in checkpoint.shards},
         },
@@ -43,15 +49,40 @@ def versions() -> dict[str, str]:
 
 
 def changed_since(checkpoint: Checkpoint, against: Checkpoint) -> bool:
-    """Say whether any step from the source to the checkpoint changed weights: by its records, back to the source's own."""
-    earlier = _without_files(against.record)
-    since = takewhile(lambda record: record != earlier, checkpoint.records)
+    """Say whether any step from the source to the checkpoint changed weights: by its records, back to the source's own.
+
+    Of an uploaded one a record names no folders.
+    """
+    earlier = without_folders(_without_files(against.record))
+    since = takewhile(lambda record: without_folders(record) != earlier, checkpoint.records)
     return any(record["verb"] != "prune" or (record.get("repair") or {}).get("kept") for record in since)
 
 
 def _without_files(record: Mapping[str, Any]) -> dict[str, Any]:
     """Return a record as the next one keeps it: without the digests of files that it does not have."""
     return {key: value for key, value in record.items() if key != "files"}
+
+
+def without_folders(value: Any, name: str = "") -> Any:
+    """Return what a record says, with files and folders by their names alone, as others are to see it. name: its field.
+
+    >>> without_folders({"source": {"id": "/home/me/model"}, "data": "/home/me/chats.jsonl=0.5,self"})
+    {'source': {'id': 'model'}, 'data': 'chats.jsonl=0.5,self'}
+    """
+    if isinstance(value, Mapping):
+        shown = {key: without_folders(each, key) for key, each in value.items()}
+        return {**shown, "id": _model_name(value)} if name == "source" and "id" in value else shown
+    if isinstance(value, list | tuple):
+        return [without_folders(each, name) for each in value]
+    return ",".join(source_names(value, weighted=True)) if isinstance(value, str) and name in SOURCES else value
+
+
+def _model_name(source: Mapping[str, Any]) -> str:
+    """Return the hub's name of a model, which has a revision, or that of a folder without its place."""
+    place = str(source["id"])
+    named = place if source.get("revision") else re.split(r"[/\\]+", place.rstrip("/\\"))[-1]
+    local = named == "demo" and (named != place or os.path.exists(place))
+    return f"./{named}" if local else named  # a folder of that name is not the demo's model
 
 
 def skipped_layers(checkpoint: Checkpoint, against: Checkpoint) -> frozenset[int]:

@@ -74,6 +74,7 @@ def _is_step(record: Mapping[str, Any]) -> bool:
         and isinstance(parts["versions"].get("shortstack"), str)
         and all(new.isdecimal() and _is_count(old) for new, old in parts["layer_map"].items())
         and (not plan or (_is_count(plan.get("layers")) and _are_counts(plan.get("removed"))))
+        and (not parts["repair"].get("kept") or _is_text(parts["repair"].get("tokens")))
         and (not healing or _is_healing(healing))
     )
 
@@ -84,7 +85,17 @@ def _is_healing(healing: Mapping[str, Any]) -> bool:
     sections = {name: part for name, part in parts.items() if isinstance(part, dict)}
     named = (("method", "name"), ("objective", "loss"), ("data", "data"))
     texts = sections == parts and all(isinstance(sections[name].get(key), str) for name, key in named)
-    return texts and _is_count(healing.get("samples"))
+    return texts and _is_count(healing.get("samples")) and isinstance(healing.get("repeat"), dict | None)
+
+
+def _is_text(tokens: Any) -> bool:
+    """Say whether windows have a source, and how many there are, of which length and seed."""
+    numbers = ("samples", "length", "seed")
+    return (
+        isinstance(tokens, dict)
+        and isinstance(tokens.get("source"), str)
+        and all(_is_count(tokens.get(name)) for name in numbers)
+    )
 
 
 def _is_count(value: Any) -> bool:

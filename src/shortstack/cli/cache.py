@@ -27,9 +27,7 @@ def cache(
     entries = list(cache_entries())
     limit = cache_limit()
     if clear:
-        for entry in entries:
-            remove_entry(entry.path)
-        left = [entry.path for entry in entries if entry.path.exists()]
+        left = [entry.path for entry in entries if not remove_entry(entry.path)]
         if left:
             found = f"{len(left)} that stay, such as {left[0].name}"
             raise OutputError(found, expected="entries to remove", fix="check its permissions", where=left[0].parent)

@@ -65,6 +65,7 @@ def compare(
     if not texts.sources:
         raise InputError("none", expected="a text to sort rows by", fix="name one: pydoc", option="perplexity")
 
+    from shortstack.checkpoint.weights import check_unquantised
     from shortstack.comparison import Calibration, EvaluationSpec, judge_tasks
     from shortstack.comparison import compare as compare_models
     from shortstack.comparison.baselines import parse_memory
@@ -77,12 +78,14 @@ def compare(
         checkpoint = session.source.open(model, progress)
         healed = session.alone.open(options.healed, progress) if options.healed else None
         # refused here, before texts are read or written
+        check_unquantised(checkpoint, "to hold in fewer bits", "compare")
         parse_memory(memory, checkpoint.weight_bytes, least=checkpoint.sizes.other_bytes)
         try:
             windows = replace(texts, samples=tasks.limit).read(checkpoint.tokenizer(), compute.seed, at_least=1)
         except DataError as error:
             raise error.but(option="limit" if error.option == "samples" else error.option) from error
-        judges = [judge_tasks(replace(tasks, seed=compute.seed), checkpoint)] if tasks.tasks else []
+        asked = replace(tasks, seed=compute.seed)
+        judges = [judge_tasks(asked, checkpoint, compute=compute)] if tasks.tasks else []
         load = Load(prompt=timing.prompt, new_tokens=timing.new_tokens)
         judging = EvaluationSpec(windows, judges, load, timing.repeats)
         read = partial(calibration_tokens, checkpoint, compute=compute, progress=progress, dry_run=dry_run)

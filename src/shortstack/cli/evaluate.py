@@ -12,7 +12,7 @@ from cyclopts import Parameter
 
 from shortstack.cli import console
 from shortstack.cli.dry_run import DryRun, show_dry_run
-from shortstack.cli.options import Model, Saved, Session, check_unused, flat, group
+from shortstack.cli.options import Model, Saved, Session, check_unused, flat, group, is_quantised
 from shortstack.evaluation import EvaluationText, GenerationChecks, Tasks
 from shortstack.machine.memory import Requirements
 
@@ -50,7 +50,7 @@ def evaluate(
     prepared = partial(prepare, text=text, tasks=seeded_tasks, compute=session.compute)
     with session.report.bars() as progress:
         checkpoint = session.source.open(model, progress)
-        origin = session.alone.open(against, progress) if against else None
+        origin = session.open_unpruned(against, checkpoint, progress) if against else None
         ready, base = prepared(checkpoint, generation=generation), None
         if origin:  # all that can be wrong with it is said before the first is measured
             if not same_tokens(checkpoint.tokenizer(), origin.tokenizer()):
@@ -90,7 +90,7 @@ def _preview(models: Sequence[Prepared], session: Session) -> None:
 
 def _next_step(model: str, checkpoint: Checkpoint, session: Session, unpruned: str | None) -> None:
     made_by = checkpoint.record.get("verb")
-    if made_by == "heal":
+    if made_by == "heal" or (made_by == "prune" and is_quantised(checkpoint)):
         loads = f'{checkpoint.auto_class}.from_pretrained("{model}")'
         session.report.say(f"{loads}, or any program that reads a checkpoint directory")
     elif made_by == "prune":

@@ -115,7 +115,9 @@ def heal(
         with session.report.bars() as progress:
             checkpoint = session.source.open(directory, progress)
             _remark(checkpoint, run.recipe, task, turns, session.report)
-            task = replace(task, teacher=session.alone.open(run.teacher, progress) if run.teacher else None)
+            task = replace(
+                task, teacher=session.open_unpruned(run.teacher, checkpoint, progress) if run.teacher else None
+            )
             if run.dry_run:
                 from shortstack.healing.preview import preview
 

@@ -5,6 +5,7 @@ Nothing heavy is imported here: the command line reads this file to answer `--he
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
 from collections.abc import Callable, Iterator, Mapping
@@ -151,12 +152,12 @@ class Reporting:
 
     def next_cut(self, model: object, checkpoint: Checkpoint, *words: str) -> None:
         """Suggest the best way to choose layers: by what blocks cost once kept layers are refitted, where weights can be."""
-        how = () if _is_quantised(checkpoint) else ("--strategy", "repaired-blocks", "--repair")
+        how = () if is_quantised(checkpoint) else ("--strategy", "repaired-blocks", "--repair")
         self.next_step("prune", model, *how, "--drop", "25%", "-o", "pruned", *words)
 
     def next_prune(self, model: object, checkpoint: Checkpoint | None, *how: object) -> None:
         """Suggest to make a chosen cut with kept layers refitted, where weights can be; checkpoint: None if not opened."""
-        repair = () if checkpoint and _is_quantised(checkpoint) else ("--repair",)
+        repair = () if checkpoint and is_quantised(checkpoint) else ("--repair",)
         self.next_step("prune", model, *how, *repair, "-o", "pruned")
 
     def next_measure(self, model: object, unpruned: object | None, *words: str) -> None:
@@ -179,7 +180,7 @@ class Reporting:
             say(f"\nNext: {what}")
 
 
-def _is_quantised(checkpoint: Checkpoint) -> bool:
+def is_quantised(checkpoint: Checkpoint) -> bool:
     return bool(checkpoint.config.get("quantization_config"))
 
 
@@ -205,6 +206,16 @@ class Session:
     def alone(self) -> Source:
         """The source for a second model: --revision is of the first."""
         return replace(self.source, revision=None)
+
+    def open_unpruned(self, model: str, made: Checkpoint, progress: Progress) -> Checkpoint:
+        """Open a second model; the one that the first was made from is opened as it was then, by the revision on record."""
+        known = made.first_source
+        same = known.get("id") == model and not os.path.exists(model)
+        return replace(self.source, revision=known.get("revision") if same else None).open(model, progress)
+
+    def open_origin(self, model: str, made: Checkpoint, progress: Progress) -> Checkpoint:
+        """Open the model that a verb's first one was made from, where --revision is of that: as typed, or as it was then."""
+        return self.source.open(model, progress) if self.source.revision else self.open_unpruned(model, made, progress)
 
     def beside(self, model: str, origin: Checkpoint) -> str:
         """Name a model as a verb's second one, which takes no --revision: by its folder, where one was typed."""

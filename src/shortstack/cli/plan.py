@@ -12,7 +12,7 @@ from shortstack.checkpoint import Sizes
 from shortstack.checkpoint.file_names import DEMO_HUB_ID, is_demo
 from shortstack.cli.options import CALIBRATION, MODEL, NEW, Session, check_unused, flat, group
 from shortstack.data import CalibrationText
-from shortstack.machine.files import atomic_write
+from shortstack.machine.files import atomic_write, check_new
 from shortstack.machine.formats import show_layers
 from shortstack.machine.progress import say
 from shortstack.planning import Choice, Chosen, choose
@@ -59,13 +59,14 @@ def plan(
             selection = choose(checkpoint, choice, text, compute=session.compute, progress=progress)
         say_moved(selection)
         chosen = selection.plan.sized(checkpoint.sizes)
+    session.report.result(chosen, output)
     if mergekit:
         from shortstack.planning.mergekit import to_mergekit
 
+        check_new(mergekit)  # again: hours may have passed since it was read
         with atomic_write(mergekit) as partial:
             named = DEMO_HUB_ID if is_demo(model) else model
             partial.write_text(to_mergekit(chosen, named), encoding="utf-8")
-    session.report.result(chosen, output)
     how = ("--plan", output) if output else ("--layers", show_layers(chosen.removed).replace(" ", ""))
     session.report.next_prune(model, checkpoint, *how, *origin)
 

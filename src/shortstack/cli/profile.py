@@ -37,7 +37,7 @@ def profile(
         checkpoint = session.source.open(model, progress)
         result = profile_checkpoint(
             checkpoint,
-            against=session.alone.open(against, progress) if against else None,
+            against=session.open_unpruned(against, checkpoint, progress) if against else None,
             timing=timing,
             compute=session.compute,
             progress=progress,

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
@@ -150,6 +150,12 @@ class _Cut:
         return repaired
 
 
+def _foreseen(plan: Plan, planned: Plan | None) -> dict[str, Any]:
+    """Return a plan for JSON: of one whose layers are yet to be chosen only how many go."""
+    unknown = {} if planned else dict.fromkeys(("removed", "kept", "strategy"))
+    return {**plan.to_dict(), "remove": len(plan.removed), **unknown}
+
+
 @dataclass(frozen=True)
 class _FileCut:
     """A cut of a .gguf model; planned: the layers that go, unless they are to be chosen."""
@@ -172,6 +178,7 @@ class _FileCut:
             expected = "a directory, unless the model is a .gguf file"
             fix = "check the path, or name a directory; GGUF is cut from GGUF"
             raise InputError("a .gguf file", expected=expected, fix=fix, option="output")
+        check_unused("prune of a .gguf file", cut.session.source)
         file = read_gguf(source)
         depth = GgufDepth.of(file)
         cut = replace(cut, choice=cut.choice.sized(file.sizes(depth.layers)))
@@ -194,7 +201,7 @@ class _FileCut:
                 checkpoint = cut.session.source.open(cut.model, progress)
             plan, needed, rows = cut.to_be_chosen(checkpoint)
         needed = needed.then(file_requirements(self.file, plan))
-        show_dry_run(rows, needed, cut.session.report, output=cut.output, data=plan.to_dict())
+        show_dry_run(rows, needed, cut.session.report, output=cut.output, data=_foreseen(plan, self.planned))
 
     def prune(self) -> None:
         from shortstack.pruning import prune_gguf
@@ -259,9 +266,8 @@ def prune(
         checkpoint = session.source.open(model, progress)
         if dry_run:
             plan, rows, needed = cut.preview(checkpoint, of_depth)
-            return show_dry_run(
-                rows, needed, session.report, output=output, data=plan.sized(checkpoint.sizes).to_dict()
-            )
+            data = _foreseen(plan.sized(checkpoint.sizes), cut.planned(checkpoint.depth, of_depth))
+            return show_dry_run(rows, needed, session.report, output=output, data=data)
         chosen = cut.chosen(checkpoint, of_depth, progress)
         repaired = cut.written(checkpoint, chosen, progress)
         plan = chosen.plan.sized(checkpoint.sizes)

@@ -37,8 +37,9 @@ def repair(
     from shortstack.repairing.repairer import check_repair
 
     with session.report.bars() as progress:
-        origin = session.source.open(source, progress)
-        chosen = cut_of(session.alone.open(directory, progress), origin)
+        cut = session.alone.open(directory, progress)
+        origin = session.open_origin(source, cut, progress)
+        chosen = cut_of(cut, origin)
         check_cut(output, origin, chosen, copies=2)
         fitted = text.of_all(windows.repair_samples)
         if dry_run:

@@ -62,5 +62,7 @@ def _count(file: str, output: Path | None, report: Reporting) -> None:
     console.show_result(counts)
     for shortage in lacking(needed, output):
         console.show(f"It does not fit here with --keep all: {shortage}.")
-    report.next_step("study", file, "-o", output or "runs")
+    report.say(
+        "the same command without --dry-run" if output else "the same command with -o runs in place of --dry-run"
+    )
     return None

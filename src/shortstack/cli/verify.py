@@ -11,7 +11,7 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from shortstack.cli.options import Saved, Session, check_unused, flat, unused
+from shortstack.cli.options import Saved, Session, check_unused, flat, is_quantised, unused
 from shortstack.errors import InputError
 
 
@@ -44,7 +44,7 @@ def verify(
 
     with session.report.bars() as progress:
         checkpoint = session.alone.open(directory, progress)  # --revision is of the model it is against
-        origin = session.source.open(against, progress) if against else None
+        origin = session.open_origin(against, checkpoint, progress) if against else None
         result = verify_checkpoint(
             checkpoint, against=origin, device=device, stream=session.compute.stream, progress=progress
         )
@@ -52,7 +52,7 @@ def verify(
     if not result.ok:
         sys.exit(1)
     trust = session.alone.command_line
-    if checkpoint.record["verb"] == "heal":
+    if checkpoint.record["verb"] == "heal" or is_quantised(checkpoint):
         session.report.next_step("evaluate", directory, *trust)
     else:
         unpruned = session.beside(against, origin) if against and origin else checkpoint.made_from

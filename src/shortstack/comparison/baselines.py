@@ -190,7 +190,13 @@ def pruned_in_int8(context: BaselineContext) -> Iterator[Baseline]:
 
     if missing := context.unquantisable(INT8):
         yield Baseline(name, reason=missing)
-    elif size(range(context.checkpoint.anatomy.layers)) <= context.budget:
+        return
+    try:
+        _ = context.int8_savings
+    except ArchitectureError as error:  # the row of int8 says so, too
+        yield Baseline(name, reason=f"{error.expected}, found {error.found}")
+        return
+    if size(range(context.checkpoint.anatomy.layers)) <= context.budget:
         yield Baseline(name, reason="int8 alone fits the budget")
     else:
         yield from _cut(context, name, size, INT8)

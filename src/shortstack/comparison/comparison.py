@@ -13,13 +13,14 @@ import torch
 
 from shortstack.architecture.anatomy import check_positions
 from shortstack.checkpoint import Checkpoint, Model
+from shortstack.checkpoint.weights import check_unquantised
 from shortstack.comparison.baselines import BASELINES, Baseline, BaselineContext, Calibration, parse_memory
 from shortstack.data import Tokens
 from shortstack.data.tokens import same_tokens
 from shortstack.decoder import Decoder
 from shortstack.decoder.requirements import requirements as model_requirements
 from shortstack.decoder.requirements import writing_requirements
-from shortstack.errors import InputError
+from shortstack.errors import ArchitectureError, InputError
 from shortstack.evaluation import Perplexity, Tasks
 from shortstack.evaluation.degeneration import Collapse, check_collapse, collapse_tokens
 from shortstack.evaluation.evaluator import answer_task
@@ -205,6 +206,7 @@ def compare(
     layer: it gets no speed and writes nothing, and there is none in fewer bits or with masks.
 
     Raises:
+        CheckpointError: its weights are quantised already.
         InputError: `memory` is no share, or less than what no baseline makes smaller; texts are longer than a model has
             positions for; or `calibration.healed` has another tokenizer.
         OutputError: the temporary folder has no room.
@@ -229,6 +231,7 @@ def compare(
 
 def check_comparison(checkpoint: Checkpoint, calibration: Calibration, judging: EvaluationSpec, memory: str) -> int:
     """Return the bytes that weights may take, once it is clear that all rows can be judged."""
+    check_unquantised(checkpoint, "to hold in fewer bits", "compare")
     budget = parse_memory(memory, checkpoint.weight_bytes, least=checkpoint.sizes.other_bytes)
     _check_lengths(checkpoint, judging)
     if healed := calibration.healed_checkpoint:
@@ -281,7 +284,10 @@ def _check_tokens(checkpoint: Checkpoint, healed: Checkpoint) -> None:
 def _row(baseline: Baseline, context: BaselineContext, judging: EvaluationSpec) -> ComparisonRow:
     if baseline.make is None:
         return ComparisonRow(baseline.name, baseline.note, baseline.reason)
-    decoder, nbytes = baseline.make()
+    try:
+        decoder, nbytes = baseline.make()
+    except ArchitectureError as error:  # weights that are stored in another form: the reason is for the table
+        return ComparisonRow(baseline.name, baseline.note, f"{error.expected}, found {error.found}")
     staged = under(context.progress, f"{baseline.name}: ")
     perplexity = {name: measure(decoder, tokens, progress=staged) for name, tokens in judging.texts.items()}
     loaded = not decoder.weights and not context.base.weights
@@ -318,15 +324,19 @@ def _timed(
     return speed, speed_ratios(speed, unpruned[0]) if unpruned else None
 
 
-def judge_tasks(tasks: Tasks, checkpoint: Checkpoint) -> Judge:
-    """Return a judge of the checkpoint's baselines on tasks of lm-evaluation-harness."""
+def judge_tasks(tasks: Tasks, checkpoint: Checkpoint, *, compute: Compute = AUTO) -> Judge:
+    """Return a judge of the checkpoint's baselines on tasks of lm-evaluation-harness. compute: of the comparison.
+
+    Raises:
+        InputError: a task is to be written by a model that is read layer by layer.
+    """
     loaded, tokenizer = tasks.load_for(checkpoint), checkpoint.tokenizer()
+    written = next((task.name for task in loaded if task.generates), None)
+    if written and model_requirements(checkpoint, compute).streamed:
+        expected = "tasks by likelihood, since the model's layers are read one by one"
+        raise InputError(written, expected=expected, fix="leave it out", option="tasks")
 
     def judge(decoder: Decoder) -> dict[str, dict[str, Any]]:
-        written = [task.name for task in loaded if decoder.weights and task.generates]
-        if written:
-            expected = "tasks by likelihood, since the model's layers are read one by one"
-            raise InputError(written[0], expected=expected, fix="leave it out", option="tasks")
         results = {task.name: answer_task(task, decoder, tokenizer, tasks) for task in loaded}
         return {
             name: {"metric": result.metric, "value": result.value, "stderr": result.stderr, "n": result.n}

@@ -53,7 +53,7 @@ def read_examples(
     tokenised; a float is a share of all. written: for `self`, gives texts that the model wrote.
     """
     rng = random.Random(seed)
-    read, wanted = shared_out(source, tokenizer, max_length, seed, most)
+    read, wanted, _ = shared_out(source, tokenizer, max_length, seed, most)
     for name, amount in wanted.items():
         if name not in read:
             read[name] = [[made] for made in _made(name, amount, tokenizer, max_length, seed, written)]
@@ -74,23 +74,34 @@ def _first(parts: Sequence[Conversation], amount: int) -> Iterator[Conversation]
 
 
 def shared_out(
-    source: str, tokenizer: PreTrainedTokenizerBase, max_length: int, seed: int, most: float | None
-) -> tuple[dict[str, list[Conversation]], dict[str, int]]:
-    """Read the samples of the sources that have an end, and share out how many each source gives."""
+    source: str,
+    tokenizer: PreTrainedTokenizerBase,
+    max_length: int,
+    seed: int,
+    most: float | None,
+    *,
+    tokens: float = math.inf,
+) -> tuple[dict[str, list[Conversation]], dict[str, int], bool]:
+    """Read the samples of the sources that have an end, and share out how many each source gives.
+
+    tokens: of each source no more are read than hold so many. Say, too, whether each was read to its end.
+    """
     sources = parse_sources(source)
     whole = sum(weighted.weight for weighted in sources)
-    read = {
+    found = {
         weighted.source: _read(
             weighted.source,
             tokenizer,
             max_length,
             seed,
             None if most is None or is_share(most) else math.ceil(most * weighted.weight / whole),
+            tokens,
         )
         for weighted in sources
         if not weighted.endless
     }
-    return read, shares(sources, {name: sum(map(len, parts)) for name, parts in read.items()}, most)
+    read, ended = {name: samples for name, (samples, _) in found.items()}, all(ended for _, ended in found.values())
+    return read, shares(sources, {name: sum(map(len, parts)) for name, parts in read.items()}, most), ended
 
 
 def shares(sources: Sequence[Weighted], sizes: Mapping[str, int], most: float | None) -> dict[str, int]:
@@ -124,19 +135,28 @@ def shares(sources: Sequence[Weighted], sizes: Mapping[str, int], most: float | 
 
 
 def _read(
-    source: str, tokenizer: PreTrainedTokenizerBase, max_length: int, seed: int, most: int | None
-) -> list[Conversation]:
-    """Read the samples of a source that has an end; most: of so many records with something to learn, drawn by the seed."""
-    records = 0
+    source: str, tokenizer: PreTrainedTokenizerBase, max_length: int, seed: int, most: int | None, tokens: float
+) -> tuple[list[Conversation], bool]:
+    """Read the samples of a source that has an end; most: of so many records with something to learn, drawn by the seed.
+
+    tokens: what lies behind so many of them is not read. Say, too, whether there was nothing more.
+    """
+    records, samples, length, ended = 0, list[Conversation](), 0, True
 
     def useful() -> Iterator[list[Conversation]]:
         nonlocal records
-        for record in (read_records if most is None else shuffled_records)(source, seed=seed):
+        in_order = most is None and math.isinf(tokens)  # else those that are read stand for all
+        for record in (read_records if in_order else shuffled_records)(source, seed=seed):
             records += 1
             if parts := _useful(_examples(record, tokenizer, max_length), chat=record_format(record) == "chat"):
                 yield parts
 
-    samples = [part for parts in islice(useful(), most) for part in parts]
+    for parts in islice(useful(), most):
+        if length > tokens:
+            ended = False
+            break
+        samples += parts
+        length += sum(len(example.ids) for part in parts for example in part)
     if not samples:
         raise DataError(
             f"none among {records} records: what is left of each is one token, or a prompt alone",
@@ -144,7 +164,7 @@ def _read(
             fix="raise max_length, or check the data",
             where=source,
         )
-    return samples
+    return samples, ended
 
 
 def _useful(examples: Sequence[Example], *, chat: bool) -> list[Conversation]:

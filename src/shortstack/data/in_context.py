@@ -34,7 +34,7 @@ TAGS = ("b", "i", "p", "div", "span", "li", "td", "em")
 PAIRS = {"(": ")", "[": "]", "{": "}", "<": ">"}
 
 Passages = Sequence[tuple[str, bool]]  # text, and whether what stands before it says what it is
-Make = Callable[[random.Random, int], tuple[str, str]]  # of a size from 2 to 5: a question and its answer
+Make = Callable[[random.Random, int], tuple[str, str]]  # of a size from 2 to 4: a question and its answer
 
 
 def pydoc(held_out: bool) -> str:
@@ -103,7 +103,7 @@ def drills(rng: random.Random, most: int = MOST) -> Passages:
     Sort the words regarded hints => hints regarded
     """
     family = FAMILIES[rng.choice(tuple(FAMILIES))]
-    template, size = rng.choice(family.templates), rng.randint(2, max(2, min(5, most // 10)))
+    template, size = rng.choice(family.templates), rng.randint(2, max(2, most // 10))
     passages: list[tuple[str, bool]] = []
     for number in range(max(SHORTEST, most // (2 * size + 2))):
         question, answer = family.make(rng, size)

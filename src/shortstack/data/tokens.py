@@ -66,7 +66,7 @@ class Tokens:
         at_least: int | None = None,
         written: Written | None = None,
     ) -> Tokens:
-        """Read `samples` random windows of `length` tokens (BOS included), or with None every window, in order.
+        """Read `samples` random windows of `length` tokens (BOS included), or with None every window.
 
         Windows never overlap and never cross documents. With several documents each gives one window at a random place,
         as in the paper; a document shorter than a window is passed over. BOS is added where the tokenizer itself adds it.
@@ -171,11 +171,11 @@ class CalibrationText:
     """The text that metrics look at.
 
     text: sources by name, as source_of() gives them of rows in memory. samples: windows of each source, drawn by seed, or
-    "all" in order. length: tokens of a window, BOS included.
+    "all". length: tokens of a window, BOS included.
     """
 
     text: str = option(MIX, help=f"Calibration text: {TEXT} {SEVERAL}")
-    samples: int | str = option(10, help="Calibration windows per text: a number drawn at random, or all in order.")
+    samples: int | str = option(10, help="Calibration windows per text: a number drawn at random, or all.")
     length: int = option(128, help="Tokens per calibration window.", minimum=4)
 
     def __post_init__(self) -> None:

@@ -81,7 +81,7 @@ def _stored_bytes(checkpoint: Checkpoint, matrices: Held) -> int:
         raise ArchitectureError(
             f"{weights:,}",
             expected=f"{matrices.weights:,} weights in matrices that are stored by the names they are loaded by",
-            fix="compare it without quantised models: its matrices are stored in another form",
+            fix="measure it by evaluate: its matrices are stored in another form",
             where=f"{checkpoint.directory}, layer {matrices.layer}",
         )
     return sum(tensor.size for tensor in stored)
@@ -93,6 +93,8 @@ def uncovered(decoder: Decoder) -> str | None:
         return "matrices of several experts are one weight, which is not covered"
     if any(type(module).__name__ == "Conv1D" for layer in decoder.layers for module in layer.modules()):
         return "matrices are Conv1D modules, which are not covered"
+    if not all(map(linear_layers, decoder.layers)):
+        return "a layer has no linear layers"
     return None
 
 

@@ -91,6 +91,7 @@ class Evaluation(Tabled):
         )
         measured = (Column("measured", "text"), "metric", "value", "unpruned", "n", Column("chance", "ratio"), "BOS")
         notes = [*map(self._unit, self.against), *map(self._not_compared, self.tasks.keys() - self.against.keys())]
+        notes += map(self._other_tokens, self.perplexity)
         if self.collapse:
             notes.append(self.collapse.summary)
         heading = f"{self.model}: {title or 'no text'}; {counts}"
@@ -142,6 +143,11 @@ class Evaluation(Tabled):
     def _not_compared(self, name: str) -> str:
         number = f"{self.tasks[name].metric} is one number for all documents, not one for each"
         return f"{name}: not compared, since {number}." if self.base and not self.tasks[name].by_document else ""
+
+    def _other_tokens(self, name: str) -> str:
+        known = [side.perplexity[name].windows["sha256"] for side in (self, self.base) if side]
+        other = f"{name}: the two were measured on other tokens, so that their perplexities do not compare."
+        return other if len({*known}) > 1 else ""
 
     @property
     def average(self) -> float | None:

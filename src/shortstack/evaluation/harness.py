@@ -41,6 +41,7 @@ from shortstack.machine.progress import Progress, silent
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+SEEDS = 2**32  # numpy's
 SEED = 1234  # the harness's own, of the examples in a prompt; ours is added to it: 0 draws what the harness draws
 STOCK = Path(lm_eval.tasks.__file__).parent
 GENERATED_TOGETHER = 16  # prompts, where no batch size is named
@@ -67,9 +68,9 @@ class LoadedTask:
     def version(self) -> str:
         return str(self.group.version if self.group else self._first.VERSION)
 
-    def documents(self, limit: float) -> int:
-        """Count the documents within a limit, a number or a share; of a group those of its largest task."""
-        every = max(len(task.eval_docs) for task in self.tasks.values())
+    def documents(self, limit: float, *, fewest: bool = False) -> int:
+        """Count the documents within a limit, a number or a share; of a group those of its largest task, or its smallest."""
+        every = (min if fewest else max)(len(task.eval_docs) for task in self.tasks.values())
         return min(every, math.ceil(limit * ALMOST * every) if is_share(limit) else int(limit))
 
     @property
@@ -193,19 +194,8 @@ class HarnessModel(HFLM):  # type: ignore[misc]  # lm-eval is untyped here
 
     def generate_until(self, requests: Sequence[Any]) -> Any:
         for instance in requests:
-            self._check_answer(instance.task_name, instance.args[1])
+            _check_answer(instance.task_name, instance.args[1], self.max_length)
         return super().generate_until(requests, disable_tqdm=True)
-
-    def _check_answer(self, task: str, settings: Mapping[str, Any]) -> None:
-        """Refuse answers that may be as long as a prompt with its answer: no prompt has room beside them."""
-        room = int(normalize_gen_kwargs(dict(settings), ROOM)["max_gen_toks"])
-        if room >= self.max_length:
-            raise InputError(
-                f"{self.max_length} (by default the model's context length)",
-                expected=f"more than the {room} tokens that an answer of {task} may have",
-                fix=f"leave {task} out, or raise max_length to {2 * room} where the model computes its positions",
-                option="max_length",
-            )
 
     def _loglikelihood_tokens(
         self,
@@ -230,13 +220,32 @@ class HarnessModel(HFLM):  # type: ignore[misc]  # lm-eval is untyped here
         return Request(ids, len(ids) - len(continuation))
 
 
+def check_answers(loaded: LoadedTask, max_length: int) -> None:
+    """Refuse a task whose answers may be as long as a prompt with its answer."""
+    for name, task in loaded.tasks.items():
+        if task.OUTPUT_TYPE == "generate_until":
+            _check_answer(name, task.config.generation_kwargs, max_length)
+
+
+def _check_answer(task: str, settings: Mapping[str, Any], max_length: int) -> None:
+    """Refuse answers that may be as long as a prompt with its answer: no prompt has room beside them."""
+    room = int(normalize_gen_kwargs(dict(settings), ROOM)["max_gen_toks"])
+    if room >= max_length:
+        raise InputError(
+            f"{max_length} (by default the model's context length)",
+            expected=f"more than the {room} tokens that an answer of {task} may have",
+            fix=f"leave {task} out, or raise max_length to {2 * room} where the model computes its positions",
+            option="max_length",
+        )
+
+
 def run(loaded: LoadedTask, model: HarnessModel, *, limit: float | None = None, seed: int = 0) -> TaskResult:
     """Have a model answer a task's documents, the first `limit` of each of its tasks, and judge the answers."""
     if limit is not None and is_share(limit):
         limit = float(limit) * ALMOST  # which the harness rounds up, too
-    set_seed(SEED + seed)  # of generation that samples
+    set_seed((SEED + seed) % SEEDS)  # of generation that samples
     for task in loaded.tasks.values():
-        task.set_fewshot_seed(seed=SEED + seed)
+        task.set_fewshot_seed(seed=(SEED + seed) % SEEDS)
     groups = [loaded.group, *loaded.group.get_all_groups()] if loaded.group else []
     task_dict = {"tasks": dict(loaded.tasks), "groups": {group.name: group for group in groups}}
     with hushed():

@@ -168,10 +168,12 @@ class Tasks:
         return self.batch_size if isinstance(self.batch_size, int) else None
 
     def check_paired(self, loaded: Sequence[LoadedTask]) -> None:
-        """Refuse one document of a task, on which no two models can be compared; a group has one of each of its tasks."""
-        single = [task.name for task in loaded if len(task.tasks) == 1 and task.documents(self.limit or 2) < 2]
+        """Refuse one document of a task, on which no two models can be compared; of a group, where its tasks count alike."""
+        alone = [task for task in loaded if task.macro or len(task.tasks) == 1]
+        single = [task for task in alone if task.documents(self.limit or 2, fewest=True) < 2]
         if single:
-            expected = f"two documents of {single[0]} or more, to compare two models on"
+            each = "each task of " if single[0].group else ""
+            expected = f"two documents of {each}{single[0].name} or more, to compare two models on"
             option, fix = ("limit", "ask for more, such as 100") if self.limit else ("tasks", "leave it out")
             raise InputError("1", expected=expected, fix=fix, option=option)
 
@@ -184,4 +186,7 @@ class Tasks:
         """Load the tasks, where the checkpoint has positions for `max_length`."""
         if self.max_length:
             check_positions(checkpoint, self.max_length, "max_length", fix="leave it out")
-        return self.load()
+        loaded = self.load()
+        for task in loaded if self.max_length else ():
+            load_harness().check_answers(task, self.max_length)
+        return loaded

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from statistics import NormalDist
@@ -26,19 +27,35 @@ AT_CHANCE = 2.0  # a base that is not so many standard errors above chance is at
 
 @dataclass(frozen=True)
 class Outcomes:
-    """The outcome on each document of a task: 1 or 0 for right or wrong, or any number, higher being better."""
+    """The outcome on each document of a task: 1 or 0 for right or wrong, or any number, higher being better.
+
+    macro: the value is the mean of a group's tasks, each counted the same; documents are called TASK/DOCUMENT.
+    """
 
     documents: tuple[str, ...]
     values: tuple[float, ...]
+    macro: bool = False
+
+    def by_task(self) -> dict[str, list[int]]:
+        """List the places of each task's documents, by its name; all of them, where no tasks are counted the same.
+
+        >>> Outcomes(("a/1", "b/1", "a/2"), (1, 0, 1), macro=True).by_task()
+        {'a': [0, 2], 'b': [1]}
+        """
+        places = defaultdict[str, list[int]](list)
+        for place, document in enumerate(self.documents):
+            places[document.partition("/")[0] if self.macro else ""].append(place)
+        return dict(places)
 
 
 @dataclass(frozen=True)
 class Paired:
     """A model against its base on the same documents; every number is the model's minus the base's, or a share of it.
 
-    difference, stderr: the mean of the differences, and its standard error, as paired_stderr() has it.
+    difference, stderr: the mean of the differences, and its standard error, as paired_stderr() has it; of tasks that count
+        alike that of their mean.
     interval: 95 % of where the difference may lie, by Student's law.
-    p: two-sided, as paired_p() has it.
+    p: two-sided, as paired_p() has it; of tasks that count alike by Student's law.
     p_holm: the same, corrected for the number of tasks compared together.
     retention: 100 value / base; None where the base is not positive or an outcome is negative: no share of anything.
     retention_above_chance: 100 (value - chance) / (base - chance); None where no chance level is known, and where the
@@ -86,10 +103,17 @@ def compare(task: str, model: Outcomes, base: Outcomes, *, chance: float | None 
     (-0.75, 0.03125, 25.0)
     """
     ours, theirs = _paired(task, model, base)
-    differences = ours - theirs
-    value, reference = float(ours.mean()), float(theirs.mean())
-    difference, stderr, p = float(differences.mean()), paired_stderr(ours, theirs), paired_p(ours, theirs)
-    at_chance = chance is not None and reference - chance <= AT_CHANCE * mean_stderr(theirs)
+    tasks = [(ours[places], theirs[places]) for places in model.by_task().values()]
+    if any(len(values) < 2 for values, _ in tasks):
+        raise DataError(1, expected="two documents or more of each of its tasks", fix="raise limit", where=task)
+    value, reference, difference = (
+        float(np.mean([values.mean() for values in side]))
+        for side in zip(*((mine, other, mine - other) for mine, other in tasks), strict=True)
+    )
+    stderr, freedom = error_of_mean([(paired_stderr(*pair), len(pair[0]) - 1) for pair in tasks])
+    spread, _ = error_of_mean([(mean_stderr(values), len(values) - 1) for _, values in tasks])
+    at_chance = chance is not None and reference - chance <= AT_CHANCE * spread
+    p = paired_p(ours, theirs) if len(tasks) == 1 or not stderr else students_p(difference / stderr, freedom)
     retention = 100 * value / reference if reference > 0 and min(ours.min(), theirs.min()) >= 0 else None
     above = None if chance is None or at_chance else 100 * (value - chance) / (reference - chance)
     return Paired(
@@ -98,7 +122,7 @@ def compare(task: str, model: Outcomes, base: Outcomes, *, chance: float | None 
         n=len(ours),
         difference=difference,
         stderr=stderr,
-        interval=students_interval(difference, stderr, len(ours) - 1),
+        interval=students_interval(difference, stderr, freedom),
         p=p,
         p_holm=p,
         retention=retention,
@@ -160,6 +184,25 @@ def students_interval(value: float, stderr: float, freedom: float) -> tuple[floa
 
         reach = stderr * float(t.ppf((1 + COVERAGE) / 2, freedom))
     return value - reach, value + reach
+
+
+def error_of_mean(parts: Sequence[tuple[float, float]]) -> tuple[float, float]:
+    """Return the standard error of the mean of independent numbers, and its degrees of freedom (Satterthwaite).
+
+    parts: of each number its standard error, and the degrees of freedom that it was estimated with.
+    """
+    variances = [((stderr / len(parts)) ** 2, freedom) for stderr, freedom in parts]
+    return error_of_sum(variances)
+
+
+def error_of_sum(variances: Sequence[tuple[float, float]]) -> tuple[float, float]:
+    """Return the standard error of a sum of independent numbers, and its degrees of freedom (Satterthwaite).
+
+    variances: of each the variance, and the degrees of freedom that it was estimated with.
+    """
+    total = sum(variance for variance, _ in variances)
+    few = sum(variance**2 / freedom for variance, freedom in variances)
+    return math.sqrt(total), total**2 / few if few else math.inf
 
 
 def mean_stderr(values: Values) -> float:

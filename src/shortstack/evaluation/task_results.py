@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -61,24 +60,7 @@ class TaskResult:
     @property
     def paired(self) -> Outcomes:
         """For a paired comparison with another model: the outcomes that the value is the mean of."""
-        return Outcomes(self.documents, weighted(self.documents, self.outcomes, macro=self.macro))
-
-
-def weighted(documents: Sequence[str], outcomes: Sequence[float], *, macro: bool) -> tuple[float, ...]:
-    """Weigh each outcome by its task, so that their plain mean is the average that the value is.
-
-    documents: of a group each is called TASK/DOCUMENT.
-
-    >>> weighted(["a/1", "b/1", "b/2", "b/3"], [1.0, 1.0, 0.0, 0.0], macro=True)  # (1 + 1/3) / 2 = 2/3
-    (2.0, 0.6666666666666666, 0.0, 0.0)
-    """
-    if not macro:
-        return tuple(outcomes)
-    tasks = [document.partition("/")[0] for document in documents]
-    sizes = Counter(tasks)
-    return tuple(
-        outcome * (len(tasks) / len(sizes) / sizes[task]) for task, outcome in zip(tasks, outcomes, strict=True)
-    )
+        return Outcomes(self.documents, self.outcomes, self.macro)
 
 
 def mean_result(results: Sequence[Accuracy | TaskResult]) -> tuple[float, float]:

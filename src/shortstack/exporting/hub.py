@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
+import re
 from typing import TYPE_CHECKING
 
 import yaml
 
 from shortstack.checkpoint import Checkpoint, Model
-from shortstack.checkpoint.card import HUB_ID, CardContent, licence_of, model_card
-from shortstack.checkpoint.file_names import CARD, RECORD
+from shortstack.checkpoint.card import CardContent, licence_of, model_card
+from shortstack.checkpoint.file_names import CARD, HUB_ID, RECORD
+from shortstack.checkpoint.record import without_folders
 from shortstack.errors import CheckpointError, InputError, OutputError, ShortstackError, one_line
 from shortstack.machine.hub import connection_error
 from shortstack.machine.progress import Progress, in_notebooks
@@ -31,8 +34,9 @@ def push_to_hub(
 ) -> CommitInfo:
     """Verify a checkpoint that shortstack wrote, and upload it as one commit; returns what huggingface_hub tells of that.
 
-    Nothing but the files of its manifest, the record and the card goes there. A repository that has files is only given a
-    pull request. Called again after a failure it goes on: what the hub has of a file's content is not sent again.
+    Nothing but the files of its manifest, the record and the card goes there; both name files and folders without their
+    places. A repository that has files is only given a pull request. Called again after a failure it goes on: what the hub
+    has of a file's content is not sent again.
 
     private: of a repository that is made for it. pr: offer it as a pull request to one that exists. licence: the hub's name
     of one, in place of the source's.
@@ -73,9 +77,10 @@ def prepared(checkpoint: Checkpoint, repository: str, licence: str | None) -> li
         fix = "make it again, or undo the change"
         raise CheckpointError(wrong, expected="a checkpoint as it was written", fix=fix, where=checkpoint.directory)
     card = _card(checkpoint, repository, licence)
-    names = (*checkpoint.record["files"], RECORD)
+    record = json.dumps(without_folders(checkpoint.record), indent=2) + "\n"
     return [
-        *(CommitOperationAdd(name, checkpoint.directory / name) for name in names),
+        *(CommitOperationAdd(name, checkpoint.directory / name) for name in checkpoint.record["files"]),
+        CommitOperationAdd(RECORD, record.encode()),
         CommitOperationAdd(CARD, card.encode()),
     ]
 
@@ -91,7 +96,9 @@ def _card(checkpoint: Checkpoint, name: str, licence: str | None) -> str:
         raise InputError("none that is known", expected="the licence of the source", fix=fix, option="license")
     written = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else None
     text = written or model_card(name, checkpoint.record, CardContent(licence=known))
-    text = text.replace(f'from_pretrained("{checkpoint.directory.resolve().name}")', f'from_pretrained("{name}")')
+    heading = re.search(r"^# (.+)$", text, re.MULTILINE)  # the folder's name when it was written
+    for local in (checkpoint.directory.resolve().name, *([re.sub(r"\\(.)", r"\1", heading[1])] if heading else ())):
+        text = text.replace(f'from_pretrained("{local}")', f'from_pretrained("{name}")')
     try:
         card = ModelCard(text, ignore_metadata_errors=False)
     except (ValueError, yaml.YAMLError) as error:

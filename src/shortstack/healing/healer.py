@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import shlex
 import time
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -26,6 +27,7 @@ from shortstack.checkpoint.safetensors import StoredTensor, spill
 from shortstack.checkpoint.weights import check_unquantised
 from shortstack.checkpoint.writer import layout
 from shortstack.data import Example, Rows, read_examples
+from shortstack.data.mixture import parse_sources
 from shortstack.data.tokens import same_tokens
 from shortstack.decoder import Decoder, OwnText
 from shortstack.errors import InputError, ShortstackWarning, TrainingError
@@ -130,7 +132,7 @@ class Healing(Tabled):
         elif history.skipped:
             yield f"{history.skipped} steps were skipped: non-finite gradient."
         if self.repeat:
-            yield f"To repeat it without a clock: {' '.join(option_words(self.repeat))}"
+            yield f"To repeat it without a clock: {shlex.join(option_words(self.repeat))}"
 
     def plot(self) -> Picture:
         """Draw training and held-out loss over optimizer steps."""
@@ -316,7 +318,10 @@ class HealingRun:
         if samples == whole and source == data.source:
             return data
         if self.processes.is_main_process:
-            said = f"healing uses {samples:,} of the {whole:,} samples, as many as the time allows"
+            of_all = "" if whole is None else f" of the {whole:,}"
+            several = whole is None and len(parse_sources(data.source)) > 1
+            limits = "the time and the shortest source allow" if several else "the time allows"
+            said = f"healing uses {samples:,}{of_all} samples, as many as {limits}"
             said += "" if source == data.source else f", and less text of the teacher's own: {source}"
             warnings.warn(said, ShortstackWarning, stacklevel=2)
         held_out = data.held_out and min(data.held_out, samples // 2)

@@ -122,8 +122,8 @@ class Lora(ChosenParts):
 
         for name, change in self._changes(checkpoint, learner.decoder):
             yield from edited_tensors(checkpoint, {f"{name}.weight": Edit(change.cpu())}).values()
-        head = f"{learner.decoder.anatomy.head}.weight"
-        trained = {name: weight for name, weight in learner.trained_tensors().items() if name == head}
+        head = f"{learner.decoder.anatomy.head}."  # its weight, and its bias where it has one
+        trained = {name: weight for name, weight in learner.trained_tensors().items() if name.startswith(head)}
         yield from stored_tensors(checkpoint, trained).values()
 
     def _changes(self, _checkpoint: Checkpoint, decoder: Decoder) -> Iterator[tuple[str, Tensor]]:

@@ -18,6 +18,7 @@ from shortstack.healing.schedule import Course
 from shortstack.healing.task import TrainingData
 from shortstack.machine.clock import Clock
 from shortstack.machine.files import read_json
+from shortstack.machine.numbers import is_share
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -168,28 +169,32 @@ def affordable_samples(
     speed: float,
     least: int,
     own: OwnText | None,
-) -> tuple[str, int, int]:
+) -> tuple[str, int, int | None]:
     """Return the sources, how many samples pass the model in a part of the time, and all that there are or were asked for.
 
-    speed: in tokens a second. least: so many are always taken. own: writes what a source of the model's own needs, as far as
-    it comes in another part of the time; where that is little, the other sources count for more.
+    Of a source that holds more than passes in that time no more is read: then nobody knows how many there are. speed: in
+    tokens a second. least: so many are always taken. own: writes what a source of the model's own needs, as far as it comes
+    in another part of the time; where that is little, the other sources count for more.
     """
-    read, wanted = shared_out(data.source, tokenizer, data.max_length, 0, data.max_samples)
+    asked, enough = data.max_samples, max(WALK_SHARE * clock.left * speed, least * data.max_length)
+    most = math.inf if asked is not None and is_share(asked) else enough  # of a share all must be counted
+    read, wanted, ended = shared_out(data.source, tokenizer, data.max_length, 0, asked, tokens=most)
     samples_of = {name: [example for part in parts for example in part] for name, parts in read.items()}
     sources, sizes = parse_sources(data.source), {name: len(examples) for name, examples in samples_of.items()}
     whole, least = sum(wanted.values()), max(least, len(sources))
+    there = whole if ended else None
     tokens = sum(amount * _length(samples_of.get(name, ()), data.max_length) for name, amount in wanted.items())
     samples = min(whole, max(least, math.floor(whole * WALK_SHARE * clock.left * speed / tokens)))
     if OWN not in wanted or not own:
-        return data.source, samples, whole
+        return data.source, samples, there
     written = replace(own, deadline=clock.next(WRITING_SHARE)).texts
     amount = shares(sources, sizes, samples)[OWN]
     windows = len(own_windows(written, data.max_length - len(bos_ids(tokenizer)), amount))
     if windows == amount:
-        return data.source, samples, whole
+        return data.source, samples, there
     if len(sources) == 1:
-        return data.source, max(least, windows), whole
-    return _with_fewer_own(sources, sizes, samples, windows), samples, whole
+        return data.source, max(least, windows), there
+    return _with_fewer_own(sources, sizes, samples, windows), samples, there
 
 
 def _with_fewer_own(sources: Sequence[Weighted], sizes: Mapping[str, int], samples: int, windows: int) -> str:

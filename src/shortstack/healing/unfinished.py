@@ -134,9 +134,10 @@ def log_of(state: Path | None) -> list[dict[str, Any]]:
     return list(read_json(state / "trainer_state.json")["log_history"]) if state else []
 
 
-def _unclear(name: str) -> tuple[bool, str]:
-    """Sort a setting's name before digests of its content."""
-    return name.endswith(("sha256", ".weights", ".config", ".beside")), name
+def _unclear(name: str) -> tuple[bool, bool, str]:
+    """Sort a setting's name before digests of its content, and minutes before all that a clock decides."""
+    digest = name.endswith(("sha256", ".weights", ".config", ".beside"))
+    return name != "schedule.minutes", digest or name.startswith("asked"), name
 
 
 def _flat(data: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, Any]]:

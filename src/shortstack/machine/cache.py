@@ -96,12 +96,13 @@ def cache_entries() -> Iterator[CacheEntry]:
                 yield CacheEntry(kind, path, nbytes, path.stat().st_mtime)
 
 
-def remove_entry(path: Path) -> None:
-    """Remove what is kept; it loses its name first, so that half of it is never taken for all."""
+def remove_entry(path: Path) -> bool:
+    """Remove what is kept, and say whether all of it went. It loses its name first, so that half is never taken for all."""
     aside = partial_of(path)
     with suppress(OSError):
         os.rename(path, aside)
         remove(aside)
+    return not path.exists() and not aside.exists()
 
 
 def mark_used(path: Path) -> None:

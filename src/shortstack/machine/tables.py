@@ -219,7 +219,8 @@ def markdown_text(text: str) -> str:
     >>> markdown_text("a|b *c* <i>")
     'a\\\\|b \\\\*c\\\\* &lt;i>'
     """
-    escaped = re.sub(r"([\\`*_\[\]|#])", r"\\\1", text.replace("&", "&amp;").replace("<", "&lt;"))
+    plain = text.replace("&", "&amp;").replace("<", "&lt;")
+    escaped = re.sub(r"([\\`*_\[\]|#~@$]|:(?=//)|(?<=www)\.)", r"\\\1", plain)
     return " ".join(escaped.split())
 
 

@@ -314,7 +314,8 @@ def _tokens(checkpoint: Checkpoint, source: Source | Scores | None, compute: Com
     from shortstack.decoder import tokens_of
 
     if isinstance(source, Scores):
-        raise _no_model(source)
+        expected, fix = "text, or nothing: this strategy measures pruned versions of the model", "leave the scores out"
+        raise InputError("scores", expected=expected, fix=fix, where="source")
     return tokens_of(checkpoint, source, compute=compute, progress=progress)
 
 

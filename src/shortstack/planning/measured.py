@@ -34,6 +34,8 @@ from shortstack.scoring.measurement import Measurement, MeasurementSpec, check_d
 
 CHEAPEST = 500  # sets, among which finalists that are not alike are looked for
 KL = METRICS["kl"]
+REPAIRED = "KL divergence from the unpruned model after repair"
+SUMMED = "sum over blocks of the KL divergence from the unpruned model, the matrix before each refitted,"
 
 
 @dataclass(frozen=True)
@@ -178,7 +180,8 @@ def repaired_blocks(decoder: Decoder, tokens: Tokens, removal: Removal, *, progr
     Measured is the KL divergence from the unpruned model on held-out samples. Every block is measured with the last matrix
     before it refitted; several are taken to cost their sum. The best block and the cheapest sets, as many as there are to be
     finalists and no two alike but for one layer, are then repaired whole; the one with the lowest divergence is the plan.
-    Plan.compared tells that of each. Without finalists it is the lower of the best block's and of the cheapest sum.
+    Plan.compared tells that of each. Without finalists it is the lower of the best block's and of the cheapest sum. The
+    block may be one layer apart from a set.
     """
     check_blocks(decoder, tokens, removal)
     candidates = _candidates(decoder, tokens, removal, progress)
@@ -190,7 +193,7 @@ def repaired_blocks(decoder: Decoder, tokens: Tokens, removal: Removal, *, progr
         measured[layers] = divergence
     best = min(measured, key=measured.__getitem__)
     compared = {show_layers(layers): divergence for layers, divergence in measured.items()}
-    measure = "KL divergence from the unpruned model after repair"
+    measure = REPAIRED if removal.finalists else SUMMED
     return Plan(len(decoder.layers), best, "blocks, repaired", compared=compared, compared_by=measure)
 
 

@@ -68,6 +68,8 @@ def _ranges(read: Any, path: object) -> list[tuple[int, int]]:
     if read.get("merge_method", METHOD) != METHOD:
         actual = f"merge_method {read['merge_method']}"
         raise DataError(actual, expected=f"merge_method {METHOD}", fix=FIX, where=path)
+    if read.get("parameters"):
+        raise DataError("parameters", expected="layers as they are", fix=FIX, where=path)
     sources = [_source(part, path) for part in read["slices"]]
     models = sorted({model for model, _ in sources})
     if len(models) > 1:
@@ -79,6 +81,8 @@ def _source(part: Any, path: object) -> tuple[str, tuple[int, int]]:
     sources = part.get("sources") if isinstance(part, Mapping) else None
     one = sources[0] if isinstance(sources, list) and len(sources) == 1 else None
     source: Mapping[str, Any] = one if isinstance(one, Mapping) else {}
+    if source.get("parameters") or (isinstance(part, Mapping) and part.get("parameters")):
+        raise DataError(f"parameters in {str(part)[:60]}", expected="layers as they are", fix=FIX, where=path)
     span: Any = source.get("layer_range")
     whole = isinstance(span, list) and len(span) == 2 and all(type(end) is int for end in span)
     if not whole or not 0 <= span[0] < span[1]:

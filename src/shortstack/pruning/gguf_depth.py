@@ -28,7 +28,7 @@ CHECKED = "where transformers reads the file, that cut is of dequantised weights
 DENSE_FIRST = "leading_dense_block_count"
 EXPERTS_EVERY = "interleave_moe_layer_step"
 FULL_EVERY = "full_attention_interval"
-SLIDING = "attention.sliding_window_pattern"
+SLIDING, WINDOW = "attention.sliding_window_pattern", "attention.sliding_window"
 # Arrays with a value for each layer.
 PER_LAYER = {
     "activation_sparsity_scale",
@@ -64,7 +64,7 @@ def every(period: int, *, first: bool = False) -> Rule:
 def by_field(name: str, usual: int | None = None) -> Rule:
     """Make the rule that the last of every so many layers, as a field says, is of another kind.
 
-    Where there is no such field, or one that says it by layer, none is.
+    Where there is no such field it is every `usual` layers; where that is None, or the field says it by layer, none is.
     """
 
     def kind(layer: int, _depth: int, fields: Fields) -> bool:
@@ -77,6 +77,11 @@ def by_field(name: str, usual: int | None = None) -> Rule:
 def depth_is(depth: int) -> Rule:
     """Return a rule that holds if the model has exactly this many layers, which changes what all of them do."""
     return lambda _layer, layers, _fields: layers == depth
+
+
+def depth_from(depth: int) -> Rule:
+    """Return a rule that holds if the model has so many layers or more, which gives all of them further tensors."""
+    return lambda _layer, layers, _fields: layers >= depth
 
 
 def how_many(_layer: int, layers: int, _fields: Fields) -> int:
@@ -116,7 +121,7 @@ def is_first(layer: int, _depth: int, _fields: Fields) -> bool:
 
 
 PLAIN = """
-    apertus arcee arctic bitnet bloom chameleon chatglm codeshell command-r dbrx ernie4_5 exaone falcon falcon-h1 gemma
+    apertus arcee arctic bitnet bloom chameleon chatglm codeshell dbrx ernie4_5 exaone falcon falcon-h1 gemma
     glm4 gpt2 gptneox granite granitehybrid granitemoe grok grovemoe hunyuan-dense hunyuan-moe internlm2 jais
     jamba lfm2 llama mamba mamba2 minicpm mpt nemotron nemotron_h olmo olmoe openelm orion phi2 phi3
     phimoe plamo2 plm qwen2 qwen2moe qwen2vl qwen3 qwen3moe seed_oss stablelm starcoder starcoder2 xverse
@@ -124,23 +129,27 @@ PLAIN = """
 # By architecture: what a layer's number decides. An empty tuple: nothing does. What is not here is refused.
 RULES: dict[str, tuple[Rule, ...]] = {
     **dict.fromkeys(PLAIN.split(), ()),
-    "baichuan": (depth_is(40),),  # the 13B alone has ALiBi for positions
+    "baichuan": (
+        depth_is(32),
+        depth_is(40),
+    ),  # the 7B, with rotary positions, and the 13B, with ALiBi
     "bailingmoe": (is_dense,),
     "bailingmoe2": (is_dense,),
     "cohere2": (every(4), by_field(SLIDING, 4)),
+    "command-r": (depth_from(64),),  # norms of queries and keys
     "deepseek": (is_dense,),
     "deepseek2": (is_dense, is_lite),
     "dots1": (is_dense,),
     "ernie4_5-moe": (is_dense, by_field(EXPERTS_EVERY)),
-    "exaone4": (where("attention.sliding_window", every(4)), depth_is(64)),
+    "exaone4": (where(WINDOW, every(4)), depth_is(64)),
     "gemma2": (every(2), by_field(SLIDING, 2), depth_is(46)),  # the 27B scales attention otherwise
-    "gemma3": (every(6), by_field(SLIDING, 6), depth_is(62)),
+    "gemma3": (where(WINDOW, every(6)), where(WINDOW, by_field(SLIDING, 6)), depth_is(62)),
     "glm4moe": (is_dense,),
     "gpt-oss": (every(2), by_field(SLIDING, 2)),
     "lfm2moe": (is_dense,),
     "minicpm3": (how_many,),
     "llama4": (every(4), by_field(SLIDING, 4), by_field(EXPERTS_EVERY)),
-    "olmo2": (where("attention.sliding_window", every(4)), by_field(SLIDING, 4)),
+    "olmo2": (where(WINDOW, every(4)), where(WINDOW, by_field(SLIDING, 4))),
     "qwen35": (by_field(FULL_EVERY, 4),),
     "qwen35moe": (by_field(FULL_EVERY, 4),),
     "qwen3next": (by_field(FULL_EVERY, 4),),

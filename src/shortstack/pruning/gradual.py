@@ -43,15 +43,22 @@ class PruneCallback(TrainerCallback):  # type: ignore[misc]  # it has no types
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **others: Any
     ) -> TrainerControl:
-        """Count as gone, where training goes on from a state, the layers that left before it.
+        """Count as gone the layers that left before the state that training goes on from; in a new training none.
 
         Raises:
-            PlanError: the model is not as deep as the one that was saved with the state.
+            PlanError: the model is not as deep as the plan's, or as the one that was saved with the state; or layers are to
+                leave at a step that is never taken.
         """
-        if state.global_step:
+        depth = _depth(others["model"])
+        if state.global_step or depth != len(
+            self.left
+        ):  # else it begins anew with what is left, as where memory ran out
             gone = {layer for step, layers in self.parts.items() if step < state.global_step for layer in layers}
             self.left = [layer for layer in range(self.layers) if layer not in gone]
-            _check_depth(others["model"], len(self.left), state.global_step)
+            _check_depth(depth, len(self.left), state.global_step)
+        if max(self.parts) >= state.max_steps:
+            expected, actual = f"steps below {state.max_steps}, which is how many there are", f"{max(self.parts)}"
+            raise PlanError(actual, expected=expected, fix="name earlier steps, or train longer", where="at")
         return control
 
     def on_step_begin(
@@ -93,16 +100,19 @@ def _parts(layers: Sequence[int], count: int) -> list[list[int]]:
     return [list(layers[start:end]) for start, end in pairwise(ends)]
 
 
-def _check_depth(model: Any, layers: int, step: int) -> None:
-    """Refuse a model that a state was loaded into without having its layers."""
-    depth = model.config.get_text_config().num_hidden_layers
-    if depth != layers:
-        raise PlanError(
-            depth,
-            expected=f"{layers} layers, as the one that was saved after step {step} has",
-            fix="start with that one: from_pretrained() of the folder that training goes on from",
-            where="the model",
-        )
+def _depth(model: Any) -> int | None:
+    """Return how many layers a model's config says it has; None where it says that by a name of its own."""
+    return getattr(model.config.get_text_config(decoder=True), "num_hidden_layers", None)
+
+
+def _check_depth(depth: int | None, layers: int, step: int) -> None:
+    """Refuse a model without as many layers. step: after which the state was saved that training goes on from, or 0."""
+    if depth not in (None, layers):
+        which, fix = "the model of the plan", "train that one, or leave the callback out"
+        if step:
+            which = f"the one that was saved after step {step}"
+            fix = "start with that one: from_pretrained() of the folder that training goes on from"
+        raise PlanError(depth, expected=f"{layers} layers, as {which} has", fix=fix, where="the model")
 
 
 def _check_whole(args: TrainingArguments) -> None:

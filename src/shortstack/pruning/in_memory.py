@@ -44,6 +44,7 @@ def prune_layers(model: nn.Module, plan: Cut) -> nn.Module:
     before, anatomy = blueprint(raw, IN_MEMORY)
     plan = plan_of(plan, anatomy.layers)
     _check(live, before, anatomy)
+    _check_adapted(live.get_submodule(anatomy.layers_path))
     config = shortened(raw, before, anatomy, plan.kept, anatomy.layers_path)
     after, rebuilt = check_cut(config, before, anatomy, plan.kept, IN_MEMORY)
     _follow(live, before, after, (anatomy.layers_path, rebuilt.layers_path), plan.kept)
@@ -92,6 +93,29 @@ def _check(live: PreTrainedModel, before: PreTrainedModel, anatomy: Anatomy) -> 
             fix="prune the checkpoint on disk",
             where=IN_MEMORY,
         )
+
+
+def _check_adapted(layers: Any) -> None:
+    """Refuse an adapter in some of the layers that have such a module: PEFT would look for it by the old numbers."""
+    modules = [dict(layer.named_modules()) for layer in layers]
+    for name in sorted({name for of_layer in modules for name, module in of_layer.items() if _adapters(module)}):
+        found = {number: _adapters(of_layer[name]) for number, of_layer in enumerate(modules) if name in of_layer}
+        for adapter in sorted(frozenset[str]().union(*found.values())):
+            without = [number for number, adapters in found.items() if adapter not in adapters]
+            if without:
+                expected, actual = (
+                    "an adapter of all layers alike",
+                    f"{adapter} in {name}, but not in layer {without[0]}",
+                )
+                raise InputError(actual, expected=expected, fix="merge_and_unload() it first", where="the model")
+
+
+def _adapters(module: nn.Module) -> frozenset[str]:
+    """Return the names of the adapters in a module that PEFT put in the place of another."""
+    if not any(base.__name__ in ("BaseTunerLayer", "AuxiliaryTrainingWrapper") for base in type(module).__mro__):
+        return frozenset()
+    parts = [part for part in module.children() if isinstance(part, nn.ModuleDict | nn.ParameterDict)]
+    return frozenset(str(name) for part in parts for name in part)
 
 
 def _keep(live: PreTrainedModel, path: str, kept: Sequence[int]) -> None:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from shortstack.architecture.selfcheck import LAYER_NUMBER, plain_attributes
 from shortstack.checkpoint import Checkpoint
 from shortstack.checkpoint.weights import Edit, exact_weights
 from shortstack.decoder import Decoder
@@ -35,6 +36,24 @@ class MergeableMlp:
         """Return whether a layer has this MLP, too; one of experts beside one of none has not."""
         names = {name for name, _ in layer.named_parameters()}
         return {f"{name}.weight" for name in (*self.mlp.entering, self.mlp.leaving, self.norm) if name} <= names
+
+    def beside(self, layer: nn.Module) -> dict[str, object]:
+        """Return what a layer's MLP has beside its matrices, by which its neurons may give something else in another layer.
+
+        An activation's parameters, its limits: numbers, texts and lists of them, but not the layer's own number.
+        """
+        module, matrices = layer.get_submodule(self.mlp.module), (*self.mlp.entering, self.mlp.leaving)
+        neurons = len(self.columns(layer))  # as many as it has
+        own = tuple(f"{name.removeprefix(f'{self.mlp.module}.')}." for name in matrices)
+        tensors = dict((*module.named_parameters(), *module.named_buffers()))
+        beside: dict[str, object] = {
+            name: tensor.tolist() for name, tensor in tensors.items() if not name.startswith(own)
+        }
+        for name, part in module.named_modules():
+            if not f"{name}.".startswith(own):
+                plain = {key: value for key, value in plain_attributes(part) if not LAYER_NUMBER.search(key)}
+                beside[f"{name}."] = type(part).__name__, {key: plain[key] for key in plain if plain[key] != neurons}
+        return beside
 
     def weights(self, layer: nn.Module) -> Weights:
         """Return rows of gate and up, their biases, and columns of the last matrix, one for each neuron."""
@@ -106,19 +125,19 @@ class MergedMlp:
         self.mlp, self.entering, self.fitting = mlp, entering, fitting
         self.own_inputs, self.inputs = inputs, [batch.clone() for batch in inputs]
         self.columns, self.own_columns = (mlp.columns(layer).clone() for _ in range(2))
-        self.gains = mlp.gains(layer)
+        self.gains, self.beside = mlp.gains(layer), mlp.beside(layer)
         self.scores: Tensor | None = None
         self.numbers = torch.arange(inputs[0].shape[-1])  # in the layer of their origin
         self.origin = torch.full_like(self.numbers, -1)  # the removed layer; -1 of a neuron of its own
 
     @torch.no_grad()
     def offer(self, layer: nn.Module, number: int, token_weights: Sequence[Tensor]) -> None:
-        """Take the neurons of a removed layer that are stronger than the weakest so far; none of one without such an MLP.
+        """Take the neurons of a removed layer that are stronger than the weakest so far; none of one without the same MLP.
 
         A neuron is as strong as what it adds to the stream: the norm over tokens of what it gives, times that of its column.
         token_weights: of each batch, [tokens].
         """
-        if not self.mlp.stands_in(layer):
+        if not self.mlp.stands_in(layer) or self.mlp.beside(layer) != self.beside:
             return
         if self.scores is None:
             self.scores = self._scores(self.inputs, self.columns, token_weights)

@@ -16,7 +16,6 @@ import numpy as np
 from shortstack.errors import DataError
 from shortstack.evaluation import paired
 from shortstack.evaluation.suites import PERPLEXITIES, SHARES
-from shortstack.evaluation.task_results import weighted
 from shortstack.machine.formats import shown
 from shortstack.machine.numbers import perplexity
 from shortstack.runs.records import StepRecord
@@ -33,7 +32,7 @@ class Measure:
 
     kind: share (0 to 1), perplexity, or number. loss: of a perplexity, in nats per token, with its standard error.
     outcomes: by document (of a probe by item, of a text by window), higher being better, where they were kept.
-    parts: the measures that an average is the mean of.
+    parts: the measures that an average is the mean of, or, of a group whose tasks count alike, its tasks in those outcomes.
     by_seed: what is compared of each seed, where there are several. chance: what guessing gets, where that is known.
     unit: of an outcome, where it is not that of the value.
     """
@@ -118,8 +117,14 @@ def seeds_mean(seeds: Sequence[Measure]) -> Measure:
         loss=float(np.mean(losses)),
         loss_stderr=_seeds_stderr([measure.loss_stderr for measure in seeds], losses),
         outcomes=_mean_outcomes(seeds),
+        parts=_mean_parts([measure.parts for measure in seeds]),
         by_seed=tuple(losses if first.kind == "perplexity" else values),
     )
+
+
+def _mean_parts(parts: Sequence[tuple[Measure, ...]]) -> tuple[Measure, ...]:
+    """Average each part over seeds; none where not all seeds have them."""
+    return tuple(map(seeds_mean, zip(*parts, strict=True))) if len(set(map(len, parts))) == 1 else ()
 
 
 def _seeds_stderr(errors: Sequence[float | None], values: Sequence[float]) -> float | None:
@@ -150,6 +155,7 @@ def measures(step: StepRecord) -> dict[str, Measure]:
 
 
 def _task(data: Mapping[str, Any], step: StepRecord) -> Measure:
+    outcomes = _outcomes(data, step)
     return Measure(
         "share" if data["metric"] in SHARES else "number",
         _number(data.get("value")),
@@ -157,7 +163,8 @@ def _task(data: Mapping[str, Any], step: StepRecord) -> Measure:
         (step.key,),
         higher=data["higher_is_better"],
         n=data.get("n"),
-        outcomes=_outcomes(data, step),
+        outcomes=None if data.get("macro") else outcomes,
+        parts=_of_tasks(outcomes, step) if outcomes and data.get("macro") else (),
         chance=data.get("chance"),
         unit=f"nats per {PERPLEXITIES[data['metric']]}" if data["metric"] in PERPLEXITIES else "",
     )
@@ -168,10 +175,7 @@ def _probe(data: Mapping[str, Any], step: StepRecord) -> Measure:
 
 
 def _outcomes(data: Mapping[str, Any], step: StepRecord) -> dict[str, float] | None:
-    """Read the outcome on each document or item; None where they were not kept, or one is no number.
-
-    Their mean is the value: where each task of a group counts the same, they are weighted so.
-    """
+    """Read the outcome on each document or item; None where they were not kept, or one is no number."""
     values = [_number(value) for value in data.get("outcomes") or []]
     documents = data.get("documents") or []
     if len(documents) != len(values):
@@ -179,7 +183,18 @@ def _outcomes(data: Mapping[str, Any], step: StepRecord) -> dict[str, float] | N
         raise DataError(numbers, expected=expected, fix="run it again", where=f"step {step.key}")
     if not values or not all(map(math.isfinite, values)):
         return None
-    return dict(zip(map(str, documents), weighted(documents, values, macro=data.get("macro", False)), strict=True))
+    return dict(zip(map(str, documents), values, strict=True))
+
+
+def _of_tasks(outcomes: Mapping[str, float], step: StepRecord) -> tuple[Measure, ...]:
+    """Measure each task of a group by its outcomes alone; none of them where one has a single document."""
+    values = paired.Outcomes(tuple(outcomes), tuple(outcomes.values()), macro=True)
+    parts = []
+    for _, places in sorted(values.by_task().items()):
+        part = {values.documents[place]: values.values[place] for place in places}
+        stderr = paired.mean_stderr(np.array([*part.values()])) if len(part) > 1 else None
+        parts.append(Measure("number", float(np.mean([*part.values()])), stderr, (step.key,), outcomes=part))
+    return tuple(parts) if all(part.stderr is not None for part in parts) else ()
 
 
 def _perplexity(data: Mapping[str, Any], step: StepRecord) -> Measure:
@@ -302,17 +317,7 @@ def _with_seeds(unseeded: Difference, ours: Measure, theirs: Measure) -> Differe
         return unseeded
     variances = [(unseeded.stderr**2, unseeded.freedom)]
     variances += [(measure.seed_variance, len(measure.by_seed) - 1.0) for measure in several]
-    return _tested(unseeded.value, *_sum_of(variances), f"{unseeded.how}, with the spread of seeds")
-
-
-def _sum_of(variances: Sequence[tuple[float, float]]) -> tuple[float, float]:
-    """Return the standard error of a sum of independent numbers, and its degrees of freedom (Satterthwaite).
-
-    variances: of each the variance, and the degrees of freedom that it was estimated with.
-    """
-    total = sum(variance for variance, _ in variances)
-    few = sum(variance**2 / freedom for variance, freedom in variances)
-    return math.sqrt(total), total**2 / few if few else math.inf
+    return _tested(unseeded.value, *paired.error_of_sum(variances), f"{unseeded.how}, with the spread of seeds")
 
 
 def _paired(ours: np.ndarray, theirs: np.ndarray) -> Difference:
@@ -326,7 +331,7 @@ def _between_averages(parts: Sequence[Difference]) -> Difference:
     value = sum(part.value for part in parts) / len(parts)
     if any(part.stderr is None or (part.value and not part.stderr) for part in parts):  # equal shifts tell no spread
         return Difference(value, None, None, UNKNOWN)
-    stderr, freedom = _sum_of([(((part.stderr or 0.0) / len(parts)) ** 2, part.freedom) for part in parts])
+    stderr, freedom = paired.error_of_mean([(part.stderr or 0.0, part.freedom) for part in parts])
     return _tested(value, stderr, freedom, UNPAIRED if any(part.how == UNPAIRED for part in parts) else PAIRED)
 
 

@@ -283,7 +283,9 @@ def best_table(contests: Sequence[Contest]) -> Table:
         Column("95% interval"),
     )
     blocks = [Block(brief(contest.model) if len(contests) > 1 else "", tuple(_rows(contest))) for contest in contests]
-    caption = "The best settings of the cut above, then the best of every other. ± is one standard error."
+    held = any(contest.held for contest in contests)
+    which = "of the cut above, then the best of every other" if held else "of all cuts"
+    caption = f"The best settings {which}. ± is one standard error."
     return Table("Which setting", columns, blocks, caption, key="best")
 
 

@@ -202,13 +202,21 @@ TRAINABLE = _healing_column(
     lambda step: step.result.get("trainable_parameters"),
     "parameters that healing trains; of the first seed",
 )
-HELD_OUT = _healing_column(
-    "held-out loss",
-    "loss",
-    lambda step: (step.result.get("loss") or {}).get("held_out"),
-    "lowest loss on samples that were not trained on, nats per token; of the first seed",
-    "nats, lower is better",
-)
+OBJECTIVES = {"sft": "loss", "distill": "KL from the teacher"}  # what healing lowers, by its option `loss`
+
+
+def _held_out_column(objective: str) -> ResultColumn:
+    """Make the column of the lowest held-out loss of one objective: losses and divergences do not compare."""
+
+    def value(step: StepRecord) -> Any:
+        of_this = (step.result.get("objective") or step.arguments.get("loss") or "sft") == objective
+        return (step.result.get("loss") or {}).get("held_out") if of_this else None
+
+    title = f"lowest {OBJECTIVES[objective]} on samples that were not trained on, nats per token; of the first seed"
+    return _healing_column(f"held-out {OBJECTIVES[objective]}", "loss", value, title, "nats, lower is better")
+
+
+HELD_OUT = tuple(map(_held_out_column, OBJECTIVES))
 HEAL_TIME = _time_column("time", "time that healing took", "heal")
 HEAL_MEMORY = _healing_column(
     "memory",
@@ -265,7 +273,9 @@ def factor_table(
     groups = matched_groups(findings, factor)
     if not groups:
         return None
-    columns = (*measures(findings), *extras)
+    results = [result for members in groups for result in members]
+    told = (extra for extra in extras if any(extra.cell(result).value is not None for result in results))
+    columns = (*measures(findings), *told)
     blocks = tuple(_block(findings, factor, members, columns) for members in groups)
     heading = HEADINGS.get(factor, factor)
     caption = f"Rows of a block differ in the {heading} alone."
@@ -282,13 +292,13 @@ def _block(findings: Findings, factor: str, members: Sequence[Result], columns: 
 
 
 HEADINGS = {"heal": "healing", "data": "healing data"}  # of factors whose name says too little
-HEALING_EXTRAS = (TRAINABLE, HELD_OUT, HEAL_TIME, HEAL_MEMORY)
+HEALING_EXTRAS = (TRAINABLE, *HELD_OUT, HEAL_TIME, HEAL_MEMORY)
 FACTORS = (  # as the tables 1, 2 and 4, 5, 6 and 7 of the paper, which has none of repairs
     ("metric", "metrics", "Which layers to remove", all_columns, (REMOVED,)),
     ("heal", "healing", "How to heal", short_columns, HEALING_EXTRAS),
     ("strategy", "strategies", "All at once or step by step", short_columns, (REMOVED, MAKE_TIME)),
     ("calibration", "calibration", "How much the calibration text matters", short_columns, (REMOVED,)),
-    ("data", "data", "How much the healing data matters", all_columns, (HELD_OUT,)),
+    ("data", "data", "How much the healing data matters", all_columns, ()),
     ("repair", "repair", "Does repair help", short_columns, (REMOVED,)),
 )
 SETTING = Column("setting", "text")
@@ -338,11 +348,21 @@ def sizes(findings: Findings) -> Table | None:
     for model, steps in profiles.items():
         rows = tuple(_size_row(size, step, columns, batches) for size, step in steps.items())
         blocks.append(Block(_model_title(findings, model), rows))
-    threads = sorted({step.result["threads"] for step in all_steps if "threads" in step.result})
-    apart = " They were taken with different numbers of threads, and do not compare." if len(threads) > 1 else ""
-    caption = f"Speeds are medians on one machine.{apart}"
+    caption = f"Speeds are medians{_where_timed(all_steps)}."
     heading = Column("layers removed", "text")
     return Table("What it saves", (heading, *columns), tuple(blocks), caption, key="sizes")
+
+
+def _where_timed(steps: Sequence[StepRecord]) -> str:
+    """Say whether speeds were measured alike: on one machine and device, with as many threads."""
+    timed = [step for step in steps if step.result.get("speed")]
+    known = {
+        "machines": {step.host for step in timed},
+        "devices": {step.result.get("device") for step in timed},
+        "numbers of threads": {step.result.get("threads") for step in timed},
+    }
+    differing = [name for name, values in known.items() if len(values - {None}) > 1]
+    return f", taken with different {' and '.join(differing)}: they do not compare" if differing else " on one machine"
 
 
 def _size_row(size: str, step: StepRecord, columns: Sequence[Column], batches: Sequence[int]) -> ResultRow:

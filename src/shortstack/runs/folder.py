@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from shortstack.errors import InputError
-from shortstack.machine.files import make_folder, remove, rename_new
+from shortstack.machine.files import make_folder, read_json, remove, rename_new
 from shortstack.machine.locks import OutputLock
 
 WEIGHTS = "*.safetensors"
@@ -42,6 +42,12 @@ class Folder:
 
     def weights(self, key: str) -> list[Path]:
         return list(self.artefacts(key).glob(WEIGHTS))
+
+    def has_weights(self, key: str) -> bool:
+        """Whether all weights of a step are there: a run that was killed may have removed some of their files."""
+        there = {path.name for path in self.weights(key)}
+        indices = [read_json(index)["weight_map"] for index in self.artefacts(key).glob(f"{WEIGHTS}.index.json")]
+        return bool(there) and all(set(files.values()) <= there for files in indices)
 
     def partial(self, key: str) -> Path:
         return self.root / "partial" / key

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from functools import partial
 from typing import Any
 
 from shortstack.checkpoint import Checkpoint
 from shortstack.checkpoint.card import CardContent, licence_of, model_card
-from shortstack.checkpoint.file_names import CARD, SHRUNK
+from shortstack.checkpoint.file_names import CARD, SHRUNK, place_name
 from shortstack.machine.files import atomic_write, save_json, to_jsonable
 from shortstack.machine.formats import size
 from shortstack.report import Report
@@ -20,31 +21,47 @@ RECIPE, PAGE = "recipe.yaml", "report.html"
 NAMES = {"evaluate_base": "unpruned", "evaluate_pruned": "shortened", "evaluate_healed": "shortened"}
 
 
-def dress(shrunk: Shrunk, checkpoint: Checkpoint, settings: Mapping[str, Any]) -> None:
-    """Write all of it into the folder of the checkpoint. settings: of the trial, for the report."""
+def dress(shrunk: Shrunk, checkpoint: Checkpoint, settings: Mapping[str, Any], *, places: Iterable[str]) -> None:
+    """Write all of it into the folder of the checkpoint. settings: of the trial, for the report.
+
+    places: the files that were read, which the card names without their folders.
+    """
     folder = checkpoint.directory
-    with atomic_write(folder / CARD) as partial:
-        partial.write_text(
-            model_card(shrunk.output.name, checkpoint.record, _card_content(shrunk, checkpoint)), encoding="utf-8"
+    with atomic_write(folder / CARD) as written:
+        written.write_text(
+            model_card(shrunk.output.name, checkpoint.record, _card_content(shrunk, checkpoint, places)),
+            encoding="utf-8",
         )
-    with atomic_write(folder / RECIPE) as partial:
-        partial.write_text(shrunk.recipe, encoding="utf-8")
+    with atomic_write(folder / RECIPE) as written:
+        written.write_text(shrunk.recipe, encoding="utf-8")
     write_page(Report.of(trial_runs(shrunk, settings)), folder / PAGE)
     save_json(folder / SHRUNK, shrunk.to_dict())
 
 
-def _card_content(shrunk: Shrunk, checkpoint: Checkpoint) -> CardContent:
-    measured = {NAMES[role]: result for role, result in shrunk.steps().items() if role in NAMES}
+def _card_content(shrunk: Shrunk, checkpoint: Checkpoint, places: Iterable[str]) -> CardContent:
+    measured = {NAMES[role]: dict(result) for role, result in shrunk.steps().items() if role in NAMES}
+    for result in measured.values():
+        texts = result.get("perplexity") or {}
+        short = [place_name(text) for text in texts]
+        several = len(set(short)) < len(short)  # files of one name are told apart by their places alone
+        result["perplexity"] = dict(zip(texts if several else short, texts.values(), strict=True))
+    named = partial(_without_places, places={*places})
     return CardContent(
-        verdict=shrunk.verdict,
-        reasons=shrunk.reasons,
+        verdict=named(shrunk.verdict),
+        reasons=[*map(named, shrunk.reasons)],
         facts=_sizes(shrunk, checkpoint, [*measured]),
         measured=measured,
         answers=shrunk.answers,
-        why=shrunk.why,
+        why=named(shrunk.why),
         compared=shrunk.plan.compared or {},
         licence=licence_of(checkpoint.directory),
     )
+
+
+def _without_places(said: str, places: Iterable[str]) -> str:
+    for place in sorted(places, key=len, reverse=True):
+        said = said.replace(place, place_name(place))
+    return said
 
 
 def _sizes(shrunk: Shrunk, made: Checkpoint, names: list[str]) -> dict[str, dict[str, str]]:

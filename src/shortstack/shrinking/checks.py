@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import cache
 from pathlib import Path
 
 from shortstack.architecture.anatomy import check_positions
@@ -75,31 +76,39 @@ class CheckResult:
 
 
 def check_shrink(
-    checkpoint: Checkpoint, outs: Mapping[Path, Route], options: ShrinkOptions, compute: Compute, *, present: int = 0
+    checkpoint: Checkpoint,
+    outs: Mapping[Path, Route],
+    options: ShrinkOptions,
+    compute: Compute,
+    *,
+    made: Collection[Path] = (),
+    present: int = 0,
 ) -> CheckResult:
-    """Refuse what cannot end well; writes nothing. present: bytes of a run that goes on, which lie on the disk already.
+    """Refuse what cannot end well; writes nothing.
 
-    outs: of cuts of one model that differ in size alone.
+    outs: of cuts of one model that differ in size alone. made: those that a run that goes on has made, which count in what
+    is decided; present: bytes of it that lie on the disk already.
     """
     check_unquantised(checkpoint, "to refit and to train", "shrink")
-    nbytes, device = max(0, disk_bytes(checkpoint, options, len(outs)) - present), pick_device(compute.device)
+    missing = [out for out in outs if out not in made]
+    nbytes, device = max(0, disk_bytes(checkpoint, options, len(missing)) - present), pick_device(compute.device)
     checkpoint.check_room(arithmetic(compute.dtype, checkpoint, device), device, fix=f"free memory, or {ROOM}")
     largest = layers = checkpoint.anatomy.layers
-    for out in outs:
+    for out in missing:
         CheckpointWriter(out, source=checkpoint.directory, nbytes=nbytes)
     if not options.share:
         cuts = [route.choice.sized(checkpoint.sizes).like(layers) for route in outs.values()]
         largest = max(len(cut.removed) for cut in cuts)
-    out, route = next(iter(outs.items()))  # data and texts are those of all
+    out, route = missing[0], next(iter(outs.values()))  # data and texts are those of all
     needed, wanted = writing_requirements(checkpoint, compute), route.wanted(options)
     most, notes, repair_notes = wanted.windows, tuple[str, ...](), tuple[str, ...]()
     _check_calibration(checkpoint, wanted)
     if route.repair:
-        wanted, repair_notes = _repairable(checkpoint, route, wanted)
-        wanted, notes = _choosable(checkpoint, route, options, wanted)
+        count = _counting(checkpoint, wanted)
+        wanted, notes, repair_notes = _with_data(route, options, wanted, count)
         wanted, little, repairing = _held_by_memory(checkpoint, route, wanted, compute)
         needed, repair_notes = needed.then(repairing), (*repair_notes, *little)
-        most = options.samples or _most(checkpoint, wanted, largest)
+        most = options.samples or _most(wanted, largest, count)
     if route.healing:
         needed = needed.then(_check_healing(checkpoint, out, route, compute))
     tasks, documents, parts = _check_tasks(checkpoint, options)
@@ -114,51 +123,45 @@ def _check_calibration(checkpoint: Checkpoint, amounts: Amounts) -> None:
     with _of("text"):
         for weighted in check_sources(amounts.text):
             if not weighted.endless:
-                _windows(checkpoint, weighted.source, amounts, least=amounts.windows)
+                tokenizer = checkpoint.tokenizer()
+                Tokens.read(weighted.source, tokenizer, samples=amounts.windows, length=amounts.length)
 
 
-def _windows(checkpoint: Checkpoint, source: str, amounts: Amounts, *, least: int) -> int:
-    """Count the windows of a source, up to as many as are ever chosen on."""
-    samples = max(LEVELS[0].windows, amounts.windows)
-    return len(Tokens.read(source, checkpoint.tokenizer(), samples=samples, length=amounts.length, at_least=least).ids)
+def _counting(checkpoint: Checkpoint, amounts: Amounts) -> Callable[[str], int]:
+    """Return what counts the windows of a source, up to as many as are ever chosen on: each source is read once."""
+    most, length = max(LEVELS[0].windows, amounts.windows), amounts.length
 
-
-def _repairable(checkpoint: Checkpoint, route: Route, wanted: Amounts) -> tuple[Amounts, tuple[str, ...]]:
-    """Leave out, and say so, what heals but has too few windows to repair on: records of a sentence each."""
-    if "repair_text" in route.given:
-        return wanted, ()
-    chosen, texts, notes = parse_sources(wanted.text), wanted.text, []
-    for weighted in parse_sources(wanted.repair_text):
-        if weighted in chosen:
-            continue
+    @cache
+    def count(source: str) -> int:
         try:
-            _windows(checkpoint, weighted.source, wanted, least=JUDGING)
-            texts = f"{texts},{weighted.source}"
-        except DataError:
-            notes.append(f"{weighted.source} was not repaired on: {_few(JUDGING, wanted)}.")
-    apart = (
-        {each.source for each in route.healed_on} - {each.source for each in parse_sources(wanted.repair_text)} - {OWN}
-    )
-    notes += [f"{name} was not repaired on: its name cannot stand in a list of texts." for name in sorted(apart)]
-    return replace(wanted, repair_text=texts), tuple(notes)
+            return len(Tokens.read(source, checkpoint.tokenizer(), samples=most, length=length, at_least=1).ids)
+        except DataError:  # none is long enough; what else may be wrong with data, healing's check says
+            return 0
+
+    return count
 
 
-def _choosable(
-    checkpoint: Checkpoint, route: Route, options: ShrinkOptions, wanted: Amounts
-) -> tuple[Amounts, tuple[str, ...]]:
-    """Choose layers on what heals, too, as far as it has the windows, where no text is named; say what has too few."""
-    stated = options.text is not None or not {"text", "repair_text"}.isdisjoint(route.given)
-    if stated or not route.chooses_on_text:
-        return wanted, ()
-    chosen, text, notes = parse_sources(wanted.text), wanted.text, []
-    for weighted in parse_sources(wanted.repair_text):
-        if weighted in chosen:
-            continue
-        if _windows(checkpoint, weighted.source, wanted, least=1) >= wanted.windows:
-            text = f"{text},{weighted.source}"
-        else:
-            notes.append(f"Layers were not chosen on {weighted.source}: {_few(wanted.windows, wanted)}.")
-    return replace(wanted, text=text), tuple(notes)
+def _with_data(
+    route: Route, options: ShrinkOptions, wanted: Amounts, count: Callable[[str], int]
+) -> tuple[Amounts, tuple[str, ...], tuple[str, ...]]:
+    """Choose layers and repair on what heals, too, where it has the windows and no text is named; say what has too few."""
+    if "repair_text" in route.given:
+        return wanted, (), ()
+    chosen, listed = parse_sources(wanted.text), parse_sources(wanted.repair_text)
+    windows = {each.source: count(each.source) for each in listed if each not in chosen}
+    apart = {each.source for each in route.healed_on} - {each.source for each in listed} - {OWN}
+    short = [name for name in windows if windows[name] < JUDGING]
+    repair_notes = [f"{name} was not repaired on: {_few(JUDGING, wanted)}." for name in short]
+    comma = "was not repaired on: a name with a comma or = cannot stand in a list of texts."
+    repair_notes += [f"{name} {comma}" for name in sorted(apart)]
+    repaired = [name for name in windows if name not in short]
+    wanted = replace(wanted, repair_text=",".join([wanted.text, *repaired]))
+    if options.text is not None or "text" in route.given or not route.chooses_on_text:
+        return wanted, (), tuple(repair_notes)
+    few = [name for name in repaired if windows[name] < wanted.windows]
+    enough = [name for name in repaired if name not in few]
+    notes = [f"Layers were not chosen on {name}: {_few(wanted.windows, wanted)}." for name in few]
+    return replace(wanted, text=",".join([wanted.text, *enough])), tuple(notes), tuple(repair_notes)
 
 
 def _held_by_memory(
@@ -169,7 +172,7 @@ def _held_by_memory(
     held = repairing.memory_bytes <= available_memory(pick_device(compute.device))
     if held or wanted.repair <= LITTLE or "repair_samples" in route.given:
         return wanted, (), repairing
-    note = f"Repaired on {LITTLE} windows instead of {wanted.repair}: memory does not hold more."
+    note = f"Memory does not hold {wanted.repair} windows to repair on: {LITTLE} are taken at most."
     wanted = replace(wanted, repair=LITTLE)
     return wanted, (note,), check_repair(checkpoint, wanted.repair_windows, compute)
 
@@ -178,15 +181,14 @@ def _few(windows: int, amounts: Amounts) -> str:
     return f"it has fewer than {windows} texts of {amounts.length} tokens"
 
 
-def _most(checkpoint: Checkpoint, wanted: Amounts, largest: int) -> int:
+def _most(wanted: Amounts, largest: int, count: Callable[[str], int]) -> int:
     """Count the windows that every text has, and of which choosing holds no more than repair does.
 
     largest: layers of the largest block; choosing holds two streams more of all windows.
     """
     sources = parse_sources(wanted.text)
     held = STREAMS * wanted.repair // (max(STREAMS, largest + 2) * len(sources))
-    texts = [each.source for each in sources if not each.endless]
-    return min([held, *(_windows(checkpoint, text, wanted, least=1) for text in texts)])
+    return min([held, *(count(each.source) for each in sources if not each.endless)])
 
 
 def _check_healing(checkpoint: Checkpoint, out: Path, route: Route, compute: Compute) -> Requirements:

@@ -140,7 +140,9 @@ def _shrink(
         if missing:
             check_unfinished(folder / NOTED)
             progress("checking", 0, 1)
-            checked = check_shrink(source, missing, options, compute, present=bytes_in(folder))
+            checked = check_shrink(
+                source, routes, options, compute, made=routes.keys() - missing.keys(), present=bytes_in(folder)
+            )
             progress("checking", 1, 1)
             first_route = next(iter(routes.values()))
             clock = clock_of(first_route.seconds(options), folder / NOTED, before=time.monotonic() - began)
@@ -184,7 +186,9 @@ class Line:
         shrunk = concluded(out, route, self.unpruned, made, seconds=seconds, **of_run)
         save(_noted(place), shrunk)
         how = settings(route, self.source.source, made, amounts=self.amounts, seed=self.compute.seed)
-        dress(shrunk, made.checkpoint, how)
+        texts = parse_sources(self.amounts.text), parse_sources(self.amounts.repair_text), route.healed_on
+        places = {each.source for listed in texts for each in listed} | {route.name, *self.options.texts}
+        dress(shrunk, made.checkpoint, how, places=places)
         rename_new(made.checkpoint.directory, place)
 
     @property
@@ -218,6 +222,10 @@ class Line:
         fitting = amounts_for(seconds, wanted, rate=rate, layers=layers, most=self.checked.most, **self.sharing)
         if fitting.documents == wanted.documents:
             fitting = replace(fitting, documents=self.wanted.documents)  # a share of each task
+        if not self.route.chooses_on_text:
+            fitting = replace(fitting, windows=wanted.windows, text=wanted.text)
+            if not self.route.repair:
+                fitting = replace(fitting, length=wanted.length)
         return self.route.amounts(fitting)
 
     @property
@@ -228,17 +236,19 @@ class Line:
 
     def _written(self, amounts: Amounts) -> Amounts:
         """Ask for as many windows as the model can write itself in time, where it is to write some."""
-        if self.route.repeats:
+        chooses = self.route.chooses_on_text
+        if self.route.repeats or not (chooses or self.route.repair):
             return amounts
         text, repaired = amounts.calibration_text, amounts.repair_windows
         how: dict[str, Any] = {"compute": self.compute, "progress": self.progress}
         if self.route.repair:  # of what is chosen on, it reads all
-            text = replace(repaired, samples=max(amounts.windows, int(repaired.samples)))
+            text = replace(repaired, samples=max(amounts.windows if chooses else 0, int(repaired.samples)))
         most = int(text_in_time(self.source, text, self.clock.until(WRITING), **how).samples)
-        chosen_on, sources = parse_sources(amounts.text), len(parse_sources(repaired.text))
-        writes = any(each.source == OWN for each in chosen_on)
+        sources = len(parse_sources(repaired.text))
+        writes = chooses and any(each.source == OWN for each in parse_sources(amounts.text))
         windows = min(amounts.windows, max(most, LEVELS[-1].windows)) if writes else amounts.windows
-        return replace(amounts, windows=windows, repair=min(amounts.repair, max(most, JUDGING) * sources))
+        fewer = replace(amounts, windows=windows, repair=min(amounts.repair, max(most, JUDGING) * sources))
+        return self.route.amounts(fewer)
 
     @cached_property
     def texts(self) -> dict[str, Tokens]:

@@ -91,8 +91,8 @@ class ShrinkOptions:
 
     @property
     def texts(self) -> list[str]:
-        """The texts to measure on."""
-        return [name.strip() for name in self.perplexity.split(",")]
+        """The texts to measure on; a file's name may have commas."""
+        return list(EvaluationText(self.perplexity).sources) or ["none"]
 
     def evaluation_text(self, windows: int) -> EvaluationText:
         """Return the texts to measure on, as evaluate() takes them."""

@@ -13,6 +13,7 @@ from shortstack.decoder import Decoder
 from shortstack.decoder.generation import generate
 from shortstack.decoder.quantisation import INT8, quantise, saved_bytes, uncovered
 from shortstack.decoder.wrapping import arithmetic
+from shortstack.errors import ArchitectureError
 from shortstack.evaluation.perplexity import measure
 from shortstack.machine.device import Compute, pick_device
 from shortstack.machine.progress import Progress, silent
@@ -84,7 +85,10 @@ def int8(unpruned: Checkpoint, windows: Mapping[str, Tokens], compute: Compute, 
     decoder = loaded(unpruned, compute)
     if uncovered_by := uncovered(decoder):
         return Int8(reason=uncovered_by)
-    nbytes = unpruned.weight_bytes - saved_bytes(unpruned, quantise(decoder, INT8))
+    try:
+        nbytes = unpruned.weight_bytes - saved_bytes(unpruned, quantise(decoder, INT8))
+    except ArchitectureError as error:  # matrices that are stored in another form
+        return Int8(reason=f"{error.expected}, found {error.found}")
     return Int8(nbytes, {name: measure(decoder, text, progress=progress).value for name, text in windows.items()})
 
 

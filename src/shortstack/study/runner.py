@@ -240,7 +240,7 @@ class _StudyRun:
         left = [*wanted.values()]
         while left:
             for place in left.pop().reads.values():
-                if place in makers and place not in wanted and not self.folder.weights(place):
+                if place in makers and place not in wanted and not self.folder.has_weights(place):
                     wanted[place] = makers[place]
                     left.append(makers[place])  # which may read such weights, too
         return wanted

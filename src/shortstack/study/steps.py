@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from shortstack.study.trial import Trial
 
 Places = Mapping[str, str]  # what a step reads -> its path or the model's name
+CODE = 2  # raised where a step computes something else than it did: since 2 answers are tokenised behind their prompts
 SHARED = {name for options in (Tasks, TrainingData) for name, _, known in options_of(options) if known.shares}
 
 
@@ -102,7 +103,7 @@ class Step(ABC):
 
     @cached_property
     def key(self) -> str:
-        return content_key(self.kind, code=1, arguments=self.arguments, inputs=self.inputs)
+        return content_key(self.kind, code=CODE, arguments=self.arguments, inputs=self.inputs)
 
     @abstractmethod
     def run(self, job: Job, progress: Progress) -> dict[str, Any]:
