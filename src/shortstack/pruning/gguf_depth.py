@@ -129,10 +129,7 @@ PLAIN = """
 # By architecture: what a layer's number decides. An empty tuple: nothing does. What is not here is refused.
 RULES: dict[str, tuple[Rule, ...]] = {
     **dict.fromkeys(PLAIN.split(), ()),
-    "baichuan": (
-        depth_is(32),
-        depth_is(40),
-    ),  # the 7B, with rotary positions, and the 13B, with ALiBi
+    "baichuan": (depth_is(32), depth_is(40)),  # the 7B has rotary positions, the 13B ALiBi
     "bailingmoe": (is_dense,),
     "bailingmoe2": (is_dense,),
     "cohere2": (every(4), by_field(SLIDING, 4)),

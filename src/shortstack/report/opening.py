@@ -284,7 +284,7 @@ def best_table(contests: Sequence[Contest]) -> Table:
     )
     blocks = [Block(brief(contest.model) if len(contests) > 1 else "", tuple(_rows(contest))) for contest in contests]
     held = any(contest.held for contest in contests)
-    which = "of the cut above, then the best of every other" if held else "of all cuts"
+    which = "of the cut above, then the best of every other" if held else "of all cuts, then the best of each"
     caption = f"The best settings {which}. ± is one standard error."
     return Table("Which setting", columns, blocks, caption, key="best")
 
