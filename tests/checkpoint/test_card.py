@@ -120,6 +120,16 @@ def test_the_base_model_is_one_of_the_hub_or_left_out(source, base):
         assert "<b>" not in card
 
 
+def test_a_healing_whose_weights_were_not_kept_is_not_said_to_have_trained():
+    healing = {"method": {"name": "lora"}, "objective": {"loss": "sft"}, "schedule": {}, "data": {"data": "pydoc"}}
+    for best, said in (
+        (0, "lowered no held-out loss: their weights are as they were"),
+        (2, "layers were trained by lora"),
+    ):
+        step = record("org/name", verb="heal", healing={**healing, "samples": 3, "history": {"best": best}})
+        assert said in model_card("out", step)
+
+
 def test_the_commands_of_several_turns_name_what_each_makes():
     healing = {"method": {"name": "partial"}, "objective": {"loss": "sft"}, "schedule": {}, "data": {"data": "pydoc"}}
     step = record("org/name", revision="0123abc", plan=PLAN)

@@ -2,13 +2,14 @@
 
 import math
 import re
+from types import SimpleNamespace
 
 import pytest
 
 from evaluations import LOOPING, evaluation, task, text
 from shortstack.profiling.speed import Ratio
 from shortstack.shrinking.reference import Int8, Speed
-from shortstack.shrinking.verdict import beside_others, verdict
+from shortstack.shrinking.verdict import _healed, beside_others, verdict
 
 
 def found(perplexity, right=(), **how):
@@ -103,3 +104,12 @@ def test_speed_and_int8_are_said_and_where_int8_is_better():
     assert "not measured in int8: torchao is missing." in " ".join(
         beside_others(last, 100, Speed(), Int8(reason="torchao is missing"))
     )
+
+
+@pytest.mark.parametrize(
+    ("best", "said"), [(0, "lowered no held-out loss"), (3, "Healing: 4 steps on 86 samples. So much.")]
+)
+def test_a_healing_that_came_to_nothing_is_said_to_have_done_so(best, said):
+    history = SimpleNamespace(steps=4, best=best)
+    made = SimpleNamespace(healing=SimpleNamespace(history=history, samples=86, remarks=["So much."]))
+    assert said in " ".join(_healed(made))

@@ -160,6 +160,8 @@ def _sentence(step: Mapping[str, Any]) -> str:
         taught = "the output of the unpruned model" if healing["objective"]["loss"] == "distill" else "the text"
         data = ", ".join(source_names(healing["data"]["data"]))
         how = f"by {healing['method']['name']} on {healing['samples']:,} samples of {data}"
+        if (healing.get("history") or {}).get("best") == 0:
+            return f"Training the remaining layers {how} lowered no held-out loss: their weights are as they were before it."
         return f"The remaining layers were trained {how}, to reproduce {taught}."
     if step["verb"] == "repair":
         return "Kept layers were refitted in closed form, so that the cut costs less."

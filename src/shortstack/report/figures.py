@@ -51,7 +51,9 @@ def _stack(result: Result) -> Figure | None:
     repair = (prune.result.get("repair") or {}) if prune else {}
     fits = repair.get("fits") or () if repair.get("kept", True) else ()
     states = dict.fromkeys(range(plan["layers"]), "kept") | {fit["layer"]: "refitted" for fit in fits}
-    healed = result.healing
+    healed = (
+        result.healing if result.healing and result.healing.result.get("best_step") != 0 else None
+    )  # else as before
     trained = (healed.result.get("trained_layers") or ()) if healed else ()
     kept = sorted({*range(plan["layers"])} - {*plan["removed"]})
     states |= {kept[layer]: f"{states[kept[layer]]} trained" for layer in trained}
