@@ -55,3 +55,23 @@ def test_a_verb_opens_the_unpruned_model_at_the_commit_that_was_cut(words, place
 def test_a_model_of_another_name_is_opened_as_it_is_typed(place):
     shutil.copytree(place / "then", place / "other")
     assert ended("verify", "cut", "--against", "other").exit_code == 0
+
+
+@pytest.mark.parametrize(
+    ("recorded", "more"), [("refs/pr/5", ()), ("../../elsewhere", ()), (COMMIT, ("--trust-remote-code",))]
+)
+def test_a_record_names_no_branch_and_no_commit_whose_code_would_run(recorded, more, place, monkeypatch):
+    record = json.loads((place / "cut" / "shortstack.json").read_text())
+    record["source"]["revision"] = recorded
+    (place / "cut" / "shortstack.json").write_text(json.dumps(record))
+    opened, asked = Checkpoint.open, []
+
+    def noted(model, *, revision=None, **how):
+        if str(model) == "org/model":
+            asked.append(revision)
+            return opened(place / "then", **how)
+        return opened(model, revision=revision, **how)
+
+    monkeypatch.setattr(Checkpoint, "open", noted)
+    assert ended("profile", "cut", "--against", "org/model", "--no-speed", *more).exit_code == 0
+    assert asked == [None]

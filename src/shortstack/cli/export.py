@@ -72,9 +72,8 @@ def export(
         report.say(shlex.join(["ollama", "create", file.gguf.stem, "-f", made["modelfile"]]))
     elif file.gguf:
         smaller = shlex.join(["llama-quantize", str(file.gguf), f"{file.gguf.stem}-q4_k_m.gguf", "Q4_K_M"])
-        also = (
-            "" if file.gguf_type.startswith("q") else f", or smaller: {smaller}"
-        )  # of what is quantised it makes nothing
+        quantised = file.gguf_type.startswith("q")  # of which llama-quantize makes nothing
+        also = "" if quantised else f", or smaller: {smaller}"
         report.say(f"{shlex.join(['llama-server', '-m', str(file.gguf)])}{also}")
     elif hub.push_to_hub:
         report.say(_loading(hub.push_to_hub, checkpoint, made["hub"]["pull_request"]))

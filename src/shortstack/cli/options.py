@@ -63,6 +63,7 @@ def flat(heading: Group | None = None, *, without: str = "-") -> Parameter:
     return Parameter.combine(some, Parameter(group=heading)) if heading else some
 
 
+COMMIT = re.compile(r"[0-9a-f]{40}")
 CALIBRATION, MACHINE = group("Calibration text", 2), group("Compute", 7)
 ORIGIN, SAID = group("Checkpoint", 8), group("Output", 9)
 
@@ -208,10 +209,16 @@ class Session:
         return replace(self.source, revision=None)
 
     def open_unpruned(self, model: str, made: Checkpoint, progress: Progress) -> Checkpoint:
-        """Open a second model; the one that the first was made from is opened as it was then, by the revision on record."""
+        """Open a second model; the one that the first was made from is opened as it was then, by the commit on record.
+
+        A record may be anybody's: it names no commit, which may be one of a pull request, where a model's code is trusted.
+        """
         known = made.first_source
-        same = known.get("id") == model and not os.path.exists(model)
-        return replace(self.source, revision=known.get("revision") if same else None).open(model, progress)
+        revision = str(known.get("revision"))
+        same = known.get("id") == model and not os.path.exists(model) and not self.source.trust_remote_code
+        return replace(self.source, revision=revision if same and COMMIT.fullmatch(revision) else None).open(
+            model, progress
+        )
 
     def open_origin(self, model: str, made: Checkpoint, progress: Progress) -> Checkpoint:
         """Open the model that a verb's first one was made from, where --revision is of that: as typed, or as it was then."""
