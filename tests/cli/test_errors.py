@@ -560,6 +560,18 @@ def test_text_that_cannot_be_used(name, command, worded, tmp_path):
     assert found in message
 
 
+@pytest.mark.parametrize(("name", "fix"), [("drils", "did you mean drills?"), ("text", "check the name or the path")])
+def test_a_text_of_no_such_name_is_said_with_its_option_and_the_nearest_name(name, fix, command, worded):
+    message = prune_refused(command, worded, "--drop", "1", "--metric", "bi", "--text", name)
+    assert f"--text: {name}" in message
+    assert fix in message
+
+
+def test_a_weight_of_nothing_is_said_with_its_option(command, worded):
+    message = command.refused("shrink", worded, "--drop", "1", "--data", "drills=0", "-o", "out")
+    assert "--data: drills=0" in message
+
+
 def test_lines_end_at_newlines_only(command, worded, tmp_path):
     text = "a b\u2028c\x85d " * 80
     (tmp_path / "lines.jsonl").write_text(json.dumps({"text": text}, ensure_ascii=False) + "\r\n", encoding="utf-8")

@@ -159,7 +159,12 @@ def test_shares_are_heard_as_people_write_them(typed, meant):
     assert Tasks("piqa", limit=found).limit == meant
 
 
-@pytest.mark.parametrize("typed", ["some", "1.5", "-3", "0%", "101%"])
+@pytest.mark.parametrize("typed", ["some", "1.5", "0%", "101%"])
 def test_what_is_no_count_is_refused(typed):
     error = refusal("heal", "demo", "-o", "out", "--data", "pydoc", f"--max-samples={typed}")
     assert error.expected == "a whole number, or a share such as 10%"
+
+
+def test_a_negative_count_is_refused_by_the_bounds():
+    error = refusal("heal", "demo", "-o", "out", "--data", "pydoc", "--max-samples=-3")
+    assert (error.option, error.expected) == ("max_samples", "at least 2, or a share such as 10%")

@@ -149,6 +149,7 @@ def test_probes_are_asked_of_the_evaluated_model(pruned, text):
     assert value.stderr == pytest.approx(
         sum(probe.accuracy.stderr**2 for probe in expected.values()) ** 0.5 / len(expected)
     )
+    assert found.to_dict()["probes_mean"] == (value.value, value.stderr)
     said = found.to_dict()["probes"]["arithmetic-1"]
     assert (said["n"], said["chance"]) == (2, pytest.approx(1 / 19))
 

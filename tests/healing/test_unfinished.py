@@ -13,6 +13,7 @@ from shortstack.checkpoint import Checkpoint
 from shortstack.cli import main
 from shortstack.errors import CheckpointError, InputError, OutputError
 from shortstack.healing import HealingTask, Objective, Partial, Schedule, TrainingData, heal, training
+from shortstack.machine import files
 from zoo import tiny
 
 pytestmark = pytest.mark.usefixtures("own_cache")
@@ -107,6 +108,28 @@ def test_a_new_start_forgets_the_unfinished_run(source, tmp_path):
         healed(source, tmp_path / "out", progress=stop)
     other = {**SCHEDULE, "max_steps": 2}
     assert healed(source, tmp_path / "out", schedule=other, resume=False).history.steps == 2
+    assert not (tmp_path / "out.training").exists()
+
+
+@pytest.mark.parametrize("gone", [0, 1, 2])
+def test_a_run_that_is_killed_while_its_state_is_removed_is_done_again(gone, source, tmp_path, monkeypatch):
+    monkeypatch.setattr(training, "KEEP_SECONDS", 0.0)
+    monkeypatch.setattr(training, "SHARE", 1e9)
+    out, remove, left = tmp_path / "out", files.remove, iter(range(gone))
+
+    def killed(path):
+        if path.parent.name == "out.training" and next(left, None) is None:
+            raise KeyboardInterrupt
+        remove(path)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(files, "remove", killed)
+        with pytest.raises(KeyboardInterrupt):
+            healed(source, out)
+    assert (tmp_path / "out.training" / "run.json").exists()
+    out.rename(tmp_path / "first")
+    healed(source, out, resume=True)
+    assert weights(out) == weights(tmp_path / "first")
     assert not (tmp_path / "out.training").exists()
 
 

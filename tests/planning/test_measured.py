@@ -167,7 +167,7 @@ def test_without_finalists_the_lowest_that_is_measured_goes(amount, checkpoint, 
     found = choose(checkpoint, Choice(drop=amount, strategy="repaired-blocks", finalists=0), MANY).plan
     assert found.removed == min(both, key=both.__getitem__)
     assert sorted(found.compared.values()) == pytest.approx(sorted(both.values()), rel=1e-5)
-    assert "sum over blocks" in found.compared_by, "nothing was repaired whole"
+    assert "sum of its blocks" in found.compared_by, "nothing was repaired whole"
 
 
 def test_blocks_keep_the_ends_that_are_to_stay(checkpoint):

@@ -146,7 +146,7 @@ def test_a_recipe_gives_a_checkpoint_with_its_card_and_report(tiny):
     )
     assert str(tiny) not in plain, "it may be uploaded"
     assert "| | unpruned | shortened |" in card
-    assert any(reason.startswith("Healing: 3 steps on ") for reason in made.reasons)
+    assert any(reason.startswith("Healing: 3 steps, ") for reason in made.reasons)
     assert "shrink.json" not in {path.name for path in checkpoint.side_files()}, "it is of this checkpoint alone"
 
 
@@ -231,7 +231,7 @@ def test_data_with_too_few_texts_is_not_chosen_on_nor_is_any_beside_a_text_that_
 
     both = f"mix,{data}"
     assert looked_at(text=None, samples=10) == (both, both, ())
-    few = f"Layers were not chosen on {data}: it has fewer than 11 texts of 64 tokens."
+    few = f"Layers are not chosen on {data}: it has fewer than 11 texts of 64 tokens."
     assert looked_at(text=None, samples=11) == ("mix", both, (few,))
     assert looked_at(text="mix") == ("mix", both, ())
 
@@ -243,7 +243,7 @@ def test_records_too_short_to_repair_on_heal_alone_and_that_is_said(tiny, monkey
     read = sources_repaired_on(monkeypatch)
     made = shrunk(tiny, recipe="best", drop="2", minutes=0.6, data=str(short))
     assert read == [[text]]
-    few = f"{short} was not repaired on: it has fewer than 8 texts of 16 tokens."
+    few = f"The cut is not repaired on {short}: it has fewer than 8 texts of 16 tokens."
     assert few in made.reasons
     assert not any("text to repair on" in said for said in made.left_out), "not for want of time"
     recipe = yaml.safe_load(made.recipe)
@@ -257,7 +257,7 @@ def test_data_whose_name_a_list_takes_apart_heals_alone_and_that_is_said(tiny, m
     data.write_text(text.read_text(encoding="utf-8"), encoding="utf-8")
     options = options_of(tiny, recipe="best", drop="2", data=str(data))
     assert options_of(tiny, perplexity=str(data)).texts == [str(data)]
-    said = f"{data} was not repaired on: a name with a comma or = cannot stand in a list of texts."
+    said = f"The cut is not repaired on {data}: a name with a comma or = cannot stand in a list of texts."
     assert said in preview_shrink(str(tiny / "model"), tiny / "out", options).notes
     small = ["--drop", "2", "--samples", "4", "--probe-items", "0", "--dry-run"]
     words = [tiny / "model", "-o", tiny / "out", "--data", data, "--text", text, "--perplexity", text, *small]

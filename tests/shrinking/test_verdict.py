@@ -107,7 +107,8 @@ def test_speed_and_int8_are_said_and_where_int8_is_better():
 
 
 @pytest.mark.parametrize(
-    ("best", "said"), [(0, "lowered no held-out loss"), (3, "Healing: 4 steps on 86 samples. So much.")]
+    ("best", "said"),
+    [(0, "No held-out loss was lower"), (3, "Healing: 4 steps, 86 samples including held-out ones. So much.")],
 )
 def test_a_healing_that_came_to_nothing_is_said_to_have_done_so(best, said):
     history = SimpleNamespace(steps=4, best=best)

@@ -54,10 +54,9 @@ def demo(
 
 def show(demo: Demo) -> None:
     console.show_result(demo)
-    for number_of, prompt in enumerate(demo.prompts):
-        console.show_answers(
-            {"prompt": prompt, **{row.name: row.answers[number_of] for row in demo.rows if row.answers}}
-        )
+    answered = [row for row in demo.rows if row.answers]
+    for number_of, prompt in enumerate(demo.prompts if any(row.verdict for row in answered) else ()):
+        console.show_answers({"prompt": prompt, **{row.name: row.answers[number_of] for row in answered}})
     for row in demo.rows:
         if row.verdict:
             console.show(f"{row.name}: {row.verdict}")

@@ -78,6 +78,8 @@ def _read(hint: Any, tokens: Sequence[Token]) -> Any:
         return number
     if str in kinds:
         return text
+    if text.removeprefix("-").isdecimal():  # negative: the option's bounds refuse it
+        return int(text)
     raise ValueError("a whole number, or a share such as 10%" if float in kinds else "a whole number")
 
 

@@ -102,7 +102,8 @@ def show_shrunk(shrunk: Shrunk) -> None:
     for tried in shrunk.tried:
         console.show(f"Tried: {tried}.")
     for said in shrunk.answers:
-        console.show_answers(said)
+        if "shortened" in said:  # else there was no time to ask the shortened model
+            console.show_answers(said)
     console.show_result(shrunk)
     console.show(shrunk.why)
     console.show(f"To make the same model again: {shrunk.command}")

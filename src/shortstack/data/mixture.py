@@ -64,8 +64,8 @@ def listed_texts() -> list[dict[str, str]]:
     return [{"name": name, "content": content} for name, content in rows]
 
 
-def parse_sources(text: str) -> tuple[Weighted, ...]:
-    """List the sources that are named, in this order.
+def parse_sources(text: str, option: str = "") -> tuple[Weighted, ...]:
+    """List the sources that are named, in this order; option: what named them, for an error.
 
     >>> parse_sources("notes.txt=2,self")
     (Weighted(source='notes.txt', weight=2.0), Weighted(source='self', weight=1.0))
@@ -74,16 +74,16 @@ def parse_sources(text: str) -> tuple[Weighted, ...]:
     """
     if text in SOURCES or os.path.isfile(text):  # a file's name may have commas
         return (Weighted(text),)
-    sources = [weighted for part in text.split(",") for weighted in _weighted(part.strip(), text)]
+    sources = [weighted for part in text.split(",") for weighted in _weighted(part.strip(), text, option)]
     names = [weighted.source for weighted in sources]
     twice = next((name for place, name in enumerate(names) if name in names[:place]), None)
     if twice is not None:
         fix = f"give it one weight; {MIX} is {MIXED}"
-        raise DataError(f"{twice} twice", expected="each source once", fix=fix, where=text)
+        raise DataError(f"{twice} twice", expected="each source once", fix=fix, option=option, where=text)
     return tuple(sources)
 
 
-def _weighted(part: str, text: str) -> tuple[Weighted, ...]:
+def _weighted(part: str, text: str, option: str) -> tuple[Weighted, ...]:
     """Read the name of a source and its weight; `mix` is its sources, their weights multiplied by its own."""
     name, _, weight = part.rpartition("=") if "=" in part else (part, "", "1")
     try:
@@ -95,6 +95,7 @@ def _weighted(part: str, text: str) -> tuple[Weighted, ...]:
             repr(part),
             expected="comma-separated sources, each optionally with =WEIGHT above 0",
             fix="write a number above 0 after the name, as in pydoc=2,self",
+            option=option,
             where=text,
         )
     if name == MIX:
@@ -131,12 +132,12 @@ def unwritten(text: str) -> str:
     return ",".join(parts)
 
 
-def check_sources(text: str) -> tuple[Weighted, ...]:
+def check_sources(text: str, option: str = "") -> tuple[Weighted, ...]:
     """List the sources that are named, if each of them is one that can be read; the hub is not asked."""
-    sources = parse_sources(text)
+    sources = parse_sources(text, option)
     for weighted in sources:
         if not weighted.endless:
-            check_source(weighted.source)
+            check_source(weighted.source, option=option)
     return sources
 
 

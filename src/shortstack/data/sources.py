@@ -7,6 +7,7 @@ they are read: `self`, by the model, and those of IN_CONTEXT, by a seeded progra
 
 from __future__ import annotations
 
+import difflib
 import hashlib
 import json
 import os
@@ -119,10 +120,10 @@ def parse_samples(samples: str | int) -> int | None:
     return int(samples)
 
 
-def check_source(source: str, known: str = f"{OWN}, mix, {TEXT}") -> None:
+def check_source(source: str, known: str = f"{OWN}, mix, {TEXT}", *, option: str = "") -> None:
     """Refuse a source that is none, or a file that cannot be read, before minutes of work; the hub is not asked.
 
-    known: what there is, for the message.
+    known: what there is, for the message; option: what named the source.
     """
     if source in SOURCES:
         return
@@ -130,9 +131,9 @@ def check_source(source: str, known: str = f"{OWN}, mix, {TEXT}") -> None:
         try:
             Path(source).open("rb").close()
         except OSError as error:
-            raise _unreadable(Path(source), error) from error
+            raise _unreadable(Path(source), error).but(option=option) from error
     else:
-        _check_hub_name(source, known)
+        _check_hub_name(source, known, option)
 
 
 def _suffix(source: str) -> str:
@@ -298,11 +299,13 @@ def hub_records(source: str, seed: int) -> Iterator[dict[str, Any]]:
             raise DataError(reason, expected=expected, fix=fix, where=source) from error
 
 
-def _check_hub_name(source: str, known: str = TEXT) -> tuple[str, str]:
+def _check_hub_name(source: str, known: str = TEXT, option: str = "") -> tuple[str, str]:
     """Part the name of a hub dataset from the split that was named, or none; known: what else could have been meant."""
     name, _, split = source.partition(":")
     if "/" not in name or name.startswith((".", "/", "~")):
-        raise DataError("none of these", expected=known.rstrip("."), fix="check the name or the path", where=source)
+        near = difflib.get_close_matches(name, filter(str.isalpha, known.split(", ")), 1)
+        fix = f"did you mean {near[0]}?" if near else "check the name or the path"
+        raise DataError("none of these", expected=known.rstrip("."), fix=fix, option=option, where=source)
     return name, split
 
 

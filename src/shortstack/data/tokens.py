@@ -180,7 +180,7 @@ class CalibrationText:
 
     def __post_init__(self) -> None:
         check_options(self)
-        sources = parse_sources(self.text)
+        sources = parse_sources(self.text, "text")
         if parse_samples(self.samples) is None and any(weighted.endless for weighted in sources):
             raise endless(next(weighted.source for weighted in sources if weighted.endless))
 
@@ -190,7 +190,7 @@ class CalibrationText:
         Raises:
             DataError: as check_sources.
         """
-        check_sources(self.text)
+        check_sources(self.text, "text")
 
     def of_all(self, samples: int) -> CalibrationText:
         """Return the same text with about so many windows of all its sources, but enough of each to hold some out."""

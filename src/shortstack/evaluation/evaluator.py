@@ -46,8 +46,7 @@ TEXT, GENERATION = EvaluationText(), GenerationChecks()
 UNPAIRED = (None,) * 5
 
 
-def _mean(probes: Mapping[str, Probed]) -> Cell:
-    value, stderr = mean_result([probe.accuracy for probe in probes.values()])
+def _share(value: float, stderr: float) -> Cell:
     return Cell(value, "score", stderr)
 
 
@@ -113,16 +112,20 @@ class Evaluation(Tabled):
             yield name, "mean of shares", Cell(value, "score"), average, None, None, None, *UNPAIRED
 
     def _probe_rows(self) -> Iterator[tuple[Any, ...]]:
-        """Yield a row for each probe; of few items, whose shares say little one by one, one row for all."""
-        base, n = self.base, sum(probe.n for probe in self.probes.values())
-        if any(probe.n < FEW for probe in self.probes.values()):
-            other = _mean(base.probes) if base and base.probes else None
-            yield "generation probes", "accuracy", _mean(self.probes), other, n, None, None, *UNPAIRED
-            return
-        for name, probe in self.probes.items():
+        """Yield a row for each probe, unless one has so few items that they say little, and one for the mean of all."""
+        base, n = self.base, [probe.n for probe in self.probes.values()]
+        for name, probe in self.probes.items() if min(n, default=0) >= FEW else ():
             other = base.probes[name].cell if base else None
             paired = _paired(self.probes_against.get(name))
             yield name, "accuracy", probe.cell, other, probe.n, probe.chance, None, *paired
+        if self.probes_mean:
+            other = base and base.probes_mean and _share(*base.probes_mean)
+            yield "generation probes", "mean accuracy", _share(*self.probes_mean), other, sum(n), None, None, *UNPAIRED
+
+    @property
+    def probes_mean(self) -> tuple[float, float] | None:
+        """The mean of the probes' shares, and its standard error; None without probes."""
+        return mean_result([probe.accuracy for probe in self.probes.values()]) if self.probes else None
 
     @property
     def named_averages(self) -> dict[str, float]:
@@ -173,6 +176,7 @@ class Evaluation(Tabled):
             "model": self.model,
             "perplexity": to_jsonable(self.perplexity),
             "probes": {name: probe.to_dict() for name, probe in self.probes.items()},
+            "probes_mean": self.probes_mean,
             "collapse": self.collapse.to_dict() if self.collapse else None,
             "tasks": to_jsonable(self.tasks),
             "average": self.average,

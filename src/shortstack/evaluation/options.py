@@ -68,7 +68,7 @@ class EvaluationText:
         """Refuse texts that cannot be read, before a model is opened; the hub is not asked."""
         for source in self.sources:
             if source not in IN_CONTEXT:
-                check_source(source, TEXT)
+                check_source(source, TEXT, option="perplexity")
             elif self.samples is None or is_share(self.samples):
                 raise endless(source)
 

@@ -65,7 +65,7 @@ class TrainingData:
 
     def check(self) -> None:
         """Refuse data that is not named or not there, before minutes of work; the hub is not asked."""
-        check_sources(self.source)
+        check_sources(self.source, "data")
 
     def held_out_among(self, examples: Sequence[Example]) -> int:
         """Count the held-out examples, from the first on: a few more where the line would cut a conversation."""

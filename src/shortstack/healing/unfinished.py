@@ -103,8 +103,14 @@ class Unfinished:
                 )
 
     def remove(self) -> None:
-        """Remove the folder, its settings last: by them it is known for what it is."""
+        """Remove the folder, its settings last: by them it is known for what it is. A run killed here starts anew.
+
+        So each state stops counting as whole before anything is gone that it needs, the weights beside it among them.
+        """
         with suppress(OSError):
+            for mark in sorted(self.folder.glob(f"checkpoint-*/{COMPLETE}"), key=lambda mark: step_of(mark.parent)):
+                mark.unlink()
+                sync(mark.parent)
             clear(self.folder, last=(SETTINGS,))
 
 

@@ -35,7 +35,9 @@ from shortstack.scoring.measurement import Measurement, MeasurementSpec, check_d
 CHEAPEST = 500  # sets, among which finalists that are not alike are looked for
 KL = METRICS["kl"]
 REPAIRED = "KL divergence from the unpruned model after repair"
-SUMMED = "sum over blocks of the KL divergence from the unpruned model, the matrix before each refitted"
+SUMMED = (
+    "sum of its blocks' KL divergences from the unpruned model, each removed alone with the matrix before it refitted"
+)
 
 
 @dataclass(frozen=True)

@@ -76,7 +76,7 @@ class Plan(Tabled):
         """Return the tables of the savings and of the cuts that were compared."""
         if not self.compared:
             return [self.table()]
-        title = f"{self.compared_by} on held-out tokens, nats"
+        title = f"{self.compared_by}, on held-out tokens, nats"
         return [self.table(), Table.of(title, (Column("cut", "text"), "value"), [*self.compared.items()])]
 
     def plot(self) -> Picture:

@@ -62,7 +62,7 @@ class CheckResult:
     choose on, where there is time for more of them.
 
     tasks: how many, generating ones for several; documents: of each, at most; parts: how many tasks each group is of. notes,
-    repair_notes: sentences on what is less for want of data or memory, when layers are chosen and when the cut is repaired.
+    repair_notes: sentences on what is less for want of data or memory, for choosing layers and for repairing the cut.
     """
 
     wanted: Amounts
@@ -146,21 +146,25 @@ def _with_data(
 ) -> tuple[Amounts, tuple[str, ...], tuple[str, ...]]:
     """Choose layers and repair on what heals, too, where it has the windows and no text is named; say what has too few."""
     if "repair_text" in route.given:
+        with _of("recipe"):
+            check_sources(wanted.repair_text)
         return wanted, (), ()
     chosen, listed = parse_sources(wanted.text), parse_sources(wanted.repair_text)
     windows = {each.source: count(each.source) for each in listed if each not in chosen}
     apart = {each.source for each in route.healed_on} - {each.source for each in listed} - {OWN}
     short = [name for name in windows if windows[name] < JUDGING]
-    repair_notes = [f"{name} was not repaired on: {_few(JUDGING, wanted)}." for name in short]
-    comma = "was not repaired on: a name with a comma or = cannot stand in a list of texts."
-    repair_notes += [f"{name} {comma}" for name in sorted(apart)]
+    repair_notes = [f"The cut is not repaired on {name}: {_few(JUDGING, wanted)}." for name in short]
+    comma = "a name with a comma or = cannot stand in a list of texts."
+    repair_notes += [f"The cut is not repaired on {name}: {comma}" for name in sorted(apart)]
     repaired = [name for name in windows if name not in short]
     wanted = replace(wanted, repair_text=",".join([wanted.text, *repaired]))
     if options.text is not None or "text" in route.given or not route.chooses_on_text:
         return wanted, (), tuple(repair_notes)
-    few = [name for name in repaired if windows[name] < wanted.windows]
-    enough = [name for name in repaired if name not in few]
-    notes = [f"Layers were not chosen on {name}: {_few(wanted.windows, wanted)}." for name in few]
+    least = max(wanted.windows, JUDGING)
+    few = [name for name in windows if windows[name] < least]
+    enough = [name for name in windows if name not in few]
+    notes = [f"Layers are not chosen on {name}: {_few(least, wanted)}." for name in few]
+    notes += [f"Layers are not chosen on {name}: {comma}" for name in sorted(apart)]
     return replace(wanted, text=",".join([wanted.text, *enough])), tuple(notes), tuple(repair_notes)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from shortstack.data.mixture import MIX, SEVERAL
+from shortstack.data.mixture import MIX, SEVERAL, parse_sources
 from shortstack.data.sources import TEXT
 from shortstack.errors import InputError
 from shortstack.evaluation import EvaluationText, GenerationChecks, Tasks
@@ -59,6 +59,9 @@ class ShrinkOptions:
         if self.probe_items == 1:
             expected = "at least 2 items of each probe"
             raise InputError("1", expected=expected, fix="ask for more, or for 0: none", option="probe_items")
+        for name in ("data", "text"):
+            if getattr(self, name) is not None:
+                parse_sources(getattr(self, name), name)
         for name in ("limit", "data_dir"):
             if self.tasks is None and getattr(self, name) is not None:
                 fix = "add tasks, such as paper, or leave it out"

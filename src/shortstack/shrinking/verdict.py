@@ -182,11 +182,11 @@ def _unhealed(made: Candidate, unused: str) -> Iterator[str]:
 
 def _healed(made: Candidate) -> Iterator[str]:
     if made.healing:
-        healing = f"Healing: {made.healing.history.steps} steps on {made.healing.samples:,} samples"
+        healing = f"Healing: {made.healing.history.steps} steps, {made.healing.samples:,} samples including held-out ones"
         if made.healing.history.best:
             yield " ".join([f"{healing}.", *made.healing.remarks])
         else:
-            yield f"{healing} lowered no held-out loss: the weights are as they were before it."
+            yield f"{healing}. No held-out loss was lower than before, so the weights are unchanged."
 
 
 def _reduced(made: Candidate) -> Iterator[str]:

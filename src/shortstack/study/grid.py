@@ -187,7 +187,10 @@ def in_file(path: str | Path, *within: str, text: str | None = None) -> Iterator
     try:
         yield
     except InputError as error:
-        text, named = text or yamlfile.text_of(path), error.option or error.where.rpartition(": ")[2]
+        text = text or yamlfile.text_of(path)
+        if error.option and error.where and yamlfile.line_saying(text, error.where):
+            error = error.but(option="")  # the line of the value says more than that of its key
+        named = error.option or error.where.rpartition(": ")[2]
         line = yamlfile.line_of(text, *within, named) if within else None
         found = error.found.strip("'")
         said = found if found != "none" else named  # many a line says none
