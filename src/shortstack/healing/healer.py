@@ -37,7 +37,7 @@ from shortstack.healing.pacing import affordable_samples, kept_pacing
 from shortstack.healing.schedule import LOSSES, Schedule
 from shortstack.healing.task import HealingTask, TrainingData
 from shortstack.healing.training import Environment, History, train, training_device
-from shortstack.healing.unfinished import Unfinished, newest_state
+from shortstack.healing.unfinished import Unfinished
 from shortstack.machine.cache import cache_limit, library_versions
 from shortstack.machine.clock import Clock
 from shortstack.machine.device import fast_bfloat16
@@ -250,7 +250,7 @@ def started_clock(
     """Start a clock of the schedule's minutes, if it has any, less what a run that goes on has used, and `used` seconds."""
     if schedule.minutes is None:
         return None
-    kept = kept_pacing(newest_state(Unfinished(Path(out)).folder)) if resume else {"used": 0.0}
+    kept = kept_pacing(Unfinished(Path(out)).state) if resume else {"used": 0.0}
     return Clock(60 * schedule.minutes, used=kept["used"] + used)
 
 

@@ -85,9 +85,13 @@ class Unfinished:
         return f"An unfinished run lies at {self.folder}{self._place}."
 
     @property
+    def state(self) -> Path | None:
+        """The last state that is whole; none of a run that is being removed."""
+        return newest_state(self.folder) if self.settings() else None
+
+    @property
     def _place(self) -> str:
-        state = newest_state(self.folder)
-        return f", at step {step_of(state)}" if state else ""
+        return f", at step {step_of(self.state)}" if self.state else ""
 
     def _check_same(self, then: Mapping[str, Any], now: Mapping[str, Any]) -> None:
         before, after = dict(_flat(then)), dict(_flat(json.loads(json.dumps(finite(dict(now))))))
@@ -103,14 +107,9 @@ class Unfinished:
                 )
 
     def remove(self) -> None:
-        """Remove the folder, its settings last: by them it is known for what it is. A run killed here starts anew.
-
-        So each state stops counting as whole before anything is gone that it needs, the weights beside it among them.
-        """
+        """Remove the folder, its settings last: by that file it is known for what it is."""
         with suppress(OSError):
-            for mark in sorted(self.folder.glob(f"checkpoint-*/{COMPLETE}"), key=lambda mark: step_of(mark.parent)):
-                mark.unlink()
-                sync(mark.parent)
+            save_json(self.folder / SETTINGS, {})  # nothing goes on from what is left of it, if this is killed
             clear(self.folder, last=(SETTINGS,))
 
 

@@ -182,7 +182,9 @@ def _unhealed(made: Candidate, unused: str) -> Iterator[str]:
 
 def _healed(made: Candidate) -> Iterator[str]:
     if made.healing:
-        healing = f"Healing: {made.healing.history.steps} steps, {made.healing.samples:,} samples including held-out ones"
+        healing = (
+            f"Healing: {made.healing.history.steps} steps, {made.healing.samples:,} samples including held-out ones"
+        )
         if made.healing.history.best:
             yield " ".join([f"{healing}.", *made.healing.remarks])
         else:
