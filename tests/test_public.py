@@ -54,7 +54,7 @@ REFUSED = {  # words that are wrong for any model, and the option or argument th
             ("--data pydoc --loss distill", "--teacher"),
             ("--data pydoc --step 1 --drop 4 --metric nothing", "--metric"),
             ("--data pydoc --recipe paper-lora --layers 3 --last 2", "--layers"),
-            ("--data missing.jsonl", "missing.jsonl"),
+            ("--data missing.jsonl", "--data: missing.jsonl"),
             ("--data pydoc --plot curve.doc", "curve.doc"),
             ("--data pydoc -o there", "there"),
             ("--data pydoc --resume -o there", "there"),
