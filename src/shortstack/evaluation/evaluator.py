@@ -119,7 +119,7 @@ class Evaluation(Tabled):
             paired = _paired(self.probes_against.get(name))
             yield name, "accuracy", probe.cell, other, probe.n, probe.chance, None, *paired
         if self.probes_mean:
-            other = base and base.probes_mean and _share(*base.probes_mean)
+            other = _share(*base.probes_mean) if base and base.probes_mean else None
             yield "generation probes", "mean accuracy", _share(*self.probes_mean), other, sum(n), None, None, *UNPAIRED
 
     @property
