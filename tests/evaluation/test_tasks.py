@@ -335,6 +335,11 @@ def test_a_comparison_pairs_probes_item_by_item():
     assert found.probes_against["0"].p == pytest.approx(2 * 0.5**6)
     assert found.probes_against["0"].p_holm == pytest.approx(4 * 0.5**6), "two probes are compared together"
     assert found.to_dict()["probes_against"]["1"]["difference"] == 0
+    mean = found.table().rows[-1]
+    assert mean.label == "generation probes"
+    difference, errors = mean.cells[6], [pair.stderr for pair in found.probes_against.values()]
+    assert difference.value == pytest.approx(-3 / ITEMS), "each probe counts the same"
+    assert difference.stderr == pytest.approx(math.hypot(*errors) / 2)
     with pytest.raises(DataError):
         compared(model, Evaluation("base", {}))
     with pytest.raises(DataError, match="the texts"):

@@ -20,7 +20,7 @@ from shortstack.decoder.wrapping import arithmetic
 from shortstack.errors import InputError, ShortstackWarning
 from shortstack.evaluation.degeneration import Collapse, check_collapse, collapse_tokens
 from shortstack.evaluation.options import EvaluationText, GenerationChecks, Tasks, load_harness
-from shortstack.evaluation.paired import Paired, compare_tasks, mismatch
+from shortstack.evaluation.paired import Outcomes, Paired, compare, compare_tasks, mismatch
 from shortstack.evaluation.perplexity import Perplexity, measure
 from shortstack.evaluation.probes import Item, Probed, probe_tokens, probes, run_probes
 from shortstack.evaluation.suites import PERPLEXITIES, SUITES
@@ -40,10 +40,18 @@ if TYPE_CHECKING:
 
 
 FEW = 20  # items of a probe: with fewer its share says little by itself
+WRITING = "generation probes"
 TEXT, GENERATION = EvaluationText(), GenerationChecks()
 
 
 UNPAIRED = (None,) * 5
+
+
+def _together(probes: Mapping[str, Probed]) -> Outcomes:
+    """Return the outcomes of all probes, of which each counts the same."""
+    documents = [f"{name}/{document}" for name, probe in probes.items() for document in probe.documents]
+    outcomes = [right for probe in probes.values() for right in probe.outcomes.values]
+    return Outcomes(tuple(documents), tuple(outcomes), macro=True)
 
 
 def _share(value: float, stderr: float) -> Cell:
@@ -120,7 +128,14 @@ class Evaluation(Tabled):
             yield name, "accuracy", probe.cell, other, probe.n, probe.chance, None, *paired
         if self.probes_mean:
             other = _share(*base.probes_mean) if base and base.probes_mean else None
-            yield "generation probes", "mean accuracy", _share(*self.probes_mean), other, sum(n), None, None, *UNPAIRED
+            yield WRITING, "mean accuracy", _share(*self.probes_mean), other, sum(n), None, None, *_paired(self._all_probes)
+
+    @property
+    def _all_probes(self) -> Paired | None:
+        """The mean of the probes of both, paired."""
+        if not (self.base and self.probes_against):
+            return None
+        return compare(WRITING, _together(self.probes), _together(self.base.probes))
 
     @property
     def probes_mean(self) -> tuple[float, float] | None:
