@@ -227,13 +227,19 @@ def test_data_with_too_few_texts_is_not_chosen_on_nor_is_any_beside_a_text_that_
         found = preview_shrink(
             model, tiny / "out", options_of(tiny, recipe="best", drop="2", length=64, data=str(data), **changes)
         )
-        return found.amounts.text, found.amounts.repair_text, found.notes
+        *notes, own = found.notes
+        assert own.startswith(
+            f"It heals on {data} and on none of the recipe's own texts: ,self,copying=0.5,drills after"
+        )
+        return found.amounts.text, found.amounts.repair_text, tuple(notes)
 
     both = f"mix,{data}"
     assert looked_at(text=None, samples=10) == (both, both, ())
     few = f"Layers are not chosen on {data}: it has fewer than 11 texts of 64 tokens."
     assert looked_at(text=None, samples=11) == ("mix", both, (few,))
     assert looked_at(text="mix") == ("mix", both, ())
+    beside = options_of(tiny, recipe="best", drop="2", length=64, data=f"{data},drills")
+    assert preview_shrink(model, tiny / "out", beside).notes == (), "its own texts are among them"
 
 
 def test_records_too_short_to_repair_on_heal_alone_and_that_is_said(tiny, monkeypatch):

@@ -196,7 +196,7 @@ def _read_text(path: Path) -> str:
 
 
 def _unreadable(path: Path, error: OSError) -> DataError:
-    return DataError(error.strerror or str(error), expected="a text file", fix="check the path", where=path)
+    return DataError(error.strerror or str(error), expected="a file that can be read", fix="check the path", where=path)
 
 
 def _entries(path: Path) -> Iterator[dict[str, Any]]:

@@ -128,7 +128,16 @@ class Evaluation(Tabled):
             yield name, "accuracy", probe.cell, other, probe.n, probe.chance, None, *paired
         if self.probes_mean:
             other = _share(*base.probes_mean) if base and base.probes_mean else None
-            yield WRITING, "mean accuracy", _share(*self.probes_mean), other, sum(n), None, None, *_paired(self._all_probes)
+            yield (
+                WRITING,
+                "mean accuracy",
+                _share(*self.probes_mean),
+                other,
+                sum(n),
+                None,
+                None,
+                *_paired(self._all_probes),
+            )
 
     @property
     def _all_probes(self) -> Paired | None:

@@ -81,7 +81,10 @@ class Healing(Tabled):
             ("trained parameters", self.trainable_parameters),
             ("learning rate", f"{history.settings['learning_rate']:g}"),
             ("optimizer steps", history.steps),
-            ("training loss, first to last", Cell((losses[0], losses[-1]) if losses else None, "loss")),
+            (
+                "training loss, first to last",
+                Cell((losses[0], losses[-1]) if losses[1:] else (*losses, None)[0], "loss"),
+            ),
             (f"held-out {kind}, before to best", Cell((held_out[0], min(held_out)), "loss")),
             ("tokens per second", Cell(history.tokens_per_s, "rate")),
             ("time", Cell(self.seconds, "seconds")),

@@ -111,6 +111,7 @@ def check_shrink(
         most = options.samples or _most(wanted, largest, count)
     if route.healing:
         needed = needed.then(_check_healing(checkpoint, out, route, compute))
+        notes = (*notes, *_not_healed_on(route))
     tasks, documents, parts = _check_tasks(checkpoint, options)
     windows, needed = _check_texts(checkpoint, options), replace(needed, disk_bytes=nbytes)
     wanted = replace(wanted, judged=windows)
@@ -166,6 +167,16 @@ def _with_data(
     notes = [f"Layers are not chosen on {name}: {_few(least, wanted)}." for name in few]
     notes += [f"Layers are not chosen on {name}: {comma}" for name in sorted(apart)]
     return replace(wanted, text=",".join([wanted.text, *enough])), tuple(notes), tuple(repair_notes)
+
+
+def _not_healed_on(route: Route) -> Iterator[str]:
+    """Say that what the recipe heals on is left out, where data of a user's own takes its place."""
+    if route.not_healed_on:
+        named = ",".join(each.source for each in route.healed_on)
+        yield (
+            f"It heals on {named} and on none of the recipe's own texts: ,{route.not_healed_on} after it in --data adds "
+            "those, which keep copying and following examples alive."
+        )
 
 
 def _held_by_memory(

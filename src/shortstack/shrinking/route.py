@@ -83,6 +83,13 @@ class Route:
         """The sources of the data that heals."""
         return parse_sources(self.healing.data.source) if self.healing else ()
 
+    @property
+    def not_healed_on(self) -> str:
+        """The texts without an end that the recipe heals on and the named data has none of, as `--data` names them."""
+        own = str(self.recipe.heal.given.get("data") or "").split(",")
+        own = [part for part in own if part and any(each.endless for each in parse_sources(part))]
+        return "" if any(each.endless for each in self.healed_on) else ",".join(own)
+
     def repeating(self, amounts: Amounts, healing: Healing | None, *, drop: int, repaired: bool) -> str:
         """Write the recipe with all numbers, so that it needs no clock; without what there was no time for."""
         plan: dict[str, Any] = {"text": amounts.text, "samples": amounts.windows, "length": amounts.length}

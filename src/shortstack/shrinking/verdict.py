@@ -146,11 +146,11 @@ def concluded(
     judged = verdict(base, last, answers)
     compared = beside_others(last, made.checkpoint.weight_bytes, made.speed, unpruned.int8)
     unused = _unused(route, made, amounts) if options.data else ""
-    others = [*_unhealed(made, unused), *compared, *_healed(made), *notes, *_reduced(made)]
+    others = [*compared, *_healed(made), *notes, *_reduced(made)]
     return Shrunk(
         output=out,
         verdict=judged.decision,
-        reasons=(*judged.reasons, *others),
+        reasons=(*_unhealed(made, unused), *judged.reasons, *others),
         why=_why(route, made.plan, amounts.text),
         plan=made.plan,
         repair=made.repair,
