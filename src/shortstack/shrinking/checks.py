@@ -174,8 +174,8 @@ def _not_healed_on(route: Route) -> Iterator[str]:
     if route.not_healed_on:
         named = ",".join(each.source for each in route.healed_on)
         yield (
-            f"It heals on {named} and on none of the recipe's own texts: ,{route.not_healed_on} after it in --data adds "
-            "those, which keep copying and following examples alive."
+            f"To heal on, --data names {named} and none of the recipe's own texts: add ,{route.not_healed_on} to it to keep "
+            "copying and following examples alive, too."
         )
 
 
