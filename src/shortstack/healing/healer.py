@@ -77,14 +77,12 @@ class Healing(Tabled):
         history, losses = self.history, [loss for _, loss in self.history.losses]
         held_out = [loss for _, loss in history.held_out]
         kind = LOSSES[self.objective]
+        ends = (losses[0], losses[-1]) if len(losses) > 1 else next(iter(losses), None)  # of few steps there is one
         rows = [
             ("trained parameters", self.trainable_parameters),
             ("learning rate", f"{history.settings['learning_rate']:g}"),
             ("optimizer steps", history.steps),
-            (
-                "training loss, first to last",
-                Cell((losses[0], losses[-1]) if losses[1:] else (*losses, None)[0], "loss"),
-            ),
+            ("training loss, first to last", Cell(ends, "loss")),
             (f"held-out {kind}, before to best", Cell((held_out[0], min(held_out)), "loss")),
             ("tokens per second", Cell(history.tokens_per_s, "rate")),
             ("time", Cell(self.seconds, "seconds")),
