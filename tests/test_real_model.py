@@ -65,10 +65,8 @@ def test_a_cut_of_the_real_model_is_exact(smollm2, layers, tmp_path):
 
 @pytest.mark.slow
 def test_the_demo_tells_the_story_it_promises(tmp_path):
-    result = run(tmp_path / "demo")
+    result = run(tmp_path / "demo", minutes=10)
     base, four, eight = result.rows
     assert [row.layers for row in result.rows] == [30, 26, 22]
     assert base.perplexity < four.perplexity < eight.perplexity < 2.5 * base.perplexity
-    assert base.right > four.right > 0.15
-    assert eight.right > 0.1, "it can write"
-    assert 1 < four.writes < eight.writes
+    assert base.right.value > four.right.value > eight.right.value > 0.1, "it can write"

@@ -228,9 +228,7 @@ def test_data_with_too_few_texts_is_not_chosen_on_nor_is_any_beside_a_text_that_
             model, tiny / "out", options_of(tiny, recipe="best", drop="2", length=64, data=str(data), **changes)
         )
         *notes, own = found.notes
-        assert own.startswith(
-            f"To heal on, --data names {data} and none of the recipe's own texts: add ,self,copying=0.5,drills"
-        )
+        assert own.startswith(f"It heals on {data} and on none of the recipe's own texts: add ,self,copying=0.5,drills")
         return found.amounts.text, found.amounts.repair_text, tuple(notes)
 
     both = f"mix,{data}"

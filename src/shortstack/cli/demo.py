@@ -23,7 +23,7 @@ class DemoOptions:
     output: Annotated[Path, Parameter(alias="-o")] = option(
         Path("demo-out"), help="New directory for two checkpoints and demo.json."
     )
-    minutes: float = option(5.0, help="Time limit for the whole run.", minimum=0.5)
+    minutes: float = option(10.0, help="Time limit for the whole run.", minimum=0.5)
 
     def __post_init__(self) -> None:
         check_options(self)

@@ -174,7 +174,7 @@ def _not_healed_on(route: Route) -> Iterator[str]:
     if route.not_healed_on:
         named = ",".join(each.source for each in route.healed_on)
         yield (
-            f"To heal on, --data names {named} and none of the recipe's own texts: add ,{route.not_healed_on} to it to keep "
+            f"It heals on {named} and on none of the recipe's own texts: add ,{route.not_healed_on} to the data to keep "
             "copying and following examples alive, too."
         )
 

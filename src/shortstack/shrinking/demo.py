@@ -18,7 +18,6 @@ from shortstack.shrinking.result import Shrunk
 from shortstack.shrinking.retention import Share, probes_right
 
 DROPS = (4, 8)
-MINUTES = 5.0  # of both
 OPTIONS = ShrinkOptions(probe_items=10)
 
 
@@ -70,11 +69,8 @@ class Demo(Tabled):
         return dict(to_jsonable(self))
 
 
-def run(
-    output: str | Path = "demo-out", *, minutes: float = MINUTES, seed: int = 0, progress: Progress = silent
-) -> Demo:
-    """Make the model shorter by each of DROPS; leaves a checkpoint of each and demo.json in `output`."""
-    output = Path(output)
+def run(output: Path, *, minutes: float, seed: int = 0, progress: Progress = silent) -> Demo:
+    """Make the model shorter by each of DROPS; leaves a checkpoint of each and demo.json in `output`. minutes: for all."""
     outs = {str(drop): output / f"minus-{drop}" for drop in DROPS}
     made = shrink_each("demo", outs, replace(OPTIONS, minutes=minutes), compute=Compute(seed=seed), progress=progress)
     rows = (_unpruned(made[0]), *map(_row, made))
