@@ -36,7 +36,7 @@ from shortstack.machine.progress import silent
 from shortstack.planning.layer_sets import parse_layers
 from shortstack.profiling import Timing
 from shortstack.pruning import verify
-from shortstack.shrinking import ShrinkOptions, line, measuring, reference, shrink, shrink_each
+from shortstack.shrinking import ShrinkOptions, clock, line, measuring, reference, shrink, shrink_each
 from shortstack.shrinking.checks import check_shrink
 from shortstack.shrinking.clock import STAGE, Amounts
 from shortstack.shrinking.measuring import Measurement
@@ -436,6 +436,20 @@ def test_a_run_that_goes_on_has_the_time_that_is_left(tiny, monkeypatch):
     (tiny / "out.partial" / "clock.json").write_text(json.dumps({"used": used["used"] + 700}))
     monkeypatch.undo()
     assert shrunk(tiny).seconds > 700
+
+
+def test_the_folder_of_a_run_is_never_without_the_note_by_which_it_is_known(tiny, monkeypatch):
+    folder, save, without = tiny / "out.partial", clock.save_json, []
+
+    def saving(path, data):
+        without.append(folder.exists() and not (folder / "clock.json").exists())
+        save(path, data)
+        without.append(folder.exists() and not (folder / "clock.json").exists())
+
+    monkeypatch.setattr(clock, "save_json", saving)
+    shrunk(tiny)
+    assert without
+    assert not any(without)
 
 
 def test_several_cuts_share_what_does_not_depend_on_the_cut_and_a_kill_loses_none(tiny, monkeypatch):

@@ -24,7 +24,7 @@ from shortstack.data.tokens import JUDGING
 from shortstack.errors import InputError, ShortstackError
 from shortstack.evaluation import EvaluationText
 from shortstack.machine.clock import Clock
-from shortstack.machine.files import check_new, remove, save_json
+from shortstack.machine.files import check_new, remove, rename_new, save_json, scratch_beside
 from shortstack.machine.formats import duration
 from shortstack.machine.progress import Progress
 from shortstack.planning.layer_sets import FINALISTS
@@ -204,6 +204,13 @@ class ClockProgress:
         if used - self.noted > EVERY:
             self.keep()
 
+    def begin(self) -> None:
+        """Make the folder of stages, unless it is there; it is never without its note, by which the next run knows it."""
+        if not self.file.exists():
+            with scratch_beside(self.file.parent) as scratch:
+                save_json(scratch / self.file.name, {"used": self.clock.used})
+                rename_new(scratch, self.file.parent)
+
     def keep(self) -> None:
         self.noted = self.clock.used
         save_json(self.file, {"used": self.noted})
@@ -243,8 +250,7 @@ def check_unfinished(file: Path) -> None:
 def noting(progress: ClockProgress) -> Iterator[ClockProgress]:
     """Note the seconds used in the folder of stages: a killed run goes on in what is left; after an error another begins."""
     folder = progress.file.parent
-    folder.mkdir(exist_ok=True)
-    progress.keep()
+    progress.begin()
     try:
         yield progress
     except ShortstackError:
