@@ -239,7 +239,8 @@ def page(rows: Sequence[Mapping[str, Any]], unpruned: Mapping[str, Any], command
         f"`{command}`, torch {torch.__version__}, transformers {transformers.__version__}, {time.strftime('%Y-%m-%d')}.\n",
         f"{len(FAMILIES)} families of few-shot tasks of {size['items']} items each, healed on {size['samples']} samples; "
         f"the unpruned model answers {base:.1%} at a loss of {unpruned['after']['loss']:.3f}, perplexity on C4 "
-        f"{unpruned['C4']:.1f}. Three families, swap, initials and email, ask in other words what a probe asks.\n",
+        f"{unpruned['C4']:.1f}. Three families, swap, initials and email, ask in other words what a probe asks, two, middle "
+        "and countdown, what a drill asks.\n",
         "| layers removed | answers kept | loss of answers | perplexity on C4 |",
         "|---|---|---|---|",
     ]

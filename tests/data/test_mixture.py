@@ -10,7 +10,7 @@ from shortstack.data.examples import shares
 from shortstack.data.in_context import IN_CONTEXT
 from shortstack.data.mixture import MIX, READ, parse_sources
 from shortstack.data.tokens import check_enough, split
-from shortstack.errors import DataError
+from shortstack.errors import DataError, ShortstackWarning
 from shortstack.healing import TrainingData
 from zoo import tokenizer
 
@@ -118,13 +118,15 @@ def test_a_repair_is_of_so_many_windows_in_all():
 def test_each_source_gives_its_share_of_what_is_learnt(tmp_path):
     (tmp_path / "a.txt").write_text("the walk visits every layer once " * 300)
     whole = read_examples(str(tmp_path / "a.txt"), PLAIN, max_length=32)
-    found = read_examples(f"{tmp_path / 'a.txt'}=2,self,copying=0.5", PLAIN, max_length=32, written=written)
+    with pytest.warns(ShortstackWarning, match=f"a.txt has {len(whole)} samples, so that all .* give") as warned:
+        found = read_examples(f"{tmp_path / 'a.txt'}=2,self,copying=0.5", PLAIN, max_length=32, written=written)
     own = [example for example in found if set(example.ids) <= {text[0] for text in OWN}]
     assert all(all(example.learn) for example in own)
     assert len(own) == round(len(whole) / 2)
     copied = [example for example in found if not all(example.learn)]
     assert len(copied) == round(len(whole) / 4)
     assert len(found) == len(whole) + len(own) + len(copied)
+    assert f" give {len(found)};" in str(warned[0].message)
     assert {id(example) for example in found if example.made} == {id(example) for example in own + copied}
 
 

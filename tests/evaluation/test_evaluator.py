@@ -150,6 +150,7 @@ def test_probes_are_asked_of_the_evaluated_model(pruned, text):
         sum(probe.accuracy.stderr**2 for probe in expected.values()) ** 0.5 / len(expected)
     )
     assert found.to_dict()["probes_mean"] == (value.value, value.stderr)
+    assert "With 2 items a probe says little by itself; the JSON has each." in found.table().notes
     said = found.to_dict()["probes"]["arithmetic-1"]
     assert (said["n"], said["chance"]) == (2, pytest.approx(1 / 19))
 

@@ -13,6 +13,7 @@ from dataclasses import fields, replace
 import pytest
 import yaml
 
+from command import ended
 from documents import data_folder
 from shortstack.checkpoint import Checkpoint
 from shortstack.checkpoint.record import skipped_layers
@@ -291,6 +292,25 @@ def test_data_that_layers_were_chosen_on_is_not_said_to_be_unused(tiny, monkeypa
     made = shrunk(tiny, "typed", recipe="best", drop="2", minutes=0.6, data=str(other))
     unused = f"It was not healed: the minutes were too few; the data {other} was not used."
     assert unused in made.reasons
+
+
+def test_what_there_was_no_time_for_is_no_step_of_the_report_and_the_next_one_is_to_heal_by_the_recipe(
+    tiny, monkeypatch
+):
+    by_clock(tiny)
+    monkeypatch.setattr(line, "LEAST_HEALING", 1e9)
+    monkeypatch.setattr(line, "COMPARED_BY", -1.0)
+    given = {"recipe": tiny / "recipe.yaml", "data": tiny / "lines.jsonl", "text": tiny / "text.txt"}
+    words = [word for name, value in given.items() for word in (f"--{name}", value)]
+    words += ["--perplexity", tiny / "text.txt", "--samples", 4, "--probe-items", 0, "-o", tiny / "out"]
+    ran = ended("shrink", tiny / "model", *words)
+    assert ran.exit_code == 0, ran.stderr
+    told = shlex.split(ran.stderr.rpartition("Next: ")[2])
+    assert told[:2] == ["shortstack", "heal"]
+    assert told[told.index("--recipe") + 1] == str(tiny / "recipe.yaml")
+    page = (tiny / "out" / "report.html").read_text(encoding="utf-8")
+    assert "prune, done" in page
+    assert "speed, done" not in page
 
 
 @pytest.mark.parametrize(("free", "windows"), [(0, 256), (10**12, 1024)])

@@ -166,9 +166,11 @@ class Reporting:
         beside = ("--against", unpruned) if unpruned else ()
         self.next_step("evaluate", model, *beside, "--probes", *words)
 
-    def next_heal(self, model: object, teacher: str | None, *words: str, data: str | None = None) -> None:
-        """Suggest to heal with the recipe `best`, the unpruned model as the teacher."""
-        taught = ("--recipe", "best", "--data", data or "YOUR.txt", "--teacher", teacher or "UNPRUNED")
+    def next_heal(
+        self, model: object, teacher: str | None, *words: str, data: str | None = None, recipe: str = "best"
+    ) -> None:
+        """Suggest to heal by a recipe, the unpruned model as the teacher."""
+        taught = ("--recipe", recipe, "--data", data or "YOUR.txt", "--teacher", teacher or "UNPRUNED")
         self.next_step("heal", model, *taught, "-o", "healed", *words)
 
     def warn(self, message: str | None) -> None:

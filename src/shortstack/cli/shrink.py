@@ -33,7 +33,7 @@ def shrink(
 
     Choose layers, remove them, repair, heal and measure, by a recipe. The weights come with a report and a model card.
 
-    $ shortstack shrink org/model --drop 25% --data notes.txt -o small
+    $ shortstack shrink org/model --drop 25% --data notes.txt,self,copying=0.5,drills -o small
     """
     began = time.monotonic()
 
@@ -50,7 +50,8 @@ def shrink(
     show_shrunk(shrunk)
     unpruned = session.beside(model, source)
     if shrunk.healing is None and shrunk.left_out:
-        session.report.next_heal(output, unpruned, *session.alone.command_line, data=options.data)
+        words = session.alone.command_line
+        session.report.next_heal(output, unpruned, *words, data=options.data, recipe=options.recipe)
     else:
         tasks = ("--tasks", options.tasks) if options.tasks else ()
         session.report.next_measure(output, unpruned, *tasks, *session.alone.command_line)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import random
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain, islice
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from shortstack.data.mixture import Weighted, Written, parse_sources
 from shortstack.data.sources import prompt_and_response, read_records, record_format, shuffled_records
 from shortstack.data.tokens import bos_ids, check_text, encode, encode_after, made_windows
-from shortstack.errors import DataError
+from shortstack.errors import DataError, ShortstackWarning
 from shortstack.machine.numbers import is_share, part_of
 
 if TYPE_CHECKING:
@@ -54,6 +55,8 @@ def read_examples(
     """
     rng = random.Random(seed)
     read, wanted, _ = shared_out(source, tokenizer, max_length, seed, most)
+    if most is None and len(wanted) > 1 and sum(wanted.values()) < ENDLESS_SAMPLES:
+        _warn_of_few(source, read, wanted)
     for name, amount in wanted.items():
         if name not in read:
             read[name] = [[made] for made in _made(name, amount, tokenizer, max_length, seed, written)]
@@ -63,6 +66,16 @@ def read_examples(
     drawn = {name: rng.sample(read[name], min(amount, len(read[name]))) for name, amount in wanted.items()}
     chosen = [part for name, amount in wanted.items() for part in _first(drawn[name], amount)]
     return [*chain.from_iterable(rng.sample(chosen, len(chosen)))]
+
+
+def _warn_of_few(source: str, read: Mapping[str, Sequence[Conversation]], wanted: Mapping[str, int]) -> None:
+    """Say which source is so short that the others give little."""
+    sizes = {name: sum(map(len, parts)) for name, parts in read.items()}
+    weights = {weighted.source: weighted.weight for weighted in parse_sources(source)}
+    shortest = min(sizes, key=lambda name: sizes[name] / weights[name], default=None)
+    if shortest is not None:
+        found = f"{shortest} has {sizes[shortest]} samples, so that all sources together give {sum(wanted.values())}"
+        warnings.warn(f"{found}; add to it, or give it less weight", ShortstackWarning, stacklevel=3)
 
 
 def _first(parts: Sequence[Conversation], amount: int) -> Iterator[Conversation]:

@@ -99,6 +99,8 @@ class Evaluation(Tabled):
         measured = (Column("measured", "text"), "metric", "value", "unpruned", "n", Column("chance", "ratio"), "BOS")
         notes = [*map(self._unit, self.against), *map(self._not_compared, self.tasks.keys() - self.against.keys())]
         notes += map(self._other_tokens, self.perplexity)
+        if 0 < self._items_of_a_probe < FEW:
+            notes.append(f"With {self._items_of_a_probe} items a probe says little by itself; the JSON has each.")
         if self.collapse:
             notes.append(self.collapse.summary)
         heading = f"{self.model}: {title or 'no text'}; {counts}"
@@ -121,8 +123,8 @@ class Evaluation(Tabled):
 
     def _probe_rows(self) -> Iterator[tuple[Any, ...]]:
         """Yield a row for each probe, unless one has so few items that they say little, and one for the mean of all."""
-        base, n = self.base, [probe.n for probe in self.probes.values()]
-        for name, probe in self.probes.items() if min(n, default=0) >= FEW else ():
+        base = self.base
+        for name, probe in self.probes.items() if self._items_of_a_probe >= FEW else ():
             other = base.probes[name].cell if base else None
             paired = _paired(self.probes_against.get(name))
             yield name, "accuracy", probe.cell, other, probe.n, probe.chance, None, *paired
@@ -133,11 +135,15 @@ class Evaluation(Tabled):
                 "mean accuracy",
                 _share(*self.probes_mean),
                 other,
-                sum(n),
+                sum(probe.n for probe in self.probes.values()),
                 None,
                 None,
                 *_paired(self._all_probes),
             )
+
+    @property
+    def _items_of_a_probe(self) -> int:
+        return min((probe.n for probe in self.probes.values()), default=0)
 
     @property
     def _all_probes(self) -> Paired | None:

@@ -133,12 +133,12 @@ class HealingTask:
         check_loggers(self.loggers)
 
     def _check_teacher(self, teacher: str | None) -> None:
-        users = "the loss distill and the data self"
         if self.needs_teacher and teacher is None:
-            expected = f"the unpruned model, which {users} need"
+            user = "the loss distill" if self.objective.teaches else "the data self"
+            expected = f"the unpruned model, which {user} needs"
             raise InputError("none", expected=expected, fix="name it", option="teacher")
         if teacher is not None and not self.needs_teacher:
-            expected = f"no teacher: only {users} use one"
+            expected = "no teacher: only the loss distill and the data self use one"
             raise InputError(teacher, expected=expected, fix="leave it out", option="teacher")
 
     def _check_text(self) -> None:

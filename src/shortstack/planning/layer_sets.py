@@ -141,7 +141,7 @@ def _read_drop(drop: str | int) -> int | Fraction:
         return int(text)
     raise PlanError(
         repr(text),
-        expected="a count, or a percentage between 0% and 100%",
+        expected="a count of at least 1, or a percentage between 0% and 100%",
         fix="give a count such as 8, or a share such as 25%",
         option="drop",
     )

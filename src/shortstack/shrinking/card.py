@@ -78,7 +78,7 @@ def _sizes(shrunk: Shrunk, made: Checkpoint, names: list[str]) -> dict[str, dict
 
 def trial_runs(shrunk: Shrunk, settings: Mapping[str, Any]) -> Runs:
     """Present a shrink as the one trial that a report draws."""
-    results = {**shrunk.steps(), "speed": to_jsonable(shrunk.speed)}
+    results = {**shrunk.steps(), **({"speed": to_jsonable(shrunk.speed)} if shrunk.speed.decode else {})}
     steps = {role: StepRecord(role, role.partition("_")[0], "done", result=result) for role, result in results.items()}
     trial = TrialRecord(shrunk.output.name, 1, settings, "done", steps)
     name, title = shrunk.output.name, f"shrink {settings['model']}"
