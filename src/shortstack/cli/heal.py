@@ -100,7 +100,7 @@ def heal(
 
     Outputs of frozen layers are computed once and cached on disk.
 
-    $ shortstack heal pruned --recipe best --data my.txt,self,copying=0.5,drills --teacher org/model -o out
+    $ shortstack heal pruned --recipe best --data my.txt --teacher org/model -o out
     """
     from shortstack.healing.recipes import named_by_line, with_recipe
 

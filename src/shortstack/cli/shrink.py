@@ -33,7 +33,7 @@ def shrink(
 
     Choose layers, remove them, repair, heal and measure, by a recipe. The weights come with a report and a model card.
 
-    $ shortstack shrink org/model --drop 25% --data notes.txt,self,copying=0.5,drills -o small
+    $ shortstack shrink org/model --drop 25% --data notes.txt -o small
     """
     began = time.monotonic()
 
