@@ -10,10 +10,11 @@ ShortstackError                 exit code 1: it failed
     +-- OutputError             an output that exists, is nested in the input, or cannot be written
         +-- DiskFullError       the disk has no room for what is to be written
 
-Every error says what it is about, what was expected, what was found and what to do, in plain words.
+Every error is one or two plain sentences: what is wrong, with the value in it, and what to do. `option` names the
+parameter that it is about; the command line shows it as `--option`, a YAML file by its line.
 
->>> print(PlanError("40 layers", expected="1 to 29 of the model's 30", fix="name a smaller count, or 25%", option="drop"))
-drop: expected 1 to 29 of the model's 30, found 40 layers. To fix it: name a smaller count, or 25%.
+>>> print(PlanError("40 of the model's 30 layers cannot be removed; give 1 to 29, or a share such as 25%", option="drop"))
+drop: 40 of the model's 30 layers cannot be removed; give 1 to 29, or a share such as 25%
 """
 
 from __future__ import annotations
@@ -28,9 +29,6 @@ NO_MEMORY = (  # in the words of torch, oneDNN, the system's loader and the C li
     "out of memory",
     "Cannot allocate memory",
 )
-
-
-PARTS = "found", "expected", "fix", "option", "where"
 
 
 def one_line(error: BaseException) -> str:
@@ -48,33 +46,42 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 class ShortstackError(Exception):
-    """The root: what was found, what was expected, and what to do.
-
-    option: the parameter that it is about, by its name in Python. where: the file, layer or other place that it is about.
-    """
+    """The root of all errors. message: one or two sentences. option: the parameter that it is about, as Python spells it."""
 
     exit_code = 1
 
-    def __init__(self, found: object, *, expected: str, fix: str, option: str = "", where: object = "") -> None:
-        self.found, self.expected, self.fix, self.option, self.where = str(found), expected, fix, option, str(where)
-        end = "" if fix.endswith("?") else "."
-        super().__init__(f"{self.place(option)}: expected {expected}, found {found}. To fix it: {fix}{end}")
+    def __init__(self, message: object, *, option: str = "", **old: Any) -> None:
+        # `old` (found, expected, fix, where) is the form that is being replaced
+        self.found, self.where = str(message), str(old.get("where", ""))
+        self.expected, self.fix = old.get("expected", ""), old.get("fix", "")
+        if old:
+            message = f"expected {self.expected}, found {message}; {self.fix}"
+            message = f"{self.where}: {message}" if self.where else message
+        self.message, self.option = str(message), option
+        super().__init__(f"{option}: {self.message}" if option else self.message)
 
-    def place(self, option: str) -> str:
-        """Return the subject of the error; option: its option, in the spelling of who shows the error."""
-        return ": ".join(filter(None, (option, self.where)))
+    def about(self, option: str) -> Self:
+        """Return the same error about another option, or with "" about none."""
+        return type(self)(self.message, option=option)
+
+    def at(self, place: str) -> Self:
+        """Return the same error with a place before it, such as "my.yaml, line 7"."""
+        return type(self)(f"{place}: {self}")
 
     def but(self, **parts: Any) -> Self:
-        """Return the same error with other parts."""
-        return type(self)(**{name: getattr(self, name) for name in PARTS} | parts)
+        """Return the same error with other parts (being replaced by about() and at())."""
+        old = {name: getattr(self, name) for name in ("expected", "fix", "where")} if self.expected else {}
+        return type(self)(**{"message": self.found, "option": self.option} | old | parts)
 
     def in_file(self, place: str) -> Self:
-        """Return the same error, said of a key of a file at that place, such as "my.yaml, line 7"."""
-        return self.but(option="", where=f"{place}: {self.place(self.option)}")
+        return self.at(place)
+
+    def place(self, option: str) -> str:
+        return ": ".join(filter(None, (option, self.where)))
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickle an error, since those of a worker reach who started it."""
-        return partial(type(self), **{name: getattr(self, name) for name in PARTS}), ()
+        return partial(type(self), self.message, option=self.option), ()
 
 
 class TrainingError(ShortstackError):

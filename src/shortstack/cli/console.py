@@ -111,7 +111,5 @@ def show_answers(said: Mapping[str, str]) -> None:
 
 
 def fail(error: ShortstackError) -> None:
-    """Print an error as four short lines on stderr."""
-    place = error.place(error.option and f"--{error.option.replace('_', '-')}")
-    fix = error.fix if error.fix.endswith("?") else f"to fix it {error.fix}"
-    say(f"Error: {place}\n  expected  {error.expected}\n  found     {error.found}\n  {fix}")
+    """Print an error on stderr, its option as it is typed."""
+    say(f"Error: --{error.option.replace('_', '-')}: {error.message}" if error.option else f"Error: {error}")

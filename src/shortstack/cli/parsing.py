@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any, get_args
 
+import pydantic
 from cyclopts import (
     App,
     CoercionError,
@@ -22,13 +23,14 @@ from cyclopts import (
     Token,
     UnknownOptionError,
     UnusedCliTokensError,
+    ValidationError,
     convert,
 )
 
 from shortstack.cli.verbs import HELP, VERBS
 from shortstack.errors import InputError
 from shortstack.machine.formats import amount_of
-from shortstack.machine.options import check_choice_of
+from shortstack.machine.options import check_choice_of, input_error
 
 if TYPE_CHECKING:
     from cyclopts.help import HelpEntry, HelpPanel
@@ -147,6 +149,8 @@ def _refused(error: CycloptsError) -> InputError:
         case MissingArgumentError():
             name = error.keyword or _name(error)
             return InputError("none", expected="a value", fix=f"give one; {explained}", where=name)
+        case ValidationError() if isinstance(error.__cause__, pydantic.ValidationError):
+            return input_error(error.__cause__)
         case CoercionError():
             return _unread(error)
     return InputError(error, expected="valid options and arguments", fix=explained, where=verb)

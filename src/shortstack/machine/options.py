@@ -16,15 +16,114 @@ shortstack.errors.InputError: learning_rate: expected a number above 0, found -1
 from __future__ import annotations
 
 import difflib
+import functools
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import MISSING, dataclass, field, fields
 from importlib.util import find_spec
-from typing import Any
+from types import MappingProxyType
+from typing import Annotated, Any, TypeVar, dataclass_transform
+
+import pydantic
+from pydantic import BeforeValidator, ConfigDict, Field, ValidationError, WithJsonSchema
+from pydantic.fields import FieldInfo
+from pydantic_core import PydanticCustomError, PydanticUndefined, core_schema
 
 from shortstack.errors import InputError
+from shortstack.machine.formats import amount_of
 from shortstack.machine.numbers import is_number, is_share
 from shortstack.machine.typed import check_type
+
+Class = TypeVar("Class")
+
+
+@dataclass_transform(frozen_default=True, field_specifiers=(Field,))
+def options(cls: type[Class]) -> type[Class]:
+    """Make a frozen pydantic dataclass whose fields are options: name: type = Field(default, ge=..., description=...).
+
+    Its errors are InputError. The command line reads defaults and help from the fields of the dataclass, YAML files and
+    JSON schemas from those of pydantic.
+    """
+    made: Any = pydantic.dataclasses.dataclass(frozen=True, config=ConfigDict(extra="forbid"))(cls)
+    construct = made.__init__
+
+    @functools.wraps(construct)
+    def checked(self: Any, *args: Any, **values: Any) -> None:
+        try:
+            construct(self, *args, **values)
+        except ValidationError as error:
+            raise input_error(error) from None
+
+    made.__init__ = checked
+    for declared in fields(made):
+        info = made.__pydantic_fields__[declared.name]
+        if isinstance(declared.default, FieldInfo):  # what pydantic keeps to itself, for other readers of dataclasses
+            declared.type = Annotated[declared.type, Field(description=info.description), *info.metadata]
+            declared.default = MISSING if info.default is PydanticUndefined else info.default
+            declared.metadata = MappingProxyType({"help": info.description or ""})
+    return made  # type: ignore[no-any-return]
+
+
+def input_error(error: ValidationError) -> InputError:
+    """Return the first error that pydantic found as one sentence about an option."""
+    first = error.errors(include_url=False)[0]
+    name, value, limits = ".".join(map(str, first["loc"][:1])), first.get("input"), first.get("ctx", {})
+    limit = next(iter(limits.values()), "")
+    match first["type"]:
+        case "greater_than_equal":
+            message = f"{value} is too small; give at least {limit}"
+        case "greater_than":
+            message = f"{value} is too small; give more than {limit}"
+        case "less_than_equal":
+            message = f"{value} is too large; give at most {limit}"
+        case "less_than":
+            message = f"{value} is too large; give less than {limit}"
+        case "missing":
+            message = "missing; give a value"
+        case "unexpected_keyword_argument":
+            message = "no such option"
+        case _:
+            message = f"{value!r}: {first['msg'][0].lower()}{first['msg'][1:]}"
+    return InputError(message, option=name)
+
+
+@dataclass(frozen=True)
+class OneOf:
+    """Mark a text as one of some choices: Annotated[str, OneOf(METRICS)]."""
+
+    choices: Collection[str]
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: Any) -> Any:
+        return core_schema.no_info_after_validator_function(self._check, handler(source))
+
+    def __get_pydantic_json_schema__(self, _schema: Any, _handler: Any) -> dict[str, Any]:
+        return {"type": "string", "enum": [*self.choices]}
+
+    def _check(self, value: str) -> str:
+        if value not in self.choices:
+            raise PydanticCustomError("choice", "{reason}", {"reason": no_choice(value, self.choices)})
+        return value
+
+
+def no_choice(value: object, choices: Collection[str]) -> str:
+    """Say that a value is none of the choices, and which is nearest."""
+    begun = [choice for choice in choices if str(value) and str(choice).startswith(str(value))]
+    near = begun or difflib.get_close_matches(str(value), [*choices], 1)
+    return f"did you mean {near[0]}?" if near else f"give one of {', '.join(choices)}"
+
+
+def _amount(value: Any) -> Any:
+    number = amount_of(value) if isinstance(value, str) else value
+    if value is not None and (not is_number(number) or (is_share(number) and not 0 < number <= 1)):
+        raise PydanticCustomError("amount", "a count, or a share such as 10%")
+    return number
+
+
+Amount = Annotated[  # a count, or a share of what there is, typed as 10% or 0.1
+    int | float,
+    BeforeValidator(_amount),
+    WithJsonSchema({"anyOf": [{"type": "number", "exclusiveMinimum": 0}, {"type": "string"}]}),
+]
 
 
 @dataclass(frozen=True)
@@ -107,8 +206,8 @@ def option_of(component: Any, name: str) -> Any:
 def options_of(component: Any) -> Iterator[tuple[str, Any, Option]]:
     """Yield name, default and what else is known of every option of a dataclass or of an instance of one."""
     for declared in fields(component):
-        if "option" in declared.metadata:
-            yield declared.name, declared.default, declared.metadata["option"]
+        if "help" in declared.metadata:
+            yield declared.name, declared.default, declared.metadata.get("option") or Option(declared.metadata["help"])
 
 
 def defaults_of(*components: Any) -> dict[str, Any]:
