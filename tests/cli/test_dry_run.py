@@ -28,8 +28,8 @@ REPAIRED = ("--text", "pydoc", "--repair-samples", "8", "--length", "16")
 SMALL = ("--text", "pydoc", "--samples", "4", "--length", "16")
 COMPARED = ("compare", "m", "--text", "pydoc", "--samples", "2", "--limit", "4", "--length", "16")
 STUDY = """
-models: [m]
-metrics: [reverse]
+model: m
+metric: reverse
 drop: 2
 evaluation: {perplexity: [pydoc], length: 16, samples: 2, collapse_check: false}
 """
@@ -97,7 +97,6 @@ REFUSED = {  # what both say, and the word that it is told by
     "a healed folder": (("heal", "m", "--data", "pydoc", "-o", "cut"), "it exists"),
     "data to heal on": (("heal", "m", "--data", "lost.jsonl", "-o", "z"), "lost.jsonl"),
     "a share that nothing has": ((*COMPARED, "--memory", "1%"), "--memory"),
-    "a study in a model": (("study", "study.yaml", "-o", "m/runs"), "outside a model's"),
 }
 
 

@@ -12,7 +12,6 @@ VERBS = {
     "evaluate": "Measure perplexity, tasks, and what the model writes.",
     "shrink": "Prune, repair, heal and measure a model in one command.",
     "study": "Run a grid of trials, each step once.",
-    "watch": "Show how far a running study is.",
     "profile": "Count parameters, bytes and operations; measure speed and memory.",
     "compare": "Compare pruned, quantised and narrowed models at equal bytes.",
     "report": "Show what a study found, as one page or as tables.",
