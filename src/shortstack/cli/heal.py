@@ -35,7 +35,7 @@ class HealRun:
     """How a run is kept, and what it tells."""
 
     recipe: str | None = option(
-        None, help="A preset (`shortstack ls recipes`) or a .yaml file; command-line options override it."
+        None, help="A preset (`shortstack list recipes`) or a .yaml file; command-line options override it."
     )
     teacher: str | None = option(None, help="The unpruned model; required for --loss distill and --data self.")
     resume: bool | None = option(None, help="Continue an unfinished run, or restart it; required if one exists.")

@@ -37,7 +37,7 @@ MethodOptions = _method_options()
 def made_method(values: Mapping[str, Any]) -> HealingMethod:
     """Make the method that option values name, partial where they name none, with its options."""
     name = values.get("method", Partial.name)
-    check_choice_of("method", name, METHODS, fix="`shortstack ls methods` explains each")
+    check_choice_of("method", name, METHODS, fix="`shortstack list methods` explains each")
     method = METHODS[name]
     defaults = defaults_of(MethodOptions)
     given = {name: values[name] for name in defaults if name in values and name != "method"}

@@ -37,7 +37,7 @@ from shortstack.machine.typed import check_type
 Class = TypeVar("Class")
 
 
-@dataclass_transform(frozen_default=True, field_specifiers=(Field,))
+@dataclass_transform(frozen_default=True)  # no field_specifiers: to mypy, Field(64) is a default as any other value
 def options(cls: type[Class]) -> type[Class]:
     """Make a frozen pydantic dataclass whose fields are options: name: type = Field(default, ge=..., description=...).
 
@@ -78,6 +78,10 @@ def input_error(error: ValidationError) -> InputError:
             message = f"{value} is too large; give at most {limit}"
         case "less_than":
             message = f"{value} is too large; give less than {limit}"
+        case "int_parsing" | "int_from_float":
+            message = f"{value!r} is not a whole number"
+        case "float_parsing":
+            message = f"{value!r} is not a number"
         case "missing":
             message = "missing; give a value"
         case "unexpected_keyword_argument":
