@@ -106,9 +106,6 @@ def progress_bar(*, quiet: bool = False, verbose: bool = False) -> Iterator[Prog
         yield _reporter(live)
 
 
-bars = progress_bar  # the name is being replaced
-
-
 def _reporter(live: Any) -> Progress:
     """Return a callable that draws each stage as a task of rich; a stage that begins anew is another task."""
     stages: dict[str, Any] = {}
