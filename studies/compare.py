@@ -50,8 +50,7 @@ def compared(
     with tempfile.TemporaryDirectory() as folder:
         budget = parse_memory(share, model.weight_bytes)
         plan = ss.choose(model, ss.Choice("ppl", memory=f"{budget}B"), tokens, progress=progress).plan
-        repair = ss.repair(model, frozenset(plan.removed), windows, progress=progress)
-        cut = ss.prune(model, plan, Path(folder) / "cut", repair=repair)
+        cut = ss.prune(model, plan, Path(folder) / "cut", repair=windows, progress=progress)
         task = task_of({**read_recipe("best").heal.given, "data": data}, teacher=model)
         ss.heal(cut, Path(folder) / "healed", task, progress=progress)
         calibration = ss.Calibration(tokens, windows, healed=str(Path(folder) / "healed"))

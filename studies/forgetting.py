@@ -28,7 +28,6 @@ from shortstack.decoder.likelihoods import Request, likelihoods
 from shortstack.healing.recipes import read_recipe
 from shortstack.healing.task import task_of
 from shortstack.machine.formats import show_layers
-from shortstack.planning.plans import Plan
 
 HERE = Path(__file__).parent
 CUT, TEXT = (12, 13, 14, 15), "pydoc,self,copying,drills"
@@ -103,8 +102,7 @@ def run(
     cut = CUT if source.anatomy.layers > max(CUT) else (2,)
     tokens = calibration_tokens(source, ss.CalibrationText(TEXT, size["windows"]))
     with tempfile.TemporaryDirectory() as folder:
-        plan, repaired = Plan(source.anatomy.layers, cut, "given"), ss.repair(source, frozenset(cut), tokens)
-        pruned = ss.prune(source, plan, Path(folder) / "pruned", repair=repaired)
+        pruned = ss.prune(source, cut, Path(folder) / "pruned", repair=tokens)
         for name in ("unpruned", "repaired", *names):
             if name in results:
                 continue

@@ -12,7 +12,7 @@ from plans import plan
 from shortstack.checkpoint import Checkpoint
 from shortstack.cli.console import show_result
 from shortstack.comparison import Calibration, Comparison, EvaluationSpec, compare, judge_tasks
-from shortstack.comparison.baselines import BASELINES, parse_memory
+from shortstack.comparison.baselines import parse_memory
 from shortstack.comparison.comparison import ComparisonRow
 from shortstack.data import Tokens
 from shortstack.decoder import Decoder
@@ -25,7 +25,6 @@ from shortstack.machine.options import install
 from shortstack.planning import Choice, choose
 from shortstack.profiling.speed import Load, Speeds
 from shortstack.pruning import prune
-from shortstack.repairing import repair, repairer
 from zoo import make, speaking
 
 FLOAT = Compute(dtype="float32", device="cpu")
@@ -155,41 +154,6 @@ def test_the_pruned_row_is_the_smallest_cut_that_fits(compared, place, tmp_path)
     pruned = prune(checkpoint, chosen, tmp_path / "pruned")
     assert row.bytes == pruned.weight_bytes
     assert row.perplexity["a"].loss == measure(Decoder.load(pruned, dtype=torch.float32), judging.texts["a"]).loss
-
-
-def test_a_repair_that_lowers_no_loss_makes_no_row(compared, place):
-    checkpoint, _, found = compared
-    removed = frozenset(rows(found)["pruned"].removed)
-    assert not repair(checkpoint, removed, tokens(checkpoint, place), compute=FLOAT).kept, "of this random model"
-    assert rows(found)["pruned, repaired"].reason == "no repair lowers the held-out loss"
-
-
-@pytest.fixture
-def pruned_alone(compared, place, monkeypatch, few_words):
-    """Compare with the pruned model, and with that repaired, alone."""
-    checkpoint, judging, _ = compared
-    some, briefly = tokens(checkpoint, place), replace(judging, judges=())
-    monkeypatch.setattr("shortstack.comparison.comparison.BASELINES", BASELINES[:2])
-    return lambda: rows(compare(checkpoint, Calibration(some, some), briefly, memory="60%", compute=FLOAT))
-
-
-def test_the_repaired_row_is_what_repair_makes_of_it(pruned_alone, compared, place, tmp_path, monkeypatch):
-    """Of a repair that is kept, as those of trained models are."""
-    monkeypatch.setattr(repairer.RepairWalk, "helps", lambda _walk: True)
-    found, (checkpoint, judging, _) = pruned_alone(), compared
-    row, removed = found["pruned, repaired"], found["pruned"].removed
-    repaired = repair(checkpoint, frozenset(removed), tokens(checkpoint, place), compute=FLOAT)
-    assert repaired.kept
-    pruned = prune(checkpoint, plan(8, layers=removed), tmp_path / "repaired", repair=repaired)
-    assert row.perplexity["a"].loss == measure(Decoder.load(pruned, dtype=torch.float32), judging.texts["a"]).loss
-
-
-def test_where_repair_is_refused_the_row_says_so(pruned_alone, monkeypatch):
-    def refused(*_, **__):
-        raise ArchitectureError("none", expected="a matrix at the end", fix="leave repair out", where="Odd")
-
-    monkeypatch.setattr("shortstack.comparison.baselines.repair", refused)
-    assert pruned_alone()["pruned, repaired"].reason == "repair expects a matrix at the end, found none"
 
 
 def test_quantised_rows_take_the_bytes_they_say(compared):

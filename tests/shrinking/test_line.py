@@ -92,14 +92,15 @@ def removed_from(tiny, out):
 
 def sources_repaired_on(monkeypatch):
     """The sources of the windows of each repair from now on."""
-    read, repair = [], line.repair
+    read, prune = [], line.prune
 
-    def noted(source, removed, text, **how):
-        repaired = repair(source, removed, text, **how)
-        read.append([kind["source"] for kind in repaired.tokens.get("kinds", [repaired.tokens])])
-        return repaired
+    def noted(*args, **how):
+        pruned = prune(*args, **how)
+        tokens = pruned.record["repair"]["tokens"]
+        read.append([kind["source"] for kind in tokens.get("kinds", [tokens])])
+        return pruned
 
-    monkeypatch.setattr(line, "repair", noted)
+    monkeypatch.setattr(line, "prune", noted)
     return read
 
 

@@ -34,7 +34,6 @@ from shortstack.machine.formats import BYTES, count_in, show_layers, size
 from shortstack.machine.progress import Progress
 from shortstack.planning import Choice, Plan, choose
 from shortstack.pruning import prune
-from shortstack.repairing import Repair, repair
 from shortstack.scoring import Scores, score
 
 KeptLayers = Sequence[int]
@@ -146,16 +145,16 @@ class BaselineContext:
             return None
         return chosen.plan
 
-    def repair(self, plan: Plan) -> tuple[Repair | None, str]:
-        """Refit the kept layers if that is wanted and helps; otherwise return None and the reason for the table."""
-        if not self.calibration.repair:
+    def repaired(self, plan: Plan, place: Path) -> tuple[Checkpoint | None, str]:
+        """Cut and repair, if that is wanted and helps; otherwise return None and the reason for the table."""
+        tokens = self.calibration.repair
+        if not tokens:
             return None, ""
-        removed, tokens = frozenset(plan.removed), self.calibration.repair
         try:
-            repaired = repair(self.checkpoint, removed, tokens, compute=self.compute, progress=self.progress)
+            made = prune(self.checkpoint, plan, place, repair=tokens, compute=self.compute, progress=self.progress)
         except ArchitectureError as error:  # a correction has no place in such layers
-            return None, f"repair expects {error.expected}, found {error.found}"
-        return (repaired, "") if repaired.kept else (None, "no repair lowers the held-out loss")
+            return None, f"no repair: {error}"
+        return (made, "") if made.record["repair"]["kept"] else (None, "no repair lowers the held-out loss")
 
 
 def unpruned(context: BaselineContext) -> Iterator[Baseline]:
@@ -210,15 +209,14 @@ def _cut(
         yield Baseline(name, reason="no exact cut fits the budget")
         return
 
-    def make(repaired: Repair | None = None) -> Built:
-        place = context.folder / f"{name}-{'repaired' if repaired else 'cut'}"
-        return context.made(prune(context.checkpoint, plan, place, repair=repaired), scheme)
+    def make() -> Built:
+        return context.made(prune(context.checkpoint, plan, context.folder / f"{name}-cut"), scheme)
 
     row = Baseline(name, make, "", f"without {len(plan.removed)} layers: {show_layers(plan.removed)}", plan.removed)
     yield row
-    repaired, reason = context.repair(plan)
+    repaired, reason = context.repaired(plan, context.folder / f"{name}-repaired")
     if repaired:
-        yield replace(row, name=f"{name}, repaired", make=functools.partial(make, repaired))
+        yield replace(row, name=f"{name}, repaired", make=functools.partial(context.made, repaired, scheme))
     elif reason:
         yield Baseline(f"{name}, repaired", reason=reason)
 
