@@ -104,7 +104,7 @@ def child_heal(setting: Setting, out: str) -> None:
                 max_samples=setting.samples + setting.held_out,
                 held_out=setting.held_out,
             ),
-            Partial(last=LAST),
+            Partial(train_last=LAST),
             schedule=Schedule(
                 num_train_epochs=setting.epochs, learning_rate=setting.lr, per_device_train_batch_size=setting.batch
             ),

@@ -35,6 +35,7 @@ from shortstack.decoder.batching import Batches
 from shortstack.decoder.likelihoods import Request, greedy_endings, likelihoods
 from shortstack.healing.recipes import read_recipe
 from shortstack.healing.task import task_of
+from shortstack.machine.options import given
 from shortstack.machine.formats import show_layers
 from shortstack.machine.progress import silent
 from shortstack.planning.plans import Plan
@@ -203,7 +204,7 @@ def made(source: ss.Checkpoint, removed: Sequence[int], tokens: ss.Tokens, folde
     plan = Plan(source.anatomy.layers, tuple(removed), "given")
     repaired = ss.repair(source, frozenset(removed), tokens)
     pruned = ss.prune(source, plan, folder / "pruned", repair=repaired)
-    task = replace(task_of(read_recipe("best").heal.given), teacher=source)
+    task = replace(task_of(given(read_recipe("best").heal)), teacher=source)
     data = replace(task.data, data="self,pydoc,copying=0.5,drills", max_samples=samples)
     ss.heal(pruned, folder / "healed", replace(task, data=data))
     return ss.Checkpoint.open(str(folder / "healed"))

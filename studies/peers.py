@@ -43,6 +43,7 @@ from minutes import JUDGED, SKIPPED, TASKS, WINDOWS, save_page, unseen
 from shortstack.data.examples import read_examples
 from shortstack.healing.recipes import read_recipe
 from shortstack.healing.task import task_of
+from shortstack.machine.options import given
 from shortstack.machine.formats import show_layers
 
 DROP, LENGTH, BATCH, MINUTES, SECONDS, PILOT, LIMIT, ITEMS, OURS = 8, 128, 4, 15, 800, 16, 500, 50, "shortstack"
@@ -108,7 +109,7 @@ def optipfair(source: ss.Checkpoint, data: str, out: Path) -> None:
 
 
 def paper(source: ss.Checkpoint, data: str, out: Path) -> None:
-    task = task_of(read_recipe("paper-dolly").heal.given)
+    task = task_of(given(read_recipe("paper-dolly").heal))
     given = replace(task.data, data=data, max_length=LENGTH, held_out=100)
     schedule = replace(task.schedule, minutes=SECONDS / 60)
     plan = ss.choose(source.anatomy.layers, ss.Choice("reverse", DROP)).plan

@@ -84,7 +84,7 @@ def test_what_is_wrong_with_a_file_is_explained_with_its_line(text, said, tmp_pa
 def test_what_only_the_model_tells_is_explained_with_the_recipes_line_unless_it_was_typed(folder, tmp_path):
     path = tmp_path / "a.yaml"
     path.write_text("heal:\n  data: pydoc\n  last: 9\n")
-    for words, where in (((), f"{path}, line 3: last"), (("--last", "10"), "last")):
+    for words, where in (((), f"{path}, line 3: last"), (("--train-last", "10"), "last")):
         command = ["heal", str(folder), "-o", str(tmp_path / "out"), "--recipe", str(path), *words]
         error = invoke(*command).exception
         assert isinstance(error, InputError)

@@ -21,6 +21,7 @@ from pydantic import (
     WithJsonSchema,
     create_model,
 )
+from pydantic.dataclasses import is_pydantic_dataclass
 from pydantic_core import PydanticCustomError
 
 from shortstack.errors import InputError
@@ -134,9 +135,14 @@ def line_saying(text: str, value: str) -> int | None:
     return next((token.start_mark.line + 1 for token in tokens if token.value == value), None)
 
 
-def keys(model: type[BaseModel]) -> list[str]:
+def keys(model: Any) -> list[str]:
     """List the keys of a mapping, as the file spells them."""
-    return [field.alias or name for name, field in model.model_fields.items()]
+    return [field.alias or name for name, field in _fields(model).items()]
+
+
+def _fields(model: Any) -> Any:
+    """Return the fields of a pydantic model or dataclass by name."""
+    return model.model_fields if issubclass(model, BaseModel) else model.__pydantic_fields__
 
 
 def _explained(where: str, text: str, model: type[Part], error: ValidationError) -> InputError:
@@ -161,12 +167,12 @@ def _explained(where: str, text: str, model: type[Part], error: ValidationError)
     )
 
 
-def _known(model: type[BaseModel], path: Sequence[int | str]) -> list[str]:
+def _known(model: Any, path: Sequence[int | str]) -> list[str]:
     """List the keys of the mappings that may stand at a place."""
     models = [model]
     for part in path:
         named = [kind for kind in models if kind.__name__ == part]
-        fields = [field for kind in models for key, field in kind.model_fields.items() if part in (key, field.alias)]
+        fields = [field for kind in models for key, field in _fields(kind).items() if part in (key, field.alias)]
         if fields:
             models = [kind for field in fields for kind in _models(field.annotation)]
         elif named:
@@ -174,8 +180,8 @@ def _known(model: type[BaseModel], path: Sequence[int | str]) -> list[str]:
     return list(dict.fromkeys(key for kind in models for key in keys(kind)))
 
 
-def _models(annotation: Any) -> Iterator[type[BaseModel]]:
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+def _models(annotation: Any) -> Iterator[Any]:
+    if isinstance(annotation, type) and (issubclass(annotation, BaseModel) or is_pydantic_dataclass(annotation)):
         yield annotation
     for inner in typing.get_args(annotation):
         yield from _models(inner)

@@ -24,9 +24,11 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from pydantic import Field, field_validator
 
 from shortstack.errors import InputError
-from shortstack.healing.recipes import HealPart, recipe_names
+from shortstack.healing.methods import HealOptions as HealPart
+from shortstack.healing.recipes import recipe_names
 from shortstack.machine import yamlfile
 from shortstack.machine.device import Compute
+from shortstack.machine.options import options
 from shortstack.machine.yamlfile import Part, part_of
 from shortstack.runs.records import ONE_SHOT
 from shortstack.study.step_types import KINDS, EvaluationOptions
@@ -63,6 +65,7 @@ else:
     Kind = Literal[KINDS]
 
 
+@options
 class HealEntry(HealPart):
     """A way to heal: a name for it, a recipe to start from, and options of heal."""
 
