@@ -1,9 +1,5 @@
 from . import errors as errors
 from .checkpoint import Checkpoint as Checkpoint
-from .comparison import Calibration as Calibration
-from .comparison import Comparison as Comparison
-from .comparison import EvaluationSpec as EvaluationSpec
-from .comparison import compare as compare
 from .data import CalibrationText as CalibrationText
 from .data import Tokens as Tokens
 from .data import source_of as source_of

@@ -471,7 +471,6 @@ def test_the_next_step_names_the_unpruned_model_as_it_was_typed(words, verb, nam
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        ("compare model --perplexity copying", "--limit"),
         ("evaluate model --perplexity copying", "--samples"),
         ("evaluate model --perplexity self --samples 8", "self"),
     ],
@@ -487,7 +486,6 @@ UNUSED = {
     "prune model -o out --layers 3": ("--samples 5", "--text x", "--repair-samples 9"),
     "profile model --no-speed": ("--batch-size 4", "--repeats 3"),
     "evaluate model": ("--limit 2",),
-    "compare model": ("--repair-samples 9", "--num-fewshot 2"),
     "verify model": ("--revision main",),
 }
 
