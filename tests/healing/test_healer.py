@@ -36,7 +36,11 @@ def whole_model_gradients(checkpoint: Checkpoint, names: set[str]) -> tuple[floa
 
 @pytest.mark.parametrize(
     ("model_type", "method"),
-    [*((name, Partial(train_layers="3-4,6")) for name in ZOO), ("llama", Partial(train_last=0)), ("llama", Partial(train_last=8))],
+    [
+        *((name, Partial(train_layers="3-4,6")) for name in ZOO),
+        ("llama", Partial(train_last=0)),
+        ("llama", Partial(train_last=8)),
+    ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
 def test_gradients_from_the_cached_prefix_are_those_of_the_whole_model(model_type, method):
@@ -113,8 +117,8 @@ def test_what_healing_changes_is_the_tail_and_nothing_else(source, tmp_path):
     assert held_out[-1] < held_out[0]
     record = json.loads((tmp_path / "healed" / "shortstack.json").read_text())
     assert record["verb"] == "heal"
-    unset = dict.fromkeys(("layers", "head"))
-    assert record["healing"]["method"] == {"name": "partial", "last": 2, "untie_head": False, **unset}
+    unset = dict.fromkeys(("train_layers", "train_head"))
+    assert record["healing"]["method"] == {"name": "partial", "train_last": 2, "untie_embeddings": False, **unset}
 
 
 def test_a_tied_head_stays_tied_and_frozen_unless_untied(tmp_path):
@@ -154,7 +158,7 @@ def test_impossible_heads_and_depths_are_refused(source, tmp_path):
     tied = Checkpoint.open(speaking(tmp_path / "tied", tie_word_embeddings=True))
     cases = [
         (tied, Partial(train_head=True), "tied"),
-        (source, Partial(untie_embeddings=True), "of its own"),
+        (source, Partial(untie_embeddings=True), "untie_embeddings"),
         (tied, Partial(train_last=9), "8 layers"),
         (tied, Partial(train_layers="3,8"), "0 to 7"),
     ]
@@ -165,7 +169,7 @@ def test_impossible_heads_and_depths_are_refused(source, tmp_path):
 
 
 def test_an_untied_head_that_is_to_be_frozen_is_refused():
-    with pytest.raises(InputError, match=r"untie_head: expected a head that trains.*found head turned off"):
+    with pytest.raises(InputError, match="untie_embeddings"):
         Partial(untie_embeddings=True, train_head=False)
 
 

@@ -125,7 +125,8 @@ def test_a_head_s_bias_that_trains_is_written_too(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("method", "complaint"), [(Lora(target_modules="q_proj,w_proj"), "w_proj"), (Lora(train_head=True), "untie_head")]
+    ("method", "complaint"),
+    [(Lora(target_modules="q_proj,w_proj"), "w_proj"), (Lora(train_head=True), "untie_embeddings")],
 )
 def test_what_cannot_be_adapted_is_refused(method, complaint, tmp_path):
     source = Checkpoint.open(speaking(tmp_path / "source", tie_word_embeddings=True))

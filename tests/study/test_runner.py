@@ -312,7 +312,8 @@ def test_a_recipe_that_changed_makes_another_study(tmp_path, monkeypatch):
     """Its options are part of a trial and of its steps' keys; the file's name is not."""
     recipe = tmp_path / "mine.yaml"
     recipe.write_text(
-        "heal: {method: partial, train_last: 1, num_train_epochs: 1, per_device_train_batch_size: 4}\n", encoding="utf-8"
+        "heal: {method: partial, train_last: 1, num_train_epochs: 1, per_device_train_batch_size: 4}\n",
+        encoding="utf-8",
     )
     text = ONE_METRIC.replace(
         f"[none, {QUICK}]", f"{{name: mine, recipe: {recipe}, data: $TINY/lines.jsonl, max_length: 32}}"

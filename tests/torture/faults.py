@@ -70,7 +70,10 @@ class Verb:
         return self.command.split()
 
 
-TEXT, SMALL = "--text pydoc --samples 4 --length 32", "--max-length 32 --max-samples 24 --train-last 1 --num-train-epochs 2"
+TEXT, SMALL = (
+    "--text pydoc --samples 4 --length 32",
+    "--max-length 32 --max-samples 24 --train-last 1 --num-train-epochs 2",
+)
 SHRINK = "--data lines.jsonl --text text.txt --samples 4 --perplexity text.txt --perplexity-samples 1 --probe-items 0"
 VERBS = {
     "score": Verb(f"score m {TEXT} --metric bi,ppl -o out.json", "out.json"),

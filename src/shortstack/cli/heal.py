@@ -46,7 +46,9 @@ def heal(
     ] = None,
     base: Annotated[
         str | None,
-        Parameter(help="Base model, for --loss distill and --data self. Default: the one on record in the pruned model."),
+        Parameter(
+            help="Base model, for --loss distill and --data self. Default: the one on record in the pruned model."
+        ),
     ] = None,
     plot: Annotated[Path | None, PICTURE, Parameter(help="Draw the loss curve: an .svg file.")] = None,
     typed: Annotated[HealOptions, flat(group("Healing"))] = HealOptions(),
@@ -61,7 +63,8 @@ def heal(
     """
     from shortstack.healing.recipes import named_by_line, with_recipe
 
-    began, values = time.monotonic(), {**given(typed), **given(rounds)}
+    began = time.monotonic()
+    values: dict[str, Any] = {**given(typed), **given(rounds)}
     with named_by_line(recipe, values):
         values = with_recipe(values, recipe) if recipe else values
         turns = _turns(values)
@@ -83,8 +86,15 @@ def heal(
 
 
 def _turns(values: dict[str, Any]) -> IterativeSchedule | None:
+    """Return the rounds that the options ask for, if any."""
     rounds = {name: values[name] for name in ("drop", "metric", "text", "samples", "length") if name in values}
-    return IterativeSchedule.of_options({**rounds, "step": values.get("layers_per_round")})
+    if values.get("layers_per_round") is None:
+        for name in rounds:
+            raise InputError("it needs --layers-per-round; add that, or leave it out", option=name)
+        return None
+    if "drop" not in rounds:
+        raise InputError("give how much to remove in all, such as 25%", option="drop")
+    return IterativeSchedule(**rounds, step=values["layers_per_round"])
 
 
 def _heal(
@@ -131,6 +141,6 @@ def _warn(checkpoint: Checkpoint, config: HealingConfig, report: Reporting, *, p
     if pruned and checkpoint.record.get("verb") not in ("prune", "heal"):
         report.warn(f"{checkpoint.source} has all its layers, and heal removes none; use `shortstack shrink`")
     method = config.method
-    if isinstance(method, Partial) and method.train_head is None and checkpoint.anatomy.tied:
-        if not method.untie_embeddings:
-            report.warn("the head is tied to the embedding and stays frozen; --untie-embeddings trains a copy of it")
+    usual = isinstance(method, Partial) and method.train_head is None and not method.untie_embeddings
+    if usual and checkpoint.anatomy.tied:
+        report.warn("the head is tied to the embedding and stays frozen; --untie-embeddings trains a copy of it")

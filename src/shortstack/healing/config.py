@@ -82,7 +82,10 @@ class HealingConfig:
     num_train_epochs: float = Field(2, gt=0, description="Passes over the data.")
     max_steps: int | None = Field(None, ge=1, description="Optimizer steps; overrides the epochs.")
     minutes: float | None = Field(
-        None, gt=0, allow_inf_nan=False, description="Time limit of the whole run, loading and writing included; overrides the epochs."
+        None,
+        gt=0,
+        allow_inf_nan=False,
+        description="Time limit of the run, from loading to writing; overrides the epochs.",
     )
     learning_rate: float | None = Field(
         None,

@@ -90,7 +90,9 @@ def _check_in_turns(recipe: Recipe, name: str) -> None:
         if option not in IN_TURNS:
             expected = f"a plan for healing in turns, which follows {', '.join(IN_TURNS)}"
             with named_by_line(name, parts=("plan",), whole=True):
-                raise InputError(option, expected=expected, fix="leave it out, or leave layers_per_round out", option=option)
+                raise InputError(
+                    option, expected=expected, fix="leave it out, or leave layers_per_round out", option=option
+                )
 
 
 @contextmanager

@@ -12,9 +12,9 @@ from shortstack.data.in_context import IN_CONTEXT
 from shortstack.data.mixture import SEVERAL, check_sources, parse_sources
 from shortstack.data.sources import OWN, SOURCES
 from shortstack.errors import DataError, InputError
+from shortstack.healing.config import HealingConfig
 from shortstack.healing.layer_choice import Partial
 from shortstack.healing.method import HealingMethod
-from shortstack.healing.config import HealingConfig
 from shortstack.healing.methods import HealOptions, config_of
 from shortstack.healing.schedule import Objective, Schedule
 from shortstack.machine.device import AUTO, Compute
@@ -95,7 +95,7 @@ class HealingTask:
     """
 
     data: TrainingData
-    method: HealingMethod = field(default_factory=Partial)
+    method: HealingMethod = field(default_factory=lambda: Partial())
     objective: Objective = field(default_factory=Objective)
     schedule: Schedule = field(default_factory=Schedule)
     teacher: Model | None = None
@@ -184,7 +184,7 @@ def task_of(
 def task_of_config(
     config: HealingConfig, *, base: Model | None = None, compute: Compute = AUTO, loggers: Sequence[str] = ()
 ) -> HealingTask:
-    parts = [
+    parts: Any = [
         part(**{name: getattr(config, name) for name, _, _ in options_of(part) if hasattr(config, name)})
         for part in (TrainingData, Objective, Schedule)
     ]

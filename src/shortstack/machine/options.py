@@ -37,14 +37,15 @@ from shortstack.machine.typed import check_type
 Class = TypeVar("Class")
 
 
-@dataclass_transform(frozen_default=True, field_specifiers=(Field,))
+@dataclass_transform(frozen_default=True)  # to a type checker Field(...) is a default
 def options(cls: type[Class]) -> type[Class]:
     """Make a frozen pydantic dataclass whose fields are options: name: type = Field(default, ge=..., description=...).
 
     Its errors are InputError. The command line reads defaults and help from the fields of the dataclass, YAML files and
     JSON schemas from those of pydantic.
     """
-    cls._note_given = model_validator(mode="wrap")(classmethod(_note_given))  # type: ignore[attr-defined]
+    noting: Any = classmethod(_note_given)
+    cls._note_given = model_validator(mode="wrap")(noting)  # type: ignore[attr-defined]
     made: Any = pydantic.dataclasses.dataclass(frozen=True, config=ConfigDict(extra="forbid"))(cls)
     construct = made.__init__
 

@@ -29,6 +29,8 @@ from shortstack.machine.formats import amount_of
 from shortstack.machine.numbers import is_number
 from shortstack.machine.options import Option, options_of
 
+UNKNOWN = ("extra_forbidden", "unexpected_keyword_argument")  # as pydantic calls a key that a class does not have
+
 
 class Part(BaseModel):
     """A mapping of the file: keys that it does not know are errors."""
@@ -147,14 +149,14 @@ def _fields(model: Any) -> Any:
 
 def _explained(where: str, text: str, model: type[Part], error: ValidationError) -> InputError:
     """Make the error to show. Of a value that may be of several kinds, take the errors of the kind that fits it best."""
-    first = max(error.errors(), key=lambda detail: (detail["type"] == "extra_forbidden", len(detail["loc"])))
+    first = max(error.errors(), key=lambda detail: (detail["type"] in UNKNOWN, len(detail["loc"])))
     path, line = _found(text, first["loc"])
     name = ".".join(path)
     where = f"{where}, line {line}"
     if first["type"] == "missing":
         there = ", ".join(map(str, first["input"])) or "nothing"
         return InputError(f"only {there}", expected=f"the key {name}", fix=f"add {name}", where=where)
-    if first["type"] != "extra_forbidden":
+    if first["type"] not in UNKNOWN:
         return InputError(repr(first["input"]), expected=f"{name}: {first['msg']}", fix="correct it", where=where)
     known = _known(model, first["loc"][:-1])
     near = difflib.get_close_matches(path[-1], known, 1)

@@ -158,9 +158,9 @@ class Study(Part):
     def _named_healings(self) -> dict[str, HealOptions]:
         entries = [entry for heal in (self.heal, *(some.heal for some in self.trials_)) for entry in _listed(heal)]
         named: dict[str, HealOptions] = {}
-        for options in (HealOptions.of(entry, {}) for entry in entries if isinstance(entry, HealPart)):
-            if options and named.setdefault(options.name, options) != options:
-                expected, two = "one way to heal of each name", f"two named {options.name}"
+        for way in (HealOptions.of(entry, {}) for entry in entries if isinstance(entry, HealPart)):
+            if way and named.setdefault(way.name, way) != way:
+                expected, two = "one way to heal of each name", f"two named {way.name}"
                 raise InputError(two, expected=expected, fix="give each a name of its own", where="heal")
         recipes = {*recipe_names(), *(entry.recipe for entry in entries if isinstance(entry, HealEntry))}
         for name in (entry for entry in entries if isinstance(entry, str) and entry in recipes & named.keys()):

@@ -71,7 +71,9 @@ class HealOptions:
         options = options_given(read_recipe(recipe).heal) if recipe else {}
         options.pop("seed", None)  # the trial's counts
         if given.keys() & {"train_last", "train_layers"}:  # which layers train is one thing, however it is said
-            options = {option: value for option, value in options.items() if option not in ("train_last", "train_layers")}
+            options = {
+                option: value for option, value in options.items() if option not in ("train_last", "train_layers")
+            }
         options |= given
         name = name or recipe or options.get("method", "partial")
         for option, fix in NOT_IN_HEAL.items():
