@@ -26,7 +26,6 @@ from zoo import speaking
 
 REPAIRED = ("--text", "pydoc", "--repair-samples", "8", "--length", "16")
 SMALL = ("--text", "pydoc", "--samples", "4", "--length", "16")
-COMPARED = ("compare", "m", "--text", "pydoc", "--samples", "2", "--limit", "4", "--length", "16")
 STUDY = """
 models: [m]
 metrics: [reverse]
@@ -54,7 +53,6 @@ GOES = {  # what is asked, and how many times the cut's weights are on the disk 
     "prune on its own text": (("prune", "m", "--drop", "2", "--text", "self", *SMALL[2:], "-o", "out"), 1),
     "heal": (("heal", "cut", "--data", "pydoc", "--max-samples", "16", "--max-length", "32", "-o", "out"), 1),
     "evaluate both": (("evaluate", "cut", "--against", "m", "--samples", "2", "--length", "16", "--collapse-check"), 0),
-    "compare": (COMPARED, None),
 }
 
 
@@ -94,7 +92,6 @@ REFUSED = {  # what both say, and the word that it is told by
     "no exact cut, repaired": (("prune", "d", "--layers", "2", "--repair", *REPAIRED, "-o", "z"), "nearest exact cut"),
     "a healed folder": (("heal", "m", "--data", "pydoc", "-o", "cut"), "it exists"),
     "data to heal on": (("heal", "m", "--data", "lost.jsonl", "-o", "z"), "lost.jsonl"),
-    "a share that nothing has": ((*COMPARED, "--memory", "1%"), "--memory"),
     "a study in a model": (("study", "study.yaml", "-o", "m/runs"), "outside a model's"),
 }
 
@@ -115,7 +112,7 @@ def test_a_dry_run_refuses_what_its_verb_refuses(name, place, command):
 
 
 def test_what_does_not_fit_is_said_in_place_of_what_comes_next(place, command, monkeypatch):
-    words = (*COMPARED, "--dry-run")
+    words = (*GOES["prune by a metric"][0], "--dry-run")
     monkeypatch.setattr("shortstack.cli.dry_run._libraries", lambda _needed: 10**15)
     monkeypatch.setattr("shortstack.machine.memory.available_memory", lambda _device: 10**6)
     monkeypatch.setattr("shortstack.decoder.streaming.available_memory", lambda _device: 10**9)
