@@ -18,7 +18,6 @@ from shortstack.data import CalibrationText
 from shortstack.healing import HealingTask, Partial, Schedule, TrainingData, heal
 from shortstack.machine.device import Compute
 from shortstack.pruning import prune, verify
-from shortstack.repairing import repair
 from shortstack.repairing.repairer import RepairWalk
 from zoo import speaking
 
@@ -42,13 +41,12 @@ def cut_and_healed(tmp_path):
     source = Checkpoint.open(speaking(tmp_path / "MODEL"))
     (source.directory / "README.md").write_text(CARD, encoding="utf-8")
     text, compute = CalibrationText("pydoc", samples=12, length=16), Compute(seed=3)
-    repaired = repair(source, frozenset({3, 4}), text, compute=compute)
-    pruned = prune(source, plan(8, layers="3-4"), tmp_path / "pruned", repair=repaired)
+    pruned = prune(source, plan(8, layers="3-4"), tmp_path / "pruned", repair=text, compute=compute)
     (tmp_path / "chats.jsonl").write_text("".join(json.dumps({"text": f"line {n} " * 9}) + "\n" for n in range(40)))
     data = TrainingData(f"pydoc,{tmp_path / 'chats.jsonl'}=0.5", max_length=32, max_samples=16)
     task = HealingTask(
         data,
-        method=Partial(last=1),
+        method=Partial(train_last=1),
         schedule=Schedule(num_train_epochs=1, per_device_train_batch_size=4, learning_rate=0.01),
     )
     heal(pruned, tmp_path / "out", task)

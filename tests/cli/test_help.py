@@ -81,7 +81,7 @@ def test_example_of_a_verb_is_valid(verb):
 
 
 def test_last_of_a_repeated_option_counts():
-    assert read("score", "m", "--metric", "bi", "--metric", "kl", "-o", "a", "--output", "b")["options"].metric == "kl"
+    assert read("score", "m", "--metric", "bi", "--metric", "kl", "-o", "a", "--output", "b")["what"].metric == "kl"
     assert read("score", "m", "--stream", "--no-stream")["session"].compute.stream is False
 
 
@@ -101,7 +101,7 @@ def test_underscores_are_dashes():
         ("score m n", "", "n"),
         ("score m --seed x", "seed", "'x'"),
         ("score m --length=2.5", "length", "'2.5'"),
-        ("heal m -o x --weight-decay x", "weight_decay", '"x"'),
+        ("heal m -o x --weight-decay x", "weight_decay", "'x'"),
         ("score m --length 3", "length", "3"),
         ("score m --dtype float", "dtype", "float32"),
         ("evaluate m --tasks piqa --limit some", "limit", "'some'"),

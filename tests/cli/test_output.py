@@ -80,7 +80,8 @@ def test_generated_text_moves_no_cursor_and_changes_no_colour(capsys):
     ("words", "title"),
     [
         ("score m --metric bi,ppl --window 2 --text pydoc --samples 2 --length 16", "Scores, each metric"),
-        ("heal m --data pydoc --max-length 16 --max-samples 8 --last 1 -o out", "optimizer steps"),
+        ("score m --depth-curve --text pydoc --samples 2 --length 16", "layers removed from the tail"),
+        ("heal m --data pydoc --max-length 16 --max-samples 8 --train-last 1 -o out", "optimizer steps"),
     ],
 )
 def test_verb_writes_a_picture(words, title, command, tmp_path):

@@ -12,7 +12,7 @@ from shortstack.checkpoint import Checkpoint
 from zoo import speaking
 
 COMMIT = "c" * 40
-SMALL = ("--data", "pydoc", "--max-length", "16", "--max-samples", "8", "--max-steps", "1", "--last", "1")
+SMALL = ("--data", "pydoc", "--max-length", "16", "--max-samples", "8", "--max-steps", "1", "--train-last", "1")
 
 
 @pytest.fixture
@@ -43,7 +43,7 @@ def place(tmp_path, monkeypatch):
         ("verify", "cut", "--against", "org/model"),
         ("evaluate", "cut", "--against", "org/model", "--samples", "2", "--length", "16", "--no-collapse-check"),
         ("profile", "cut", "--against", "org/model", "--no-speed"),
-        ("heal", "cut", "--teacher", "org/model", "--loss", "distill", *SMALL, "-o", "out"),
+        ("heal", "cut", "--base", "org/model", "--loss", "distill", *SMALL, "-o", "out"),
     ],
     ids=lambda words: words[0],
 )

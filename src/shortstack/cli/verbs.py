@@ -14,8 +14,6 @@ VERBS = {
     "report": "Show what a study found, as one page or as tables.",
     "export": "Export a checkpoint to llama.cpp, Ollama or the hub.",
     "list": "List metrics, strategies, methods, recipes, tasks and texts.",
-    "depth-curve": "Measure the model cut at every depth, in one pass over the layers.",
-    "repair": "Refit the kept layers of a cut in closed form.",
     "watch": "Show how far a running study is.",
     "demo": "Shorten a small model that comes with the package, and measure it.",
 }

@@ -187,6 +187,7 @@ def test_foreign_record(record, command, model):
         "score --metric bi --text pydoc --stream -o new.json",
         "score --metric ppl --text pydoc --no-stream -o new.json",
         "score --metric magnitude-l2 --text pydoc -o new.json",
+        "score --depth-curve -o new.json",
         "evaluate -o new.json",
         "plan --strategy search --drop 2 -o new.json",
     ],
