@@ -20,7 +20,6 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -33,9 +32,10 @@ from shortstack.data.tokens import bos_ids, encode
 from shortstack.decoder import Decoder, calibration_tokens
 from shortstack.decoder.batching import Batches
 from shortstack.decoder.likelihoods import Request, greedy_endings, likelihoods
+from shortstack.healing import config_of
 from shortstack.healing.recipes import read_recipe
-from shortstack.healing.task import task_of
 from shortstack.machine.formats import show_layers
+from shortstack.machine.options import given
 from shortstack.machine.progress import silent
 from shortstack.planning.plans import Plan
 from shortstack.repairing.repairer import RepairWalk
@@ -203,9 +203,8 @@ def made(source: ss.Checkpoint, removed: Sequence[int], tokens: ss.Tokens, folde
     plan = Plan(source.anatomy.layers, tuple(removed), "given")
     repaired = ss.repair(source, frozenset(removed), tokens)
     pruned = ss.prune(source, plan, folder / "pruned", repair=repaired)
-    task = replace(task_of(read_recipe("best").heal.given), teacher=source)
-    data = replace(task.data, data="self,pydoc,copying=0.5,drills", max_samples=samples)
-    ss.heal(pruned, folder / "healed", replace(task, data=data))
+    options = {**given(read_recipe("best").heal), "data": "self,pydoc,copying=0.5,drills", "max_samples": samples}
+    ss.heal(pruned, folder / "healed", config_of(options), base=source)
     return ss.Checkpoint.open(str(folder / "healed"))
 
 

@@ -25,9 +25,10 @@ from answers import FAMILIES, answered, perplexity
 from shortstack.data.tokens import bos_ids, encode
 from shortstack.decoder import Decoder, calibration_tokens
 from shortstack.decoder.likelihoods import Request, likelihoods
+from shortstack.healing import config_of
 from shortstack.healing.recipes import read_recipe
-from shortstack.healing.task import task_of
 from shortstack.machine.formats import show_layers
+from shortstack.machine.options import given
 from shortstack.planning.plans import Plan
 
 HERE = Path(__file__).parent
@@ -66,11 +67,11 @@ def healed(
     source: ss.Checkpoint, pruned: ss.Checkpoint, variant: Variant, out: Path, *, steps: int, documents: str
 ) -> ss.Checkpoint:
     times, options = variant
-    values = {**read_recipe("best").heal.given, "num_train_epochs": 1, "seed": 0, **options}
+    values = {**given(read_recipe("best").heal), "num_train_epochs": 1, "seed": 0, **options}
     values["max_steps"] = round(times * steps * 8 / values["per_device_train_batch_size"])
     values["max_samples"] = round(1.1 * times * steps * 8)  # the rest is held out
     values["data"] = values["data"].format(documents)
-    ss.heal(pruned, out, task_of(values, teacher=source))
+    ss.heal(pruned, out, config_of(values), base=source)
     return ss.Checkpoint.open(str(out))
 
 

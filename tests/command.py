@@ -75,9 +75,7 @@ def names(verb: str) -> set[str]:
     return {name for each in options(verb) for name in each.names}
 
 
-MESSAGE = re.compile(
-    r"Error: (.+)\n  expected  (.+)\n  found     (.+)\n  (?:to fix it (?!did you)|did you mean )(.+)\n"
-)
+MESSAGE = re.compile(r"Error: .+\n")
 
 
 def snapshot(folder: Path) -> dict[str, str]:

@@ -38,7 +38,7 @@ ROOT = Path(__file__).parents[1]
 README, DOCS = ROOT / "README.md", ROOT / "docs"
 PAGES = [README, *sorted(DOCS.glob("*.md"))]
 MODEL_WORDS = {"demo", "MODEL", "org/name"}
-SHALLOW = {README, DOCS / "shrink.md", DOCS / "compare.md"}  # name no layer, need no page before: eight do
+SHALLOW = {README, DOCS / "shrink.md"}  # name no layer, need no page before: eight do
 SHORT_PYDOC = dict(sorted(topics.topics.items())[:12])  # enough for every window a page asks for
 RECIPE = "plan: {metric: bi}\nheal: {method: lora, num_train_epochs: 1, max_length: 32, max_samples: 16}\n"
 # What a key of JSON under these stands for: names that the command or the model chose.
@@ -48,7 +48,6 @@ NAMED = {
     "order": "METRIC",
     "perplexity": "TEXT",
     "rows[].perplexity": "TEXT",
-    "int8.perplexity": "TEXT",
     "parts": "PART",
     "probes": "PROBE",
     "kinds": "KIND",

@@ -145,7 +145,7 @@ def test_a_model_heals_on_rows(folder, tmp_path):
 
     def healed(data, name):
         task = ss.HealingTask(
-            data, ss.Partial(last=1), schedule=ss.Schedule(num_train_epochs=1, per_device_train_batch_size=8)
+            data, ss.Partial(train_last=1), schedule=ss.Schedule(num_train_epochs=1, per_device_train_batch_size=8)
         )
         return ss.heal(str(folder), tmp_path / name, task).history
 

@@ -1,9 +1,5 @@
 from . import errors as errors
 from .checkpoint import Checkpoint as Checkpoint
-from .comparison import Calibration as Calibration
-from .comparison import Comparison as Comparison
-from .comparison import EvaluationSpec as EvaluationSpec
-from .comparison import compare as compare
 from .data import CalibrationText as CalibrationText
 from .data import Tokens as Tokens
 from .data import source_of as source_of
@@ -18,6 +14,7 @@ from .exporting import modelfile as modelfile
 from .exporting import push_to_hub as push_to_hub
 from .healing import Full as Full
 from .healing import Healing as Healing
+from .healing import HealingConfig as HealingConfig
 from .healing import HealingTask as HealingTask
 from .healing import IterativeSchedule as IterativeSchedule
 from .healing import Lora as Lora

@@ -50,7 +50,7 @@ def cut_and_healed(tmp_path):
     data = TrainingData(f"pydoc,{tmp_path / 'chats.jsonl'}=0.5", max_length=32, max_samples=16)
     task = HealingTask(
         data,
-        method=Partial(last=1),
+        method=Partial(train_last=1),
         schedule=Schedule(num_train_epochs=1, per_device_train_batch_size=4, learning_rate=0.01),
     )
     heal(pruned, tmp_path / "out", task)

@@ -26,7 +26,6 @@ from zoo import speaking
 
 REPAIRED = ("--text", "pydoc", "--repair-samples", "8", "--length", "16")
 SMALL = ("--text", "pydoc", "--samples", "4", "--length", "16")
-COMPARED = ("compare", "m", "--text", "pydoc", "--samples", "2", "--limit", "4", "--length", "16")
 STUDY = """
 models: [m]
 metrics: [reverse]
@@ -55,7 +54,6 @@ GOES = {  # what is asked, and how many times the cut's weights are on the disk 
     "repair": (("repair", "cut", "--source", "m", *REPAIRED, "-o", "out"), 2),
     "heal": (("heal", "cut", "--data", "pydoc", "--max-samples", "16", "--max-length", "32", "-o", "out"), 1),
     "evaluate both": (("evaluate", "cut", "--against", "m", "--samples", "2", "--length", "16", "--collapse-check"), 0),
-    "compare": (COMPARED, None),
 }
 
 
@@ -96,7 +94,6 @@ REFUSED = {  # what both say, and the word that it is told by
     "a repaired source": (("repair", "m", "--source", "m", *REPAIRED, "-o", "z"), "no record of a cut"),
     "a healed folder": (("heal", "m", "--data", "pydoc", "-o", "cut"), "it exists"),
     "data to heal on": (("heal", "m", "--data", "lost.jsonl", "-o", "z"), "lost.jsonl"),
-    "a share that nothing has": ((*COMPARED, "--memory", "1%"), "--memory"),
     "a study in a model": (("study", "study.yaml", "-o", "m/runs"), "outside a model's"),
 }
 
@@ -117,7 +114,7 @@ def test_a_dry_run_refuses_what_its_verb_refuses(name, place, command):
 
 
 def test_what_does_not_fit_is_said_in_place_of_what_comes_next(place, command, monkeypatch):
-    words = (*COMPARED, "--dry-run")
+    words = (*GOES["prune by a metric"][0], "--dry-run")
     monkeypatch.setattr("shortstack.cli.dry_run._libraries", lambda _needed: 10**15)
     monkeypatch.setattr("shortstack.machine.memory.available_memory", lambda _device: 10**6)
     monkeypatch.setattr("shortstack.decoder.streaming.available_memory", lambda _device: 10**9)

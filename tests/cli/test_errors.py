@@ -364,7 +364,7 @@ def test_a_healed_checkpoint_with_a_second_matrix_is_measured_with_it(command, m
     make("llama", model, tie_word_embeddings=True)
     size, usage = (model / SINGLE).stat().st_size, shutil.disk_usage(model)
     monkeypatch.setattr("shutil.disk_usage", lambda path: usage._replace(free=(16 << 20) + size))
-    said = command.refused("heal", model, "--data", "pydoc", "--untie-head", "-o", command.folder / "out")
+    said = command.refused("heal", model, "--data", "pydoc", "--untie-embeddings", "-o", command.folder / "out")
     assert "of free disk" in said
 
 
@@ -471,7 +471,6 @@ def test_the_next_step_names_the_unpruned_model_as_it_was_typed(words, verb, nam
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        ("compare model --perplexity copying", "--limit"),
         ("evaluate model --perplexity copying", "--samples"),
         ("evaluate model --perplexity self --samples 8", "self"),
     ],
@@ -487,7 +486,6 @@ UNUSED = {
     "prune model -o out --layers 3": ("--samples 5", "--text x", "--repair-samples 9"),
     "profile model --no-speed": ("--batch-size 4", "--repeats 3"),
     "evaluate model": ("--limit 2",),
-    "compare model": ("--repair-samples 9", "--num-fewshot 2"),
     "verify model": ("--revision main",),
 }
 

@@ -62,7 +62,7 @@ def test_of_several_kinds_ppl_is_said_to_be_relative(capsys):
     [
         ("score m --metric bi,ppl --window 2 --text pydoc --samples 2 --length 16", "Scores, each metric"),
         ("depth-curve m --text pydoc --samples 2 --length 16", "layers removed from the tail"),
-        ("heal m --data pydoc --max-length 16 --max-samples 8 --last 1 -o out", "optimizer steps"),
+        ("heal m --data pydoc --max-length 16 --max-samples 8 --train-last 1 -o out", "optimizer steps"),
     ],
 )
 def test_a_verb_writes_its_picture(words, said, command, tmp_path):

@@ -1,11 +1,13 @@
 """How much memory there is, and what is done and said where it is too little."""
 
 import sys
+import weakref
 from pathlib import Path
 from unittest import mock
 
 import psutil
 import pytest
+import torch
 
 from shortstack.checkpoint import Checkpoint
 from shortstack.decoder import Decoder, streaming
@@ -41,6 +43,47 @@ def test_the_limit_of_a_nested_control_group_counts(line, kind, tmp_path, monkey
     assert memory.available_memory("cpu") == 4700000, "the system takes files back that it only keeps in case"
     (nested / "memory.stat").write_text("inactive_file 1\ntotal_inactive_file 500000\ntotal_active_file 0\n")
     assert memory.available_memory("cpu") == 4500000, "of a group and those below it"
+
+
+class Loaded:
+    """A model in a circle, as models are: only gc.collect() frees it."""
+
+    def __init__(self):
+        self.itself = self
+
+
+class Gpu:
+    """A stand-in for torch.cuda: 10 GB, of which tensors of models hold some and torch keeps 3 GB more."""
+
+    def __init__(self):
+        self.models, self.kept = [], 3 * 10**9
+
+    def load(self):
+        model = Loaded()
+        self.models.append(weakref.ref(model))
+        return model
+
+    def memory_allocated(self, _device):
+        return sum(4 * 10**9 for model in self.models if model())
+
+    def memory_reserved(self, device):
+        return self.memory_allocated(device) + self.kept
+
+    def mem_get_info(self, device):
+        return 10**10 - self.memory_reserved(device), 10**10
+
+    def empty_cache(self):
+        self.kept = 10**9  # torch cannot give back all
+
+
+def test_free_gpu_memory_counts_what_torch_keeps_so_a_second_model_loads(monkeypatch):
+    gpu = Gpu()
+    for name in ("memory_allocated", "memory_reserved", "mem_get_info", "empty_cache"):
+        monkeypatch.setattr(torch.cuda, name, getattr(gpu, name))
+    model = gpu.load()
+    assert memory.available_memory("cuda:0") == 6 * 10**9
+    del model
+    assert memory.available_memory("cuda:0") == 10**10
 
 
 def test_of_two_pieces_of_work_the_larger_says_which_device_is_asked_for_memory():

@@ -262,7 +262,7 @@ WRONG = [
     ("metrics: [reverse, ppl]", "metrics: [layers 8-9]", ""),
     ("drop: 2", "drop: 6", r"study.yaml, line 6: .*/model: drop: expected"),
     ("drop: 2", "drop: 2\nstrategy: step 3", ""),
-    ("last: 1", "last: 5", ""),
+    ("train_last: 1", "train_last: 5", ""),
     ("collapse_check: false", "tasks: [piqa],\n  data_dir: nowhere", "study.yaml, line 9: data_dir: expected a folder"),
     ("collapse_check: false", "tasks: [piqaa], include: $TINY", r"study\.yaml, line 8: tasks: .* did you mean piqa\?$"),
     ("collapse_check: false", "\n  limit: 3", r"study.yaml, line 9: limit: expected tasks beside it.* add tasks, such"),
@@ -312,7 +312,8 @@ def test_a_recipe_that_changed_makes_another_study(tmp_path, monkeypatch):
     """Its options are part of a trial and of its steps' keys; the file's name is not."""
     recipe = tmp_path / "mine.yaml"
     recipe.write_text(
-        "heal: {method: partial, last: 1, num_train_epochs: 1, per_device_train_batch_size: 4}\n", encoding="utf-8"
+        "heal: {method: partial, train_last: 1, num_train_epochs: 1, per_device_train_batch_size: 4}\n",
+        encoding="utf-8",
     )
     text = ONE_METRIC.replace(
         f"[none, {QUICK}]", f"{{name: mine, recipe: {recipe}, data: $TINY/lines.jsonl, max_length: 32}}"
@@ -320,7 +321,7 @@ def test_a_recipe_that_changed_makes_another_study(tmp_path, monkeypatch):
     run(tmp_path, text)
     before = found(tmp_path / "runs")
     recipe.write_text(recipe.read_text().replace("last: 1", "last: 2"), encoding="utf-8")
-    with pytest.raises(InputError, match=r'"last": 1.*found none'):
+    with pytest.raises(InputError, match=r'"train_last": 1.*found none'):
         run(tmp_path, text)
     assert found(tmp_path / "runs") == before
     renamed = recipe.rename(tmp_path / "yours.yaml")

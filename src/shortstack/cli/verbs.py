@@ -14,7 +14,6 @@ VERBS = {
     "study": "Run a grid of trials, each step once.",
     "watch": "Show how far a running study is.",
     "profile": "Count parameters, bytes and operations; measure speed and memory.",
-    "compare": "Compare pruned, quantised and narrowed models at equal bytes.",
     "report": "Show what a study found, as one page or as tables.",
     "export": "Export a checkpoint to llama.cpp, Ollama or the hub.",
     "demo": "Shorten a small model that comes with the package, and measure it.",

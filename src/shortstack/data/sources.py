@@ -35,12 +35,12 @@ FORMATS = (
     "text; instruction, input, output (alpaca); instruction, context, response (dolly); messages; prompt, completion"
 )
 
-KEYS = {  # the fields of each; an instruction may have one of CONTEXT beside it
+KEYS = {  # the fields of each, the first that fits counts; an instruction may have one of CONTEXT beside it
     "chat": ("messages",),
-    "text": ("text",),
     "alpaca": ("instruction", "output"),
     "dolly": ("instruction", "response"),
     "prompt": ("prompt", "completion"),
+    "text": ("text",),  # last: tatsu-lab/alpaca has its prompt and output in a text as well
 }
 CONTEXT = ("input", "context")
 

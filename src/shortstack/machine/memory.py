@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 from collections.abc import Iterator
@@ -30,9 +31,7 @@ CLEAR_REFS = Path("/proc/self/clear_refs")
 def available_memory(device: str) -> int:
     """Count the bytes that can still be taken on a GPU, or here within the control group's and `ulimit`'s limits."""
     if device.startswith("cuda"):
-        import torch
-
-        return int(torch.cuda.mem_get_info(torch.device(device))[0])
+        return _available_on_gpu(device)
     import psutil
 
     limits = [int(psutil.virtual_memory().available), *_left_by_ulimit(psutil.Process().memory_info())]
@@ -40,6 +39,16 @@ def available_memory(device: str) -> int:
         if limit.exists() and used.exists() and (text := limit.read_text().strip()).isdecimal():
             limits.append(int(text) - int(used.read_text()) + _cached_files(used.with_name("memory.stat")))
     return max(0, min(limits))
+
+
+def _available_on_gpu(device: str) -> int:
+    """Count the GPU's free bytes and those that torch holds without a tensor in them, once dead models are collected."""
+    import torch
+
+    gc.collect()
+    torch.cuda.empty_cache()
+    free = torch.cuda.mem_get_info(torch.device(device))[0]
+    return int(free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device))
 
 
 def check_room(where: object, nbytes: int, device: str, *, layers: bool = False, fix: str = "") -> None:

@@ -259,18 +259,7 @@ class Line:
     @cached_property
     def unpruned(self) -> Unpruned:
         """The model as it is, measured."""
-        early = self.clock.until(MEASURED_BY)
-        measured = self.measured(self.source, "unpruned", early)
-
-        def int8() -> reference.Int8:
-            if early.over:
-                return reference.Int8(reason=reference.NO_TIME)
-            return reference.int8(self.source, self.texts, self.compute, self.progress)
-
-        texts = {name: text.record() for name, text in self.texts.items()}
-        minutes = self.options.minutes
-        alike = self.stages.result("int8", reference.Int8, int8, reference.late, texts=texts, minutes=minutes)
-        return Unpruned(self.source, measured, alike)
+        return Unpruned(self.source, self.measured(self.source, "unpruned", self.clock.until(MEASURED_BY)))
 
     def measured(self, checkpoint: Checkpoint, name: str, until: Clock) -> Measured:
         """Measure a model as far as there is time; a cut by no more than the unpruned model."""
