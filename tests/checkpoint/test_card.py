@@ -132,7 +132,7 @@ def test_heal_by_the_clock_names_no_folder_in_card_or_record(data, private, tmp_
     pruned = prune(Checkpoint.open(speaking(tmp_path / "MODEL")), plan(8, layers="3-4"), tmp_path / "pruned")
     training = TrainingData(data.format(private, private.name), max_length=32, max_samples=16)
     schedule = Schedule(minutes=0.2, per_device_train_batch_size=4)
-    heal(pruned, tmp_path / "out", HealingTask(training, method=Partial(last=1), schedule=schedule))
+    heal(pruned, tmp_path / "out", HealingTask(training, method=Partial(train_last=1), schedule=schedule))
     healing = json.loads((tmp_path / "out" / "shortstack.json").read_text())["healing"]
     for written in ((tmp_path / "out" / "README.md").read_text(), json.dumps(healing)):
         assert private.name not in written

@@ -37,7 +37,9 @@ def _check_names(path: Path, names: Iterable[str]) -> None:
         if not is_own_name(name.removeprefix(f"{TEMPLATES}/")):
             raise CheckpointError(f"{path} names {name!r}, outside the checkpoint's folder; do not use this checkpoint")
     if pair := equal_elsewhere((RECORD, CARD, *names)):
-        raise CheckpointError(f"{path}: {pair[0]} and {pair[1]} are one name on other systems; do not use this checkpoint")
+        raise CheckpointError(
+            f"{path}: {pair[0]} and {pair[1]} are one name on other systems; do not use this checkpoint"
+        )
 
 
 def _is_record(value: Any) -> bool:

@@ -116,7 +116,9 @@ def check_own_files(directory: Path) -> None:
         if path.exists() and not path.is_file() and path.name != TEMPLATES:
             raise CheckpointError(f"{path} is a pipe, a socket or a device; remove it")
     if pair := equal_elsewhere(path.name for path in sorted(directory.iterdir())):
-        raise CheckpointError(f"{directory}: {pair[0]} and {pair[1]} are one name on other systems; rename or remove one")
+        raise CheckpointError(
+            f"{directory}: {pair[0]} and {pair[1]} are one name on other systems; rename or remove one"
+        )
     for name in (CONFIG, TOKENIZER_CONFIG):
         _check_named(directory / name)
 
