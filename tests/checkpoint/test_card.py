@@ -20,7 +20,6 @@ from shortstack.data.mixture import public_names
 from shortstack.healing import HealingTask, Partial, Schedule, TrainingData, heal
 from shortstack.machine.device import Compute
 from shortstack.pruning import prune, verify
-from shortstack.repairing import repair
 from shortstack.repairing.repairer import RepairWalk
 from zoo import speaking
 
@@ -44,8 +43,7 @@ def cut_and_healed(tmp_path):
     source = Checkpoint.open(speaking(tmp_path / "MODEL"))
     (source.directory / "README.md").write_text(CARD, encoding="utf-8")
     text, compute = CalibrationText("pydoc", samples=12, length=16), Compute(seed=3)
-    repaired = repair(source, frozenset({3, 4}), text, compute=compute)
-    pruned = prune(source, plan(8, layers="3-4"), tmp_path / "pruned", repair=repaired)
+    pruned = prune(source, plan(8, layers="3-4"), tmp_path / "pruned", repair=text, compute=compute)
     (tmp_path / "chats.jsonl").write_text("".join(json.dumps({"text": f"line {n} " * 9}) + "\n" for n in range(40)))
     data = TrainingData(f"pydoc,{tmp_path / 'chats.jsonl'}=0.5", max_length=32, max_samples=16)
     task = HealingTask(
