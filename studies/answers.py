@@ -20,7 +20,6 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -33,11 +32,11 @@ from shortstack.data.tokens import bos_ids, encode
 from shortstack.decoder import Decoder, calibration_tokens
 from shortstack.decoder.batching import Batches
 from shortstack.decoder.likelihoods import Request, greedy_endings, likelihoods
+from shortstack.healing import config_of
 from shortstack.healing.recipes import read_recipe
-from shortstack.healing.task import task_of
 from shortstack.machine.formats import show_layers
+from shortstack.machine.options import given
 from shortstack.machine.progress import silent
-from shortstack.planning.plans import Plan
 from shortstack.repairing.repairer import RepairWalk
 
 HERE = Path(__file__).parent
@@ -200,12 +199,9 @@ def _means(decoder: Decoder, walk: RepairWalk, batches: Batches, first: int) -> 
 
 def made(source: ss.Checkpoint, removed: Sequence[int], tokens: ss.Tokens, folder: Path, samples: int) -> ss.Checkpoint:
     """The cut, repaired on the same windows and healed by the recipe on its data with drills."""
-    plan = Plan(source.anatomy.layers, tuple(removed), "given")
-    repaired = ss.repair(source, frozenset(removed), tokens)
-    pruned = ss.prune(source, plan, folder / "pruned", repair=repaired)
-    task = replace(task_of(read_recipe("best").heal.given), teacher=source)
-    data = replace(task.data, data="self,pydoc,copying=0.5,drills", max_samples=samples)
-    ss.heal(pruned, folder / "healed", replace(task, data=data))
+    pruned = ss.prune(source, removed, folder / "pruned", repair=tokens)
+    options = {**given(read_recipe("best").heal), "data": "self,pydoc,copying=0.5,drills", "max_samples": samples}
+    ss.heal(pruned, folder / "healed", config_of(options), base=source)
     return ss.Checkpoint.open(str(folder / "healed"))
 
 
@@ -279,6 +275,9 @@ def _with_sums(measures: Mapping[str, Sequence[float]]) -> dict[str, Sequence[fl
 
 
 def main() -> None:
+    if "--help" in sys.argv:
+        print(__doc__)
+        sys.exit()
     smoke = sys.argv[1:] == ["--smoke"]
     size = {"windows": WINDOWS, "judging": JUDGING, "samples": SAMPLES, "items": ITEMS}
     drop, text = (2, "pydoc") if smoke else (int(sys.argv[1]), sys.argv[2])

@@ -25,10 +25,10 @@ from answers import FAMILIES, answered, perplexity
 from shortstack.data.tokens import bos_ids, encode
 from shortstack.decoder import Decoder, calibration_tokens
 from shortstack.decoder.likelihoods import Request, likelihoods
+from shortstack.healing import config_of
 from shortstack.healing.recipes import read_recipe
-from shortstack.healing.task import task_of
 from shortstack.machine.formats import show_layers
-from shortstack.planning.plans import Plan
+from shortstack.machine.options import given
 
 HERE = Path(__file__).parent
 CUT, TEXT = (12, 13, 14, 15), "pydoc,self,copying,drills"
@@ -66,11 +66,11 @@ def healed(
     source: ss.Checkpoint, pruned: ss.Checkpoint, variant: Variant, out: Path, *, steps: int, documents: str
 ) -> ss.Checkpoint:
     times, options = variant
-    values = {**read_recipe("best").heal.given, "num_train_epochs": 1, "seed": 0, **options}
+    values = {**given(read_recipe("best").heal), "num_train_epochs": 1, "seed": 0, **options}
     values["max_steps"] = round(times * steps * 8 / values["per_device_train_batch_size"])
     values["max_samples"] = round(1.1 * times * steps * 8)  # the rest is held out
     values["data"] = values["data"].format(documents)
-    ss.heal(pruned, out, task_of(values, teacher=source))
+    ss.heal(pruned, out, config_of(values), base=source)
     return ss.Checkpoint.open(str(out))
 
 
@@ -103,8 +103,7 @@ def run(
     cut = CUT if source.anatomy.layers > max(CUT) else (2,)
     tokens = calibration_tokens(source, ss.CalibrationText(TEXT, size["windows"]))
     with tempfile.TemporaryDirectory() as folder:
-        plan, repaired = Plan(source.anatomy.layers, cut, "given"), ss.repair(source, frozenset(cut), tokens)
-        pruned = ss.prune(source, plan, Path(folder) / "pruned", repair=repaired)
+        pruned = ss.prune(source, cut, Path(folder) / "pruned", repair=tokens)
         for name in ("unpruned", "repaired", *names):
             if name in results:
                 continue
@@ -120,6 +119,9 @@ def run(
 
 
 def main() -> None:
+    if "--help" in sys.argv:
+        print(__doc__)
+        sys.exit()
     c4, lambada, *documents = sys.argv[1:]
     names = [name for name, (_, options) in VARIANTS.items() if documents or options["data"] == MIXED]
     file = HERE / "forgetting.json"

@@ -13,7 +13,7 @@ from shortstack.study.workers import Launch
 from zoo import speaking
 
 QUICK = (
-    "{name: quick, method: partial, last: 1, data: $TINY/lines.jsonl, num_train_epochs: 1, "
+    "{name: quick, method: partial, train_last: 1, data: $TINY/lines.jsonl, num_train_epochs: 1, "
     "max_length: 32, per_device_train_batch_size: 4}"
 )
 STUDY = f"""

@@ -132,9 +132,12 @@ def test_alpaca_and_dolly_learn_the_response_and_its_end_only(tmp_path):
     [
         ({"instruction": "Say.", "input": None, "output": "Hi", "response": None, "messages": None}, "Hi</s>"),
         ({"text": None, "prompt": "Q:", "completion": " A"}, " A</s>"),
+        ({"text": "Q: A", "prompt": "Q:", "completion": " A"}, " A</s>"),
+        ({"instruction": "Say.", "input": "", "output": "Hi", "text": "Say.\n\nHi"}, "Hi</s>"),  # tatsu-lab/alpaca
+        ({"instruction": "Say.", "response": "Hi", "text": "Say. Hi"}, "Hi</s>"),
     ],
 )
-def test_null_counts_as_absent(record, learnt_text, tmp_path):
+def test_learns_the_response_of_a_record_with_null_or_text_fields(record, learnt_text, tmp_path):
     (example,) = read_examples(write(tmp_path / "a.jsonl", [record]), PLAIN, max_length=512)
     assert learnt(example, PLAIN) == learnt_text
     assert "None" not in PLAIN.decode(example.ids)

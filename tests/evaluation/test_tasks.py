@@ -19,8 +19,6 @@ from documents import COUNT, data_folder, write
 from evaluations import ITEMS, evaluation, text
 from shortstack.checkpoint import Checkpoint
 from shortstack.cli.console import show_result
-from shortstack.comparison import judge_tasks
-from shortstack.decoder import Decoder
 from shortstack.errors import DataError, InputError
 from shortstack.evaluation import Evaluation, EvaluationText, TaskResult, Tasks, compared, evaluate, load_harness
 from shortstack.evaluation.suites import SUITES, TASKS, named
@@ -480,12 +478,3 @@ def test_an_own_task_file_that_is_no_yaml_is_named_with_its_line(own):
     (own / "more" / "other.yaml").write_text("task: other\ndoc_to_text: [open\n")
     with pytest.raises(InputError, match=r"more/other\.yaml, line 3"):
         Tasks("own_few", include=own)
-
-
-def test_compare_asks_standard_tasks_of_a_model_in_memory(checkpoint, data):
-    judge = judge_tasks(Tasks("piqa,arc_easy", limit=4, data_dir=data), checkpoint)
-    found = judge(Decoder.open(checkpoint, Compute(dtype="float32")))
-    expected = measured(checkpoint, "piqa", "arc_easy", data_dir=data, limit=4).tasks
-    assert found == {
-        name: {"metric": "acc", "value": task.value, "stderr": task.stderr, "n": 4} for name, task in expected.items()
-    }

@@ -8,8 +8,8 @@ import pytest
 
 from evaluations import LOOPING, evaluation, task, text
 from shortstack.profiling.speed import Ratio
-from shortstack.shrinking.reference import Int8, Speed
-from shortstack.shrinking.verdict import _healed, beside_others, verdict
+from shortstack.shrinking.reference import Speed
+from shortstack.shrinking.verdict import _healed, speed_told, verdict
 
 
 def found(perplexity, right=(), **how):
@@ -93,17 +93,11 @@ def test_tasks_whose_metric_is_no_share_are_no_percentage():
     assert fewer == reasons, "of what both were asked"
 
 
-def test_speed_and_int8_are_said_and_where_int8_is_better():
-    last = found(12)
+def test_speed_is_told_with_its_interval():
     ratio = Ratio(1.2, 1.1, 1.3, 0.9)
-    said = " ".join(beside_others(last, 100, Speed(ratio, ratio), Int8(90, {"a.txt": 11.0})))
-    assert "decoding is 1.20 times as fast as the unpruned model's (1.10 to 1.30), prefill 1.20 times." in said
-    assert "takes 90 B (this one: 100 B) and has perplexity 11 on a.txt (this one: 12): if only size counts" in said
-    for worse in (Int8(110, {"a.txt": 11.0}), Int8(90, {"a.txt": 13.0})):
-        assert "take int8" not in " ".join(beside_others(last, 100, Speed(), worse))
-    assert "not measured in int8: torchao is missing." in " ".join(
-        beside_others(last, 100, Speed(), Int8(reason="torchao is missing"))
-    )
+    (said,) = speed_told(Speed(ratio, ratio))
+    assert "1.20 times as fast as the unpruned model's (1.10 to 1.30), prefill 1.20 times." in said
+    assert [*speed_told(Speed(reason="no time"))] == []
 
 
 @pytest.mark.parametrize(

@@ -120,7 +120,7 @@ def test_a_step_is_the_same_if_it_computes_the_same(graph, change, kept):
     [
         ("strategy: search\ndrop: 2\n", "plan"),
         ("metric: reverse\ndrop: 2\nrepair: true\n", "prune"),
-        ("metric: ppl\ndrop: 2\nheal: {data: train.jsonl, step: 1}\n", "heal"),
+        ("metric: ppl\ndrop: 2\nheal: {data: train.jsonl, layers_per_round: 1}\n", "heal"),
         ("metric: reverse\ndrop: 2\nheal: {data: mix}\n", "heal"),
     ],
 )
@@ -139,7 +139,7 @@ def test_other_contents_and_versions_make_other_steps(graph, monkeypatch):
 
 
 def test_in_rounds_one_step_prunes_and_heals(graph):
-    found = path(graph(ONE + "heal: {data: train.jsonl, step: 1}\n"))
+    found = path(graph(ONE + "heal: {data: train.jsonl, layers_per_round: 1}\n"))
     assert [(role, step.kind) for role, step in found.items()] == [
         ("evaluate_base", "evaluate"),
         ("heal", "rounds"),

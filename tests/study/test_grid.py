@@ -69,15 +69,14 @@ def test_exceptions_leave_out_trials_with_one_value_of_each(study):
 
 
 def test_a_recipe_gives_options_that_the_study_overrides(study):
-    text = (
-        "- paper-lora\n- {recipe: paper-lora, name: short, lora_r: 4}\n- {recipe: paper-last3, layers: 3-5, step: 1}\n"
-    )
-    trials = study(f"model: a\nmetric: ppl\ndrop: 2\nseed: 7\nheal:\n{text}").trials
-    first, second, third = (trial.heal.task_options(trial.seed) for trial in trials)
+    text = "- paper-lora\n- {recipe: paper-lora, name: short, lora_r: 4}\n"
+    last = "- {recipe: paper-last3, train_layers: 3-5, layers_per_round: 1}\n"
+    trials = study(f"model: a\nmetric: ppl\ndrop: 2\nheal:\n{text}{last}").trials
     assert [trial.heal.name for trial in trials] == ["paper-lora", "short", "paper-last3"]
-    assert (first["num_train_epochs"], first["data"], first["seed"]) == (2.0, "yahma/alpaca-cleaned", 7)
-    assert (second["num_train_epochs"], second["lora_r"]) == (2.0, 4)
-    assert (third["layers"], third["last"], trials[2].heal.layers_per_round) == ("3-5", None, 1)
+    first, second, third = (trial.heal.options for trial in trials)
+    assert (first.num_train_epochs, first.lora_r, first.data) == (2.0, 8, "yahma/alpaca-cleaned")
+    assert (second.num_train_epochs, second.lora_r) == (2.0, 4)
+    assert (third.train_layers, third.train_last, third.layers_per_round) == ("3-5", None, 1)
 
 
 @pytest.mark.parametrize(
@@ -97,7 +96,7 @@ def test_seeds_change_what_draws(study, which):
         ("metric: ppl\ndrop: 2\nevaluation:\n  perplexities: [pydoc]", 5),
         ("metric: ppl\ndrop: 2\ntrials:\n- {metric: bi}\n- {metrics: bi}", 6),
         ("metric: ppl\ndrop: 2\nevaluation: {limit: 0%}", 4),
-        ("metric: ppl\ndrop: 2\nheal: {data: a, max_samples: 1}", 4),
+        ("metric: ppl\ndrop: 2\nheal: {data: a, top_k: 0}", 4),
         ("metric: ppl\ndrop: 2\nheal: {data: a, learning_rate: fast}", 4),
         ("metric: ppl\ndrop: lots", 3),
         ("metric: pppl\ndrop: 2", 2),
@@ -107,7 +106,7 @@ def test_seeds_change_what_draws(study, which):
         ("metric: ppl\ndrop: 2\nheal: {data: a, seed: 4}", 4),
         ("metric: ppl\ndrop: 2\nseed: [-1]", 4),
         ("metric: ppl\nstrategy: search\ndrop: 2", 3),
-        (f"metric: ppl\nstrategy: block\ndrop: 2\nheal: {QUICK.replace('{', '{step: 1, ')}", 5),
+        (f"metric: ppl\nstrategy: block\ndrop: 2\nheal: {QUICK.replace('{', '{layers_per_round: 1, ')}", 5),
         ("metric: ppl", None),
         ("drop: 2", None),
         ("metric: [ppl\nb: c", 3),
@@ -138,7 +137,7 @@ def test_shares_are_read_as_on_the_command_line(study, typed, share):
     found = study(
         f"model: a\nmetric: ppl\ndrop: 2\nevaluation: {{limit: {typed}}}\nheal: {{data: b, max_samples: {typed}}}"
     )
-    assert (found.evaluation.limit, found.trials[0].heal.options["max_samples"]) == (share, share)
+    assert (found.evaluation.limit, found.trials[0].heal.options.max_samples) == (share, share)
 
 
 def test_variables_of_the_environment_are_replaced(monkeypatch):

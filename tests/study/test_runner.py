@@ -194,7 +194,7 @@ def test_a_profile_runs_alone(tmp_path, monkeypatch):
 
 
 def test_rounds_record_what_they_removed(tmp_path):
-    text = f"{SHORT}trials:\n- {{metric: reverse, heal: {QUICK.replace('{', '{step: 1, ')}}}\n"
+    text = f"{SHORT}trials:\n- {{metric: reverse, heal: {QUICK.replace('{', '{layers_per_round: 1, ')}}}\n"
     assert run(tmp_path, text, keep="all").failed == 0
     (result,) = (result for kind, *_, result in found(tmp_path / "runs")["steps"].values() if kind == "rounds")
     assert result["plan"]["removed"] == [4, 5]
@@ -218,7 +218,7 @@ WRONG = [
     ("data: $TINY/lines.jsonl", "data: 'pydoc,slef'"),
     ("metric: [reverse, ppl]\n", "layers: 8-9\n"),
     ("drop: 2", "drop: 6"),
-    ("last: 1", "last: 5"),
+    ("train_last: 1", "train_last: 5"),
     ("collapse_check: false", "tasks: [piqa], data_dir: nowhere"),
     ("collapse_check: false", "tasks: [piqaa], include: $TINY"),
     ("$TINY/model", "nowhere"),

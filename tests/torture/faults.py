@@ -28,12 +28,12 @@ STUDY = """model: m
 metric: [bi, reverse]
 calibration: {text: pydoc, samples: 4, length: 32}
 drop: [2]
-heal: {data: pydoc, last: 1, num_train_epochs: 1, max_length: 32, max_samples: 16}
+heal: {data: pydoc, train_last: 1, num_train_epochs: 1, max_length: 32, max_samples: 16}
 evaluation: {perplexity: [pydoc], samples: 4, length: 32, collapse_check: false}
 """
 RECIPE = """title: small
 plan: {metric: reverse, drop: 2}
-heal: {method: partial, last: 1, max_steps: 4, max_length: 32, max_samples: 16}
+heal: {method: partial, train_last: 1, max_steps: 4, max_length: 32, max_samples: 16}
 """
 Digests = Mapping[str, Any]
 TOLD = ("README.md", "report.html", "shrink.json")  # beside a shortened model; they say how long it took
@@ -70,7 +70,10 @@ class Verb:
         return self.command.split()
 
 
-TEXT, SMALL = "--text pydoc --samples 4 --length 32", "--max-length 32 --max-samples 24 --last 1 --num-train-epochs 2"
+TEXT, SMALL = (
+    "--text pydoc --samples 4 --length 32",
+    "--max-length 32 --max-samples 24 --train-last 1 --num-train-epochs 2",
+)
 SHRINK = "--data lines.jsonl --text text.txt --samples 4 --perplexity text.txt --perplexity-samples 1 --probe-items 0"
 VERBS = {
     "score": Verb(f"score m {TEXT} --metric bi,ppl -o out.json", "out.json"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 from collections.abc import Iterator
@@ -30,9 +31,7 @@ CLEAR_REFS = Path("/proc/self/clear_refs")
 def available_memory(device: str) -> int:
     """Count the bytes that can still be taken on a GPU, or here within the control group's and `ulimit`'s limits."""
     if device.startswith("cuda"):
-        import torch
-
-        return int(torch.cuda.mem_get_info(torch.device(device))[0])
+        return _available_on_gpu(device)
     import psutil
 
     limits = [int(psutil.virtual_memory().available), *_left_by_ulimit(psutil.Process().memory_info())]
@@ -42,24 +41,27 @@ def available_memory(device: str) -> int:
     return max(0, min(limits))
 
 
+def _available_on_gpu(device: str) -> int:
+    """Count the GPU's free bytes and those that torch holds without a tensor in them, once dead models are collected."""
+    import torch
+
+    gc.collect()
+    torch.cuda.empty_cache()
+    free = torch.cuda.mem_get_info(torch.device(device))[0]
+    return int(free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device))
+
+
 def check_room(where: object, nbytes: int, device: str, *, layers: bool = False, fix: str = "") -> None:
     """Refuse weights that need more than a device's free memory: the system would kill this process, or swap for hours.
 
-    nbytes: what they take at least. layers: they are read layer by layer already. fix: what to do, where the caller knows.
+    nbytes: bytes of the weights. layers: they are read layer by layer already. fix: advice, if the caller has some.
     """
     free = available_memory(device)
     if nbytes <= free:
         return
-    what = "embedding, head and two layers of it" if layers else "its weights"
-    elsewhere = "the CPU, " if device.startswith("cuda") else ""
-    ways = f"free memory, or try {elsewhere}16 bits if this is float32, or a larger machine"
-    others = "score, depth-curve, plan, prune, repair, verify, and evaluate on texts and multiple choice"
-    raise InputError(
-        f"{size(free)} free",
-        expected=f"{size(nbytes)} free on {device}, for {what}",
-        fix=fix or (ways if layers else f"{ways}; {others} read such a model layer by layer"),
-        where=where,
-    )
+    what = "two layers" if layers else "the weights"
+    fix = fix or f"free memory, or try {'the CPU or ' if device.startswith('cuda') else ''}bfloat16"
+    raise InputError(f"{where}: {what} need {size(nbytes)} of memory on {device}, and {size(free)} are free; {fix}")
 
 
 def _left_by_ulimit(memory_info: Any) -> Iterator[int]:

@@ -11,7 +11,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from shortstack.errors import InputError
-from shortstack.machine.files import make_folder, read_json, remove, rename_new
+from shortstack.machine.files import read_json, remove, rename_new
 from shortstack.machine.locks import OutputLock
 
 WEIGHTS = "*.safetensors"
@@ -76,7 +76,7 @@ class Folder:
             raise InputError(f"{self.root} is a file; name a folder", option="output")
         with OutputLock(self.root, self.root / "lock"):
             for name in ("artefacts", "partial", "logs"):
-                make_folder(self.root / name)
+                (self.root / name).mkdir(parents=True, exist_ok=True)
             yield
 
     @property

@@ -1,20 +1,14 @@
-"""References for a shortened model: the unpruned model's answers and speed, and its int8 version."""
+"""References for a shortened model: the unpruned model's answers and speed."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-import torch
-
 from shortstack.checkpoint import Checkpoint
-from shortstack.data import Tokens
 from shortstack.decoder import Decoder
 from shortstack.decoder.generation import generate
-from shortstack.decoder.quantisation import INT8, quantise, saved_bytes, uncovered
 from shortstack.decoder.wrapping import arithmetic
-from shortstack.errors import ArchitectureError
-from shortstack.evaluation.perplexity import measure
 from shortstack.machine.device import Compute, pick_device
 from shortstack.machine.progress import Progress, silent
 from shortstack.profiling import Timing, profile
@@ -35,18 +29,6 @@ NO_TIME = "no time was left for it"
 
 
 @dataclass(frozen=True)
-class Int8:
-    """The unpruned model with the matrices of its layers in int8: bytes of weights, and the perplexity of each text.
-
-    reason: why there is none of it.
-    """
-
-    bytes: int | None = None
-    perplexity: Mapping[str, float] | None = None
-    reason: str = ""
-
-
-@dataclass(frozen=True)
 class Speed:
     """Of the cut beside the unpruned model. reason: why nothing was timed."""
 
@@ -55,7 +37,7 @@ class Speed:
     reason: str = ""
 
 
-def late(tried: Int8 | Speed) -> bool:
+def late(tried: Speed) -> bool:
     """Say whether it was left out for want of time."""
     return tried.reason == NO_TIME
 
@@ -75,21 +57,6 @@ def speed(cut: Checkpoint, unpruned: Checkpoint, compute: Compute, progress: Pro
         return Speed(reason=measured.untimed)
     ratios = measured.against.ratios[0]
     return Speed(ratios.prefill, ratios.decode)
-
-
-@torch.no_grad()
-def int8(unpruned: Checkpoint, windows: Mapping[str, Tokens], compute: Compute, progress: Progress = silent) -> Int8:
-    """Measure the unpruned model in int8, on the same windows as every other measurement of these texts."""
-    if missing := INT8.missing(pick_device(compute.device)):
-        return Int8(reason=missing)
-    decoder = loaded(unpruned, compute)
-    if uncovered_by := uncovered(decoder):
-        return Int8(reason=uncovered_by)
-    try:
-        nbytes = unpruned.weight_bytes - saved_bytes(unpruned, quantise(decoder, INT8))
-    except ArchitectureError as error:  # matrices that are stored in another form
-        return Int8(reason=f"{error.expected}, found {error.found}")
-    return Int8(nbytes, {name: measure(decoder, text, progress=progress).value for name, text in windows.items()})
 
 
 def loaded(checkpoint: Checkpoint, compute: Compute) -> Decoder:

@@ -13,7 +13,7 @@ from shortstack.healing import Healing
 from shortstack.machine.files import to_jsonable
 from shortstack.machine.tables import Table, Tabled
 from shortstack.planning import Plan
-from shortstack.shrinking.reference import Int8, Speed
+from shortstack.shrinking.reference import Speed
 from shortstack.shrinking.retention import TriedCut
 
 NO_HEALING = "no healing"  # as it is said to be left out
@@ -35,7 +35,6 @@ class Unpruned:
 
     checkpoint: Checkpoint
     measured: Measured
-    int8: Int8
 
 
 @dataclass(frozen=True)
@@ -75,7 +74,6 @@ class Shrunk(Tabled):
     last: Evaluation
     answers: Sequence[Mapping[str, str]]
     speed: Speed
-    int8: Int8
     left_out: tuple[str, ...]
     tried: tuple[TriedCut, ...]
     seconds: float
@@ -106,7 +104,6 @@ class Shrunk(Tabled):
             "why",
             "answers",
             "speed",
-            "int8",
             "left_out",
             "tried",
             "seconds",

@@ -1,4 +1,4 @@
-"""Keep it or not: what a shortened model keeps, its speed, what int8 would give instead; and how to make it again."""
+"""Keep it or not: what a shortened model keeps, its speed; and how to make it again."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from shortstack.checkpoint import Checkpoint
 from shortstack.data.mixture import parse_sources
 from shortstack.evaluation import Evaluation
 from shortstack.machine.device import Compute
-from shortstack.machine.formats import number, option_words, show_layers, size
+from shortstack.machine.formats import option_words, show_layers
 from shortstack.machine.options import changed_options
 from shortstack.planning import Plan
 from shortstack.shrinking import reference
 from shortstack.shrinking.card import RECIPE
 from shortstack.shrinking.clock import Amounts
 from shortstack.shrinking.options import ShrinkOptions
-from shortstack.shrinking.reference import Int8, Speed
+from shortstack.shrinking.reference import Speed
 from shortstack.shrinking.result import NO_HEALING, Candidate, Shrunk, Unpruned
 from shortstack.shrinking.retention import Share, probes_right, ratio, share_tasks, tasks_right
 from shortstack.shrinking.route import Route
@@ -90,25 +90,12 @@ def _unanswered(answers: Sequence[Mapping[str, str]]) -> Iterator[str]:
         yield "It gives one answer to prompts that the unpruned model answers differently."
 
 
-def beside_others(last: Evaluation, nbytes: int, speed: Speed, int8: Int8) -> list[str]:
-    """Write sentences on its speed, and on the unpruned model in int8."""
-    said = []
+def speed_told(speed: Speed) -> Iterator[str]:
     if speed.decode and speed.prefill:
-        said.append(
+        yield (
             f"Speed: decoding is {speed.decode.value:.2f} times as fast as the unpruned model's "
             f"({speed.decode.low:.2f} to {speed.decode.high:.2f}), prefill {speed.prefill.value:.2f} times."
         )
-    if int8.bytes is None or not int8.perplexity:
-        return [*said, f"The unpruned model was not measured in int8: {int8.reason}."]
-    ours = {text: perplexity.value for text, perplexity in last.perplexity.items() if text in int8.perplexity}
-    texts = " and ".join(
-        f"{number(int8.perplexity[text])} on {text} (this one: {number(value)})" for text, value in ours.items()
-    )
-    comparison = (
-        f"The unpruned model in int8 takes {size(int8.bytes)} (this one: {size(nbytes)}) and has perplexity {texts}"
-    )
-    better = int8.bytes <= nbytes and all(int8.perplexity[text] <= value for text, value in ours.items())
-    return [*said, f"{comparison}: if only size counts, take int8." if better else f"{comparison}."]
 
 
 def _right(what: str, before: Share, after: Share) -> str:
@@ -143,9 +130,8 @@ def concluded(
     last = replace(last, model=str(out), collapse=collapse)
     answers = reference.beside(unpruned.measured.answers, made.measured.answers)
     judged = verdict(base, last, answers)
-    compared = beside_others(last, made.checkpoint.weight_bytes, made.speed, unpruned.int8)
     unused = _unused(route, made, amounts) if options.data else ""
-    others = [*compared, *_healed(made), *notes, *_reduced(made)]
+    others = [*speed_told(made.speed), *_healed(made), *notes, *_reduced(made)]
     return Shrunk(
         output=out,
         verdict=judged.decision,
@@ -158,7 +144,6 @@ def concluded(
         last=last,
         answers=answers,
         speed=made.speed,
-        int8=unpruned.int8,
         left_out=made.left_out,
         tried=made.tried,
         seconds=seconds,

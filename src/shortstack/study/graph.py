@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -60,7 +60,7 @@ class Graph:
         """Yield the steps by role; what follows from a result is asked of `result`."""
         model = self.models[trial.model].identity
         yield from self._measured("base", model, trial.model)
-        if trial.heal and trial.heal.layers_per_round:
+        if trial.heal and trial.heal.options.layers_per_round:
             last = self._rounds(trial, trial.heal)
         else:
             if trial.needs_scores:
@@ -129,18 +129,22 @@ class Graph:
 
     def _rounds(self, trial: Trial, heal: Heal) -> Step:
         text = asdict(trial.calibration) if trial.calibration else {}
-        rounds = {"metric": trial.selection.name, "drop": str(trial.selection.drop), "step": heal.layers_per_round}
+        rounds = {
+            "metric": trial.selection.name,
+            "drop": str(trial.selection.drop),
+            "step": heal.options.layers_per_round,
+        }
         arguments = {"rounds": {**rounds, **text, "seed": trial.selection_seed}, "dtype": self.study.dtype}
         inputs = {"model": self.models[trial.model].identity, "text": trial.calibration and self.texts[text["text"]]}
         return self._healing("rounds", trial, heal, arguments, inputs, {"model": trial.model})
 
     def _healing(self, kind: str, trial: Trial, heal: Heal, arguments: Any, inputs: Any, places: Any) -> Step:
-        """Return a step that heals, taught by the base model if the options need a teacher."""
-        options = heal.task_options(trial.seed)
-        inputs = {**inputs, "data": self.texts[options["data"]]}
-        if heal.task.needs_teacher:
+        """Return a step that heals; it reads the base model if the options need it."""
+        options = replace(heal.options, seed=trial.seed)
+        inputs = {**inputs, "data": self.texts[options.config.source]}
+        if options.config.needs_base:
             inputs, places = {**inputs, "base": self.models[trial.model].identity}, {**places, "base": trial.model}
-        return Step(kind, {**options, **arguments}, inputs, places)
+        return Step(kind, {"options": options, **arguments}, inputs, places)
 
     def _measured(self, which: str, identity: Any, place: str, *, profiled: bool = True) -> Iterator[tuple[str, Step]]:
         """Yield the steps that measure a model."""
@@ -168,7 +172,7 @@ def sources(study: Study) -> list[str]:
     named = evaluated(study)
     for trial in study.trials:
         named += [text.text for text in (trial.calibration, trial.repair) if text]
-        named += [trial.heal.options["data"]] if trial.heal else []
+        named += [trial.heal.options.config.source] if trial.heal else []
     return list(dict.fromkeys(named))
 
 

@@ -24,22 +24,14 @@ from pydantic import Field
 from shortstack.data import CalibrationText, RepairText
 from shortstack.errors import InputError
 from shortstack.evaluation import EvaluationText, GenerationChecks, Tasks
-from shortstack.healing.recipes import HealPart
 from shortstack.machine import yamlfile
 from shortstack.machine.yamlfile import Part, part_of
 from shortstack.profiling import Timing
-from shortstack.study.trial import Trial
+from shortstack.study.trial import HealEntry, Trial
 
 Value = TypeVar("Value")
 Several: TypeAlias = Value | list[Value]
 WHICH, AMOUNT = ("metric", "strategy", "layers"), ("drop", "params", "memory", "layers")
-
-
-class HealEntry(HealPart):
-    """A way to heal: a name for the report, a recipe to start from, and options of heal."""
-
-    name: str | None = None
-    recipe: str | None = None
 
 
 class Settings(Part):

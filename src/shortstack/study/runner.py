@@ -107,6 +107,8 @@ def graph_of(study: Study, path: str | Path, models: Mapping[str, Model]) -> Gra
     """
     check_evaluation(study.evaluation.model_dump())
     for trial in study.trials:
+        if trial.heal:
+            expanded(trial.heal.options).config.check()
         if layers := models[trial.model].layers:
             try:
                 trial.check_fits(layers)

@@ -6,6 +6,7 @@ write a function, list it in STEPS, and give it a place in a trial's path in `gr
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import shutil
@@ -22,23 +23,24 @@ from typing import Any
 
 from filelock import FileLock
 
-from shortstack import evaluation, healing, planning, profiling, pruning, repairing, scoring
+from shortstack import evaluation, healing, planning, profiling, pruning, scoring
 from shortstack.checkpoint import Checkpoint
 from shortstack.checkpoint.record import skipped_layers, versions
 from shortstack.errors import InputError
 from shortstack.evaluation import EvaluationText, GenerationChecks, Tasks
-from shortstack.healing.task import task_of
+from shortstack.healing.task import task_of_config
 from shortstack.machine.cache import OURS, content_key
 from shortstack.machine.device import Compute
-from shortstack.machine.files import save_json, scratch_beside
+from shortstack.machine.files import save_json
 from shortstack.machine.memory import forget_peak_rss, peak_rss
 from shortstack.machine.options import made_of
-from shortstack.machine.progress import Progress, bars
+from shortstack.machine.progress import Progress, hush_libraries, say
 from shortstack.planning import Plan
 from shortstack.profiling import Timing
 from shortstack.scoring import Scores
 
 CODE = 3  # raised when a step computes something else than before
+PACE = 5.0  # seconds between two lines of progress in a log
 WRITERS = ("prune", "heal", "rounds")  # steps that write a checkpoint
 
 
@@ -109,35 +111,35 @@ def plan(job: Job, progress: Progress) -> dict[str, Any]:
 
 
 def prune(job: Job, progress: Progress) -> dict[str, Any]:
-    checkpoint, removed, repair = job.open(progress), tuple(job.arguments["removed"]), None
-    plan = Plan(checkpoint.anatomy.layers, removed, "layers").sized(checkpoint.sizes)
-    with scratch_beside(job.output) as scratch:
-        if text := job.arguments["repair"]:
-            how: dict[str, Any] = {"compute": job.compute, "scratch": scratch, "progress": progress}
-            repair = repairing.repair(checkpoint, frozenset(removed), text.of_all(text.samples), **how)
-        pruned = pruning.prune(checkpoint, plan, job.output, repair=repair, progress=progress)
-    return {**plan.to_dict(), "repair": repair.to_dict() if repair else None, "identity": pruned.identity}
+    checkpoint, text = job.open(progress), job.arguments["repair"]
+    plan = Plan(checkpoint.anatomy.layers, tuple(job.arguments["removed"]), "layers").sized(checkpoint.sizes)
+    how: dict[str, Any] = {"repair": text and text.of_all(text.samples), "compute": job.compute, "progress": progress}
+    pruned = pruning.prune(checkpoint, plan, job.output, **how)
+    return {**plan.to_dict(), "repair": pruned.record["repair"], "identity": pruned.identity}
 
 
 def heal(job: Job, progress: Progress) -> dict[str, Any]:
-    healed = healing.heal(job.open(progress), job.output, _task(job), resume=True, progress=progress)
+    config, base = _healing(job)
+    healed = healing.heal(job.open(progress), job.output, config, base=base, resume=True, progress=progress)
     return {**healed.to_dict(), "output": f"artefacts/{job.key}", "identity": Checkpoint.open(job.output).identity}
 
 
 def rounds(job: Job, progress: Progress) -> dict[str, Any]:
     """Remove some layers and heal, again and again."""
     checkpoint, schedule = job.open(progress), healing.IterativeSchedule(**job.arguments["rounds"])
-    result = healing.heal_in_turns(checkpoint, job.output, schedule, _task(job), resume=True, progress=progress)
+    config, base = _healing(job)
+    task = task_of_config(config, base=base, compute=job.compute)
+    result = healing.heal_in_turns(checkpoint, job.output, schedule, task, resume=True, progress=progress)
     healed = Checkpoint.open(job.output)
     removed = tuple(sorted(skipped_layers(healed, checkpoint)))
     plan = Plan(checkpoint.anatomy.layers, removed, f"{schedule.metric}, in rounds").sized(checkpoint.sizes).to_dict()
     return {**result.to_dict(), "output": f"artefacts/{job.key}", "plan": plan, "identity": healed.identity}
 
 
-def _task(job: Job) -> healing.HealingTask:
-    """Make the healing task; its teacher is the base model."""
+def _healing(job: Job) -> tuple[healing.HealingConfig, Checkpoint | None]:
+    """Return how to heal, and the base model if it is needed."""
     base = job.places.get("base")
-    return task_of(job.arguments, teacher=open_model(base) if base else None, compute=job.compute)
+    return replace(job.arguments["options"].config, device=job.device), open_model(base) if base else None
 
 
 def evaluate(job: Job, progress: Progress) -> dict[str, Any]:
@@ -176,11 +178,11 @@ def perform(job: Job) -> dict[str, Any]:
     OURS.clear()  # a worker does not read again what an earlier step cached
     with lock, job.log.open("a", encoding="utf-8", buffering=1) as log, redirect_stdout(log), redirect_stderr(log):
         forget_peak_rss()  # the peak is to be of this step alone
+        hush_libraries()
         started = time.perf_counter()
         shutil.rmtree(job.output, ignore_errors=True)  # of a step that was killed
         try:
-            with bars() as progress:
-                result = STEPS[job.kind](job, progress)
+            result = STEPS[job.kind](job, _in_lines())
             if job.kind not in WRITERS:
                 job.output.mkdir()
                 save_json(job.output / f"{job.kind}.json", result)
@@ -196,6 +198,19 @@ def perform(job: Job) -> dict[str, Any]:
             "versions": versions(),
             "peak_rss_bytes": peak_rss(),
         }
+
+
+def _in_lines() -> Progress:
+    """Return a progress that is written in lines, at most one in PACE seconds."""
+    written = -math.inf
+
+    def report(stage: str, done: int, total: int, /, *, note: str = "") -> None:
+        nonlocal written
+        if time.monotonic() - written >= PACE:
+            written = time.monotonic()
+            say(f"{stage}: {done / max(total, 1):.0%}{', ' if note else ''}{note}")
+
+    return report
 
 
 def open_model(name: str, **options: Any) -> Checkpoint:

@@ -3,53 +3,51 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from functools import cached_property
-from typing import Any, cast
+from typing import Any
 
 from shortstack.data import CalibrationText, RepairText
 from shortstack.errors import InputError
-from shortstack.healing import HealingTask
+from shortstack.healing.methods import HealOptions
 from shortstack.healing.recipes import with_recipe
-from shortstack.healing.task import option_defaults, task_of
 from shortstack.machine.files import digest
-from shortstack.machine.options import changed_options
+from shortstack.machine.options import changed_options, given, options
 from shortstack.planning import Choice
 from shortstack.planning.layer_sets import check_pace, check_removal, parse_drop, parse_layers
 
 NONE = (None, "none")
 
 
+@options
+class HealEntry(HealOptions):
+    """A way to heal: a name for the report, a recipe to start from, and options of heal."""
+
+    name: str | None = None
+    recipe: str | None = None
+
+
 @dataclass(frozen=True)
 class Heal:
-    """How a trial heals: a name for the report, options of heal, and how many layers go before each healing."""
+    """How a trial heals: a name for the report, and options of heal."""
 
     name: str
-    options: Mapping[str, Any]
-    layers_per_round: int | None = None
+    options: HealOptions
 
     @classmethod
-    def of(cls, entry: Any) -> Heal | None:
+    def of(cls, entry: str | HealEntry | None) -> Heal | None:
         """Read an entry of the file: none, a recipe, or options, of a recipe or by themselves."""
         if entry in NONE:
             return None
-        given = {"recipe": entry} if isinstance(entry, str) else dict(entry.given)
-        name, recipe = given.pop("name", None), given.pop("recipe", None)
-        if "seed" in given:
+        values: dict[str, Any] = {"recipe": entry} if isinstance(entry, str) else given(entry)
+        name, recipe = values.pop("name", None), values.pop("recipe", None)
+        if "seed" in values:
             raise InputError("seed is no option of heal in a study; write seed: [0] beside it", option="seed")
-        options = with_recipe(given, recipe) if recipe else given
-        known = {key: value for key, value in options.items() if key in option_defaults() and key != "seed"}
-        task_of(known).data.source  # noqa: B018  refused if no data is named
-        name = str(name or recipe or known.get("method", "partial"))
-        return cls(name, known, cast("int | None", options.get("step")))
-
-    def task_options(self, seed: int) -> dict[str, Any]:
-        """Return every option of heal."""
-        return {**option_defaults(), **self.options, "seed": seed}
-
-    @property
-    def task(self) -> HealingTask:
-        return task_of(self.options)
+        values = with_recipe(values, recipe) if recipe else values
+        known = {declared.name for declared in fields(HealOptions)} - {"seed"}
+        options = HealOptions(**{key: value for key, value in values.items() if key in known})
+        options.config.source  # noqa: B018  refused if no data is named
+        return cls(name or recipe or options.method, options)
 
 
 @dataclass(frozen=True)
@@ -77,7 +75,11 @@ class Trial:
         selection.check()
         text, heal = settings.get("calibration", CalibrationText()), Heal.of(settings.get("heal"))
         repair = RepairText() if settings.get("repair") is True else settings.get("repair") or None
-        if heal and heal.layers_per_round and (repair or selection.layers or selection.strategy or selection.step):
+        if (
+            heal
+            and heal.options.layers_per_round
+            and (repair or selection.layers or selection.strategy or selection.step)
+        ):
             fix = "leave repair, layers, strategy and step out"
             raise InputError(f"a trial in rounds removes the layers with the lowest metric; {fix}", option="heal")
         return cls(
@@ -117,12 +119,13 @@ class Trial:
         if self.selection.layers:
             check_removal(parse_layers(str(self.selection.layers)), layers, option="layers")
         if self.heal:
-            self.heal.task.method.check_fits(layers - amount)
-            if self.heal.layers_per_round:
-                check_pace(self.heal.layers_per_round, amount)
+            self.heal.options.config.method.check_fits(layers - amount)
+            if self.heal.options.layers_per_round:
+                check_pace(self.heal.options.layers_per_round, amount)
 
     def settings(self) -> dict[str, Any]:
         """Return the settings as JSON-able data."""
+        heal = self.heal
         return {
             "model": self.model,
             **{
@@ -130,8 +133,8 @@ class Trial:
             },
             "calibration": self.calibration and asdict(self.calibration),
             "repair": self.repair and asdict(self.repair),
-            "heal": self.heal and {"name": self.heal.name, **self.heal.options},
-            "layers_per_round": self.heal and self.heal.layers_per_round,
+            "heal": heal and {"name": heal.name, **given(heal.options)},
+            "layers_per_round": heal and heal.options.layers_per_round,
             "seed": self.seed,
         }
 

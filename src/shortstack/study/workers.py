@@ -23,7 +23,7 @@ from pydantic import Field
 
 from shortstack.errors import InputError
 from shortstack.machine.options import OneOf, check_installed, options
-from shortstack.machine.progress import hush_kernels
+from shortstack.machine.progress import hush_libraries
 
 if TYPE_CHECKING:
     from shortstack.study.grid import Resources
@@ -94,7 +94,7 @@ def _follow(followed: Connection, threads: int | None) -> None:
         os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()
-    hush_kernels()
+    hush_libraries()
     if threads:
         os.environ["OMP_NUM_THREADS"] = str(threads)  # before torch is imported
 

@@ -26,19 +26,17 @@ from studies import inline
 from zoo import speaking
 
 SMALL = "--text text.txt --samples 2 --length 16"
-SHORT = "--last 1 --max-samples 24 --max-length 16 --num-train-epochs 1"
+SHORT = "--train-last 1 --max-samples 24 --max-length 16 --num-train-epochs 1"
 VERBS = {
     "score": f"score m --metric bi {SMALL} -o out.json",
     "plan": "plan m --metric reverse --drop 2 -o out.json",
     "prune": "prune m --layers 3 -o out",
-    "repair": "repair m --source source --text text.txt --length 16 --dry-run -o out",
     "heal": f"heal m --data chats.jsonl {SHORT} -o out",
     "evaluate": "evaluate m --perplexity text.txt --samples 2 --length 16 --no-collapse",
     "profile": "profile m --no-speed",
     "verify": "verify m",
     "verify against": "verify source --against m",
     "export": "export m --gguf out.gguf --ollama --converter converter",
-    "compare": "compare m --memory 50% --dry-run",
     "study": "study study.yaml -o out --dry-run",
     "shrink": "shrink m --drop 25% --dry-run -o out",
 }
@@ -136,8 +134,8 @@ DONE = {  # lies that hurt nobody, since what they say is not believed: verbs go
     "markup: end of a text",
 }
 
-BY_RECORD = ("prune", "repair", "verify", "export")  # and card: where these are read
-ALWAYS = ("prune", "evaluate", "export", "compare")
+BY_RECORD = ("prune", "verify", "export")  # and card: where these are read
+ALWAYS = ("prune", "evaluate", "export")
 IN_TURN = [verb for verb in VERBS if verb not in ALWAYS]  # of these, one with each lie: each meets lies of every kind
 
 
@@ -157,7 +155,7 @@ def test_a_checkpoint_that_lies(lie: str, watch: Watch) -> None:
         assert codes["verify"] == codes["prune"] == 2, codes
     elif lie not in DONE:
         through = {verb for verb, code in codes.items() if not code} - {"study"}  # whose dry run counts steps here
-        reading_no_weights = {"plan", "repair", "profile", "compare"} if lie == "size: a vocabulary" else set()
+        reading_no_weights = {"plan", "profile"} if lie == "size: a vocabulary" else set()
         assert through <= reading_no_weights
     else:
         assert not codes["prune"], codes
