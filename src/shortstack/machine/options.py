@@ -89,28 +89,30 @@ def given(options: Any) -> dict[str, Any]:
 def input_error(error: ValidationError) -> InputError:
     """Return the first error that pydantic found as one sentence about an option."""
     first = error.errors(include_url=False)[0]
-    name, value, limits = ".".join(map(str, first["loc"][:1])), first.get("input"), first.get("ctx", {})
-    limit = next(iter(limits.values()), "")
-    match first["type"]:
+    return InputError(message_of(first), option=".".join(map(str, first["loc"][:1])))
+
+
+def message_of(detail: Any) -> str:
+    """Return what pydantic found wrong with a value, and which values are allowed."""
+    value, limit = detail.get("input"), next(iter(detail.get("ctx", {}).values()), "")
+    match detail["type"]:
         case "greater_than_equal":
-            message = f"{value} is too small; give at least {limit}"
+            return f"{value} is too small; give at least {limit}"
         case "greater_than":
-            message = f"{value} is too small; give more than {limit}"
+            return f"{value} is too small; give more than {limit}"
         case "less_than_equal":
-            message = f"{value} is too large; give at most {limit}"
+            return f"{value} is too large; give at most {limit}"
         case "less_than":
-            message = f"{value} is too large; give less than {limit}"
+            return f"{value} is too large; give less than {limit}"
         case "int_parsing" | "int_from_float":
-            message = f"{value!r} is not a whole number"
+            return f"{value!r} is not a whole number"
         case "float_parsing":
-            message = f"{value!r} is not a number"
+            return f"{value!r} is not a number"
         case "missing":
-            message = "missing; give a value"
+            return "missing; give a value"
         case "unexpected_keyword_argument":
-            message = "no such option"
-        case _:
-            message = f"{value!r}: {first['msg'][0].lower()}{first['msg'][1:]}"
-    return InputError(message, option=name)
+            return "no such option"
+    return f"{value!r}: {detail['msg'][0].lower()}{detail['msg'][1:]}"
 
 
 @dataclass(frozen=True)
