@@ -282,7 +282,7 @@ class _StudyRun:
     def _show(self) -> None:
         done = {key for _, path in self.paths for step in path.values() if (key := step.key) in self.results}
         notes = [f"{step.kind} {self.folder.last_line(step.key)}".strip() for step in self.running.values()]
-        self.progress("study", len(done), self.total, note=", ".join(notes))
+        self.progress("study", len(done), self.total, note="; ".join(notes))
 
     def _remove_weights(self) -> None:
         """Remove weights that no step reads any more; a trial that failed keeps what it needs when it runs again."""

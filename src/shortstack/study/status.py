@@ -75,7 +75,11 @@ def study_status(runs: str | Path) -> StudyStatus:
             {"kind": step["kind"], "seconds": time.time() - step["started"], "progress": folder.last_line(step["key"])}
             for step in running
         ],
-        [f"{step['kind']} {step['key'][:12]}: {last_line(step['error'])}" for step in steps if step["error"]],
+        [
+            f"{step['kind']} {step['key'][:12]}: {last_line(step['error'])}"
+            for step in steps
+            if step["state"] == "failed"
+        ],
     )
 
 
