@@ -225,7 +225,7 @@ def measured(source: ss.Checkpoint, removed: Sequence[int], text: str, size: Map
 
 
 def perplexity(model: ss.Checkpoint, text: str) -> float:
-    found = ss.evaluate(model, text=ss.EvaluationText(text, samples=20), generation=ss.GenerationChecks(False))
+    found = ss.evaluate(model, ss.EvalConfig(text, num_samples=20))
     return next(iter(found.perplexity.values())).value
 
 

@@ -12,16 +12,14 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from shortstack.evaluation import TaskResult
 
 import shortstack as ss
 from shortstack.checkpoint import Checkpoint
 from shortstack.data.examples import read_examples
-from shortstack.decoder.likelihoods import Accuracy
-from shortstack.evaluation import Evaluation
+from shortstack.evaluation import EvalResult
 from shortstack.evaluation.perplexity import Perplexity
-from shortstack.evaluation.probes import Probed
 from shortstack.evaluation.suites import TASKS
-from shortstack.evaluation.task_results import TaskResult
 from studies import make_data
 from zoo import speaking
 
@@ -76,9 +74,8 @@ def outcomes(right):
         "acc", right / 10, 0.1, 10, "1", 0, False, "float32", 0.5, True, digests, tuple(map(float, correct))
     )
     text = Perplexity(100 / right, 10, 1.0, 0.1, {}, "float32")
-    probe = Probed(Accuracy.of(correct), 0.0, digests)
     names = ("piqa", "arc_easy", "hellaswag", "lambada_openai")
-    return Evaluation("m", {"wiki.txt": text}, {"copying": probe, "json": probe}, tasks=dict.fromkeys(names, task))
+    return EvalResult("m", {"wiki.txt": text}, dict.fromkeys(names, task), {"copying": task, "json": task})
 
 
 @pytest.mark.parametrize("name", sorted(path.stem for path in STUDIES.glob("*.py")))
@@ -106,9 +103,9 @@ def test_the_page_of_peers_shows_what_failed(peers, monkeypatch):
     monkeypatch.setattr(peers, "version", lambda package: "1.2")
     found = {"unpruned": outcomes(8), "shortstack": outcomes(6), "mergekit, our layers": outcomes(2)}
     lines = peers.page(found, {"modelopt": "TypeError: no"}, {"mergekit": "layers 3"}).splitlines()
-    assert "| unpruned | 12.5 | 0.800 | 0.800 | 0.800 | 0.800 | 0.800 ± 0.094 | no |" in lines
+    assert "| unpruned | 12.5 | 0.800 | 0.800 | 0.800 | 0.800 | 0.800 ± 0.071 |" in lines
     cells = " | ".join(["0.600 (-0.200 ± 0.133)"] * 4)
-    assert f"| shortstack | 16.67 | {cells} | 0.600 ± 0.115 | no |" in lines
+    assert f"| shortstack | 16.67 | {cells} | 0.600 ± 0.071 |" in lines
     assert "| copying | 0.80 | 0.60 | 0.20 |" in lines
     assert "| mergekit, our layers | 25.0% | 25.0% | 25.0% |" in lines
     assert lines[-2:] == ["- mergekit: layers 3", "- modelopt failed: `TypeError: no`"]
@@ -195,7 +192,7 @@ def test_a_run_of_minutes_is_judged_on_what_it_did_not_see(minutes, tmp_path, mo
     row = minutes.run(str(source), options, minutes.Judge(text, None, windows=2, items=2))
     assert (row["drop"], row["minutes"], row["samples"]) == (2, options.minutes, 3 * 16)
     assert row["judged"]["loss"] > 0
-    assert sum(name.startswith("probe ") for name in row["judged"]) == 12
+    assert sum(name.startswith("probe ") for name in row["judged"]) == 13
 
 
 def smoke(name):

@@ -30,7 +30,7 @@ STUDY = """
 models: [m]
 metrics: [reverse]
 drop: 2
-evaluation: {perplexity: [pydoc], length: 16, samples: 2, collapse_check: false}
+evaluation: {perplexity: [pydoc], seq_length: 16, num_samples: 2}
 """
 
 
@@ -53,7 +53,6 @@ GOES = {  # what is asked, and how many times the cut's weights are on the disk 
     "prune on its own text": (("prune", "m", "--drop", "2", "--text", "self", *SMALL[2:], "-o", "out"), 1),
     "repair": (("repair", "cut", "--source", "m", *REPAIRED, "-o", "out"), 2),
     "heal": (("heal", "cut", "--data", "pydoc", "--max-samples", "16", "--max-length", "32", "-o", "out"), 1),
-    "evaluate both": (("evaluate", "cut", "--against", "m", "--samples", "2", "--length", "16", "--collapse-check"), 0),
 }
 
 

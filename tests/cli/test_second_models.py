@@ -40,7 +40,7 @@ def place(tmp_path, monkeypatch):
     "words",
     [
         ("verify", "cut", "--against", "org/model"),
-        ("evaluate", "cut", "--against", "org/model", "--samples", "2", "--length", "16", "--no-collapse-check"),
+        ("evaluate", "cut", "--base", "org/model", "--num-samples", "2", "--seq-length", "16"),
         ("profile", "cut", "--against", "org/model", "--no-speed"),
         ("repair", "cut", "--source", "org/model", "--text", "pydoc", "-o", "out", "--dry-run"),
         ("heal", "cut", "--teacher", "org/model", "--loss", "distill", "--data", "pydoc", "-o", "out", "--dry-run"),

@@ -56,12 +56,10 @@ def test_a_data_set_that_cannot_be_had_is_one_message(caplog):
 @pytest.mark.usefixtures("online")
 def test_the_data_of_a_task_that_cannot_be_had_is_one_message(caplog, tmp_path, monkeypatch):
     pytest.importorskip("lm_eval")
-    from shortstack.evaluation import Tasks
+    from shortstack.evaluation import EvalConfig, load_harness
 
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path)
     with caplog.at_level(logging.DEBUG), pytest.raises(DataError) as refused:
-        Tasks("piqa").load()
-    assert refused.value.where == "the data of piqa"
-    assert refused.value.found.startswith("no hub within reach")
-    assert "data_dir" in refused.value.fix
+        load_harness().load(EvalConfig(tasks="piqa"))
+    assert "no hub within reach" in str(refused.value)
     assert "Retry" not in caplog.text

@@ -119,8 +119,8 @@ def test_an_evaluation_is_a_row_for_each_text(tmp_path):
     from zoo import speaking
 
     folder = speaking(tmp_path / "model")
-    text, quiet = ss.EvaluationText("pydoc", length=32, samples=2), ss.GenerationChecks(probes=True, probe_items=2)
-    found = ss.evaluate(folder, text=text, generation=quiet, compute=FP32)
+    config = ss.EvalConfig(seq_length=32, num_samples=2, probes=True, probe_items=2)
+    found = ss.evaluate(folder, config, compute=FP32)
     frame, text = found.to_pandas().set_index(["measured", "metric"]), found.perplexity["pydoc"]
     assert list(frame.loc[("pydoc", "nats per token"), ["value", "value s.e.", "n"]]) == [
         text.loss,
@@ -128,8 +128,10 @@ def test_an_evaluation_is_a_row_for_each_text(tmp_path):
         text.tokens,
     ]
     assert frame.loc[("pydoc", "perplexity"), "value"] == text.value
-    assert {name for name, _ in frame.index} == {"pydoc", "generation probes"}, "two items each are too few for rows"
-    assert re.fullmatch(r"<Evaluation: .{5,200}>", repr(found))
+    assert {name for name, _ in frame.index} == {"pydoc", "repetition", "generation probes"}, (
+        "two items each are too few for rows"
+    )
+    assert re.fullmatch(r"<EvalResult: .{5,200}>", repr(found))
 
 
 def test_a_checkpoint_is_a_short_line():

@@ -571,8 +571,8 @@ def test_after_a_run_that_kept_nothing_a_cut_is_asked_what_the_unpruned_model_is
         with pytest.raises(ShortstackError, match="found without 1 layer"):
             shrunk(tiny, min_quality="95%")
     made = shrunk(tiny, min_quality="85%")
-    assert made.base.collapse is not None
-    assert made.last.collapse is not None
+    assert made.base.probes
+    assert made.last.probes
 
 
 def test_a_cut_of_a_search_does_not_stand_for_one_that_has_all_the_minutes(tiny, monkeypatch):
@@ -779,12 +779,12 @@ def test_probes_are_given_up_in_their_middle_where_the_time_is_over(tiny, monkey
     monkeypatch.setattr(line.Line, "measured", late)
     evaluate = measuring.evaluate
 
-    def counting(checkpoint, **how):
+    def counting(checkpoint, config, **how):
         def progress(stage, done, total, *, note=""):
             told.append((stage, done))
             how["progress"](stage, done, total, note=note)
 
-        return evaluate(checkpoint, **{**how, "progress": progress})
+        return evaluate(checkpoint, config, **{**how, "progress": progress})
 
     monkeypatch.setattr(measuring, "evaluate", counting)
     made = shrunk(tiny, probe_items=2)
@@ -851,8 +851,8 @@ def test_answers_for_which_no_time_was_left_are_nowhere(tiny, monkeypatch):
 
     monkeypatch.setattr(line.Line, "measured", measure)
     made = shrunk(tiny)
-    assert {f"answers of the {late} model", f"what the {late} model writes freely"} <= {*made.left_out}
-    assert (made.base.collapse is None, made.last.collapse) == (False, None)
+    assert {f"answers of the {late} model", f"probes of the {late} model"} <= {*made.left_out}
+    assert (bool(made.base.probes), made.last.probes) == (True, {})
     assert [set(said) for said in made.answers] == [{"prompt", "unpruned", "shortened"} - {late}] * 3
     card = (tiny / "out" / "README.md").read_text(encoding="utf-8")
     assert f"- {late}:" not in card

@@ -114,7 +114,7 @@ def test_metrics_that_choose_the_same_layers_share_everything_behind():
         ("heal: {name: other, data: train.jsonl}\n", ROLES),  # a name is no content
         ("heal: {name: other, data: train.jsonl, max_grad_norm: 1.0}\n", ROLES),  # nor is a default that is spelled out
         ("repair: true\n", ["evaluate_base", "score", "plan"]),
-        ("evaluation: {length: 64}\n", ["score", "plan", "prune", "heal"]),
+        ("evaluation: {seq_length: 64}\n", ["score", "plan", "prune", "heal"]),
         ("compute: {dtype: float32}\n", ["plan", "prune", "heal"]),  # cutting copies bytes, healing has its own arithmetic
         ("compute: {device: cuda}\n", ROLES),
         ("resources: {heal: {gpus: 1}}\n", ROLES),

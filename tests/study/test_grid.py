@@ -122,7 +122,7 @@ def test_what_draws_gives_every_seed_layers_of_its_own(metric):
             "\n- none\n- {method: lora, data: a, num_train_epoch: 2}\n",
             "line 5: .*heal.1.*epochs",
         ),
-        ("models: [a]\nmetrics: [ppl]\nevaluation: {limit: 0%}\n", "line 3: .*limit: at least 1, or a share .*found '0%'"),
+        ("models: [a]\nmetrics: [ppl]\nevaluation: {limit: 0%}\n", "line 3: .*limit: a count, or a share .*found '0%'"),
         ("models: [a]\nmetrics: [ppl]\nheal: {data: a, max_samples: 1}\n", "line 3: max_samples: .*at least 2, or a share"),
         ("models: [a]\nmetrics: [ppl]\nheal: {data: a, learning_rate: fast}\n", "line 3: .*heal.learning_rate.*number"),
         ("models: [a]\nmetrics: [ppl]\ndrop: {from: 5, too: 50, step: 5}\n", "line 3: .*mean to"),
@@ -187,18 +187,18 @@ def test_the_schema_knows_every_key_of_a_study_and_refuses_others():
         (name,) = wrong
         assert not validator.is_valid(good | {"heal": [{"data": "a", **wrong}]}), name
     for share in (100, 0.1, "10%", None):
-        shared = {"evaluation": {"limit": share, "samples": share}, "heal": [{"data": "a", "max_samples": share}]}
+        shared = {"evaluation": {"limit": share, "num_samples": share}, "heal": [{"data": "a", "max_samples": share}]}
         assert validator.is_valid(good | shared)
         assert parse_study(json.dumps(good | shared), where="s")
 
 
 @pytest.mark.parametrize(("written", "meant"), [("10%", 0.1), ("0.25", 0.25), ("1.0", 1.0), ("200", 200)])
 def test_shares_of_a_file_are_read_and_written_as_they_are_typed(written, meant):
-    evaluation = f"evaluation: {{limit: {written}, samples: {written}}}"
+    evaluation = f"evaluation: {{tasks: piqa, limit: {written}, num_samples: {written}}}"
     text = f"models: [a]\nmetrics: [ppl]\n{evaluation}\nheal: {{data: b, max_samples: {written}}}\n"
     study = parse_study(text, where="s")
     heal = dict(study.trials[0].heal.options)
-    for found in (study.evaluation.limit, study.evaluation.samples, heal["max_samples"]):
+    for found in (study.evaluation.limit, study.evaluation.num_samples, heal["max_samples"]):
         assert (type(found), found) == (type(meant), meant)
     for name in ("limit", "max_samples"):
         (_, typed) = option_words({name: meant})

@@ -74,7 +74,7 @@ def test_trials_can_be_added_and_take_over_what_is_there(tmp_path):
     ("old", "new", "said"),
     [
         ("drop: 2", "drop: 3", r'the trial .*ppl.*"drop": "2".*found none'),
-        ("samples: 2, ", "samples: 3, ", "evaluation.samples: 2"),
+        ("num_samples: 2", "num_samples: 3", "evaluation.num_samples: 2"),
     ],
 )
 def test_another_study_on_the_same_folder_is_refused_and_the_difference_named(tmp_path, old, new, said):
@@ -224,8 +224,8 @@ def test_what_is_timed_runs_alone(tmp_path, monkeypatch):
             yield replace(launch, width=2)
 
     monkeypatch.setattr(runner._StudyRun, "_start", noted)
-    profiled = "collapse_check: false, profile: {batch_size: [1], prompt: 4, new_tokens: 2}"
-    text = STUDY.replace("collapse_check: false", profiled).replace(f"[none, {QUICK}]", "none")
+    profiled = "num_samples: 2, profile: {batch_size: [1], prompt: 4, new_tokens: 2}"
+    text = STUDY.replace("num_samples: 2", profiled).replace(f"[none, {QUICK}]", "none")
     outcome = run_study(write_study(tmp_path, text), tmp_path / "runs", launcher=two)
     assert (outcome.done, outcome.failed) == (2, 0)
     assert [kinds for kinds in beside if "profile" in kinds] == [["profile"]] * 2
@@ -248,7 +248,7 @@ def test_in_turns_the_paper_schedule_runs_and_says_what_went(tmp_path):
     assert turns["steps"] > 0
 
 
-PROFILED = "collapse_check: false, profile: {batch_size: %s}"
+PROFILED = "num_samples: 2, profile: {batch_size: %s}"
 WRONG = [
     ("calibration: {text: $TINY/text.txt", "calibration: {text: pydocc", ""),
     ("[$TINY/text.txt]", "[\n  pydocc]", "study.yaml, line 9: pydocc: expected"),
@@ -256,19 +256,31 @@ WRONG = [
     ("[$TINY/text.txt]", "[mix]", ""),
     ("[$TINY/text.txt]", "['$TINY/text.txt,pydoc']", ""),
     ("[$TINY/text.txt]", "[self]", ""),
-    ("[$TINY/text.txt], length: 16, samples: 2", "[copying]", "samples: expected a number of windows, found copying"),
+    (
+        "[$TINY/text.txt], seq_length: 16, num_samples: 2",
+        "[copying]",
+        "samples: expected a number of windows, found copying",
+    ),
     ("data: $TINY/lines.jsonl", "data: 'pydoc,slef'", ""),
     ("data: $TINY/lines.jsonl", "data: $TINY/model/config.json", ""),
     ("metrics: [reverse, ppl]", "metrics: [layers 8-9]", ""),
     ("drop: 2", "drop: 6", r"study.yaml, line 6: .*/model: drop: expected"),
     ("drop: 2", "drop: 2\nstrategy: step 3", ""),
     ("last: 1", "last: 5", ""),
-    ("collapse_check: false", "tasks: [piqa],\n  data_dir: nowhere", "study.yaml, line 9: data_dir: expected a folder"),
-    ("collapse_check: false", "tasks: [piqaa], include: $TINY", r"study\.yaml, line 8: tasks: .* did you mean piqa\?$"),
-    ("collapse_check: false", "\n  limit: 3", r"study.yaml, line 9: limit: expected tasks beside it.* add tasks, such"),
-    ("collapse_check: false", "include: $TINY", ""),
-    ("collapse_check: false", "max_length: 64", "max_length: expected tasks beside it"),
-    ("collapse_check: false", PROFILED % "[]", ""),
+    (
+        "num_samples: 2",
+        "num_samples: 2, tasks: [piqa],\n  data_dir: nowhere",
+        "study.yaml, line 9: data_dir: nowhere is not a folder",
+    ),
+    (
+        "num_samples: 2",
+        "num_samples: 2, tasks: [piqaa], include: $TINY",
+        r"study\.yaml, line 8: tasks: .* did you mean piqa\?$",
+    ),
+    ("num_samples: 2", "num_samples: 2,\n  limit: 3", r"study.yaml, line 9: limit: 3 has no effect without tasks"),
+    ("num_samples: 2", "num_samples: 2, include: $TINY", ""),
+    ("num_samples: 2", "num_samples: 2, num_fewshot: 4", "num_fewshot: 4 has no effect without tasks"),
+    ("num_samples: 2", PROFILED % "[]", ""),
     ("$TINY/model", "nowhere", "nowhere"),
     ("$TINY/model", "$UNSET_NAME/model", "UNSET_NAME"),
     ("title: tiny", "compute:\n  device: mps", "study.yaml, line 3: device: expected one of cpu"),
@@ -332,7 +344,7 @@ def test_the_command_of_every_step_can_be_typed(tmp_path):
     turns = "{metric: ppl, strategy: step 1, heal: quick, repair: false}"
     more = f"- {{metric: search}}\n- {{metric: ppl block, drop: 3}}\n- {turns}\n"
     text = ONE_METRIC.replace("samples: 2, length", "samples: 4, length")
-    text = text.replace("collapse_check: false", "probes: true, probe_items: 2")
+    text = text.replace("num_samples: 2", "num_samples: 2, probes: true, probe_items: 2")
     run(tmp_path, f"{text}repair: {{text: $TINY/text.txt, samples: 8, length: 16}}\ntrials:\n{more}")
     with Store.open(Folder(tmp_path / "runs"), read_only=True) as store:
         told = [row[0] for row in store.connection.execute("SELECT command FROM steps")]

@@ -48,7 +48,7 @@ def test_what_lies_on_the_disk_until_a_healing_in_turns_ends_counts():
     [
         ("$TINY/lines.jsonl", "$TINY/lost.jsonl", DataError),
         ("$TINY/model", "$TINY/lost", InputError),
-        ("collapse_check: false", "collapse_check: false, tasks: [piqa], data_dir: $TINY/nowhere", InputError),
+        ("num_samples: 2", "num_samples: 2, tasks: [piqa], data_dir: $TINY/nowhere", InputError),
     ],
 )
 def test_what_the_study_refuses_is_refused(old, new, error, tmp_path):
@@ -59,8 +59,8 @@ def test_what_the_study_refuses_is_refused(old, new, error, tmp_path):
 
 def test_a_folder_of_another_study_or_of_a_model_is_refused(tmp_path, study_data):
     run_study(write_study(tmp_path, SHORT), tmp_path / "runs", launcher=inline)
-    other = write_study(tmp_path, SHORT.replace("collapse_check: false", "collapse_check: true"))
-    with pytest.raises(InputError, match="collapse"):
+    other = write_study(tmp_path, SHORT.replace("num_samples: 2", "num_samples: 3"))
+    with pytest.raises(InputError, match="num_samples"):
         step_counts(other, tmp_path / "runs")
     with pytest.raises(InputError, match="a folder outside a model's"):
         step_counts(write_study(tmp_path, SHORT), study_data / "model" / "runs")

@@ -29,7 +29,7 @@ metrics: [bi, reverse]
 calibration: {text: pydoc, samples: 4, length: 32}
 drop: [2]
 heal: {data: pydoc, last: 1, num_train_epochs: 1, max_length: 32, max_samples: 16}
-evaluation: {perplexity: [pydoc], samples: 4, length: 32, collapse_check: false}
+evaluation: {perplexity: [pydoc], num_samples: 4, seq_length: 32}
 """
 RECIPE = """title: small
 plan: {metric: reverse, drop: 2}
@@ -81,9 +81,7 @@ VERBS = {
     "study": Verb("study study.yaml -o runs", "runs"),
     "report": Verb("report runs -o out.html", "out.html", first="study study.yaml -o runs"),
     "shrink": Verb(f"shrink m --recipe recipe.yaml {SHRINK} -o out", "out"),
-    "evaluate": Verb(
-        "evaluate m --perplexity none --tasks piqa,winogrande --data-dir data --limit 4 --no-collapse-check --json"
-    ),
+    "evaluate": Verb("evaluate m --perplexity none --tasks piqa,winogrande --data-dir data --limit 4 --json"),
 }
 if importlib.util.find_spec("lm_eval") is None:  # as with the oldest releases
     del VERBS["evaluate"]

@@ -44,7 +44,7 @@ SLACK = 32_000_000  # bytes: what the allocator keeps
 STUDY = """models: ["{place}/m"]
 metrics: [reverse]
 drop: [2]
-evaluation: {{perplexity: ["{place}/text.txt"], samples: 2, length: 16}}
+evaluation: {{perplexity: ["{place}/text.txt"], num_samples: 2, seq_length: 16}}
 """
 RECIPE = (
     "title: one\nplan: {metric: bi, drop: 25%}\nheal: {method: lora, num_train_epochs: 1, lora_r: 4, max_length: 32}\n"

@@ -30,7 +30,7 @@ models: [$TINY/model]
 metrics: [reverse, random]
 seeds: [0, 1]
 drop: [1, 2]
-evaluation: {perplexity: [$TINY/text.txt], length: 16, samples: 2, collapse_check: false}
+evaluation: {perplexity: [$TINY/text.txt], seq_length: 16, num_samples: 2}
 """
 CALLS = (  # by which the driver takes a result in
     "shortstack.runs.folder:shutil.rmtree",

@@ -9,7 +9,7 @@ VERBS = {
     "repair": "Refit the kept layers of a cut in closed form.",
     "verify": "Check that a checkpoint is whole and computes what it should.",
     "heal": "Train a pruned checkpoint to get back what it lost.",
-    "evaluate": "Measure perplexity, tasks, and what the model writes.",
+    "evaluate": "Measure perplexity, tasks and probes, and compare them with the base model.",
     "shrink": "Prune, repair, heal and measure a model in one command.",
     "study": "Run a grid of trials, each step once.",
     "watch": "Show how far a running study is.",

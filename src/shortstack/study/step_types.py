@@ -7,7 +7,6 @@ KINDS, and give it a place in a trial's path in `graph`.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +17,7 @@ from shortstack.checkpoint import Checkpoint
 from shortstack.checkpoint.record import skipped_layers
 from shortstack.data import CalibrationText
 from shortstack.errors import InputError
-from shortstack.evaluation import EvaluationText, GenerationChecks, Tasks
+from shortstack.evaluation import EvalConfig
 from shortstack.healing.task import option_defaults, task_of
 from shortstack.machine.device import Compute
 from shortstack.machine.files import scratch_beside
@@ -37,15 +36,11 @@ if TYPE_CHECKING:
     from shortstack.repairing import Repair
 
 
-EVALUATED = (EvaluationText, Tasks, GenerationChecks)
-OF_TASKS = ("limit", "num_fewshot", "data_dir", "include", "max_length")  # what only tasks take
-
-
 class ProfileOptions(part_of("ProfileOptions", Timing, bounded=True)):  # type: ignore[misc]  # made of options
     """Options of profile()."""
 
 
-class EvaluationOptions(part_of("EvaluationOptions", *EVALUATED, bounded=True)):  # type: ignore[misc]  # made of options
+class EvaluationOptions(part_of("EvaluationOptions", EvalConfig, bounded=True)):  # type: ignore[misc]  # made of options
     """How every checkpoint is measured; seed: of the windows that are drawn; pruned: also before it heals."""
 
     seed: int = Field(default=0, ge=0, description="Seed of the windows that are drawn.")
@@ -66,19 +61,14 @@ class EvaluationOptions(part_of("EvaluationOptions", *EVALUATED, bounded=True)):
     @property
     def sources(self) -> list[str]:
         """Every text and folder that is read."""
-        texts = EvaluationText(self.perplexity).sources
-        return [*texts, *(str(folder) for folder in (self.data_dir, self.include) if folder)]
+        return [*self.perplexity, *(str(folder) for folder in (self.data_dir, self.include) if folder)]
 
     def check(self) -> None:
         """Say what is wrong before anything runs."""
-        arguments = _evaluate_arguments(expanded(self.arguments))
-        arguments["text"].check()
-        if arguments["tasks"]:
-            arguments["tasks"].load()
-        alone = next((name for name in OF_TASKS if getattr(self, name) is not None and not self.tasks), None)
-        if alone:
-            fix = "add tasks, such as paper, or leave it out"
-            raise InputError("none", expected="tasks beside it", fix=fix, option=alone)
+        config = eval_config(expanded(self.arguments))
+        config.check_texts()
+        if config.tasks:
+            evaluation.load_harness().load(config)
         profile = self.profile_options
         if profile and not made_of(Timing, profile.model_dump()).batch_sizes:
             raise InputError("none", expected="at least one", fix="write 1,8", option="batch_size")
@@ -279,18 +269,19 @@ class EvaluateStep(Step):
         return cls({**wanted.arguments, "dtype": known.dtype}, inputs, {"checkpoint": place})
 
     def run(self, job: Job, progress: Progress) -> dict[str, Any]:
-        checkpoint, options = job.open("checkpoint", progress), _evaluate_arguments(self.arguments)
-        result = evaluation.evaluate(checkpoint, **options, compute=job.compute(self.arguments), progress=progress)
+        checkpoint, config = job.open("checkpoint", progress), eval_config(self.arguments)
+        result = evaluation.evaluate(checkpoint, config, compute=job.compute(self.arguments), progress=progress)
         return job.saved("evaluation.json", result.to_dict())
 
     def command_line(self, places: Places) -> list[str]:
-        defaults = {**EvaluationOptions().arguments, "perplexity": None, "dtype": "auto"}
-        return ["evaluate", *model_words(places["checkpoint"]), *changed_words(self.arguments, defaults)]
+        defaults = {**EvaluationOptions().arguments, "dtype": "auto"}
+        texts = [word for text in self.arguments["perplexity"] or ["none"] for word in ("--perplexity", text)]
+        others = {name: value for name, value in self.arguments.items() if name != "perplexity"}
+        return ["evaluate", *model_words(places["checkpoint"]), *texts, *changed_words(others, defaults), "--no-base"]
 
 
-def _evaluate_arguments(options: Mapping[str, Any]) -> dict[str, Any]:
-    tasks = replace(made_of(Tasks, options), seed=options["seed"]) if options["tasks"] else None
-    return {"text": made_of(EvaluationText, options), "tasks": tasks, "generation": made_of(GenerationChecks, options)}
+def eval_config(arguments: Mapping[str, Any]) -> EvalConfig:
+    return made_of(EvalConfig, arguments)  # type: ignore[no-any-return]
 
 
 class ProfileStep(Step):

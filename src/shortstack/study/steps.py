@@ -26,7 +26,6 @@ from shortstack.checkpoint import Checkpoint
 from shortstack.checkpoint.record import versions
 from shortstack.data import mixture
 from shortstack.errors import DiskFullError, InputError
-from shortstack.evaluation import Tasks
 from shortstack.healing import TrainingData
 from shortstack.machine.cache import OURS, content_key
 from shortstack.machine.device import Compute
@@ -42,7 +41,7 @@ if TYPE_CHECKING:
 
 Places = Mapping[str, str]  # what a step reads -> its path or the model's name
 CODE = 2  # raised where a step computes something else than it did: since 2 answers are tokenised behind their prompts
-SHARED = {name for options in (Tasks, TrainingData) for name, _, known in options_of(options) if known.shares}
+SHARED = {"limit", "num_samples", *(name for name, _, known in options_of(TrainingData) if known.shares)}
 
 
 @dataclass(frozen=True)

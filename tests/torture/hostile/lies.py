@@ -217,7 +217,9 @@ GGUFS: dict[str, Lie] = {
     "markup: name": gguf_entry("general.name", MARKUP),
 }
 
-STUDY = "models: [m]\nmetrics: [reverse]\ndrop: [2]\nevaluation: {perplexity: [text.txt], samples: 2, length: 16}\n"
+STUDY = (
+    "models: [m]\nmetrics: [reverse]\ndrop: [2]\nevaluation: {perplexity: [text.txt], num_samples: 2, seq_length: 16}\n"
+)
 RECIPE = (
     "title: one\nplan: {metric: bi, drop: 25%}\nheal: {method: lora, num_train_epochs: 1, lora_r: 4, max_length: 32}\n"
 )

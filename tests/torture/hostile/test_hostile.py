@@ -33,7 +33,7 @@ VERBS = {
     "prune": "prune m --layers 3 -o out",
     "repair": "repair m --source source --text text.txt --length 16 --dry-run -o out",
     "heal": f"heal m --data chats.jsonl {SHORT} -o out",
-    "evaluate": "evaluate m --perplexity text.txt --samples 2 --length 16 --no-collapse",
+    "evaluate": "evaluate m --perplexity text.txt --num-samples 2 --seq-length 16",
     "profile": "profile m --no-speed",
     "verify": "verify m",
     "verify against": "verify source --against m",
