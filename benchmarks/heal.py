@@ -91,26 +91,20 @@ def child_prune(setting: Setting, out: str) -> None:
 
 def child_heal(setting: Setting, out: str) -> None:
     from shortstack.checkpoint import Checkpoint
-    from shortstack.healing import HealingTask, Partial, Schedule, TrainingData, heal
-    from shortstack.machine.device import Compute
+    from shortstack.healing import HealingConfig, Partial, heal
 
-    found = heal(
-        Checkpoint.open(setting.pruned),
-        out,
-        HealingTask(
-            TrainingData(
-                setting.data,
-                max_length=setting.max_length,
-                max_samples=setting.samples + setting.held_out,
-                held_out=setting.held_out,
-            ),
-            Partial(last=LAST),
-            schedule=Schedule(
-                num_train_epochs=setting.epochs, learning_rate=setting.lr, per_device_train_batch_size=setting.batch
-            ),
-            compute=Compute(device="cpu"),
-        ),
+    config = HealingConfig(
+        data=setting.data,
+        max_length=setting.max_length,
+        max_samples=setting.samples + setting.held_out,
+        held_out=setting.held_out,
+        method=Partial(train_last=LAST),
+        num_train_epochs=setting.epochs,
+        learning_rate=setting.lr,
+        per_device_train_batch_size=setting.batch,
+        device="cpu",
     )
+    found = heal(Checkpoint.open(setting.pruned), out, config)
     report(found.trainable_parameters, found.history.steps, tokens_per_s=found.history.tokens_per_s)
 
 
@@ -150,7 +144,7 @@ def fit(model: Any, setting: Setting, out: str) -> Any:
 
 
 def training_arguments(setting: Setting, out: str) -> Any:
-    """As shortstack.Schedule's defaults."""
+    """As HealingConfig's defaults."""
     from transformers import TrainingArguments
 
     from shortstack.machine.device import fast_bfloat16

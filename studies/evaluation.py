@@ -114,6 +114,9 @@ def published(base: ss.EvalResult, whole: Mapping[str, TaskResult]) -> list[str]
 
 
 def main() -> None:
+    if "--help" in sys.argv:
+        print(__doc__)
+        sys.exit()
     data, wiki, *named = sys.argv[1:]
     models = {"unpruned": "demo", **dict(each.split("=", 1) for each in named)}
     found = {}

@@ -40,9 +40,10 @@ import transformers
 import shortstack as ss
 from minutes import JUDGED, SKIPPED, TASKS, WINDOWS, save_page, unseen
 from shortstack.data.examples import read_examples
+from shortstack.healing import config_of
 from shortstack.healing.recipes import read_recipe
-from shortstack.healing.task import task_of
 from shortstack.machine.formats import show_layers
+from shortstack.machine.options import given
 
 DROP, LENGTH, BATCH, MINUTES, SECONDS, PILOT, LIMIT, ITEMS, OURS = 8, 128, 4, 15, 800, 16, 500, 50, "shortstack"
 PEERS = {
@@ -107,12 +108,11 @@ def optipfair(source: ss.Checkpoint, data: str, out: Path) -> None:
 
 
 def paper(source: ss.Checkpoint, data: str, out: Path) -> None:
-    task = task_of(read_recipe("paper-dolly").heal.given)
-    given = replace(task.data, data=data, max_length=LENGTH, held_out=100)
-    schedule = replace(task.schedule, minutes=SECONDS / 60)
+    recipe = config_of(given(read_recipe("paper-dolly").heal))
+    config = replace(recipe, data=data, max_length=LENGTH, held_out=100, minutes=SECONDS / 60)
     plan = ss.choose(source.anatomy.layers, ss.Choice("reverse", DROP)).plan
     pruned = ss.prune(source, plan, out / "cut" / "the paper")  # measured once it is healed
-    healed = ss.heal(pruned, out / "the paper, healed", replace(task, data=given, schedule=schedule))
+    healed = ss.heal(pruned, out / "the paper, healed", config)
     _note(out, paper=f"layers {show_layers(plan.removed)}; healed {healed.seconds:.0f} s, {healed.history.steps} steps")
 
 
@@ -239,6 +239,9 @@ def evaluations(models: Mapping[str, ss.Checkpoint], wiki: str, data: str) -> di
 
 
 def main() -> None:
+    if "--help" in sys.argv:
+        print(__doc__)
+        sys.exit()
     peers, c4, dolly, wiki, documents, folder = sys.argv[1:]
     sys.path.append(peers)  # for the versions
     out, source = Path(folder), ss.Checkpoint.open("demo")

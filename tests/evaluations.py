@@ -5,11 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 
-from shortstack.machine.numbers import share_stderr
-
 from shortstack.evaluation import EvalResult, TaskResult
 from shortstack.evaluation.perplexity import Perplexity
 from shortstack.evaluation.probes import REPETITION
+from shortstack.machine.numbers import share_stderr
 
 ITEMS = 50
 

@@ -43,18 +43,25 @@ METHOD = '''
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import ClassVar
 
+from pydantic import Field
+
 from shortstack.healing.layer_choice import Partial
-from shortstack.machine.options import option
+from shortstack.machine.options import options
 
 
-@dataclass(frozen=True)
-class Toy(Partial):
-    """The last layer, if it is asked to."""
+@options
+class ToyOptions:
+    """Options of its own."""
 
-    toy_share: float = option(0.5, help="A toy share.", above=0, below=1)
+    toy_share: float = Field(0.5, gt=0, lt=1, description="A toy share.")
+
+
+@options
+class Toy(Partial, ToyOptions):
+    """The last layer."""
+
     name: ClassVar[str] = "toy-method"
     trains: ClassVar[str] = "toys"
 '''
@@ -67,13 +74,14 @@ def toy_words(held_out: bool) -> str:
 SOURCES: Mapping'''
 SOURCE_ENTRY = '= {"toy-source": toy_words, "pydoc": pydoc}'
 STUDY = """
-models: [model]
-metrics: [toy-metric, toy-strategy]
+model: model
+metric: toy-metric
 calibration: {text: toy-source, samples: 2, length: 16}
 drop: 2
 heal:
   {name: quick, method: toy-method, toy_share: 0.25, data: "toy-source,lines.jsonl=2", num_train_epochs: 1, max_length: 32}
 evaluation: {perplexity: [toy-source], seq_length: 16, num_samples: 2}
+trials: [{strategy: toy-strategy}]
 """
 
 
@@ -107,7 +115,9 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     insert(package / "data" / "sources.py", '= {"pydoc": pydoc}', SOURCE_ENTRY)
     (package / "healing" / "toy.py").write_text(METHOD.lstrip(), encoding="utf-8")
     insert(methods, "(Partial, Lora,", "(Partial, Toy, Lora,")
-    insert(methods, "import Full, Partial\n", "import Full, Partial\nfrom shortstack.healing.toy import Toy\n")
+    insert(methods, "HealOptions(LoraOptions,", "HealOptions(ToyOptions, LoraOptions,")
+    imported = "import HealingMethod\n"
+    insert(methods, imported, f"{imported}from shortstack.healing.toy import Toy, ToyOptions\n")
     write_study(make_data(folder), STUDY)
     return folder
 
@@ -152,7 +162,7 @@ def said(place: Path) -> list[str]:
         "score --help",
         "plan --help",
         "heal --help",
-        "ls --json",
+        "list --json",
         f"{plan} 2 --metric toy-metric",
         f"{plan} 3 --strategy toy-strategy --metric reverse",
         STUDY_RUN,
@@ -173,7 +183,7 @@ def test_they_stand_in_the_help_and_in_the_listings(said):
 
 
 def test_they_stand_in_the_tables_of_a_page(place, said):
-    listings = (place / "docs" / "ls.md").read_text()
+    listings = (place / "docs" / "list.md").read_text()
     assert all(f"| `toy-{what}` |" in listings for what in ("metric", "strategy", "method"))
 
 

@@ -4,6 +4,7 @@ import importlib.util
 
 import pytest
 import torch
+
 from plans import plan
 from shortstack.checkpoint import Checkpoint
 from shortstack.pruning import prune, verify

@@ -142,7 +142,7 @@ class Ticking:
 
 def task(*, data="pydoc", samples=None, held_out=None, teacher=None, loss="sft", **schedule):
     read = TrainingData(data, max_length=32, max_samples=samples, held_out=held_out)
-    return HealingTask(read, Partial(last=1), Objective(loss), Schedule(**TRAINING, **schedule), teacher)
+    return HealingTask(read, Partial(train_last=1), Objective(loss), Schedule(**TRAINING, **schedule), teacher)
 
 
 def healed_again(source, out, result, **how):

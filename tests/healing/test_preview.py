@@ -21,7 +21,7 @@ TASK = HealingTask(
 )
 
 
-@pytest.mark.parametrize("method", [Partial(last=2), Lora()], ids=lambda method: method.name)
+@pytest.mark.parametrize("method", [Partial(train_last=2), Lora()], ids=lambda method: method.name)
 def test_a_dry_run_says_what_a_run_then_does(method, source, tmp_path):
     if isinstance(method, Lora):
         pytest.importorskip("peft")
@@ -44,7 +44,7 @@ def test_a_dry_run_says_what_a_run_then_does(method, source, tmp_path):
 def test_memory_is_weights_state_activations_and_logits(source, tmp_path):
     """Counted from the checkpoint's tensors, and not from the model that is asked."""
     schedule = Schedule(per_device_train_batch_size=4, gradient_accumulation_steps=2)
-    task = replace(TASK, method=Partial(last=2), schedule=schedule)
+    task = replace(TASK, method=Partial(train_last=2), schedule=schedule)
     found, dtype = preview(source, tmp_path / "out", task), HealingRun(source, task).dtype
     layers = sum(source.sizes.layer_parameters[-2:])
     trained = layers + source.width + source.vocabulary * source.width

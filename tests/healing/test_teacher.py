@@ -81,7 +81,7 @@ def plain_loss(checkpoint, teacher, weight=0.0, examples=EXAMPLES):
     return total / count
 
 
-@pytest.mark.parametrize("method", [Partial(last=2), Partial(last=0), Full()], ids=["last", "head", "full"])
+@pytest.mark.parametrize("method", [Partial(train_last=2), Partial(train_last=0), Full()], ids=["last", "head", "full"])
 def test_what_is_learnt_of_a_teacher_is_what_plain_logits_say_and_it_is_asked_once(method, tmp_path, monkeypatch):
     teacher = Checkpoint.open(tiny("llama"))
     pruned = prune(teacher, plan(8, layers="2-3,6"), tmp_path / "pruned")
@@ -126,7 +126,7 @@ def test_text_counts_while_the_model_trains_but_not_what_was_made_for_it_nor_wha
     pruned = prune(teacher, plan(8, layers="2-3,6"), tmp_path / "pruned")
     examples = [EXAMPLES[0], replace(EXAMPLES[1], made=True), EXAMPLES[2]]
     objective = replace(OBJECTIVE, next_token_weight=0.3)
-    frozen, learner = learning(pruned, Partial(last=2), objective, teacher, examples)
+    frozen, learner = learning(pruned, Partial(train_last=2), objective, teacher, examples)
     batch = frozen.collate(range(3))
     count = int((batch["labels"] != -100).sum())
     for mode, weight in ((True, 0.3), (False, 0.0)):

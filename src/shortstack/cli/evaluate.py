@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Annotated
 
-from cyclopts import Parameter
-
-from shortstack.cli.options import Model, Saved, Session, flat, group, is_quantised
+from shortstack.cli.options import RECORDED, Base, Model, Saved, Session, flat, group, is_quantised
 from shortstack.errors import InputError
 from shortstack.evaluation import EvalConfig
 
@@ -19,11 +17,7 @@ def evaluate(
     model: Model,
     /,
     *,
-    base: Annotated[
-        str | None,
-        Parameter(help="The base model, compared document by document. Default: the one on record in shortstack.json."),
-    ] = None,
-    no_base: Annotated[bool, Parameter(help="Compare with nothing.", negative=())] = False,
+    base: Base = RECORDED,
     output: Saved = None,
     config: Annotated[EvalConfig, flat(group("Measures"))] = EvalConfig(),
     session: Annotated[Session, flat(without="stream")] = Session(),
@@ -36,7 +30,7 @@ def evaluate(
 
     with session.report.bars() as progress:
         checkpoint = session.source.open(model, progress)
-        other = None if no_base else _base(base, checkpoint, session, progress)
+        other = _opened(base, checkpoint, session, progress)
         ready = prepare(checkpoint, config, base=other, compute=session.compute)
         result = ready[0].measure(progress)
     try:
@@ -50,16 +44,14 @@ def evaluate(
     _next_step(model, checkpoint, session, base or checkpoint.made_from)
 
 
-def _base(base: str | None, checkpoint: Checkpoint, session: Session, progress: Progress) -> Checkpoint | None:
-    """Open the base model; of the one on record, only where it can be opened."""
-    if base:
-        return session.open_unpruned(base, checkpoint, progress)
-    if not checkpoint.made_from:
-        return None
+def _opened(base: str | None, checkpoint: Checkpoint, session: Session, progress: Progress) -> Checkpoint | None:
+    """Open the base model; the one on record only where it can be opened."""
     try:
-        return session.open_unpruned(checkpoint.made_from, checkpoint, progress)
+        return session.open_base(base, checkpoint, progress)
     except InputError as error:
-        session.report.warn(f"nothing is compared, as the base model on record cannot be opened ({error}); give --base")
+        if base != RECORDED:
+            raise
+        session.report.warn(f"nothing is compared: {error}. Give --base, or --no-base")
         return None
 
 

@@ -27,20 +27,21 @@ from shortstack.checkpoint.safetensors import StoredTensor, spill
 from shortstack.checkpoint.weights import check_unquantised
 from shortstack.checkpoint.writer import layout
 from shortstack.data import Example, Rows, read_examples
-from shortstack.data.mixture import parse_sources
+from shortstack.data.mixture import parse_sources, public_names
 from shortstack.data.tokens import same_tokens
 from shortstack.decoder import Decoder, OwnText
 from shortstack.errors import InputError, ShortstackWarning, TrainingError
+from shortstack.healing.config import HealingConfig
 from shortstack.healing.frozen import Freezer
 from shortstack.healing.learner import Data, Learner
 from shortstack.healing.pacing import affordable_samples, kept_pacing
 from shortstack.healing.schedule import LOSSES, Schedule
-from shortstack.healing.task import HealingTask, TrainingData
+from shortstack.healing.task import HealingTask, TrainingData, task_of_config
 from shortstack.healing.training import Environment, History, train, training_device
 from shortstack.healing.unfinished import Unfinished
 from shortstack.machine.cache import cache_limit, library_versions
 from shortstack.machine.clock import Clock
-from shortstack.machine.device import fast_bfloat16
+from shortstack.machine.device import Compute, fast_bfloat16
 from shortstack.machine.files import scratch_beside
 from shortstack.machine.formats import number, option_words, shown
 from shortstack.machine.memory import peak_rss
@@ -190,11 +191,13 @@ def loss_picture(history: History, title: str, *, kind: str = LOSSES["sft"]) -> 
 def heal(
     checkpoint: Model,
     out: str | Path,
-    task: HealingTask | Rows,
+    task: HealingConfig | HealingTask | Rows,
     *,
+    base: Model | None = None,
+    clock: Clock | None = None,
+    speed: float | None = None,
     resume: bool | None = None,
     progress: Progress = in_notebooks,
-    clock: Clock | None = None,
 ) -> Healing:
     """Train the part of the checkpoint that the task's method names, and write the result to the new `out`.
 
@@ -213,9 +216,12 @@ def heal(
     """
     checkpoint = Checkpoint.of(checkpoint)
     started = time.perf_counter()
+    if isinstance(task, HealingConfig):
+        compute = Compute(device=task.device)
+        task = task_of_config(task, base=base if task.needs_base else task.teacher, compute=compute)
     task = HealingTask.of(task)
     clock = clock or started_clock(task.schedule, out, resume=resume)
-    run = HealingRun(checkpoint, task, progress, clock)
+    run = HealingRun(checkpoint, task, progress, clock, speed=speed)
     run.check()
     writer = run.writer(out)
     with writer.held() if run.processes.is_main_process else nullcontext():
@@ -236,13 +242,19 @@ def heal(
             tensors, repeat = run.changed(learner, scratch), run.repeating(history)
             seconds = round(time.perf_counter() - started, 3)
             if scratch:
-                healing = {**record, "history": asdict(history), "repeat": repeat}
+                parts = {name: _public(record[name]) for name in ("data", "asked")}
+                healing = {**record, **parts, "history": asdict(history), "repeat": _public(repeat)}
                 run.write(writer, tensors, {**provenance(checkpoint, "heal", seconds), "healing": healing})
                 unfinished.remove()
     run.processes.wait_for_everyone()
     method, loss = run.task.method, run.task.objective.loss
     layers, count = method.trained_layers(checkpoint), learner.trainable_parameters
     return Healing(writer.out, method.name, loss, count, history, len(examples), seconds, peak_rss(), layers, repeat)
+
+
+def _public(data: Mapping[str, Any] | None) -> Mapping[str, Any] | None:
+    """Return options of data with its sources as others may see them."""
+    return data and {**data, **({"data": public_names(data["data"])} if "data" in data else {})}
 
 
 def started_clock(
@@ -262,6 +274,7 @@ class HealingRun:
     progress: Progress = silent
     clock: Clock | None = None
     asked: TrainingData | None = None  # where the clock left less of it
+    speed: float | None = None  # forward tokens a second; measured if None
 
     @cached_property
     def device(self) -> str:
@@ -312,7 +325,7 @@ class HealingRun:
         """Return the data with as many samples as there is time for, of which at most half are held out."""
         teacher, tokenizer = self.task.unpruned, self.checkpoint.tokenizer()
         layers = max(model.anatomy.layers for model in (self.checkpoint, teacher) if model)
-        speed = forward_speed(self.checkpoint, dtype=self.dtype, device=self.device, layers=layers)
+        speed = self.speed or forward_speed(self.checkpoint, dtype=self.dtype, device=self.device, layers=layers)
         least = max(self.task.schedule.batch_size, 2)
         affordable = affordable_samples(data, tokenizer, clock, speed=speed, least=least, own=self._own())
         ((source, samples, whole),) = broadcast_object_list([affordable])  # processes differ in speed

@@ -17,7 +17,6 @@ from shortstack.machine.device import Compute
 from shortstack.machine.formats import option_words, show_layers
 from shortstack.machine.options import changed_options
 from shortstack.planning import Plan
-from shortstack.runs.records import ONE_SHOT
 from shortstack.shrinking import reference
 from shortstack.shrinking.card import RECIPE
 from shortstack.shrinking.clock import Amounts
@@ -57,7 +56,7 @@ def verdict(base: EvalResult, last: EvalResult, answers: Sequence[Mapping[str, s
 
     It is kept where it does not repeat itself, answers, surely has KEPT of what the unpruned model has right of the probes,
     and at most NEAR times its perplexity on each text; and not where perplexity is beyond FAR, the probes are surely below
-    LOST, or it does not answer. Sure is 95 %, by their standard error. Without probes nothing says to keep it. Tasks are told.
+    LOST, or it does not answer. Sure is 95 %, by their standard error. Without probes nothing says to keep it.
     """
     text, times = max(((text, _times(base, last, text)) for text in last.perplexity), key=lambda pair: pair[1])
     reasons = [f"Perplexity on {text} is {times:.2f} times the unpruned model's."]
@@ -191,7 +190,6 @@ def settings(route: Route, source: str, made: Candidate, *, amounts: Amounts, se
         "metric": route.choice.strategy or route.choice.name,
         "drop": str(len(made.plan.removed)),
         "calibration": text,
-        "strategy": ONE_SHOT,
         "repair": {**text, "text": amounts.repair_text, "samples": amounts.repair} if made.repair else None,
         "heal": heal and {"name": route.name, "method": heal["method"]["name"], **heal["data"]},
         "seed": seed,
