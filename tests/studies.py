@@ -27,7 +27,7 @@ metric: {metric}
 calibration: {{text: $TINY/text.txt, samples: 2, length: 16}}
 drop: 2
 heal: {heal}
-evaluation: {{perplexity: [$TINY/text.txt], length: 16, samples: 2, collapse_check: false}}
+evaluation: {{perplexity: [$TINY/text.txt], seq_length: 16, num_samples: 2}}
 {more}"""
 
 

@@ -77,7 +77,7 @@ def test_metrics_that_select_the_same_layers_share_the_steps_behind(graph):
             ROLES,
         ),  # neither names nor spelt defaults count
         ("repair: true\n", ["evaluate_base", "score", "plan"]),
-        ("evaluation: {length: 64}\n", ["score", "plan", "prune", "heal"]),
+        ("evaluation: {seq_length: 64}\n", ["score", "plan", "prune", "heal"]),
         ("dtype: float32\n", ["plan", "prune", "heal"]),  # pruning copies bytes, healing has its own arithmetic
         ("device: cpu\nresources: {heal: {gpus: 1}}\n", ROLES),
     ],

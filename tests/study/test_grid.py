@@ -6,7 +6,6 @@ from shortstack.errors import InputError
 from shortstack.scoring import METRICS
 from shortstack.study import read_study
 from shortstack.study.grid import schema
-from shortstack.study.steps import expanded
 
 QUICK = "{name: quick, method: lora, data: pydoc, num_train_epochs: 1}"
 
@@ -123,8 +122,9 @@ def test_the_schema_has_the_keys_of_a_study_and_no_others():
         assert not validator.is_valid(good | wrong), wrong
 
 
-def test_variables_of_the_environment_are_replaced(monkeypatch):
+def test_variables_of_the_environment_are_replaced(study, monkeypatch):
     monkeypatch.setenv("DATA", "/data")
-    assert expanded({"texts": ["$DATA/a", "${DATA}/b"], "n": 1}) == {"texts": ["/data/a", "/data/b"], "n": 1}
+    text = "model: $DATA/a\nmetric: reverse\ndrop: 2\ntrials: [{model: '${DATA}/b'}]\n"
+    assert study(text).models == ["/data/a", "/data/b"]
     with pytest.raises(InputError, match="NOWHERE"):
-        expanded("$NOWHERE/a.txt")
+        study(f"{text}title: $NOWHERE\n")

@@ -193,8 +193,8 @@ WRONG = [
     ("metric: [reverse, ppl]", "strategy: search\ntrials: [{layers: 8-9}]"),
     ("drop: 2", "drop: 6"),
     ("train_last: 1", "train_last: 5"),
-    ("collapse_check: false", "tasks: [piqa], data_dir: nowhere"),
-    ("collapse_check: false", "tasks: [piqaa], include: $TINY"),
+    ("num_samples: 2", "num_samples: 2, tasks: [piqa], data_dir: nowhere"),
+    ("num_samples: 2", "num_samples: 2, tasks: [piqaa], include: $TINY"),
     ("$TINY/model", "$UNSET_NAME/model"),
     ("title: tiny", "device: mps"),
 ]

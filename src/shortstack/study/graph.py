@@ -14,9 +14,9 @@ from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from typing import Any
 
-from shortstack.evaluation import EvaluationText
 from shortstack.machine.files import digest
-from shortstack.study.grid import Profile, Study
+from shortstack.profiling import Timing
+from shortstack.study.grid import Study
 from shortstack.study.steps import Step
 from shortstack.study.trial import Heal, Trial
 
@@ -149,22 +149,21 @@ class Graph:
     def _measured(self, which: str, identity: Any, place: str, *, profiled: bool = True) -> Iterator[tuple[str, Step]]:
         """Yield the steps that measure a model."""
         study, dtype = self.study, {"dtype": self.study.dtype}
-        options = study.evaluation.model_dump(mode="json")
         texts = {source: self.texts[source] for source in evaluated(study)}
-        inputs = {"model": identity, "texts": texts}
-        yield f"evaluate_{which}", Step("evaluate", {**options, **dtype}, inputs, {"model": place})
+        arguments = {"config": study.evaluation, **dtype}
+        yield f"evaluate_{which}", Step("evaluate", arguments, {"model": identity, "texts": texts}, {"model": place})
         if study.profile and profiled:
-            options = (Profile() if study.profile is True else study.profile).model_dump(mode="json")
-            config = identity["config"]  # models of one shape are equally fast
+            timing = Timing() if study.profile is True else study.profile
+            inputs = {"config": identity["config"]}  # models of one shape are equally fast
             role = "profile_base" if which == "base" else "profile"
-            yield role, Step("profile", {**options, **dtype}, {"config": config}, {"model": place})
+            yield role, Step("profile", {"timing": timing, **dtype}, inputs, {"model": place})
 
 
 def evaluated(study: Study) -> list[str]:
     """Return the texts and folders that evaluations read."""
     options = study.evaluation
     folders = [str(folder) for folder in (options.data_dir, options.include) if folder]
-    return [*EvaluationText(options.perplexity).sources, *folders]
+    return [*options.perplexity, *folders]
 
 
 def sources(study: Study) -> list[str]:

@@ -19,7 +19,7 @@ from shortstack.runs.records import last_line
 from shortstack.study.graph import Model
 from shortstack.study.grid import read_study
 from shortstack.study.runner import graph_of
-from shortstack.study.steps import Step, expanded, open_model
+from shortstack.study.steps import Step, open_model
 from shortstack.study.trial import Trial
 from shortstack.study.workers import check_keep
 
@@ -128,7 +128,7 @@ def plan_study(path: str | Path, *, keep: str = "best") -> StudyPlan:
 
 def _opened(name: str) -> Checkpoint | None:
     try:
-        return open_model(str(expanded(name)), download=False)
+        return open_model(name, download=False)
     except CheckpointError:
         return None
 
