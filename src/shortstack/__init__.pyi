@@ -25,7 +25,7 @@ from .healing import TrainingData as TrainingData
 from .healing import heal as heal
 from .healing import heal_in_turns as heal_in_turns
 from .machine import Compute as Compute
-from .machine import bars as bars
+from .machine import progress_bar as progress_bar
 from .planning import Plan as Plan
 from .planning import select_layers as select_layers
 from .profiling import Profile as Profile

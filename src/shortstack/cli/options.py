@@ -17,13 +17,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 from cyclopts import Group, Parameter
 
 from shortstack.cli import console
-from shortstack.data import RepairText
 from shortstack.errors import InputError
 from shortstack.machine.device import Compute
 from shortstack.machine.files import check_new, check_picture, save_json
 from shortstack.machine.formats import option_words
-from shortstack.machine.options import changed_options, check_options, option, option_of
-from shortstack.machine.progress import bars, say
+from shortstack.machine.options import changed_options, option
+from shortstack.machine.progress import progress_bar, say
 
 if TYPE_CHECKING:
     from shortstack.checkpoint import Checkpoint
@@ -66,22 +65,6 @@ def flat(heading: Group | None = None, *, without: str = "-") -> Parameter:
 COMMIT = re.compile(r"[0-9a-f]{40}")
 CALIBRATION, MACHINE = group("Calibration text", 2), group("Compute", 7)
 ORIGIN, SAID = group("Checkpoint", 8), group("Output", 9)
-
-
-@dataclass(frozen=True)
-class Repairing:
-    """Whether kept layers are refitted, and on how much."""
-
-    repair: bool = option(False, help="Refit the kept layers in closed form, so that the cut costs less.")
-    repair_samples: int = option_of(RepairText, "samples")
-
-    def __post_init__(self) -> None:
-        check_options(self)
-
-    def check(self, verb: str) -> None:
-        """Refuse windows for a repair that is not asked for."""
-        if not self.repair:
-            check_unused(f"{verb} without --repair", Repairing(repair_samples=self.repair_samples))
 
 
 @dataclass(frozen=True)
@@ -146,7 +129,7 @@ class Reporting:
         return None
 
     def bars(self) -> AbstractContextManager[Progress]:
-        return bars(quiet=self.quiet, verbose=self.verbose)
+        return progress_bar(quiet=self.quiet, verbose=self.verbose)
 
     def next_step(self, *words: object) -> None:
         self.say(shlex.join(["shortstack", *map(str, words)]))

@@ -6,7 +6,7 @@ To a .gguf file a .gguf model is cut: layers are selected on its dequantised wei
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 from pydantic import Field
@@ -122,9 +122,9 @@ def _prune_file(
     check_gguf_output(file, output)
     with session.report.bars() as progress:
         if named is None:
-            checkpoint, compute = session.source.open(model, progress), session.compute
-            made = {"sizes": sizes, "is_exact": depth.is_exact, "compute": compute, "progress": progress}
-            plan = select(checkpoint, selection, text, **made)
+            checkpoint = session.source.open(model, progress)
+            how_made: dict[str, Any] = {"compute": session.compute, "progress": progress}
+            plan = select(checkpoint, selection, text, sizes=sizes, is_exact=depth.is_exact, **how_made)
             say_moved(plan)
         else:
             plan = plan_of(named, depth.layers)

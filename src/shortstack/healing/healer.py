@@ -27,7 +27,7 @@ from shortstack.checkpoint.safetensors import StoredTensor, spill
 from shortstack.checkpoint.weights import check_unquantised
 from shortstack.checkpoint.writer import layout
 from shortstack.data import Example, Rows, read_examples
-from shortstack.data.mixture import parse_sources
+from shortstack.data.mixture import parse_sources, public_names
 from shortstack.data.tokens import same_tokens
 from shortstack.decoder import Decoder, OwnText
 from shortstack.errors import InputError, ShortstackWarning, TrainingError
@@ -242,13 +242,19 @@ def heal(
             tensors, repeat = run.changed(learner, scratch), run.repeating(history)
             seconds = round(time.perf_counter() - started, 3)
             if scratch:
-                healing = {**record, "history": asdict(history), "repeat": repeat}
+                parts = {name: _public(record[name]) for name in ("data", "asked")}
+                healing = {**record, **parts, "history": asdict(history), "repeat": _public(repeat)}
                 run.write(writer, tensors, {**provenance(checkpoint, "heal", seconds), "healing": healing})
                 unfinished.remove()
     run.processes.wait_for_everyone()
     method, loss = run.task.method, run.task.objective.loss
     layers, count = method.trained_layers(checkpoint), learner.trainable_parameters
     return Healing(writer.out, method.name, loss, count, history, len(examples), seconds, peak_rss(), layers, repeat)
+
+
+def _public(data: Mapping[str, Any] | None) -> Mapping[str, Any] | None:
+    """Return options of data with its sources as others may see them."""
+    return data and {**data, **({"data": public_names(data["data"])} if "data" in data else {})}
 
 
 def started_clock(

@@ -1,16 +1,14 @@
-"""Options, stated once: dataclass fields that carry their help and their range.
+"""Options, stated once: the fields of a class, with their ranges and help.
 
 The command line, recipes, study files and the tables of the documentation are made from these fields.
 
->>> @dataclass(frozen=True)
+>>> @options
 ... class Schedule:
-...     learning_rate: float = option(1e-4, help="Peak learning rate.", above=0)
-...     def __post_init__(self) -> None:
-...         check_options(self)
+...     learning_rate: float = Field(1e-4, gt=0, description="Peak learning rate.")
 >>> Schedule(learning_rate=-1)
 Traceback (most recent call last):
     ...
-shortstack.errors.InputError: learning_rate: expected a number above 0, found -1. To fix it: take the default, 0.0001.
+shortstack.errors.InputError: learning_rate: -1 is too small; give more than 0.0
 """
 
 from __future__ import annotations
@@ -91,27 +89,33 @@ def given(options: Any) -> dict[str, Any]:
 def input_error(error: ValidationError) -> InputError:
     """Return the first error that pydantic found as one sentence about an option."""
     first = error.errors(include_url=False)[0]
-    name, value, limits = ".".join(map(str, first["loc"][:1])), first.get("input"), first.get("ctx", {})
-    limit = next(iter(limits.values()), "")
-    match first["type"]:
+    return InputError(message_of(first), option=".".join(map(str, first["loc"][:1])))
+
+
+def message_of(detail: Any) -> str:
+    """Return what pydantic found wrong with a value, and which values are allowed."""
+    value, limit = detail.get("input"), next(iter(detail.get("ctx", {}).values()), "")
+    match detail["type"]:
         case "greater_than_equal":
-            message = f"{value} is too small; give at least {limit}"
+            return f"{value} is too small; give at least {limit}"
         case "greater_than":
-            message = f"{value} is too small; give more than {limit}"
+            return f"{value} is too small; give more than {limit}"
         case "less_than_equal":
-            message = f"{value} is too large; give at most {limit}"
+            return f"{value} is too large; give at most {limit}"
         case "less_than":
-            message = f"{value} is too large; give less than {limit}"
+            return f"{value} is too large; give less than {limit}"
+        case "int_parsing" | "int_from_float":
+            return f"{value!r} is not a whole number"
+        case "float_parsing":
+            return f"{value!r} is not a number"
         case "missing":
-            message = "missing; give a value"
+            return "missing; give a value"
         case "unexpected_keyword_argument":
-            message = "no such option"
-        case _:
-            message = f"{value!r}: {first['msg'][0].lower()}{first['msg'][1:]}"
-    return InputError(message, option=name)
+            return "no such option"
+    return f"{value!r}: {detail['msg'][0].lower()}{detail['msg'][1:]}"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # hashed by identity: a mapping of choices cannot be
 class OneOf:
     """Mark a text as one of some choices: Annotated[str, OneOf(METRICS)]."""
 

@@ -10,7 +10,7 @@ from shortstack.checkpoint.sizes import Sizes
 from shortstack.errors import PlanError
 from shortstack.machine.formats import BYTES, PARAMETERS, count_in, size
 from shortstack.machine.options import Amount, OneOf, options
-from shortstack.planning.layer_sets import Removal, check_pace, parse_drop
+from shortstack.planning.layer_sets import Removal, check_pace, parse_drop, parse_layers
 from shortstack.planning.strategies import STRATEGIES, Strategy
 from shortstack.scoring.metrics import METRICS, Metric
 
@@ -82,7 +82,7 @@ class Selection:
 def removal_of(selection: Selection, metric: Metric, layers: int, sizes: Sizes | None, seed: int) -> Removal:
     """Return how many layers of a model to remove, and which may be. sizes: None where no target size is asked for."""
     allowed = range(selection.keep_first, layers - selection.keep_last)
-    amount = amount_of(selection, layers, sizes)
+    amount = layers_to_remove(selection, layers, sizes)
     if amount > len(allowed):
         kept = f"the first {selection.keep_first} and last {selection.keep_last}"
         raise PlanError(f"{amount} layers cannot be removed of {layers} with {kept} kept; remove fewer", option="drop")
@@ -92,12 +92,14 @@ def removal_of(selection: Selection, metric: Metric, layers: int, sizes: Sizes |
     return Removal(amount, allowed, metric, step, seed, selection.candidates)
 
 
-def amount_of(selection: Selection, layers: int, sizes: Sizes | None) -> int:
-    """Count the layers to remove; for a target size the fewest without which the rest fits, whichever they are.
+def layers_to_remove(selection: Selection, layers: int, sizes: Sizes | None) -> int:
+    """Count the layers to remove of so many; for a target size the fewest without which the rest fits, whichever they are.
 
     Raises:
         PlanError: no goal is given, or no cut meets it.
     """
+    if selection.layers is not None:
+        return len(parse_layers(selection.layers))
     if selection.drop is not None:
         return parse_drop(selection.drop, layers)
     name = next((name for name in UNITS if getattr(selection, name) is not None), None)

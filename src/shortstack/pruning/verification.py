@@ -175,7 +175,9 @@ def _logits(checkpoint: Checkpoint, against: Checkpoint, device: str, streamed: 
     skipped = skipped_layers(checkpoint, against)
     vocabulary = against.vocabulary
     if vocabulary != checkpoint.vocabulary:
-        message = f"{checkpoint.source} has {checkpoint.vocabulary} tokens in its vocabulary, and {against.source} {vocabulary}"
+        message = (
+            f"{checkpoint.source} has a vocabulary of {checkpoint.vocabulary} tokens, {against.source} of {vocabulary}"
+        )
         raise CheckpointError(f"{message}; name the model it was made from", option="base")
     ids = torch.randint(vocabulary, PROBE_TOKENS, generator=torch.Generator().manual_seed(0)).to(device)
     resized = _resized(checkpoint, against)

@@ -32,7 +32,7 @@ CHANGES = 3  # as large as all changes: they, their products with the sums, and 
 
 
 def fit_bytes(checkpoint: Checkpoint, tokens: int, compute: Compute, *, residuals: int = 1) -> int:
-    """Estimate the bytes of fitting the widest matrix: what enters it, and in float64 the sums, or the tokens where fewer."""
+    """Estimate the bytes of fitting the widest matrix: its inputs, and in float64 the sums, or the tokens where fewer."""
     width, layers = checkpoint.hidden_width, checkpoint.blueprint.get_submodule(checkpoint.anatomy.layers_path)
     inputs = max((matrix.in_features for matrix in linear_layers(layers[-1]).values()), default=width)
     held_out = tokens // HELD_OUT

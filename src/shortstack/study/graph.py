@@ -66,7 +66,7 @@ class Graph:
         metrics: dict[tuple[str, str], set[str]] = defaultdict(set)
         for trial in self.study.trials:
             if trial.needs_scores:
-                metrics[trial.model, self._score(trial).key].add(trial.choice.name)
+                metrics[trial.model, self._score(trial).key].add(trial.choice.by.name)
         return {walk: sorted(names) for walk, names in metrics.items()}
 
     def _path(self, trial: Trial, result: Result) -> Iterator[tuple[str, Step]]:

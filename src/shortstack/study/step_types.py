@@ -24,7 +24,7 @@ from shortstack.machine.formats import option_words, show_layers
 from shortstack.machine.options import defaults_of, made_of
 from shortstack.machine.progress import Progress
 from shortstack.machine.yamlfile import part_of
-from shortstack.planning import Choice, Plan
+from shortstack.planning import Plan, Selection
 from shortstack.profiling import Timing
 from shortstack.scoring import Scores
 from shortstack.study.steps import Contents, Job, Known, Places, Step, changed_words, expanded, model_words
@@ -115,7 +115,7 @@ class ScoreStep(Step):
 
 
 class PlanStep(Step):
-    """choose()."""
+    """select()."""
 
     kind = "plan"
 
@@ -126,7 +126,7 @@ class PlanStep(Step):
         arguments: dict[str, Any] = {
             "metric": choice.metric,
             "layers": choice.layers,
-            "drop": choice.drop,
+            "drop": trial.drop,
             "step": choice.step,
             "strategy": choice.strategy,
         }
@@ -139,23 +139,20 @@ class PlanStep(Step):
         return cls(arguments, inputs, {"model": trial.model})
 
     @property
-    def choice(self) -> Choice:
-        return made_of(Choice, self.arguments)  # type: ignore[no-any-return]
+    def choice(self) -> Selection:
+        return made_of(Selection, self.arguments)  # type: ignore[no-any-return]
 
     def run(self, job: Job, progress: Progress) -> dict[str, Any]:
         checkpoint = job.open("model", progress)
-        source: Scores | CalibrationText | None = None
-        if "score" in job.given:
-            source = Scores.from_dict(job.given["score"], where="score")
-        elif self.arguments["text"]:
-            source = calibration_text(self.arguments)
-        compute = job.compute(self.arguments)
-        chosen = planning.choose(checkpoint, self.choice, source, compute=compute, progress=progress)
-        return job.saved("plan.json", chosen.plan.sized(checkpoint.sizes).to_dict())
+        scores = Scores.from_dict(job.given["score"], where="score") if "score" in job.given else None
+        text = calibration_text(self.arguments) if self.arguments.get("text") else None
+        how: dict[str, Any] = {"compute": job.compute(self.arguments), "progress": progress}
+        plan = planning.select(checkpoint, self.choice, text, scores=scores, **how)
+        return job.saved("plan.json", plan.to_dict())
 
     def command_line(self, places: Places) -> list[str]:
         source = [f"{places['score']}/scores.json"] if "score" in places else model_words(places["model"])
-        options = changed_words(self.arguments, defaults_of(Choice, CalibrationText, Compute))
+        options = changed_words(self.arguments, defaults_of(Selection, CalibrationText, Compute))
         return ["plan", *source, *options, "-o", "plan.json"]
 
 
@@ -256,7 +253,7 @@ class TurnsStep(_HealingStep):
         return {**result.to_dict(), "output": f"artefacts/{job.key}", "plan": plan, **contents.result}
 
     def command_line(self, places: Places) -> list[str]:
-        turns = changed_words(self.arguments["turns"], defaults_of(Choice, CalibrationText))
+        turns = changed_words(self.arguments["turns"], defaults_of(Selection, CalibrationText))
         return self.heal_words(places["model"], places, turns)
 
 

@@ -18,7 +18,7 @@ from shortstack.healing.recipes import read_recipe
 from shortstack.healing.task import option_defaults, task_of
 from shortstack.machine.options import given as options_given
 from shortstack.machine.yamlfile import part_of
-from shortstack.planning import STRATEGIES, Choice
+from shortstack.planning import STRATEGIES, Selection
 from shortstack.planning.layer_sets import check_pace, check_removal, parse_drop, parse_layers
 from shortstack.runs.records import ONE_SHOT
 
@@ -37,19 +37,20 @@ class StudyRepair(part_of("StudyRepair", RepairText, bounded=True)):  # type: ig
     """The text that closed-form repair looks at."""
 
 
-def parse_choice(text: str, *, drop: str | None = None, step: int | None = None) -> Choice:
+def parse_choice(text: str, *, drop: str | None = None, step: int | None = None) -> Selection:
     """Read how layers are chosen, in a study's words: a metric, a metric and a strategy, search, or layers by name.
 
     >>> parse_choice("angular block").metric, parse_choice("search").strategy, parse_choice("layers 3-5").layers
     ('angular', 'search', '3-5')
     """
     if text.startswith("layers "):
-        return Choice(layers=text.removeprefix("layers "))
+        return Selection(layers=text.removeprefix("layers "))
     metric, _, strategy = text.rpartition(" ")
+    amount: dict[str, Any] = {"drop": drop, "step": step}
     if strategy in STRATEGIES:
         usual = "ppl" if STRATEGIES[strategy].by_metric else None
-        return Choice(metric or usual, drop, strategy=strategy, step=step)
-    return Choice(text, drop, step=step)
+        return Selection(metric=metric or usual, strategy=strategy, **amount)
+    return Selection(metric=text, **amount)
 
 
 @dataclass(frozen=True)
@@ -102,17 +103,17 @@ class Trial:
     def of(cls, settings: Mapping[str, Any]) -> Trial:
         """Make a trial of settings as read_setting() gives them."""
         choice, strategy = parse_choice(settings["metric"], drop=settings["drop"]), settings["strategy"]
-        choice.check()
         calibration = settings["calibration"]
         for text in filter(None, (calibration, settings["repair"])):
             calibration_text(text.model_dump())  # refuses what is out of range
         if strategy != ONE_SHOT and not re.fullmatch(r"step [1-9]\d{0,4}", strategy):
             expected, fix = f"{ONE_SHOT}, or step and a number", "write it like step 1"
             raise InputError(repr(strategy), expected=expected, fix=fix, option="strategy")
-        return cls(**{**settings, "drop": choice.drop, "calibration": calibration if choice.needs_text else None})
+        drop = None if choice.layers else settings["drop"]
+        return cls(**{**settings, "drop": drop, "calibration": calibration if choice.needs_text else None})
 
     @property
-    def choice(self) -> Choice:
+    def choice(self) -> Selection:
         return parse_choice(self.metric, drop=self.drop, step=self.step)
 
     @property
@@ -124,7 +125,7 @@ class Trial:
     def needs_scores(self) -> bool:
         """Whether the layers are chosen by scores of the whole model, in a step of their own."""
         choice = self.choice
-        return choice.metric is not None and choice.by.needs_scores and not choice.measures
+        return choice.metric is not None and choice.by.needs_scores and choice.how.feed == "scores"
 
     @property
     def step(self) -> int | None:
@@ -192,7 +193,7 @@ class Trial:
         """Refuse a cut, or a healing of the last layers, that a model of so many layers has too few for."""
         amount = self.amount(layers)
         if self.choice.layers:
-            check_removal(parse_layers(str(self.choice.layers)), layers, option="layers")
+            check_removal(parse_layers(str(self.choice.layers)), layers)
         if self.step:
             check_pace(self.step, amount)
         if self.heal:
