@@ -22,7 +22,6 @@ import shortstack as ss
 from shortstack.decoder import Decoder, calibration_tokens
 from shortstack.decoder.decoder import UNPRUNED
 from shortstack.machine.formats import show_layers
-from shortstack.planning import Choice
 from shortstack.scoring import METRICS
 from shortstack.scoring.measurement import Measurement, MeasurementSpec
 
@@ -30,7 +29,7 @@ SAMPLES, DROP = 10, 8
 DEAR = 3.0  # times the median: more than a layer usually costs
 KINDS = ("C4", "self", "copying", "recall")
 METRICS_ASKED = ("random", "reverse", "magnitude-l1", "magnitude-l2", "taylor", "ppl", "bi", "kl", "angular")
-STEPS = {"ppl, 1 at a time": Choice("ppl", DROP, step=1), "search by kl": Choice(drop=DROP, strategy="search")}
+STEPS = {"ppl, 1 at a time": {"step": 1}, "search by kl": {"strategy": "search"}}
 
 
 def texts(c4: str) -> dict[str, str]:
@@ -45,8 +44,8 @@ def read(model: ss.Checkpoint, text: str, seed: int) -> ss.Tokens:
 def plans(model: ss.Checkpoint, tokens: ss.Tokens) -> dict[str, ss.Plan]:
     """By every metric and both ways to measure shorter models."""
     scores = ss.score(model, tokens, metrics=METRICS_ASKED)
-    found = {metric: ss.choose(scores, ss.Choice(metric, DROP)).plan for metric in METRICS_ASKED}
-    return {**found, **{name: ss.choose(model, choice, tokens).wanted for name, choice in STEPS.items()}}
+    found = {metric: ss.select_layers(scores, metric=metric, drop=DROP) for metric in METRICS_ASKED}
+    return {**found, **{name: ss.select_layers(model, tokens, drop=DROP, **how) for name, how in STEPS.items()}}
 
 
 def layer_costs(decoder: Decoder, tokens: ss.Tokens) -> dict[str, list[float]]:

@@ -35,6 +35,7 @@ from shortstack.decoder.likelihoods import Request, likelihoods
 from shortstack.evaluation.perplexity import measure
 from shortstack.healing import DoRA
 from shortstack.machine.formats import show_layers
+from shortstack.planning.layer_sets import parse_layers
 
 KEPT = Path(__file__).with_suffix(".json")
 DOCUMENTS = 200
@@ -209,8 +210,7 @@ class Bench:
     def cut(self, plan: str, *, repaired: bool) -> ss.Checkpoint:
         place = self.folder / f"{plan}-{repaired}"
         if not place.exists():
-            chosen = ss.choose(self.source.anatomy.layers, ss.Choice(layers=PLANS[plan])).plan
-            ss.prune(self.source, chosen, place, repair=self.fit if repaired else None)
+            ss.prune(self.source, PLANS[plan], place, repair=self.fit if repaired else None)
         return ss.Checkpoint.open(place)
 
     def run(self, run: Run) -> tuple[ss.Checkpoint, dict[str, Any]]:
@@ -301,7 +301,7 @@ def _time(found: dict[str, Any]) -> str:
 
 
 def _layers(plan: str) -> list[int]:
-    return list(ss.choose(30, ss.Choice(layers=PLANS[plan])).plan.removed)
+    return sorted(parse_layers(PLANS[plan]))
 
 
 def _line(cells: Sequence[str], found: dict[str, float]) -> str:

@@ -44,7 +44,7 @@ def test_cells_are_escaped_and_numbers_are_as_people_read_them():
 def results(tmp_path_factory):
     checkpoint = ss.Checkpoint.open(tiny("llama"))
     scores = ss.score(checkpoint, TOKENS, metrics=["bi", "ppl"], compute=FP32)
-    plan = ss.choose(scores, ss.Choice("ppl", 2)).plan
+    plan = ss.select_layers(scores, metric="ppl", drop=2)
     pruned = ss.prune(checkpoint, plan, tmp_path_factory.mktemp("cut") / "out")
     return {
         "Scores": scores,

@@ -37,8 +37,10 @@ def nearest_exact(
     tries = itertools.count(1)
 
     def is_built(cut: Plan) -> bool:
-        progress("looking for an exact cut", min(next(tries), TRIES), TRIES)
-        return _raises_nothing(lambda: _checked(checkpoint, cut, _config(checkpoint, cut)))
+        exact = _raises_nothing(lambda: _checked(checkpoint, cut, _config(checkpoint, cut)))
+        if not exact:
+            progress("looking for an exact cut", min(next(tries), TRIES), TRIES)
+        return exact
 
     if is_exact:
         return nearest(plan, is_exact, allowed=allowed)

@@ -115,12 +115,13 @@ def layers_to_remove(selection: Selection, layers: int, sizes: Sizes | None) -> 
     whole = sizes.of(range(layers))[place]
     if most >= whole:
         raise PlanError(f"{shown(most)} is not below the model's {shown(whole)}; give less", option=name)
+    left = [whole]
     for count in range(1, min(len(lightest), layers - 1) + 1):
         gone = {*lightest[:count]}
-        least = sizes.of([layer for layer in range(layers) if layer not in gone])[place]
-        if least <= most:
+        left.append(sizes.of([layer for layer in range(layers) if layer not in gone])[place])
+        if left[-1] <= most:
             return count
-    raise PlanError(f"{shown(most)} is below {shown(least)}, which the largest cut leaves; give more", option=name)
+    raise PlanError(f"{shown(most)} is below {shown(left[-1])}, which the largest cut leaves; give more", option=name)
 
 
 def parse_target(name: str, text: str) -> int:
