@@ -142,7 +142,7 @@ def no_choice(value: object, choices: Collection[str]) -> str:
 
 def _amount(value: Any) -> Any:
     number = amount_of(value) if isinstance(value, str) else value
-    if value is not None and (not is_number(number) or (is_share(number) and not 0 < number <= 1)):
+    if value is not None and not (is_number(number) and 0 < number <= (1 if is_share(number) else math.inf)):
         raise PydanticCustomError("amount", "a count, or a share such as 10%")
     return number
 
@@ -278,18 +278,17 @@ def check_choice_of(name: str, value: str, choices: Any, *, fix: str = "name one
 
 
 def changed_options(component: Any) -> Mapping[str, Any]:
-    """List the options of an instance that are not at their default."""
-    values = {name: (getattr(component, name), default) for name, default, _ in options_of(component)}
-    return {name: value for name, (value, default) in values.items() if value != default}
+    """Return the fields of an instance that are not at their default."""
+    values = ((declared.name, getattr(component, declared.name), declared.default) for declared in fields(component))
+    return {name: value for name, value, default in values if value != default}
 
 
 def check_installed(library: str, extra: str, *, why: str, option: str) -> None:
-    """Refuse what needs a library that is not installed."""
+    """Refuse an option that needs a library that is not installed."""
     if find_spec(library) is None:
-        expected = f"{library}, {why}"
-        raise InputError("none installed", expected=expected, fix=install(extra), option=option)
+        raise InputError(f"{library} is not installed, {why}; {install(extra)}", option=option)
 
 
 def install(extra: str) -> str:
-    """Say how an extra is installed, outside of a checkout and in one."""
+    """Return how an extra is installed, outside of a checkout and in one."""
     return f"install the extra {extra}: pip install 'shortstack[{extra}]', or in a checkout pip install '.[{extra}]'"

@@ -85,12 +85,20 @@ def parse_drop(drop: str | float, layers: int) -> int:
         share = isinstance(number, float)
         amount = int(Fraction(number).limit_denominator(10**12) * layers + Fraction(1, 2)) if share else int(number)
     if not 0 < amount < layers:
-        said = show_share(drop) if isinstance(drop, float) else drop
         raise PlanError(
-            f"{said} of the model's {layers} layers cannot be removed; give 1 to {layers - 1}, or a share such as 25%",
+            f"{show_drop(drop)} of the model's {layers} layers cannot be removed; give 1 to {layers - 1}, or a share such as 25%",
             option="drop",
         )
     return amount
+
+
+def show_drop(drop: str | float) -> str:
+    """Write a count, or a share, as it is typed.
+
+    >>> show_drop(0.25), show_drop(8)
+    ('25%', '8')
+    """
+    return show_share(drop) if isinstance(drop, float) else str(drop)
 
 
 def parse_layers(text: str) -> tuple[int, ...]:
