@@ -85,10 +85,8 @@ def parse_drop(drop: str | float, layers: int) -> int:
         share = isinstance(number, float)
         amount = int(Fraction(number).limit_denominator(10**12) * layers + Fraction(1, 2)) if share else int(number)
     if not 0 < amount < layers:
-        raise PlanError(
-            f"{show_drop(drop)} of the model's {layers} layers cannot be removed; give 1 to {layers - 1}, or a share such as 25%",
-            option="drop",
-        )
+        message = f"{show_drop(drop)} of the model's {layers} layers cannot be removed"
+        raise PlanError(f"{message}; give 1 to {layers - 1}, or a share such as 25%", option="drop")
     return amount
 
 

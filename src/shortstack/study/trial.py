@@ -126,12 +126,12 @@ class Trial:
 
     def settings(self) -> dict[str, Any]:
         """Return the settings as JSON-able data."""
-        heal = self.heal
+        heal, selection = self.heal, dict(changed_options(self.selection))
+        if "drop" in selection:
+            selection["drop"] = show_drop(selection["drop"])
         return {
             "model": self.model,
-            **{
-                name: show_drop(value) if name == "drop" else value for name, value in changed_options(self.selection).items()
-            },
+            **selection,
             "calibration": self.calibration and asdict(self.calibration),
             "repair": self.repair and asdict(self.repair),
             "heal": heal and {"name": heal.name, **given(heal.options)},
