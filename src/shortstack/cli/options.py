@@ -168,7 +168,7 @@ class Reporting:
 
     def next_measure(self, model: object, unpruned: object | None, *words: str) -> None:
         """Suggest to judge a shorter model beside the unpruned one, and by what it writes."""
-        beside = ("--against", unpruned) if unpruned else ()
+        beside = ("--base", unpruned) if unpruned else ()
         self.next_step("evaluate", model, *beside, "--probes", *words)
 
     def next_heal(

@@ -14,7 +14,6 @@ from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from typing import Any
 
-from shortstack.evaluation import EvaluationText
 from shortstack.machine.files import digest
 from shortstack.study.grid import Profile, Study
 from shortstack.study.steps import Step
@@ -164,7 +163,7 @@ def evaluated(study: Study) -> list[str]:
     """Return the texts and folders that evaluations read."""
     options = study.evaluation
     folders = [str(folder) for folder in (options.data_dir, options.include) if folder]
-    return [*EvaluationText(options.perplexity).sources, *folders]
+    return [*options.perplexity, *folders]
 
 
 def sources(study: Study) -> list[str]:
