@@ -45,6 +45,6 @@ def profile(
 
     session.report.result(result, output)
     if checkpoint.record:
-        session.report.next_measure(model, against or checkpoint.made_from, *session.source.command_line)
+        session.report.next_measure(model, against, *session.source.command_line)
     else:
         session.report.next_cut(model, checkpoint, *session.source.command_line)
