@@ -37,6 +37,6 @@ def profile(
         result = profile_checkpoint(checkpoint, base=opened, timing=timing, compute=session.compute, progress=progress)
     session.report.result(result, output)
     if checkpoint.record:
-        session.report.next_measure(model, opened and opened.source, *session.source.command_line)
+        session.report.next_measure(model, base, *session.source.command_line)
     else:
         session.report.next_cut(model, checkpoint, *session.source.command_line)
