@@ -159,10 +159,10 @@ class Comparison:
         if checkpoint is self.base:
             return "1"
         timing = ss.Timing((1,), prompt=128, new_tokens=16, repeats=self.options.repeats)
-        found = ss.profile(checkpoint, against=self.base, timing=timing)
-        if found.untimed or not found.against:
+        found = ss.profile(checkpoint, base=self.base, timing=timing)
+        if not found.ratios:
             return "-"
-        ratio = found.against.ratios[0].decode
+        ratio = found.ratios[0].decode
         return f"{ratio.value:.2f} ({ratio.low:.2f} to {ratio.high:.2f})"
 
 

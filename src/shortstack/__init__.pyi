@@ -7,7 +7,7 @@ from .evaluation import EvalConfig as EvalConfig
 from .evaluation import EvalResult as EvalResult
 from .evaluation import evaluate as evaluate
 from .exporting import export_gguf as export_gguf
-from .exporting import modelfile as modelfile
+from .exporting import ollama_modelfile as ollama_modelfile
 from .exporting import push_to_hub as push_to_hub
 from .healing import Full as Full
 from .healing import Healing as Healing
