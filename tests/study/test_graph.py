@@ -5,7 +5,8 @@ from dataclasses import replace
 import pytest
 
 from shortstack.study import read_study
-from shortstack.study.graph import Graph, Model, foreseen, sources
+from shortstack.study.graph import Graph, foreseen, sources
+from shortstack.study.trial import Model
 
 ROLES = ["evaluate_base", "score", "plan", "prune", "evaluate_pruned", "heal", "evaluate_healed"]
 ONE, HEAL = "model: a\ndrop: 25%\nmetric: ppl\n", "heal: {name: quick, data: train.jsonl}\n"

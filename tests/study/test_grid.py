@@ -3,7 +3,6 @@
 import pytest
 
 from shortstack.errors import InputError
-from shortstack.scoring import METRICS
 from shortstack.study import read_study
 from shortstack.study.grid import schema
 
@@ -75,11 +74,12 @@ def test_a_recipe_gives_options_that_the_study_overrides(study):
     assert (third.train_layers, third.train_last, third.layers_per_round) == ("3-5", None, 1)
 
 
-@pytest.mark.parametrize("which", ["metric: random", "metric: random\nstrategy: block", "metric: reverse"])
-def test_seeds_change_what_draws(study, which):
-    trials = study(f"model: a\n{which}\ndrop: 2\nseed: [0, 1, 2, 3]\n").trials
-    removed = {trial.selection.plan(8, trial.selection_seed).removed for trial in trials}
-    assert (len(removed) > 1) == METRICS[trials[0].selection.name].draws
+@pytest.mark.parametrize(
+    ("which", "draws"), [("metric: random", True), ("metric: bi", True), ("metric: reverse", False)]
+)
+def test_seeds_change_what_draws_and_what_reads_text(study, which, draws):
+    trials = study(f"model: a\n{which}\ndrop: 2\nseed: [1, 2]\n").trials
+    assert [trial.selection_seed for trial in trials] == ([1, 2] if draws else [0, 0])
 
 
 @pytest.mark.parametrize(

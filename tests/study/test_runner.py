@@ -190,7 +190,6 @@ def test_rounds_record_what_they_removed(tmp_path):
 WRONG = [
     ("{text: $TINY/text.txt", "{text: pydocc"),
     ("[$TINY/text.txt]", "[nowhere.txt]"),
-    ("metric: [reverse, ppl]", "strategy: search\ntrials: [{layers: 8-9}]"),
     ("drop: 2", "drop: 6"),
     ("train_last: 1", "train_last: 5"),
     ("num_samples: 2", "num_samples: 2, tasks: [piqa], data_dir: nowhere"),

@@ -33,7 +33,7 @@ from shortstack.study.trial import HealEntry, Trial
 
 Value = TypeVar("Value")
 Several: TypeAlias = Value | list[Value]
-WHICH, AMOUNT = ("metric", "strategy", "layers"), ("drop", "params", "memory", "layers")
+WHICH, AMOUNT = ("metric", "strategy", "layers"), ("drop", "target_params", "target_size", "layers")
 
 
 class Settings(Part):
@@ -44,9 +44,10 @@ class Settings(Part):
     strategy: Several[str] | None = None
     layers: Several[str] | None = None
     drop: Several[str | int] | None = None
-    params: Several[str] | None = None
-    memory: Several[str] | None = None
+    target_params: Several[str] | None = None
+    target_size: Several[str] | None = None
     step: Several[int] | None = None
+    candidates: Several[int] | None = None
     keep_first: Several[int] | None = None
     keep_last: Several[int] | None = None
     calibration: Several[CalibrationText] | None = None
@@ -139,12 +140,15 @@ def schema() -> dict[str, Any]:
     return Study.model_json_schema(by_alias=True)
 
 
-def expanded(value: Any) -> Any:
-    """Replace $NAME and ${NAME} in all strings of a value by the environment's."""
-    if isinstance(value, Mapping):
-        return {key: expanded(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [expanded(item) for item in value]
+def expanded(value: Any, seen: dict[int, Any] | None = None) -> Any:
+    """Replace $NAME and ${NAME} in all strings of a value by the environment's. seen: aliases, each is read once."""
+    seen = {} if seen is None else seen
+    if isinstance(value, dict | list) and id(value) not in seen:
+        pairs = value.items() if isinstance(value, dict) else enumerate(value)
+        items = {key: expanded(item, seen) for key, item in pairs}
+        seen[id(value)] = items if isinstance(value, dict) else [*items.values()]
+    if isinstance(value, dict | list):
+        return seen[id(value)]
     text = os.path.expandvars(value) if isinstance(value, str) else value
     if isinstance(text, str) and (unset := re.search(r"\$\{?([A-Za-z_]\w*)", text)):
         raise InputError(f"{value}: the environment has no {unset[1]}; export {unset[1]}=...")

@@ -27,10 +27,10 @@ from shortstack.machine.tables import Table, Tabled
 from shortstack.runs import Store
 from shortstack.runs.folder import Folder
 from shortstack.runs.records import last_line
-from shortstack.study.graph import Graph, Model, sources
+from shortstack.study.graph import Graph, sources
 from shortstack.study.grid import Resources, Study, read_study
 from shortstack.study.steps import Job, Step, open_model, perform
-from shortstack.study.trial import Trial
+from shortstack.study.trial import Model, Trial
 from shortstack.study.workers import Launch, check_keep, local
 
 PACE = 1.0  # seconds between two updates of the progress
@@ -112,11 +112,10 @@ def graph_of(study: Study, path: str | Path, models: Mapping[str, Model]) -> Gra
     for trial in study.trials:
         if trial.heal:
             trial.heal.options.config.check()
-        if layers := models[trial.model].layers:
-            try:
-                trial.check_fits(layers)
-            except InputError as error:
-                raise error.at(f"{path}: {trial.model}") from error
+        try:
+            trial.check_fits(models[trial.model])
+        except InputError as error:
+            raise error.at(f"{path}: {trial.model}") from error
     return Graph(study, models, {source: text_digest(source) for source in sources(study)})
 
 
@@ -124,7 +123,7 @@ def _models(study: Study, progress: Progress) -> dict[str, Model]:
     names, models = study.models, {}
     for number, name in enumerate(names, start=1):
         checkpoint = open_model(name, progress=progress)
-        models[name] = Model(checkpoint.identity, checkpoint.anatomy.layers)
+        models[name] = Model(checkpoint.identity, checkpoint.anatomy.layers, checkpoint.sizes)
         progress("reading models", number, len(names))
     return models
 
