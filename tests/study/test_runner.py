@@ -15,7 +15,6 @@ from shortstack.errors import DataError, DiskFullError, InputError
 from shortstack.report import Report
 from shortstack.runs.records import read
 from shortstack.study import plan_study, run_study, runner, steps
-from shortstack.study.workers import local
 from studies import BOTH, QUICK, SHORT, STUDY, found, inline, make_data, study_text, write_study
 
 pytestmark = pytest.mark.usefixtures("own_cache", "named_data")
@@ -223,6 +222,6 @@ def test_a_killed_study_takes_its_workers_along_and_continues(tmp_path):
         process.send_signal(signal.SIGKILL)
     _, alive = psutil.wait_procs(workers, timeout=60)
     assert not alive
-    assert run_study(study, runs, launcher=partial(local, 2)).failed == 0
+    assert run_study(study, runs, workers=2).failed == 0
     run_study(study, tmp_path / "runs", launcher=inline)
     assert found(runs) == found(tmp_path / "runs")

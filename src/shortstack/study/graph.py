@@ -68,7 +68,8 @@ class Graph:
             if self.study.evaluate_pruned or not trial.heal:
                 yield from self._measured("pruned", result(last)["identity"], last.key, profiled=not trial.heal)
             if trial.heal:
-                last = self._heal(trial, trial.heal, result(last)["identity"], last.key)
+                inputs, places = {"model": result(last)["identity"]}, {"model": last.key}
+                last = self._healing("heal", trial, trial.heal, {}, inputs, places)
         if trial.heal:
             yield "heal", last
             yield from self._measured("healed", result(last)["identity"], last.key)
@@ -115,10 +116,6 @@ class Graph:
             inputs["text"] = self.texts[trial.repair.text]
         return Step("prune", arguments, inputs, {"model": trial.model})
 
-    def _heal(self, trial: Trial, heal: Heal, identity: Any, place: str) -> Step:
-        inputs, places = {"model": identity}, {"model": place}
-        return self._healing("heal", trial, heal, {}, inputs, places)
-
     def _rounds(self, trial: Trial, heal: Heal) -> Step:
         text = asdict(trial.calibration) if trial.calibration else {}
         rounds = {
@@ -131,10 +128,12 @@ class Graph:
         return self._healing("rounds", trial, heal, arguments, inputs, {"model": trial.model})
 
     def _healing(self, kind: str, trial: Trial, heal: Heal, arguments: Any, inputs: Any, places: Any) -> Step:
-        """Return a step that heals; it reads the base model if the options need it."""
-        options = replace(heal.options, seed=trial.seed)
-        inputs = {**inputs, "data": self.texts[options.config.source]}
-        if options.config.needs_base:
+        """Return a step that heals; it reads the base model, or another teacher, if the options need it."""
+        options, config = replace(heal.options, seed=trial.seed), heal.options.config
+        inputs = {**inputs, "data": self.texts[config.source]}
+        if config.teacher:
+            inputs["teacher"] = self.models[config.teacher].identity
+        if config.needs_base:
             inputs, places = {**inputs, "base": self.models[trial.model].identity}, {**places, "base": trial.model}
         return Step(kind, {"options": options, **arguments}, inputs, places)
 

@@ -31,7 +31,7 @@ from shortstack.study.graph import Graph, sources
 from shortstack.study.grid import Resources, Study, read_study
 from shortstack.study.steps import Job, Step, open_model, perform
 from shortstack.study.trial import Model, Trial
-from shortstack.study.workers import Launch, check_keep, local
+from shortstack.study.workers import Launch, RunOptions
 
 PACE = 1.0  # seconds between two updates of the progress
 
@@ -66,28 +66,30 @@ def run_study(
     path: str | Path,
     out: str | Path,
     *,
-    launcher: Callable[[], AbstractContextManager[Launch]] = local,
+    workers: int | None = None,
+    ray: str | None = None,
     keep: str = "best",
+    launcher: Callable[[], AbstractContextManager[Launch]] | None = None,
     progress: Progress = in_notebooks,
 ) -> StudyOutcome:
     """Run the steps of the study in a YAML file that are not done yet; all results are in the folder `out`.
 
-    launcher: functools.partial(local, 4) or functools.partial(ray, "auto"). keep: which weights stay when no step needs
-    them: best (of each model and size of the cut, those with the lowest loss on the first text), all, or none.
+    workers: steps at once. ray: the address of a Ray cluster to run them on. keep: which weights stay when no step needs
+    them: best (of each model and size of the cut, those with the lowest loss on the first text), all, or none. launcher:
+    another way to run steps.
 
     Raises:
         InputError: the file is wrong, a model, text, task or device does not exist, or `out` is in use.
         PlanError: a model has too few layers for a trial.
         DiskFullError: the disk is full; the same call continues.
     """
-    check_keep(keep)
+    launcher = launcher or RunOptions(workers, ray, keep).launch
     study, folder = read_study(path), Folder(Path(out))
     with folder.held(), Store.open(folder) as store:
         graph = graph_of(study, path, _models(study, progress))
         with atomic_write(folder.study) as partial:
             shutil.copy(path, partial)
-        store.forget_unfinished()
-        store.forget_trials()
+        store.restart()
         folder.clear_partial()
         with launcher() as launch:
             if launch.here:

@@ -20,7 +20,7 @@ from shortstack.study.grid import read_study
 from shortstack.study.runner import graph_of
 from shortstack.study.steps import Step, open_model
 from shortstack.study.trial import Model, Trial
-from shortstack.study.workers import check_keep
+from shortstack.study.workers import RunOptions
 
 
 @dataclass(frozen=True, repr=False)
@@ -107,7 +107,7 @@ def plan_study(path: str | Path, *, keep: str = "best") -> StudyPlan:
     Raises:
         InputError, DataError: as run_study(), but for the device.
     """
-    check_keep(keep)
+    RunOptions(keep=keep)
     study = read_study(path)
     opened = {name: _opened(name) for name in study.models}
     models = {
