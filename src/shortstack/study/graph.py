@@ -12,8 +12,12 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
+from shortstack.data.mixture import text_digest
+from shortstack.errors import InputError
+from shortstack.evaluation import load_harness
 from shortstack.machine.files import digest
 from shortstack.planning.layer_sets import show_drop
 from shortstack.profiling import Timing
@@ -148,6 +152,25 @@ class Graph:
             inputs = {"config": identity["config"]}  # models of one shape are equally fast
             role = "profile_base" if which == "base" else "profile"
             yield role, Step("profile", {"timing": timing, **dtype}, inputs, {"model": place})
+
+
+def graph_of(study: Study, path: str | Path, models: Mapping[str, Model]) -> Graph:
+    """Return the steps of a study. Refuse what no step could use: a text, a task, a cut of a model with too few layers.
+
+    Raises:
+        InputError, PlanError, DataError: as run_study().
+    """
+    study.evaluation.check_texts()
+    if study.evaluation.tasks:
+        load_harness().load(study.evaluation)
+    for trial in study.trials:
+        if trial.heal:
+            trial.heal.options.config.check()
+        try:
+            trial.check_fits(models[trial.model])
+        except InputError as error:
+            raise error.at(f"{path}: {trial.model}") from error
+    return Graph(study, models, {source: text_digest(source) for source in sources(study)})
 
 
 def evaluated(study: Study) -> list[str]:
