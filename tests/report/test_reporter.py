@@ -430,7 +430,7 @@ def test_a_report_is_replaced_and_nothing_else_is(tmp_path):
     first = output.read_text(encoding="utf-8")
     assert write_report(runs, output).read_text(encoding="utf-8") == first
     (tmp_path / "mine.html").write_text("<!doctype html>mine")
-    with pytest.raises(OutputError, match="it exists"):
+    with pytest.raises(OutputError, match="exists"):
         write_report(runs, tmp_path / "mine.html")
 
 
