@@ -19,7 +19,7 @@ import torch
 import transformers
 
 import shortstack as ss
-from shortstack.decoder import Decoder, calibration_tokens
+from shortstack.decoder import Decoder, read_tokens
 from shortstack.decoder.decoder import UNPRUNED
 from shortstack.machine.formats import show_layers
 from shortstack.planning import Choice
@@ -39,7 +39,7 @@ def texts(c4: str) -> dict[str, str]:
 
 
 def read(model: ss.Checkpoint, text: str, seed: int) -> ss.Tokens:
-    return calibration_tokens(model, ss.CalibrationText(text, SAMPLES), compute=ss.Compute(seed=seed))
+    return read_tokens(model, ss.Text(text, SAMPLES), compute=ss.Compute(seed=seed))
 
 
 def plans(model: ss.Checkpoint, tokens: ss.Tokens) -> dict[str, ss.Plan]:

@@ -30,7 +30,7 @@ from scipy.stats import spearmanr
 
 import shortstack as ss
 from shortstack.data.tokens import bos_ids, encode
-from shortstack.decoder import Decoder, calibration_tokens
+from shortstack.decoder import Decoder, read_tokens
 from shortstack.decoder.batching import Batches
 from shortstack.decoder.likelihoods import Request, greedy_endings, likelihoods
 from shortstack.healing.recipes import read_recipe
@@ -211,9 +211,9 @@ def made(source: ss.Checkpoint, removed: Sequence[int], tokens: ss.Tokens, folde
 
 def measured(source: ss.Checkpoint, removed: Sequence[int], text: str, size: Mapping[str, int]) -> dict[str, Any]:
     began = time.perf_counter()
-    tokens = calibration_tokens(source, ss.CalibrationText(TEXT, size["windows"]))
-    judging = calibration_tokens(
-        source, ss.CalibrationText("drills,copying", size["judging"]), compute=ss.Compute(seed=7)
+    tokens = read_tokens(source, ss.Text(TEXT, size["windows"]))
+    judging = read_tokens(
+        source, ss.Text("drills,copying", size["judging"]), compute=ss.Compute(seed=7)
     )
     before = judged(Decoder.open(source), tokens, judging, frozenset(removed))
     judging = time.perf_counter() - began

@@ -23,7 +23,7 @@ import transformers
 import shortstack as ss
 from answers import FAMILIES, answered, perplexity
 from shortstack.data.tokens import bos_ids, encode
-from shortstack.decoder import Decoder, calibration_tokens
+from shortstack.decoder import Decoder, read_tokens
 from shortstack.decoder.likelihoods import Request, likelihoods
 from shortstack.healing.recipes import read_recipe
 from shortstack.healing.task import task_of
@@ -101,7 +101,7 @@ def run(
     source, (c4, lambada, documents) = ss.Checkpoint.open(model), texts
     results = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
     cut = CUT if source.anatomy.layers > max(CUT) else (2,)
-    tokens = calibration_tokens(source, ss.CalibrationText(TEXT, size["windows"]))
+    tokens = read_tokens(source, ss.Text(TEXT, size["windows"]))
     with tempfile.TemporaryDirectory() as folder:
         plan, repaired = Plan(source.anatomy.layers, cut, "given"), ss.repair(source, frozenset(cut), tokens)
         pruned = ss.prune(source, plan, Path(folder) / "pruned", repair=repaired)

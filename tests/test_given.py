@@ -133,7 +133,7 @@ def test_functions_look_at_rows_as_at_a_file_of_them(folder, tmp_path):
     choice = ss.Choice("ppl", drop=2)
     assert ss.choose(str(folder), choice, texts, compute=FP32).plan.removed == tuple(sorted(of_file.order("ppl")[:2]))
     repaired, expected = (
-        ss.repair(str(folder), frozenset({3}), ss.CalibrationText(source, 16, 16), compute=FP32).fits
+        ss.repair(str(folder), frozenset({3}), ss.Text(source, 16, 16), compute=FP32).fits
         for source in (source_of(texts), str(file))
     )
     assert repaired == expected

@@ -1,8 +1,7 @@
 from . import errors as errors
 from .checkpoint import Checkpoint as Checkpoint
-from .data import CalibrationText as CalibrationText
+from .data import Text as Text
 from .data import Tokens as Tokens
-from .data import source_of as source_of
 from .evaluation import Evaluation as Evaluation
 from .evaluation import EvaluationText as EvaluationText
 from .evaluation import GenerationChecks as GenerationChecks

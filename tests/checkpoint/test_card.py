@@ -14,7 +14,7 @@ from plans import plan
 from shortstack.checkpoint import Checkpoint
 from shortstack.checkpoint.card import CardContent, licence_of, model_card
 from shortstack.cli import main
-from shortstack.data import CalibrationText
+from shortstack.data import Text
 from shortstack.healing import HealingTask, Partial, Schedule, TrainingData, heal
 from shortstack.machine.device import Compute
 from shortstack.pruning import prune, verify
@@ -41,7 +41,7 @@ def made(tmp_path_factory):
 def cut_and_healed(tmp_path):
     source = Checkpoint.open(speaking(tmp_path / "MODEL"))
     (source.directory / "README.md").write_text(CARD, encoding="utf-8")
-    text, compute = CalibrationText("pydoc", samples=12, length=16), Compute(seed=3)
+    text, compute = Text("pydoc", samples=12, length=16), Compute(seed=3)
     repaired = repair(source, frozenset({3, 4}), text, compute=compute)
     pruned = prune(source, plan(8, layers="3-4"), tmp_path / "pruned", repair=repaired)
     (tmp_path / "chats.jsonl").write_text("".join(json.dumps({"text": f"line {n} " * 9}) + "\n" for n in range(40)))

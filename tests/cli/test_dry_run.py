@@ -12,7 +12,7 @@ import pytest
 from plans import plan
 from shortstack.checkpoint import Checkpoint
 from shortstack.cli.dry_run import lacking
-from shortstack.data import CalibrationText
+from shortstack.data import Text
 from shortstack.decoder.decoder import STREAM_BYTES
 from shortstack.decoder.requirements import LOGIT_COPIES, requirements
 from shortstack.decoder.wrapping import LOGIT_BYTES
@@ -152,9 +152,9 @@ def test_a_streamed_model_holds_one_layer_and_two_as_stored(place):
 
 def test_a_repair_holds_more_of_more_windows_and_a_choice_of_more_cuts(place):
     source, compute = Checkpoint.open(place / "m"), Compute(dtype="float32", device="cpu")
-    few, many = (check_repair(source, CalibrationText("pydoc", count, 16), compute) for count in (8, 64))
+    few, many = (check_repair(source, Text("pydoc", count, 16), compute) for count in (8, 64))
     assert many.memory_bytes - few.memory_bytes >= 56 * 16 * 6 * source.width * 4, "six streams of hidden states"
-    text = CalibrationText("pydoc", 4, 16)
+    text = Text("pydoc", 4, 16)
     hidden, losses = (check_choice(source, Choice(name, 2), text, compute)[1] for name in ("bi", "ppl"))
     assert losses.memory_bytes - hidden.memory_bytes == 8 * 4 * 16 * source.width * 4, "a stream for each layer more"
     assert check_choice(source, Choice("reverse", 2), text, compute) == (plan(8, drop=2), Requirements())

@@ -206,9 +206,9 @@ def broken(model):
 @pytest.mark.parametrize(
     ("words", "where"),
     [
-        ("score --metric bi --text pydoc --stream -o new.json", "metric bi, layer [0-3]"),
-        ("score --metric ppl --text pydoc --no-stream -o new.json", "metric ppl, layer [0-3]"),
-        ("score --metric magnitude-l2 --text pydoc -o new.json", "metric magnitude-l2, layer [0-3]"),
+        ("score --metric bi --calibration-data pydoc --stream -o new.json", "metric bi, layer [0-3]"),
+        ("score --metric ppl --calibration-data pydoc --no-stream -o new.json", "metric ppl, layer [0-3]"),
+        ("score --metric magnitude-l2 --calibration-data pydoc -o new.json", "metric magnitude-l2, layer [0-3]"),
         ("depth-curve -o new.json", ".+"),
         ("evaluate -o new.json", ".+"),
         ("plan --strategy search --drop 2 -o new.json", ".+"),
@@ -481,9 +481,9 @@ def test_a_text_that_cannot_be_measured_on_is_refused_by_the_option_that_says_it
 
 
 UNUSED = {
-    "plan scores.json --drop 2": ("--text x", "--seed 1", "--revision main"),
+    "plan scores.json --drop 2": ("--calibration-data x", "--seed 1", "--revision main"),
     "prune model -o out --plan plan.json": ("--samples 5", "--seed 1", "--drop 2"),
-    "prune model -o out --layers 3": ("--samples 5", "--text x", "--repair-samples 9"),
+    "prune model -o out --layers 3": ("--num-samples 5", "--calibration-data x", "--repair-samples 9"),
     "profile model --no-speed": ("--batch-size 4", "--repeats 3"),
     "evaluate model": ("--limit 2",),
     "verify model": ("--revision main",),

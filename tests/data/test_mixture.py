@@ -5,7 +5,7 @@ import random
 
 import pytest
 
-from shortstack.data import CalibrationText, Example, Tokens, read_examples
+from shortstack.data import Text, Example, Tokens, read_examples
 from shortstack.data.examples import shares
 from shortstack.data.in_context import IN_CONTEXT
 from shortstack.data.mixture import MIX, READ, parse_sources
@@ -44,7 +44,7 @@ def test_wrong_weights_and_names_are_refused(wrong):
 
 
 def test_windows_of_each_source_stand_together_with_its_weight():
-    text = CalibrationText("pydoc=2,self,copying=0.5", samples=5, length=64)
+    text = Text("pydoc=2,self,copying=0.5", samples=5, length=64)
     tokens = text.tokens(PLAIN, seed=3, written=written)
     pydoc = Tokens.read("pydoc", PLAIN, samples=5, length=64, seed=3)
     assert tokens.ids[:5].equal(pydoc.ids)
@@ -90,29 +90,29 @@ def test_windows_too_short_for_a_text_are_refused():
 def test_what_has_no_end_has_no_all_and_own_text_needs_a_model():
     for text in ("copying", "mix", "pydoc,self"):
         with pytest.raises(DataError, match="has no end"):
-            CalibrationText(text, samples="all")
+            Text(text, samples="all")
     with pytest.raises(DataError, match="has no end"):
         Tokens.read("copying", PLAIN, samples=None)
     with pytest.raises(DataError, match="a model that writes it"):
-        CalibrationText("self").tokens(PLAIN)
+        Text("self").tokens(PLAIN)
 
 
 def test_one_in_four_of_each_kind_is_held_out():
-    tokens = CalibrationText("pydoc,copying", samples=8, length=64).tokens(PLAIN)
+    tokens = Text("pydoc,copying", samples=8, length=64).tokens(PLAIN)
     fitting, held_out = split(tokens)
     assert [kind.samples for kind, _ in fitting.parts] == [6, 6]
     assert [kind.samples for kind, _ in held_out.parts] == [2, 2]
     assert held_out.ids.equal(tokens.ids[[3, 7, 11, 15]])
     assert held_out.counted.equal(tokens.counted[[3, 7, 11, 15]])
-    few = CalibrationText("pydoc,copying", samples=3, length=64).tokens(PLAIN)
+    few = Text("pydoc,copying", samples=3, length=64).tokens(PLAIN)
     with pytest.raises(DataError, match="pydoc: expected at least 4 samples"):
         check_enough(few, "more")
 
 
 def test_a_repair_is_of_so_many_windows_in_all():
-    assert CalibrationText("pydoc,self,copying").of_all(256).samples == 86
-    assert CalibrationText("pydoc").of_all(256).samples == 256
-    assert CalibrationText("pydoc,self,copying").of_all(4).samples == 8, "some are held out, and some judge"
+    assert Text("pydoc,self,copying").of_all(256).samples == 86
+    assert Text("pydoc").of_all(256).samples == 256
+    assert Text("pydoc,self,copying").of_all(4).samples == 8, "some are held out, and some judge"
 
 
 def test_each_source_gives_its_share_of_what_is_learnt(tmp_path):

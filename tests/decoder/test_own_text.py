@@ -8,7 +8,7 @@ import torch
 
 import shortstack.decoder.own_text
 from shortstack.checkpoint import Checkpoint
-from shortstack.data import CalibrationText
+from shortstack.data import Text
 from shortstack.decoder import OwnText, calibration_tokens, text_in_time
 from shortstack.decoder.generation import generate
 from shortstack.decoder.own_text import Writer
@@ -135,13 +135,13 @@ def test_a_model_that_writes_nothing_is_said_to(tmp_path):
 
 
 def test_windows_of_mix_are_of_four_kinds_and_a_streamed_model_reads_the_rest(checkpoint, monkeypatch):
-    text = CalibrationText(samples=2, length=64)
-    sources = [kind.source for kind in calibration_tokens(checkpoint, text).kinds]
+    text = Text(samples=2, length=64)
+    sources = [kind.source for kind in read_tokens(checkpoint, text).kinds]
     assert sources == ["pydoc", "self", "copying", "drills"]
     for compute, streams in ((Compute(stream=True), False), (Compute(), True)):
         monkeypatch.setattr(shortstack.decoder.own_text, "must_stream", lambda *_, streams=streams: streams)
         with pytest.warns(UserWarning, match="its weights are read layer by layer"):
-            tokens = calibration_tokens(checkpoint, text, compute=compute)
+            tokens = read_tokens(checkpoint, text, compute=compute)
         assert [kind.source for kind in tokens.kinds] == ["pydoc", "copying", "drills"]
 
 
@@ -150,14 +150,14 @@ def test_where_nothing_opens_a_text_mix_reads_the_rest_and_self_is_refused(check
     tokenizer.chat_template = "no place for words"
     monkeypatch.setattr(Checkpoint, "tokenizer", lambda _self: tokenizer)
     with pytest.warns(UserWarning, match="a chat template with a place for a question"):
-        tokens = calibration_tokens(checkpoint, CalibrationText(samples=2, length=64))
+        tokens = read_tokens(checkpoint, Text(samples=2, length=64))
     assert [kind.source for kind in tokens.kinds] == ["pydoc", "copying", "drills"]
     with pytest.raises(DataError, match="a place for a question"):
-        calibration_tokens(checkpoint, CalibrationText("self", samples=2, length=64))
+        read_tokens(checkpoint, Text("self", samples=2, length=64))
 
 
 def test_windows_longer_than_a_text_are_of_several(checkpoint):
-    tokens = calibration_tokens(checkpoint, CalibrationText("self", samples=2, length=60))
+    tokens = read_tokens(checkpoint, Text("self", samples=2, length=60))
     stream = [token for text in OwnText(checkpoint).texts(7) for token in text]
     assert tokens.ids.flatten().tolist() == stream[:120]
 
@@ -165,7 +165,7 @@ def test_windows_longer_than_a_text_are_of_several(checkpoint):
 def test_a_missing_file_is_said_before_anything_is_written(checkpoint, tmp_path, monkeypatch):
     monkeypatch.setattr(shortstack.decoder.own_text, "generate", None)
     with pytest.raises(DataError, match=r"missing\.txt"):
-        calibration_tokens(checkpoint, CalibrationText(f"self,{tmp_path / 'missing.txt'}", samples=2, length=24))
+        read_tokens(checkpoint, Text(f"self,{tmp_path / 'missing.txt'}", samples=2, length=24))
 
 
 def test_own_text_of_a_model_that_does_not_fit_is_refused(checkpoint, monkeypatch):
@@ -173,7 +173,7 @@ def test_own_text_of_a_model_that_does_not_fit_is_refused(checkpoint, monkeypatc
 
     monkeypatch.setattr(shortstack.machine.memory, "available_memory", lambda _: 1000)
     with pytest.raises(InputError, match="for its weights"):
-        calibration_tokens(checkpoint, CalibrationText("self", samples=2, length=16))
+        read_tokens(checkpoint, Text("self", samples=2, length=16))
 
 
 def test_a_deadline_leaves_texts_unwritten_and_the_number_gives_the_same_again(checkpoint, monkeypatch):
@@ -198,10 +198,10 @@ def test_a_deadline_leaves_texts_unwritten_and_the_number_gives_the_same_again(c
 
 def test_a_calibration_text_in_time_has_the_samples_that_were_written(checkpoint, monkeypatch):
     """One batch is written after any deadline."""
-    text = CalibrationText("self,copying", samples=50, length=16)
+    text = Text("self,copying", samples=50, length=16)
     limited = text_in_time(checkpoint, text, Clock(1, used=2))
     written = sum(map(len, OwnText(checkpoint).texts(3)))
-    assert limited == CalibrationText("self,copying", samples=written // 16, length=16)
+    assert limited == Text("self,copying", samples=written // 16, length=16)
     monkeypatch.setattr(shortstack.decoder.own_text, "generate", None)
-    assert len(calibration_tokens(checkpoint, limited).ids) == 2 * limited.samples
-    assert text_in_time(checkpoint, CalibrationText("copying"), Clock(1, used=2)) == CalibrationText("copying")
+    assert len(read_tokens(checkpoint, limited).ids) == 2 * limited.samples
+    assert text_in_time(checkpoint, Text("copying"), Clock(1, used=2)) == Text("copying")

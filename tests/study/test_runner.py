@@ -338,7 +338,7 @@ def test_the_command_of_every_step_can_be_typed(tmp_path):
         told = [row[0] for row in store.connection.execute("SELECT command FROM steps")]
     assert {command.split()[1] for command in told} == {"score", "plan", "prune", "heal", "evaluate"}
     (turns,) = (command for command in told if "--step" in command and " heal " in f" {command}")
-    assert re.search(r"--text \S*text\.txt\S* --samples 4 --length 16", turns), turns
+    assert re.search(r"--calibration-data \S*text\.txt\S* --num-samples 4 --seq-length 16", turns), turns
     for command in told:
         command_line.read(*shlex.split(command)[1:])  # raises for an option that is none
 

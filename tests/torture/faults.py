@@ -70,13 +70,13 @@ class Verb:
         return self.command.split()
 
 
-TEXT, SMALL = "--text pydoc --samples 4 --length 32", "--max-length 32 --max-samples 24 --last 1 --num-train-epochs 2"
-SHRINK = "--data lines.jsonl --text text.txt --samples 4 --perplexity text.txt --perplexity-samples 1 --probe-items 0"
+TEXT, SMALL = "--calibration-data pydoc --num-samples 4 --seq-length 32", "--max-length 32 --max-samples 24 --last 1 --num-train-epochs 2"
+SHRINK = "--data lines.jsonl --calibration-data text.txt --num-samples 4 --perplexity text.txt --perplexity-samples 1 --probe-items 0"
 VERBS = {
     "score": Verb(f"score m {TEXT} --metric bi,ppl -o out.json", "out.json"),
     "plan": Verb("plan m --metric reverse --drop 2 -o out.json", "out.json"),
     "prune": Verb("prune m --metric reverse --drop 2 -o out", "out"),
-    "repair": Verb("prune m --layers 3-4 --repair --repair-samples 8 --text pydoc --length 32 -o new/out", "new/out"),
+    "repair": Verb("prune m --layers 3-4 --repair --repair-samples 8 --calibration-data pydoc --seq-length 32 -o new/out", "new/out"),
     "heal": Verb(f"heal m --data pydoc {SMALL} -o out", "out", again="--resume"),
     "study": Verb("study study.yaml -o runs", "runs"),
     "report": Verb("report runs -o out.html", "out.html", first="study study.yaml -o runs"),

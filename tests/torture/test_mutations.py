@@ -25,7 +25,7 @@ from shortstack.checkpoint import Checkpoint
 from shortstack.checkpoint.gguf import dequantised
 from shortstack.checkpoint.record import changed_since, skipped_layers
 from shortstack.checkpoint.weights import check_fit
-from shortstack.data import CalibrationText
+from shortstack.data import Text
 from shortstack.errors import ShortstackError
 from shortstack.healing.recipes import read_recipe
 from shortstack.machine.files import read_json
@@ -59,7 +59,7 @@ def opened(place: Path) -> None:
 
 
 def tokenised(place: Path) -> None:
-    CalibrationText(str(place / "text.txt"), 2, 16).tokens(Checkpoint.open(place / "m").tokenizer())
+    Text(str(place / "text.txt"), 2, 16).tokens(Checkpoint.open(place / "m").tokenizer())
 
 
 def recorded(place: Path) -> None:
@@ -136,7 +136,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     chosen = plan(8, layers="3-4")
     prune(checkpoint, chosen, place / "cut")
     chosen.sized(checkpoint.sizes).save(place / "plan.json")
-    tokens = CalibrationText(str(place / "text.txt"), 4, 32).tokens(checkpoint.tokenizer())
+    tokens = Text(str(place / "text.txt"), 4, 32).tokens(checkpoint.tokenizer())
     score(checkpoint, tokens, metrics="bi,ppl").save(place / "scores.json")
     llama(place / "model.gguf", layers=2)
     (place / "recipe.yaml").write_text(RECIPE)

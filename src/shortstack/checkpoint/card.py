@@ -186,7 +186,7 @@ def _command(step: Mapping[str, Any], model: str, out: str) -> str:
     if healing:
         method, data = dict(healing["method"]), dict(healing["data"])
         options = {"method": method.pop("name"), **method, **healing["objective"], **healing["schedule"], **data}
-        options["data"] = ",".join(source_names(data["data"], weighted=True))
+        options["data"] = source_names(data["data"], weighted=True)
         if healing.get("repeat"):  # it went by the clock
             options |= {**healing["repeat"], "minutes": None}
         words += _options({**options, "teacher": base_model(step) or "MODEL" if healing.get("teacher") else None})
@@ -194,9 +194,9 @@ def _command(step: Mapping[str, Any], model: str, out: str) -> str:
 
 
 def _refitted(tokens: Mapping[str, Any]) -> dict[str, Any]:
-    text = ",".join(source_names(tokens["source"], weighted=True))
-    how = {"repair": True, "text": text, "repair_samples": tokens["samples"], "length": tokens["length"]}
-    return {**how, "seed": tokens["seed"] or None}
+    kinds = {kind["source"]: kind["weight"] for kind in tokens.get("kinds") or ()}
+    text = {"calibration_data": kinds or tokens["source"], "seq_length": tokens["length"]}
+    return {"repair": True, **text, "repair_samples": tokens["samples"], "seed": tokens["seed"] or None}
 
 
 def _options(values: Mapping[str, Any]) -> list[str]:

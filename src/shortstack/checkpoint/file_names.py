@@ -6,7 +6,7 @@ import json
 import os
 import re
 import unicodedata
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -74,14 +74,15 @@ def place_name(place: str) -> str:
     return re.split(r"[/\\]+", place.rstrip("/\\"))[-1]
 
 
-def source_names(data: str, *, weighted: bool = False) -> list[str]:
-    """List the sources of a mixture; a file by its name alone.
+def source_names(data: str | Mapping[str, Any], *, weighted: bool = False) -> list[str]:
+    """List the sources of a text, given by name or as weights by name; a file by its name alone.
 
-    >>> source_names("self,/home/me/chats.jsonl=0.5,org/set"), source_names("self=2", weighted=True)
-    (['self', 'chats.jsonl', 'org/set'], ['self=2'])
+    >>> source_names({"self": 1, "/home/me/chats.jsonl": 0.5}), source_names({"self": 2.0, "org/set": 1}, weighted=True)
+    (['self', 'chats.jsonl'], ['self=2', 'org/set'])
     """
-    parts = [part.partition("=") for part in data.split(",")]
-    return [f"{place_name(name)}={weight}" if weight and weighted else place_name(name) for name, _, weight in parts]
+    weights = {data: 1} if isinstance(data, str) else {str(name): weight for name, weight in data.items()}
+    words = {name: f"={weight}".removesuffix(".0") * (weighted and weight != 1) for name, weight in weights.items()}
+    return [f"{place_name(name)}{weight}" for name, weight in words.items()]
 
 
 def is_carried_along(path: Path, *, code: bool) -> bool:

@@ -11,7 +11,7 @@ from itertools import takewhile
 from typing import Any
 
 from shortstack.checkpoint.checkpoint import Checkpoint
-from shortstack.checkpoint.file_names import source_names
+from shortstack.checkpoint.file_names import place_name
 from shortstack.errors import CheckpointError
 
 SOURCES = ("source", "data", "text")  # the fields of a record that name data
@@ -66,15 +66,17 @@ def _without_files(record: Mapping[str, Any]) -> dict[str, Any]:
 def without_folders(value: Any, name: str = "") -> Any:
     """Return what a record says, with files and folders by their names alone, as others are to see it. name: its field.
 
-    >>> without_folders({"source": {"id": "/home/me/model"}, "data": "/home/me/chats.jsonl=0.5,self"})
-    {'source': {'id': 'model'}, 'data': 'chats.jsonl=0.5,self'}
+    >>> without_folders({"source": {"id": "/home/me/model"}, "data": {"/home/me/chats.jsonl": 0.5, "self": 1.0}})
+    {'source': {'id': 'model'}, 'data': {'chats.jsonl': 0.5, 'self': 1.0}}
     """
+    if isinstance(value, Mapping) and name == "data" and not any(isinstance(each, Mapping) for each in value.values()):
+        return {place_name(str(source)): weight for source, weight in value.items()}
     if isinstance(value, Mapping):
         shown = {key: without_folders(each, key) for key, each in value.items()}
         return {**shown, "id": _model_name(value)} if name == "source" and "id" in value else shown
     if isinstance(value, list | tuple):
         return [without_folders(each, name) for each in value]
-    return ",".join(source_names(value, weighted=True)) if isinstance(value, str) and name in SOURCES else value
+    return place_name(value) if isinstance(value, str) and name in SOURCES else value
 
 
 def _model_name(source: Mapping[str, Any]) -> str:

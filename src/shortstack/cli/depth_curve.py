@@ -7,8 +7,7 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from shortstack.cli.options import CALIBRATION, NEW, PICTURE, Model, Session, flat
-from shortstack.data import CalibrationText
+from shortstack.cli.options import CALIBRATION, NEW, PICTURE, Calibration, Model, Session, flat
 
 
 def depth_curve(
@@ -17,7 +16,7 @@ def depth_curve(
     *,
     output: Annotated[Path | None, NEW, Parameter(alias="-o", help="Also write the curve to this JSON file.")] = None,
     plot: Annotated[Path | None, PICTURE, Parameter(help="Draw the curve: an .svg file.")] = None,
-    text: Annotated[CalibrationText, flat(CALIBRATION)] = CalibrationText(),
+    calibration: Annotated[Calibration, flat(CALIBRATION)] = Calibration(),
     session: Annotated[Session, flat()] = Session(),
 ) -> None:
     """Measure the model cut at every depth, in one pass over the layers.
@@ -30,7 +29,7 @@ def depth_curve(
 
     with session.report.bars() as progress:
         checkpoint = session.source.open(model, progress)
-        curve = depth_curve_of(checkpoint, text, compute=session.compute, progress=progress)
+        curve = depth_curve_of(checkpoint, calibration.text, compute=session.compute, progress=progress)
     session.report.result(curve, output, plot)
     if curve.removable:
         how = ("--metric", "reverse", "--drop", curve.removable)

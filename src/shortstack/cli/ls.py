@@ -27,7 +27,7 @@ def ls(
 
     $ shortstack ls recipes
     """
-    from shortstack.data.mixture import listed_texts
+    from shortstack.data.text import listed_texts
     from shortstack.healing.recipes import listed_recipes
 
     listings = {

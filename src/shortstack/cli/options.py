@@ -15,14 +15,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Group, Parameter
+from pydantic import Field
 
 from shortstack.cli import console
-from shortstack.data import RepairText
+from shortstack.data import Sources, Text
+from shortstack.data.text import MIX, SOURCES_HELP
+from shortstack.data.tokens import JUDGING
 from shortstack.errors import InputError
 from shortstack.machine.device import Compute
 from shortstack.machine.files import check_new, check_picture, save_json
 from shortstack.machine.formats import option_words
-from shortstack.machine.options import changed_options, check_options, option, option_of
+from shortstack.machine.options import Amount, changed_options, check_options, option, options
 from shortstack.machine.progress import bars, say
 
 if TYPE_CHECKING:
@@ -68,12 +71,25 @@ CALIBRATION, MACHINE = group("Calibration text", 2), group("Compute", 7)
 ORIGIN, SAID = group("Checkpoint", 8), group("Output", 9)
 
 
+@options
+class Calibration:
+    """The text that layers are chosen on, and that a cut is repaired on."""
+
+    calibration_data: Sources = Field(MIX, description=f"Text: {SOURCES_HELP}")
+    num_samples: Amount = Field(10, description="Windows per text, drawn at random, or a share such as 10%.")
+    seq_length: int = Field(128, ge=4, description="Tokens per window.")
+
+    @property
+    def text(self) -> Text:
+        return Text(self.calibration_data, self.num_samples, self.seq_length)
+
+
 @dataclass(frozen=True)
 class Repairing:
     """Whether kept layers are refitted, and on how much."""
 
     repair: bool = option(False, help="Refit the kept layers in closed form, so that the cut costs less.")
-    repair_samples: int = option_of(RepairText, "samples")
+    repair_samples: int = option(256, help="Maximum windows to repair on; at least eight per text.", minimum=JUDGING)
 
     def __post_init__(self) -> None:
         check_options(self)

@@ -14,10 +14,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 from cyclopts import Parameter
 
 from shortstack.cli.dry_run import DryRun, show_dry_run
-from shortstack.cli.options import CALIBRATION, Model, Repairing, Session, check_unused, flat
+from shortstack.cli.options import CALIBRATION, Calibration, Model, Repairing, Session, check_unused, flat
 from shortstack.cli.plan import WHICH, say_moved
 from shortstack.cli.repair import said_of
-from shortstack.data import CalibrationText
 from shortstack.errors import InputError, PlanError
 from shortstack.machine.files import scratch_beside
 from shortstack.machine.formats import show_layers
@@ -63,7 +62,7 @@ class _Cut:
     model: str
     choice: Choice
     options: PruneOptions
-    text: CalibrationText
+    calibration: Calibration
     session: Session
     output: Path
 
@@ -82,8 +81,8 @@ class _Cut:
             raise InputError("refitted weights", expected=expected, fix=fix, option="repair")
         if options.plan or self.choice.layers is not None:
             where = "--plan" if options.plan else "--layers"
-            check_unused(where, *(() if options.repair else (self.text, compute)))
-            check_unused(where, CalibrationText(samples=self.text.samples))
+            check_unused(where, *(() if options.repair else (self.calibration, compute)))
+            check_unused(where, Calibration(num_samples=self.calibration.num_samples))
 
     @property
     def copies(self) -> int:
@@ -109,7 +108,7 @@ class _Cut:
             plan, needed, rows = self.to_be_chosen(checkpoint)
             check_fits(self.output, checkpoint, plan, copies=self.copies)
         if self.options.repair:
-            windows = self.text.of_all(self.options.repair_samples)
+            windows = self.calibration.text.of_all(self.options.repair_samples)
             needed = needed.then(check_repair(checkpoint, windows, self.session.compute))
             rows.append(("refitted on", said_of(windows)))
         return plan, rows, needed.then(requirements(checkpoint, plan, copies=self.copies))
@@ -117,7 +116,7 @@ class _Cut:
     def to_be_chosen(self, checkpoint: Checkpoint) -> tuple[Plan, Requirements, list[tuple[str, str]]]:
         from shortstack.planning.chooser import check_choice
 
-        plan, needed = check_choice(checkpoint, self.choice, self.text, self.session.compute)
+        plan, needed = check_choice(checkpoint, self.choice, self.calibration.text, self.session.compute)
         return plan, needed, [("removed", f"{len(plan.removed)} of {plan.layers} layers, to be chosen")]
 
     def chosen(self, checkpoint: Checkpoint, of_depth: Planned, progress: Progress) -> Chosen:
@@ -131,7 +130,7 @@ class _Cut:
             return Chosen(planned, planned)
         like = self.choice.sized(checkpoint.sizes).like(checkpoint.anatomy.layers)
         check_fits(self.output, checkpoint, like, copies=self.copies)
-        chosen = choose(checkpoint, self.choice, self.text, compute=self.session.compute, progress=progress)
+        chosen = choose(checkpoint, self.choice, self.calibration.text, compute=self.session.compute, progress=progress)
         say_moved(chosen)
         return chosen
 
@@ -143,7 +142,10 @@ class _Cut:
         repaired = None
         with scratch_beside(self.output) if self.options.repair else nullcontext() as scratch:
             if scratch:
-                windows, removed = self.text.of_all(self.options.repair_samples), frozenset(chosen.plan.removed)
+                windows, removed = (
+                    self.calibration.text.of_all(self.options.repair_samples),
+                    frozenset(chosen.plan.removed),
+                )
                 compute = self.session.compute
                 repaired = repair(checkpoint, removed, windows, compute=compute, scratch=scratch, progress=progress)
             prune(checkpoint, chosen, self.output, repair=repaired, progress=progress)
@@ -224,7 +226,7 @@ class _FileCut:
             return Chosen(self.planned, self.planned)
         cut, layers = self.cut, self.depth.layers
         checkpoint = cut.session.source.open(cut.model, progress)
-        chosen = choose(checkpoint, cut.choice, cut.text, compute=cut.session.compute, progress=progress)
+        chosen = choose(checkpoint, cut.choice, cut.calibration.text, compute=cut.session.compute, progress=progress)
         plan = nearest(chosen.plan, self.depth.is_exact, allowed=lambda removed: cut.choice.allows(layers, removed))
         if plan is None:
             raise PlanError(
@@ -247,7 +249,7 @@ def prune(
     options: Annotated[PruneOptions, flat()] = PruneOptions(),
     dry_run: DryRun = False,
     choice: Annotated[Choice, flat(WHICH, without="fits")] = Choice(),
-    text: Annotated[CalibrationText, flat(CALIBRATION)] = CalibrationText(),
+    calibration: Annotated[Calibration, flat(CALIBRATION)] = Calibration(),
     session: Annotated[Session, flat()] = Session(),
 ) -> None:
     """Write the model without some layers, by copying bytes.
@@ -256,7 +258,7 @@ def prune(
 
     $ shortstack prune org/model --strategy repaired-blocks --drop 8 --repair -o out
     """
-    cut = _Cut(model, choice, options, text, session, output)
+    cut = _Cut(model, choice, options, calibration, session, output)
     cut.check()
     of_depth = options.read()
     if output.suffix == ".gguf":

@@ -7,8 +7,8 @@ from typing import Annotated
 from cyclopts import Parameter
 
 from shortstack.cli.dry_run import DryRun, show_dry_run
-from shortstack.cli.options import CALIBRATION, Out, Repairing, Session, flat
-from shortstack.data import CalibrationText
+from shortstack.cli.options import CALIBRATION, Calibration, Out, Repairing, Session, flat
+from shortstack.data import Text
 from shortstack.machine.files import scratch_beside
 from shortstack.machine.formats import show_layers
 
@@ -21,14 +21,14 @@ def repair(
     output: Out,
     windows: Annotated[Repairing, flat(without="repair")] = Repairing(),
     dry_run: DryRun = False,
-    text: Annotated[CalibrationText, flat(CALIBRATION, without="samples")] = CalibrationText(),
+    calibration: Annotated[Calibration, flat(CALIBRATION, without="num_samples")] = Calibration(),
     session: Annotated[Session, flat(without="device_map")] = Session(),
 ) -> None:
     """Refit the kept layers of a cut in closed form.
 
     No training, no new parameters.
 
-    $ shortstack repair pruned --source org/model --text notes.txt -o repaired
+    $ shortstack repair pruned --source org/model --calibration-data notes.txt -o repaired
     """
     from shortstack.pruning import prune as prune_checkpoint
     from shortstack.pruning.pruner import check_cut, requirements
@@ -41,7 +41,7 @@ def repair(
         origin = session.open_origin(source, cut, progress)
         chosen = cut_of(cut, origin)
         check_cut(output, origin, chosen, copies=2)
-        fitted = text.of_all(windows.repair_samples)
+        fitted = calibration.text.of_all(windows.repair_samples)
         if dry_run:
             needed = check_repair(origin, fitted, session.compute).then(requirements(origin, chosen, copies=2))
             rows = [("removed", show_layers(chosen.removed)), ("refitted on", said_of(fitted))]
@@ -56,5 +56,5 @@ def repair(
     return None
 
 
-def said_of(text: CalibrationText) -> str:
-    return f"{text.text}, {text.samples} windows of each text, of {text.length} tokens"
+def said_of(text: Text) -> str:
+    return f"{text.name}, {text.samples} windows of each text, of {text.length} tokens"

@@ -8,8 +8,7 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from shortstack.cli.options import CALIBRATION, NEW, PICTURE, Model, Session, flat
-from shortstack.data import CalibrationText
+from shortstack.cli.options import CALIBRATION, NEW, PICTURE, Calibration, Model, Session, flat
 from shortstack.machine.options import check_options, option
 from shortstack.scoring import METRICS
 from shortstack.scoring.metrics import metrics_named
@@ -34,7 +33,7 @@ def score(
     plot: Annotated[
         Path | None, PICTURE, Parameter(help="Draw the scores, their order and agreement: an .svg file.")
     ] = None,
-    text: Annotated[CalibrationText, flat(CALIBRATION)] = CalibrationText(),
+    calibration: Annotated[Calibration, flat(CALIBRATION)] = Calibration(),
     session: Annotated[Session, flat()] = Session(),
 ) -> None:
     """Score every layer by one or more metrics, in one pass over the layers.
@@ -50,7 +49,7 @@ def score(
         needs_text = any(metric.needs_text for metric in metrics_named(options.metric))
         scores = score_layers(
             checkpoint,
-            text if needs_text else None,
+            calibration.text if needs_text else None,
             metrics=options.metric,
             window=options.window,
             compute=session.compute,

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from shortstack.cli import console
 from shortstack.cli.dry_run import DryRun, show_dry_run
 from shortstack.cli.options import Model, Out, Session, flat, going_on
+from shortstack.data import Text
 from shortstack.machine.formats import duration, show_layers, size
 from shortstack.shrinking import ShrinkOptions
 
@@ -25,7 +26,7 @@ def shrink(
     /,
     *,
     output: Out,
-    options: Annotated[ShrinkOptions, flat(without="length")] = ShrinkOptions(),
+    options: Annotated[ShrinkOptions, flat(without="seq_length")] = ShrinkOptions(),
     dry_run: DryRun = False,
     session: Annotated[Session, flat(without="stream|device_map")] = Session(),
 ) -> None:
@@ -51,7 +52,8 @@ def shrink(
     unpruned = session.beside(model, source)
     if shrunk.healing is None and shrunk.left_out:
         words = session.alone.command_line
-        session.report.next_heal(output, unpruned, *words, data=options.data, recipe=options.recipe)
+        data = Text(options.data).names[0] if options.data else None
+        session.report.next_heal(output, unpruned, *words, data=data, recipe=options.recipe)
     else:
         tasks = ("--tasks", options.tasks) if options.tasks else ()
         session.report.next_measure(output, unpruned, *tasks, *session.alone.command_line)

@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from shortstack.architecture.anatomy import check_positions
-from shortstack.data import Rows, Tokens, source_of
-from shortstack.data.in_context import IN_CONTEXT
-from shortstack.data.sources import TEXT, check_source
-from shortstack.data.tokens import endless
-from shortstack.errors import InputError
+from shortstack.data import Rows, Sources, Text, Tokens
+from shortstack.data.text import SOURCES_HELP, read_source
+from shortstack.errors import DataError, InputError
 from shortstack.evaluation.suites import SUITES, named
-from shortstack.machine.numbers import is_share, part_of
 from shortstack.machine.options import check_installed, check_options, option
 
 if TYPE_CHECKING:
@@ -37,13 +33,12 @@ def load_harness() -> ModuleType:
 class EvaluationText:
     """Text that perplexity is measured on.
 
-    perplexity: sources, as a sequence or with commas; empty, or `none`, for no text. Of `pydoc` only the held-out part is
-    read. samples: windows drawn by seed, or as a float their share of all there are; None takes all. length: tokens of a
-    window.
+    perplexity: the source of a Text, or `none` for no text. Of `pydoc` only the held-out part is read. samples: number or
+    share of windows drawn by seed; None takes all. length: tokens of a window.
     """
 
-    perplexity: str | Sequence[str] = option(
-        "pydoc", help=f"Comma-separated texts: {TEXT} Of pydoc only the held-out part is read. none: no text."
+    perplexity: Sources = option(
+        "pydoc", help=f"Text: {SOURCES_HELP} Of pydoc only the held-out part is read. none: no text."
     )
     length: int = option(512, help="Tokens per window.", minimum=2)
     samples: int | float | None = option(
@@ -52,50 +47,40 @@ class EvaluationText:
 
     def __post_init__(self) -> None:
         check_options(self)
-        if not all(self.sources):
-            raise InputError(
-                "an empty name", expected="a text, or several with commas", fix="name one: pydoc", option="perplexity"
-            )
+        given = [*self.perplexity] if isinstance(self.perplexity, list | tuple) else self.perplexity
+        try:
+            source = "none" if given in ("none", [], ["none"]) else read_source(given)
+        except DataError as error:
+            raise error.about("perplexity") from None
+        object.__setattr__(self, "perplexity", source)
 
     @classmethod
     def of(cls, text: EvaluationText | Rows) -> EvaluationText:
         """Take a text as it is, sources by name, or rows in memory."""
-        if isinstance(text, EvaluationText):
-            return text
-        return cls(text if isinstance(text, str) else [source_of(text)])
+        return text if isinstance(text, EvaluationText) else cls(cast("Any", text))
+
+    @property
+    def text(self) -> Text | None:
+        return None if self.perplexity == "none" else Text(self.perplexity, self.samples, self.length)
 
     def check(self) -> None:
         """Refuse texts that cannot be read, before a model is opened; the hub is not asked."""
-        for source in self.sources:
-            if source not in IN_CONTEXT:
-                check_source(source, TEXT, option="perplexity")
-            elif self.samples is None or is_share(self.samples):
-                raise endless(source)
+        if self.text:
+            self.text.check("perplexity")
 
     @property
     def sources(self) -> tuple[str, ...]:
         """The name of each text.
 
-        >>> EvaluationText("pydoc, my.txt").sources, EvaluationText("none").sources
+        >>> EvaluationText(["pydoc", "my.txt"]).sources, EvaluationText("none").sources
         (('pydoc', 'my.txt'), ())
         """
-        if self.perplexity == "none":
-            return ()
-        if isinstance(self.perplexity, str) and os.path.isfile(self.perplexity):  # a file's name may have commas
-            return (self.perplexity,)
-        given: Any = [self.perplexity] if isinstance(self.perplexity, Path) else self.perplexity
-        names = given.split(",") if isinstance(given, str) else given
-        return tuple(str(name).strip() for name in names)
+        return tuple(source.label for source in self.text.sources) if self.text else ()
 
     def read(self, tokenizer: PreTrainedTokenizerBase, seed: int, *, at_least: int | None = None) -> dict[str, Tokens]:
         """Read the windows of each text, by its name. at_least: as for Tokens.read()."""
         self.check()
-        how: dict[str, Any] = {"length": self.length, "seed": seed, "at_least": at_least, "held_out": True}
-        if is_share(self.samples):
-            every = {source: Tokens.read(source, tokenizer, samples=None, **how) for source in self.sources}
-            return {source: text.drawn(part_of(self.samples, len(text.ids))) for source, text in every.items()}
-        how["samples"] = self.samples
-        return {source: Tokens.read(source, tokenizer, **how) for source in self.sources}
+        return self.text.windows(tokenizer, seed, held_out=True, at_least=at_least) if self.text else {}
 
 
 @dataclass(frozen=True)

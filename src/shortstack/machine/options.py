@@ -18,7 +18,7 @@ from __future__ import annotations
 import difflib
 import functools
 import math
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import MISSING, dataclass, field, fields
 from importlib.util import find_spec
 from types import MappingProxyType
@@ -37,7 +37,7 @@ from shortstack.machine.typed import check_type
 Class = TypeVar("Class")
 
 
-@dataclass_transform(frozen_default=True, field_specifiers=(Field,))
+@dataclass_transform(frozen_default=True)  # a field specifier would need default= before each default
 def options(cls: type[Class]) -> type[Class]:
     """Make a frozen pydantic dataclass whose fields are options: name: type = Field(default, ge=..., description=...).
 
@@ -52,7 +52,7 @@ def options(cls: type[Class]) -> type[Class]:
         try:
             construct(self, *args, **values)
         except ValidationError as error:
-            raise input_error(error) from None
+            raise input_error(error, [declared.name for declared in fields(made)]) from None
 
     made.__init__ = checked
     for declared in fields(made):
@@ -64,10 +64,11 @@ def options(cls: type[Class]) -> type[Class]:
     return made  # type: ignore[no-any-return]
 
 
-def input_error(error: ValidationError) -> InputError:
-    """Return the first error that pydantic found as one sentence about an option."""
+def input_error(error: ValidationError, names: Sequence[str] = ()) -> InputError:
+    """Return the first error that pydantic found as one sentence about an option. names: of positional arguments."""
     first = error.errors(include_url=False)[0]
-    name, value, limits = ".".join(map(str, first["loc"][:1])), first.get("input"), first.get("ctx", {})
+    place, value, limits = first["loc"][0] if first["loc"] else "", first.get("input"), first.get("ctx", {})
+    name = names[place] if isinstance(place, int) and place < len(names) else str(place)
     limit = next(iter(limits.values()), "")
     match first["type"]:
         case "greater_than_equal":
@@ -114,8 +115,8 @@ def no_choice(value: object, choices: Collection[str]) -> str:
 
 def _amount(value: Any) -> Any:
     number = amount_of(value) if isinstance(value, str) else value
-    if value is not None and (not is_number(number) or (is_share(number) and not 0 < number <= 1)):
-        raise PydanticCustomError("amount", "a count, or a share such as 10%")
+    if value is not None and not (is_number(number) and (0 < number <= 1 if is_share(number) else number >= 1)):
+        raise PydanticCustomError("amount", "give a count of at least 1, or a share such as 10%")
     return number
 
 

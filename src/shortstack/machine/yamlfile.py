@@ -47,7 +47,7 @@ def part_of(name: str, *components: Any, only: Sequence[str] = (), bounded: bool
     """
     keys: dict[str, Any] = {}
     for component in components:
-        hints = typing.get_type_hints(component)
+        hints = typing.get_type_hints(component, include_extras=True)
         for key, default, known in options_of(component):
             hint = Annotated[hints[key], *_amount(known)] if known.shares else hints[key]
             if bounded:

@@ -12,9 +12,7 @@ from pathlib import Path
 from shortstack.architecture.anatomy import check_positions
 from shortstack.checkpoint import Checkpoint, CheckpointWriter
 from shortstack.checkpoint.weights import check_unquantised
-from shortstack.data import Tokens
-from shortstack.data.mixture import check_sources, parse_sources
-from shortstack.data.sources import OWN
+from shortstack.data import Text, Tokens
 from shortstack.data.tokens import JUDGING
 from shortstack.decoder.requirements import writing_requirements
 from shortstack.decoder.wrapping import arithmetic
@@ -108,7 +106,7 @@ def check_shrink(
         wanted, notes, repair_notes = _with_data(route, options, wanted, count)
         wanted, little, repairing = _held_by_memory(checkpoint, route, wanted, compute)
         needed, repair_notes = needed.then(repairing), (*repair_notes, *little)
-        most = options.samples or _most(wanted, largest, count)
+        most = options.num_samples or _most(wanted, largest, count)
     if route.healing:
         needed = needed.then(_check_healing(checkpoint, out, route, compute))
         notes = (*notes, *_not_healed_on(route))
@@ -120,12 +118,13 @@ def check_shrink(
 
 def _check_calibration(checkpoint: Checkpoint, amounts: Amounts) -> None:
     """Refuse texts that cannot be read, or have fewer windows than are asked for."""
-    check_positions(checkpoint, amounts.length, "text", fix="take a model of more positions")
-    with _of("text"):
-        for weighted in check_sources(amounts.text):
-            if not weighted.endless:
-                tokenizer = checkpoint.tokenizer()
-                Tokens.read(weighted.source, tokenizer, samples=amounts.windows, length=amounts.length)
+    check_positions(checkpoint, amounts.length, "calibration_data", fix="take a model of more positions")
+    text = amounts.calibration_text
+    text.check("calibration_data")
+    with _of("calibration_data"):
+        for source in text.sources:
+            if not source.endless:
+                Tokens.read(source.name, checkpoint.tokenizer(), samples=amounts.windows, length=amounts.length)
 
 
 def _counting(checkpoint: Checkpoint, amounts: Amounts) -> Callable[[str], int]:
@@ -146,35 +145,30 @@ def _with_data(
     route: Route, options: ShrinkOptions, wanted: Amounts, count: Callable[[str], int]
 ) -> tuple[Amounts, tuple[str, ...], tuple[str, ...]]:
     """Choose layers and repair on what heals, too, where it has the windows and no text is named; say what has too few."""
-    if "repair_text" in route.given:
-        with _of("recipe"):
-            check_sources(wanted.repair_text)
+    if "repair_data" in route.given:
+        wanted.repair_windows.check("recipe")
         return wanted, (), ()
-    chosen, listed = parse_sources(wanted.text), parse_sources(wanted.repair_text)
-    windows = {each.source: count(each.source) for each in listed if each not in chosen}
-    apart = {each.source for each in route.healed_on} - {each.source for each in listed} - {OWN}
+    chosen, listed = wanted.calibration_text, Text(wanted.repair_text).sources
+    windows = {each.name: count(each.name) for each in listed if each not in chosen.sources}
     short = [name for name in windows if windows[name] < JUDGING]
     repair_notes = [f"The cut is not repaired on {name}: {_few(JUDGING, wanted)}." for name in short]
-    comma = "a name with a comma or = cannot stand in a list of texts."
-    repair_notes += [f"The cut is not repaired on {name}: {comma}" for name in sorted(apart)]
     repaired = [name for name in windows if name not in short]
-    wanted = replace(wanted, repair_text=",".join([wanted.text, *repaired]))
-    if options.text is not None or "text" in route.given or not route.chooses_on_text:
+    wanted = replace(wanted, repair_text=chosen.adding(repaired).source)
+    if options.calibration_data is not None or "calibration_data" in route.given or not route.chooses_on_text:
         return wanted, (), tuple(repair_notes)
     least = max(wanted.windows, JUDGING)
     few = [name for name in windows if windows[name] < least]
     enough = [name for name in windows if name not in few]
     notes = [f"Layers are not chosen on {name}: {_few(least, wanted)}." for name in few]
-    notes += [f"Layers are not chosen on {name}: {comma}" for name in sorted(apart)]
-    return replace(wanted, text=",".join([wanted.text, *enough])), tuple(notes), tuple(repair_notes)
+    return replace(wanted, text=chosen.adding(enough).source), tuple(notes), tuple(repair_notes)
 
 
 def _not_healed_on(route: Route) -> Iterator[str]:
     """Say that what the recipe heals on is left out, where data of a user's own takes its place."""
     if route.not_healed_on:
-        named = ",".join(each.source for each in route.healed_on)
+        named = ", ".join(each.name for each in route.healed_on)
         yield (
-            f"It heals on {named} and on none of the recipe's own texts: add ,{route.not_healed_on} to the data to keep "
+            f"It heals on {named} and on none of the recipe's own texts: add {route.not_healed_on} to keep "
             "copying and following examples alive, too."
         )
 
@@ -201,9 +195,9 @@ def _most(wanted: Amounts, largest: int, count: Callable[[str], int]) -> int:
 
     largest: layers of the largest block; choosing holds two streams more of all windows.
     """
-    sources = parse_sources(wanted.text)
+    sources = Text(wanted.text).sources
     held = STREAMS * wanted.repair // (max(STREAMS, largest + 2) * len(sources))
-    return min([held, *(count(each.source) for each in sources if not each.endless)])
+    return min([held, *(count(each.name) for each in sources if not each.endless)])
 
 
 def _check_healing(checkpoint: Checkpoint, out: Path, route: Route, compute: Compute) -> Requirements:
@@ -256,5 +250,5 @@ def _of(option: str, fix: str = "", *, about: str = "") -> Iterator[None]:
     try:
         yield
     except DataError as error:
-        remedy = fix if about and error.option == about else error.fix
-        raise error.but(option=option, where=error.where or error.option, fix=remedy) from error
+        remedy = f"; {fix}" if about and error.option == about else ""
+        raise DataError(f"{error.message}{remedy}", option=option) from error

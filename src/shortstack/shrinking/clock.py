@@ -16,10 +16,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from shortstack.data import CalibrationText
-from shortstack.data.mixture import MIX, parse_sources, unwritten
+from shortstack.data import Text
+from shortstack.data.sources import OWN
+from shortstack.data.text import MIX
 from shortstack.data.tokens import JUDGING
 from shortstack.errors import InputError, ShortstackError
 from shortstack.evaluation import EvaluationText
@@ -99,23 +100,23 @@ class Amounts:
 
     windows: int = 16
     length: int = WINDOW
-    text: str = MIX
+    text: Any = MIX
     finalists: int = FINALISTS
     repair: int = 1024
-    repair_text: str = MIX
+    repair_text: Any = MIX
     judged: int = 64
     probe_items: int = 20
     documents: int | float = LIMIT
 
     @property
-    def calibration_text(self) -> CalibrationText:
+    def calibration_text(self) -> Text:
         """The text that layers are chosen on."""
-        return CalibrationText(self.text, self.windows, self.length)
+        return Text(self.text, self.windows, self.length)
 
     @property
-    def repair_windows(self) -> CalibrationText:
+    def repair_windows(self) -> Text:
         """The windows that the cut is repaired on."""
-        return CalibrationText(self.repair_text, length=self.length).of_all(self.repair)
+        return Text(self.repair_text, length=self.length).of_all(self.repair)
 
     def less(self, wanted: Amounts) -> list[str]:
         """List the amounts below what was wanted, in words."""
@@ -124,6 +125,9 @@ class Amounts:
             del pairs["repair_text"]  # the same is said of the text
         if self.windows > wanted.windows:
             del pairs["windows"]  # there was time for more
+        for name in ("text", "repair_text"):
+            if name in pairs:
+                pairs[name] = Text(pairs[name][0]).name, Text(pairs[name][1]).name
         return [f"{WHAT[name]}: {now} instead of {then}" for name, (now, then) in pairs.items() if now != then]
 
 
@@ -143,12 +147,13 @@ def amounts_for(
     most: windows of each text to choose on where there is time for more than are wanted.
     """
     written = WRITING * seconds * cuts * rate  # text that the model writes is the same for all cuts
-    in_time = unwritten if written < WRITTEN_TOKENS else str
-    text, repair_text = in_time(wanted.text), in_time(wanted.repair_text)
+    text, repair_text = wanted.text, wanted.repair_text
+    if written < WRITTEN_TOKENS:
+        text, repair_text = _unwritten(text), _unwritten(repair_text)
     passes = seconds * rate * LAYERS / layers / WINDOW
-    room = CHOOSING * passes * SOURCES / len(parse_sources(wanted.text))
+    room = CHOOSING * passes * SOURCES / len(Text(wanted.text).sources)
     level = next((level for level in LEVELS if level.passes <= room), LEVELS[-1])
-    sources = len(parse_sources(repair_text))  # repair reads as many windows of each, whatever it is told
+    sources = len(Text(repair_text).sources)  # repair reads as many windows of each, whatever it is told
     windows = int((REPAIRING * passes - REPAIR_PASSES) / REPAIR_WINDOW_PASSES)
     tokens = MEASURING * seconds * rate
     return replace(
@@ -163,6 +168,12 @@ def amounts_for(
         probe_items=min(wanted.probe_items, max(4, int(tokens / PROBE_TOKENS))) if wanted.probe_items else 0,
         documents=min(wanted.documents, max(2, int(tokens / tasks / DOCUMENT_TOKENS))) if wanted.documents else 0,
     )
+
+
+def _unwritten(source: Any) -> Any:
+    """Return a source without what the model is to write, if it is mix that has it."""
+    text = Text(source)
+    return text.replacing({OWN: None}).source if MIX in text.names else source
 
 
 def least_passes(sources: int) -> float:

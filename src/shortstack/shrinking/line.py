@@ -18,11 +18,10 @@ from typing import Any
 
 from shortstack.checkpoint import Checkpoint, Model
 from shortstack.checkpoint.file_names import SHRUNK
-from shortstack.data import Tokens
-from shortstack.data.mixture import parse_sources, text_digest
-from shortstack.data.sources import OWN
+from shortstack.data import Text, Tokens
+from shortstack.data.sources import source_digest
 from shortstack.data.tokens import JUDGING
-from shortstack.decoder import calibration_tokens, text_in_time
+from shortstack.decoder import read_tokens, with_own_text
 from shortstack.decoder.wrapping import arithmetic
 from shortstack.errors import ShortstackError
 from shortstack.healing import Healing, heal
@@ -186,8 +185,8 @@ class Line:
         shrunk = concluded(out, route, self.unpruned, made, seconds=seconds, **of_run)
         save(_noted(place), shrunk)
         how = settings(route, self.source.source, made, amounts=self.amounts, seed=self.compute.seed)
-        texts = parse_sources(self.amounts.text), parse_sources(self.amounts.repair_text), route.healed_on
-        places = {each.source for listed in texts for each in listed} | {route.name, *self.options.texts}
+        texts = Text(self.amounts.text).sources, Text(self.amounts.repair_text).sources, route.healed_on
+        places = {each.name for listed in texts for each in listed} | {route.name, *self.options.texts}
         dress(shrunk, made.checkpoint, how, places=places)
         rename_new(made.checkpoint.directory, place)
 
@@ -217,7 +216,7 @@ class Line:
         device, layers = pick_device(self.compute.device), self.source.anatomy.layers
         rate = forward_speed(self.source, dtype=arithmetic(self.compute.dtype, self.source, device), device=device)
         if not self.route.repeats:
-            check_minutes(self.clock, rate, layers, self.cuts, sources=len(parse_sources(self.wanted.text)))
+            check_minutes(self.clock, rate, layers, self.cuts, sources=len(Text(self.wanted.text).sources))
         wanted, seconds = replace(self.wanted, documents=self.checked.documents), self.clock.left / self.sharing["cuts"]
         fitting = amounts_for(seconds, wanted, rate=rate, layers=layers, most=self.checked.most, **self.sharing)
         if fitting.documents == wanted.documents:
@@ -242,10 +241,11 @@ class Line:
         text, repaired = amounts.calibration_text, amounts.repair_windows
         how: dict[str, Any] = {"compute": self.compute, "progress": self.progress}
         if self.route.repair:  # of what is chosen on, it reads all
-            text = replace(repaired, samples=max(amounts.windows if chooses else 0, int(repaired.samples)))
-        most = int(text_in_time(self.source, text, self.clock.until(WRITING), **how).samples)
-        sources = len(parse_sources(repaired.text))
-        writes = chooses and any(each.source == OWN for each in parse_sources(amounts.text))
+            text = replace(repaired, samples=max(amounts.windows if chooses else 0, int(repaired.samples or 0)))
+        written = with_own_text(text, self.source, deadline=self.clock.until(WRITING), **how)
+        most = int(written.samples or 0)
+        sources = len(repaired.sources)
+        writes = chooses and Text(amounts.text).own
         windows = min(amounts.windows, max(most, LEVELS[-1].windows)) if writes else amounts.windows
         fewer = replace(amounts, windows=windows, repair=min(amounts.repair, max(most, JUDGING) * sources))
         return self.route.amounts(fewer)
@@ -279,7 +279,7 @@ class Line:
         )
         texts, tasks = {name: text.record() for name, text in self.texts.items()}, repr(measurement.tasks)
         known = {"of": checkpoint.identity, "texts": texts, "tasks": tasks, "items": self.amounts.probe_items}
-        known |= {"documents": text_digest(str(self.options.data_dir))} if self.options.data_dir else {}
+        known |= {"documents": source_digest(str(self.options.data_dir))} if self.options.data_dir else {}
         known |= {"writes": bool(base.evaluation.collapse)} if base else {}  # it is asked no more than that one was
         known |= {"minutes": self.options.minutes, "cuts": self.sharing["cuts"] if base else 1}
         return self.stages.result("measured", Measured, measurement.measured, lambda made: bool(made.left_out), **known)
@@ -319,7 +319,7 @@ class Line:
             chosen = choose(self.source, choice, looked_at, compute=self.compute, progress=self.progress)
             return chosen.plan.sized(self.source.sizes)
 
-        known = {"choice": repr(choice), "text": asdict(text), "digest": text_digest(text.text)}
+        known = {"choice": repr(choice), "text": asdict(text), "digest": text.digest}
         return self.stages.result("plan", Plan, choose_layers, **known)
 
     def pruned(self, route: Route, plan: Plan) -> Checkpoint:
@@ -334,7 +334,7 @@ class Line:
                 repaired = repair(self.source, removed, text, scratch=scratch, **how) if text else None
                 prune(self.source, plan, place, repair=repaired, progress=self.progress)
 
-        known = {"text": asdict(text), "digest": text_digest(text.text)} if text else {}
+        known = {"text": asdict(text), "digest": text.digest} if text else {}
         return self.stages.checkpoint("pruned", make, removed=list(plan.removed), **known)
 
     def healed(self, route: Route, pruned: Checkpoint, until: Clock) -> tuple[Checkpoint, Healing | None]:
@@ -342,7 +342,7 @@ class Line:
         if not route.healing:
             return pruned, None
         task, clock = route.healing_of(self.source, self.compute), until if route.heals_by_clock else None
-        known: dict[str, object] = {"of": pruned.identity, "data": text_digest(task.data.source), "task": repr(task)}
+        known: dict[str, object] = {"of": pruned.identity, "data": task.data.text.digest, "task": repr(task)}
         known |= {"minutes": self.options.minutes, "cuts": self.sharing["cuts"]} if clock else {}
         if clock and self.decided("unhealed", lambda: clock.left <= LEAST_HEALING, **known):
             return pruned, None
@@ -404,12 +404,12 @@ class Line:
         def scored() -> Costs:
             self.progress("scoring layers", 0, 1)
             few = replace(self.amounts.calibration_text, samples=LEVELS[-1].windows)
-            tokens = calibration_tokens(self.source, few, compute=self.compute, progress=self.progress)
+            tokens = read_tokens(self.source, few, compute=self.compute, progress=self.progress)
             scores = score(self.source, tokens, metrics=["ppl"], compute=self.compute, progress=self.progress)
             base = 0.0 if scores.kinds else scores.base_loss or 0.0  # of several kinds it is the ratio already
             return Costs(tuple(math.log(value) - base for value in scores.scores["ppl"]))
 
-        text = self.amounts.text, self.amounts.length, text_digest(self.amounts.text)
+        text = self.amounts.text, self.amounts.length, Text(self.amounts.text).digest
         return self.stages.result("costs", Costs, scored, text=text).values
 
 

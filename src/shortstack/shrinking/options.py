@@ -5,9 +5,9 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from shortstack.data.mixture import MIX, SEVERAL, parse_sources
-from shortstack.data.sources import TEXT
-from shortstack.errors import InputError
+from shortstack.data import Sources
+from shortstack.data.text import MIX, SOURCES_HELP, read_source
+from shortstack.errors import DataError, InputError
 from shortstack.evaluation import EvaluationText, GenerationChecks, Tasks
 from shortstack.machine.options import check_options, option, option_of
 from shortstack.planning import Choice
@@ -19,7 +19,7 @@ GOALS = ("drop", "params", "memory", "min_quality")
 
 @dataclass(frozen=True)
 class ShrinkOptions:
-    """How a model is made shorter. length: tokens of a calibration window, at most."""
+    """How a model is made shorter. seq_length: tokens of a calibration window, at most."""
 
     drop: str | None = option(None, help="How much to remove: 25% or a count. Default: the recipe's, or 25%.")
     params: str | None = option_of(Choice, "params")
@@ -29,16 +29,19 @@ class ShrinkOptions:
         help="Remove as many layers as possible while keeping this share, such as 95%, of likelihood, probes and tasks.",
     )
     recipe: str = option("best", help="A preset of `shortstack ls recipes`, or a file.")
-    data: str | None = option(
-        None, help="Data to heal on; `best` chooses layers on it, too, unless text says on what. Default: the recipe's."
+    data: Sources | None = option(
+        None,
+        help="Data to heal on; `best` chooses layers on it, too, unless there is calibration data. Default: the recipe's.",
     )
-    text: str | None = option(None, help=f"Calibration text: {TEXT} {SEVERAL} Default: the recipe's, or {MIX}.")
-    samples: int | None = option(
+    calibration_data: Sources | None = option(
+        None, help=f"Calibration text: {SOURCES_HELP} Default: the recipe's, or {MIX}."
+    )
+    num_samples: int | None = option(
         None,
         help="Calibration windows per text, of 128 tokens each. Default: the recipe's, or by the minutes.",
         minimum=4,
     )
-    perplexity: str = option("pydoc", help="Comma-separated texts to measure on.")
+    perplexity: Sources = option("pydoc", help="Texts to measure on; repeat the option for several.")
     perplexity_samples: int = option(64, help="Maximum windows per text.", minimum=1)
     probe_items: int = option(
         20, help="Items of each generation probe, before and after; 0 for none.", minimum=0, maximum=100
@@ -51,7 +54,7 @@ class ShrinkOptions:
     minutes: float | None = option(
         None, help=f"Time limit for the whole run. Default: {MINUTES}, or none for a recipe with every number.", above=0
     )
-    length: int = 128
+    seq_length: int = 128
 
     def __post_init__(self) -> None:
         check_options(self)
@@ -59,9 +62,13 @@ class ShrinkOptions:
         if self.probe_items == 1:
             expected = "at least 2 items of each probe"
             raise InputError("1", expected=expected, fix="ask for more, or for 0: none", option="probe_items")
-        for name in ("data", "text"):
+        for name in ("data", "calibration_data"):
             if getattr(self, name) is not None:
-                parse_sources(getattr(self, name), name)
+                try:
+                    object.__setattr__(self, name, read_source(getattr(self, name)))
+                except DataError as error:
+                    raise error.about(name) from None
+        object.__setattr__(self, "perplexity", EvaluationText(self.perplexity).perplexity)
         for name in ("limit", "data_dir"):
             if self.tasks is None and getattr(self, name) is not None:
                 fix = "add tasks, such as paper, or leave it out"
@@ -94,12 +101,12 @@ class ShrinkOptions:
 
     @property
     def texts(self) -> list[str]:
-        """The texts to measure on; a file's name may have commas."""
+        """The texts to measure on."""
         return list(EvaluationText(self.perplexity).sources) or ["none"]
 
     def evaluation_text(self, windows: int) -> EvaluationText:
         """Return the texts to measure on, as evaluate() takes them."""
-        return EvaluationText(self.texts, samples=windows)
+        return EvaluationText(self.perplexity, samples=windows)
 
     def generation(self, probe_items: int) -> GenerationChecks:
         """Return the checks of generated text, as evaluate() takes them."""

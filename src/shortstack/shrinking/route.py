@@ -10,8 +10,9 @@ from typing import Any
 import yaml
 
 from shortstack.checkpoint import Checkpoint
-from shortstack.data.mixture import Weighted, beside, parse_sources
+from shortstack.data import Text
 from shortstack.data.sources import OWN
+from shortstack.data.text import Source
 from shortstack.errors import InputError
 from shortstack.healing import Healing, HealingTask
 from shortstack.healing.recipes import ON_TEXT, PLANNED, Recipe, read_recipe
@@ -22,7 +23,13 @@ from shortstack.planning import Choice
 from shortstack.shrinking.clock import Amounts
 from shortstack.shrinking.options import GOALS, MINUTES, ShrinkOptions
 
-FIELDS = {"samples": "windows", "repair_samples": "repair"}  # of Amounts, where a recipe has another name
+FIELDS = {
+    "calibration_data": "text",
+    "num_samples": "windows",
+    "seq_length": "length",
+    "repair_samples": "repair",
+    "repair_data": "repair_text",
+}  # of Amounts, where a recipe has another name
 
 
 @dataclass(frozen=True)
@@ -47,12 +54,9 @@ class Route:
             expected, fix = "a recipe that cuts once", "heal with it: it removes layers in turns"
             raise InputError(options.recipe, expected=expected, fix=fix, option="recipe")
         choice, healing = _choice(recipe, options, drop), _healing(recipe, options)
-        numbers, typed = (*ON_TEXT, "finalists", "repair_samples", "repair_text"), changed_options(options)
+        numbers, typed = (*ON_TEXT, "finalists", "repair_samples", "repair_data"), changed_options(options)
         given = {name: recipe.plan.given[name] for name in numbers if recipe.plan.given.get(name) is not None}
         given = {name: value for name, value in given.items() if name not in typed}
-        if given.get("samples") == "all":
-            expected, fix = "a number of calibration windows", "write one, such as 16, or give samples"
-            raise InputError("all", expected=expected, fix=fix, option="recipe", where=options.recipe)
         return cls(options.recipe, choice, recipe.plan.repair, healing, recipe, given)
 
     def amounts(self, fitting: Amounts) -> Amounts:
@@ -64,14 +68,14 @@ class Route:
 
         What heals repairs, too, beside the text that layers are chosen on.
         """
-        typed: dict[str, Any] = {"windows": options.samples, "text": options.text}
+        typed: dict[str, Any] = {"windows": options.num_samples, "text": options.calibration_data}
         given = {name: value for name, value in typed.items() if value is not None}
-        amounts = self.amounts(Amounts(length=options.length, **given))
-        if "repair_text" in self.given:
+        amounts = self.amounts(Amounts(length=options.seq_length, **given))
+        if "repair_data" in self.given:
             return amounts
         # Of its own text what is chosen on is enough: the model need not write for repair alone.
-        read = [each.source for each in self.healed_on if each.source != OWN]
-        return replace(amounts, repair_text=beside(amounts.text, read))
+        read = [each.name for each in self.healed_on if each.name != OWN]
+        return replace(amounts, repair_text=Text(amounts.text).adding(read).source)
 
     @property
     def chooses_on_text(self) -> bool:
@@ -79,29 +83,30 @@ class Route:
         return self.choice.measures or self.choice.needs_text
 
     @property
-    def healed_on(self) -> tuple[Weighted, ...]:
+    def healed_on(self) -> tuple[Source, ...]:
         """The sources of the data that heals."""
-        return parse_sources(self.healing.data.source) if self.healing else ()
+        return self.healing.data.text.sources if self.healing else ()
 
     @property
     def not_healed_on(self) -> str:
         """The texts without an end that the recipe heals on and the named data has none of, as `--data` names them."""
-        own = str(self.recipe.heal.given.get("data") or "").split(",")
-        own = [part for part in own if part and any(each.endless for each in parse_sources(part))]
-        return "" if any(each.endless for each in self.healed_on) else ",".join(own)
+        given = self.recipe.heal.given.get("data")
+        own = [each for each in Text(given).sources if each.endless] if given else []
+        words = [f"--data {each.name}{f'={each.weight:g}' * (each.weight != 1)}" for each in own]
+        return "" if any(each.endless for each in self.healed_on) else " ".join(words)
 
     def repeating(self, amounts: Amounts, healing: Healing | None, *, drop: int, repaired: bool) -> str:
         """Write the recipe with all numbers, so that it needs no clock; without what there was no time for."""
-        plan: dict[str, Any] = {"text": amounts.text, "samples": amounts.windows, "length": amounts.length}
+        plan: dict[str, Any] = dict(zip(ON_TEXT, (amounts.text, amounts.windows, amounts.length), strict=True))
         plan |= {} if self.recipe.plan.given.get("layers") else {"drop": drop}
         plan |= {"finalists": amounts.finalists} if self.choice.how.finalists else {}
-        on = {"repair_samples": amounts.repair, "repair_text": amounts.repair_text}
+        on = {"repair_samples": amounts.repair, "repair_data": amounts.repair_text}
         plan |= on if repaired else {"repair": False} if self.repair else {}
         used = {name: value for name, value in ((healing and healing.repeat) or {}).items() if value is not None}
         heal: dict[str, Any] = {}
         if healing and self.healing:
             rate = {"learning_rate": healing.history.settings["learning_rate"]}
-            heal = {**self.recipe.heal.given, **rate, "data": self.healing.data.source, **used}
+            heal = {**self.recipe.heal.given, **rate, "data": self.healing.data.data, **used}
         title = f"what the recipe {self.name} did in a shrink"
         parts = {"title": title, "plan": {**self.recipe.plan.given, **plan}, "heal": heal}
         return str(yaml.safe_dump({name: part for name, part in parts.items() if part}, sort_keys=False))

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from shortstack.checkpoint import Checkpoint
-from shortstack.data.mixture import parse_sources
+from shortstack.data import Text
 from shortstack.evaluation import Evaluation
 from shortstack.machine.device import Compute
 from shortstack.machine.formats import option_words, show_layers
@@ -156,8 +156,8 @@ def concluded(
 def _unused(route: Route, made: Candidate, amounts: Amounts) -> str:
     """Name the data that nothing was made of where nothing healed: layers may be chosen on some, and the cut repaired."""
     texts = [amounts.text] * route.chooses_on_text + [amounts.repair_text] * bool(made.repair)
-    used = {each.source for text in texts for each in parse_sources(text)}
-    return ", ".join(each.source for each in route.healed_on if each.source not in used)
+    used = {each.name for text in texts for each in Text(text).sources}
+    return ", ".join(each.name for each in route.healed_on if each.name not in used)
 
 
 def _unhealed(made: Candidate, unused: str) -> Iterator[str]:

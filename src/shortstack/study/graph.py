@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+from shortstack.data import Text
 from shortstack.machine.files import digest
 from shortstack.study.grid import Study
 from shortstack.study.step_types import EvaluateStep, HealStep, PlanStep, ProfileStep, PruneStep, ScoreStep, TurnsStep
@@ -121,11 +122,11 @@ def sources(study: Study) -> list[str]:
 
 def texts(study: Study) -> list[str]:
     """Return every text that the steps before evaluation read, each once."""
-    named: list[str] = []
+    given: list[Any] = []
     for trial in study.trials:
-        named += [looked_at.text for looked_at in (trial.calibration, trial.repair) if looked_at]
-        named += [dict(trial.heal.options)["data"]] if trial.heal else []
-    return list(dict.fromkeys(named))
+        given += [text.source for text in (trial.calibration, trial.repair) if text]
+        given += [dict(trial.heal.options)["data"]] if trial.heal else []
+    return list(dict.fromkeys(source.name for each in given for source in Text(each).sources))
 
 
 def foreseen(step: Step) -> Mapping[str, Any]:

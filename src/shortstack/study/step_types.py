@@ -16,7 +16,7 @@ from pydantic import Field
 from shortstack import evaluation, healing, planning, profiling, pruning, repairing, scoring
 from shortstack.checkpoint import Checkpoint
 from shortstack.checkpoint.record import skipped_layers
-from shortstack.data import CalibrationText
+from shortstack.data import Text
 from shortstack.errors import InputError
 from shortstack.evaluation import EvaluationText, GenerationChecks, Tasks
 from shortstack.healing.task import option_defaults, task_of
@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from shortstack.repairing import Repair
 
 
+CALIBRATED: dict[str, Any] = {"calibration_data": Text.source, "num_samples": Text.samples, "seq_length": Text.length}
 EVALUATED = (EvaluationText, Tasks, GenerationChecks)
 OF_TASKS = ("limit", "num_fewshot", "data_dir", "include", "max_length")  # what only tasks take
 
@@ -66,7 +67,8 @@ class EvaluationOptions(part_of("EvaluationOptions", *EVALUATED, bounded=True)):
     @property
     def sources(self) -> list[str]:
         """Every text and folder that is read."""
-        texts = EvaluationText(self.perplexity).sources
+        text = EvaluationText(self.perplexity).text
+        texts = [source.name for source in text.sources] if text else []
         return [*texts, *(str(folder) for folder in (self.data_dir, self.include) if folder)]
 
     def check(self) -> None:
@@ -96,14 +98,14 @@ class ScoreStep(Step):
         metrics: every one that this walk feeds. window: layers of the blocks that are scored; None: single layers.
         """
         arguments = {"metrics": metrics, "window": window, **trial.calibration_arguments, "dtype": known.dtype}
-        text = {"text": known.texts[trial.calibration.text]} if trial.calibration else {}
+        text = {"text": known.text(trial.calibration.source)} if trial.calibration else {}
         return cls(arguments, {"model": known.model(trial), **text}, {"model": trial.model})
 
     def run(self, job: Job, progress: Progress) -> dict[str, Any]:
         checkpoint = job.open("model", progress)
         scores = scoring.score(
             checkpoint,
-            calibration_text(self.arguments) if self.arguments["text"] else None,
+            calibration_text(self.arguments) if self.arguments["calibration_data"] else None,
             metrics=self.arguments["metrics"],
             window=self.arguments["window"],
             compute=job.compute(self.arguments),
@@ -113,7 +115,7 @@ class ScoreStep(Step):
 
     def command_line(self, places: Places) -> list[str]:
         metrics = option_words({"metric": self.arguments["metrics"], "window": self.arguments["window"]})
-        other = changed_words(self.arguments, defaults_of(CalibrationText, Compute))
+        other = changed_words(self.arguments, CALIBRATED | defaults_of(Compute))
         return ["score", *model_words(places["model"]), *metrics, *other, "-o", "scores.json"]
 
 
@@ -138,7 +140,7 @@ class PlanStep(Step):
             return cls(arguments, inputs | {"values": values}, {"model": trial.model, "score": score.key})
         arguments |= trial.calibration_arguments
         if trial.calibration:
-            arguments["dtype"], inputs["text"] = known.dtype, known.texts[trial.calibration.text]
+            arguments["dtype"], inputs["text"] = known.dtype, known.text(trial.calibration.source)
         return cls(arguments, inputs, {"model": trial.model})
 
     @property
@@ -147,10 +149,10 @@ class PlanStep(Step):
 
     def run(self, job: Job, progress: Progress) -> dict[str, Any]:
         checkpoint = job.open("model", progress)
-        source: Scores | CalibrationText | None = None
+        source: Scores | Text | None = None
         if "score" in job.given:
             source = Scores.from_dict(job.given["score"], where="score")
-        elif self.arguments["text"]:
+        elif self.arguments["calibration_data"]:
             source = calibration_text(self.arguments)
         compute = job.compute(self.arguments)
         chosen = planning.choose(checkpoint, self.choice, source, compute=compute, progress=progress)
@@ -158,7 +160,7 @@ class PlanStep(Step):
 
     def command_line(self, places: Places) -> list[str]:
         source = [f"{places['score']}/scores.json"] if "score" in places else model_words(places["model"])
-        options = changed_words(self.arguments, defaults_of(Choice, CalibrationText, Compute))
+        options = changed_words(self.arguments, CALIBRATED | defaults_of(Choice, Compute))
         return ["plan", *source, *options, "-o", "plan.json"]
 
 
@@ -174,7 +176,7 @@ class PruneStep(Step):
         inputs: dict[str, Any] = {"model": known.model(trial)}
         if trial.repair:
             arguments["repair"] = {**trial.repair.model_dump(), "seed": trial.seed, "dtype": known.dtype}
-            inputs["text"] = known.texts[trial.repair.text]
+            inputs["text"] = known.text(trial.repair.source)
         return cls(arguments, inputs, {"model": trial.model})
 
     def run(self, job: Job, progress: Progress) -> dict[str, Any]:
@@ -187,7 +189,7 @@ class PruneStep(Step):
 
     def _repair(self, job: Job, checkpoint: Checkpoint, scratch: Path, progress: Progress) -> Repair:
         removed, options = frozenset(self.arguments["removed"]), self.arguments["repair"]
-        text = calibration_text(options).of_all(options["samples"])
+        text = Text(options["source"], length=options["length"]).of_all(options["samples"])
         compute = job.compute(options)
         return repairing.repair(checkpoint, removed, text, compute=compute, scratch=scratch, progress=progress)
 
@@ -196,8 +198,9 @@ class PruneStep(Step):
         defaults: dict[str, Any] = {"layers": None, "repair": False, "repair_samples": StudyRepair().samples}
         if self.arguments["repair"]:
             repair = dict(self.arguments["repair"])
-            options |= {"repair": True, "repair_samples": repair.pop("samples"), **repair}
-        changed = changed_words(options, {**defaults, **defaults_of(CalibrationText, Compute)})
+            options |= {"repair": True, "repair_samples": repair.pop("samples")}
+            options |= {"calibration_data": repair.pop("source"), "seq_length": repair.pop("length"), **repair}
+        changed = changed_words(options, defaults | CALIBRATED | defaults_of(Compute))
         return ["prune", *model_words(places["model"]), *changed, "-o", "pruned"]
 
 
@@ -223,7 +226,7 @@ class HealStep(_HealingStep):
     @classmethod
     def of(cls, known: Known, trial: Trial, contents: Contents, place: str) -> HealStep:
         arguments = trial.heal_arguments
-        inputs = {"checkpoint": contents.identity, "data": known.texts[arguments["data"]]}
+        inputs = {"checkpoint": contents.identity, "data": known.text(arguments["data"])}
         teacher = _teacher(trial)
         inputs |= {name: known.model(trial) for name in teacher}
         return cls(arguments, inputs, {"checkpoint": place, **teacher})
@@ -247,9 +250,9 @@ class TurnsStep(_HealingStep):
     def of(cls, known: Known, trial: Trial) -> TurnsStep:
         turns = {"metric": trial.metric, "drop": trial.drop, "step": trial.step, **trial.calibration_arguments}
         arguments = {"turns": turns, **trial.heal_arguments, "dtype": known.dtype}
-        inputs = {"model": known.model(trial), "data": known.texts[arguments["data"]]}
+        inputs = {"model": known.model(trial), "data": known.text(arguments["data"])}
         if trial.calibration:
-            inputs["text"] = known.texts[trial.calibration.text]
+            inputs["text"] = known.text(trial.calibration.source)
         return cls(arguments, inputs, {"model": trial.model, **_teacher(trial)})
 
     def run(self, job: Job, progress: Progress) -> dict[str, Any]:
@@ -264,7 +267,7 @@ class TurnsStep(_HealingStep):
         return {**result.to_dict(), "output": f"artefacts/{job.key}", "plan": plan, **contents.result}
 
     def command_line(self, places: Places) -> list[str]:
-        turns = changed_words(self.arguments["turns"], defaults_of(Choice, CalibrationText))
+        turns = changed_words(self.arguments["turns"], CALIBRATED | defaults_of(Choice))
         return self.heal_words(places["model"], places, turns)
 
 

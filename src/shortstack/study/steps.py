@@ -24,7 +24,8 @@ from filelock import FileLock
 
 from shortstack.checkpoint import Checkpoint
 from shortstack.checkpoint.record import versions
-from shortstack.data import mixture
+from shortstack.data import Text
+from shortstack.data.sources import source_digest
 from shortstack.errors import DiskFullError, InputError
 from shortstack.evaluation import Tasks
 from shortstack.healing import TrainingData
@@ -84,6 +85,10 @@ class Known:
 
     def model(self, trial: Trial) -> dict[str, str]:
         return self.models[trial.model].identity
+
+    def text(self, source: Any) -> list[list[Any]]:
+        """Return the weight and the digest of each text of a source."""
+        return [[each.weight, self.texts[each.name]] for each in Text(source).sources]
 
 
 @dataclass(frozen=True)
@@ -188,20 +193,21 @@ def _with_revision(name: str) -> tuple[str, str | None]:
 
 
 def check_text(source: str) -> None:
-    """Refuse a text that a step could not read: several with commas, files with all their records; the hub is not asked."""
-    for weighted in mixture.check_sources(str(expanded(source))):
-        weighted.read()
+    """Refuse a text that a step could not read, files with all their records; the hub is not asked."""
+    text = Text(str(expanded(source)))
+    text.check()
+    text.read_all()
 
 
 def text_digest(source: str) -> str:
     """Digest of a text as a study's file names it, or of a folder of files."""
-    return mixture.text_digest(str(expanded(source)))
+    return source_digest(str(expanded(source)))
 
 
 def expanded(value: Any) -> Any:
     """Return the same data with $NAME and ${NAME} in its strings replaced by the environment's."""
     if isinstance(value, Mapping):
-        return {key: expanded(item) for key, item in value.items()}
+        return {expanded(key): expanded(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
         return [expanded(item) for item in value]
     if not isinstance(value, str):

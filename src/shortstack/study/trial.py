@@ -12,7 +12,8 @@ from typing import Any
 
 from pydantic import Field
 
-from shortstack.data import CalibrationText, RepairText
+from shortstack.data import Text
+from shortstack.data.tokens import JUDGING
 from shortstack.errors import InputError, PlanError
 from shortstack.healing.recipes import read_recipe
 from shortstack.healing.task import option_defaults, task_of
@@ -24,7 +25,7 @@ from shortstack.runs.records import ONE_SHOT
 NOT_IN_HEAL = {"step": "write strategy: step 1 in the study", "seed": "write seeds: [0] in the study"}
 
 
-class StudyCalibration(part_of("StudyCalibration", CalibrationText)):  # type: ignore[misc]  # made of options
+class StudyCalibration(part_of("StudyCalibration", Text)):  # type: ignore[misc]  # made of options
     """The text that metrics look at; seed: of the windows, the trial's own without one."""
 
     seed: int | None = Field(
@@ -32,8 +33,10 @@ class StudyCalibration(part_of("StudyCalibration", CalibrationText)):  # type: i
     )
 
 
-class StudyRepair(part_of("StudyRepair", RepairText, bounded=True)):  # type: ignore[misc]  # made of options
-    """The text that closed-form repair looks at."""
+class StudyRepair(part_of("StudyRepair", Text)):  # type: ignore[misc]  # made of options
+    """The text that closed-form repair looks at. samples: in all, at least JUDGING of each source."""
+
+    samples: int = Field(256, ge=JUDGING)
 
 
 def parse_choice(text: str, *, drop: str | None = None, step: int | None = None) -> Choice:
@@ -102,7 +105,7 @@ class Trial:
         choice.check()
         calibration = settings["calibration"]
         for text in filter(None, (calibration, settings["repair"])):
-            calibration_text(text.model_dump())  # refuses what is out of range
+            Text(text.source, text.samples, text.length)  # refuses what is out of range
         if strategy != ONE_SHOT and not re.fullmatch(r"step [1-9]\d{0,4}", strategy):
             expected, fix = f"{ONE_SHOT}, or step and a number", "write it like step 1"
             raise InputError(repr(strategy), expected=expected, fix=fix, option="strategy")
@@ -141,9 +144,10 @@ class Trial:
     def calibration_arguments(self) -> dict[str, Any]:
         """The text that the choice of layers looks at, and the seed, as arguments of a step."""
         if self.calibration is None:
-            return {"text": None, "seed": self.seed if self.choice.by.draws else 0}
-        own = self.calibration.seed
-        return {**self.calibration.model_dump(), "seed": self.seed if own is None else own}
+            return {"calibration_data": None, "seed": self.seed if self.choice.by.draws else 0}
+        text = self.calibration
+        calibration = {"calibration_data": text.source, "num_samples": text.samples, "seq_length": text.length}
+        return {**calibration, "seed": self.seed if text.seed is None else text.seed}
 
     @property
     def heal_arguments(self) -> dict[str, Any]:
@@ -196,8 +200,8 @@ class Trial:
             task_of(self.heal_arguments).method.check_fits(layers - amount)
 
 
-def calibration_text(arguments: Mapping[str, Any]) -> CalibrationText:
-    return CalibrationText(arguments["text"], arguments["samples"], arguments["length"])
+def calibration_text(arguments: Mapping[str, Any]) -> Text:
+    return Text(arguments["calibration_data"], arguments["num_samples"], arguments["seq_length"])
 
 
 def read_setting(name: str, value: Any, named: Mapping[str, HealOptions]) -> Any:

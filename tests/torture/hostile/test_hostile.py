@@ -25,13 +25,13 @@ from shortstack.study import run_study
 from studies import inline
 from zoo import speaking
 
-SMALL = "--text text.txt --samples 2 --length 16"
+SMALL = "--calibration-data text.txt --num-samples 2 --seq-length 16"
 SHORT = "--last 1 --max-samples 24 --max-length 16 --num-train-epochs 1"
 VERBS = {
     "score": f"score m --metric bi {SMALL} -o out.json",
     "plan": "plan m --metric reverse --drop 2 -o out.json",
     "prune": "prune m --layers 3 -o out",
-    "repair": "repair m --source source --text text.txt --length 16 --dry-run -o out",
+    "repair": "repair m --source source --calibration-data text.txt --seq-length 16 --dry-run -o out",
     "heal": f"heal m --data chats.jsonl {SHORT} -o out",
     "evaluate": "evaluate m --perplexity text.txt --samples 2 --length 16 --no-collapse",
     "profile": "profile m --no-speed",
