@@ -91,26 +91,20 @@ def child_prune(setting: Setting, out: str) -> None:
 
 def child_heal(setting: Setting, out: str) -> None:
     from shortstack.checkpoint import Checkpoint
-    from shortstack.healing import HealingTask, Partial, Schedule, TrainingData, heal
-    from shortstack.machine.device import Compute
+    from shortstack.healing import HealingConfig, Partial, heal
 
-    found = heal(
-        Checkpoint.open(setting.pruned),
-        out,
-        HealingTask(
-            TrainingData(
-                setting.data,
-                max_length=setting.max_length,
-                max_samples=setting.samples + setting.held_out,
-                held_out=setting.held_out,
-            ),
-            Partial(last=LAST),
-            schedule=Schedule(
-                num_train_epochs=setting.epochs, learning_rate=setting.lr, per_device_train_batch_size=setting.batch
-            ),
-            compute=Compute(device="cpu"),
-        ),
+    config = HealingConfig(
+        data=setting.data,
+        max_length=setting.max_length,
+        max_samples=setting.samples + setting.held_out,
+        held_out=setting.held_out,
+        method=Partial(train_last=LAST),
+        num_train_epochs=setting.epochs,
+        learning_rate=setting.lr,
+        per_device_train_batch_size=setting.batch,
+        device="cpu",
     )
+    found = heal(Checkpoint.open(setting.pruned), out, config)
     report(found.trainable_parameters, found.history.steps, tokens_per_s=found.history.tokens_per_s)
 
 
@@ -150,7 +144,7 @@ def fit(model: Any, setting: Setting, out: str) -> Any:
 
 
 def training_arguments(setting: Setting, out: str) -> Any:
-    """As shortstack.Schedule's defaults."""
+    """As HealingConfig's defaults."""
     from transformers import TrainingArguments
 
     from shortstack.machine.device import fast_bfloat16
@@ -180,12 +174,11 @@ def samples(setting: Setting) -> tuple[list[dict[str, list[int]]], list[dict[str
     """Held-out samples and training samples, as heal takes them."""
     from transformers import AutoTokenizer
 
-    from shortstack.data import read_examples
+    from shortstack.data import Text, read_examples
 
     tokenizer = AutoTokenizer.from_pretrained(setting.pruned)
-    examples = read_examples(setting.data, tokenizer, max_length=setting.max_length)[
-        : setting.samples + setting.held_out
-    ]
+    text = Text(setting.data, None, setting.max_length)
+    examples = read_examples(text, tokenizer)[: setting.samples + setting.held_out]
     found = [
         {
             "input_ids": list(each.ids),

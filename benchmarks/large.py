@@ -273,9 +273,9 @@ class Line:
         """Ways to train, and the memory for each: a layer of the 8B in fp32, its gradients and AdamW's means take 3.5 GB."""
         last = str(self.shape.last)
         ways = [
-            (["--method", "lora", "--last", last], self.shape.limit),
-            (["--last", "1", "--no-head", "--optim", "adafactor"], self.shape.limit),
-            (["--last", last, "--no-head"], 16 * GB),
+            (["--method", "lora", "--train-last", last], self.shape.limit),
+            (["--train-last", "1", "--no-train-head", "--optim", "adafactor"], self.shape.limit),
+            (["--train-last", last, "--no-train-head"], 16 * GB),
         ]
         return ways[:1] if self.name == "tiny" else ways
 

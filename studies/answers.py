@@ -20,7 +20,6 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -33,15 +32,16 @@ from shortstack.data.tokens import bos_ids, encode
 from shortstack.decoder import Decoder, read_tokens
 from shortstack.decoder.batching import Batches
 from shortstack.decoder.likelihoods import Request, greedy_endings, likelihoods
+from shortstack.healing import config_of
 from shortstack.healing.recipes import read_recipe
-from shortstack.healing.task import task_of
 from shortstack.machine.formats import show_layers
+from shortstack.machine.options import given
 from shortstack.machine.progress import silent
 from shortstack.planning.plans import Plan
 from shortstack.repairing.repairer import RepairWalk
 
 HERE = Path(__file__).parent
-TEXT, WINDOWS, SAMPLES, SHOTS, ITEMS = "pydoc,self,copying,drills", 8, 96, 4, 16
+TEXT, WINDOWS, SAMPLES, SHOTS, ITEMS = ["pydoc", "self", "copying", "drills"], 8, 96, 4, 16
 JUDGING = 48  # windows of drills and of copying that nothing was fitted on
 MEASURES = ("loss", "KL", "greedy kept", "KL where sure")
 CUTS = {
@@ -203,18 +203,19 @@ def made(source: ss.Checkpoint, removed: Sequence[int], tokens: ss.Tokens, folde
     plan = Plan(source.anatomy.layers, tuple(removed), "given")
     repaired = ss.repair(source, frozenset(removed), tokens)
     pruned = ss.prune(source, plan, folder / "pruned", repair=repaired)
-    task = replace(task_of(read_recipe("best").heal.given), teacher=source)
-    data = replace(task.data, data="self,pydoc,copying=0.5,drills", max_samples=samples)
-    ss.heal(pruned, folder / "healed", replace(task, data=data))
+    options = {
+        **given(read_recipe("best").heal),
+        "data": ["self", "pydoc", "copying=0.5", "drills"],
+        "max_samples": samples,
+    }
+    ss.heal(pruned, folder / "healed", config_of(options), base=source)
     return ss.Checkpoint.open(str(folder / "healed"))
 
 
 def measured(source: ss.Checkpoint, removed: Sequence[int], text: str, size: Mapping[str, int]) -> dict[str, Any]:
     began = time.perf_counter()
     tokens = read_tokens(source, ss.Text(TEXT, size["windows"]))
-    judging = read_tokens(
-        source, ss.Text("drills,copying", size["judging"]), compute=ss.Compute(seed=7)
-    )
+    judging = read_tokens(source, ss.Text(["drills", "copying"], size["judging"]), compute=ss.Compute(seed=7))
     before = judged(Decoder.open(source), tokens, judging, frozenset(removed))
     judging = time.perf_counter() - began
     with tempfile.TemporaryDirectory() as folder:

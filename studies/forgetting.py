@@ -25,15 +25,17 @@ from answers import FAMILIES, answered, perplexity
 from shortstack.data.tokens import bos_ids, encode
 from shortstack.decoder import Decoder, read_tokens
 from shortstack.decoder.likelihoods import Request, likelihoods
+from shortstack.healing import config_of
 from shortstack.healing.recipes import read_recipe
-from shortstack.healing.task import task_of
 from shortstack.machine.formats import show_layers
+from shortstack.machine.options import given
 from shortstack.planning.plans import Plan
 
 HERE = Path(__file__).parent
-CUT, TEXT = (12, 13, 14, 15), "pydoc,self,copying,drills"
+CUT, TEXT = (12, 13, 14, 15), ["pydoc", "self", "copying", "drills"]
 SIZE = {"windows": 16, "items": 16, "documents": 200, "steps": 50}  # steps of 8 samples
-MIXED, WRITTEN = "self,pydoc,copying=0.5,drills", "self,{},copying=0.5,drills"
+MIXED = ["self", "pydoc", "copying=0.5", "drills"]
+WRITTEN = ["self", "{}", "copying=0.5", "drills"]
 Variant = tuple[float, Mapping[str, Any]]  # times as many samples, and options of heal
 VARIANTS: Mapping[str, Variant] = {
     "2 samples a step": (1, {"per_device_train_batch_size": 2, "data": MIXED}),
@@ -66,11 +68,11 @@ def healed(
     source: ss.Checkpoint, pruned: ss.Checkpoint, variant: Variant, out: Path, *, steps: int, documents: str
 ) -> ss.Checkpoint:
     times, options = variant
-    values = {**read_recipe("best").heal.given, "num_train_epochs": 1, "seed": 0, **options}
+    values = {**given(read_recipe("best").heal), "num_train_epochs": 1, "seed": 0, **options}
     values["max_steps"] = round(times * steps * 8 / values["per_device_train_batch_size"])
     values["max_samples"] = round(1.1 * times * steps * 8)  # the rest is held out
-    values["data"] = values["data"].format(documents)
-    ss.heal(pruned, out, task_of(values, teacher=source))
+    values["data"] = [name.format(documents) for name in values["data"]]
+    ss.heal(pruned, out, config_of(values), base=source)
     return ss.Checkpoint.open(str(out))
 
 

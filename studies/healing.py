@@ -40,16 +40,16 @@ KEPT = Path(__file__).with_suffix(".json")
 DOCUMENTS = 200
 SAMPLES, LENGTH = 560, 128
 PLANS = {"tail": "22-29", "bi": "3,13-17,25-26", "ppl": "4-5,12-14,16-17,25", "search": "12-18,25"}
-COURSE = ss.Schedule(num_train_epochs=1, per_device_train_batch_size=16, lr_scheduler_type="cosine", warmup_steps=10)
+SETTINGS = ss.HealingConfig(lr_scheduler_type="cosine", warmup_steps=10, max_length=LENGTH, max_samples=SAMPLES)
 METHODS: dict[str, Callable[[], Any]] = {
-    "norm": lambda: ss.Partial(last=0),
-    "last 1": lambda: ss.Partial(last=1),
-    "last 2": lambda: ss.Partial(last=2),
-    "last 3": lambda: ss.Partial(last=3),
-    "head": lambda: ss.Partial(last=0, untie_head=True),
-    "head, last 3": lambda: ss.Partial(last=3, untie_head=True),
-    "head, last 3, low rate": lambda: ss.Partial(last=3, untie_head=True),
-    "near cuts": lambda: ss.Partial(layers="11-12,17-18"),  # of the set that the search found
+    "norm": lambda: ss.Partial(train_last=0),
+    "last 1": lambda: ss.Partial(train_last=1),
+    "last 2": lambda: ss.Partial(train_last=2),
+    "last 3": lambda: ss.Partial(train_last=3),
+    "head": lambda: ss.Partial(train_last=0, untie_embeddings=True),
+    "head, last 3": lambda: ss.Partial(train_last=3, untie_embeddings=True),
+    "head, last 3, low rate": lambda: ss.Partial(train_last=3, untie_embeddings=True),
+    "near cuts": lambda: ss.Partial(train_layers="11-12,17-18"),  # of the set that the search found
     "lora": lambda: ss.Lora(),
     "dora": lambda: DoRA(),
     "full": lambda: ss.Full(),
@@ -219,18 +219,16 @@ class Bench:
         if run.method is None:
             return pruned, {}
         place = self.folder / run.key.replace("|", "-").replace(" ", "_")
-        taught = run.loss != "sft"
-        healing = ss.heal(
-            pruned,
-            place,
-            ss.HealingTask(
-                ss.TrainingData(self.data, max_length=LENGTH, max_samples=SAMPLES),
-                METHODS[run.method](),
-                objective=ss.Objective("distill" if run.loss == "distill" else "sft"),
-                teacher=self.source if taught else None,
-                schedule=replace(COURSE, learning_rate=RATES[run.method], seed=run.seed, num_train_epochs=run.epochs),
-            ),
+        config = replace(
+            SETTINGS,
+            data=self.data,
+            method=METHODS[run.method](),
+            loss="distill" if run.loss == "distill" else "sft",
+            learning_rate=RATES[run.method],
+            seed=run.seed,
+            num_train_epochs=run.epochs,
         )
+        healing = ss.heal(pruned, place, config, base=self.source)
         return ss.Checkpoint.open(place), {
             "seconds": healing.seconds,
             "threads": torch.get_num_threads(),

@@ -40,10 +40,11 @@ import transformers
 
 import shortstack as ss
 from minutes import JUDGED, SKIPPED, TASKS, WINDOWS, save_page, unseen
-from shortstack.data.examples import read_examples
+from shortstack.data import read_examples
+from shortstack.healing import config_of
 from shortstack.healing.recipes import read_recipe
-from shortstack.healing.task import task_of
 from shortstack.machine.formats import show_layers
+from shortstack.machine.options import given
 
 DROP, LENGTH, BATCH, MINUTES, SECONDS, PILOT, LIMIT, ITEMS, OURS = 8, 128, 4, 15, 800, 16, 500, 50, "shortstack"
 PEERS = {
@@ -69,7 +70,7 @@ def rendered(path: str, model: ss.Checkpoint, out: Path) -> str:
 def windows(source: ss.Checkpoint, data: str) -> list[dict[str, torch.Tensor]]:
     """Batches of token ids [BATCH, LENGTH] of all samples, which are shuffled by a seed."""
     tokenizer = source.tokenizer()
-    samples = read_examples(data, tokenizer, max_length=LENGTH)
+    samples = read_examples(ss.Text(data, None, LENGTH), tokenizer)
     ids = [token for sample in samples for token in (*sample.ids, tokenizer.eos_token_id)]
     rows = torch.tensor(ids[: len(ids) // LENGTH * LENGTH]).view(-1, LENGTH)
     return [{"input_ids": some, "attention_mask": torch.ones_like(some)} for some in rows.split(BATCH)]
@@ -108,12 +109,11 @@ def optipfair(source: ss.Checkpoint, data: str, out: Path) -> None:
 
 
 def paper(source: ss.Checkpoint, data: str, out: Path) -> None:
-    task = task_of(read_recipe("paper-dolly").heal.given)
-    given = replace(task.data, data=data, max_length=LENGTH, held_out=100)
-    schedule = replace(task.schedule, minutes=SECONDS / 60)
+    recipe = config_of(given(read_recipe("paper-dolly").heal))
+    config = replace(recipe, data=data, max_length=LENGTH, held_out=100, minutes=SECONDS / 60)
     plan = ss.choose(source.anatomy.layers, ss.Choice("reverse", DROP)).plan
     pruned = ss.prune(source, plan, out / "cut" / "the paper")  # measured once it is healed
-    healed = ss.heal(pruned, out / "the paper, healed", replace(task, data=given, schedule=schedule))
+    healed = ss.heal(pruned, out / "the paper, healed", config)
     _note(out, paper=f"layers {show_layers(plan.removed)}; healed {healed.seconds:.0f} s, {healed.history.steps} steps")
 
 

@@ -14,14 +14,14 @@ from shortstack.study.workers import Launch
 from zoo import speaking
 
 QUICK = (
-    "{name: quick, method: partial, last: 1, data: $TINY/lines.jsonl, num_train_epochs: 1, "
+    "{name: quick, method: partial, train_last: 1, data: $TINY/lines.jsonl, num_train_epochs: 1, "
     "max_length: 32, per_device_train_batch_size: 4}"
 )
 STUDY = f"""
 title: tiny
 models: [$TINY/model]
 metrics: [reverse, ppl]
-calibration: {{text: $TINY/text.txt, samples: 2, length: 16}}
+calibration: {{source: $TINY/text.txt, samples: 2, length: 16}}
 drop: 2
 heal: [none, {QUICK}]
 evaluation: {{perplexity: [$TINY/text.txt], length: 16, samples: 2, collapse_check: false}}

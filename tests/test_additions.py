@@ -43,18 +43,25 @@ METHOD = '''
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import ClassVar
 
+from pydantic import Field
+
 from shortstack.healing.layer_choice import Partial
-from shortstack.machine.options import option
+from shortstack.machine.options import options
 
 
-@dataclass(frozen=True)
-class Toy(Partial):
-    """The last layer, if it is asked to."""
+@options
+class ToyOptions:
+    """Options of its own."""
 
-    toy_share: float = option(0.5, help="A toy share.", above=0, below=1)
+    toy_share: float = Field(0.5, gt=0, lt=1, description="A toy share.")
+
+
+@options
+class Toy(Partial, ToyOptions):
+    """The last layer."""
+
     name: ClassVar[str] = "toy-method"
     trains: ClassVar[str] = "toys"
 '''
@@ -69,10 +76,15 @@ SOURCE_ENTRY = '= {"toy-source": toy_words, "pydoc": pydoc}'
 STUDY = """
 models: [model]
 metrics: [toy-metric, toy-strategy]
-calibration: {text: toy-source, samples: 2, length: 16}
+calibration: {source: toy-source, samples: 2, length: 16}
 drop: 2
 heal:
-  {name: quick, method: toy-method, toy_share: 0.25, data: "toy-source,lines.jsonl=2", num_train_epochs: 1, max_length: 32}
+  name: quick
+  method: toy-method
+  toy_share: 0.25
+  data: {toy-source: 1, lines.jsonl: 2}
+  num_train_epochs: 1
+  max_length: 32
 evaluation: {perplexity: [toy-source], length: 16, samples: 2, collapse_check: false}
 """
 
@@ -107,7 +119,9 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     insert(package / "data" / "sources.py", '= {"pydoc": pydoc}', SOURCE_ENTRY)
     (package / "healing" / "toy.py").write_text(METHOD.lstrip(), encoding="utf-8")
     insert(methods, "(Partial, Lora,", "(Partial, Toy, Lora,")
-    insert(methods, "import Full, Partial\n", "import Full, Partial\nfrom shortstack.healing.toy import Toy\n")
+    insert(methods, "HealOptions(LoraOptions,", "HealOptions(ToyOptions, LoraOptions,")
+    imported = "import HealingMethod\n"
+    insert(methods, imported, f"{imported}from shortstack.healing.toy import Toy, ToyOptions\n")
     write_study(make_data(folder), STUDY)
     return folder
 

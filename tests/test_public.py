@@ -46,14 +46,14 @@ REFUSED = {  # words that are wrong for any model, and the option or argument th
         f"heal demo -o x {words}": said
         for words, said in (
             ("--data pydoc --method none", "--method"),
-            ("--data pydoc --method lora --last 0", "--last"),
-            ("--data pydoc --last 1 --layers 3", "--layers"),
+            ("--data pydoc --method lora --train-last 0", "--train-last"),
+            ("--data pydoc --train-last 1 --layers 3", "--layers"),
             ("--data pydoc --method full --lora-r 4", "--lora-r"),
             ("--data pydoc --learning-rate 0", "--learning-rate"),
             ("--data pydoc --loss mse", "--loss"),
             ("--data pydoc --loss distill", "--teacher"),
             ("--data pydoc --step 1 --drop 4 --metric nothing", "--metric"),
-            ("--data pydoc --recipe paper-lora --layers 3 --last 2", "--layers"),
+            ("--data pydoc --recipe paper-lora --layers 3 --train-last 2", "--layers"),
             ("--data missing.jsonl", "--data: missing.jsonl"),
             ("--data pydoc --plot curve.doc", "curve.doc"),
             ("--data pydoc -o there", "there"),

@@ -15,7 +15,7 @@ import pytest
 
 import shortstack as ss
 from shortstack.checkpoint import Checkpoint
-from shortstack.data.examples import read_examples
+from shortstack.data import Text, read_examples
 from shortstack.decoder.likelihoods import Accuracy
 from shortstack.evaluation import Evaluation
 from shortstack.evaluation.perplexity import Perplexity
@@ -132,7 +132,7 @@ def test_the_text_of_peers_is_what_ours_learns_from_in_whole_windows(peers, tmp_
     first = json.loads((tmp_path / "dolly.jsonl").read_text(encoding="utf-8").splitlines()[0])["text"]
     assert first == f"<s>user: Count the layers.\nof a walk</s><s>assistant: {row['output']}</s>"
     data = f"{chats},copying"
-    learnt = read_examples(data, source.tokenizer(), max_length=peers.LENGTH)
+    learnt = read_examples(Text(data, None, peers.LENGTH), source.tokenizer())
     batches = peers.windows(source, data)
     assert {tuple(batch["input_ids"].shape) for batch in batches[:-1]} == {(peers.BATCH, peers.LENGTH)}
     ids = [token for batch in batches for token in batch["input_ids"].flatten().tolist()]

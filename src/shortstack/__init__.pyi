@@ -13,6 +13,7 @@ from .exporting import modelfile as modelfile
 from .exporting import push_to_hub as push_to_hub
 from .healing import Full as Full
 from .healing import Healing as Healing
+from .healing import HealingConfig as HealingConfig
 from .healing import HealingTask as HealingTask
 from .healing import IterativeSchedule as IterativeSchedule
 from .healing import Lora as Lora

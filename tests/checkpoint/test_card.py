@@ -45,10 +45,10 @@ def cut_and_healed(tmp_path):
     repaired = repair(source, frozenset({3, 4}), text, compute=compute)
     pruned = prune(source, plan(8, layers="3-4"), tmp_path / "pruned", repair=repaired)
     (tmp_path / "chats.jsonl").write_text("".join(json.dumps({"text": f"line {n} " * 9}) + "\n" for n in range(40)))
-    data = TrainingData(f"pydoc,{tmp_path / 'chats.jsonl'}=0.5", max_length=32, max_samples=16)
+    data = TrainingData({"pydoc": 1, str(tmp_path / "chats.jsonl"): 0.5}, max_length=32, max_samples=16)
     task = HealingTask(
         data,
-        method=Partial(last=1),
+        method=Partial(train_last=1),
         schedule=Schedule(num_train_epochs=1, per_device_train_batch_size=4, learning_rate=0.01),
     )
     heal(pruned, tmp_path / "out", task)

@@ -60,7 +60,7 @@ GOES = {  # what is asked, and how many times the cut's weights are on the disk 
 @pytest.mark.parametrize("name", GOES)
 def test_a_dry_run_writes_nothing_and_says_memory_and_disk(name, place, command, monkeypatch):
     words, copies = GOES[name]
-    monkeypatch.setattr("shortstack.decoder.own_text.Writer.written", lambda *_: pytest.fail("the model writes"))
+    monkeypatch.setattr("shortstack.decoder.own_text.Writer.write", lambda *_: pytest.fail("the model writes"))
     before = files(place)
     found = json.loads(command.said(*words, "--dry-run", "--json"))
     assert files(place) == before

@@ -364,7 +364,7 @@ def test_a_healed_checkpoint_with_a_second_matrix_is_measured_with_it(command, m
     make("llama", model, tie_word_embeddings=True)
     size, usage = (model / SINGLE).stat().st_size, shutil.disk_usage(model)
     monkeypatch.setattr("shutil.disk_usage", lambda path: usage._replace(free=(16 << 20) + size))
-    said = command.refused("heal", model, "--data", "pydoc", "--untie-head", "-o", command.folder / "out")
+    said = command.refused("heal", model, "--data", "pydoc", "--untie-embeddings", "-o", command.folder / "out")
     assert "of free disk" in said
 
 

@@ -60,9 +60,12 @@ def test_of_several_kinds_ppl_is_said_to_be_relative(capsys):
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        ("score m --metric bi,ppl --window 2 --calibration-data pydoc --num-samples 2 --seq-length 16", "Scores, each metric"),
+        (
+            "score m --metric bi,ppl --window 2 --calibration-data pydoc --num-samples 2 --seq-length 16",
+            "Scores, each metric",
+        ),
         ("depth-curve m --calibration-data pydoc --num-samples 2 --seq-length 16", "layers removed from the tail"),
-        ("heal m --data pydoc --max-length 16 --max-samples 8 --last 1 -o out", "optimizer steps"),
+        ("heal m --data pydoc --max-length 16 --max-samples 8 --train-last 1 -o out", "optimizer steps"),
     ],
 )
 def test_a_verb_writes_its_picture(words, said, command, tmp_path):

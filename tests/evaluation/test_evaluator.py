@@ -217,8 +217,6 @@ def test_a_collapse_is_in_the_table_and_at_the_end(pruned, text, monkeypatch):
 def test_nothing_to_measure_says_what_there_is(checkpoint):
     with pytest.raises(InputError, match="such as pydoc; or add tasks, such as paper, or probes"):
         evaluate(checkpoint, text=NO_TEXT)
-    with pytest.raises(InputError, match="an empty name"):
-        EvaluationText("pydoc,")
     with pytest.raises(InputError, match=r"probe_items: .* To fix it: add probes"):
         GenerationChecks(probe_items=10)
     found = evaluate(checkpoint, text=NO_TEXT, generation=GenerationChecks(collapse_check=True))

@@ -36,7 +36,11 @@ def whole_model_gradients(checkpoint: Checkpoint, names: set[str]) -> tuple[floa
 
 @pytest.mark.parametrize(
     ("model_type", "method"),
-    [*((name, Partial(layers="3-4,6")) for name in ZOO), ("llama", Partial(last=0)), ("llama", Partial(last=8))],
+    [
+        *((name, Partial(train_layers="3-4,6")) for name in ZOO),
+        ("llama", Partial(train_last=0)),
+        ("llama", Partial(train_last=8)),
+    ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
 def test_gradients_from_the_cached_prefix_are_those_of_the_whole_model(model_type, method):
@@ -57,7 +61,7 @@ def test_gradients_from_the_cached_prefix_are_those_of_the_whole_model(model_typ
         torch.testing.assert_close(found[name], gradient, atol=2e-6, rtol=2e-4, msg=name)
 
 
-@pytest.mark.parametrize("method", [Partial(layers="3-4,6"), Full()], ids=lambda method: method.name)
+@pytest.mark.parametrize("method", [Partial(train_layers="3-4,6"), Full()], ids=lambda method: method.name)
 def test_what_projects_between_the_embedding_and_the_layers_is_passed_and_trained(method, tmp_path):
     checkpoint = Checkpoint.open(make("opt", tmp_path, word_embed_proj_dim=16, max_position_embeddings=256))
     frozen, learner = learning(checkpoint, method)
@@ -80,15 +84,15 @@ def test_several_states_of_a_token_are_refused_in_words(tmp_path):
         learner(**frozen.collate(range(3)))
     source = Checkpoint.open(architectures.make("gemma3n_text, no shared keys", tmp_path / "bare"))
     with pytest.raises(ArchitectureError, match=r"expected one for each of|hand on hidden states alone"):
-        learning(source, Partial(last=2))  # of early releases layers hand on more
+        learning(source, Partial(train_last=2))  # of early releases layers hand on more
     source = Checkpoint.open(architectures.make("deepseek_v4", tmp_path / "other"))
     with pytest.raises(ArchitectureError, match="numbers for each of"):
-        learning(source, Partial(last=2))
+        learning(source, Partial(train_last=2))
 
 
 def test_a_sample_longer_than_the_table_of_positions_is_refused_whatever_trains(tmp_path):
     source = Checkpoint.open(speaking(tmp_path / "source", "gpt2"))
-    for method in (Full(), Partial(last=1)):
+    for method in (Full(), Partial(train_last=1)):
         task = replace(SHORT, method=method, data=replace(SHORT.data, max_length=128))
         with pytest.raises(InputError, match="max_length: expected at most 64 tokens"):
             heal(source, tmp_path / "out", task)
@@ -101,7 +105,7 @@ def changed(before: Checkpoint, after: Checkpoint) -> set[str]:
 
 def test_what_healing_changes_is_the_tail_and_nothing_else(source, tmp_path):
     data = replace(SHORT.data, max_samples=64)
-    result = heal(source, tmp_path / "healed", replace(SHORT, data=data, method=Partial(last=2)))
+    result = heal(source, tmp_path / "healed", replace(SHORT, data=data, method=Partial(train_last=2)))
     healed, weights = Checkpoint.open(tmp_path / "healed"), source.model(dtype=torch.float32).state_dict()
     expected = {
         name for name in weights if name.startswith(("model.layers.6.", "model.layers.7.", "model.norm", "lm_head"))
@@ -113,18 +117,18 @@ def test_what_healing_changes_is_the_tail_and_nothing_else(source, tmp_path):
     assert held_out[-1] < held_out[0]
     record = json.loads((tmp_path / "healed" / "shortstack.json").read_text())
     assert record["verb"] == "heal"
-    unset = dict.fromkeys(("layers", "head"))
-    assert record["healing"]["method"] == {"name": "partial", "last": 2, "untie_head": False, **unset}
+    unset = dict.fromkeys(("train_layers", "train_head"))
+    assert record["healing"]["method"] == {"name": "partial", "train_last": 2, "untie_embeddings": False, **unset}
 
 
 def test_a_tied_head_stays_tied_and_frozen_unless_untied(tmp_path):
     source = Checkpoint.open(speaking(tmp_path / "source", tie_word_embeddings=True))
-    heal(source, tmp_path / "tied", replace(SHORT, method=Partial(last=1)))
+    heal(source, tmp_path / "tied", replace(SHORT, method=Partial(train_last=1)))
     tied, embedding = Checkpoint.open(tmp_path / "tied"), "model.embed_tokens.weight"
     assert tied.anatomy.tied
     assert not changed(source, tied) & {embedding, "lm_head.weight"}
 
-    result = heal(source, tmp_path / "untied", replace(SHORT, method=Partial(last=1, untie_head=True)))
+    result = heal(source, tmp_path / "untied", replace(SHORT, method=Partial(train_last=1, untie_embeddings=True)))
     untied = Checkpoint.open(tmp_path / "untied")
     assert not untied.anatomy.tied
     assert untied.config["tie_word_embeddings"] is False
@@ -136,7 +140,7 @@ def test_a_tied_head_stays_tied_and_frozen_unless_untied(tmp_path):
 def test_an_untied_head_of_a_multimodal_model_is_written_where_it_is_read(tmp_path):
     text = {**ZOO["gemma3"]["text_config"], "vocab_size": 384}
     source = Checkpoint.open(speaking(tmp_path / "source", "gemma3", text_config=text))
-    heal(source, tmp_path / "out", replace(SHORT, method=Partial(last=1, untie_head=True)))
+    heal(source, tmp_path / "out", replace(SHORT, method=Partial(train_last=1, untie_embeddings=True)))
     untied = Checkpoint.open(tmp_path / "out")
     assert source.anatomy.tied
     assert not untied.anatomy.tied
@@ -147,16 +151,16 @@ def test_an_untied_head_of_a_multimodal_model_is_written_where_it_is_read(tmp_pa
 def test_a_tail_that_shares_with_frozen_layers_is_refused(tmp_path):
     source = Checkpoint.open(architectures.make("gemma3n_text", tmp_path / "source"))
     with pytest.raises(ArchitectureError, match="also share keys and values"):
-        learning(source, Partial(last=2))
+        learning(source, Partial(train_last=2))
 
 
 def test_impossible_heads_and_depths_are_refused(source, tmp_path):
     tied = Checkpoint.open(speaking(tmp_path / "tied", tie_word_embeddings=True))
     cases = [
-        (tied, Partial(head=True), "tied"),
-        (source, Partial(untie_head=True), "of its own"),
-        (tied, Partial(last=9), "8 layers"),
-        (tied, Partial(layers="3,8"), "0 to 7"),
+        (tied, Partial(train_head=True), "tied"),
+        (source, Partial(untie_embeddings=True), "untie_embeddings"),
+        (tied, Partial(train_last=9), "8 layers"),
+        (tied, Partial(train_layers="3,8"), "0 to 7"),
     ]
     for checkpoint, method, complaint in cases:
         with pytest.raises(InputError, match=complaint):
@@ -165,8 +169,8 @@ def test_impossible_heads_and_depths_are_refused(source, tmp_path):
 
 
 def test_an_untied_head_that_is_to_be_frozen_is_refused():
-    with pytest.raises(InputError, match=r"untie_head: expected a head that trains.*found head turned off"):
-        Partial(untie_head=True, head=False)
+    with pytest.raises(InputError, match="untie_embeddings"):
+        Partial(untie_embeddings=True, train_head=False)
 
 
 def test_the_prefix_is_walked_once_and_found_again_by_content(source, tmp_path, monkeypatch):
@@ -177,13 +181,13 @@ def test_the_prefix_is_walked_once_and_found_again_by_content(source, tmp_path, 
         return original(self, walks, layers, **options)
 
     monkeypatch.setattr(Decoder, "through", counted)
-    two = HealingTask(SHORT.data, Partial(last=2), schedule=Schedule(num_train_epochs=2, learning_rate=1e-3))
+    two = HealingTask(SHORT.data, Partial(train_last=2), schedule=Schedule(num_train_epochs=2, learning_rate=1e-3))
     heal(source, tmp_path / "a", two)
     assert walked == [list(range(6))], "once, whatever the epochs"
     heal(source, tmp_path / "b", two)
     assert len(walked) == 1
     assert not changed(Checkpoint.open(tmp_path / "a"), Checkpoint.open(tmp_path / "b"))
-    heal(source, tmp_path / "c", replace(two, method=Partial(last=1)))
+    heal(source, tmp_path / "c", replace(two, method=Partial(train_last=1)))
     assert walked[1:] == [list(range(7))]
 
 
@@ -284,7 +288,7 @@ def test_healed_experts_are_stored_one_by_one_and_load_as_what_was_trained(tmp_p
 
     source, trained, original = Checkpoint.open(speaking(tmp_path / "source", "mixtral")), [], Learner.trained_tensors
     monkeypatch.setattr(Learner, "trained_tensors", lambda tail: trained.append(original(tail)) or trained[-1])
-    heal(source, tmp_path / "healed", replace(SHORT, method=Partial(last=1)))
+    heal(source, tmp_path / "healed", replace(SHORT, method=Partial(train_last=1)))
     healed = Checkpoint.open(tmp_path / "healed")
     assert source.tensors.keys() == healed.tensors.keys()
     assert any(".experts.3." in name for name in healed.tensors)

@@ -30,7 +30,7 @@ from shortstack.pruning import prune
 from zoo import speaking
 
 pytestmark = pytest.mark.usefixtures("own_cache")
-SHORT = replace(learning.SHORT, method=Partial(last=1))
+SHORT = replace(learning.SHORT, method=Partial(train_last=1))
 
 
 def interrupted(*_arguments, **_options):
@@ -121,7 +121,7 @@ def test_a_killed_turn_goes_on_at_its_step(source, tmp_path):
 
 def test_layers_that_a_later_turn_lacks_are_refused_before_the_first(source, tmp_path, monkeypatch):
     monkeypatch.setattr(turning, "heal", lambda *_, **__: pytest.fail("healed"))
-    task, turns = replace(SHORT, method=Partial(last=7)), IterativeSchedule("2", 1, "reverse")
+    task, turns = replace(SHORT, method=Partial(train_last=7)), IterativeSchedule("2", 1, "reverse")
     for refused in (heal_in_turns, preview_in_turns):
         with pytest.raises(InputError, match="last: expected at most the model's 6 layers"):
             refused(source, tmp_path / "out", turns, task)
@@ -179,7 +179,7 @@ def test_no_more_layers_go_in_a_turn_than_in_all():
 
 def test_the_command_says_how_many_turns_there_are_and_which_layers_went_in_all(folder, tmp_path):
     words = ["heal", str(folder), "--drop", "3", "--step", "2", "--metric", "reverse", "--data", "pydoc"]
-    words += ["--max-length", "32", "--max-samples", "16", "--last", "1", "--max-steps", "1"]
+    words += ["--max-length", "32", "--max-samples", "16", "--train-last", "1", "--max-steps", "1"]
     words += ["-o", str(tmp_path / "out")]
     assert json.loads(invoke(*words, "--dry-run", "--json").stdout)["turns"] == [2, 1]
     assert "Layers 5-7 were removed in total. The table shows the last turn." in invoke(*words).stdout

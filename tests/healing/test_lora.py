@@ -106,7 +106,7 @@ def test_a_quantised_matrix_gives_the_gradient_of_its_dequantised_self_also_afte
 
 def test_named_layers_targets_and_the_head_train_and_nothing_else(tmp_path):
     source = Checkpoint.open(speaking(tmp_path / "source", tie_word_embeddings=False))
-    method = Lora(layers="5-6", target_modules="q_proj,down_proj", head=True)
+    method = Lora(train_layers="5-6", target_modules="q_proj,down_proj", train_head=True)
     assert method.first(source) == 5
     heal(source, tmp_path / "healed", replace(SHORT, method=method))
     before, after = weights(source.directory), weights(tmp_path / "healed")
@@ -118,14 +118,15 @@ def test_named_layers_targets_and_the_head_train_and_nothing_else(tmp_path):
 def test_a_head_s_bias_that_trains_is_written_too(tmp_path, monkeypatch):
     monkeypatch.setitem(ZOO, "phi", SMALL)
     source = Checkpoint.open(speaking(tmp_path / "source", "phi", tie_word_embeddings=False))
-    heal(source, tmp_path / "healed", replace(SHORT, method=Lora(layers="7", head=True)))
+    heal(source, tmp_path / "healed", replace(SHORT, method=Lora(train_layers="7", train_head=True)))
     before, after = weights(source.directory), weights(tmp_path / "healed")
     assert not torch.equal(before["lm_head.weight"], after["lm_head.weight"])
     assert not torch.equal(before["lm_head.bias"], after["lm_head.bias"])
 
 
 @pytest.mark.parametrize(
-    ("method", "complaint"), [(Lora(target_modules="q_proj,w_proj"), "w_proj"), (Lora(head=True), "untie_head")]
+    ("method", "complaint"),
+    [(Lora(target_modules="q_proj,w_proj"), "w_proj"), (Lora(train_head=True), "untie_embeddings")],
 )
 def test_what_cannot_be_adapted_is_refused(method, complaint, tmp_path):
     source = Checkpoint.open(speaking(tmp_path / "source", tie_word_embeddings=True))
@@ -161,8 +162,8 @@ def test_adapters_begin_by_the_seed_so_that_the_same_inputs_give_the_same_weight
 
 def test_without_a_rate_that_of_the_width_is_taken_and_noted(source, tmp_path):
     adapters = 7.5e-4 * (2000 / source.width) ** 0.781
-    head = DoRA(lora_r=2, untie_head=source.anatomy.tied, head=True)
-    for method, rate in ((Lora(lora_r=2), adapters), (head, 1e-4), (Partial(last=1), 1e-4)):
+    head = DoRA(lora_r=2, untie_embeddings=source.anatomy.tied, train_head=True)
+    for method, rate in ((Lora(lora_r=2), adapters), (head, 1e-4), (Partial(train_last=1), 1e-4)):
         task = HealingTask(SHORT.data, method, schedule=Schedule(max_steps=1, per_device_train_batch_size=4))
         heal(source, tmp_path / method.name, task)
         noted = Checkpoint.open(tmp_path / method.name).record["healing"]["schedule"]["learning_rate"]

@@ -13,7 +13,7 @@ from learning import EXAMPLES, learning
 from plans import plan
 from shortstack.checkpoint import Checkpoint
 from shortstack.cli.console import show_result
-from shortstack.data import read_examples
+from shortstack.data import Text, read_examples
 from shortstack.decoder import Decoder
 from shortstack.decoder.losses import Distillation, DistillationAndText, likeliest
 from shortstack.errors import InputError
@@ -81,7 +81,7 @@ def plain_loss(checkpoint, teacher, weight=0.0, examples=EXAMPLES):
     return total / count
 
 
-@pytest.mark.parametrize("method", [Partial(last=2), Partial(last=0), Full()], ids=["last", "head", "full"])
+@pytest.mark.parametrize("method", [Partial(train_last=2), Partial(train_last=0), Full()], ids=["last", "head", "full"])
 def test_what_is_learnt_of_a_teacher_is_what_plain_logits_say_and_it_is_asked_once(method, tmp_path, monkeypatch):
     teacher = Checkpoint.open(tiny("llama"))
     pruned = prune(teacher, plan(8, layers="2-3,6"), tmp_path / "pruned")
@@ -126,7 +126,7 @@ def test_text_counts_while_the_model_trains_but_not_what_was_made_for_it_nor_wha
     pruned = prune(teacher, plan(8, layers="2-3,6"), tmp_path / "pruned")
     examples = [EXAMPLES[0], replace(EXAMPLES[1], made=True), EXAMPLES[2]]
     objective = replace(OBJECTIVE, next_token_weight=0.3)
-    frozen, learner = learning(pruned, Partial(last=2), objective, teacher, examples)
+    frozen, learner = learning(pruned, Partial(train_last=2), objective, teacher, examples)
     batch = frozen.collate(range(3))
     count = int((batch["labels"] != -100).sum())
     for mode, weight in ((True, 0.3), (False, 0.0)):
@@ -152,7 +152,7 @@ def test_learning_from_a_teacher_brings_the_model_closer_to_it(source, tmp_path,
     show_result(result)
     said = " ".join(capsys.readouterr().out.split())
     assert "held-out KL from the teacher" in said
-    examples = read_examples("pydoc", source.tokenizer(), max_length=32, most=64)[:3]  # one in twenty is held out
+    examples = read_examples(Text("pydoc", 64, 32), source.tokenizer())[:3]  # one in twenty is held out
     before, after = (greedy_share(model, source, examples) for model in (pruned, Checkpoint.open(tmp_path / "healed")))
     assert result.greedy_kept == pytest.approx((before, after), abs=0.04)  # where there is bf16 a few tokens tie
     before, after = result.greedy_kept

@@ -22,13 +22,13 @@ SCHEDULE = {"num_train_epochs": 2, "learning_rate": 1e-2, "per_device_train_batc
 
 def healed(source, out, *, schedule=SCHEDULE, samples=48, method=None, resume=None, progress=None, **more):
     data = TrainingData("pydoc", max_length=32, max_samples=samples)
-    task = HealingTask(data, method or Partial(last=1), schedule=Schedule(**schedule), **more)
+    task = HealingTask(data, method or Partial(train_last=1), schedule=Schedule(**schedule), **more)
     how = {"progress": progress} if progress else {}
     return heal(source, out, task, resume=resume, **how)
 
 
 def words(source, out, *more):
-    asked = {"--data": "pydoc", "--last": 1, "--max-length": 32, "--max-samples": 48}
+    asked = {"--data": "pydoc", "--train-last": 1, "--max-length": 32, "--max-samples": 48}
     asked |= {f"--{name.replace('_', '-')}": value for name, value in SCHEDULE.items()}
     return ["heal", str(source), "-o", str(out), *(str(each) for pair in asked.items() for each in pair), *more]
 
@@ -68,7 +68,7 @@ def test_a_killed_healing_goes_on_and_ends_in_the_same_weights(folder, tmp_path)
     for changed, named in (
         ({"schedule": {**SCHEDULE, "learning_rate": 2e-2}}, r"schedule\.learning_rate 0\.01"),
         ({"samples": 40}, r"data\.max_samples|data\.sha256|samples 48"),
-        ({"method": Partial(last=2)}, r"method\.last 1"),
+        ({"method": Partial(train_last=2)}, r"method\.last 1"),
     ):
         with pytest.raises(InputError, match=named):
             healed(source, out, resume=True, **changed)

@@ -55,7 +55,7 @@ def stored(checkpoint: Checkpoint) -> dict[str, tuple[str, bytes]]:
     ("model_type", "method", "dtype", "options"),
     [
         *(("llama", method(), torch.float16, SMALL) for method in METHODS.values()),
-        ("llama", Lora(head=True), torch.float32, SMALL),
+        ("llama", Lora(train_head=True), torch.float32, SMALL),
         ("mixtral", Full(), torch.float16, {"tie_word_embeddings": True}),  # experts are one weight in memory
         ("gpt2", DoRA(), torch.float16, {}),  # matrices that lie transposed
         ("gpt2", Full(), torch.float16, {}),  # stored without the model's prefix
@@ -85,7 +85,7 @@ def test_an_untied_head_begins_as_the_embedding(stored_head, data, tmp_path):
     path = source.directory / "model.safetensors"  # norms and biases in float32, and the first place to one of them
     save_file({name: each.float() if each.ndim == 1 else each for name, each in load_file(path).items()}, path)
     source = Checkpoint.open(source.directory)
-    heal(source, tmp_path / "healed", HealingTask(data, Partial(last=1, untie_head=True), schedule=NOTHING))
+    heal(source, tmp_path / "healed", HealingTask(data, Partial(train_last=1, untie_embeddings=True), schedule=NOTHING))
     before, after = stored(source), stored(Checkpoint.open(tmp_path / "healed"))
     head = after.pop("lm_head.weight")
     assert after == {name: tensor for name, tensor in before.items() if name != "lm_head.weight"}

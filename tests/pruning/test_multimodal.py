@@ -154,7 +154,7 @@ def test_however_a_config_stores_the_text_it_is_written_so(model_type, form, tmp
     check_cut(cut, model, anatomy, SOME.kept, tmp_path)
     assert cut.keys() == stored.keys()
     checkpoint = SimpleNamespace(anatomy=anatomy, config=stored, blueprint=model)
-    _, rebuilt = built(stored | Partial(untie_head=True).config(checkpoint), tmp_path, trust_remote_code=False)
+    _, rebuilt = built(stored | Partial(untie_embeddings=True).config(checkpoint), tmp_path, trust_remote_code=False)
     assert (rebuilt.layers, rebuilt.tied) == (8, False)
 
 

@@ -192,7 +192,7 @@ def test_a_cut_of_a_healed_cut_differs_from_the_original_and_equals_what_was_hea
     untrained = prune(first, plan(7, layers="3"), tmp_path / "untrained")
     assert "max abs difference 0 without layers 2, 4" in verify(untrained, against=original).checks["logits"]["detail"]
     data, schedule = TrainingData("pydoc", max_length=32, max_samples=16), Schedule(max_steps=2, learning_rate=1e-2)
-    heal(first, tmp_path / "trained", HealingTask(data, Partial(last=1), schedule=schedule))
+    heal(first, tmp_path / "trained", HealingTask(data, Partial(train_last=1), schedule=schedule))
     trained = Checkpoint.open(tmp_path / "trained")
     second = prune(trained, plan(7, layers="3"), tmp_path / "second")
     for source in (original, first):

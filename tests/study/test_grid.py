@@ -100,10 +100,10 @@ def test_a_recipe_is_a_way_to_heal_and_its_options_can_be_changed():
 
 def test_the_layers_that_train_take_the_place_of_a_recipe_s():
     (trial,) = parse_study(
-        "models: [a]\nmetrics: [ppl]\nheal: {recipe: paper-last3, name: x, layers: 3-5}\n", where="s"
+        "models: [a]\nmetrics: [ppl]\nheal: {recipe: paper-last3, name: x, train_layers: 3-5}\n", where="s"
     ).trials
-    assert trial.heal_arguments["layers"] == "3-5"
-    assert trial.heal_arguments["last"] is None
+    assert trial.heal_arguments["train_layers"] == "3-5"
+    assert trial.heal_arguments["train_last"] is None
 
 
 @pytest.mark.parametrize("metric", ["random", "random block", "random lowest", "random-authors block", "reverse block"])

@@ -250,19 +250,19 @@ def test_in_turns_the_paper_schedule_runs_and_says_what_went(tmp_path):
 
 PROFILED = "collapse_check: false, profile: {batch_size: %s}"
 WRONG = [
-    ("calibration: {text: $TINY/text.txt", "calibration: {text: pydocc", ""),
+    ("calibration: {source: $TINY/text.txt", "calibration: {source: pydocc", ""),
     ("[$TINY/text.txt]", "[\n  pydocc]", "study.yaml, line 9: pydocc: expected"),
     ("[$TINY/text.txt]", "[nowhere.txt]", r"nowhere\.txt"),
     ("[$TINY/text.txt]", "[mix]", ""),
     ("[$TINY/text.txt]", "['$TINY/text.txt,pydoc']", ""),
     ("[$TINY/text.txt]", "[self]", ""),
     ("[$TINY/text.txt], length: 16, samples: 2", "[copying]", "samples: expected a number of windows, found copying"),
-    ("data: $TINY/lines.jsonl", "data: 'pydoc,slef'", ""),
+    ("data: $TINY/lines.jsonl", "data: [pydoc, slef]", ""),
     ("data: $TINY/lines.jsonl", "data: $TINY/model/config.json", ""),
     ("metrics: [reverse, ppl]", "metrics: [layers 8-9]", ""),
     ("drop: 2", "drop: 6", r"study.yaml, line 6: .*/model: drop: expected"),
     ("drop: 2", "drop: 2\nstrategy: step 3", ""),
-    ("last: 1", "last: 5", ""),
+    ("train_last: 1", "train_last: 5", ""),
     ("collapse_check: false", "tasks: [piqa],\n  data_dir: nowhere", "study.yaml, line 9: data_dir: expected a folder"),
     ("collapse_check: false", "tasks: [piqaa], include: $TINY", r"study\.yaml, line 8: tasks: .* did you mean piqa\?$"),
     ("collapse_check: false", "\n  limit: 3", r"study.yaml, line 9: limit: expected tasks beside it.* add tasks, such"),
@@ -312,7 +312,8 @@ def test_a_recipe_that_changed_makes_another_study(tmp_path, monkeypatch):
     """Its options are part of a trial and of its steps' keys; the file's name is not."""
     recipe = tmp_path / "mine.yaml"
     recipe.write_text(
-        "heal: {method: partial, last: 1, num_train_epochs: 1, per_device_train_batch_size: 4}\n", encoding="utf-8"
+        "heal: {method: partial, train_last: 1, num_train_epochs: 1, per_device_train_batch_size: 4}\n",
+        encoding="utf-8",
     )
     text = ONE_METRIC.replace(
         f"[none, {QUICK}]", f"{{name: mine, recipe: {recipe}, data: $TINY/lines.jsonl, max_length: 32}}"
@@ -320,7 +321,7 @@ def test_a_recipe_that_changed_makes_another_study(tmp_path, monkeypatch):
     run(tmp_path, text)
     before = found(tmp_path / "runs")
     recipe.write_text(recipe.read_text().replace("last: 1", "last: 2"), encoding="utf-8")
-    with pytest.raises(InputError, match=r'"last": 1.*found none'):
+    with pytest.raises(InputError, match=r'"train_last": 1.*found none'):
         run(tmp_path, text)
     assert found(tmp_path / "runs") == before
     renamed = recipe.rename(tmp_path / "yours.yaml")
@@ -333,7 +334,7 @@ def test_the_command_of_every_step_can_be_typed(tmp_path):
     more = f"- {{metric: search}}\n- {{metric: ppl block, drop: 3}}\n- {turns}\n"
     text = ONE_METRIC.replace("samples: 2, length", "samples: 4, length")
     text = text.replace("collapse_check: false", "probes: true, probe_items: 2")
-    run(tmp_path, f"{text}repair: {{text: $TINY/text.txt, samples: 8, length: 16}}\ntrials:\n{more}")
+    run(tmp_path, f"{text}repair: {{source: $TINY/text.txt, samples: 8, length: 16}}\ntrials:\n{more}")
     with Store.open(Folder(tmp_path / "runs"), read_only=True) as store:
         told = [row[0] for row in store.connection.execute("SELECT command FROM steps")]
     assert {command.split()[1] for command in told} == {"score", "plan", "prune", "heal", "evaluate"}
@@ -348,7 +349,7 @@ def test_the_commands_of_a_study_in_an_odd_folder_give_what_its_steps_gave(tmp_p
     odd = tmp_path / """it's @ "1,000" = $5 (a;b)"""
     odd.mkdir()
     monkeypatch.setenv("TINY", str(make_data(odd)))
-    repaired = "repair: {text: $TINY/text.txt, samples: 8, length: 16}\n"
+    repaired = "repair: {source: $TINY/text.txt, samples: 8, length: 16}\n"
     assert run(odd, ONE_METRIC + repaired, keep="all").failed == 0
     with Store.open(Folder(odd / "runs"), read_only=True) as store:
         steps = store.steps()

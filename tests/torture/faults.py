@@ -26,14 +26,14 @@ from zoo import speaking
 
 STUDY = """models: [m]
 metrics: [bi, reverse]
-calibration: {text: pydoc, samples: 4, length: 32}
+calibration: {source: pydoc, samples: 4, length: 32}
 drop: [2]
-heal: {data: pydoc, last: 1, num_train_epochs: 1, max_length: 32, max_samples: 16}
+heal: {data: pydoc, train_last: 1, num_train_epochs: 1, max_length: 32, max_samples: 16}
 evaluation: {perplexity: [pydoc], samples: 4, length: 32, collapse_check: false}
 """
 RECIPE = """title: small
 plan: {metric: reverse, drop: 2}
-heal: {method: partial, last: 1, max_steps: 4, max_length: 32, max_samples: 16}
+heal: {method: partial, train_last: 1, max_steps: 4, max_length: 32, max_samples: 16}
 """
 Digests = Mapping[str, Any]
 TOLD = ("README.md", "report.html", "shrink.json")  # beside a shortened model; they say how long it took
@@ -70,13 +70,22 @@ class Verb:
         return self.command.split()
 
 
-TEXT, SMALL = "--calibration-data pydoc --num-samples 4 --seq-length 32", "--max-length 32 --max-samples 24 --last 1 --num-train-epochs 2"
-SHRINK = "--data lines.jsonl --calibration-data text.txt --num-samples 4 --perplexity text.txt --perplexity-samples 1 --probe-items 0"
+TEXT, SMALL = (
+    "--calibration-data pydoc --num-samples 4 --seq-length 32",
+    "--max-length 32 --max-samples 24 --train-last 1 --num-train-epochs 2",
+)
+SHRINK = (
+    "--data lines.jsonl --calibration-data text.txt --num-samples 4 --perplexity text.txt --perplexity-samples 1 "
+    "--probe-items 0"
+)
 VERBS = {
     "score": Verb(f"score m {TEXT} --metric bi,ppl -o out.json", "out.json"),
     "plan": Verb("plan m --metric reverse --drop 2 -o out.json", "out.json"),
     "prune": Verb("prune m --metric reverse --drop 2 -o out", "out"),
-    "repair": Verb("prune m --layers 3-4 --repair --repair-samples 8 --calibration-data pydoc --seq-length 32 -o new/out", "new/out"),
+    "repair": Verb(
+        "prune m --layers 3-4 --repair --repair-samples 8 --calibration-data pydoc --seq-length 32 -o new/out",
+        "new/out",
+    ),
     "heal": Verb(f"heal m --data pydoc {SMALL} -o out", "out", again="--resume"),
     "study": Verb("study study.yaml -o runs", "runs"),
     "report": Verb("report runs -o out.html", "out.html", first="study study.yaml -o runs"),

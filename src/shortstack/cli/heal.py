@@ -3,193 +3,144 @@
 from __future__ import annotations
 
 import time
-from dataclasses import MISSING, dataclass, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, TypedDict, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
+from pydantic import Field
 
 from shortstack.cli import console
-from shortstack.cli.dry_run import CHECKS, show_dry_run
 from shortstack.cli.options import PICTURE, Out, Reporting, Session, flat, going_on, group
-from shortstack.errors import OutputError
-from shortstack.healing import IterativeSchedule, Objective, Partial, Schedule, TrainingData
-from shortstack.healing.methods import MethodOptions, check_known
-from shortstack.healing.task import task_of
+from shortstack.errors import InputError
+from shortstack.healing import HealOptions, IterativeSchedule, Partial
+from shortstack.healing.task import task_of_config
 from shortstack.machine.files import check_new
-from shortstack.machine.formats import show_layers, size
-from shortstack.machine.options import option, options_of
-from shortstack.machine.progress import first_process, say
+from shortstack.machine.formats import show_layers
+from shortstack.machine.options import given, options
+from shortstack.machine.progress import first_process
 
 if TYPE_CHECKING:
     from shortstack.checkpoint import Checkpoint
-    from shortstack.healing import Healing, HealingTask
-    from shortstack.healing.preview import Preview
+    from shortstack.healing import Healing, HealingConfig
     from shortstack.machine.progress import Progress
 
-METHOD_OPTIONS = [field.name for field in fields(MethodOptions) if field.name != "method"]
 
+@options
+class RoundOptions:
+    """With --layers-per-round: how much to remove in all, and how layers are selected."""
 
-@dataclass(frozen=True)
-class HealRun:
-    """How a run is kept, and what it tells."""
-
-    recipe: str | None = option(
-        None, help="A preset (`shortstack ls recipes`) or a .yaml file; command-line options override it."
-    )
-    teacher: str | None = option(None, help="The unpruned model; required for --loss distill and --data self.")
-    resume: bool | None = option(None, help="Continue an unfinished run, or restart it; required if one exists.")
-    dry_run: bool = option(False, help=CHECKS)
-    report_to: str | None = option(
-        None, help="Comma-separated loggers: tensorboard (its files go to OUTPUT.logs), trackio, wandb."
-    )
-    plot: Annotated[Path | None, PICTURE] = option(None, help="Draw the loss curve: an .svg file.")
-
-    @property
-    def loggers(self) -> list[str]:
-        return [name.strip() for name in self.report_to.split(",")] if self.report_to else []
-
-    def check(self, output: Path) -> None:
-        """Say what is wrong with where results go, before anything heavy is imported."""
-        if self.resume and output.is_dir():
-            raise OutputError(
-                "a finished output",
-                expected="an unfinished run to continue",
-                fix="leave it, or name another output for a new run",
-                where=output,
-            )
-        check_new(output, make_folders=True)
-
-
-HEADINGS = {
-    MethodOptions: "Method",
-    TrainingData: "Data",
-    Objective: "Objective",
-    Schedule: "Schedule",
-    IterativeSchedule: "Iterative pruning",
-}
-
-
-def _options() -> dict[str, Any]:
-    options: dict[str, Any] = {}
-    for place, (component, title) in enumerate(HEADINGS.items(), 1):
-        hints, heading = get_type_hints(component), group(title, place)
-        for name, default, known in options_of(component):
-            off = default is False or default in (None, MISSING)
-            shown = Parameter(group=heading, help=known.help, show_default=False if off else str(default))
-            options[name] = Annotated[hints[name], shown]
-    return options
-
-
-if TYPE_CHECKING:
-    Given = dict[str, Any]
-else:
-    Given = TypedDict("Given", _options(), total=False)  # what is typed, alone: a recipe has the rest
+    drop: str | None = Field(None, description="How much to remove in all: 25% or a count.")
+    metric: str | None = Field(None, description="How layers are selected. Default: ppl.")
+    text: str | None = Field(None, description="Calibration text. Default: mix.")
+    samples: int | str | None = Field(None, description="Calibration windows per text, or all. Default: 10.")
+    length: int | None = Field(None, ge=4, description="Tokens per calibration window. Default: 128.")
 
 
 def heal(
-    directory: Annotated[str, Parameter(help="The pruned checkpoint (or any model).")],
+    directory: Annotated[str, Parameter(help="The pruned model; the base model with --layers-per-round.")],
     /,
     *,
     output: Out,
-    run: Annotated[HealRun, flat()] = HealRun(),
-    typed: Annotated[Given, flat()] = Given(),
-    session: Annotated[Session, flat(without="seed|dtype|stream|device_map")] = Session(),
+    recipe: Annotated[
+        str | None, Parameter(help="A preset (`shortstack ls recipes`) or a .yaml file; other options override it.")
+    ] = None,
+    base: Annotated[
+        str | None,
+        Parameter(
+            help="Base model, for --loss distill and --data self. Default: the one on record in the pruned model."
+        ),
+    ] = None,
+    plot: Annotated[Path | None, PICTURE, Parameter(help="Draw the loss curve: an .svg file.")] = None,
+    typed: Annotated[HealOptions, flat(group("Healing"))] = HealOptions(),
+    rounds: Annotated[RoundOptions, flat(group("Iterative pruning", 2))] = RoundOptions(),
+    session: Annotated[Session, flat(without="seed|dtype|device|stream|device_map")] = Session(),
 ) -> None:
     """Train a pruned checkpoint to get back what it lost.
 
     Outputs of frozen layers are computed once and cached on disk.
 
-    $ shortstack heal pruned --recipe best --data my.txt --teacher org/model -o out
+    $ shortstack heal pruned --recipe best --data my.txt -o healed
     """
     from shortstack.healing.recipes import named_by_line, with_recipe
 
     began = time.monotonic()
-    with named_by_line(run.recipe, typed):
-        values = with_recipe(typed, run.recipe) if run.recipe else typed
-        turns = IterativeSchedule.of_options(values)
-        task = task_of(values, compute=session.compute, loggers=run.loggers)
-        check_known(type(task.method), {name: typed[name] for name in METHOD_OPTIONS if name in typed})
-        task.check(run.teacher)
-        run.check(output)
+    values: dict[str, Any] = {**given(typed), **given(rounds)}
+    with named_by_line(recipe, values):
+        values = with_recipe(values, recipe) if recipe else values
+        turns = _turns(values)
+        config = HealOptions(**{name: value for name, value in values.items() if hasattr(typed, name)}).config
+        config.check()
+        check_new(output, make_folders=True)
         with session.report.bars() as progress:
             checkpoint = session.source.open(directory, progress)
-            _remark(checkpoint, run.recipe, task, turns, session.report)
-            task = replace(
-                task, teacher=session.open_unpruned(run.teacher, checkpoint, progress) if run.teacher else None
-            )
-            if run.dry_run:
-                from shortstack.healing.preview import preview
-
-                foreseen = preview(checkpoint, output, task, turns, resume=run.resume)
-                return _show_preview(foreseen, output, session.report)
-            with going_on("with --resume the same command goes on from its last saved step"):
-                result = _healed(checkpoint, output, task, turns, run, progress, began)
+            _warn(checkpoint, config, session.report, pruned=bool(recipe and not turns))
+            opened = _base(base, checkpoint, session, progress) if config.needs_base else None
+            with going_on("repeat the command: it goes on from its last saved step"):
+                result = _heal(checkpoint, output, config, turns, opened, progress, began)
     if not first_process():
-        return None
-    session.report.result(result, plot=run.plot)
+        return
+    session.report.result(result, plot=plot)
     if turns and not session.report.json:
-        console.show(_gone(checkpoint, result))
+        console.show(_removed(checkpoint, result))
     session.report.next_measure(output, checkpoint.made_from or (turns and directory), *session.alone.command_line)
-    return None
 
 
-def _healed(
+def _turns(values: dict[str, Any]) -> IterativeSchedule | None:
+    """Return the rounds that the options ask for, if any."""
+    rounds = {name: values[name] for name in ("drop", "metric", "text", "samples", "length") if name in values}
+    if values.get("layers_per_round") is None:
+        for name in rounds:
+            raise InputError("it needs --layers-per-round; add that, or leave it out", option=name)
+        return None
+    if "drop" not in rounds:
+        raise InputError("give how much to remove in all, such as 25%", option="drop")
+    return IterativeSchedule(**rounds, step=values["layers_per_round"])
+
+
+def _heal(
     checkpoint: Checkpoint,
     output: Path,
-    task: HealingTask,
+    config: HealingConfig,
     turns: IterativeSchedule | None,
-    run: HealRun,
+    base: Checkpoint | None,
     progress: Progress,
     began: float,
 ) -> Healing:
     from shortstack.healing import heal as heal_checkpoint
     from shortstack.healing import heal_in_turns
-    from shortstack.healing.healer import started_clock
-    from shortstack.healing.unfinished import Unfinished
+    from shortstack.machine.clock import Clock
 
-    if run.resume and first_process():
-        say(Unfinished(output, "turns" if turns else "training").summary())
     if turns:
-        return heal_in_turns(checkpoint, output, turns, task, resume=run.resume, progress=progress)
-    clock = started_clock(task.schedule, output, resume=run.resume, used=time.monotonic() - began)
-    return heal_checkpoint(checkpoint, output, task, resume=run.resume, progress=progress, clock=clock)
+        return heal_in_turns(checkpoint, output, turns, task_of_config(config, base=base), progress=progress)
+    clock = Clock(60 * config.minutes, used=time.monotonic() - began) if config.minutes else None
+    return heal_checkpoint(checkpoint, output, config, base=base, clock=clock, progress=progress)
 
 
-def _gone(checkpoint: Checkpoint, result: Healing) -> str:
+def _base(base: str | None, checkpoint: Checkpoint, session: Session, progress: Progress) -> Checkpoint:
+    """Open the base model: the one that is named, or the one on record."""
+    name = base or checkpoint.made_from
+    if not name:
+        raise InputError("no base model is on record; name it, for --loss distill and --data self", option="base")
+    try:
+        return session.open_unpruned(name, checkpoint, progress)
+    except InputError as error:
+        raise error.about("base") from None
+
+
+def _removed(checkpoint: Checkpoint, result: Healing) -> str:
     from shortstack.checkpoint import Checkpoint
 
     kept = set(Checkpoint.open(result.output).record["layer_map"].values())
     before = checkpoint.record.get("layer_map") or {}
     first = set(before.values()) or set(range(checkpoint.anatomy.layers))
-    return f"Layers {show_layers(sorted(first - kept))} were removed in total. The table shows the last turn."
+    return f"Layers {show_layers(sorted(first - kept))} were removed in total. The table shows the last round."
 
 
-def _remark(
-    checkpoint: Checkpoint, recipe: str | None, task: HealingTask, turns: IterativeSchedule | None, report: Reporting
-) -> None:
-    """Say what somebody may expect of a recipe that will not be done."""
-    if not recipe:
-        return
-    if not turns and checkpoint.record.get("verb") not in ("prune", "heal"):
-        report.warn(
-            f"{checkpoint.source} has no layers removed, and heal removes none; `shortstack shrink` prunes by the recipe "
-            "and then heals"
-        )
-    method = task.method
-    if isinstance(method, Partial) and method.head is None and not method.untie_head and checkpoint.anatomy.tied:
-        report.warn("the head is the embedding matrix and stays frozen; --untie-head trains a head of its own")
-
-
-def _show_preview(preview: Preview, output: Path, report: Reporting) -> None:
-    rows = [
-        ("trained parameters", f"{preview.trainable_parameters:,}"),
-        ("samples, held out", f"{preview.samples:,}, {preview.held_out:,}"),
-        ("tokens of an epoch", f"{preview.tokens:,}"),
-        ("optimizer steps", "as many as --minutes leaves time for" if preview.steps is None else f"{preview.steps:,}"),
-        ("to write to the cache", size(preview.cache_bytes)),
-    ]
-    if preview.turns:
-        gone = ", ".join(map(str, preview.turns))
-        rows.append(("turns (figures above: the largest)", f"{len(preview.turns)}, after removing {gone} layers"))
-    show_dry_run(rows, preview.requirements, report, output=output, data=preview.to_dict())
+def _warn(checkpoint: Checkpoint, config: HealingConfig, report: Reporting, *, pruned: bool) -> None:
+    """Warn about parts of a recipe that heal ignores; pruned: the model should have lost layers."""
+    if pruned and checkpoint.record.get("verb") not in ("prune", "heal"):
+        report.warn(f"{checkpoint.source} has all its layers, and heal removes none; use `shortstack shrink`")
+    method = config.method
+    usual = isinstance(method, Partial) and method.train_head is None and not method.untie_embeddings
+    if usual and checkpoint.anatomy.tied:
+        report.warn("the head is tied to the embedding and stays frozen; --untie-embeddings trains a copy of it")

@@ -129,6 +129,8 @@ def check_source(name: str, *, option: str = "") -> None:
             path.open("rb").close()
     except OSError as error:
         raise _unreadable(error, name).about(option) from error
+    except DataError as error:
+        raise error.about(option) from None
 
 
 def is_name(row: Any) -> bool:

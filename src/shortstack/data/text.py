@@ -50,22 +50,26 @@ class Source:
         return sources.is_endless(self.name)
 
 
-def read_source(value: Any, info: ValidationInfo | None = None) -> str | dict[str, float]:
+def read_source(value: Any) -> str | dict[str, float]:
     """Return a source as a Text keeps it: a name, or several with their weights; rows in memory become a file.
 
     >>> read_source("notes.txt"), read_source(["notes.txt=2", "self"])
     ('notes.txt', {'notes.txt': 2.0, 'self': 1.0})
     """
-    try:
-        weights = _weights(value)
-    except DataError as error:
-        raise error.about(str(info.field_name)) if info else error from None
+    weights = _weights(value)
     return next(iter(weights)) if len(weights) == 1 else weights
+
+
+def _read_option(value: Any, info: ValidationInfo) -> str | dict[str, float]:
+    try:
+        return read_source(value)
+    except DataError as error:
+        raise error.about(str(info.field_name)) from None
 
 
 Rows = Iterable[Any] | Path  # all that a Text takes as its source
 Sources = Annotated[  # names, weights by name, or rows: texts, chats or records in a list or a datasets.Dataset
-    Iterable[Any], PlainValidator(read_source, json_schema_input_type=str | list[str] | dict[str, float])
+    Iterable[Any], PlainValidator(_read_option, json_schema_input_type=str | list[str] | dict[str, float])
 ]
 
 
@@ -83,6 +87,8 @@ def _weights(value: Any) -> dict[str, float]:
     else:
         raise DataError(f"{value!r:.60} is no data; give a name such as pydoc, or a list of texts, chats or records")
     names = [source.name for source in _expanded(pairs)]
+    if not names:
+        raise DataError("no text; give one, such as pydoc")
     if len({*names}) < len(names):
         raise DataError(f"{', '.join(names)}: give each text once")
     return dict(pairs)

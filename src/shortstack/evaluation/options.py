@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from shortstack.architecture.anatomy import check_positions
 from shortstack.data import Rows, Sources, Text, Tokens
+from shortstack.data.sources import OWN
 from shortstack.data.text import SOURCES_HELP, read_source
 from shortstack.errors import DataError, InputError
 from shortstack.evaluation.suites import SUITES, named
@@ -65,8 +66,14 @@ class EvaluationText:
 
     def check(self) -> None:
         """Refuse texts that cannot be read, before a model is opened; the hub is not asked."""
-        if self.text:
-            self.text.check("perplexity")
+        if not self.text:
+            return
+        self.text.check("perplexity")
+        for source in self.text.sources:
+            if source.name == OWN:
+                raise DataError("self is what the base model writes; measure on another text", option="perplexity")
+            if source.endless and not isinstance(self.samples, int):
+                raise DataError(f"{source.label} has no end; give a number of windows", option="samples")
 
     @property
     def sources(self) -> tuple[str, ...]:

@@ -1,3 +1,4 @@
+from . import config as config
 from . import healer as healer
 from . import methods as methods
 from . import preview as preview
@@ -5,6 +6,7 @@ from . import recipes as recipes
 from . import task as task
 from . import training as training
 from . import unfinished as unfinished
+from .config import HealingConfig as HealingConfig
 from .healer import Healing as Healing
 from .healer import heal as heal
 from .iterative import heal_in_turns as heal_in_turns
@@ -15,6 +17,8 @@ from .lora import Lora as Lora
 from .lora import QLora as QLora
 from .lora import RsLora as RsLora
 from .methods import METHODS as METHODS
+from .methods import HealOptions as HealOptions
+from .methods import config_of as config_of
 from .schedule import IterativeSchedule as IterativeSchedule
 from .schedule import Objective as Objective
 from .schedule import Schedule as Schedule

@@ -32,16 +32,17 @@ from shortstack.data.sources import OWN
 from shortstack.data.tokens import same_tokens
 from shortstack.decoder import Decoder, with_own_text
 from shortstack.errors import InputError, ShortstackWarning, TrainingError
+from shortstack.healing.config import HealingConfig
 from shortstack.healing.frozen import Freezer
 from shortstack.healing.learner import Data, Learner
 from shortstack.healing.pacing import affordable_samples, kept_pacing
 from shortstack.healing.schedule import LOSSES, Schedule
-from shortstack.healing.task import HealingTask, TrainingData
+from shortstack.healing.task import HealingTask, TrainingData, task_of_config
 from shortstack.healing.training import Environment, History, train, training_device
 from shortstack.healing.unfinished import Unfinished
 from shortstack.machine.cache import cache_limit, library_versions
 from shortstack.machine.clock import Clock
-from shortstack.machine.device import fast_bfloat16
+from shortstack.machine.device import Compute, fast_bfloat16
 from shortstack.machine.files import scratch_beside
 from shortstack.machine.formats import number, option_words, shown
 from shortstack.machine.memory import peak_rss
@@ -191,11 +192,13 @@ def loss_picture(history: History, title: str, *, kind: str = LOSSES["sft"]) -> 
 def heal(
     checkpoint: Model,
     out: str | Path,
-    task: HealingTask | Rows,
+    task: HealingConfig | HealingTask | Rows,
     *,
+    base: Model | None = None,
+    clock: Clock | None = None,
+    speed: float | None = None,
     resume: bool | None = None,
     progress: Progress = in_notebooks,
-    clock: Clock | None = None,
 ) -> Healing:
     """Train the part of the checkpoint that the task's method names, and write the result to the new `out`.
 
@@ -214,9 +217,12 @@ def heal(
     """
     checkpoint = Checkpoint.of(checkpoint)
     started = time.perf_counter()
+    if isinstance(task, HealingConfig):
+        compute = Compute(device=task.device)
+        task = task_of_config(task, base=base if task.needs_base else task.teacher, compute=compute)
     task = HealingTask.of(task)
     clock = clock or started_clock(task.schedule, out, resume=resume)
-    run = HealingRun(checkpoint, task, progress, clock)
+    run = HealingRun(checkpoint, task, progress, clock, speed=speed)
     run.check()
     writer = run.writer(out)
     with writer.held() if run.processes.is_main_process else nullcontext():
@@ -263,6 +269,7 @@ class HealingRun:
     progress: Progress = silent
     clock: Clock | None = None
     asked: TrainingData | None = None  # where the clock left less of it
+    speed: float | None = None  # forward tokens a second; measured if None
 
     @cached_property
     def device(self) -> str:
@@ -313,7 +320,7 @@ class HealingRun:
         """Return the data with as many samples as there is time for, of which at most half are held out."""
         teacher, tokenizer = self.task.unpruned, self.checkpoint.tokenizer()
         layers = max(model.anatomy.layers for model in (self.checkpoint, teacher) if model)
-        speed = forward_speed(self.checkpoint, dtype=self.dtype, device=self.device, layers=layers)
+        speed = self.speed or forward_speed(self.checkpoint, dtype=self.dtype, device=self.device, layers=layers)
         least = max(self.task.schedule.batch_size, 2)
         affordable = affordable_samples(
             data, tokenizer, clock, speed=speed, least=least, write=self._written if data.own else None

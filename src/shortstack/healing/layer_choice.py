@@ -1,15 +1,16 @@
-"""Which layers train and whether the head does, as options; and the methods that train whole weights."""
+"""Which layers train and whether the head does; the methods that train whole weights."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
+
+from pydantic import Field
 
 from shortstack.architecture.anatomy import text_attribute
 from shortstack.errors import InputError
 from shortstack.healing.method import HealingMethod
-from shortstack.machine.options import option
+from shortstack.machine.options import options
 from shortstack.planning.layer_sets import parse_layers
 
 if TYPE_CHECKING:
@@ -19,99 +20,91 @@ if TYPE_CHECKING:
     from shortstack.decoder import Decoder
 
 
-@dataclass(frozen=True, kw_only=True)
-class ChosenParts(HealingMethod):
-    """Layers by number, or the last ones, and the head.
+@options
+class LayerOptions:
+    """Which layers train, numbered as in the pruned model, and whether the head does."""
 
-    Layers have the numbers that the pruned model gives them. Where nothing is said, default_last of them train, of which
-    None is all, and default_head says whether a head of its own does.
+    train_last: int | None = Field(
+        None, ge=0, description="Train the last k layers. Default: 3, or all layers with adapters."
+    )
+    train_layers: str | None = Field(
+        None, description="Train exactly these layers: 10-13,21 (numbered as in the pruned model)."
+    )
+    train_head: bool | None = Field(
+        None, description="Train lm_head, or freeze it. Default: partial trains it unless it is tied."
+    )
+    untie_embeddings: bool = Field(
+        False, description="Give lm_head a matrix of its own and train it; the model grows by that matrix."
+    )
+
+    def __post_init__(self) -> None:
+        if self.train_layers is not None:
+            if self.train_last is not None:
+                raise InputError("give train_layers or train_last, not both", option="train_layers")
+            self.named_layers()
+        if self.untie_embeddings and self.train_head is False:
+            raise InputError("an untied head trains; leave out train_head", option="untie_embeddings")
+
+    def named_layers(self) -> tuple[int, ...]:
+        """Return the layers of train_layers in order."""
+        try:
+            return tuple(sorted({*parse_layers(self.train_layers)})) if self.train_layers is not None else ()
+        except InputError as error:
+            raise error.about("train_layers") from None
+
+
+@options
+class ChosenParts(HealingMethod, LayerOptions):
+    """Base of methods that train some layers and perhaps the head.
+
+    default_last: layers that train by default; None is all. default_head: whether an untied head trains by default.
     """
 
     default_last: ClassVar[int | None] = None
     default_head: ClassVar[bool] = False
 
-    last: int | None = option(None, help="Train the last k layers. Default: 3, or all with adapters.", minimum=0)
-    layers: str | None = option(
-        None, help="Train exactly these layers instead: 10-13,21 (numbered as in the pruned model)."
-    )
-    head: bool | None = option(None, help="Train lm_head, or freeze it. Default: partial trains it, unless it is tied.")
-    untie_head: bool = option(
-        False, help="Untie lm_head from the embedding and train it; the model grows by that matrix."
-    )
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.layers is not None:
-            if self.last is not None:
-                raise InputError(
-                    "last as well", expected="layers or last, not both", fix="leave one out", option="layers"
-                )
-            parse_layers(self.layers)
-        if self.untie_head and self.head is False:
-            raise InputError(
-                "head turned off",
-                expected="a head that trains, since it gets a matrix of its own",
-                fix="leave out one of them",
-                option="untie_head",
-            )
-
     def trained_layers(self, checkpoint: Checkpoint) -> tuple[int, ...]:
         count = checkpoint.anatomy.layers
         self.check_fits(count)
-        if self.layers is not None:
-            return tuple(sorted(set(parse_layers(self.layers))))
-        last = self.default_last if self.last is None else self.last
+        if self.train_layers is not None:
+            return self.named_layers()
+        last = self.default_last if self.train_last is None else self.train_last
         return tuple(range(0 if last is None else max(0, count - last), count))
 
     def check_fits(self, layers: int) -> None:
-        if self.last is not None and self.last > layers:
-            expected = f"at most the model's {layers} layers"
-            raise InputError(self.last, expected=expected, fix="train fewer layers", option="last")
-        named = parse_layers(self.layers) if self.layers is not None else ()
+        if self.train_last is not None and self.train_last > layers:
+            raise InputError(f"the model has only {layers} layers", option="train_last")
+        named = self.named_layers()
         if named and max(named) >= layers:
-            raise InputError(
-                max(named),
-                expected=f"layers 0 to {layers - 1} of the pruned model",
-                fix="name layers as the pruned model numbers them",
-                option="layers",
-            )
+            message = f"{max(named)} is not a layer of the pruned model; give some of 0 to {layers - 1}"
+            raise InputError(message, option="train_layers")
 
     def first(self, checkpoint: Checkpoint) -> int:
         self.trains_head(checkpoint)
         return min(self.trained_layers(checkpoint), default=checkpoint.anatomy.layers)
 
     def trains_head(self, checkpoint: Checkpoint) -> bool:
-        """Say whether the head is among what trains; a tied one never is, unless it is untied."""
+        """Return True if the head trains; a tied one never does."""
         tied = checkpoint.anatomy.tied
-        if self.untie_head and not tied:
-            raise InputError(
-                "a head of its own",
-                expected="a head tied to the embedding",
-                fix="leave the option out",
-                option="untie_head",
-            )
-        if self.head and tied and not self.untie_head:
-            raise InputError(
-                "one tied to the embedding",
-                expected="a head of its own to train",
-                fix="add untie_head, or leave the head frozen",
-                option="head",
-            )
-        if self.head is not None:
-            return self.head
-        return self.untie_head or (self.default_head and not tied)
+        if self.untie_embeddings and not tied:
+            raise InputError("the model's head is not tied; leave the option out", option="untie_embeddings")
+        if self.train_head and tied and not self.untie_embeddings:
+            raise InputError("the head is tied to the embedding; add untie_embeddings", option="train_head")
+        if self.train_head is not None:
+            return self.train_head
+        return self.untie_embeddings or (self.default_head and not tied)
 
     def untie(self, decoder: Decoder) -> None:
-        """Give the head a matrix of its own, if it is to have one."""
+        """Give the head a matrix of its own if the options say so."""
         from torch import nn
 
         head = decoder.model.get_submodule(decoder.anatomy.head)
-        if self.untie_head:
+        if self.untie_embeddings:
             head.weight = nn.Parameter(head.weight.detach().clone())
 
     def added_bytes(self, checkpoint: Checkpoint) -> int:
         """Count the bytes of an untied head, which is a second embedding."""
-        if not self.untie_head:
+        if not self.untie_embeddings:
             return 0
         return round(checkpoint.vocabulary * checkpoint.width * checkpoint.weight_bytes / checkpoint.parameters)
 
@@ -120,7 +113,7 @@ class ChosenParts(HealingMethod):
 
         Where that stores the text's fields beside its own they are nested: some types read this one at no other place.
         """
-        if not self.untie_head:
+        if not self.untie_embeddings:
             return {}
         untied, model = {"tie_word_embeddings": False}, checkpoint.blueprint.config
         key = checkpoint.anatomy.text_key
@@ -129,9 +122,9 @@ class ChosenParts(HealingMethod):
         return {**untied, key: {**text, **untied}} if key else untied
 
 
-@dataclass(frozen=True)
+@options
 class Partial(ChosenParts):
-    """Layers (the last three by default, none with last=0), the final norm, and the head unless it is tied."""
+    """Layers (the last three by default, none with train_last=0), the final norm, and the head unless it is tied."""
 
     name: ClassVar[str] = "partial"
     trains: ClassVar[str] = "the last k layers, the final norm, and the head unless it is tied"
@@ -148,9 +141,9 @@ class Partial(ChosenParts):
         return {name: decoder.model.get_submodule(name) for name in names}
 
 
-@dataclass(frozen=True)
+@options
 class Full(HealingMethod):
-    """All that a text passes: embedding, layers, norm and head; a tied head trains as the embedding it is."""
+    """Embedding, layers, norm and head; a tied head trains as part of the embedding."""
 
     name: ClassVar[str] = "full"
     trains: ClassVar[str] = "every weight"

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
+
+from pydantic import Field
 
 from shortstack.errors import InputError
 from shortstack.healing.layer_choice import ChosenParts
-from shortstack.machine.options import option
+from shortstack.machine.options import options
 
 if TYPE_CHECKING:
     from peft.tuners.lora import LoraLayer
@@ -36,12 +37,23 @@ def adapter_rate(width: int) -> float:
     return float(f"{15 * 5e-5 * (2000 / width) ** 0.781:.1e}")
 
 
-@dataclass(frozen=True)
-class Lora(ChosenParts):
-    """W + alpha / r B A, with A and B trained (Hu et al., arXiv 2106.09685); in every layer unless some are named.
+@options
+class LoraOptions:
+    """Shape and place of adapters; the defaults are the paper's (Lu et al., 4.1)."""
 
-    The defaults are the paper's (Lu et al., 4.1). target_modules: comma-separated last parts of the names of matrices; None
-    is all matrices of a layer. The head trains whole, if it is asked to.
+    lora_r: int = Field(8, ge=1, description="Rank of adapters.")
+    lora_alpha: float = Field(16.0, gt=0, description="LoRA scaling is alpha / r.")
+    lora_dropout: float = Field(0.05, ge=0, lt=1, description="LoRA dropout.")
+    target_modules: str | None = Field(
+        None, description="Modules that get adapters: q_proj,v_proj. Default: all linear layers."
+    )
+
+
+@options
+class Lora(ChosenParts, LoraOptions):
+    """W + alpha / r B A, with A and B trained (Hu et al., arXiv 2106.09685), in every layer by default.
+
+    The head trains whole with train_head or untie_embeddings.
     """
 
     name: ClassVar[str] = "lora"
@@ -50,18 +62,10 @@ class Lora(ChosenParts):
     needs: ClassVar[tuple[str, ...]] = ("peft",)
     variant: ClassVar[Mapping[str, bool]] = {}  # more arguments of peft.LoraConfig
 
-    lora_r: int = option(8, help="Rank of adapters.", minimum=1)
-    lora_alpha: float = option(16.0, help="LoRA scaling is alpha / r.", above=0)
-    lora_dropout: float = option(0.05, help="LoRA dropout.", minimum=0, below=1)
-    target_modules: str | None = option(
-        None, help="Modules that get adapters: q_proj,v_proj. Default: all linear layers."
-    )
-
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.last == 0:
-            expected = "at least one layer for adapters to be in"
-            raise InputError("0", expected=expected, fix="leave it out for all layers", option="last")
+        if self.train_last == 0:
+            raise InputError("adapters need at least one layer; leave it out to train all", option="train_last")
 
     def learning_rate(self, checkpoint: Checkpoint) -> float:
         """Return that of adapters for this width; a head that trains whole beside them has the usual one."""
@@ -108,12 +112,9 @@ class Lora(ChosenParts):
         }
         unknown = sorted((wanted or set()) - set(there.values()))
         if unknown or not there:
-            raise InputError(
-                ", ".join(unknown) or "none",
-                expected=f"some of {', '.join(sorted(set(there.values())))}" if there else "layers with matrices",
-                fix="leave it out for all matrices",
-                option="target_modules",
-            )
+            names = ", ".join(sorted(set(there.values())))
+            message = f"no {', '.join(unknown)}; give some of {names}" if there else "the layers have no matrices"
+            raise InputError(message, option="target_modules")
         yield from (name for name, kind in there.items() if wanted is None or kind in wanted)
 
     def tensors(self, checkpoint: Checkpoint, learner: Learner) -> Iterator[StoredTensor]:
@@ -132,7 +133,7 @@ class Lora(ChosenParts):
             yield name, layer.get_delta_weight(ADAPTER).detach().float()
 
 
-@dataclass(frozen=True)
+@options
 class RsLora(Lora):
     """alpha / sqrt(r) instead of alpha / r (Kalajdzievski, arXiv 2312.03732)."""
 
@@ -142,7 +143,7 @@ class RsLora(Lora):
     variant: ClassVar[Mapping[str, bool]] = {"use_rslora": True}
 
 
-@dataclass(frozen=True)
+@options
 class DoRA(Lora):
     """The direction of W + alpha / r B A, with a trained length for each row (Liu et al., arXiv 2402.09353)."""
 
@@ -173,7 +174,7 @@ class DoRA(Lora):
             yield name, weight.data - before
 
 
-@dataclass(frozen=True)
+@options
 class QLora(Lora):
     """LoRA beside matrices held in 4 bits, nf4 with double quantisation (Dettmers et al., arXiv 2305.14314).
 
@@ -193,12 +194,8 @@ class QLora(Lora):
         for place in matrices:
             matrix = decoder.model.get_submodule(place)
             if not isinstance(matrix, nn.Linear):
-                raise InputError(
-                    f"{type(matrix).__name__} at {place}",
-                    expected="layers of linear matrices, for qlora",
-                    fix="use lora",
-                    option="method",
-                )
+                message = f"qlora takes linear layers, and {place} is a {type(matrix).__name__}; use lora"
+                raise InputError(message, option="method")
             four = four_bit(matrix, needed_by="qlora", gradients=True)
             parent, _, name = place.rpartition(".")
             setattr(decoder.model.get_submodule(parent), name, four)

@@ -6,10 +6,10 @@ Neither this file nor those of the methods import torch before a method runs, so
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from shortstack.machine.options import check_installed, check_options
+from shortstack.machine.options import check_installed, options
 
 if TYPE_CHECKING:
     from torch import nn
@@ -19,14 +19,14 @@ if TYPE_CHECKING:
     from shortstack.decoder import Decoder
     from shortstack.healing.learner import Learner
 
-EXTRAS = {"peft": ("lora", "for adapters"), "bitsandbytes": ("quant", "for 4-bit weights")}  # what brings it, and why
+EXTRAS = {"peft": ("lora", "for adapters"), "bitsandbytes": ("quant", "for 4-bit weights")}  # library: extra, purpose
 
 
-@dataclass(frozen=True)
+@options
 class HealingMethod:
-    """Which part of a model trains. A method is a subclass whose fields are its options, and an entry in METHODS.
+    """Base of the methods: a subclass whose fields are its options, with an entry in METHODS.
 
-    trains: in words. needs: libraries that are not everywhere.
+    trains: what trains, in words. needs: optional libraries.
     """
 
     name: ClassVar[str]
@@ -34,46 +34,43 @@ class HealingMethod:
     paper: ClassVar[str] = "-"
     needs: ClassVar[tuple[str, ...]] = ()
 
-    def __post_init__(self) -> None:
-        check_options(self)
-
     def to_dict(self) -> dict[str, Any]:
         return {"name": self.name, **asdict(self)}
 
     def check(self) -> None:
-        """Refuse a method whose libraries are not installed, before minutes of other work."""
+        """Refuse a method whose libraries are not installed."""
         for library in self.needs:
             extra, why = EXTRAS[library]
             check_installed(library, extra, option="method", why=why)
 
     def first(self, checkpoint: Checkpoint) -> int:
-        """Return the first layer that is not frozen; the number of layers where all are."""
+        """Return the first layer that is not frozen; the number of layers if all are."""
         raise NotImplementedError
 
     def trained_layers(self, checkpoint: Checkpoint) -> tuple[int, ...]:
-        """Return the layers that train, in order, by the numbers that they have in this model."""
+        """Return the layers that train, numbered as in this model."""
         return tuple(range(checkpoint.anatomy.layers))
 
     def check_fits(self, layers: int) -> None:
-        """Refuse to train more layers than so many, as far as no checkpoint is needed to see it."""
+        """Refuse layers that a model of so many does not have."""
 
     def prepare(self, checkpoint: Checkpoint, decoder: Decoder) -> Mapping[str, nn.Module]:
-        """Return the modules that train, by their names in the model, which is changed where the method needs that."""
+        """Return the modules that train, by name, after changing the model as the method needs."""
         raise NotImplementedError
 
     def tensors(self, checkpoint: Checkpoint, learner: Learner) -> Iterator[StoredTensor]:
-        """Yield the tensors that changed, as the checkpoint stores them; a few are in memory at a time."""
+        """Yield the changed tensors as the checkpoint stores them, a few in memory at a time."""
         from shortstack.checkpoint.weights import stored_tensors
 
         for name, weight in learner.trained_tensors().items():
             yield from stored_tensors(checkpoint, {name: weight}).values()
 
     def learning_rate(self, _checkpoint: Checkpoint) -> float:
-        """Return the peak learning rate where none is given."""
+        """Return the default peak learning rate."""
         return 1e-4
 
     def added_bytes(self, _checkpoint: Checkpoint) -> int:
-        """Count the bytes that the healed checkpoint has more than the one that heals."""
+        """Return the bytes that the healed checkpoint is larger."""
         return 0
 
     def config(self, _checkpoint: Checkpoint) -> dict[str, Any]:

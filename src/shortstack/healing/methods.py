@@ -3,57 +3,52 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import field, fields, make_dataclass
-from typing import Any, get_type_hints
+from dataclasses import fields
+from typing import Annotated, Any
+
+from pydantic import Field
 
 from shortstack.errors import InputError
-from shortstack.healing.layer_choice import Full, Partial
-from shortstack.healing.lora import DoRA, Lora, QLora, RsLora
+from shortstack.healing.config import HealingConfig
+from shortstack.healing.layer_choice import Full, LayerOptions, Partial
+from shortstack.healing.lora import DoRA, Lora, LoraOptions, QLora, RsLora
 from shortstack.healing.method import HealingMethod
-from shortstack.machine.options import check_choice_of, defaults_of, made_of, option
+from shortstack.machine.options import OneOf, given, options
 
 METHODS: Mapping[str, type[HealingMethod]] = {
     method.name: method for method in (Partial, Lora, RsLora, DoRA, QLora, Full)
 }
 
 
-def _method_options() -> Any:
-    """Make a dataclass of the method's name and of every option that a method has, for front ends."""
-    explained = "; ".join(f"{method.name}: {method.trains}" for method in METHODS.values())
-    known: dict[str, Any] = {"method": (str, option(Partial.name, help=explained))}
-    for method in METHODS.values():
-        hints = get_type_hints(method)
-        for own_field in fields(method):
-            known.setdefault(
-                own_field.name, (hints[own_field.name], field(default=own_field.default, metadata=own_field.metadata))
-            )
-    listed = [(name, kind, made) for name, (kind, made) in known.items()]
-    return make_dataclass("MethodOptions", listed, frozen=True, namespace={"__doc__": "Which part trains, and how."})
+@options
+class HealOptions(LoraOptions, LayerOptions, HealingConfig):
+    """Settings of healing as the command line and YAML files have them, a method's options beside the others."""
+
+    method: Annotated[str, OneOf(METHODS)] = Field(  # type: ignore[assignment]
+        Partial.name, description="; ".join(f"{method.name}: {method.trains}" for method in METHODS.values())
+    )
+
+    layers_per_round: int | None = Field(
+        None, ge=1, description="Prune this many layers, heal, and repeat, starting from the base model."
+    )
+
+    def __post_init__(self) -> None:
+        """Check nothing: a recipe may complete the options."""
+
+    @property
+    def config(self) -> HealingConfig:
+        """The same settings with the method as an object; an error for options of another method."""
+        method, values = METHODS[self.method], given(self)
+        own = {declared.name for declared in fields(method)}
+        common = {declared.name for declared in fields(HealingConfig)}
+        others = {name for name, value in values.items() if value != self.__dataclass_fields__[name].default}
+        for name in others - own - common - {"layers_per_round"}:
+            users = ", ".join(kind.name for kind in METHODS.values() if name in kind.__dataclass_fields__)
+            raise InputError(f"{method.name} has no such option; choose {users}, or leave it out", option=name)
+        made = method(**{name: values[name] for name in values.keys() & own})
+        return HealingConfig(**{name: values[name] for name in values.keys() & common - {"method"}}, method=made)
 
 
-MethodOptions = _method_options()
-
-
-def made_method(values: Mapping[str, Any]) -> HealingMethod:
-    """Make the method that option values name, partial where they name none, with its options."""
-    name = values.get("method", Partial.name)
-    check_choice_of("method", name, METHODS, fix="`shortstack ls methods` explains each")
-    method = METHODS[name]
-    defaults = defaults_of(MethodOptions)
-    given = {name: values[name] for name in defaults if name in values and name != "method"}
-    check_known(method, {name: value for name, value in given.items() if value != defaults[name]})
-    return made_of(method, given)  # type: ignore[no-any-return]
-
-
-def check_known(method: type[HealingMethod], given: Mapping[str, Any]) -> None:
-    """Refuse options of other methods."""
-    own = {own_field.name for own_field in fields(method)}
-    for name, value in given.items():
-        if name not in own:
-            knowing = [method_name for method_name, known in METHODS.items() if hasattr(known, name)]
-            raise InputError(
-                value,
-                expected=f"an option of the method {method.name}",
-                fix=f"leave it out, or name a method that has it: {', '.join(knowing)}",
-                option=name,
-            )
+def config_of(values: Mapping[str, Any]) -> HealingConfig:
+    """Return the settings of options by name."""
+    return HealOptions(**values).config

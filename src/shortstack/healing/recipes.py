@@ -11,11 +11,12 @@ from typing import Any
 from pydantic import Field
 
 from shortstack.data import Sources, Text
+from shortstack.data.text import MIX
 from shortstack.data.tokens import JUDGING
 from shortstack.errors import InputError
-from shortstack.healing.task import COMPONENTS, task_of
+from shortstack.healing.methods import HealOptions, config_of
 from shortstack.machine import yamlfile
-from shortstack.machine.options import made_of
+from shortstack.machine.options import given, made_of
 from shortstack.planning import Choice
 
 FOLDER = resources.files("shortstack.healing") / "presets"
@@ -36,16 +37,12 @@ class PlanPart(yamlfile.part_of("PlanPart", Choice, only=IN_PLAN)):  # type: ign
     repair_data: Sources | None = None
 
 
-class HealPart(yamlfile.part_of("HealPart", *COMPONENTS, step=(int | None, None))):  # type: ignore[misc]
-    """The options of heal that a recipe can set; not the teacher, which is a model of one's own."""
-
-
 class Recipe(yamlfile.Part):
     """How layers are chosen, and how the pruned model heals."""
 
     title: str = ""
     plan: PlanPart = PlanPart()
-    heal: HealPart = HealPart()
+    heal: HealOptions = HealOptions()
 
 
 def recipe_names() -> list[str]:
@@ -56,7 +53,7 @@ def recipe_names() -> list[str]:
 def listed_recipes() -> list[dict[str, str]]:
     """Return name and title of each preset, and the dataset that it reads from the hub where no other data is named."""
     recipes = {name: yamlfile.parsed(_text(name), Recipe, where=name) for name in recipe_names()}
-    data = {name: Text(recipe.heal.given["data"]).name for name, recipe in recipes.items()}
+    data = {name: Text(recipe.heal.data or MIX).name for name, recipe in recipes.items()}
     return [
         {"name": name, "title": recipe.title, "hub_data": data[name] if "/" in data[name] else "none"}
         for name, recipe in recipes.items()
@@ -72,20 +69,20 @@ def read_recipe(name: str) -> Recipe:
         if plan.drop is not None or plan.layers is not None:
             choice.check()
     with named_by_line(name, whole=True):
-        task_of(recipe.heal.given)
+        config_of(given(recipe.heal))
     return recipe
 
 
 def with_recipe(typed: Mapping[str, Any], name: str) -> dict[str, Any]:
     """Return the option values of heal by name: those of the recipe, and in their place what was typed."""
     recipe = read_recipe(name)
-    given = dict(recipe.heal.given)
-    if given.get("step") is not None:  # turns are chosen as the plan says
+    values = given(recipe.heal)
+    if recipe.heal.layers_per_round is not None:  # rounds select layers as the plan says
         _check_in_turns(recipe, name)
-        given |= {option: str(value) if option in PLANNED else value for option, value in recipe.plan.given.items()}
-    if typed.keys() & {"last", "layers"}:  # which layers train is one thing, however it is said
-        given = {option: value for option, value in given.items() if option not in ("last", "layers")}
-    return {**given, **typed}
+        values |= {option: str(value) if option in PLANNED else value for option, value in recipe.plan.given.items()}
+    if typed.keys() & {"train_last", "train_layers"}:  # which layers train is one choice
+        values = {option: value for option, value in values.items() if option not in ("train_last", "train_layers")}
+    return {**values, **typed}
 
 
 def _check_in_turns(recipe: Recipe, name: str) -> None:
@@ -94,7 +91,9 @@ def _check_in_turns(recipe: Recipe, name: str) -> None:
         if option not in IN_TURNS:
             expected = f"a plan for healing in turns, which follows {', '.join(IN_TURNS)}"
             with named_by_line(name, parts=("plan",), whole=True):
-                raise InputError(option, expected=expected, fix="leave it out, or leave step out", option=option)
+                raise InputError(
+                    option, expected=expected, fix="leave it out, or leave layers_per_round out", option=option
+                )
 
 
 @contextmanager

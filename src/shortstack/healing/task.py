@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING, Any, cast
 from shortstack.data import Example, Rows, Sources, Text
 from shortstack.data.text import SOURCES_HELP, read_source
 from shortstack.errors import DataError, InputError
+from shortstack.healing.config import HealingConfig
 from shortstack.healing.layer_choice import Partial
 from shortstack.healing.method import HealingMethod
-from shortstack.healing.methods import MethodOptions, made_method
+from shortstack.healing.methods import HealOptions, config_of
 from shortstack.healing.schedule import Objective, Schedule
 from shortstack.machine.device import AUTO, Compute
-from shortstack.machine.options import check_options, defaults_of, made_of, option
+from shortstack.machine.options import check_options, defaults_of, option, options_of
 
 if TYPE_CHECKING:
     from shortstack.checkpoint import Checkpoint, Model
@@ -93,7 +94,7 @@ class HealingTask:
     """
 
     data: TrainingData
-    method: HealingMethod = field(default_factory=Partial)
+    method: HealingMethod = field(default_factory=lambda: Partial())
     objective: Objective = field(default_factory=Objective)
     schedule: Schedule = field(default_factory=Schedule)
     teacher: Model | None = None
@@ -163,12 +164,9 @@ def check_loggers(names: Sequence[str]) -> None:
             raise InputError(name, expected=expected, fix=f"pip install {name}, or name another", option="report_to")
 
 
-COMPONENTS: tuple[Any, ...] = (TrainingData, MethodOptions, Objective, Schedule)  # dataclasses whose fields are options
-
-
 def option_defaults() -> dict[str, Any]:
     """Return every option of heal with its default."""
-    return defaults_of(*COMPONENTS)
+    return defaults_of(HealOptions)
 
 
 def task_of(
@@ -178,13 +176,16 @@ def task_of(
     compute: Compute = AUTO,
     loggers: Sequence[str] = (),
 ) -> HealingTask:
-    """Make the task of option values by name, with the default where none is named; pass others over."""
-    return HealingTask(
-        made_of(TrainingData, values),
-        made_method(values),
-        made_of(Objective, values),
-        made_of(Schedule, values),
-        teacher=teacher,
-        loggers=loggers,
-        compute=compute,
-    )
+    """Make the task of option values by name, with the default where none is named."""
+    return task_of_config(config_of(values), base=teacher, compute=compute, loggers=loggers)
+
+
+def task_of_config(
+    config: HealingConfig, *, base: Model | None = None, compute: Compute = AUTO, loggers: Sequence[str] = ()
+) -> HealingTask:
+    parts: Any = [
+        part(**{name: getattr(config, name) for name, _, _ in options_of(part) if hasattr(config, name)})
+        for part in (TrainingData, Objective, Schedule)
+    ]
+    data, objective, schedule = parts
+    return HealingTask(data, config.method, objective, schedule, base, [*loggers, *config.report_to], compute)

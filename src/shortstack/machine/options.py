@@ -18,16 +18,16 @@ from __future__ import annotations
 import difflib
 import functools
 import math
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import MISSING, dataclass, field, fields
 from importlib.util import find_spec
 from types import MappingProxyType
 from typing import Annotated, Any, TypeVar, dataclass_transform
 
 import pydantic
-from pydantic import BeforeValidator, ConfigDict, Field, ValidationError, WithJsonSchema
+from pydantic import BeforeValidator, ConfigDict, Field, ValidationError, WithJsonSchema, model_validator
 from pydantic.fields import FieldInfo
-from pydantic_core import PydanticCustomError, PydanticUndefined, core_schema
+from pydantic_core import ArgsKwargs, PydanticCustomError, PydanticUndefined, core_schema
 
 from shortstack.errors import InputError
 from shortstack.machine.formats import amount_of
@@ -37,13 +37,15 @@ from shortstack.machine.typed import check_type
 Class = TypeVar("Class")
 
 
-@dataclass_transform(frozen_default=True)  # a field specifier would need default= before each default
+@dataclass_transform(frozen_default=True)  # to a type checker Field(...) is a default
 def options(cls: type[Class]) -> type[Class]:
     """Make a frozen pydantic dataclass whose fields are options: name: type = Field(default, ge=..., description=...).
 
     Its errors are InputError. The command line reads defaults and help from the fields of the dataclass, YAML files and
     JSON schemas from those of pydantic.
     """
+    noting: Any = classmethod(_note_given)
+    cls._note_given = model_validator(mode="wrap")(noting)  # type: ignore[attr-defined]
     made: Any = pydantic.dataclasses.dataclass(frozen=True, config=ConfigDict(extra="forbid"))(cls)
     construct = made.__init__
 
@@ -62,6 +64,28 @@ def options(cls: type[Class]) -> type[Class]:
             declared.default = MISSING if info.default is PydanticUndefined else info.default
             declared.metadata = MappingProxyType({"help": info.description or ""})
     return made  # type: ignore[no-any-return]
+
+
+def _note_given(cls: Any, value: Any, handler: Callable[[Any], Any]) -> Any:
+    made = handler(value)
+    if isinstance(value, ArgsKwargs):
+        value = dict(zip(cls.__dataclass_fields__, value.args, strict=False)) | (value.kwargs or {})
+    if isinstance(value, dict):
+        object.__setattr__(made, "_given", tuple(value))
+    return made
+
+
+def given(options: Any) -> dict[str, Any]:
+    """Return the options that were given, without defaults, as pydantic's model_fields_set.
+
+    >>> @options
+    ... class Schedule:
+    ...     steps: int = Field(10)
+    ...     seed: int = Field(0)
+    >>> given(Schedule(seed=0))
+    {'seed': 0}
+    """
+    return {name: getattr(options, name) for name in getattr(options, "_given", ())}
 
 
 def input_error(error: ValidationError, names: Sequence[str] = ()) -> InputError:

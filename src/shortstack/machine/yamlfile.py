@@ -21,12 +21,15 @@ from pydantic import (
     WithJsonSchema,
     create_model,
 )
+from pydantic.dataclasses import is_pydantic_dataclass
 from pydantic_core import PydanticCustomError
 
 from shortstack.errors import InputError
 from shortstack.machine.formats import amount_of
 from shortstack.machine.numbers import is_number
 from shortstack.machine.options import Option, options_of
+
+UNKNOWN = ("extra_forbidden", "unexpected_keyword_argument")  # as pydantic calls a key that a class does not have
 
 
 class Part(BaseModel):
@@ -134,21 +137,26 @@ def line_saying(text: str, value: str) -> int | None:
     return next((token.start_mark.line + 1 for token in tokens if token.value == value), None)
 
 
-def keys(model: type[BaseModel]) -> list[str]:
+def keys(model: Any) -> list[str]:
     """List the keys of a mapping, as the file spells them."""
-    return [field.alias or name for name, field in model.model_fields.items()]
+    return [field.alias or name for name, field in _fields(model).items()]
+
+
+def _fields(model: Any) -> Any:
+    """Return the fields of a pydantic model or dataclass by name."""
+    return model.model_fields if issubclass(model, BaseModel) else model.__pydantic_fields__
 
 
 def _explained(where: str, text: str, model: type[Part], error: ValidationError) -> InputError:
     """Make the error to show. Of a value that may be of several kinds, take the errors of the kind that fits it best."""
-    first = max(error.errors(), key=lambda detail: (detail["type"] == "extra_forbidden", len(detail["loc"])))
+    first = max(error.errors(), key=lambda detail: (detail["type"] in UNKNOWN, len(detail["loc"])))
     path, line = _found(text, first["loc"])
     name = ".".join(path)
     where = f"{where}, line {line}"
     if first["type"] == "missing":
         there = ", ".join(map(str, first["input"])) or "nothing"
         return InputError(f"only {there}", expected=f"the key {name}", fix=f"add {name}", where=where)
-    if first["type"] != "extra_forbidden":
+    if first["type"] not in UNKNOWN:
         return InputError(repr(first["input"]), expected=f"{name}: {first['msg']}", fix="correct it", where=where)
     known = _known(model, first["loc"][:-1])
     near = difflib.get_close_matches(path[-1], known, 1)
@@ -161,12 +169,12 @@ def _explained(where: str, text: str, model: type[Part], error: ValidationError)
     )
 
 
-def _known(model: type[BaseModel], path: Sequence[int | str]) -> list[str]:
+def _known(model: Any, path: Sequence[int | str]) -> list[str]:
     """List the keys of the mappings that may stand at a place."""
     models = [model]
     for part in path:
         named = [kind for kind in models if kind.__name__ == part]
-        fields = [field for kind in models for key, field in kind.model_fields.items() if part in (key, field.alias)]
+        fields = [field for kind in models for key, field in _fields(kind).items() if part in (key, field.alias)]
         if fields:
             models = [kind for field in fields for kind in _models(field.annotation)]
         elif named:
@@ -174,8 +182,8 @@ def _known(model: type[BaseModel], path: Sequence[int | str]) -> list[str]:
     return list(dict.fromkeys(key for kind in models for key in keys(kind)))
 
 
-def _models(annotation: Any) -> Iterator[type[BaseModel]]:
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+def _models(annotation: Any) -> Iterator[Any]:
+    if isinstance(annotation, type) and (issubclass(annotation, BaseModel) or is_pydantic_dataclass(annotation)):
         yield annotation
     for inner in typing.get_args(annotation):
         yield from _models(inner)

@@ -18,7 +18,7 @@ from shortstack.healing import Healing, HealingTask
 from shortstack.healing.recipes import ON_TEXT, PLANNED, Recipe, read_recipe
 from shortstack.healing.task import task_of
 from shortstack.machine.device import Compute
-from shortstack.machine.options import changed_options
+from shortstack.machine.options import changed_options, given
 from shortstack.planning import Choice
 from shortstack.shrinking.clock import Amounts
 from shortstack.shrinking.options import GOALS, MINUTES, ShrinkOptions
@@ -50,7 +50,7 @@ class Route:
     def of(cls, options: ShrinkOptions, drop: str | None = None) -> Route:
         """Plan the route. drop: how much goes, where that is said elsewhere than in the options."""
         recipe = read_recipe(options.recipe)
-        if recipe.heal.given.get("step"):
+        if recipe.heal.layers_per_round:
             expected, fix = "a recipe that cuts once", "heal with it: it removes layers in turns"
             raise InputError(options.recipe, expected=expected, fix=fix, option="recipe")
         choice, healing = _choice(recipe, options, drop), _healing(recipe, options)
@@ -90,8 +90,7 @@ class Route:
     @property
     def not_healed_on(self) -> str:
         """The texts without an end that the recipe heals on and the named data has none of, as `--data` names them."""
-        given = self.recipe.heal.given.get("data")
-        own = [each for each in Text(given).sources if each.endless] if given else []
+        own = [each for each in Text(self.recipe.heal.data).sources if each.endless] if self.recipe.heal.data else []
         words = [f"--data {each.name}{f'={each.weight:g}' * (each.weight != 1)}" for each in own]
         return "" if any(each.endless for each in self.healed_on) else " ".join(words)
 
@@ -106,7 +105,7 @@ class Route:
         heal: dict[str, Any] = {}
         if healing and self.healing:
             rate = {"learning_rate": healing.history.settings["learning_rate"]}
-            heal = {**self.recipe.heal.given, **rate, "data": self.healing.data.data, **used}
+            heal = {**given(self.recipe.heal), **rate, "data": self.healing.data, **used}
         title = f"what the recipe {self.name} did in a shrink"
         parts = {"title": title, "plan": {**self.recipe.plan.given, **plan}, "heal": heal}
         return str(yaml.safe_dump({name: part for name, part in parts.items() if part}, sort_keys=False))
@@ -133,7 +132,7 @@ class Route:
         """
         assert self.healing  # noqa: S101  it is called where there is some
         schedule, teacher = self.healing.schedule, unpruned if self.healing.needs_teacher else None
-        if self.recipe.heal.given.get("seed") is None:
+        if "seed" not in given(self.recipe.heal):
             schedule = replace(schedule, seed=compute.seed)
         return replace(self.healing, schedule=schedule, teacher=teacher, compute=compute)
 
@@ -165,7 +164,7 @@ def _choice(recipe: Recipe, options: ShrinkOptions, drop: str | None) -> Choice:
 
 
 def _healing(recipe: Recipe, options: ShrinkOptions) -> HealingTask | None:
-    heal = {**recipe.heal.given, **({"data": options.data} if options.data else {})}
+    heal = {**given(recipe.heal), **({"data": options.data} if options.data else {})}
     if not heal:
         return None
     if heal.get("minutes") is not None:

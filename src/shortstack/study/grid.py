@@ -24,9 +24,11 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from pydantic import Field, field_validator
 
 from shortstack.errors import InputError
-from shortstack.healing.recipes import HealPart, recipe_names
+from shortstack.healing.methods import HealOptions as HealPart
+from shortstack.healing.recipes import recipe_names
 from shortstack.machine import yamlfile
 from shortstack.machine.device import Compute
+from shortstack.machine.options import options
 from shortstack.machine.yamlfile import Part, part_of
 from shortstack.runs.records import ONE_SHOT
 from shortstack.study.step_types import KINDS, EvaluationOptions
@@ -63,6 +65,7 @@ else:
     Kind = Literal[KINDS]
 
 
+@options
 class HealEntry(HealPart):
     """A way to heal: a name for it, a recipe to start from, and options of heal."""
 
@@ -155,9 +158,9 @@ class Study(Part):
     def _named_healings(self) -> dict[str, HealOptions]:
         entries = [entry for heal in (self.heal, *(some.heal for some in self.trials_)) for entry in _listed(heal)]
         named: dict[str, HealOptions] = {}
-        for options in (HealOptions.of(entry, {}) for entry in entries if isinstance(entry, HealPart)):
-            if options and named.setdefault(options.name, options) != options:
-                expected, two = "one way to heal of each name", f"two named {options.name}"
+        for way in (HealOptions.of(entry, {}) for entry in entries if isinstance(entry, HealPart)):
+            if way and named.setdefault(way.name, way) != way:
+                expected, two = "one way to heal of each name", f"two named {way.name}"
                 raise InputError(two, expected=expected, fix="give each a name of its own", where="heal")
         recipes = {*recipe_names(), *(entry.recipe for entry in entries if isinstance(entry, HealEntry))}
         for name in (entry for entry in entries if isinstance(entry, str) and entry in recipes & named.keys()):

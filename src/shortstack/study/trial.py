@@ -17,12 +17,13 @@ from shortstack.data.tokens import JUDGING
 from shortstack.errors import InputError, PlanError
 from shortstack.healing.recipes import read_recipe
 from shortstack.healing.task import option_defaults, task_of
+from shortstack.machine.options import given as options_given
 from shortstack.machine.yamlfile import part_of
 from shortstack.planning import STRATEGIES, Choice
 from shortstack.planning.layer_sets import check_pace, check_removal, parse_drop, parse_layers
 from shortstack.runs.records import ONE_SHOT
 
-NOT_IN_HEAL = {"step": "write strategy: step 1 in the study", "seed": "write seeds: [0] in the study"}
+NOT_IN_HEAL = {"layers_per_round": "write strategy: step 1 in the study", "seed": "write seeds: [0] in the study"}
 
 
 class StudyCalibration(part_of("StudyCalibration", Text)):  # type: ignore[misc]  # made of options
@@ -68,12 +69,14 @@ class HealOptions:
             return None
         if isinstance(value, str) and value in named:
             return named[value]
-        given = {"recipe": value} if isinstance(value, str) else value.given
+        given = {"recipe": value} if isinstance(value, str) else options_given(value)
         name, recipe = given.pop("name", None), given.pop("recipe", None)
-        options = read_recipe(recipe).heal.given if recipe else {}
+        options = options_given(read_recipe(recipe).heal) if recipe else {}
         options.pop("seed", None)  # the trial's counts
-        if given.keys() & {"last", "layers"}:  # which layers train is one thing, however it is said
-            options = {option: value for option, value in options.items() if option not in ("last", "layers")}
+        if given.keys() & {"train_last", "train_layers"}:  # which layers train is one thing, however it is said
+            options = {
+                option: value for option, value in options.items() if option not in ("train_last", "train_layers")
+            }
         options |= given
         name = name or recipe or options.get("method", "partial")
         for option, fix in NOT_IN_HEAL.items():

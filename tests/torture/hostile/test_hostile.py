@@ -26,7 +26,7 @@ from studies import inline
 from zoo import speaking
 
 SMALL = "--calibration-data text.txt --num-samples 2 --seq-length 16"
-SHORT = "--last 1 --max-samples 24 --max-length 16 --num-train-epochs 1"
+SHORT = "--train-last 1 --max-samples 24 --max-length 16 --num-train-epochs 1"
 VERBS = {
     "score": f"score m --metric bi {SMALL} -o out.json",
     "plan": "plan m --metric reverse --drop 2 -o out.json",
