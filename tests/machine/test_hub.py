@@ -49,7 +49,7 @@ def test_within_reach_nothing_changes_and_who_is_offline_is_not_asked(monkeypatc
 def test_a_data_set_that_cannot_be_had_is_one_message(caplog):
     with caplog.at_level(logging.DEBUG), pytest.raises(DataError) as refused:
         next(hub_records("org/name", 0))
-    assert refused.value.found == "no hub within reach, and no copy of it here"
+    assert "no hub within reach" in str(refused.value)
     assert "Retry" not in caplog.text
 
 
