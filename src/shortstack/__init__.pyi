@@ -24,14 +24,13 @@ from .healing import TrainingData as TrainingData
 from .healing import heal as heal
 from .healing import heal_in_turns as heal_in_turns
 from .machine import Compute as Compute
-from .machine import bars as bars
+from .machine import progress_bar as progress_bar
 from .planning import Choice as Choice
 from .planning import Plan as Plan
 from .planning import choose as choose
 from .profiling import Profile as Profile
 from .profiling import Timing as Timing
 from .profiling import profile as profile
-from .pruning import PruneCallback as PruneCallback
 from .pruning import Verification as Verification
 from .pruning import prune as prune
 from .pruning import prune_gguf as prune_gguf
@@ -39,7 +38,6 @@ from .pruning import prune_layers as prune_layers
 from .pruning import verify as verify
 from .pruning import verify_gguf as verify_gguf
 from .repairing import Repair as Repair
-from .repairing import repair as repair
 from .report import Report as Report
 from .report import write_report as write_report
 from .scoring import METRICS as METRICS

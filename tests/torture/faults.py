@@ -24,8 +24,8 @@ from documents import data_folder
 from studies import lasting
 from zoo import speaking
 
-STUDY = """models: [m]
-metrics: [bi, reverse]
+STUDY = """model: m
+metric: [bi, reverse]
 calibration: {source: pydoc, samples: 4, length: 32}
 drop: [2]
 heal: {data: pydoc, train_last: 1, num_train_epochs: 1, max_length: 32, max_samples: 16}

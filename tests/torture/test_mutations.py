@@ -41,8 +41,8 @@ from zoo import speaking
 
 COUNT = int(os.environ.get("TORTURE_MUTATIONS", "20"))
 SLACK = 32_000_000  # bytes: what the allocator keeps
-STUDY = """models: ["{place}/m"]
-metrics: [reverse]
+STUDY = """model: "{place}/m"
+metric: reverse
 drop: [2]
 evaluation: {{perplexity: ["{place}/text.txt"], samples: 2, length: 16}}
 """

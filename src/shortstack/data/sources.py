@@ -14,6 +14,7 @@ import io
 import json
 import os
 import random
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -42,6 +43,8 @@ CONTEXT = ("input", "context")
 LARGE, PIECE = 4 << 20, 64 << 10  # bytes: a text file beyond LARGE is read in pieces, as many as are needed
 LINE = 4096  # bytes in which a piece looks for the end of a line
 
+HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w.@-]+(:.+)?")  # with a revision or a split
+
 # Built-in texts by name: function(held_out) gives the part that is held out, or the rest, which calibrates.
 SOURCES: Mapping[str, Callable[[bool], str]] = {"pydoc": pydoc}
 
@@ -69,6 +72,17 @@ def label(name: str) -> str:
     if is_own(name):
         return OWN
     return f"rows-{path.stem[:8]}" if path.parent == cache_directory("data") else name
+
+
+def public_name(name: str) -> str:
+    """Return the name of a source as others may see it: of a file or a folder without its place.
+
+    >>> public_name("self"), public_name("/home/me/chats.jsonl"), public_name("org/set:train")
+    ('self', 'chats.jsonl', 'org/set:train')
+    """
+    name = label(name)
+    local = bool(_suffix(name)) or os.path.exists(name) or not HUB_NAME.fullmatch(name)
+    return name if name in SOURCES or is_endless(name) or not local else Path(name).name
 
 
 def source_digest(name: str) -> str:

@@ -153,11 +153,12 @@ class Text:
         >>> Text({"my/notes.txt": 2, "self": 1}).name
         'notes.txt=2, self'
         """
-        if self.source == MIX:
-            return MIX
-        files = {source: os.path.basename(source.label) for source in self.sources if os.path.isfile(source.name)}
-        labels = ((files.get(source, source.label), source.weight) for source in self.sources)
-        return ", ".join(f"{label}={weight:g}" if weight != 1 else label for label, weight in labels)
+        return ", ".join(public_names(self.source))
+
+    @property
+    def words(self) -> list[str]:
+        """The sources as they are typed: NAME, or NAME=WEIGHT."""
+        return [f"{source.name}={source.weight:g}" if source.weight != 1 else source.name for source in self.sources]
 
     @property
     def own(self) -> bool:
@@ -211,6 +212,17 @@ class Text:
         """Read the windows of all sources, one source after the other."""
         parts = [*self.windows(tokenizer, seed, at_least=at_least).values()]
         return parts[0] if len(parts) == 1 else Tokens.joined(parts, [each.weight for each in self.sources], self.name)
+
+
+def public_names(source: Any) -> list[str]:
+    """Return the names of sources as others may see them, with their weights.
+
+    >>> public_names({"mix": 2, "/home/me/chats.jsonl": 1})
+    ['mix=2', 'chats.jsonl']
+    """
+    weights = {source: 1.0} if isinstance(source, str) else source
+    names = ((sources.public_name(name), weight) for name, weight in weights.items())
+    return [f"{name}={weight:g}" if weight != 1 else name for name, weight in names]
 
 
 def listed_texts() -> list[dict[str, str]]:

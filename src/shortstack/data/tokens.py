@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
 from shortstack.data.in_context import IN_CONTEXT, MOST
-from shortstack.data.sources import OWN, is_endless, is_own, is_prose, label, read_documents
+from shortstack.data.sources import OWN, is_endless, is_own, is_prose, label, public_name, read_documents
 from shortstack.errors import DataError
 from shortstack.machine.numbers import is_share, part_of
 
@@ -159,14 +159,15 @@ class Tokens:
     def record(self) -> dict[str, Any]:
         """Return a JSON-able description of the tokens, for results."""
         samples, length = self.ids.shape
+        kinds = [asdict(kind) | {"source": public_name(kind.source)} for kind in self.kinds]
         return {
-            "source": self.source,
+            "source": self.source if self.kinds else public_name(self.source),
             "samples": samples,
             "length": length,
             "bos": self.bos,
             "seed": self.seed,
             "sha256": self.sha256,
-            **({"kinds": [asdict(kind) for kind in self.kinds]} if self.kinds else {}),
+            **({"kinds": kinds} if kinds else {}),
         }
 
 

@@ -29,6 +29,7 @@ from shortstack.checkpoint.writer import layout
 from shortstack.data import Example, Rows, Text, read_examples
 from shortstack.data.examples import own_samples
 from shortstack.data.sources import OWN
+from shortstack.data.text import public_names
 from shortstack.data.tokens import same_tokens
 from shortstack.decoder import Decoder, with_own_text
 from shortstack.errors import InputError, ShortstackWarning, TrainingError
@@ -243,13 +244,19 @@ def heal(
             tensors, repeat = run.changed(learner, scratch), run.repeating(history)
             seconds = round(time.perf_counter() - started, 3)
             if scratch:
-                healing = {**record, "history": asdict(history), "repeat": repeat}
+                parts = {name: _public(record[name]) for name in ("data", "asked")}
+                healing = {**record, **parts, "history": asdict(history), "repeat": _public(repeat)}
                 run.write(writer, tensors, {**provenance(checkpoint, "heal", seconds), "healing": healing})
                 unfinished.remove()
     run.processes.wait_for_everyone()
     method, loss = run.task.method, run.task.objective.loss
     layers, count = method.trained_layers(checkpoint), learner.trainable_parameters
     return Healing(writer.out, method.name, loss, count, history, len(examples), seconds, peak_rss(), layers, repeat)
+
+
+def _public(data: Mapping[str, Any] | None) -> Mapping[str, Any] | None:
+    """Return options of data with its sources as others may see them."""
+    return data and {**data, **({"data": public_names(data["data"])} if "data" in data else {})}
 
 
 def started_clock(
@@ -322,9 +329,8 @@ class HealingRun:
         layers = max(model.anatomy.layers for model in (self.checkpoint, teacher) if model)
         speed = self.speed or forward_speed(self.checkpoint, dtype=self.dtype, device=self.device, layers=layers)
         least = max(self.task.schedule.batch_size, 2)
-        affordable = affordable_samples(
-            data, tokenizer, clock, speed=speed, least=least, write=self._written if data.own else None
-        )
+        write = self._written if data.own else None
+        affordable = affordable_samples(data, tokenizer, clock, speed=speed, least=least, write=write)
         ((source, samples, whole),) = broadcast_object_list([affordable])  # processes differ in speed
         if samples == whole and source == data.data:
             return data

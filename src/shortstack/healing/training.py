@@ -38,7 +38,7 @@ from shortstack.healing.schedule import Course, Schedule
 from shortstack.healing.unfinished import Interruption, TrainingLeft, log_of, mark_whole, newest_state, step_of
 from shortstack.machine.clock import Clock
 from shortstack.machine.device import pick_device
-from shortstack.machine.files import atomic_write, disk_errors, save_json
+from shortstack.machine.files import atomic_write, save_json
 from shortstack.machine.progress import Progress, silent
 
 KEEP_SECONDS = 60.0  # between two times that the state is written
@@ -440,8 +440,7 @@ class _Loop(Trainer):  # type: ignore[misc]
         state = self.run.folder / f"checkpoint-{step}"
         if self.args.should_save:
             shutil.rmtree(state, ignore_errors=True)  # of a run that was killed while it wrote it
-        with disk_errors(state):
-            super()._save_checkpoint(model, trial)
+        super()._save_checkpoint(model, trial)
         self.accelerator.wait_for_everyone()
         if self.args.should_save:
             (state / "training_args.bin").unlink(missing_ok=True)  # a pickle that nobody reads

@@ -1,16 +1,14 @@
-"""Options, stated once: dataclass fields that carry their help and their range.
+"""Options, stated once: the fields of a class, with their ranges and help.
 
 The command line, recipes, study files and the tables of the documentation are made from these fields.
 
->>> @dataclass(frozen=True)
+>>> @options
 ... class Schedule:
-...     learning_rate: float = option(1e-4, help="Peak learning rate.", above=0)
-...     def __post_init__(self) -> None:
-...         check_options(self)
+...     learning_rate: float = Field(1e-4, gt=0, description="Peak learning rate.")
 >>> Schedule(learning_rate=-1)
 Traceback (most recent call last):
     ...
-shortstack.errors.InputError: learning_rate: expected a number above 0, found -1. To fix it: take the default, 0.0001.
+shortstack.errors.InputError: learning_rate: -1 is too small; give more than 0.0
 """
 
 from __future__ import annotations
@@ -18,7 +16,7 @@ from __future__ import annotations
 import difflib
 import functools
 import math
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import MISSING, dataclass, field, fields
 from importlib.util import find_spec
 from types import MappingProxyType
@@ -54,7 +52,7 @@ def options(cls: type[Class]) -> type[Class]:
         try:
             construct(self, *args, **values)
         except ValidationError as error:
-            raise input_error(error, [declared.name for declared in fields(made)]) from None
+            raise input_error(error) from None
 
     made.__init__ = checked
     for declared in fields(made):
@@ -88,28 +86,33 @@ def given(options: Any) -> dict[str, Any]:
     return {name: getattr(options, name) for name in getattr(options, "_given", ())}
 
 
-def input_error(error: ValidationError, names: Sequence[str] = ()) -> InputError:
-    """Return the first error that pydantic found as one sentence about an option. names: of positional arguments."""
+def input_error(error: ValidationError) -> InputError:
+    """Return the first error that pydantic found as one sentence about an option."""
     first = error.errors(include_url=False)[0]
-    place, value, limits = first["loc"][0] if first["loc"] else "", first.get("input"), first.get("ctx", {})
-    name = names[place] if isinstance(place, int) and place < len(names) else str(place)
-    limit = next(iter(limits.values()), "")
-    match first["type"]:
+    return InputError(message_of(first), option=".".join(map(str, first["loc"][:1])))
+
+
+def message_of(detail: Any) -> str:
+    """Return what pydantic found wrong with a value, and which values are allowed."""
+    value, limit = detail.get("input"), next(iter(detail.get("ctx", {}).values()), "")
+    match detail["type"]:
         case "greater_than_equal":
-            message = f"{value} is too small; give at least {limit}"
+            return f"{value} is too small; give at least {limit}"
         case "greater_than":
-            message = f"{value} is too small; give more than {limit}"
+            return f"{value} is too small; give more than {limit}"
         case "less_than_equal":
-            message = f"{value} is too large; give at most {limit}"
+            return f"{value} is too large; give at most {limit}"
         case "less_than":
-            message = f"{value} is too large; give less than {limit}"
+            return f"{value} is too large; give less than {limit}"
+        case "int_parsing" | "int_from_float":
+            return f"{value!r} is not a whole number"
+        case "float_parsing":
+            return f"{value!r} is not a number"
         case "missing":
-            message = "missing; give a value"
+            return "missing; give a value"
         case "unexpected_keyword_argument":
-            message = "no such option"
-        case _:
-            message = f"{value!r}: {first['msg'][0].lower()}{first['msg'][1:]}"
-    return InputError(message, option=name)
+            return "no such option"
+    return f"{value!r}: {detail['msg'][0].lower()}{detail['msg'][1:]}"
 
 
 @dataclass(frozen=True)
@@ -139,8 +142,8 @@ def no_choice(value: object, choices: Collection[str]) -> str:
 
 def _amount(value: Any) -> Any:
     number = amount_of(value) if isinstance(value, str) else value
-    if value is not None and not (is_number(number) and (0 < number <= 1 if is_share(number) else number >= 1)):
-        raise PydanticCustomError("amount", "give a count of at least 1, or a share such as 10%")
+    if value is not None and (not is_number(number) or (is_share(number) and not 0 < number <= 1)):
+        raise PydanticCustomError("amount", "a count, or a share such as 10%")
     return number
 
 
@@ -275,18 +278,17 @@ def check_choice_of(name: str, value: str, choices: Any, *, fix: str = "name one
 
 
 def changed_options(component: Any) -> Mapping[str, Any]:
-    """List the options of an instance that are not at their default."""
-    values = {name: (getattr(component, name), default) for name, default, _ in options_of(component)}
-    return {name: value for name, (value, default) in values.items() if value != default}
+    """Return the fields of an instance that are not at their default."""
+    values = ((declared.name, getattr(component, declared.name), declared.default) for declared in fields(component))
+    return {name: value for name, value, default in values if value != default}
 
 
 def check_installed(library: str, extra: str, *, why: str, option: str) -> None:
-    """Refuse what needs a library that is not installed."""
+    """Refuse an option that needs a library that is not installed."""
     if find_spec(library) is None:
-        expected = f"{library}, {why}"
-        raise InputError("none installed", expected=expected, fix=install(extra), option=option)
+        raise InputError(f"{library} is not installed, {why}; {install(extra)}", option=option)
 
 
 def install(extra: str) -> str:
-    """Say how an extra is installed, outside of a checkout and in one."""
+    """Return how an extra is installed, outside of a checkout and in one."""
     return f"install the extra {extra}: pip install 'shortstack[{extra}]', or in a checkout pip install '.[{extra}]'"

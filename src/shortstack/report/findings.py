@@ -19,7 +19,7 @@ AVERAGE = "average"
 BASE, PRUNED, HEALED = "evaluate_base", "evaluate_pruned", "evaluate_healed"  # the roles of evaluations
 HEALING = {"heal", "data"}
 BEFORE = "pruned, not healed"
-UNSAID = {PLAIN["calibration"], PLAIN["strategy"], PLAIN["repair"], ""}  # what is plain needs no word
+UNSAID = {PLAIN["calibration"], PLAIN["rounds"], PLAIN["repair"], ""}  # what is plain needs no word
 Described = Sequence[tuple[TrialRecord, Mapping[str, str]]]  # trials with their factors in words
 
 

@@ -296,7 +296,7 @@ HEALING_EXTRAS = (TRAINABLE, *HELD_OUT, HEAL_TIME, HEAL_MEMORY)
 FACTORS = (  # as the tables 1, 2 and 4, 5, 6 and 7 of the paper, which has none of repairs
     ("metric", "metrics", "Which layers to remove", all_columns, (REMOVED,)),
     ("heal", "healing", "How to heal", short_columns, HEALING_EXTRAS),
-    ("strategy", "strategies", "All at once or step by step", short_columns, (REMOVED, MAKE_TIME)),
+    ("rounds", "rounds", "All at once or in rounds", short_columns, (REMOVED, MAKE_TIME)),
     ("calibration", "calibration", "How much the calibration text matters", short_columns, (REMOVED,)),
     ("data", "data", "How much the healing data matters", all_columns, ()),
     ("repair", "repair", "Does repair help", short_columns, (REMOVED,)),

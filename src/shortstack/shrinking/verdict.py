@@ -16,7 +16,6 @@ from shortstack.machine.device import Compute
 from shortstack.machine.formats import option_words, show_layers
 from shortstack.machine.options import changed_options
 from shortstack.planning import Plan
-from shortstack.runs.records import ONE_SHOT
 from shortstack.shrinking import reference
 from shortstack.shrinking.card import RECIPE
 from shortstack.shrinking.clock import Amounts
@@ -190,7 +189,6 @@ def settings(route: Route, source: str, made: Candidate, *, amounts: Amounts, se
         "metric": route.choice.strategy or route.choice.name,
         "drop": str(len(made.plan.removed)),
         "calibration": text,
-        "strategy": ONE_SHOT,
         "repair": {**text, "text": amounts.repair_text, "samples": amounts.repair} if made.repair else None,
         "heal": heal and {"name": route.name, "method": heal["method"]["name"], **heal["data"]},
         "seed": seed,

@@ -217,7 +217,7 @@ GGUFS: dict[str, Lie] = {
     "markup: name": gguf_entry("general.name", MARKUP),
 }
 
-STUDY = "models: [m]\nmetrics: [reverse]\ndrop: [2]\nevaluation: {perplexity: [text.txt], samples: 2, length: 16}\n"
+STUDY = "model: [m]\nmetric: reverse\ndrop: [2]\nevaluation: {perplexity: [text.txt], samples: 2, length: 16}\n"
 RECIPE = (
     "title: one\nplan: {metric: bi, drop: 25%}\nheal: {method: lora, num_train_epochs: 1, lora_r: 4, max_length: 32}\n"
 )
@@ -228,7 +228,7 @@ TEXTS = {
     "code in a tag": "title: !!python/object/apply:pathlib.Path.touch [!!python/object/apply:pathlib.Path [RAN]]\n",
     "an object in a tag": "title: !!python/name:os.system\n",
     "a bomb of aliases": BOMB,
-    "a bomb in a list": f"{BOMB}metrics: *i\ntitle: *i\n",
+    "a bomb in a list": f"{BOMB}metric: *i\ntitle: *i\n",
     "absurd numbers": "title: a\nseed: 1e999\ndrop: [100000000000000000000000000]\n",
     "depth": "title: " + "[" * 5000,
     "a key above": "../elsewhere/secret.json: 1\n",
