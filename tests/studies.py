@@ -20,7 +20,7 @@ STUDY = f"""
 title: tiny
 model: $TINY/model
 metric: [reverse, ppl]
-calibration: {{text: $TINY/text.txt, samples: 2, length: 16}}
+calibration: {{source: $TINY/text.txt, samples: 2, length: 16}}
 drop: 2
 heal: [none, {QUICK}]
 evaluation: {{perplexity: [$TINY/text.txt], seq_length: 16, num_samples: 2}}

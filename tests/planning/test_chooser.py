@@ -11,7 +11,7 @@ from plans import plan
 from shortstack.architecture.anatomy import shortened
 from shortstack.architecture.selfcheck import check_cut
 from shortstack.checkpoint import Checkpoint, Sizes
-from shortstack.data import CalibrationText
+from shortstack.data import Text
 from shortstack.errors import ArchitectureError, DataError, InputError, PlanError
 from shortstack.machine.device import Compute
 from shortstack.machine.files import to_jsonable
@@ -20,7 +20,7 @@ from shortstack.planning.exactness import aligned
 from shortstack.scoring import Scores, score
 from zoo import speaking, tiny
 
-TEXT, FLOAT32 = CalibrationText("pydoc", samples=8, length=16), Compute(dtype="float32")
+TEXT, FLOAT32 = Text("pydoc", samples=8, length=16), Compute(dtype="float32")
 
 
 def test_a_block_that_is_chosen_from_a_model_is_the_lowest_of_measured_ones(tmp_path):

@@ -10,8 +10,7 @@ from cyclopts import Parameter
 
 from shortstack.checkpoint import Sizes
 from shortstack.checkpoint.file_names import DEMO_HUB_ID, is_demo
-from shortstack.cli.options import CALIBRATION, MODEL, NEW, Session, check_unused, flat, group
-from shortstack.data import CalibrationText
+from shortstack.cli.options import CALIBRATION, MODEL, NEW, Calibration, Session, check_unused, flat, group
 from shortstack.machine.files import atomic_write, check_new
 from shortstack.machine.formats import show_layers
 from shortstack.machine.progress import say
@@ -31,7 +30,7 @@ def plan(
     output: Annotated[Path | None, NEW, Parameter(alias="-o", help="Write the plan to this JSON file.")] = None,
     mergekit: Annotated[Path | None, NEW, Parameter(help="Also write it as mergekit slices to this YAML file.")] = None,
     choice: Annotated[Choice, flat(WHICH, without="fits")] = Choice(),
-    text: Annotated[CalibrationText, flat(CALIBRATION)] = CalibrationText(),
+    calibration: Annotated[Calibration, flat(CALIBRATION)] = Calibration(),
     session: Annotated[Session, flat()] = Session(),
 ) -> None:
     """Choose the layers to remove, from scores or a model.
@@ -45,7 +44,7 @@ def plan(
     origin: tuple[str, ...] = tuple(session.source.command_line)
     if _is_scores(model_or_scores):
         if not choice.measures:
-            check_unused(model_or_scores, text, session.compute, session.source)
+            check_unused(model_or_scores, calibration, session.compute, session.source)
         scores = Scores.load(model_or_scores)
         chosen = choose(scores, choice).plan.sized(Sizes.from_dict(scores.model, where=model_or_scores))
         model, revision = str(scores.model.get("source", "MODEL")), scores.model.get("revision")
@@ -53,10 +52,10 @@ def plan(
     else:
         model = model_or_scores
         if choice.layers is not None:
-            check_unused("--layers", text, session.compute)
+            check_unused("--layers", calibration, session.compute)
         with session.report.bars() as progress:
             checkpoint = session.source.open(model, progress)
-            selection = choose(checkpoint, choice, text, compute=session.compute, progress=progress)
+            selection = choose(checkpoint, choice, calibration.text, compute=session.compute, progress=progress)
         say_moved(selection)
         chosen = selection.plan.sized(checkpoint.sizes)
     session.report.result(chosen, output)

@@ -13,9 +13,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 from cyclopts import Parameter
 
 from shortstack.cli.dry_run import DryRun, show_dry_run
-from shortstack.cli.options import CALIBRATION, Model, Repairing, Session, check_unused, flat
+from shortstack.cli.options import CALIBRATION, Calibration, Model, Repairing, Session, check_unused, flat
 from shortstack.cli.plan import WHICH, say_moved
-from shortstack.data import CalibrationText
 from shortstack.errors import InputError, PlanError
 from shortstack.machine.formats import show_layers
 from shortstack.machine.memory import Requirements
@@ -52,7 +51,7 @@ class _Cut:
     model: str
     choice: Choice
     options: PruneOptions
-    text: CalibrationText
+    calibration: Calibration
     session: Session
     output: Path
 
@@ -71,8 +70,8 @@ class _Cut:
             raise InputError("refitted weights", expected=expected, fix=fix, option="repair")
         if options.plan or self.choice.layers is not None:
             where = "--plan" if options.plan else "--layers"
-            check_unused(where, *(() if options.repair else (self.text, compute)))
-            check_unused(where, CalibrationText(samples=self.text.samples))
+            check_unused(where, *(() if options.repair else (self.calibration, compute)))
+            check_unused(where, Calibration(num_samples=self.calibration.num_samples))
 
     @property
     def copies(self) -> int:
@@ -98,16 +97,16 @@ class _Cut:
             plan, needed, rows = self.to_be_chosen(checkpoint)
             check_fits(self.output, checkpoint, plan, copies=self.copies)
         if self.options.repair:
-            windows = self.text.of_all(self.options.repair_samples)
+            windows = self.calibration.text.of_all(self.options.repair_samples)
             needed = needed.then(check_repair(checkpoint, windows, self.session.compute))
-            said = f"{windows.text}, {windows.samples} windows of each text, of {windows.length} tokens"
+            said = f"{windows.name}, {windows.samples} windows of each text, of {windows.length} tokens"
             rows.append(("refitted on", said))
         return plan, rows, needed.then(requirements(checkpoint, plan, copies=self.copies))
 
     def to_be_chosen(self, checkpoint: Checkpoint) -> tuple[Plan, Requirements, list[tuple[str, str]]]:
         from shortstack.planning.chooser import check_choice
 
-        plan, needed = check_choice(checkpoint, self.choice, self.text, self.session.compute)
+        plan, needed = check_choice(checkpoint, self.choice, self.calibration.text, self.session.compute)
         return plan, needed, [("removed", f"{len(plan.removed)} of {plan.layers} layers, to be chosen")]
 
     def chosen(self, checkpoint: Checkpoint, of_depth: Planned, progress: Progress) -> Chosen:
@@ -121,7 +120,7 @@ class _Cut:
             return Chosen(planned, planned)
         like = self.choice.sized(checkpoint.sizes).like(checkpoint.anatomy.layers)
         check_fits(self.output, checkpoint, like, copies=self.copies)
-        chosen = choose(checkpoint, self.choice, self.text, compute=self.session.compute, progress=progress)
+        chosen = choose(checkpoint, self.choice, self.calibration.text, compute=self.session.compute, progress=progress)
         say_moved(chosen)
         return chosen
 
@@ -130,7 +129,7 @@ class _Cut:
         from shortstack.pruning import prune
         from shortstack.repairing import Repair
 
-        text = self.text.of_all(self.options.repair_samples) if self.options.repair else None
+        text = self.calibration.text.of_all(self.options.repair_samples) if self.options.repair else None
         pruned = prune(checkpoint, chosen, self.output, repair=text, compute=self.session.compute, progress=progress)
         return Repair.from_dict(pruned.record["repair"]) if text else None
 
@@ -209,7 +208,7 @@ class _FileCut:
             return Chosen(self.planned, self.planned)
         cut, layers = self.cut, self.depth.layers
         checkpoint = cut.session.source.open(cut.model, progress)
-        chosen = choose(checkpoint, cut.choice, cut.text, compute=cut.session.compute, progress=progress)
+        chosen = choose(checkpoint, cut.choice, cut.calibration.text, compute=cut.session.compute, progress=progress)
         plan = nearest(chosen.plan, self.depth.is_exact, allowed=lambda removed: cut.choice.allows(layers, removed))
         if plan is None:
             raise PlanError(
@@ -232,7 +231,7 @@ def prune(
     options: Annotated[PruneOptions, flat()] = PruneOptions(),
     dry_run: DryRun = False,
     choice: Annotated[Choice, flat(WHICH, without="fits")] = Choice(),
-    text: Annotated[CalibrationText, flat(CALIBRATION)] = CalibrationText(),
+    calibration: Annotated[Calibration, flat(CALIBRATION)] = Calibration(),
     session: Annotated[Session, flat()] = Session(),
 ) -> None:
     """Write the model without some layers, by copying bytes.
@@ -241,7 +240,7 @@ def prune(
 
     $ shortstack prune org/model --strategy repaired-blocks --drop 8 --repair -o out
     """
-    cut = _Cut(model, choice, options, text, session, output)
+    cut = _Cut(model, choice, options, calibration, session, output)
     cut.check()
     of_depth = options.read()
     if output.suffix == ".gguf":

@@ -11,8 +11,8 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from shortstack.checkpoint import Sizes
-from shortstack.data import Rows
-from shortstack.data.tokens import CalibrationText, Tokens
+from shortstack.data import Rows, Text, Tokens
+from shortstack.data.sources import OWN
 from shortstack.errors import InputError, PlanError
 from shortstack.machine.device import AUTO, Compute
 from shortstack.machine.formats import size
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from shortstack.checkpoint import Checkpoint, Model
     from shortstack.machine.memory import Requirements
 
-Source = Tokens | CalibrationText | Rows  # what is looked at: see tokens_of()
+Source = Tokens | Text | Rows  # see read_tokens()
 GOALS = ("params", "memory")  # in the order of Sizes.of()
 Fits = Callable[[Sequence[int]], bool]  # whether a model of these kept layers is small enough
 
@@ -311,12 +311,12 @@ def sized_choice(checkpoint: Checkpoint, choice: Choice) -> Choice:
 
 
 def _tokens(checkpoint: Checkpoint, source: Source | Scores | None, compute: Compute, progress: Progress) -> Tokens:
-    from shortstack.decoder import tokens_of
+    from shortstack.decoder import read_tokens
 
     if isinstance(source, Scores):
         expected, fix = "text, or nothing: this strategy measures pruned versions of the model", "leave the scores out"
         raise InputError("scores", expected=expected, fix=fix, where="source")
-    return tokens_of(checkpoint, source, compute=compute, progress=progress)
+    return read_tokens(checkpoint, source, compute=compute, progress=progress)
 
 
 def _measured(checkpoint: Checkpoint, choice: Choice, tokens: Tokens, compute: Compute, progress: Progress) -> Plan:
@@ -338,14 +338,12 @@ def _measured(checkpoint: Checkpoint, choice: Choice, tokens: Tokens, compute: C
     raise PlanError("none", expected="a cut that fits this size", fix="allow more bytes", where="plan")
 
 
-def check_choice(
-    checkpoint: Checkpoint, choice: Choice, text: CalibrationText, compute: Compute
-) -> tuple[Plan, Requirements]:
+def check_choice(checkpoint: Checkpoint, choice: Choice, text: Text, compute: Compute) -> tuple[Plan, Requirements]:
     """Return a plan as large as choose() would give, or that one where nothing is computed, and the memory choosing takes.
 
     What choose() refuses is refused. What the model would write itself to be calibrated on is not written.
     """
-    from shortstack.decoder import Decoder, calibration_tokens
+    from shortstack.decoder import Decoder
     from shortstack.decoder.requirements import requirements
     from shortstack.machine.memory import Requirements
     from shortstack.scoring.measurement import check_differentiable
@@ -354,7 +352,7 @@ def check_choice(
     if not sized.measures and not sized.needs_text:
         return choose(checkpoint, choice, compute=compute).plan, Requirements()
     like = sized.like(layers)
-    tokens = calibration_tokens(checkpoint, text, compute=compute, dry_run=True)
+    tokens = text.replacing({OWN: "recall"}).tokens(checkpoint.tokenizer(), compute.seed)
     decoder = Decoder.outline(checkpoint, compute)
     if decoder:
         decoder.check_direct()

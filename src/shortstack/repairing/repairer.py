@@ -22,9 +22,10 @@ from torch import Tensor
 from shortstack.checkpoint import Checkpoint
 from shortstack.checkpoint.safetensors import StoredTensor, spill
 from shortstack.checkpoint.weights import Edit, check_unquantised, edited_tensors
-from shortstack.data import CalibrationText, Rows, Tokens
+from shortstack.data import Rows, Text, Tokens
+from shortstack.data.sources import OWN
 from shortstack.data.tokens import HELD_OUT, JUDGING, check_enough, split
-from shortstack.decoder import Decoder, calibration_tokens, tokens_of
+from shortstack.decoder import Decoder, read_tokens
 from shortstack.decoder.batching import Batches
 from shortstack.decoder.decoder import SkippedLayers
 from shortstack.decoder.layer_io import linear_layers, recorded_inputs
@@ -120,7 +121,7 @@ class Repair(Tabled):
 def refit(
     checkpoint: Checkpoint,
     removed: Sequence[int],
-    text: Tokens | CalibrationText | Rows,
+    text: Tokens | Text | Rows,
     *,
     compute: Compute = AUTO,
     scratch: Path | None = None,
@@ -138,7 +139,7 @@ def refit(
         DataError: fewer than eight samples of a text; fewer than it was to give are taken.
     """
     check_unquantised(checkpoint, "to refit", "repair")
-    tokens = tokens_of(checkpoint, text, at_least=JUDGING, compute=compute, progress=progress)
+    tokens = read_tokens(checkpoint, text, at_least=JUDGING, compute=compute, progress=progress)
     _check_tokens(tokens)
     started, decoder = time.perf_counter(), Decoder.open(checkpoint, compute)
     _check_layers(decoder)
@@ -162,10 +163,11 @@ def _check_layers(decoder: Decoder) -> None:
     decoder.check_direct()
 
 
-def check_repair(checkpoint: Checkpoint, text: CalibrationText, compute: Compute) -> Requirements:
+def check_repair(checkpoint: Checkpoint, text: Text, compute: Compute) -> Requirements:
     """Refuse what repair() refuses before it walks; the memory that it takes otherwise, its tensors in a folder."""
     check_unquantised(checkpoint, "to refit", "repair")
-    tokens = calibration_tokens(checkpoint, text, at_least=JUDGING, compute=compute, dry_run=True)
+    text = text.replacing({OWN: "recall"})
+    tokens = text.tokens(checkpoint.tokenizer(), compute.seed, at_least=JUDGING)
     decoder = Decoder.outline(checkpoint, compute)
     assert decoder  # noqa: S101  it is not quantised
     _check_tokens(tokens)

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 
 from shortstack.checkpoint import Checkpoint, Model
 from shortstack.checkpoint.weights import TRAINABLE, read_weight
-from shortstack.data import CalibrationText, Rows, Tokens
-from shortstack.decoder import Decoder, tokens_of
+from shortstack.data import Rows, Text, Tokens
+from shortstack.decoder import Decoder, read_tokens
 from shortstack.errors import CheckpointError, InputError
 from shortstack.machine.device import AUTO, Compute
 from shortstack.machine.files import to_jsonable
@@ -23,7 +23,7 @@ from shortstack.scoring.scores import Scores
 @typed
 def score(
     checkpoint: Model,
-    tokens: Tokens | CalibrationText | Rows | None = None,
+    tokens: Tokens | Text | Rows | None = None,
     *,
     metrics: Sequence[str] | str = ("ppl",),
     window: int | None = None,
@@ -41,7 +41,7 @@ def score(
         ShortstackError: a score is not a number.
     """
     started, checkpoint = time.perf_counter(), Checkpoint.of(checkpoint)
-    tokens = None if tokens is None else tokens_of(checkpoint, tokens, compute=compute, progress=progress)
+    tokens = None if tokens is None else read_tokens(checkpoint, tokens, compute=compute, progress=progress)
     chosen = metrics_named(metrics)
     if not chosen:
         raise InputError("none", expected="at least one metric", fix="name one, or all", option="metric")

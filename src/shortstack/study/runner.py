@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from shortstack.data.mixture import text_digest
+from shortstack.data.sources import source_digest
 from shortstack.errors import DiskFullError, InputError, TrainingError
 from shortstack.machine.device import pick_device
 from shortstack.machine.files import atomic_write, disk_full, finite, to_jsonable
@@ -107,6 +107,9 @@ def graph_of(study: Study, path: str | Path, models: Mapping[str, Model]) -> Gra
     """
     check_evaluation(study.evaluation.model_dump())
     for trial in study.trials:
+        for text in (trial.calibration, trial.repair):
+            if text:
+                expanded(text).check()
         if trial.heal:
             expanded(trial.heal.options).config.check()
         if layers := models[trial.model].layers:
@@ -114,7 +117,7 @@ def graph_of(study: Study, path: str | Path, models: Mapping[str, Model]) -> Gra
                 trial.check_fits(layers)
             except InputError as error:
                 raise error.at(f"{path}: {trial.model}") from error
-    return Graph(study, models, {source: text_digest(str(expanded(source))) for source in sources(study)})
+    return Graph(study, models, {source: source_digest(str(expanded(source))) for source in sources(study)})
 
 
 def _models(study: Study, progress: Progress) -> dict[str, Model]:

@@ -219,7 +219,7 @@ def expanded(value: Any) -> Any:
     if is_dataclass(value) and not isinstance(value, type):
         return replace(value, **{each.name: expanded(getattr(value, each.name)) for each in fields(value)})
     if isinstance(value, Mapping):
-        return {key: expanded(item) for key, item in value.items()}
+        return {expanded(key): expanded(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
         return [expanded(item) for item in value]
     if not isinstance(value, str):

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from functools import cached_property
 from typing import Any
 
-from shortstack.data import CalibrationText, RepairText
+from shortstack.data import Text
 from shortstack.errors import InputError
 from shortstack.healing.methods import HealOptions
 from shortstack.healing.recipes import with_recipe
@@ -17,6 +17,7 @@ from shortstack.planning import Choice
 from shortstack.planning.layer_sets import check_pace, check_removal, parse_drop, parse_layers
 
 NONE = (None, "none")
+REPAIR_SAMPLES = 256
 
 
 @options
@@ -46,7 +47,7 @@ class Heal:
         values = with_recipe(values, recipe) if recipe else values
         known = {declared.name for declared in fields(HealOptions)} - {"seed"}
         options = HealOptions(**{key: value for key, value in values.items() if key in known})
-        options.config.source  # noqa: B018  refused if no data is named
+        options.config.text  # noqa: B018  refused if no data is named
         return cls(name or recipe or options.method, options)
 
 
@@ -56,8 +57,8 @@ class Trial:
 
     model: str
     selection: Choice
-    calibration: CalibrationText | None
-    repair: RepairText | None
+    calibration: Text | None
+    repair: Text | None
     heal: Heal | None
     seed: int
 
@@ -73,8 +74,10 @@ class Trial:
         own = {"model", "calibration", "repair", "heal", "seed"}
         selection = Choice(**{name: value for name, value in settings.items() if name not in own})
         selection.check()
-        text, heal = settings.get("calibration", CalibrationText()), Heal.of(settings.get("heal"))
-        repair = RepairText() if settings.get("repair") is True else settings.get("repair") or None
+        text, heal = settings.get("calibration", Text()), Heal.of(settings.get("heal"))
+        repair = Text() if settings.get("repair") is True else settings.get("repair") or None
+        if repair and "samples" not in given(repair):
+            repair = replace(repair, samples=REPAIR_SAMPLES)
         if (
             heal
             and heal.options.layers_per_round
@@ -131,9 +134,10 @@ class Trial:
             **{
                 name: str(value) if name == "drop" else value for name, value in changed_options(self.selection).items()
             },
-            "calibration": self.calibration and asdict(self.calibration),
-            "repair": self.repair and asdict(self.repair),
-            "heal": heal and {"name": heal.name, **given(heal.options)},
+            "calibration": _settings(self.calibration),
+            "repair": _settings(self.repair),
+            "heal": heal
+            and {"name": heal.name, **given(heal.options), "data": ",".join(heal.options.config.text.words)},
             "layers_per_round": heal and heal.options.layers_per_round,
             "seed": self.seed,
         }
@@ -141,3 +145,7 @@ class Trial:
     @cached_property
     def id(self) -> str:
         return digest(self.settings())[:16]
+
+
+def _settings(text: Text | None) -> dict[str, Any] | None:
+    return asdict(text) | {"source": ",".join(text.words)} if text else None
