@@ -8,7 +8,6 @@ from typing import Any
 
 from shortstack.architecture.anatomy import meta_model
 from shortstack.checkpoint import Checkpoint
-from shortstack.data.sources import OWN
 from shortstack.decoder import Decoder
 from shortstack.decoder.wrapping import LOGIT_BYTES
 from shortstack.healing.frozen import check_room, missing_bytes, train_all
@@ -21,7 +20,7 @@ from shortstack.healing.unfinished import Unfinished
 from shortstack.machine.device import Compute
 from shortstack.machine.files import to_jsonable
 from shortstack.machine.memory import Requirements
-from shortstack.planning import Choice
+from shortstack.scoring import METRICS
 
 STATE_BYTES = 16  # of a parameter that trains in fp32: itself, its gradient, and AdamW's two means
 # Bytes of activations per token, layer and number of the hidden state, in 16 bits (Korthikanti et al., arXiv 2205.05198,
@@ -67,9 +66,8 @@ def preview(
     run.check()
     sizes = turn_sizes(checkpoint, turns, task) if turns else []
     writer = run.writer(out)
-    if turns and Choice(turns.metric, 1).needs_text:
-        text = turns.calibration.replacing({OWN: "recall"})
-        text.tokens(checkpoint.tokenizer(), task.compute.seed)
+    if turns and METRICS[turns.metric].needs_text:
+        turns.calibration.check()
     examples = run.examples(dry_run=True)
     unfinished = Unfinished(writer.out, "turns" if turns else "training")
     # A teacher that writes, or a clock, would have to say what those were begun with.

@@ -47,7 +47,7 @@ def _card_content(result: ShrinkResult, checkpoint: Checkpoint) -> CardContent:
         measured={"base": result.base.to_dict(), "pruned": result.pruned.to_dict()},
         answers=result.answers,
         why=f"Layers {show_layers(plan.removed)} were removed ({plan.strategy}).",
-        compared=plan.compared or {},
+        compared=plan.candidates or {},
         licence=licence_of(checkpoint.directory),
     )
 

@@ -16,7 +16,7 @@ from shortstack.errors import DataError
 from shortstack.evaluation.options import load_harness
 from shortstack.machine.device import Compute
 from shortstack.machine.memory import Requirements
-from shortstack.repairing.repairer import check_repair
+from shortstack.repairing.repairer import repair_memory
 from shortstack.shrinking.budget import MOST_WINDOWS, Budget, Load
 from shortstack.shrinking.options import DOCUMENTS, ShrinkOptions
 from shortstack.shrinking.retention import TRIALS
@@ -71,7 +71,7 @@ def check(base: Checkpoint, out: Path, settings: Settings, options: ShrinkOption
         tasks=tasks,
         cuts=TRIALS if options.share else 1,
         repairs=settings.repair,
-        chooses=settings.chooses,
+        chooses=settings.selection.needs_text,
         heals=settings.healing is not None,
         most_windows=0 if "windows" in settings.stated else most,
     )
@@ -82,7 +82,7 @@ def check(base: Checkpoint, out: Path, settings: Settings, options: ShrinkOption
 
 def _wanted(settings: Settings, options: ShrinkOptions) -> Budget:
     """Return the amounts without a time limit."""
-    wanted: dict[str, Any] = {"candidates": settings.selection.finalists, **settings.stated}
+    wanted: dict[str, Any] = {"candidates": settings.selection.candidates, **settings.stated}
     documents = (options.limit or DOCUMENTS) if options.tasks else 0
     measured: dict[str, Any] = {"perplexity_windows": options.perplexity_samples, "probe_items": options.probe_items}
     return Budget(**wanted, **measured, documents=documents)
@@ -127,7 +127,7 @@ def _with_data(
         calibration.adding(enough(JUDGING, "The cut is not repaired on")) if settings.repair else None
     )
     named = options.calibration_data or settings.recipe.plan.calibration_data
-    if settings.repair and settings.chooses and not named:
+    if settings.repair and settings.selection.needs_text and not named:
         calibration = calibration.adding(enough(max(wanted.windows, JUDGING), "Layers are not chosen on"))
     return calibration, repair, notes
 
@@ -147,5 +147,5 @@ def needed(
     disk = CHECKPOINTS * base.weight_bytes * checked.load.cuts
     stages = writing_requirements(base, compute)
     if checked.repair:
-        stages = stages.then(check_repair(base, checked.repair.of_all(checked.wanted.repair_windows), compute))
+        stages = stages.then(repair_memory(base, checked.wanted.repair_windows * checked.wanted.length, compute))
     return replace(stages, disk_bytes=disk)

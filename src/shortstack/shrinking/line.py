@@ -31,7 +31,7 @@ from shortstack.machine.locks import OutputLock
 from shortstack.machine.memory import Requirements
 from shortstack.machine.options import changed_options, given
 from shortstack.machine.progress import Progress, in_notebooks, silent
-from shortstack.planning import Plan, choose
+from shortstack.planning import Plan, select
 from shortstack.profiling.speed import forward_speed
 from shortstack.pruning import prune
 from shortstack.scoring import score
@@ -183,12 +183,11 @@ class Shrinker:
         return Candidate(healed, plan, healing, measured, speed, (*skipped, *measured.skipped))
 
     def _select(self, settings: Settings) -> Plan:
-        choice = settings.selection
-        if choice.how.finalists:
-            choice = replace(choice, finalists=self.budget.candidates)
-        text = self._calibration() if settings.chooses else None
-        chosen = choose(self.base, choice, text, compute=self.compute, progress=self.progress)
-        return chosen.plan.sized(self.base.sizes)
+        selection = settings.selection
+        if selection.how.repairs:
+            selection = replace(selection, candidates=self.budget.candidates)
+        text = self._calibration() if selection.needs_text else None
+        return select(self.base, selection, text, compute=self.compute, progress=self.progress)
 
     @property
     def _texts(self) -> tuple[Text, Text | None]:

@@ -27,7 +27,7 @@ PROMPTS = (
     "Where does Anna keep the green bottle?",
 )
 ANSWER_TOKENS = 48
-TIMING = Timing((1,), prompt=128, new_tokens=32, repeats=3)
+TIMING = Timing("1", prompt=128, new_tokens=32, repeats=3)
 
 
 class TimeOver(Exception):
@@ -101,8 +101,8 @@ def side_by_side(base: Sequence[str], pruned: Sequence[str]) -> list[dict[str, s
 
 def time_both(pruned: Checkpoint, base: Checkpoint, compute: Compute, progress: Progress) -> Speed:
     """Time both models in turns, one text at a time."""
-    measured = profile(pruned, against=base, timing=TIMING, compute=compute, progress=progress)
-    if measured.untimed or not measured.against:
+    measured = profile(pruned, base=base, timing=TIMING, compute=compute, progress=progress)
+    if measured.untimed or not measured.ratios:
         return Speed(reason=measured.untimed)
-    ratios = measured.against.ratios[0]
+    ratios = measured.ratios[0]
     return Speed(ratios.prefill, ratios.decode)

@@ -193,4 +193,4 @@ class ShrinkResult(Tabled):
         names = ("output", "reasons", "answers", "speed", "budget", "wanted", "skipped", "tried", "seconds", "command")
         data = {name: to_jsonable(getattr(self, name)) for name in names}
         verdict = {"verdict": self.verdict.decision, "keep": self.verdict.keep}
-        return {**data, **verdict, "compared": dict(self.plan.compared or {}), "steps": self.steps()}
+        return {**data, **verdict, "candidates": dict(self.plan.candidates or {}), "steps": self.steps()}

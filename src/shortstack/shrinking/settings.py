@@ -17,7 +17,7 @@ from shortstack.healing.methods import config_of
 from shortstack.healing.recipes import Recipe, read_recipe
 from shortstack.machine.device import Compute
 from shortstack.machine.options import given
-from shortstack.planning import Choice
+from shortstack.planning import Selection
 from shortstack.shrinking.budget import Budget
 from shortstack.shrinking.options import GOALS, MINUTES, ShrinkOptions
 from shortstack.shrinking.result import Candidate
@@ -26,7 +26,7 @@ RECIPE = "recipe.yaml"  # beside the weights
 AMOUNTS = {
     "num_samples": "windows",
     "seq_length": "length",
-    "finalists": "candidates",
+    "candidates": "candidates",
     "repair_samples": "repair_windows",
 }
 
@@ -39,7 +39,7 @@ class Settings:
     """
 
     recipe: Recipe
-    selection: Choice
+    selection: Selection
     calibration: Text
     repair: bool
     repair_text: Text | None
@@ -74,11 +74,6 @@ class Settings:
         return needed <= self.stated.keys() and not self.heals_by_clock
 
     @property
-    def chooses(self) -> bool:
-        """Whether the choice of layers depends on text."""
-        return self.selection.measures or self.selection.needs_text
-
-    @property
     def heals_by_clock(self) -> bool:
         return self.healing is not None and self.healing.max_steps is None
 
@@ -92,7 +87,7 @@ class Settings:
 
     def dropping(self, layers: int) -> Settings:
         """Return the same settings for this number of layers to remove."""
-        return replace(self, selection=replace(self.selection, drop=str(layers), params=None, memory=None))
+        return replace(self, selection=replace(self.selection, drop=layers, target_params=None, target_size=None))
 
     def healing_of(self, compute: Compute) -> HealingConfig | None:
         """Return the settings of healing on the run's device and with its seed, unless the recipe states one."""
@@ -107,8 +102,8 @@ class Settings:
             "seq_length": budget.length,
             "repair": bool(made.checkpoint.record.get("repair")),
         }
-        if self.selection.how.finalists:
-            plan["finalists"] = budget.candidates
+        if self.selection.how.repairs:
+            plan["candidates"] = budget.candidates
         if not plan.get("layers"):
             plan["drop"] = len(made.plan.removed)
         if plan["repair"] and repair:
@@ -130,21 +125,16 @@ def _weights(text: Text) -> dict[str, float]:
     return {source.name: source.weight for source in text.sources}
 
 
-def _selection(plan: Mapping[str, Any], options: ShrinkOptions) -> Choice:
+def _selection(plan: Mapping[str, Any], options: ShrinkOptions) -> Selection:
     """Return how layers are chosen: as the recipe says, for the goal of the options."""
     goals = {name: getattr(options, name) for name in GOALS if getattr(options, name) is not None}
-    values = {field.name: plan[field.name] for field in fields(Choice) if field.name in plan}
+    values = {field.name: plan[field.name] for field in fields(Selection) if field.name in plan}
     if plan.get("layers") and goals:
         raise InputError(f"{options.recipe} names the layers; leave {next(iter(goals))} out", option="recipe")
     if goals or not plan.get("layers"):
         values["drop"] = None if goals else values.get("drop") or "25%"
-    named = {"target_params": "params", "target_size": "memory"}
-    values |= {named.get(name, name): value for name, value in goals.items() if name != "min_quality"}
-    if options.share:
-        values["drop"] = 1  # trials find how many
-    choice = Choice(**values)
-    choice.check()
-    return choice
+    values |= {name: value for name, value in goals.items() if name != "min_quality"}
+    return Selection(**values)
 
 
 def _healing(recipe: Recipe, options: ShrinkOptions) -> HealingConfig | None:
