@@ -127,8 +127,7 @@ def evaluation(quality: float, *, documents: int = 400, names: Iterable[str] = T
         "probes": {
             "copying": {"value": max(0.0, quality) ** 3, "stderr": 0.03, "n": 100, "chance": 0.0},
             "counting": {"value": 0.6 * max(0.0, quality) ** 4, "stderr": 0.04, "n": 100, "chance": 0.0},
-        },
-        "collapse": {"collapsed": quality < 0.4, "fallen": ["different_tokens"] * (quality < 0.4), "sample": '"a a a"'},
+        }
     }
 
 

@@ -23,7 +23,7 @@ metric: [reverse, ppl]
 calibration: {{source: $TINY/text.txt, samples: 2, length: 16}}
 drop: 2
 heal: [none, {QUICK}]
-evaluation: {{perplexity: [$TINY/text.txt], length: 16, samples: 2, collapse_check: false}}
+evaluation: {{perplexity: [$TINY/text.txt], seq_length: 16, num_samples: 2}}
 """
 SHORT = STUDY.replace("[reverse, ppl]", "ppl").replace(f"[none, {QUICK}]", "none")  # one trial
 VOLATILE = {"seconds", "peak_rss_bytes", "tokens_per_s", "model"}  # of a run, not of its results

@@ -80,7 +80,7 @@ calibration: {source: toy-source, samples: 2, length: 16}
 drop: 2
 heal:
   {name: quick, method: toy-method, toy_share: 0.25, data: "toy-source,lines.jsonl=2", num_train_epochs: 1, max_length: 32}
-evaluation: {perplexity: [toy-source], length: 16, samples: 2, collapse_check: false}
+evaluation: {perplexity: [toy-source], seq_length: 16, num_samples: 2}
 trials: [{strategy: toy-strategy}]
 """
 

@@ -38,11 +38,10 @@ def test_functions_take_a_model_in_every_form(form, folder, tmp_path):
     pruned = ss.prune(model, ss.choose(model, ss.Choice("reverse", drop=2)), tmp_path / "cut")
     assert ss.verify(pruned.directory, against=model).ok
     untimed = ss.Timing(batch_size=())
-    assert ss.profile(model, timing=untimed).counts == ss.profile(checkpoint, timing=untimed).counts
-    text, quiet = ss.EvaluationText("pydoc", length=64, samples=2), ss.GenerationChecks(collapse_check=False)
+    assert ss.profile(model, timing=untimed).model == ss.profile(checkpoint, timing=untimed).model
+    config = ss.EvalConfig(seq_length=64, num_samples=2)
     found, expected = (
-        ss.evaluate(each, text=text, generation=quiet, compute=FP32).perplexity["pydoc"].value
-        for each in (model, checkpoint)
+        ss.evaluate(each, config, compute=FP32).perplexity["pydoc"].value for each in (model, checkpoint)
     )
     assert found == expected
 
@@ -120,7 +119,7 @@ def test_rows_in_memory_are_a_file_of_the_same_lines(kind, dataset, folder, tmp_
     tokenizer = ss.Checkpoint.open(folder).tokenizer()
     one, other = (ss.Text(source, 4, 16).tokens(tokenizer) for source in (rows, str(file)))
     assert torch.equal(one.ids, other.ids)
-    assert ss.Text(rows).source == ss.Text(iter(rows)).source == ss.EvaluationText.of(rows).perplexity
+    assert ss.Text(rows).source == ss.Text(iter(rows)).source == ss.EvalConfig(Dataset.from_list(lines)).perplexity[0]
 
 
 def test_functions_look_at_rows_as_at_a_file_of_them(folder, tmp_path):

@@ -2,14 +2,11 @@ from . import errors as errors
 from .checkpoint import Checkpoint as Checkpoint
 from .data import Text as Text
 from .data import Tokens as Tokens
-from .evaluation import Evaluation as Evaluation
-from .evaluation import EvaluationText as EvaluationText
-from .evaluation import GenerationChecks as GenerationChecks
-from .evaluation import Tasks as Tasks
-from .evaluation import compared as compared
+from .evaluation import EvalConfig as EvalConfig
+from .evaluation import EvalResult as EvalResult
 from .evaluation import evaluate as evaluate
 from .exporting import export_gguf as export_gguf
-from .exporting import modelfile as modelfile
+from .exporting import ollama_modelfile as ollama_modelfile
 from .exporting import push_to_hub as push_to_hub
 from .healing import Full as Full
 from .healing import Healing as Healing

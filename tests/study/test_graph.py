@@ -92,7 +92,7 @@ def test_metrics_that_select_the_same_layers_share_the_steps_behind(graph):
         ("heal: {name: other, data: train.jsonl}\n", ROLES),  # a name is no content
         ("heal: {data: train.jsonl, max_grad_norm: 1.0}\n", ROLES),  # nor is a default that is spelled out
         ("repair: true\n", ["evaluate_base", "score", "plan"]),
-        ("evaluation: {length: 64}\n", ["score", "plan", "prune", "heal"]),
+        ("evaluation: {seq_length: 64}\n", ["score", "plan", "prune", "heal"]),
         ("dtype: float32\n", ["plan", "prune", "heal"]),  # pruning copies bytes, healing has its own arithmetic
         ("device: cpu\nresources: {heal: {gpus: 1}}\n", ROLES),
     ],

@@ -66,7 +66,7 @@ def app() -> App:
 def _read(hint: Any, tokens: Sequence[Token]) -> Any:
     """Return the value that was typed: whole numbers, which cyclopts would round, and shares as 10% where they may stand."""
     kinds, text = {*get_args(hint)} or {hint}, tokens[0].value
-    if Iterable in map(get_origin, (hint, *kinds)):  # sources of a text
+    if any(get_origin(kind) is Iterable for kind in (hint, *kinds)):  # sources of a text
         return [token.value for token in tokens]
     if int not in kinds:
         return convert(hint, tokens)

@@ -8,7 +8,7 @@ VERBS = {
     "prune": "Write the model without some layers, by copying bytes.",
     "verify": "Check that a checkpoint is whole and computes what it should.",
     "heal": "Train a pruned checkpoint to get back what it lost.",
-    "evaluate": "Measure perplexity, tasks, and what the model writes.",
+    "evaluate": "Measure perplexity, tasks and probes, and compare them with the base model.",
     "profile": "Count parameters, bytes and operations; measure speed and memory.",
     "study": "Run a grid of trials, each step once.",
     "report": "Show what a study found, as one page or as tables.",

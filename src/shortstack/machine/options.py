@@ -142,8 +142,8 @@ def no_choice(value: object, choices: Collection[str]) -> str:
 
 def _amount(value: Any) -> Any:
     number = amount_of(value) if isinstance(value, str) else value
-    if value is not None and not (is_number(number) and (0 < number <= 1 if is_share(number) else number >= 1)):
-        raise PydanticCustomError("amount", "give a count of at least 1, or a share such as 10%")
+    if value is not None and not (is_number(number) and 0 < number <= (1 if is_share(number) else math.inf)):
+        raise PydanticCustomError("amount", "a count, or a share such as 10%")
     return number
 
 

@@ -68,16 +68,6 @@ class Result:
         """The first trial's healing, where the measures are from after it."""
         return self.step("heal") if self.role == HEALED else None
 
-    @property
-    def collapse(self) -> Mapping[str, Any]:
-        """The check of what it writes, of a trial that has collapsed, or the first; empty where there was none."""
-        checks = [trial.result(self.role).get("collapse") or {} for trial in self.trials]
-        return next((check for check in checks if check.get("collapsed")), checks[0])
-
-    @property
-    def collapsed(self) -> bool:
-        return bool(self.collapse.get("collapsed"))
-
     def seconds(self, *roles: str) -> float | None:
         """Average over the seeds the time that the steps of these roles took."""
         steps = [[step for role in roles if (step := trial.step(role))] for trial in self.trials]

@@ -15,7 +15,6 @@ from functools import cached_property
 from typing import Any
 
 from shortstack.data import Text
-from shortstack.evaluation import EvaluationText
 from shortstack.machine.files import digest
 from shortstack.study.grid import Profile, Study
 from shortstack.study.steps import Step
@@ -170,8 +169,7 @@ def evaluated(study: Study) -> list[str]:
     """Return the texts and folders that evaluations read."""
     options = study.evaluation
     folders = [str(folder) for folder in (options.data_dir, options.include) if folder]
-    text = EvaluationText(options.perplexity).text
-    return [*(source.name for source in (text.sources if text else ())), *folders]
+    return [*options.perplexity, *folders]
 
 
 def sources(study: Study) -> list[str]:

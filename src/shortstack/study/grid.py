@@ -23,7 +23,7 @@ from pydantic import Field
 
 from shortstack.data import Text
 from shortstack.errors import InputError
-from shortstack.evaluation import EvaluationText, GenerationChecks, Tasks
+from shortstack.evaluation import EvalConfig
 from shortstack.machine import yamlfile
 from shortstack.machine.yamlfile import Part, part_of
 from shortstack.profiling import Timing
@@ -67,7 +67,7 @@ class Resources(Part):
     memory: float | None = Field(default=None, gt=0)
 
 
-class Evaluation(part_of("Evaluation", EvaluationText, Tasks, GenerationChecks, bounded=True)):  # type: ignore[misc]  # made of options
+class Evaluation(part_of("Evaluation", EvalConfig, bounded=True)):  # type: ignore[misc]  # made of options
     """How every model is measured."""
 
 

@@ -27,7 +27,7 @@ from shortstack import evaluation, healing, planning, profiling, pruning, scorin
 from shortstack.checkpoint import Checkpoint
 from shortstack.checkpoint.record import skipped_layers, versions
 from shortstack.errors import InputError
-from shortstack.evaluation import EvaluationText, GenerationChecks, Tasks
+from shortstack.evaluation import EvalConfig
 from shortstack.healing.task import task_of_config
 from shortstack.machine.cache import OURS, content_key
 from shortstack.machine.device import Compute
@@ -143,21 +143,16 @@ def _healing(job: Job) -> tuple[healing.HealingConfig, Checkpoint | None]:
 
 
 def evaluate(job: Job, progress: Progress) -> dict[str, Any]:
-    how = {**_evaluation(job.arguments), "compute": job.compute, "progress": progress}
-    return evaluation.evaluate(job.open(progress), **how).to_dict()
+    config = made_of(EvalConfig, job.arguments)
+    return evaluation.evaluate(job.open(progress), config, compute=job.compute, progress=progress).to_dict()
 
 
 def check_evaluation(options: Mapping[str, Any]) -> None:
     """Refuse texts and tasks that do not exist, hours before the first evaluation."""
-    how = _evaluation(expanded(options))
-    how["text"].check()
-    if "tasks" in how:
-        how["tasks"].load()
-
-
-def _evaluation(options: Mapping[str, Any]) -> dict[str, Any]:
-    tasks = {"tasks": made_of(Tasks, options)} if options["tasks"] else {}
-    return {"text": made_of(EvaluationText, options), "generation": made_of(GenerationChecks, options), **tasks}
+    config = made_of(EvalConfig, expanded(options))
+    config.check_texts()
+    if config.tasks:
+        evaluation.load_harness().load(config)
 
 
 def profile(job: Job, progress: Progress) -> dict[str, Any]:
