@@ -28,7 +28,7 @@ from shortstack.machine.clock import Clock
 from shortstack.machine.files import check_new, remove, rename_new, save_json, scratch_beside
 from shortstack.machine.formats import duration
 from shortstack.machine.progress import Progress
-from shortstack.planning.layer_sets import FINALISTS
+from shortstack.planning.selection import CANDIDATES
 from shortstack.shrinking.options import LIMIT
 from shortstack.shrinking.stages import forget
 
@@ -101,7 +101,7 @@ class Amounts:
     windows: int = 16
     length: int = WINDOW
     text: Any = MIX
-    finalists: int = FINALISTS
+    finalists: int = CANDIDATES
     repair: int = 1024
     repair_text: Any = MIX
     judged: int = 64
@@ -125,9 +125,8 @@ class Amounts:
             del pairs["repair_text"]  # the same is said of the text
         if self.windows > wanted.windows:
             del pairs["windows"]  # there was time for more
-        for name in ("text", "repair_text"):
-            if name in pairs:
-                pairs[name] = Text(pairs[name][0]).name, Text(pairs[name][1]).name
+        for name in {"text", "repair_text"} & pairs.keys():
+            pairs[name] = Text(pairs[name][0]).name, Text(pairs[name][1]).name
         return [f"{WHAT[name]}: {now} instead of {then}" for name, (now, then) in pairs.items() if now != then]
 
 

@@ -19,10 +19,11 @@ from shortstack.healing.recipes import ON_TEXT, PLANNED, Recipe, read_recipe
 from shortstack.healing.task import task_of
 from shortstack.machine.device import Compute
 from shortstack.machine.options import changed_options, given
-from shortstack.planning import Choice
+from shortstack.planning import Selection
 from shortstack.shrinking.clock import Amounts
 from shortstack.shrinking.options import GOALS, MINUTES, ShrinkOptions
 
+# Of Amounts, where a recipe has another name.
 FIELDS = {
     "calibration_data": "text",
     "num_samples": "windows",
@@ -40,7 +41,7 @@ class Route:
     """
 
     name: str
-    choice: Choice
+    choice: Selection
     repair: bool
     healing: HealingTask | None
     recipe: Recipe
@@ -54,7 +55,7 @@ class Route:
             expected, fix = "a recipe that cuts once", "heal with it: it removes layers in turns"
             raise InputError(options.recipe, expected=expected, fix=fix, option="recipe")
         choice, healing = _choice(recipe, options, drop), _healing(recipe, options)
-        numbers, typed = (*ON_TEXT, "finalists", "repair_samples", "repair_data"), changed_options(options)
+        numbers, typed = (*ON_TEXT, "candidates", "repair_samples", "repair_data"), changed_options(options)
         given = {name: recipe.plan.given[name] for name in numbers if recipe.plan.given.get(name) is not None}
         given = {name: value for name, value in given.items() if name not in typed}
         return cls(options.recipe, choice, recipe.plan.repair, healing, recipe, given)
@@ -80,7 +81,7 @@ class Route:
     @property
     def chooses_on_text(self) -> bool:
         """Whether the choice of layers depends on a text."""
-        return self.choice.measures or self.choice.needs_text
+        return self.choice.needs_text
 
     @property
     def healed_on(self) -> tuple[Source, ...]:
@@ -98,14 +99,14 @@ class Route:
         """Write the recipe with all numbers, so that it needs no clock; without what there was no time for."""
         plan: dict[str, Any] = dict(zip(ON_TEXT, (amounts.text, amounts.windows, amounts.length), strict=True))
         plan |= {} if self.recipe.plan.given.get("layers") else {"drop": drop}
-        plan |= {"finalists": amounts.finalists} if self.choice.how.finalists else {}
+        plan |= {"candidates": amounts.finalists} if self.choice.how.repairs else {}
         on = {"repair_samples": amounts.repair, "repair_data": amounts.repair_text}
         plan |= on if repaired else {"repair": False} if self.repair else {}
         used = {name: value for name, value in ((healing and healing.repeat) or {}).items() if value is not None}
         heal: dict[str, Any] = {}
         if healing and self.healing:
             rate = {"learning_rate": healing.history.settings["learning_rate"]}
-            heal = {**given(self.recipe.heal), **rate, "data": self.healing.data, **used}
+            heal = {**given(self.recipe.heal), **rate, "data": self.healing.data.data, **used}
         title = f"what the recipe {self.name} did in a shrink"
         parts = {"title": title, "plan": {**self.recipe.plan.given, **plan}, "heal": heal}
         return str(yaml.safe_dump({name: part for name, part in parts.items() if part}, sort_keys=False))
@@ -138,10 +139,10 @@ class Route:
 
     def dropping(self, drop: str) -> Route:
         """Return the same route, where so much goes."""
-        return replace(self, choice=replace(self.choice, drop=drop, params=None, memory=None))
+        return replace(self, choice=replace(self.choice, drop=int(drop), target_params=None, target_size=None))
 
 
-def _choice(recipe: Recipe, options: ShrinkOptions, drop: str | None) -> Choice:
+def _choice(recipe: Recipe, options: ShrinkOptions, drop: str | None) -> Selection:
     plan: dict[str, Any] = {name: value for name, value in recipe.plan.given.items() if name in PLANNED}
     goals = {name: getattr(options, name) for name in GOALS if getattr(options, name) is not None}
     if drop is not None and goals:
@@ -158,9 +159,7 @@ def _choice(recipe: Recipe, options: ShrinkOptions, drop: str | None) -> Choice:
         plan.pop("drop", None)
     elif not plan.get("layers"):
         goals = {"drop": str(plan.pop("drop", "25%"))}
-    choice = Choice(**plan, **goals)
-    choice.check()
-    return choice
+    return Selection(**plan, **goals)
 
 
 def _healing(recipe: Recipe, options: ShrinkOptions) -> HealingTask | None:
