@@ -119,7 +119,7 @@ def test_rows_in_memory_are_a_file_of_the_same_lines(kind, dataset, folder, tmp_
     tokenizer = ss.Checkpoint.open(folder).tokenizer()
     one, other = (ss.Text(source, 4, 16).tokens(tokenizer) for source in (rows, str(file)))
     assert torch.equal(one.ids, other.ids)
-    assert ss.Text(rows).source == ss.Text(iter(rows)).source == ss.EvalConfig(rows).perplexity[0]
+    assert ss.Text(rows).source == ss.Text(iter(rows)).source == ss.EvalConfig(Dataset.from_list(lines)).perplexity[0]
 
 
 def test_functions_look_at_rows_as_at_a_file_of_them(folder, tmp_path):

@@ -22,7 +22,7 @@ from shortstack.pruning import prune
 from shortstack.scoring import score
 from zoo import speaking, tiny
 
-TEXT, FLOAT32 = Text("pydoc", 8, 16), Compute(dtype="float32")
+TEXT, FLOAT32 = Text("pydoc", samples=8, length=16), Compute(dtype="float32")
 
 
 @pytest.fixture(scope="module")

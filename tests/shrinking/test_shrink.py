@@ -29,7 +29,7 @@ title: small
 plan: {metric: ppl, drop: 2, num_samples: 4, seq_length: 16}
 heal: {method: lora, lora_r: 2, max_steps: 3, max_length: 32, per_device_train_batch_size: 4, learning_rate: 0.01, seed: 3}
 """
-STAGES = ("evaluate", "choose", "prune", "heal", "time_both")
+STAGES = ("evaluate", "select", "prune", "heal", "time_both")
 
 
 @pytest.fixture(autouse=True)
@@ -119,7 +119,7 @@ def test_an_interrupted_run_goes_on_and_ends_in_the_same_weights(tiny, monkeypat
     called = counted(monkeypatch)
     made = shrunk(tiny)
     assert not {*before} & {*called}, "what was done is not done again"
-    assert made.plan == whole.plan
+    assert made.plan.removed == whole.plan.removed
     assert weights(tiny / "out") == weights(tiny / "whole")
     assert not (tiny / "out.partial").exists()
 
@@ -128,7 +128,7 @@ def test_other_options_begin_anew(tiny, monkeypatch):
     interrupted(tiny, monkeypatch, "heal")
     called = counted(monkeypatch)
     assert len(shrunk(tiny, drop=1).plan.removed) == 1
-    assert "choose" in called
+    assert "select" in called
 
 
 def test_after_an_error_nothing_is_left(tiny, monkeypatch):

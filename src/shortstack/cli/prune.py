@@ -19,7 +19,6 @@ from shortstack.planning import Cut, Plan, Selection, plan_of, select
 
 if TYPE_CHECKING:
     from shortstack.checkpoint import Checkpoint
-    from shortstack.data import Text
     from shortstack.machine.progress import Progress
 
 
@@ -53,7 +52,7 @@ def prune(
     """
     named = _named(how, selection, calibration, session)
     if output.suffix == ".gguf":
-        return _prune_file(model, output, how, named, selection, calibration.text, session)
+        return _prune_file(model, output, how, named, selection, calibration, session)
 
     from shortstack.checkpoint import CheckpointWriter
     from shortstack.pruning import prune as prune_checkpoint
@@ -62,7 +61,7 @@ def prune(
     with session.report.bars() as progress:
         checkpoint = session.source.open(model, progress)
         CheckpointWriter(output, source=checkpoint.directory, nbytes=0)  # refuses a place before hours of work
-        cut: Cut = named or _selected(checkpoint, selection, calibration.text, session, progress)
+        cut: Cut = named or _selected(checkpoint, selection, calibration, session, progress)
         repair = calibration.text.of_all(how.repair_samples) if how.repair else None
         pruned = prune_checkpoint(checkpoint, cut, output, repair=repair, compute=session.compute, progress=progress)
     plan, repaired = Plan.from_dict(pruned.record["plan"], where=output), pruned.record["repair"]
@@ -84,8 +83,10 @@ def _named(how: PruneOptions, selection: Selection, calibration: Calibration, se
     return Plan.load(how.plan) if how.plan else selection.layers
 
 
-def _selected(checkpoint: Checkpoint, selection: Selection, text: Text, session: Session, progress: Progress) -> Plan:
-    plan = select(checkpoint, selection, text, compute=session.compute, progress=progress)
+def _selected(
+    checkpoint: Checkpoint, selection: Selection, calibration: Calibration, session: Session, progress: Progress
+) -> Plan:
+    plan = select(checkpoint, selection, calibration.text, compute=session.compute, progress=progress)
     say_moved(plan)
     return plan
 
@@ -96,7 +97,7 @@ def _prune_file(
     how: PruneOptions,
     named: Plan | str | None,
     selection: Selection,
-    text: Text,
+    calibration: Calibration,
     session: Session,
 ) -> None:
     """Cut a .gguf file as it is; selected layers are moved where the file cannot express the cut."""
@@ -120,7 +121,7 @@ def _prune_file(
         if named is None:
             checkpoint = session.source.open(model, progress)
             how_made: dict[str, Any] = {"compute": session.compute, "progress": progress}
-            plan = select(checkpoint, selection, text, sizes=sizes, is_exact=depth.is_exact, **how_made)
+            plan = select(checkpoint, selection, calibration.text, sizes=sizes, is_exact=depth.is_exact, **how_made)
             say_moved(plan)
         else:
             plan = plan_of(named, depth.layers)

@@ -20,12 +20,13 @@ from shortstack.scoring import Scores
 if TYPE_CHECKING:
     from shortstack.checkpoint import Checkpoint, Model
 
+Source = Tokens | Text | Rows  # see read_tokens()
 Cut = Plan | str | Sequence[int] | Set[int]  # what functions take for layers to remove: see plan_of()
 
 
 def select_layers(
     model: Model | Scores,
-    text: Tokens | Text | Rows | None = None,
+    text: Source | None = None,
     *,
     scores: Scores | None = None,
     layers: str | int | Sequence[int] | None = None,
@@ -61,7 +62,7 @@ def select_layers(
 def select(
     checkpoint: Checkpoint,
     selection: Selection,
-    text: Tokens | Text | Rows | None = None,
+    text: Source | None = None,
     *,
     scores: Scores | None = None,
     sizes: Sizes | None = None,
@@ -132,7 +133,7 @@ def _measured(
     checkpoint: Checkpoint,
     selection: Selection,
     removal: Removal,
-    text: Tokens | Text | Rows | None,
+    text: Source | None,
     compute: Compute,
     progress: Progress,
 ) -> Plan:
@@ -147,7 +148,7 @@ def _scored(
     checkpoint: Checkpoint,
     selection: Selection,
     removal: Removal,
-    text: Tokens | Text | Rows | None,
+    text: Source | None,
     compute: Compute,
     progress: Progress,
 ) -> Scores:

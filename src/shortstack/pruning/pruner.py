@@ -16,13 +16,13 @@ from shortstack.checkpoint.file_names import CONFIG, QUANTISER
 from shortstack.checkpoint.record import layer_map, provenance
 from shortstack.checkpoint.safetensors import StoredTensor, read_metadata
 from shortstack.checkpoint.writer import layout
-from shortstack.data import Rows, Text, Tokens
 from shortstack.errors import ArchitectureError, CheckpointError
 from shortstack.machine.device import AUTO, Compute
 from shortstack.machine.files import read_json, scratch_beside
 from shortstack.machine.progress import Progress, in_notebooks
 from shortstack.planning import Cut, Plan, plan_of
 from shortstack.planning.exactness import pruned_config
+from shortstack.planning.selector import Source
 
 
 def prune(
@@ -30,7 +30,7 @@ def prune(
     plan: Cut,
     output: str | Path,
     *,
-    repair: Tokens | Text | Rows | None = None,
+    repair: Source | None = None,
     compute: Compute = AUTO,
     progress: Progress = in_notebooks,
 ) -> Checkpoint:

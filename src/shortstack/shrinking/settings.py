@@ -111,6 +111,7 @@ class Settings:
         heal: dict[str, Any] = {}
         if made.healing and self.healing:
             steps = {"max_samples": made.healing.samples, "max_steps": made.healing.history.steps}
+            steps = steps if self.heals_by_clock else {}
             heal = given(self.recipe.heal) | {"data": _weights(self.healing.text)} | steps
         parts = {"title": "amounts of a shrink", "plan": plan, "heal": heal}
         return str(yaml.safe_dump({name: part for name, part in parts.items() if part}, sort_keys=False))

@@ -8,6 +8,7 @@ from functools import cached_property
 from typing import Any
 
 from shortstack.data import Text
+from shortstack.data.tokens import JUDGING
 from shortstack.errors import InputError
 from shortstack.healing.methods import HealOptions
 from shortstack.healing.recipes import with_recipe
@@ -80,6 +81,8 @@ class Trial:
         repair = Text() if settings.get("repair") is True else settings.get("repair") or None
         if repair and "samples" not in given(repair):
             repair = replace(repair, samples=REPAIR_SAMPLES)
+        if repair and (not isinstance(repair.samples, int) or repair.samples < JUDGING):
+            raise InputError(f"{repair.samples} samples to repair on; give at least {JUDGING}", option="repair")
         if (
             heal
             and heal.options.layers_per_round
