@@ -7,12 +7,11 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from shortstack.checkpoint.sizes import Sizes
-from shortstack.data import Rows
-from shortstack.data.tokens import CalibrationText, Tokens
+from shortstack.data import Rows, Text, Tokens
 from shortstack.errors import ArchitectureError, PlanError
 from shortstack.machine.device import AUTO, Compute
 from shortstack.machine.formats import show_layers
-from shortstack.machine.progress import Progress, in_notebooks
+from shortstack.machine.progress import Progress, silent
 from shortstack.planning.layer_sets import Removal, parse_layers
 from shortstack.planning.plans import Plan
 from shortstack.planning.selection import Selection, removal_of
@@ -22,18 +21,18 @@ from shortstack.scoring import Scores
 if TYPE_CHECKING:
     from shortstack.checkpoint import Checkpoint, Model
 
-Text = Tokens | CalibrationText | Rows  # what a model is run on: see tokens_of()
+Source = Tokens | Text | Rows  # see read_tokens()
 Cut = Plan | str | Sequence[int] | Set[int]  # what functions take for layers to remove: see plan_of()
 
 
 def select_layers(
     model: Model | Scores,
-    text: Text | None = None,
+    text: Source | None = None,
     *,
     scores: Scores | None = None,
     layers: str | int | Sequence[int] | None = None,
     compute: Compute = AUTO,
-    progress: Progress = in_notebooks,
+    progress: Progress = silent,
     **options: Any,
 ) -> Plan:
     """Select the layers to remove from a model; a cut that cannot be exact is moved to the nearest that is.
@@ -64,13 +63,13 @@ def select_layers(
 def select(
     checkpoint: Checkpoint,
     selection: Selection,
-    text: Text | None = None,
+    text: Source | None = None,
     *,
     scores: Scores | None = None,
     sizes: Sizes | None = None,
     is_exact: Callable[[Plan], bool] | None = None,
     compute: Compute = AUTO,
-    progress: Progress = in_notebooks,
+    progress: Progress = silent,
 ) -> Plan:
     """Select as select_layers() does. sizes, is_exact: of another form of the model, such as the .gguf file to be cut."""
     from shortstack.planning.exactness import nearest_exact, pruned_config
@@ -106,9 +105,9 @@ def _planned(
     """Plan by measuring pruned models, or by scores, which are made if there are none. how: compute and progress."""
     metric = removal.metric
     if strategy.feed == "model":
-        from shortstack.decoder import Decoder, tokens_of
+        from shortstack.decoder import Decoder, read_tokens
 
-        tokens = tokens_of(checkpoint, text, **how)
+        tokens = read_tokens(checkpoint, text, **how)
         plan = strategy.function(Decoder.open(checkpoint, how["compute"]), tokens, removal, progress=how["progress"])
     elif not metric.needs_scores:
         return strategy.function(Scores(checkpoint.anatomy.layers, {}), removal)
