@@ -16,7 +16,7 @@ from shortstack.errors import ArchitectureError, CheckpointError, InputError, Ou
 from shortstack.planning import Plan
 from shortstack.planning.layer_sets import parse_layers
 from shortstack.pruning.gguf_depth import GgufDepth
-from shortstack.pruning.gguf_pruner import kept_tensors, prune_gguf
+from shortstack.pruning.gguf_pruner import prune_gguf
 from shortstack.pruning.gguf_verification import verify_gguf
 
 Q4_1 = gguf.GGMLQuantizationType.Q4_1

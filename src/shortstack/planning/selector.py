@@ -100,7 +100,7 @@ def select(
 
 
 def _planned(
-    checkpoint: Checkpoint, strategy: Strategy, removal: Removal, text: Text | None, scores: Scores | None, **how: Any
+    checkpoint: Checkpoint, strategy: Strategy, removal: Removal, text: Source | None, scores: Scores | None, **how: Any
 ) -> Plan:
     """Plan by measuring pruned models, or by scores, which are made if there are none. how: compute and progress."""
     metric = removal.metric
