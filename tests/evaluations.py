@@ -6,9 +6,9 @@ import math
 from collections.abc import Mapping, Sequence
 
 from shortstack.evaluation import EvalResult, TaskResult
+from shortstack.evaluation.paired import share_stderr
 from shortstack.evaluation.perplexity import Perplexity
 from shortstack.evaluation.probes import REPETITION
-from shortstack.machine.numbers import share_stderr
 
 ITEMS = 50
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from shortstack.evaluation import Estimate
 from shortstack.machine.device import Compute
 from shortstack.machine.files import save_json, to_jsonable
 from shortstack.machine.progress import Progress, silent
@@ -15,7 +16,7 @@ from shortstack.shrinking.line import shrink_each
 from shortstack.shrinking.options import ShrinkOptions
 from shortstack.shrinking.reference import PROMPTS
 from shortstack.shrinking.result import Shrunk
-from shortstack.shrinking.retention import Share, probes_right
+from shortstack.shrinking.retention import probes_right
 
 DROPS = (4, 8)
 OPTIONS = ShrinkOptions(probe_items=10)
@@ -30,7 +31,7 @@ class DemoRow:
     parameters: int
     bytes: int
     perplexity: float
-    right: Share | None
+    right: Estimate | None
     writes: float | None
     answers: tuple[str, ...]
     verdict: str = ""

@@ -11,7 +11,8 @@ import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
-from shortstack.evaluation import EvalResult, TaskResult, mean_result
+from shortstack.evaluation import Estimate, EvalResult, TaskResult
+from shortstack.evaluation.paired import mean, ratio
 from shortstack.evaluation.perplexity import Perplexity
 
 TRIALS = 3  # cuts that are tried at most for a share that is to be kept
@@ -20,29 +21,18 @@ LEAP = 2  # times as many layers as are known to keep enough are tried next, at 
 
 
 @dataclass(frozen=True)
-class Share:
-    """A share of something, with its standard error."""
-
-    value: float
-    stderr: float
-
-    def __str__(self) -> str:
-        return f"{self.value:.1%} ± {self.stderr:.1%}"
-
-
-@dataclass(frozen=True)
 class TriedCut:
     """A cut that was tried: how many layers went, and the measure of which it keeps least."""
 
     layers: int
     measure: str
-    share: Share
+    share: Estimate
 
     def __str__(self) -> str:
         return f"without {self.layers} layer{'s' * (self.layers > 1)} {self.share} of the {self.measure}"
 
 
-def kept(base: EvalResult, last: EvalResult) -> dict[str, Share]:
+def kept(base: EvalResult, last: EvalResult) -> dict[str, Estimate]:
     """Return the share kept by each measure that both models have.
 
     Of a text it is the likelihood of a token, exp(loss of the one - loss of the other), the geometric mean; of the probes
@@ -60,36 +50,26 @@ def kept(base: EvalResult, last: EvalResult) -> dict[str, Share]:
         ("tasks", tasks_right(base, tasks), tasks_right(last, tasks) if every else None),
     ):
         if before and before.value:
-            shares[name if after else f"{name}, for which no time was left"] = ratio(before, after or Share(0.0, 0.0))
+            shares[name if after else f"{name}, for which no time was left"] = ratio(
+                before, after or Estimate(0.0, 0.0)
+            )
     return shares
 
 
-def ratio(before: Share, after: Share) -> Share:
-    """Compute which share of the one the other is; their errors count as independent.
-
-    >>> str(ratio(Share(0.5, 0.0), Share(0.4, 0.05)))
-    '80.0% ± 10.0%'
-    """
-    value = after.value / before.value
-    if not after.value:
-        return Share(0.0, after.stderr / before.value)
-    return Share(value, value * math.hypot(before.stderr / before.value, after.stderr / after.value))
-
-
-def least(shares: Mapping[str, Share]) -> tuple[str, Share]:
+def least(shares: Mapping[str, Estimate]) -> tuple[str, Estimate]:
     """Find the measure of which least is kept."""
     return min(shares.items(), key=lambda item: item[1].value)
 
 
-def _likelihood(base: Perplexity, last: Perplexity) -> Share:
+def _likelihood(base: Perplexity, last: Perplexity) -> Estimate:
     share = math.exp(base.loss - last.loss)
-    known = [text.loss_stderr for text in (base, last) if not math.isnan(text.loss_stderr)]  # none of a single window
-    return Share(share, share * math.hypot(*known))
+    known = [text.loss_stderr for text in (base, last) if text.loss_stderr is not None]
+    return Estimate(share, share * math.hypot(*known))
 
 
-def probes_right(evaluation: EvalResult) -> Share | None:
+def probes_right(evaluation: EvalResult) -> Estimate | None:
     """Average the accuracy over the probes; None where there are none."""
-    return _mean([probe for probe in evaluation.probes.values() if probe.is_share])
+    return evaluation.probes_mean
 
 
 def share_tasks(evaluation: EvalResult) -> dict[str, TaskResult]:
@@ -97,13 +77,10 @@ def share_tasks(evaluation: EvalResult) -> dict[str, TaskResult]:
     return {name: task for name, task in evaluation.tasks.items() if task.is_share}
 
 
-def tasks_right(evaluation: EvalResult, names: Collection[str]) -> Share | None:
+def tasks_right(evaluation: EvalResult, names: Collection[str]) -> Estimate | None:
     """Average those of the tasks whose metric is a share; None where there are none."""
-    return _mean([task for name, task in share_tasks(evaluation).items() if name in names])
-
-
-def _mean(results: Sequence[TaskResult]) -> Share | None:
-    return Share(*mean_result(results)) if results else None
+    tasks = [task.estimate for name, task in share_tasks(evaluation).items() if name in names]
+    return mean(tasks) if tasks else None
 
 
 def first_amount(costs: Sequence[float], keep: float) -> int:

@@ -11,7 +11,8 @@ from typing import Any
 
 from shortstack.checkpoint import Checkpoint
 from shortstack.data.mixture import parse_sources
-from shortstack.evaluation import EvalResult
+from shortstack.evaluation import Estimate, EvalResult
+from shortstack.evaluation.paired import ratio
 from shortstack.evaluation.probes import REPETITION
 from shortstack.machine.device import Compute
 from shortstack.machine.formats import option_words, show_layers
@@ -23,7 +24,7 @@ from shortstack.shrinking.clock import Amounts
 from shortstack.shrinking.options import ShrinkOptions
 from shortstack.shrinking.reference import Speed
 from shortstack.shrinking.result import NO_HEALING, Candidate, Shrunk, Unpruned
-from shortstack.shrinking.retention import Share, probes_right, ratio, share_tasks, tasks_right
+from shortstack.shrinking.retention import probes_right, share_tasks, tasks_right
 from shortstack.shrinking.route import Route
 
 # Shares of the unpruned model's mean over the probes, and multiples of its perplexity, between which nobody but its
@@ -64,7 +65,7 @@ def verdict(base: EvalResult, last: EvalResult, answers: Sequence[Mapping[str, s
     before, after = probes_right(base), probes_right(last)
     if before and after and before.value:
         kept = ratio(before, after)
-        least, most = kept.value - SURE * kept.stderr, kept.value + SURE * kept.stderr
+        least, most = kept.value - SURE * kept.error, kept.value + SURE * kept.error
         reasons.append(_right("Generation probes", before, after))
     asked = [name for name in share_tasks(last) if name in base.tasks]
     before, after = (tasks_right(each, asked) for each in (base, last))
@@ -100,7 +101,7 @@ def speed_told(speed: Speed) -> Iterator[str]:
         )
 
 
-def _right(what: str, before: Share, after: Share) -> str:
+def _right(what: str, before: Estimate, after: Estimate) -> str:
     """Say how much is right of something, with standard errors, and which share of the unpruned model's that is."""
     return f"{what}: {after} right, {before} before the cut, so {ratio(before, after)} is kept."
 
