@@ -82,7 +82,7 @@ def heal(
     session.report.result(result, plot=plot)
     if turns and not session.report.json:
         console.show(_removed(checkpoint, result))
-    session.report.next_measure(output, checkpoint.made_from or (turns and directory), *session.alone.command_line)
+    session.report.next_measure(output, base, *session.alone.command_line)
 
 
 def _turns(values: dict[str, Any]) -> IterativeSchedule | None:
