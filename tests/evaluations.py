@@ -13,7 +13,7 @@ from shortstack.evaluation.probes import REPETITION
 ITEMS = 50
 
 
-def text(loss: float, *, stderr: float = 0.03) -> Perplexity:
+def text(loss: float, *, stderr: float | None = 0.03) -> Perplexity:
     return Perplexity(math.exp(min(loss, 700)), 100, loss, stderr, {"source": "a"}, "float32")
 
 

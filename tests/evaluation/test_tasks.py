@@ -312,7 +312,7 @@ def test_tasks_need_the_extra(data, monkeypatch):
     ("suffix", "content", "said"),
     [
         ("jsonl", b'{"goal": "a", "label": 0}', "no sol1, sol2"),
-        ("jsonl", b"\n", "nothing but white space"),
+        ("jsonl", b"\n", "piqa/validation"),
         ("jsonl", GOOD + b"\n{", "line 2"),
         ("jsonl", GOOD + b"\n5", "piqa/validation"),
         ("parquet", None, "no rows"),

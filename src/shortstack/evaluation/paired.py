@@ -28,8 +28,8 @@ SAME, UNKNOWN = "the same measurement", "no standard errors"
 class Estimate:
     """A number with its standard error; None if that is unknown.
 
-    >>> str(Estimate(0.8, 0.1)), Estimate.of_share(10, 20)
-    ('80.0% ± 10.0%', Estimate(value=0.5, stderr=0.1147...))
+    >>> str(Estimate(0.8, 0.1)), str(Estimate.of_share(10, 20))
+    ('80.0% ± 10.0%', '50.0% ± 11.5%')
     """
 
     value: float

@@ -10,26 +10,20 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
+from shortstack.data import Text
 from shortstack.machine.files import digest
 from shortstack.planning.layer_sets import show_drop
-from shortstack.study.grid import Profile, Study
+from shortstack.profiling import Timing
+from shortstack.study.grid import Study
 from shortstack.study.steps import Step
-from shortstack.study.trial import Heal, Trial
+from shortstack.study.trial import Heal, Model, Trial
 
 Result = Mapping[str, Any]
 Results = Callable[[str], Result | None]  # of a step by its key
-
-
-@dataclass(frozen=True)
-class Model:
-    """The contents of a base model, and its depth; None if it is not on this machine."""
-
-    identity: Mapping[str, Any]
-    layers: int | None
 
 
 @dataclass(frozen=True)
@@ -95,9 +89,8 @@ class Graph:
         return metrics
 
     def _walk(self, trial: Trial, metrics: list[str]) -> Step:
-        layers, window = self.models[trial.model].layers, None
-        if trial.selection.how.window and trial.selection.by.windows:
-            window = trial.amount(layers) if layers else show_drop(trial.selection.drop or 0)
+        windows = trial.selection.how.window and trial.selection.by.windows
+        window = trial.removed(self.models[trial.model]) or str(trial.selection.drop) if windows else None
         arguments = {"metrics": metrics, "window": window, "seed": trial.selection_seed, "dtype": self.study.dtype}
         return self._on_text("score", trial, arguments)
 
@@ -112,15 +105,18 @@ class Graph:
     def _on_text(self, kind: str, trial: Trial, arguments: Mapping[str, Any]) -> Step:
         """Return a step that reads the base model and, if the trial has one, the calibration text."""
         text = trial.calibration
-        inputs = {"model": self.models[trial.model].identity, "text": text and self.texts[text.text]}
+        inputs = {"model": self.models[trial.model].identity, "text": text and self._digest(text)}
         return Step(kind, {**arguments, "text": text}, inputs, {"model": trial.model})
+
+    def _digest(self, text: Text) -> list[list[Any]]:
+        return [[source.weight, self.texts[source.name]] for source in text.sources]
 
     def _prune(self, trial: Trial, removed: Any) -> Step:
         arguments = {"removed": removed, "repair": trial.repair}
         inputs: dict[str, Any] = {"model": self.models[trial.model].identity}
         if trial.repair:
             arguments |= {"seed": trial.seed, "dtype": self.study.dtype}
-            inputs["text"] = self.texts[trial.repair.text]
+            inputs["text"] = self._digest(trial.repair)
         return Step("prune", arguments, inputs, {"model": trial.model})
 
     def _heal(self, trial: Trial, heal: Heal, identity: Any, place: str) -> Step:
@@ -128,20 +124,22 @@ class Graph:
         return self._healing("heal", trial, heal, {}, inputs, places)
 
     def _rounds(self, trial: Trial, heal: Heal) -> Step:
-        text = asdict(trial.calibration) if trial.calibration else {}
-        rounds = {
+        text = trial.calibration
+        rounds: dict[str, Any] = {
             "metric": trial.selection.by.name,
             "drop": show_drop(trial.selection.drop or 0),
             "step": heal.options.layers_per_round,
         }
-        arguments = {"rounds": {**rounds, **text, "seed": trial.selection_seed}, "dtype": self.study.dtype}
-        inputs = {"model": self.models[trial.model].identity, "text": trial.calibration and self.texts[text["text"]]}
+        if text:
+            rounds |= {"calibration_data": text.source, "num_samples": text.samples, "seq_length": text.length}
+        arguments = {"rounds": {**rounds, "seed": trial.selection_seed}, "dtype": self.study.dtype}
+        inputs = {"model": self.models[trial.model].identity, "text": text and self._digest(text)}
         return self._healing("rounds", trial, heal, arguments, inputs, {"model": trial.model})
 
     def _healing(self, kind: str, trial: Trial, heal: Heal, arguments: Any, inputs: Any, places: Any) -> Step:
         """Return a step that heals; it reads the base model if the options need it."""
         options = replace(heal.options, seed=trial.seed)
-        inputs = {**inputs, "data": self.texts[options.config.source]}
+        inputs = {**inputs, "data": self._digest(options.config.text)}
         if options.config.needs_base:
             inputs, places = {**inputs, "base": self.models[trial.model].identity}, {**places, "base": trial.model}
         return Step(kind, {"options": options, **arguments}, inputs, places)
@@ -149,15 +147,14 @@ class Graph:
     def _measured(self, which: str, identity: Any, place: str, *, profiled: bool = True) -> Iterator[tuple[str, Step]]:
         """Yield the steps that measure a model."""
         study, dtype = self.study, {"dtype": self.study.dtype}
-        options = study.evaluation.model_dump(mode="json")
         texts = {source: self.texts[source] for source in evaluated(study)}
-        inputs = {"model": identity, "texts": texts}
-        yield f"evaluate_{which}", Step("evaluate", {**options, **dtype}, inputs, {"model": place})
+        arguments = {"config": study.evaluation, **dtype}
+        yield f"evaluate_{which}", Step("evaluate", arguments, {"model": identity, "texts": texts}, {"model": place})
         if study.profile and profiled:
-            options = (Profile() if study.profile is True else study.profile).model_dump(mode="json")
-            config = identity["config"]  # models of one shape are equally fast
+            timing = Timing() if study.profile is True else study.profile
+            inputs = {"config": identity["config"]}  # models of one shape are equally fast
             role = "profile_base" if which == "base" else "profile"
-            yield role, Step("profile", {**options, **dtype}, {"config": config}, {"model": place})
+            yield role, Step("profile", {"timing": timing, **dtype}, inputs, {"model": place})
 
 
 def evaluated(study: Study) -> list[str]:
@@ -171,8 +168,8 @@ def sources(study: Study) -> list[str]:
     """Return every text and folder that a study reads, each once."""
     named = evaluated(study)
     for trial in study.trials:
-        named += [text.text for text in (trial.calibration, trial.repair) if text]
-        named += [trial.heal.options.config.source] if trial.heal else []
+        texts = trial.calibration, trial.repair, trial.heal and trial.heal.options.config.text
+        named += [source.name for text in texts if text for source in text.sources]
     return list(dict.fromkeys(named))
 
 
