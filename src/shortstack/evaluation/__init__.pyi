@@ -1,4 +1,5 @@
 from . import evaluator as evaluator
+from . import options as options
 from . import paired as paired
 from . import perplexity as perplexity
 from . import probes as probes
