@@ -8,7 +8,7 @@ from . import suites as suites
 from .evaluator import evaluate as evaluate
 from .options import EvalConfig as EvalConfig
 from .options import load_harness as load_harness
+from .paired import Estimate as Estimate
 from .perplexity import Perplexity as Perplexity
 from .results import EvalResult as EvalResult
 from .results import TaskResult as TaskResult
-from .results import mean_result as mean_result
