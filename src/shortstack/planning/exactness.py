@@ -128,7 +128,7 @@ def pruned_config(checkpoint: Checkpoint, plan: Plan) -> dict[str, Any]:
         if nearest_cut is None:
             raise
         layers = show_layers(nearest_cut.removed).replace(" ", "")
-        raise error.but(fix=f"{error.fix}; the nearest exact cut: layers {layers}") from error
+        raise ArchitectureError(f"{error.message}; the nearest exact cut: layers {layers}") from error
 
 
 def _check_layers(checkpoint: Checkpoint) -> None:

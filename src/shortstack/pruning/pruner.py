@@ -187,7 +187,7 @@ def _renumbered(checkpoint: Checkpoint, plan: Plan) -> dict[str, Any]:
         try:
             renamed[path.name] = rename_layers(read_json(path), paths, {old: n for n, old in enumerate(plan.kept)})
         except ArchitectureError as error:
-            raise error.but(where=path) from error
+            raise error.at(str(path)) from error
     return renamed
 
 

@@ -130,7 +130,7 @@ def _tensors(checkpoint: Checkpoint, *, stream: bool) -> dict[str, Any]:
     try:
         check_fit(checkpoint, extra_heads=False) if stream else checkpoint.model(dtype=torch.float32, strict=True)
     except (ArchitectureError, CheckpointError) as error:
-        return {"ok": False, "detail": error.found}
+        return {"ok": False, "detail": error.message}
     return {"ok": True, "detail": f"{len(checkpoint.tensors)} tensors, none missing or unexpected"}
 
 
