@@ -83,8 +83,8 @@ class Comparison:
 
     def pruned(self, out: Path) -> tuple[ss.Checkpoint, str]:
         """Remove the fewest layers, lowest by the metric first, without which the rest fits."""
-        choice = ss.Choice(self.options.metric, memory=f"{self.budget}B")
-        self.plan = ss.choose(self.base, choice, self.tokens).plan
+        how = {"metric": self.options.metric, "target_size": f"{self.budget}B"}
+        self.plan = ss.select_layers(self.base, self.tokens, **how)
         made = ss.prune(self.base, self.plan, out)
         return made, removed_from(made)
 

@@ -62,9 +62,9 @@ def test_turns_are_prune_and_heal_one_after_the_other(source, tmp_path):
 
 
 def test_each_turn_scores_the_model_as_it_is_then(source, tmp_path, monkeypatch):
-    scored, original = [], turning.choose
+    scored, original = [], turning.select
     monkeypatch.setattr(
-        turning, "choose", lambda model, *args, **options: scored.append(model) or original(model, *args, **options)
+        turning, "select", lambda model, *args, **options: scored.append(model) or original(model, *args, **options)
     )
     heal_in_turns(
         source, tmp_path / "out", IterativeSchedule("25%", 1, "bi", text="pydoc", samples=4, length=16), SHORT

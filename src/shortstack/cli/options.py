@@ -78,19 +78,6 @@ ORIGIN, SAID = group("Checkpoint", 8), group("Output", 9)
 
 
 @options
-class Repairing:
-    """Whether kept layers are refitted, and on how much."""
-
-    repair: bool = Field(False, description="Refit the kept layers in closed form, so that the cut costs less.")
-    repair_samples: int = Field(256, ge=8, description="Windows to refit on, shared among the texts.")
-
-    def check(self, verb: str) -> None:
-        """Refuse windows for a repair that was not requested."""
-        if not self.repair:
-            check_unused(f"{verb} without --repair", Repairing(repair_samples=self.repair_samples))
-
-
-@options
 class Source:
     """Model revision and remote code."""
 

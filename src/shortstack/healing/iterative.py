@@ -20,8 +20,9 @@ from shortstack.machine.device import Compute
 from shortstack.machine.files import rename_new
 from shortstack.machine.progress import Progress, in_notebooks, under
 from shortstack.machine.typed import typed
-from shortstack.planning import Choice, choose
+from shortstack.planning import Selection, select
 from shortstack.pruning import prune
+from shortstack.scoring import METRICS
 
 
 @typed
@@ -65,7 +66,9 @@ def heal_in_turns(
             if first and number == len(sizes):
                 shutil.rmtree(healed, ignore_errors=True)  # killed after its end; only its result is missing
             if first and not healed.exists() and not pruned.exists():
-                plan = choose(checkpoint, Choice(turns.metric, count), tokens, compute=compute, progress=turn).plan
+                plan = select(
+                    checkpoint, Selection(metric=turns.metric, drop=count), tokens, compute=compute, progress=turn
+                )
                 prune(checkpoint, plan, pruned, progress=turn)
             run.processes.wait_for_everyone()
             if not healed.exists():
@@ -100,7 +103,7 @@ def _calibrating(
     checkpoint: Checkpoint, turns: IterativeSchedule, compute: Compute, progress: Progress
 ) -> Tokens | None:
     """Read the windows of all turns, if the metric looks at any: what a model writes itself is the unpruned one's."""
-    if not Choice(turns.metric, 1).needs_text:
+    if not METRICS[turns.metric].needs_text:
         return None
     return calibration_tokens(checkpoint, turns.calibration, compute=compute, progress=progress)
 

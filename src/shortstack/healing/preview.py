@@ -20,7 +20,7 @@ from shortstack.healing.unfinished import Unfinished
 from shortstack.machine.device import Compute
 from shortstack.machine.files import to_jsonable
 from shortstack.machine.memory import Requirements
-from shortstack.planning import Choice
+from shortstack.scoring import METRICS
 
 STATE_BYTES = 16  # of a parameter that trains in fp32: itself, its gradient, and AdamW's two means
 # Bytes of activations per token, layer and number of the hidden state, in 16 bits (Korthikanti et al., arXiv 2205.05198,
@@ -66,7 +66,7 @@ def preview(
     run.check()
     sizes = turn_sizes(checkpoint, turns, task) if turns else []
     writer = run.writer(out)
-    if turns and Choice(turns.metric, 1).needs_text:
+    if turns and METRICS[turns.metric].needs_text:
         calibration_tokens(checkpoint, turns.calibration, compute=task.compute, dry_run=True)
     examples = run.examples(dry_run=True)
     unfinished = Unfinished(writer.out, "turns" if turns else "training")

@@ -15,16 +15,16 @@ from shortstack.errors import InputError
 from shortstack.healing.methods import HealOptions, config_of
 from shortstack.machine import yamlfile
 from shortstack.machine.options import given, made_of
-from shortstack.planning import Choice
+from shortstack.planning import Selection
 
 FOLDER = resources.files("shortstack.healing") / "presets"
 PLANNED = ("metric", "drop", "layers", "strategy", "keep_first", "keep_last")
 ON_TEXT = ("text", "samples", "length")
 IN_TURNS = ("metric", "drop", *ON_TEXT)
-IN_PLAN = (*PLANNED, "finalists", *ON_TEXT)
+IN_PLAN = (*PLANNED, "candidates", *ON_TEXT)
 
 
-class PlanPart(yamlfile.part_of("PlanPart", Choice, CalibrationText, only=IN_PLAN)):  # type: ignore[misc]  # made of options
+class PlanPart(yamlfile.part_of("PlanPart", Selection, CalibrationText, only=IN_PLAN)):  # type: ignore[misc]  # made of options
     """The options of plan that a recipe can set, whether the cut is repaired, and what to choose and to repair on."""
 
     repair: bool = False
@@ -60,9 +60,7 @@ def read_recipe(name: str) -> Recipe:
     recipe = yamlfile.parsed(_text(name), Recipe, where=name)
     plan = recipe.plan
     with named_by_line(name, parts=("plan",), whole=True):
-        choice = made_of(Choice, plan.given)
-        if plan.drop is not None or plan.layers is not None:
-            choice.check()
+        made_of(Selection, plan.given)
         parse_samples(plan.given.get("samples", 1))
         if plan.repair_samples is not None and plan.repair_samples < JUDGING:
             expected, fix = f"at least {JUDGING} windows", "write more, such as 256"

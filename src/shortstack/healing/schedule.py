@@ -13,9 +13,9 @@ from shortstack.data import CalibrationText
 from shortstack.data.mixture import MIX
 from shortstack.errors import InputError
 from shortstack.machine.numbers import is_share
-from shortstack.machine.options import changed_options, check_installed, check_options, option, options_of
-from shortstack.planning.layer_sets import check_amount, check_pace, parse_drop
-from shortstack.scoring.metrics import metric_named
+from shortstack.machine.options import changed_options, check_installed, check_options, made_of, option, options_of
+from shortstack.planning.layer_sets import check_pace, parse_drop
+from shortstack.planning.selection import Selection
 
 LOSSES = {"sft": "loss", "distill": "KL from the teacher"}  # what an objective lowers
 DECAYS = (  # transformers' schedules that ask for nothing but the steps
@@ -266,8 +266,7 @@ class IterativeSchedule:
 
     def __post_init__(self) -> None:
         check_options(self)
-        check_amount(self.drop, None)
-        metric_named(self.metric)
+        made_of(Selection, vars(self))
         self.calibration  # noqa: B018  refuses what it cannot be
 
     @classmethod

@@ -7,14 +7,16 @@ from dataclasses import asdict, dataclass, fields
 from functools import cached_property
 from typing import Any
 
+from shortstack.checkpoint import Sizes
 from shortstack.data import CalibrationText, RepairText
 from shortstack.errors import InputError
 from shortstack.healing.methods import HealOptions
 from shortstack.healing.recipes import with_recipe
 from shortstack.machine.files import digest
 from shortstack.machine.options import changed_options, given, options
-from shortstack.planning import Choice
-from shortstack.planning.layer_sets import check_pace, check_removal, parse_drop, parse_layers
+from shortstack.planning import Selection
+from shortstack.planning.layer_sets import show_drop
+from shortstack.planning.selection import GOALS, layers_to_remove
 
 NONE = (None, "none")
 
@@ -51,11 +53,20 @@ class Heal:
 
 
 @dataclass(frozen=True)
+class Model:
+    """A base model: its contents, depth and sizes; no depth if it is not on this machine."""
+
+    identity: Mapping[str, Any]
+    layers: int = 0
+    sizes: Sizes | None = None
+
+
+@dataclass(frozen=True)
 class Trial:
     """One combination of settings. Settings without effect are None, so that trials that differ only in them are one."""
 
     model: str
-    selection: Choice
+    selection: Selection
     calibration: CalibrationText | None
     repair: RepairText | None
     heal: Heal | None
@@ -71,15 +82,11 @@ class Trial:
         if "model" not in settings:
             raise InputError("missing; name a model, such as demo", option="model")
         own = {"model", "calibration", "repair", "heal", "seed"}
-        selection = Choice(**{name: value for name, value in settings.items() if name not in own})
-        selection.check()
+        selection = Selection(**{name: value for name, value in settings.items() if name not in own})
         text, heal = settings.get("calibration", CalibrationText()), Heal.of(settings.get("heal"))
         repair = RepairText() if settings.get("repair") is True else settings.get("repair") or None
-        if (
-            heal
-            and heal.options.layers_per_round
-            and (repair or selection.layers or selection.strategy or selection.step)
-        ):
+        in_rounds = heal and heal.options.layers_per_round
+        if in_rounds and (repair or selection.layers or selection.strategy or selection.step):
             fix = "leave repair, layers, strategy and step out"
             raise InputError(f"a trial in rounds removes the layers with the lowest metric; {fix}", option="heal")
         return cls(
@@ -95,42 +102,35 @@ class Trial:
     def needs_scores(self) -> bool:
         """Whether layers are selected by scores of the whole model, in a step of their own."""
         selection = self.selection
-        return selection.layers is None and selection.by.needs_scores and not selection.measures
+        return selection.layers is None and selection.by.needs_scores and selection.how.feed == "scores"
 
     @property
     def selection_seed(self) -> int:
         return self.seed if self.calibration or self.selection.by.draws else 0
 
     @property
-    def size(self) -> tuple[str, str]:
-        """Return the model, and how much of it goes: trials of one size compete."""
-        selection = self.selection
-        return self.model, str(selection.drop or selection.params or selection.memory or selection.layers)
+    def size(self) -> tuple[str, Any]:
+        """The model, and how much of it goes: trials of one size compete."""
+        return self.model, next(goal for name in GOALS if (goal := getattr(self.selection, name)) is not None)
 
-    def amount(self, layers: int) -> int:
-        """Return how many of a model's layers go."""
-        if self.selection.layers:
-            return len(parse_layers(str(self.selection.layers)))
-        return parse_drop(self.selection.drop or 0, layers)
+    def removed(self, model: Model) -> int:
+        """Return how many layers go; 0 if nobody knows yet."""
+        return layers_to_remove(self.selection, model.layers, model.sizes) if model.layers else 0
 
-    def check_fits(self, layers: int) -> None:
-        """Refuse a cut, or a healing of the last layers, that a model of this depth has too few layers for."""
-        amount = self.amount(layers)
-        if self.selection.layers:
-            check_removal(parse_layers(str(self.selection.layers)), layers, option="layers")
-        if self.heal:
-            self.heal.options.config.method.check_fits(layers - amount)
-            if self.heal.options.layers_per_round:
-                check_pace(self.heal.options.layers_per_round, amount)
+    def check_fits(self, model: Model) -> None:
+        """Refuse a cut, or a healing of the last layers, that a model has too few layers for."""
+        left = model.layers - self.removed(model)
+        if self.heal and left:
+            self.heal.options.config.method.check_fits(left)
 
     def settings(self) -> dict[str, Any]:
         """Return the settings as JSON-able data."""
-        heal = self.heal
+        heal, selection = self.heal, dict(changed_options(self.selection))
+        if "drop" in selection:
+            selection["drop"] = show_drop(selection["drop"])
         return {
             "model": self.model,
-            **{
-                name: str(value) if name == "drop" else value for name, value in changed_options(self.selection).items()
-            },
+            **selection,
             "calibration": self.calibration and asdict(self.calibration),
             "repair": self.repair and asdict(self.repair),
             "heal": heal and {"name": heal.name, **given(heal.options)},
