@@ -172,7 +172,7 @@ def test_own_text_of_a_model_that_does_not_fit_is_refused(checkpoint, monkeypatc
     import shortstack.machine.memory
 
     monkeypatch.setattr(shortstack.machine.memory, "available_memory", lambda _: 1000)
-    with pytest.raises(InputError, match="for its weights"):
+    with pytest.raises(InputError, match="of memory"):
         calibration_tokens(checkpoint, CalibrationText("self", samples=2, length=16))
 
 

@@ -58,7 +58,7 @@ def test_modules_that_are_named_get_their_new_numbers(kind, source, tmp_path):
 
 @pytest.mark.parametrize("kind", PATTERNS)
 def test_patterns_that_may_mean_a_layer_are_refused(kind, source, tmp_path):
-    with pytest.raises(ArchitectureError, match="expected layers named one by one"):
+    with pytest.raises(ArchitectureError, match="may mean layers"):
         prune(with_settings(source, {"quant_method": kind.partition(",")[0], **PATTERNS[kind]}), SOME, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
@@ -80,7 +80,7 @@ def test_so_do_those_of_the_quantisers_own_files(name, source, tmp_path):
 def test_a_pattern_in_such_a_file_is_refused_before_a_byte_is_copied(source, tmp_path, monkeypatch):
     settings = {"quantization": {"exclude_modules": ["lm_head", "model.layers.3*"]}}
     (source / "hf_quant_config.json").write_text(json.dumps(settings))
-    checkpoint, refused = Checkpoint.open(source), r"hf_quant_config\.json: expected layers named one by one.*3\*"
+    checkpoint, refused = Checkpoint.open(source), r"hf_quant_config\.json: .*3\*"
     monkeypatch.setattr(pruner.CheckpointWriter, "__enter__", lambda _writer: pytest.fail("bytes are copied"))
     with pytest.raises(ArchitectureError, match=refused):
         prune(checkpoint, SOME, tmp_path / "out")

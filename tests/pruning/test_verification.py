@@ -135,8 +135,8 @@ def test_a_changed_weight_with_a_forged_manifest_gives_other_logits(copy, source
 @pytest.mark.parametrize(
     ("change", "found"),
     [
-        ({"num_hidden_layers": 5}, "unexpected_keys|9 without a place in the model"),
-        ({"vocab_size": 97}, "2 mismatched_keys|2 of another shape"),
+        ({"num_hidden_layers": 5}, "unexpected_keys|9 weights are without a place"),
+        ({"vocab_size": 97}, "2 mismatched_keys|2 weights are of another shape"),
         ({"model_type": "bert"}, "an encoder"),
     ],
 )
@@ -150,16 +150,16 @@ def test_a_config_that_does_not_fit_with_a_forged_manifest_is_found(change, foun
 
 def test_models_that_do_not_belong_together_are_refused(pruned, copy, source, tmp_path):
     checkpoint = Checkpoint.open(pruned)
-    with pytest.raises(CheckpointError, match="same layers"):
+    with pytest.raises(CheckpointError, match="no more layers"):
         verify(checkpoint, against=checkpoint)
     other = Checkpoint.open(make("llama", tmp_path / "other", vocab_size=100))
-    with pytest.raises(CheckpointError, match=r"vocabulary of .*, 100 tokens"):
+    with pytest.raises(CheckpointError, match="vocabulary of 96 tokens"):
         verify(checkpoint, against=other)
     with pytest.raises(CheckpointError, match="record"):
         verify(source)
     record = json.loads((copy / RECORD).read_text())
     (copy / RECORD).write_text(json.dumps(record | {"layer_map": {str(layer): layer + 9 for layer in range(6)}}))
-    with pytest.raises(CheckpointError, match="a cut of"):
+    with pytest.raises(CheckpointError, match="not a cut of"):
         verify(Checkpoint.open(copy), against=source)
 
 
