@@ -85,9 +85,9 @@ def _is_healing(healing: Mapping[str, Any]) -> bool:
     """Say whether there are a method, an objective, a schedule and data, whose names and numbers are options."""
     parts = {name: healing.get(name) for name in ("method", "objective", "schedule", "data")}
     sections = {name: part for name, part in parts.items() if isinstance(part, dict)}
-    named = (("method", "name"), ("objective", "loss"), ("data", "data"))
+    named = (("method", "name"), ("objective", "loss"))
     texts = sections == parts and all(isinstance(sections[name].get(key), str) for name, key in named)
-    return texts and _is_count(healing.get("samples")) and isinstance(healing.get("repeat"), dict | None)
+    return texts and _are_texts(sections["data"].get("data")) and _is_count(healing.get("samples")) and isinstance(healing.get("repeat"), dict | None)
 
 
 def _is_text(tokens: Any) -> bool:
@@ -106,3 +106,7 @@ def _is_count(value: Any) -> bool:
 
 def _are_counts(value: Any) -> bool:
     return isinstance(value, list) and all(map(_is_count, value))
+
+
+def _are_texts(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(each, str) for each in value)
