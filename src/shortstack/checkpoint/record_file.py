@@ -87,7 +87,12 @@ def _is_healing(healing: Mapping[str, Any]) -> bool:
     sections = {name: part for name, part in parts.items() if isinstance(part, dict)}
     named = (("method", "name"), ("objective", "loss"))
     texts = sections == parts and all(isinstance(sections[name].get(key), str) for name, key in named)
-    return texts and _are_texts(sections["data"].get("data")) and _is_count(healing.get("samples")) and isinstance(healing.get("repeat"), dict | None)
+    return (
+        texts
+        and _are_texts(sections["data"].get("data"))
+        and _is_count(healing.get("samples"))
+        and isinstance(healing.get("repeat"), dict | None)
+    )
 
 
 def _is_text(tokens: Any) -> bool:
