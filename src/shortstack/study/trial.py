@@ -7,14 +7,9 @@ from dataclasses import asdict, dataclass, fields, replace
 from functools import cached_property
 from typing import Any
 
-        text, heal = settings.get("calibration", Text()), Heal.of(settings.get("heal"))
-        repair = Text() if settings.get("repair") is True else settings.get("repair") or None
-        if repair and "samples" not in given(repair):
-            repair = replace(repair, samples=REPAIR_SAMPLES)
-        if repair and (not isinstance(repair.samples, int) or repair.samples < JUDGING):
-            raise InputError(f"{repair.samples} samples to repair on; give at least {JUDGING}", option="repair")
-        in_rounds = heal and heal.options.layers_per_round
-        if in_rounds and (repair or selection.layers or selection.strategy or selection.step):
+from shortstack.checkpoint import Sizes
+from shortstack.data import Text
+from shortstack.data.tokens import JUDGING
 from shortstack.errors import InputError
 from shortstack.healing.methods import HealOptions
 from shortstack.healing.recipes import with_recipe
