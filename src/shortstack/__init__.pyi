@@ -42,7 +42,7 @@ from .scoring import Scores as Scores
 from .scoring import depth_curve as depth_curve
 from .scoring import score as score
 from .shrinking import ShrinkOptions as ShrinkOptions
-from .shrinking import Shrunk as Shrunk
+from .shrinking import ShrinkResult as ShrinkResult
 from .shrinking import shrink as shrink
 from .study import run_study as run_study
 

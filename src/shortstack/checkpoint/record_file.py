@@ -87,9 +87,11 @@ def _is_healing(healing: Mapping[str, Any]) -> bool:
     sections = {name: part for name, part in parts.items() if isinstance(part, dict)}
     named = (("method", "name"), ("objective", "loss"))
     texts = sections == parts and all(isinstance(sections[name].get(key), str) for name, key in named)
+    sources = sections.get("data", {}).get("data")
     return (
         texts
-        and _are_texts(sections["data"].get("data"))
+        and isinstance(sources, list)
+        and all(isinstance(name, str) for name in sources)
         and _is_count(healing.get("samples"))
         and isinstance(healing.get("repeat"), dict | None)
     )
@@ -111,7 +113,3 @@ def _is_count(value: Any) -> bool:
 
 def _are_counts(value: Any) -> bool:
     return isinstance(value, list) and all(map(_is_count, value))
-
-
-def _are_texts(value: Any) -> bool:
-    return isinstance(value, list) and all(isinstance(each, str) for each in value)

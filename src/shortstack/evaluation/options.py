@@ -10,7 +10,7 @@ from pydantic import BeforeValidator, Field
 
 from shortstack.data import Text, Tokens
 from shortstack.data.sources import OWN
-from shortstack.data.text import SOURCES_HELP
+from shortstack.data.text import SOURCES_HELP, read_source
 from shortstack.errors import DataError, InputError
 from shortstack.evaluation.suites import SUITES, named
 from shortstack.machine.options import Amount, check_installed, options
@@ -28,17 +28,16 @@ def load_harness() -> ModuleType:
     return import_module("shortstack.evaluation.harness")
 
 
-def _sources(value: Any) -> tuple[str, ...]:
+def _names(value: Any) -> tuple[str, ...]:
     """Return names of texts; rows in memory become a file of the cache."""
-    named = [value] if isinstance(value, str | Path) else value
-    if isinstance(named, list | tuple):
-        named = [each for each in named if each != "none"]
-    if named in ([], ()):
+    if value in ("none", ["none"], ("none",), [], ()):
         return ()
-    try:
-        return tuple(source.name for source in Text(named).sources)
-    except DataError as error:
-        raise error.about("perplexity") from None
+    source = read_source(value)
+    return (source,) if isinstance(source, str) else tuple(source)
+
+
+TextNames = Annotated[tuple[str, ...], BeforeValidator(_names)]
+TaskNames = Annotated[tuple[str, ...], BeforeValidator(named)]  # of suites one by one
 
 
 @options
@@ -51,14 +50,14 @@ class EvalConfig:
     (('wikitext', 'lambada_openai', 'piqa'), ())
     """
 
-    perplexity: Annotated[tuple[str, ...], BeforeValidator(_sources)] = Field(
-        ("pydoc",), description=f"Text: {SOURCES_HELP} Of pydoc only the held-out part. none: no text."
+    perplexity: TextNames = Field(
+        ("pydoc",), description=f"Texts: {SOURCES_HELP} Of pydoc only the held-out part is read. none: no text."
     )
     seq_length: int = Field(512, ge=2, description="Tokens per window.")
     num_samples: Amount | None = Field(
         None, description="Number of windows drawn at random, or a share such as 10%. Default: all."
     )
-    tasks: Annotated[tuple[str, ...], BeforeValidator(named)] = Field(
+    tasks: TaskNames = Field(
         (), description=f"Comma-separated suites ({', '.join(SUITES)}) or tasks of lm-evaluation-harness."
     )
     limit: Amount | None = Field(
@@ -90,18 +89,20 @@ class EvalConfig:
 
     @property
     def text(self) -> Text | None:
-        names = dict.fromkeys(self.perplexity, 1.0)
-        return Text(names, self.num_samples, self.seq_length) if names else None
+        """The texts, each measured by itself; None without any."""
+        weights = dict.fromkeys(self.perplexity, 1.0)
+        return Text(weights, self.num_samples, self.seq_length) if self.perplexity else None
 
     def check_texts(self) -> None:
         """Refuse texts that cannot be read, before a model is opened; the hub is not asked."""
-        for source in self.text.sources if self.text else ():
+        if not self.text:
+            return
+        self.text.check("perplexity")
+        for source in self.text.sources:
             if source.name == OWN:
                 raise DataError("self is what the base model writes; measure on another text", option="perplexity")
             if source.endless and not isinstance(self.num_samples, int):
                 raise DataError(f"{source.label} has no end; give a number of windows", option="num_samples")
-        if self.text:
-            self.text.check("perplexity")
 
     def read_texts(
         self, tokenizer: "PreTrainedTokenizerBase", seed: int, *, at_least: int | None = None
