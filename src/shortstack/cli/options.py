@@ -190,7 +190,7 @@ class Reporting:
 
 
 def is_quantised(checkpoint: Checkpoint) -> bool:
-    return bool(checkpoint.config.get("quantization_config"))
+    return checkpoint.quantised
 
 
 @contextmanager
