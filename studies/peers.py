@@ -39,7 +39,7 @@ import transformers
 
 import shortstack as ss
 from minutes import JUDGED, SKIPPED, TASKS, WINDOWS, save_page, unseen
-from shortstack.data.examples import read_examples
+from shortstack.data import read_examples
 from shortstack.healing import config_of
 from shortstack.healing.recipes import read_recipe
 from shortstack.machine.formats import show_layers
@@ -69,7 +69,7 @@ def rendered(path: str, model: ss.Checkpoint, out: Path) -> str:
 def windows(source: ss.Checkpoint, data: str) -> list[dict[str, torch.Tensor]]:
     """Batches of token ids [BATCH, LENGTH] of all samples, which are shuffled by a seed."""
     tokenizer = source.tokenizer()
-    samples = read_examples(data, tokenizer, max_length=LENGTH)
+    samples = read_examples(ss.Text(data, None, LENGTH), tokenizer)
     ids = [token for sample in samples for token in (*sample.ids, tokenizer.eos_token_id)]
     rows = torch.tensor(ids[: len(ids) // LENGTH * LENGTH]).view(-1, LENGTH)
     return [{"input_ids": some, "attention_mask": torch.ones_like(some)} for some in rows.split(BATCH)]
@@ -176,7 +176,7 @@ def page(found: Mapping[str, ss.EvalResult], failed: Mapping[str, str], notes: M
     base = found["unpruned"]
     kept = [
         f"| {name} | {tasks(each, TASKS[:3]) / tasks(base, TASKS[:3]):.1%} "
-        f"| {tasks(each, TASKS[3:]) / tasks(base, TASKS[3:]):.1%} | {each.probes_mean[0] / base.probes_mean[0]:.1%} |"
+        f"| {tasks(each, TASKS[3:]) / tasks(base, TASKS[3:]):.1%} | {each.probes_mean.value / base.probes_mean.value:.1%} |"
         for name, each in found.items()
     ]
     lines = [
@@ -222,8 +222,8 @@ def _row(name: str, found: ss.EvalResult, base: ss.EvalResult) -> str:
     for task in TASKS:
         difference = f" ({paired[task].difference:+.3f} ± {paired[task].stderr:.3f})" if paired else ""
         cells.append(f"{found.tasks[task].value:.3f}{difference}")
-    mean, stderr = found.probes_mean
-    return f"| {name} | {' | '.join([*cells, f'{mean:.3f} ± {stderr:.3f}'])} |"
+    mean = f"{found.probes_mean.value:.3f} ± {found.probes_mean.error:.3f}"
+    return f"| {name} | {' | '.join([*cells, mean])} |"
 
 
 def tasks(found: ss.EvalResult, names: Sequence[str]) -> float:

@@ -1,8 +1,7 @@
 from . import errors as errors
 from .checkpoint import Checkpoint as Checkpoint
-from .data import CalibrationText as CalibrationText
+from .data import Text as Text
 from .data import Tokens as Tokens
-from .data import source_of as source_of
 from .evaluation import EvalConfig as EvalConfig
 from .evaluation import EvalResult as EvalResult
 from .evaluation import evaluate as evaluate
@@ -43,7 +42,7 @@ from .scoring import Scores as Scores
 from .scoring import depth_curve as depth_curve
 from .scoring import score as score
 from .shrinking import ShrinkOptions as ShrinkOptions
-from .shrinking import Shrunk as Shrunk
+from .shrinking import ShrinkResult as ShrinkResult
 from .shrinking import shrink as shrink
 from .study import run_study as run_study
 

@@ -3,7 +3,6 @@
 import json
 import re
 import shlex
-import sys
 from importlib.metadata import version
 from pathlib import Path
 
@@ -11,12 +10,12 @@ import pytest
 import yaml
 from markdown_it import MarkdownIt
 
+from command import ended
 from plans import plan
 from shortstack.checkpoint import Checkpoint
 from shortstack.checkpoint.card import CardContent, licence_of, model_card
-from shortstack.cli import main
-from shortstack.data import CalibrationText
-from shortstack.data.mixture import public_names
+from shortstack.data import Text
+from shortstack.data.text import public_names
 from shortstack.healing import HealingTask, Partial, Schedule, TrainingData, heal
 from shortstack.machine.device import Compute
 from shortstack.pruning import prune, verify
@@ -42,10 +41,10 @@ def made(tmp_path_factory):
 def cut_and_healed(tmp_path):
     source = Checkpoint.open(speaking(tmp_path / "MODEL"))
     (source.directory / "README.md").write_text(CARD, encoding="utf-8")
-    text, compute = CalibrationText("pydoc", samples=12, length=16), Compute(seed=3)
+    text, compute = Text("pydoc", samples=12, length=16), Compute(seed=3)
     pruned = prune(source, plan(8, layers="3-4"), tmp_path / "pruned", repair=text, compute=compute)
     (tmp_path / "chats.jsonl").write_text("".join(json.dumps({"text": f"line {n} " * 9}) + "\n" for n in range(40)))
-    data = TrainingData(f"pydoc,{tmp_path / 'chats.jsonl'}=0.5", max_length=32, max_samples=16)
+    data = TrainingData({"pydoc": 1, str(tmp_path / "chats.jsonl"): 0.5}, max_length=32, max_samples=16)
     task = HealingTask(
         data,
         method=Partial(train_last=1),
@@ -87,10 +86,8 @@ def test_its_commands_make_the_same_weights(made, monkeypatch):
     assert [words[:2] for words in commands] == [["shortstack", "prune"], ["shortstack", "heal"]]
     assert "--repair" in commands[0]
     for words in commands:
-        monkeypatch.setattr(sys, "argv", words)
-        with pytest.raises(SystemExit) as ended:
-            main()
-        assert not ended.value.code
+        run = ended(*words[1:])
+        assert run.exit_code == 0, run.stderr
     assert Checkpoint.open(again / "out").weights_sha256 == wanted
 
 
@@ -101,7 +98,6 @@ NAMES = {  # of data, with the sources that they are, to the names that others m
     "{0}/a,b.txt": "a,b.txt",
     "../{1}/notes": "notes",
     "{1}/plain": "plain",  # as a dataset of the hub is spelt
-    "mix=2,{1}/chats.jsonl=0.5": "mix=2,chats.jsonl=0.5",
     "org/set:train": "org/set:train",
     "self": "self",
     "copying": "copying",
@@ -121,7 +117,8 @@ def private(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("data", NAMES)
 def test_public_names_have_no_folder(data, private):
-    assert public_names(data.format(private, private.name)) == NAMES[data]
+    assert public_names(data.format(private, private.name)) == [NAMES[data]]
+    assert public_names({data.format(private, private.name): 1, "mix": 0.5}) == [NAMES[data], "mix=0.5"]
 
 
 @pytest.mark.parametrize("data", ["{0}/chats.jsonl", "{1}/plain"])

@@ -20,7 +20,7 @@ def test_pruned_file_is_verified(place, command):
     model = read_gguf(place / "deep" / "small.gguf")
     assert (made["kept"], made["output"]) == ([0, 1, 4, 5, 6, 7], "deep/small.gguf")
     assert made["bytes"]["after"] == sum(len(tensor.data) for tensor in model.tensors)
-    verify = ("verify", "deep/small.gguf", "--against", "whole.gguf")
+    verify = ("verify", "deep/small.gguf", "--base", "whole.gguf")
     assert all(check["ok"] for check in json.loads(command.said(*verify, "--json"))["checks"].values())
     content = bytearray((place / "deep" / "small.gguf").read_bytes())
     content[-100] ^= 1
@@ -49,8 +49,8 @@ def test_plan_is_applied(place, command):
         ("prune", "whole.gguf", "--memory", "900GB", "-o", "small.gguf"),
         ("prune", ".", "--layers", "2", "-o", "small.gguf"),
         ("prune", "cut.gguf", "--layers", "2", "-o", "small.gguf"),
-        ("verify", "whole.gguf", "--against", "whole.gguf"),
-        ("verify", "whole.gguf", "--against", "."),
+        ("verify", "whole.gguf", "--base", "whole.gguf"),
+        ("verify", "whole.gguf", "--base", "."),
     ],
     ids=" ".join,
 )

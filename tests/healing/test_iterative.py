@@ -66,9 +66,8 @@ def test_each_turn_scores_the_model_as_it_is_then(source, tmp_path, monkeypatch)
     monkeypatch.setattr(
         turning, "select", lambda model, *args, **options: scored.append(model) or original(model, *args, **options)
     )
-    heal_in_turns(
-        source, tmp_path / "out", IterativeSchedule("25%", 1, "bi", text="pydoc", samples=4, length=16), SHORT
-    )
+    turns = IterativeSchedule("25%", 1, "bi", calibration_data="pydoc", num_samples=4, seq_length=16)
+    heal_in_turns(source, tmp_path / "out", turns, SHORT)
     assert [model.anatomy.layers for model in scored] == [8, 7]
 
 
@@ -89,7 +88,7 @@ def test_finished_turns_are_not_repeated_and_other_requests_refused(source, tmp_
     other = TrainingData("copying", max_length=32, max_samples=16)
     for changed, task, named in (
         (IterativeSchedule("2", 2, "reverse"), SHORT, r"turns\.step 1"),
-        (IterativeSchedule("2", 1, "reverse", text="copying"), SHORT, r"turns\.text"),
+        (IterativeSchedule("2", 1, "reverse", calibration_data="copying"), SHORT, r"turns\.calibration_data"),
         (turns, replace(SHORT, data=other), r"data\.data pydoc|data\.sha256"),
         (turns, replace(SHORT, objective=Objective("distill"), teacher=source), r"objective\.loss sft"),
     ):

@@ -2,10 +2,9 @@
 
 import itertools
 import json
-import math
 import os
 import signal
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -15,8 +14,9 @@ from test_training import Line, data
 
 import shortstack.decoder.own_text
 from learning import weights
+from shortstack.data import Text
 from shortstack.data.examples import _examples, shares
-from shortstack.data.mixture import parse_sources
+from shortstack.data.sources import own_file
 from shortstack.data.tokens import bos_ids
 from shortstack.errors import InputError, ShortstackWarning
 from shortstack.healing import HealingTask, Objective, Partial, Schedule, TrainingData, heal, healer
@@ -236,21 +236,19 @@ def test_samples_that_the_teacher_writes_are_as_many_as_come_in_time(source, tmp
     for name, length in (("QUESTION_TOKENS", 12), ("ANSWER_TOKENS", 20), ("TEXT_TOKENS", 24)):
         monkeypatch.setattr(shortstack.decoder.own_text, name, length)
     monkeypatch.setattr(healer, "forward_speed", lambda *_, **__: 1e9)
-    how = {"data": "pydoc,self=0.5,copying", "teacher": source, "loss": "distill"}
-    with pytest.warns(
-        ShortstackWarning, match=r"healing uses .* and less text of the teacher's own: pydoc=1,self=0\.0"
-    ):
+    how = {"data": ["pydoc", "self=0.5", "copying"], "teacher": source, "loss": "distill"}
+    with pytest.warns(ShortstackWarning, match=r"healing uses .* and less text of the teacher's own: pydoc, self=0\.0"):
         result = heal(source, tmp_path / "clocked", task(**how), clock=Clock(120, now=Ticking()))
     monkeypatch.setattr(shortstack.decoder.own_text, "generate", None)  # no more of it than was written
     healed_again(source, tmp_path / "again", result, **how)
     assert weights(tmp_path / "again") == weights(tmp_path / "clocked")
-    assert result.repeat["data"].startswith("pydoc=1,self=0.0"), "it has less of it than was asked for"
+    assert result.repeat["data"]["self"] < 0.1, "it has less of it than was asked for"
 
 
 @pytest.mark.parametrize(("speed", "least", "samples"), [(160, 1, 100), (1e9, 1, 200), (1e-9, 1, 1), (1e-9, 16, 16)])
 def test_samples_are_limited_by_one_pass_of_them(speed, least, samples, source):
     data, clock = TrainingData("copying", max_length=32, max_samples=200), Clock(80, now=lambda: 0.0)
-    how = {"speed": speed, "least": least, "own": None}
+    how = {"speed": speed, "least": least, "write": None}
     assert affordable_samples(data, source.tokenizer(), clock, **how) == ("copying", samples, 200)
 
 
@@ -264,8 +262,8 @@ def test_of_data_without_an_end_no_more_is_read_than_passes_in_time(source, monk
             yield rows
 
     monkeypatch.setattr("shortstack.data.examples.shuffled_records", endless)
-    data, clock = TrainingData("org/endless,copying=0.5", max_length=64), Clock(80, now=lambda: 0.0)
-    _, samples, whole = affordable_samples(data, source.tokenizer(), clock, speed=1000, least=1, own=None)
+    data, clock = TrainingData(["org/endless", "copying=0.5"], max_length=64), Clock(80, now=lambda: 0.0)
+    _, samples, whole = affordable_samples(data, source.tokenizer(), clock, speed=1000, least=1, write=None)
     length = len(_examples({**rows}, source.tokenizer(), 64)[0].ids)
     assert len(read) == 80 * 0.25 * 1000 // length + 2, "and one to know that there are more"
     assert whole is None, "nobody knows"
@@ -274,39 +272,28 @@ def test_of_data_without_an_end_no_more_is_read_than_passes_in_time(source, monk
         "shortstack.data.examples.shuffled_records",
         lambda name, **_: itertools.islice(endless(name), None if name == "org/endless" else 10),
     )
-    both = replace(data, data="org/endless,org/few")
-    found = affordable_samples(both, source.tokenizer(), clock, speed=1000, least=1, own=None)
-    assert found == ("org/endless,org/few", 20, None), "the other source has no more"
-
-
-@dataclass(frozen=True)
-class Few:
-    """A model that writes so many windows of text until the deadline, however many are wanted."""
-
-    windows: int
-    deadline: Clock | None = None
-
-    def texts(self, amount):
-        return [[5] * 31] * (amount if self.deadline is None else self.windows)
+    both = replace(data, data=["org/endless", "org/few"])
+    found = affordable_samples(both, source.tokenizer(), clock, speed=1000, least=1, write=None)
+    assert found == ({"org/endless": 1.0, "org/few": 1.0}, 20, None), "the other source has no more"
 
 
 @pytest.mark.parametrize(
     ("named", "windows", "of_each"),
     [
-        ("self,copying=0.5,recall=0.5", 100, {"self": 100, "copying": 50, "recall": 50}),
-        ("self,copying=0.5,recall=0.5", 30, {"self": 30, "copying": 85, "recall": 85}),
-        ("self,copying=0.5,recall=0.5", 1, {"self": 1, "copying": 99, "recall": 99}),
-        ("self,copying=0.5,recall=0.5", 0, {"self": 1, "copying": 99, "recall": 99}),
+        (["self", "copying=0.5", "recall=0.5"], 100, {"self": 100, "copying": 50, "recall": 50}),
+        (["self", "copying=0.5", "recall=0.5"], 30, {"self": 30, "copying": 85, "recall": 85}),
+        (["self", "copying=0.5", "recall=0.5"], 1, {"self": 1, "copying": 99, "recall": 99}),
+        (["self", "copying=0.5", "recall=0.5"], 0, {"self": 1, "copying": 99, "recall": 99}),
         ("self", 30, {"self": 30}),
     ],
 )
-def test_where_the_model_writes_little_the_other_sources_count_for_more(named, windows, of_each, source):
+def test_where_the_model_writes_little_the_other_sources_count_for_more(named, windows, of_each, source, own_cache):
     data = TrainingData(named, max_length=32, max_samples=200)
     room = 32 - len(bos_ids(source.tokenizer()))
-    few = Few(math.ceil(windows * room / 31))
-    how = {"speed": 1e9, "least": 1, "own": few}
+    own_file("a" * 64).write_text(json.dumps({"ids": [5] * windows * room}))
+    how = {"speed": 1e9, "least": 1, "write": lambda text, *_: text.replacing({"self": str(own_file("a" * 64))})}
     found, samples, whole = affordable_samples(data, source.tokenizer(), Clock(80, now=lambda: 0.0), **how)
     assert whole == 200
-    shared = shares(parse_sources(found), {}, samples)
+    shared = shares(Text(found).sources, {}, samples)
     assert shared == pytest.approx(of_each, abs=1)
     assert shared["self"] <= max(1, windows)

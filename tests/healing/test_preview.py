@@ -6,7 +6,7 @@ import pytest
 
 from plans import plan
 from shortstack.checkpoint import Checkpoint
-from shortstack.data import read_examples
+from shortstack.data import Text, read_examples
 from shortstack.decoder.wrapping import LOGIT_BYTES
 from shortstack.errors import InputError, OutputError
 from shortstack.healing import HealingTask, IterativeSchedule, Lora, Objective, Partial, Schedule, TrainingData, heal
@@ -33,7 +33,7 @@ def test_a_dry_run_says_what_a_run_then_does(method, source, tmp_path):
     assert found.trainable_parameters == result.trainable_parameters
     assert found.requirements.disk_bytes == Checkpoint.open(result.output).weight_bytes
     assert found.steps == result.history.steps
-    examples = read_examples("pydoc", source.tokenizer(), max_length=32)[:40]
+    examples = read_examples(Text("pydoc", None, 32), source.tokenizer())[:40]
     assert (found.samples, found.held_out) == (40, 2)
     assert found.tokens == sum(len(example.ids) for example in examples[2:])
     assert found.cache_bytes == sum(path.stat().st_size for path in (tmp_path / "cache").rglob("*.states")) > 0
@@ -72,7 +72,7 @@ def test_turns_by_the_clock_are_refused(source, tmp_path):
 
 
 def test_a_teacher_that_would_write_writes_nothing(source, tmp_path, monkeypatch):
-    monkeypatch.setattr("shortstack.decoder.own_text.Writer.written", lambda *_: pytest.fail("the model writes"))
+    monkeypatch.setattr("shortstack.decoder.own_text.Writer.write", lambda *_: pytest.fail("the model writes"))
     data = TrainingData("self", max_length=32, max_samples=40)
     found = preview(source, tmp_path / "out", replace(TASK, data=data, teacher=source))
     assert (found.samples, found.tokens) == (40, 38 * 32), "each as long as it may be"

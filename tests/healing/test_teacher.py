@@ -13,7 +13,7 @@ from learning import EXAMPLES, learning
 from plans import plan
 from shortstack.checkpoint import Checkpoint
 from shortstack.cli.console import show_result
-from shortstack.data import read_examples
+from shortstack.data import Text, read_examples
 from shortstack.decoder import Decoder
 from shortstack.decoder.losses import Distillation, DistillationAndText, likeliest
 from shortstack.errors import InputError
@@ -152,7 +152,7 @@ def test_learning_from_a_teacher_brings_the_model_closer_to_it(source, tmp_path,
     show_result(result)
     said = " ".join(capsys.readouterr().out.split())
     assert "held-out KL from the teacher" in said
-    examples = read_examples("pydoc", source.tokenizer(), max_length=32, most=64)[:3]  # one in twenty is held out
+    examples = read_examples(Text("pydoc", 64, 32), source.tokenizer())[:3]  # one in twenty is held out
     before, after = (greedy_share(model, source, examples) for model in (pruned, Checkpoint.open(tmp_path / "healed")))
     assert result.greedy_kept == pytest.approx((before, after), abs=0.04)  # where there is bf16 a few tokens tie
     before, after = result.greedy_kept

@@ -18,11 +18,13 @@ from cyclopts import Group, Parameter
 from pydantic import Field
 
 from shortstack.cli import console
+from shortstack.data import Sources, Text
+from shortstack.data.text import MIX, SOURCES_HELP
 from shortstack.errors import InputError
 from shortstack.machine.device import Compute
 from shortstack.machine.files import check_new, check_picture, save_json
 from shortstack.machine.formats import option_words
-from shortstack.machine.options import changed_options, options
+from shortstack.machine.options import Amount, changed_options, options
 from shortstack.machine.progress import progress_bar, say
 
 if TYPE_CHECKING:
@@ -75,6 +77,19 @@ def flat(heading: Group | None = None, *, without: str = "-") -> Parameter:
 COMMIT = re.compile(r"[0-9a-f]{40}")
 CALIBRATION, MACHINE = group("Calibration text", 2), group("Compute", 7)
 ORIGIN, SAID = group("Checkpoint", 8), group("Output", 9)
+
+
+@options
+class Calibration:
+    """The text that layers are chosen on, and that a cut is repaired on."""
+
+    calibration_data: Sources = Field(MIX, description=f"Text: {SOURCES_HELP}")
+    num_samples: Amount = Field(10, description="Windows per text, drawn at random, or a share such as 10%.")
+    seq_length: int = Field(128, ge=4, description="Tokens per window.")
+
+    @property
+    def text(self) -> Text:
+        return Text(self.calibration_data, self.num_samples, self.seq_length)
 
 
 @options
@@ -175,7 +190,7 @@ class Reporting:
 
 
 def is_quantised(checkpoint: Checkpoint) -> bool:
-    return bool(checkpoint.config.get("quantization_config"))
+    return checkpoint.quantised
 
 
 @contextmanager
@@ -202,12 +217,18 @@ class Session:
         return replace(self.source, revision=None)
 
     def open_base(self, base: str | None, pruned: Checkpoint, progress: Progress) -> Checkpoint | None:
-        """Open the base model: as named, or the one on record where `base` is RECORDED. None: there is none."""
+        """Open the base model: as named, or the one on record where `base` is RECORDED.
+
+        None if there is none, or with a warning if the one on record cannot be opened.
+        """
         name = pruned.made_from if base == RECORDED else base
         try:
             return self.open_unpruned(name, pruned, progress) if name else None
         except InputError as error:
-            raise error.about("base") from None
+            if base != RECORDED:
+                raise error.about("base") from None
+            self.report.warn(f"nothing is compared: {error}. Give --base, or --no-base")
+            return None
 
     def open_unpruned(self, model: str, made: Checkpoint, progress: Progress) -> Checkpoint:
         """Open a second model; the base model on record is opened at the commit on record.
@@ -220,11 +241,3 @@ class Session:
         return replace(self.source, revision=revision if same and COMMIT.fullmatch(revision) else None).open(
             model, progress
         )
-
-    def open_origin(self, model: str, made: Checkpoint, progress: Progress) -> Checkpoint:
-        """Open the base model where --revision is of that: as typed, or at the commit on record."""
-        return self.source.open(model, progress) if self.source.revision else self.open_unpruned(model, made, progress)
-
-    def beside(self, model: str, origin: Checkpoint) -> str:
-        """Return a second model's name where --revision cannot be given: its folder, if a revision was typed."""
-        return str(origin.directory) if self.source.revision else model

@@ -4,17 +4,16 @@
 VERBS = {
     "shrink": "Prune, repair, heal and measure a model in one command.",
     "score": "Score every layer by one or more metrics, in one pass over the layers.",
-    "plan": "Choose the layers to remove, from scores or a model.",
+    "plan": "Select the layers to remove, from scores or a model.",
     "prune": "Write the model without some layers, by copying bytes.",
-    "verify": "Check that a checkpoint is whole and computes what it should.",
+    "verify": "Check that a pruned model is whole and computes what it should.",
     "heal": "Train a pruned checkpoint to get back what it lost.",
     "evaluate": "Measure perplexity, tasks and probes, and compare them with the base model.",
-    "profile": "Count parameters, bytes and operations; measure speed and memory.",
+    "profile": "Count parameters, bytes and operations; measure speed and memory, in turns with the base model.",
     "study": "Run a grid of trials, each step once.",
     "report": "Show what a study found, as one page or as tables.",
     "export": "Export a checkpoint to llama.cpp, Ollama or the hub.",
     "list": "List metrics, strategies, methods, recipes, tasks and texts.",
-    "demo": "Shorten a small model that comes with the package, and measure it.",
 }
 HELP = ("--help", "-h")
 

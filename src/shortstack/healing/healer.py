@@ -26,10 +26,12 @@ from shortstack.checkpoint.record import layer_map, provenance
 from shortstack.checkpoint.safetensors import StoredTensor, spill
 from shortstack.checkpoint.weights import check_unquantised
 from shortstack.checkpoint.writer import layout
-from shortstack.data import Example, Rows, read_examples
-from shortstack.data.mixture import parse_sources, public_names
+from shortstack.data import Example, Rows, Text, read_examples
+from shortstack.data.examples import own_samples
+from shortstack.data.sources import OWN
+from shortstack.data.text import public_names
 from shortstack.data.tokens import same_tokens
-from shortstack.decoder import Decoder, OwnText
+from shortstack.decoder import Decoder, with_own_text
 from shortstack.errors import InputError, ShortstackWarning, TrainingError
 from shortstack.healing.config import HealingConfig
 from shortstack.healing.frozen import Freezer
@@ -327,16 +329,17 @@ class HealingRun:
         layers = max(model.anatomy.layers for model in (self.checkpoint, teacher) if model)
         speed = self.speed or forward_speed(self.checkpoint, dtype=self.dtype, device=self.device, layers=layers)
         least = max(self.task.schedule.batch_size, 2)
-        affordable = affordable_samples(data, tokenizer, clock, speed=speed, least=least, own=self._own())
+        write = self._written if data.own else None
+        affordable = affordable_samples(data, tokenizer, clock, speed=speed, least=least, write=write)
         ((source, samples, whole),) = broadcast_object_list([affordable])  # processes differ in speed
-        if samples == whole and source == data.source:
+        if samples == whole and source == data.data:
             return data
         if self.processes.is_main_process:
             of_all = "" if whole is None else f" of the {whole:,}"
-            several = whole is None and len(parse_sources(data.source)) > 1
+            several = whole is None and len(data.text.sources) > 1
             limits = "the time and the shortest source allow" if several else "the time allows"
             said = f"healing uses {samples:,}{of_all} samples, as many as {limits}"
-            said += "" if source == data.source else f", and less text of the teacher's own: {source}"
+            said += "" if source == data.data else f", and less text of the teacher's own: {Text(source).name}"
             warnings.warn(said, ShortstackWarning, stacklevel=2)
         held_out = data.held_out and min(data.held_out, samples // 2)
         return replace(data, data=source, max_samples=int(samples), held_out=held_out)
@@ -350,9 +353,12 @@ class HealingRun:
         repeat = {"data": data.data, "max_samples": data.max_samples, "held_out": data.held_out, **length}
         return {name: value for name, value in repeat.items() if value is not None}
 
-    def _own(self, *, dry_run: bool = False) -> OwnText | None:
+    def _written(self, text: Text, windows: int, deadline: Clock | None = None) -> Text:
+        """Have the teacher write its part of the data."""
+        assert self.task.unpruned  # noqa: S101  the task was checked
         compute = replace(self.task.compute, seed=self.task.schedule.seed)
-        return OwnText(self.task.unpruned, compute, self.progress, dry_run=dry_run) if self.task.unpruned else None
+        how: dict[str, Any] = {"deadline": deadline, "compute": compute, "progress": self.progress}
+        return with_own_text(text, self.task.unpruned, windows=windows, **how)
 
     def writer(self, out: str | Path) -> CheckpointWriter:
         return CheckpointWriter(out, source=self.checkpoint.directory, nbytes=self.written_bytes)
@@ -363,7 +369,7 @@ class HealingRun:
 
     def examples(self, *, dry_run: bool = False) -> list[Example]:
         """Read the samples, the held-out ones first. dry_run: a teacher writes nothing."""
-        data, teacher, own = self.task.data, self.task.unpruned, self._own(dry_run=dry_run)
+        data, teacher, seed = self.task.data, self.task.unpruned, self.task.schedule.seed
         if (
             teacher
             and (data.own or teacher.has_tokenizer)
@@ -376,14 +382,12 @@ class HealingRun:
                 option="teacher",
             )
         with self.processes.main_process_first():
-            examples = read_examples(
-                data.source,
-                self.checkpoint.tokenizer(),
-                max_length=data.max_length,
-                seed=self.task.schedule.seed,
-                most=data.max_samples,
-                written=own.texts if own else None,
-            )
+            text, tokenizer = data.text, self.checkpoint.tokenizer()
+            if dry_run:
+                text = text.replacing({OWN: "recall"})
+            elif data.own:
+                text = self._written(text, own_samples(text, tokenizer, seed))
+            examples = read_examples(text, tokenizer, seed)
         check_positions(self.checkpoint, max((len(example.ids) for example in examples), default=0), "max_length")
         return examples
 

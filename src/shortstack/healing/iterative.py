@@ -10,7 +10,7 @@ from typing import Any
 
 from shortstack.checkpoint import Checkpoint, Model
 from shortstack.data import Rows, Tokens
-from shortstack.decoder import calibration_tokens
+from shortstack.decoder import read_tokens
 from shortstack.errors import InputError
 from shortstack.healing.healer import Healing, HealingRun, heal
 from shortstack.healing.schedule import IterativeSchedule
@@ -105,7 +105,7 @@ def _calibrating(
     """Read the windows of all turns, if the metric looks at any: what a model writes itself is the unpruned one's."""
     if not METRICS[turns.metric].needs_text:
         return None
-    return calibration_tokens(checkpoint, turns.calibration, compute=compute, progress=progress)
+    return read_tokens(checkpoint, turns.calibration, compute=compute, progress=progress)
 
 
 def _record(run: HealingRun, turns: IterativeSchedule, tokens: Tokens | None, compute: Compute) -> dict[str, Any]:

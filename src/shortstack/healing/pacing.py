@@ -9,10 +9,10 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from shortstack.data import Example
+from shortstack.data import Example, Text
 from shortstack.data.examples import shared_out, shares
-from shortstack.data.mixture import Weighted, parse_sources
-from shortstack.data.sources import OWN
+from shortstack.data.sources import OWN, is_own
+from shortstack.data.text import Source
 from shortstack.data.tokens import bos_ids, own_windows
 from shortstack.healing.schedule import Course
 from shortstack.healing.task import TrainingData
@@ -22,8 +22,6 @@ from shortstack.machine.numbers import is_share
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
-
-    from shortstack.decoder import OwnText
 
 WALK_SHARE = 0.25  # of the time, at most, takes one pass of all samples without gradients: what is frozen, a teacher
 WRITING_SHARE = 0.25  # of the time, at most, writes text
@@ -168,44 +166,47 @@ def affordable_samples(
     *,
     speed: float,
     least: int,
-    own: OwnText | None,
-) -> tuple[str, int, int | None]:
+    write: Callable[[Text, int, Clock], Text] | None,
+) -> tuple[Any, int, int | None]:
     """Return the sources, how many samples pass the model in a part of the time, and all that there are or were asked for.
 
     Of a source that holds more than passes in that time no more is read: then nobody knows how many there are. speed: in
-    tokens a second. least: so many are always taken. own: writes what a source of the model's own needs, as far as it comes
-    in another part of the time; where that is little, the other sources count for more.
+    tokens a second. least: so many are always taken. write: has the teacher write what a source of its own needs, as far as
+    it comes in another part of the time; where that is little, the other sources count for more.
     """
     asked, enough = data.max_samples, max(WALK_SHARE * clock.left * speed, least * data.max_length)
     most = math.inf if asked is not None and is_share(asked) else enough  # of a share all must be counted
-    read, wanted, ended = shared_out(data.source, tokenizer, data.max_length, 0, asked, tokens=most)
+    read, wanted, ended = shared_out(data.text, tokenizer, 0, tokens=most)
     samples_of = {name: [example for part in parts for example in part] for name, parts in read.items()}
-    sources, sizes = parse_sources(data.source), {name: len(examples) for name, examples in samples_of.items()}
+    sources, sizes = data.text.sources, {name: len(examples) for name, examples in samples_of.items()}
     whole, least = sum(wanted.values()), max(least, len(sources))
     there = whole if ended else None
     tokens = sum(amount * _length(samples_of.get(name, ()), data.max_length) for name, amount in wanted.items())
     samples = min(whole, max(least, math.floor(whole * WALK_SHARE * clock.left * speed / tokens)))
-    if OWN not in wanted or not own:
-        return data.source, samples, there
-    written = replace(own, deadline=clock.next(WRITING_SHARE)).texts
+    if OWN not in wanted or not write:
+        return data.data, samples, there
     amount = shares(sources, sizes, samples)[OWN]
-    windows = len(own_windows(written, data.max_length - len(bos_ids(tokenizer)), amount))
+    written = write(data.text, amount, clock.next(WRITING_SHARE))
+    (file,) = (source.name for source in written.sources if is_own(source.name))
+    windows = len(own_windows(file, data.max_length - len(bos_ids(tokenizer)), amount))
     if windows == amount:
-        return data.source, samples, there
+        return data.data, samples, there
     if len(sources) == 1:
-        return data.source, max(least, windows), there
+        return data.data, max(least, windows), there
     return _with_fewer_own(sources, sizes, samples, windows), samples, there
 
 
-def _with_fewer_own(sources: Sequence[Weighted], sizes: Mapping[str, int], samples: int, windows: int) -> str:
+def _with_fewer_own(
+    sources: Sequence[Source], sizes: Mapping[str, int], samples: int, windows: int
+) -> dict[str, float]:
     """Return the sources with such a weight of `self` that at most so many of the samples come from it, if more than one."""
-    others = sum(each.weight for each in sources if each.source != OWN)
+    others = sum(each.weight for each in sources if each.name != OWN)
     for own in range(max(1, windows), 0, -1):
         weight = float(f"{own * others / (samples - own):.3g}")
-        lighter = [replace(each, weight=weight) if each.source == OWN else each for each in sources]
+        lighter = [replace(each, weight=weight) if each.name == OWN else each for each in sources]
         if shares(lighter, sizes, samples)[OWN] <= windows:
             break
-    return ",".join(f"{each.source}={each.weight:g}" for each in lighter)
+    return {each.name: each.weight for each in lighter}
 
 
 def _length(examples: Sequence[Example], most: int) -> float:

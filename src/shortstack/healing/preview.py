@@ -8,7 +8,8 @@ from typing import Any
 
 from shortstack.architecture.anatomy import meta_model
 from shortstack.checkpoint import Checkpoint
-from shortstack.decoder import Decoder, calibration_tokens
+from shortstack.data.sources import OWN
+from shortstack.decoder import Decoder
 from shortstack.decoder.wrapping import LOGIT_BYTES
 from shortstack.healing.frozen import check_room, missing_bytes, train_all
 from shortstack.healing.healer import HealingRun
@@ -67,7 +68,8 @@ def preview(
     sizes = turn_sizes(checkpoint, turns, task) if turns else []
     writer = run.writer(out)
     if turns and METRICS[turns.metric].needs_text:
-        calibration_tokens(checkpoint, turns.calibration, compute=task.compute, dry_run=True)
+        text = turns.calibration.replacing({OWN: "recall"})
+        text.tokens(checkpoint.tokenizer(), task.compute.seed)
     examples = run.examples(dry_run=True)
     unfinished = Unfinished(writer.out, "turns" if turns else "training")
     # A teacher that writes, or a clock, would have to say what those were begun with.

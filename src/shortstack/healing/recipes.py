@@ -8,8 +8,10 @@ from contextlib import contextmanager
 from importlib import resources
 from typing import Any
 
-from shortstack.data import CalibrationText
-from shortstack.data.sources import parse_samples
+from pydantic import Field
+
+from shortstack.data import Sources, Text
+from shortstack.data.text import MIX
 from shortstack.data.tokens import JUDGING
 from shortstack.errors import InputError
 from shortstack.healing.methods import HealOptions, config_of
@@ -19,17 +21,20 @@ from shortstack.planning import Selection
 
 FOLDER = resources.files("shortstack.healing") / "presets"
 PLANNED = ("metric", "drop", "layers", "strategy", "keep_first", "keep_last")
-ON_TEXT = ("text", "samples", "length")
+ON_TEXT = ("calibration_data", "num_samples", "seq_length")
 IN_TURNS = ("metric", "drop", *ON_TEXT)
-IN_PLAN = (*PLANNED, "candidates", *ON_TEXT)
+IN_PLAN = (*PLANNED, "candidates")
 
 
-class PlanPart(yamlfile.part_of("PlanPart", Selection, CalibrationText, only=IN_PLAN)):  # type: ignore[misc]  # made of options
+class PlanPart(yamlfile.part_of("PlanPart", Selection, only=IN_PLAN)):  # type: ignore[misc]  # made of options
     """The options of plan that a recipe can set, whether the cut is repaired, and what to choose and to repair on."""
 
+    calibration_data: Sources | None = None
+    num_samples: int | None = Field(None, ge=1)
+    seq_length: int | None = Field(None, ge=4)
     repair: bool = False
-    repair_samples: int | None = None
-    repair_text: str | None = None
+    repair_samples: int | None = Field(None, ge=JUDGING)
+    repair_data: Sources | None = None
 
 
 class Recipe(yamlfile.Part):
@@ -48,7 +53,7 @@ def recipe_names() -> list[str]:
 def listed_recipes() -> list[dict[str, str]]:
     """Return name and title of each preset, and the dataset that it reads from the hub where no other data is named."""
     recipes = {name: yamlfile.parsed(_text(name), Recipe, where=name) for name in recipe_names()}
-    data = {name: str(recipe.heal.data) for name, recipe in recipes.items()}
+    data = {name: Text(recipe.heal.data or MIX).name for name, recipe in recipes.items()}
     return [
         {"name": name, "title": recipe.title, "hub_data": data[name] if "/" in data[name] else "none"}
         for name, recipe in recipes.items()
@@ -61,10 +66,6 @@ def read_recipe(name: str) -> Recipe:
     plan = recipe.plan
     with named_by_line(name, parts=("plan",), whole=True):
         made_of(Selection, plan.given)
-        parse_samples(plan.given.get("samples", 1))
-        if plan.repair_samples is not None and plan.repair_samples < JUDGING:
-            expected, fix = f"at least {JUDGING} windows", "write more, such as 256"
-            raise InputError(plan.repair_samples, expected=expected, fix=fix, option="repair_samples")
     with named_by_line(name, whole=True):
         config_of(given(recipe.heal))
     return recipe

@@ -9,8 +9,8 @@ from dataclasses import MISSING, dataclass, replace
 from itertools import pairwise
 from typing import Any
 
-from shortstack.data import CalibrationText
-from shortstack.data.mixture import MIX
+from shortstack.data import Sources, Text
+from shortstack.data.text import MIX
 from shortstack.errors import InputError
 from shortstack.machine.numbers import is_share
 from shortstack.machine.options import changed_options, check_installed, check_options, made_of, option, options_of
@@ -251,7 +251,8 @@ class Schedule:
 class IterativeSchedule:
     """Pruning and healing in turns (Lu et al., 4.3); the paper's schedule 1:1:8 is drop 8, step 1.
 
-    drop: in all. metric, text, samples, length: how layers are chosen each time. seed: of the choice; None: the schedule's.
+    drop: in all. metric, calibration_data, num_samples, seq_length: how layers are chosen each time. seed: of the choice;
+    None: the schedule's.
     """
 
     drop: str = option(MISSING, help="With step: how much to remove in all, 25% or a count.")
@@ -259,9 +260,9 @@ class IterativeSchedule:
         MISSING, help="Prune this many layers and heal, in turns, starting from the unpruned model.", minimum=1
     )
     metric: str = option("ppl", help="With step: how layers are chosen. Default: ppl.")
-    text: str = option(MIX, help=f"With step: calibration text. Default: {MIX}.")
-    samples: int | str = option(10, help="With step: calibration windows per text, or all. Default: 10.")
-    length: int = option(128, help="With step: tokens per calibration window. Default: 128.", minimum=4)
+    calibration_data: Sources = option(MIX, help=f"With step: calibration text. Default: {MIX}.")
+    num_samples: int = option(10, help="With step: calibration windows per text. Default: 10.", minimum=1)
+    seq_length: int = option(128, help="With step: tokens per calibration window. Default: 128.", minimum=4)
     seed: int | None = None
 
     def __post_init__(self) -> None:
@@ -278,15 +279,15 @@ class IterativeSchedule:
         if not {"step", "drop"} <= given.keys():
             raise InputError(
                 "only one of them",
-                expected="step and drop together; metric, text, samples and length need both",
+                expected="step and drop together; metric, calibration_data, num_samples and seq_length need both",
                 fix="give both, such as drop 25% and step 1, or prune first",
                 option="step",
             )
         return cls(**given)
 
     @property
-    def calibration(self) -> CalibrationText:
-        return CalibrationText(self.text, self.samples, self.length)
+    def calibration(self) -> Text:
+        return Text(self.calibration_data, self.num_samples, self.seq_length)
 
     def sizes(self, layers: int) -> list[int]:
         """Return how many layers go in each turn.

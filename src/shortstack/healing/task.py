@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, cast
 
-from shortstack.data import Example, Rows, source_of
-from shortstack.data.in_context import IN_CONTEXT
-from shortstack.data.mixture import SEVERAL, check_sources, parse_sources
-from shortstack.data.sources import OWN, SOURCES
+from shortstack.data import Example, Rows, Sources, Text
+from shortstack.data.text import SOURCES_HELP, read_source
 from shortstack.errors import DataError, InputError
 from shortstack.healing.config import HealingConfig
 from shortstack.healing.layer_choice import Partial
@@ -24,21 +22,17 @@ if TYPE_CHECKING:
     from shortstack.checkpoint import Checkpoint, Model
 
 HELD_OUT_SHARE = 0.05
-DATA = (
-    f"Text or instructions: {', '.join([*SOURCES, *IN_CONTEXT])}, .txt, .jsonl or .json (text, alpaca, dolly, "
-    f"chat or prompt), or a hub dataset. {SEVERAL}"
-)
+DATA = f"Text or instructions (text, alpaca, dolly, chat or prompt): {SOURCES_HELP}"
 
 
 @dataclass(frozen=True)
 class TrainingData:
     """The training data of a healing.
 
-    data: sources by name, as source_of() gives them of rows in memory. max_samples counts the held-out ones, too; a
-    float is a share of what there is.
+    data: the source of a Text. max_samples counts the held-out ones, too; a float is a share.
     """
 
-    data: str | None = option(None, help=DATA)
+    data: Sources | None = option(None, help=DATA)
     max_length: int = option(256, help="Longest sample, in tokens.", minimum=4)
     max_samples: int | float | None = option(
         None,
@@ -50,23 +44,28 @@ class TrainingData:
 
     def __post_init__(self) -> None:
         check_options(self)
+        if self.data is not None:
+            try:
+                object.__setattr__(self, "data", read_source(self.data))
+            except DataError as error:
+                raise error.about("data") from None
 
     @property
     def own(self) -> bool:
         """Whether a teacher writes a part of it."""
-        return bool(self.data and any(part.source == OWN for part in parse_sources(self.data)))
+        return bool(self.data) and self.text.own
 
     @property
-    def source(self) -> str:
-        """Where the samples come from; refused where nothing was named."""
+    def text(self) -> Text:
+        """The data as a Text; refused where none was named."""
         if not self.data:
             fix = "name some, such as pydoc"
             raise InputError("none", expected="text or instructions to learn from", fix=fix, option="data")
-        return self.data
+        return Text(self.data, self.max_samples, self.max_length)
 
     def check(self) -> None:
         """Refuse data that is not named or not there, before minutes of work; the hub is not asked."""
-        check_sources(self.source, "data")
+        self.text.check("data")
 
     def held_out_among(self, examples: Sequence[Example]) -> int:
         """Count the held-out examples, from the first on: a few more where the line would cut a conversation."""
@@ -80,7 +79,7 @@ class TrainingData:
                 expected="at least one sample to train on besides the held-out ones",
                 fix="give more data, raise max_samples, or hold out fewer",
                 option="held_out",
-                where=self.source,
+                where=self.text.name,
             )
         return held_out
 
@@ -105,7 +104,7 @@ class HealingTask:
     def __post_init__(self) -> None:
         given = cast("TrainingData | Rows", self.data)
         if not isinstance(given, TrainingData):
-            object.__setattr__(self, "data", TrainingData(source_of(given)))  # rows may be read only once
+            object.__setattr__(self, "data", TrainingData(cast("Iterable[Any]", given)))  # rows may be read only once
 
     @classmethod
     def of(cls, task: HealingTask | Rows) -> HealingTask:
@@ -145,8 +144,8 @@ class HealingTask:
     def _check_text(self) -> None:
         """Refuse a weight of the next-token loss where no text counts in it."""
         weight = self.objective.next_token_weight
-        if weight and all(part.endless for part in parse_sources(self.data.source)):
-            expected = f"text or answers beside {self.data.source}, which the next-token loss leaves out"
+        if weight and all(source.endless for source in self.data.text.sources):
+            expected = f"text or answers beside {self.data.text.name}, which the next-token loss leaves out"
             raise InputError(
                 weight, expected=expected, fix="add some to the data, or leave it out", option="next_token_weight"
             )

@@ -10,12 +10,13 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from shortstack.data.mixture import text_digest
+from shortstack.data import Text
+from shortstack.data.sources import source_digest
 from shortstack.errors import InputError
 from shortstack.evaluation import load_harness
 from shortstack.machine.files import digest
@@ -109,32 +110,37 @@ class Graph:
     def _on_text(self, kind: str, trial: Trial, arguments: Mapping[str, Any]) -> Step:
         """Return a step that reads the base model and, if the trial has one, the calibration text."""
         text = trial.calibration
-        inputs = {"model": self.models[trial.model].identity, "text": text and self.texts[text.text]}
+        inputs = {"model": self.models[trial.model].identity, "text": text and self._digest(text)}
         return Step(kind, {**arguments, "text": text}, inputs, {"model": trial.model})
+
+    def _digest(self, text: Text) -> list[list[Any]]:
+        return [[source.weight, self.texts[source.name]] for source in text.sources]
 
     def _prune(self, trial: Trial, removed: Any) -> Step:
         arguments = {"removed": removed, "repair": trial.repair}
         inputs: dict[str, Any] = {"model": self.models[trial.model].identity}
         if trial.repair:
             arguments |= {"seed": trial.seed, "dtype": self.study.dtype}
-            inputs["text"] = self.texts[trial.repair.text]
+            inputs["text"] = self._digest(trial.repair)
         return Step("prune", arguments, inputs, {"model": trial.model})
 
     def _rounds(self, trial: Trial, heal: Heal) -> Step:
-        text = asdict(trial.calibration) if trial.calibration else {}
-        rounds = {
+        text = trial.calibration
+        rounds: dict[str, Any] = {
             "metric": trial.selection.by.name,
             "drop": show_drop(trial.selection.drop or 0),
             "step": heal.options.layers_per_round,
         }
-        arguments = {"rounds": {**rounds, **text, "seed": trial.selection_seed}, "dtype": self.study.dtype}
-        inputs = {"model": self.models[trial.model].identity, "text": trial.calibration and self.texts[text["text"]]}
+        if text:
+            rounds |= {"calibration_data": text.source, "num_samples": text.samples, "seq_length": text.length}
+        arguments = {"rounds": {**rounds, "seed": trial.selection_seed}, "dtype": self.study.dtype}
+        inputs = {"model": self.models[trial.model].identity, "text": text and self._digest(text)}
         return self._healing("rounds", trial, heal, arguments, inputs, {"model": trial.model})
 
     def _healing(self, kind: str, trial: Trial, heal: Heal, arguments: Any, inputs: Any, places: Any) -> Step:
         """Return a step that heals; it reads the base model, or another teacher, if the options need it."""
         options, config = replace(heal.options, seed=trial.seed), heal.options.config
-        inputs = {**inputs, "data": self.texts[config.source]}
+        inputs = {**inputs, "data": self._digest(config.text)}
         if config.teacher:
             inputs["teacher"] = self.models[config.teacher].identity
         if config.needs_base:
@@ -164,13 +170,15 @@ def graph_of(study: Study, path: str | Path, models: Mapping[str, Model]) -> Gra
     if study.evaluation.tasks:
         load_harness().load(study.evaluation)
     for trial in study.trials:
+        for text in filter(None, (trial.calibration, trial.repair)):
+            text.check()
         if trial.heal:
             trial.heal.options.config.check()
         try:
             trial.check_fits(models[trial.model])
         except InputError as error:
             raise error.at(f"{path}: {trial.model}") from error
-    return Graph(study, models, {source: text_digest(source) for source in sources(study)})
+    return Graph(study, models, {source: source_digest(source) for source in sources(study)})
 
 
 def evaluated(study: Study) -> list[str]:
@@ -184,8 +192,8 @@ def sources(study: Study) -> list[str]:
     """Return every text and folder that a study reads, each once."""
     named = evaluated(study)
     for trial in study.trials:
-        named += [text.text for text in (trial.calibration, trial.repair) if text]
-        named += [trial.heal.options.config.source] if trial.heal else []
+        texts = trial.calibration, trial.repair, trial.heal and trial.heal.options.config.text
+        named += [source.name for text in texts if text for source in text.sources]
     return list(dict.fromkeys(named))
 
 
