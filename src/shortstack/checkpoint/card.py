@@ -193,7 +193,7 @@ def _command(step: Mapping[str, Any], model: str, out: str) -> str:
         options = {"method": method.pop("name"), **method, **healing["objective"], **healing["schedule"], **data}
         if healing.get("repeat"):  # it went by the clock
             options |= {**healing["repeat"], "minutes": None}
-        words += [word for name in options.pop("data") for word in ("--data", name)]
+        words += [word for name in options.pop("data") for word in option_words({"data": name})]
         words += _options({**options, "teacher": base_model(step) or "MODEL" if healing.get("teacher") else None})
     return " ".join(shlex.join([*words, "-o", out]).splitlines())
 
