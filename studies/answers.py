@@ -37,7 +37,6 @@ from shortstack.healing.recipes import read_recipe
 from shortstack.machine.formats import show_layers
 from shortstack.machine.options import given
 from shortstack.machine.progress import silent
-from shortstack.planning.plans import Plan
 from shortstack.repairing.repairer import RepairWalk
 
 HERE = Path(__file__).parent
@@ -200,9 +199,7 @@ def _means(decoder: Decoder, walk: RepairWalk, batches: Batches, first: int) -> 
 
 def made(source: ss.Checkpoint, removed: Sequence[int], tokens: ss.Tokens, folder: Path, samples: int) -> ss.Checkpoint:
     """The cut, repaired on the same windows and healed by the recipe on its data with drills."""
-    plan = Plan(source.anatomy.layers, tuple(removed), "given")
-    repaired = ss.repair(source, frozenset(removed), tokens)
-    pruned = ss.prune(source, plan, folder / "pruned", repair=repaired)
+    pruned = ss.prune(source, removed, folder / "pruned", repair=tokens)
     options = {**given(read_recipe("best").heal), "data": "self,pydoc,copying=0.5,drills", "max_samples": samples}
     ss.heal(pruned, folder / "healed", config_of(options), base=source)
     return ss.Checkpoint.open(str(folder / "healed"))

@@ -89,8 +89,7 @@ class Comparison:
         return made, removed_from(made)
 
     def repaired(self, out: Path) -> tuple[ss.Checkpoint, str]:
-        repair = ss.repair(self.base, frozenset(self.plan.removed), self.repair_tokens)
-        made = ss.prune(self.base, self.plan, out, repair=repair)
+        made = ss.prune(self.base, self.plan, out, repair=self.repair_tokens)
         return made, removed_from(made)
 
     def int8(self, out: Path) -> tuple[ss.Checkpoint, str]:

@@ -29,7 +29,6 @@ from shortstack.healing import config_of
 from shortstack.healing.recipes import read_recipe
 from shortstack.machine.formats import show_layers
 from shortstack.machine.options import given
-from shortstack.planning.plans import Plan
 
 HERE = Path(__file__).parent
 CUT, TEXT = (12, 13, 14, 15), "pydoc,self,copying,drills"
@@ -104,8 +103,7 @@ def run(
     cut = CUT if source.anatomy.layers > max(CUT) else (2,)
     tokens = calibration_tokens(source, ss.CalibrationText(TEXT, size["windows"]))
     with tempfile.TemporaryDirectory() as folder:
-        plan, repaired = Plan(source.anatomy.layers, cut, "given"), ss.repair(source, frozenset(cut), tokens)
-        pruned = ss.prune(source, plan, Path(folder) / "pruned", repair=repaired)
+        pruned = ss.prune(source, cut, Path(folder) / "pruned", repair=tokens)
         for name in ("unpruned", "repaired", *names):
             if name in results:
                 continue

@@ -210,8 +210,7 @@ class Bench:
         place = self.folder / f"{plan}-{repaired}"
         if not place.exists():
             chosen = ss.choose(self.source.anatomy.layers, ss.Choice(layers=PLANS[plan])).plan
-            repair = ss.repair(self.source, frozenset(chosen.removed), self.fit) if repaired else None
-            ss.prune(self.source, chosen, place, repair=repair)
+            ss.prune(self.source, chosen, place, repair=self.fit if repaired else None)
         return ss.Checkpoint.open(place)
 
     def run(self, run: Run) -> tuple[ss.Checkpoint, dict[str, Any]]:

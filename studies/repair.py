@@ -44,10 +44,13 @@ def perplexities(decoder: Decoder, texts: Mapping[str, ss.Tokens], removed: froz
     return [measure(decoder, tokens, route=removed).value for tokens in texts.values()]
 
 
-def repaired(model: ss.Checkpoint, plan: ss.Plan, found: ss.Repair, texts: Mapping[str, ss.Tokens]) -> list[float]:
+def repaired(
+    model: ss.Checkpoint, plan: ss.Plan, fit: ss.Tokens, texts: Mapping[str, ss.Tokens]
+) -> tuple[list[float], float]:
+    """Perplexities of the repaired cut, and the seconds that the repair took."""
     with tempfile.TemporaryDirectory() as folder:
-        pruned = ss.prune(model, plan, Path(folder) / "repaired", repair=found)
-        return perplexities(Decoder.open(pruned), texts)
+        pruned = ss.prune(model, plan, Path(folder) / "repaired", repair=fit)
+        return perplexities(Decoder.open(pruned), texts), pruned.record["repair"]["seconds"]
 
 
 def row(name: str, removed: str, before: list[float], after: list[float], seconds: str = "-") -> str:
@@ -66,11 +69,9 @@ def main() -> None:
     tokens = ss.Tokens.read(fit, tokenizer, samples=SAMPLES, at_least=4)
     rows = [row("unpruned", "-", perplexities(decoder, texts), [])]
     for name, plan in cuts(model).items():
-        found = ss.repair(model, frozenset(plan.removed), tokens)
         before = perplexities(decoder, texts, frozenset(plan.removed))
-        rows.append(
-            row(name, show_layers(plan.removed), before, repaired(model, plan, found, texts), f"{found.seconds:.0f}")
-        )
+        after, seconds = repaired(model, plan, tokens, texts)
+        rows.append(row(name, show_layers(plan.removed), before, after, f"{seconds:.0f}"))
         print(rows[-1], file=sys.stderr, flush=True)
     heading = ["cut", "layers removed", *(f"{text}: without to with repair" for text in texts), "repair, s"]
     command = " ".join(["python studies/repair.py", *(Path(each).name for each in sys.argv[1:])])

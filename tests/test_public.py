@@ -41,7 +41,7 @@ REFUSED = {  # words that are wrong for any model, and the option or argument th
     "prune demo --layers 3-1 -o x": "",
     "prune demo --drop 8 --metric none -o x": "",
     "score demo --plot x.pdf": "x.pdf",
-    "depth-curve demo --plot none/x.svg": "none/x.svg",
+    "score demo --depth-curve --plot none/x.svg": "none/x.svg",
     **{
         f"heal demo -o x {words}": said
         for words, said in (

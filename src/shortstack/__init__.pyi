@@ -32,7 +32,6 @@ from .planning import choose as choose
 from .profiling import Profile as Profile
 from .profiling import Timing as Timing
 from .profiling import profile as profile
-from .pruning import PruneCallback as PruneCallback
 from .pruning import Verification as Verification
 from .pruning import prune as prune
 from .pruning import prune_gguf as prune_gguf
@@ -40,7 +39,6 @@ from .pruning import prune_layers as prune_layers
 from .pruning import verify as verify
 from .pruning import verify_gguf as verify_gguf
 from .repairing import Repair as Repair
-from .repairing import repair as repair
 from .report import Report as Report
 from .report import write_report as write_report
 from .scoring import METRICS as METRICS

@@ -5,6 +5,7 @@ import re
 import shlex
 import sys
 from importlib.metadata import version
+from pathlib import Path
 
 import pytest
 import yaml
@@ -15,10 +16,10 @@ from shortstack.checkpoint import Checkpoint
 from shortstack.checkpoint.card import CardContent, licence_of, model_card
 from shortstack.cli import main
 from shortstack.data import CalibrationText
+from shortstack.data.mixture import public_names
 from shortstack.healing import HealingTask, Partial, Schedule, TrainingData, heal
 from shortstack.machine.device import Compute
 from shortstack.pruning import prune, verify
-from shortstack.repairing import repair
 from shortstack.repairing.repairer import RepairWalk
 from zoo import speaking
 
@@ -42,8 +43,7 @@ def cut_and_healed(tmp_path):
     source = Checkpoint.open(speaking(tmp_path / "MODEL"))
     (source.directory / "README.md").write_text(CARD, encoding="utf-8")
     text, compute = CalibrationText("pydoc", samples=12, length=16), Compute(seed=3)
-    repaired = repair(source, frozenset({3, 4}), text, compute=compute)
-    pruned = prune(source, plan(8, layers="3-4"), tmp_path / "pruned", repair=repaired)
+    pruned = prune(source, plan(8, layers="3-4"), tmp_path / "pruned", repair=text, compute=compute)
     (tmp_path / "chats.jsonl").write_text("".join(json.dumps({"text": f"line {n} " * 9}) + "\n" for n in range(40)))
     data = TrainingData(f"pydoc,{tmp_path / 'chats.jsonl'}=0.5", max_length=32, max_samples=16)
     task = HealingTask(
@@ -92,6 +92,49 @@ def test_its_commands_make_the_same_weights(made, monkeypatch):
             main()
         assert not ended.value.code
     assert Checkpoint.open(again / "out").weights_sha256 == wanted
+
+
+NAMES = {  # of data, with the sources that they are, to the names that others may see
+    "{0}/chats.jsonl": "chats.jsonl",
+    "{0}/notes": "notes",  # a folder
+    "{0}/plain": "plain",  # a file without an ending
+    "{0}/a,b.txt": "a,b.txt",
+    "../{1}/notes": "notes",
+    "{1}/plain": "plain",  # as a dataset of the hub is spelt
+    "mix=2,{1}/chats.jsonl=0.5": "mix=2,chats.jsonl=0.5",
+    "org/set:train": "org/set:train",
+    "self": "self",
+    "copying": "copying",
+}
+
+
+@pytest.fixture
+def private(tmp_path, monkeypatch):
+    """A folder of the user's, and the folder above it to work in."""
+    folder = tmp_path / "client"
+    (folder / "notes").mkdir(parents=True)
+    for name in ("chats.jsonl", "plain", "a,b.txt", "notes/one.txt"):
+        (folder / name).write_text("".join(json.dumps({"text": f"line {n} " * 9}) + "\n" for n in range(40)))
+    monkeypatch.chdir(tmp_path)
+    return folder
+
+
+@pytest.mark.parametrize("data", NAMES)
+def test_public_names_have_no_folder(data, private):
+    assert public_names(data.format(private, private.name)) == NAMES[data]
+
+
+@pytest.mark.parametrize("data", ["{0}/chats.jsonl", "{1}/plain"])
+def test_heal_by_the_clock_names_no_folder_in_card_or_record(data, private, tmp_path):
+    """A timed healing keeps the options that repeat it, its data among them."""
+    pruned = prune(Checkpoint.open(speaking(tmp_path / "MODEL")), plan(8, layers="3-4"), tmp_path / "pruned")
+    training = TrainingData(data.format(private, private.name), max_length=32, max_samples=16)
+    schedule = Schedule(minutes=0.2, per_device_train_batch_size=4)
+    heal(pruned, tmp_path / "out", HealingTask(training, method=Partial(train_last=1), schedule=schedule))
+    healing = json.loads((tmp_path / "out" / "shortstack.json").read_text())["healing"]
+    for written in ((tmp_path / "out" / "README.md").read_text(), json.dumps(healing)):
+        assert private.name not in written
+        assert Path(data).name in written
 
 
 def record(source, **more):

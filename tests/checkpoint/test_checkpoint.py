@@ -7,6 +7,7 @@ import hashlib
 import itertools
 import json
 import os
+import re
 import shutil
 import signal
 import stat
@@ -29,6 +30,7 @@ from shortstack import cli
 from shortstack.checkpoint import Checkpoint, CheckpointWriter, pieces
 from shortstack.checkpoint import weights as fitting
 from shortstack.checkpoint.card import CARD
+from shortstack.checkpoint.file_names import BESIDE
 from shortstack.checkpoint.record import provenance
 from shortstack.checkpoint.safetensors import StoredTensor
 from shortstack.errors import CheckpointError, OutputError
@@ -44,17 +46,14 @@ SIDE = {
     "LICENSE": b"terms",
     "NOTICE.md": b"thanks",
     "merges.txt": b"a b\n",
-    "qwen.tiktoken": b"IQ== 0\n",
     "vocab.json": b'{ "a":0}',
-    "vocab.bpe": b"#version: 0.2\n",
     "bpe.codes": b"a b 1\r\n",
     "spiece.model": b"\n\x00",
-    "target.vocab": b"a\t-1\n",
+    "target.spm": b"a\t-1\n",
     "tekken.json": b"{}",
     "special_tokens_map.json": b"{}",
-    "rwkv_vocab_v20230424.txt": b"1 'a' 1\n",
     "word_shape.json": b"{}",
-    "quantization.json": b"{}\n",
+    "quantize_config.json": b"{}\n",
 }
 LEFT = {
     "README.md": b"about",
@@ -68,6 +67,10 @@ LEFT = {
     "tokenizer.pkl": b"x",
     "tokenizer.PY": b"raise SystemExit",
     "vocab.pt": b"x",
+    "training_config.json": b'{"hub_token": "hf_x"}',
+    "my_tokenizer_notes.txt": b"mine",
+    "private.model": b"x",
+    "LICENSE_keys.json": b"{}",
 }
 A_TENSOR = StoredTensor("x", "U8", (3,), b"abc")
 
@@ -335,13 +338,21 @@ def check_index(folder: Path) -> None:
     assert index == {"metadata": {"total_size": total}, "weight_map": found}
 
 
-def test_side_files_are_byte_identical_and_code_travels_only_when_trusted(pruned, source, tmp_path):
+def test_only_files_that_loaders_ask_for_are_copied(pruned, source, tmp_path):
     trusted = prune(Checkpoint.open(source, trust_remote_code=True), plan(8, drop=2), tmp_path / "out")
-    for folder, code in ((pruned.directory, set()), (trusted.directory, {"run.py"})):
+    for folder in (pruned.directory, trusted.directory):
         own = {path for path in folder.iterdir() if path.name != CARD}  # which is written anew
         beside = {path.name: path.read_bytes() for path in own if path.suffix != ".safetensors"}
         assert {name: beside[name] for name in SIDE} == SIDE
-        assert beside.keys() - SIDE.keys() == {"config.json", INDEX, RECORD} | code
+        assert beside.keys() - SIDE.keys() == {"config.json", INDEX, RECORD}
+
+
+def test_every_vocabulary_of_transformers_is_on_the_list():
+    """By the sources of its tokenizers, since importing all of them takes long."""
+    declared = re.compile(r"VOCAB_FILES_NAMES\s*=\s*\{(.*?)\}", re.DOTALL)
+    sources = [path.read_text() for path in Path(transformers.__file__).parent.glob("models/*/tokenization_*.py")]
+    tables = [match for source in sources for match in declared.findall(source)]
+    assert {name for table in tables for name in re.findall(r':\s*"([^"]+)"', table)} <= BESIDE
 
 
 def test_the_record_is_the_manifest_of_all_files(pruned):

@@ -124,7 +124,8 @@ CHANGES = (
     change_file("tokenizer.json", '{"version": "1.0", "post_processor": "puts BOS first"}'),
     change_file("generation_config.json", '{"eos_token_id": 7}'),
     change_file("chat_template.jinja", "{{ messages[0] }}"),
-    change_file("modeling_own.py", "def forward(): ..."),
+    lambda folder: edit_config(folder, auto_map={"AutoModelForCausalLM": "modeling_own.Own"}),
+    change_file("modeling_own.py", "class Own: ..."),
 )
 
 
@@ -195,7 +196,7 @@ def test_a_record_that_somebody_edited_is_refused(change: dict[str, object], cut
     try:
         for told in ({**written, **change}, {**written, **before}):
             record.write_text(json.dumps(told))
-            with pytest.raises(CheckpointError, match="the record shortstack writes"):
+            with pytest.raises(CheckpointError, match="is not a record of shortstack"):
                 _ = Checkpoint.open(cut).record
     finally:
         record.write_text(json.dumps(written))

@@ -18,6 +18,8 @@ from zoo import edit_config, make
 CODE = """
 from pathlib import Path
 
+from .parts import VOCABULARY
+
 from transformers import LlamaConfig, LlamaForCausalLM
 
 Path({marker!r}).write_text("the checkpoint's code ran")
@@ -39,6 +41,7 @@ class OursForCausalLM(LlamaForCausalLM):
         for layer, scale in zip(self.model.layers, config.scales, strict=True):
             layer.self_attn.scaling *= scale
 """
+BESIDE = {"own.tiktoken": True, "other.tiktoken": False, "notes.py": False, "token.json": False}  # code names the first
 SCALES = [0.5, 1.0, 0.25, 2.0, 0.75, 1.5, 3.0, 0.1]
 IDS = torch.randint(3, 90, (2, 9), generator=torch.Generator().manual_seed(0))
 
@@ -48,6 +51,9 @@ def source(tmp_path: Path) -> Path:
     """A directory with code that leaves a mark when it runs; its weights are written without running it."""
     folder = make("llama", tmp_path / "source")
     (folder / "ours.py").write_text(CODE.format(marker=str(tmp_path / "ran")))
+    (folder / "parts.py").write_text('VOCABULARY = "own.tiktoken"\n')
+    for name in BESIDE:
+        (folder / name).write_text("1")
     names = {"AutoConfig": "ours.OursConfig", "AutoModelForCausalLM": "ours.OursForCausalLM"}
     edit_config(folder, model_type="ours", architectures=["OursForCausalLM"], auto_map=names, scales=SCALES)
     return folder
@@ -63,7 +69,9 @@ def test_with_trust_the_cut_is_exact_and_brings_the_code_along(source, tmp_path)
     checkpoint = Checkpoint.open(source, trust_remote_code=True)
     pruned = prune(checkpoint, plan(8, layers="1,3"), tmp_path / "out")
     assert (tmp_path / "ran").exists()
-    assert (tmp_path / "out" / "ours.py").read_bytes() == (source / "ours.py").read_bytes()
+    for name in ("ours.py", "parts.py"):
+        assert (tmp_path / "out" / name).read_bytes() == (source / name).read_bytes()
+    assert {name: (tmp_path / "out" / name).exists() for name in BESIDE} == BESIDE
     assert pruned.config["auto_map"] == checkpoint.config["auto_map"]
     assert pruned.config["scales"] == [0.5, 0.25, *SCALES[4:]]
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "out", trust_remote_code=True, dtype=torch.float32)

@@ -51,7 +51,6 @@ GOES = {  # what is asked, and how many times the cut's weights are on the disk 
     "prune by a metric": (("prune", "m", "--drop", "2", "--metric", "bi", *SMALL, "-o", "out"), 1),
     "prune and repair": (("prune", "m", "--layers", "3-4", "--repair", *REPAIRED, "-o", "new/out"), 2),
     "prune on its own text": (("prune", "m", "--drop", "2", "--text", "self", *SMALL[2:], "-o", "out"), 1),
-    "repair": (("repair", "cut", "--source", "m", *REPAIRED, "-o", "out"), 2),
     "heal": (("heal", "cut", "--data", "pydoc", "--max-samples", "16", "--max-length", "32", "-o", "out"), 1),
     "evaluate both": (("evaluate", "cut", "--against", "m", "--samples", "2", "--length", "16", "--collapse-check"), 0),
 }
@@ -91,7 +90,6 @@ REFUSED = {  # what both say, and the word that it is told by
         "is held out",
     ),
     "no exact cut, repaired": (("prune", "d", "--layers", "2", "--repair", *REPAIRED, "-o", "z"), "nearest exact cut"),
-    "a repaired source": (("repair", "m", "--source", "m", *REPAIRED, "-o", "z"), "no record of a cut"),
     "a healed folder": (("heal", "m", "--data", "pydoc", "-o", "cut"), "it exists"),
     "data to heal on": (("heal", "m", "--data", "lost.jsonl", "-o", "z"), "lost.jsonl"),
     "a study in a model": (("study", "study.yaml", "-o", "m/runs"), "outside a model's"),

@@ -209,7 +209,7 @@ def broken(model):
         ("score --metric bi --text pydoc --stream -o new.json", "metric bi, layer [0-3]"),
         ("score --metric ppl --text pydoc --no-stream -o new.json", "metric ppl, layer [0-3]"),
         ("score --metric magnitude-l2 --text pydoc -o new.json", "metric magnitude-l2, layer [0-3]"),
-        ("depth-curve -o new.json", ".+"),
+        ("score --depth-curve -o new.json", ".+"),
         ("evaluate -o new.json", ".+"),
         ("plan --strategy search --drop 2 -o new.json", ".+"),
     ],

@@ -42,7 +42,6 @@ def place(tmp_path, monkeypatch):
         ("verify", "cut", "--against", "org/model"),
         ("evaluate", "cut", "--against", "org/model", "--samples", "2", "--length", "16", "--no-collapse-check"),
         ("profile", "cut", "--against", "org/model", "--no-speed"),
-        ("repair", "cut", "--source", "org/model", "--text", "pydoc", "-o", "out", "--dry-run"),
         ("heal", "cut", "--teacher", "org/model", "--loss", "distill", "--data", "pydoc", "-o", "out", "--dry-run"),
     ],
     ids=lambda words: words[0],

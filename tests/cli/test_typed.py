@@ -61,7 +61,7 @@ def test_of_several_kinds_ppl_is_said_to_be_relative(capsys):
     ("words", "said"),
     [
         ("score m --metric bi,ppl --window 2 --text pydoc --samples 2 --length 16", "Scores, each metric"),
-        ("depth-curve m --text pydoc --samples 2 --length 16", "layers removed from the tail"),
+        ("score m --depth-curve --text pydoc --samples 2 --length 16", "layers removed from the tail"),
         ("heal m --data pydoc --max-length 16 --max-samples 8 --train-last 1 -o out", "optimizer steps"),
     ],
 )

@@ -10,7 +10,7 @@ from shortstack.decoder.generation import generate
 from shortstack.errors import InputError
 from shortstack.machine.device import Compute
 from shortstack.planning import Choice, choose
-from shortstack.repairing import repair
+from shortstack.pruning import prune
 from shortstack.scoring import score
 from zoo import tiny
 
@@ -66,12 +66,12 @@ def test_weights_that_cannot_be_read_from_their_file_again_cannot_lie_on_disk(sh
     assert error.value.option == "device_map"
 
 
-def test_what_needs_weights_in_one_place_is_refused(shared_out):
+def test_what_needs_weights_in_one_place_is_refused(shared_out, tmp_path):
     checkpoint = Checkpoint.open(tiny("llama"))
     for refused in (
         lambda: score(checkpoint, TOKENS, metrics=["taylor"], compute=shared_out),
         lambda: choose(checkpoint, Choice(drop=2, strategy="repaired-blocks"), TOKENS, compute=shared_out),
-        lambda: repair(checkpoint, frozenset({3}), TOKENS, compute=shared_out),
+        lambda: prune(checkpoint, [3], tmp_path / "out", repair=TOKENS, compute=shared_out),
     ):
         with pytest.raises(InputError, match="one place") as error:
             refused()

@@ -135,7 +135,7 @@ def test_what_was_copied_for_another_cut_than_the_checked_one_is_written_anew(tm
     source = Checkpoint.open(make("llama", tmp_path / "source"))
     cut, begun = plan(source.depth, layers="1"), []
     other = kept_tensors(source, plan(source.depth, layers="2"))
-    monkeypatch.setattr("shortstack.pruning.pruner._Division.seen", lambda _cut: [other])
+    monkeypatch.setattr("shortstack.pruning.pruner._shards_seen", lambda *_: [other])
     begin = CheckpointWriter.begin
     monkeypatch.setattr(
         CheckpointWriter, "begin", lambda self, shards, **rest: (begun.append(shards), begin(self, shards, **rest))

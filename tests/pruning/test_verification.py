@@ -18,7 +18,6 @@ from shortstack.checkpoint import Checkpoint
 from shortstack.errors import CheckpointError
 from shortstack.healing import HealingTask, Partial, Schedule, TrainingData, heal
 from shortstack.pruning import prune, verify
-from shortstack.pruning.verification import cut_of
 from zoo import edit_config, forge, make, speaking, tiny
 
 SINGLE, RECORD = "model.safetensors", "shortstack.json"
@@ -207,13 +206,3 @@ def test_a_cut_of_a_healed_cut_differs_from_the_original_and_equals_what_was_hea
     assert "max abs difference 0 without layer 3" in result.checks["logits"]["detail"]
     changed(second.directory, "model.layers.0.mlp.up_proj.weight", spoiled)
     assert failed(second.directory, trained)[0] == "logits"
-
-
-def test_a_cut_is_of_the_model_whose_tensors_it_has(source, pruned, tmp_path):
-    made, name = Checkpoint.open(pruned), "model.embed_tokens.weight"
-    assert cut_of(made, source).removed == (1, 4)
-    other = Path(shutil.copytree(source.directory, tmp_path / "other"))
-    weights = load_file(other / SINGLE)
-    save_file({**weights, name: rounded(weights[name])}, other / SINGLE, {"format": "pt"})
-    with pytest.raises(CheckpointError, match=r"expected a cut of .*other, with its tensors, found another model"):
-        cut_of(made, Checkpoint.open(other))

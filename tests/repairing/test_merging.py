@@ -10,11 +10,10 @@ from shortstack.checkpoint import Checkpoint
 from shortstack.data import Tokens
 from shortstack.decoder import Decoder
 from shortstack.machine.device import Compute
-from shortstack.planning import Plan
 from shortstack.pruning import prune
-from shortstack.repairing import repair
 from shortstack.repairing.fold_points import find_fold_points
 from shortstack.repairing.merging import MergedMlp, mergeable_mlp
+from shortstack.repairing.repairer import Repair, refit
 from zoo import make
 
 IDS = torch.randint(3, 90, (64, 24), generator=torch.Generator().manual_seed(3))
@@ -83,7 +82,7 @@ def both(given, columns, strongest, after):
 
 
 @pytest.mark.parametrize("stream", [False, True])
-def test_the_strongest_of_all_neurons_stay_and_are_refitted_together(stream, tmp_path):
+def test_merge_keeps_and_refits_the_strongest_neurons(stream, tmp_path):
     checkpoint = uneven(tmp_path / "model", mlp_bias=True)
     model, inside, after = whole(checkpoint.directory)
     given, columns, strengths = neurons(model, inside, after)
@@ -91,11 +90,12 @@ def test_the_strongest_of_all_neurons_stay_and_are_refitted_together(stream, tmp
     (left, change, ridge, _), (own_left, *_, missing) = both(given, columns, strongest, after)
     taken = strongest[strongest >= 48]
     assert left < own_left, "else this test would be of nothing"
-    found = repair(checkpoint, frozenset(REMOVED), TOKENS, compute=Compute(dtype="float32", stream=stream, seed=0))
+    compute = Compute(dtype="float32", stream=stream)
+    pruned = prune(checkpoint, REMOVED, tmp_path / "pruned", repair=TOKENS, compute=compute)
+    found = Repair.from_dict(pruned.record["repair"])
     fit = next(fit for fit in found.fits if fit.layer == BEFORE)
     assert (fit.weight, fit.neurons, fit.ridge) == ("mlp.down_proj", len(taken), ridge)
     assert fit.error == pytest.approx(left / missing, rel=1e-3)
-    pruned = prune(checkpoint, Plan(8, REMOVED, "chosen"), tmp_path / "pruned", repair=found)
     mlp = AutoModelForCausalLM.from_pretrained(pruned.directory, dtype=torch.float32).eval().model.layers[BEFORE].mlp
     entering = model.model.layers[BEFORE].post_attention_layernorm(inside)
     expected = given[:, strongest].double() @ (columns[:, strongest] + change).T
@@ -106,15 +106,14 @@ def test_the_strongest_of_all_neurons_stay_and_are_refitted_together(stream, tmp
 
 @torch.no_grad()
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
-def test_merged_neurons_are_rounded_to_what_is_stored_alone(dtype, tmp_path):
+def test_merged_neurons_are_rounded_to_the_stored_dtype_alone(dtype, tmp_path):
     """Whatever is computed in: rows of gate and up, each times the ratio of the norms' weights."""
     checkpoint = uneven(tmp_path / "model", mlp_bias=True)
     model = AutoModelForCausalLM.from_pretrained(checkpoint.directory, dtype=dtype)
     model.save_pretrained(checkpoint.directory)
     checkpoint = Checkpoint.open(checkpoint.directory)
-    found = repair(checkpoint, frozenset(REMOVED), TOKENS, compute=Compute(dtype="bfloat16"))
-    assert next(fit for fit in found.fits if fit.layer == BEFORE).neurons
-    pruned = prune(checkpoint, Plan(8, REMOVED, "chosen"), tmp_path / "pruned", repair=found)
+    pruned = prune(checkpoint, REMOVED, tmp_path / "pruned", repair=TOKENS, compute=Compute(dtype="bfloat16"))
+    assert next(fit for fit in pruned.record["repair"]["fits"] if fit["layer"] == BEFORE)["neurons"]
     merged = AutoModelForCausalLM.from_pretrained(pruned.directory, dtype=dtype).model.layers[BEFORE].mlp
     layers = [model.model.layers[number] for number in (BEFORE, *REMOVED)]
     norms = [layer.post_attention_layernorm.weight.float() for layer in layers]
@@ -126,22 +125,21 @@ def test_merged_neurons_are_rounded_to_what_is_stored_alone(dtype, tmp_path):
         assert same.all(-1).any(1).all(), "each row is one of those on offer"
 
 
-def test_where_its_own_neurons_leave_less_they_stay(tmp_path):
+def test_own_neurons_stay_where_they_leave_a_smaller_error(tmp_path):
     checkpoint = uneven(tmp_path / "model")
     model, inside, after = whole(checkpoint.directory)
     given, columns, strengths = neurons(model, inside, after)
     merged, (own_left, _, ridge, missing) = both(given, columns, strengths.topk(48).indices, after)
     assert own_left < merged[0], "else this test would be of nothing"
-    found = repair(checkpoint, frozenset(REMOVED), TOKENS, compute=Compute(dtype="float32"))
+    found, changed = refit(checkpoint, REMOVED, TOKENS, compute=Compute(dtype="float32"))
     fit = next(fit for fit in found.fits if fit.layer == BEFORE)
     assert (fit.neurons, fit.ridge, fit.error) == (0, ridge, pytest.approx(own_left / missing, rel=1e-3))
-    assert "model.layers.2.mlp.gate_proj.weight" not in found.tensors
+    assert "model.layers.2.mlp.gate_proj.weight" not in changed
 
 
-def test_neurons_of_two_cuts_go_into_the_layers_before_each(tmp_path):
-    found = repair(
-        uneven(tmp_path / "model", mlp_bias=True), frozenset({3, 4, 6}), TOKENS, compute=Compute(dtype="float32")
-    )
+def test_neurons_of_two_cuts_merge_into_the_layers_before_each(tmp_path):
+    checkpoint = uneven(tmp_path / "model", mlp_bias=True)
+    found, _ = refit(checkpoint, [3, 4, 6], TOKENS, compute=Compute(dtype="float32"))
     assert {fit.layer for fit in found.fits if fit.neurons} == {2, 5}
 
 
@@ -166,13 +164,13 @@ def mlp_of(decoder, number):
         ("zamba2", None),  # has adapters that run in another layer
     ],
 )
-def test_an_mlp_is_merged_where_it_is_a_module_whose_output_is_added(model_type, norm, tmp_path):
+def test_which_mlps_can_be_merged(model_type, norm, tmp_path):
     decoder = Decoder.load(Checkpoint.open(architectures.make(model_type, tmp_path / "model")), dtype=torch.float32)
     found = mlp_of(decoder, 3)
     assert (found.norm if found else None) == norm
 
 
-def test_a_layer_with_another_activation_offers_no_neurons(tmp_path):
+def test_mlp_with_another_activation_offers_no_neurons(tmp_path):
     """Apertus has one with parameters, of each layer its own: a neuron gives something else in another layer."""
     folder = architectures.make("apertus", tmp_path / "model")
     decoder = Decoder.load(Checkpoint.open(folder), dtype=torch.float32)
@@ -190,7 +188,7 @@ def test_a_layer_with_another_activation_offers_no_neurons(tmp_path):
 
 
 @pytest.mark.parametrize("model_type", ["llama", "gemma", "gpt_neox"])
-def test_gains_are_what_the_norm_multiplies(model_type, tmp_path):
+def test_gains_are_those_of_the_norm(model_type, tmp_path):
     decoder = Decoder.load(Checkpoint.open(architectures.make(model_type, tmp_path / "model")), dtype=torch.float32)
     for number in (3, 4):
         norm = decoder.layers[number].post_attention_layernorm
@@ -209,7 +207,7 @@ def test_layers_of_experts_offer_no_neurons_to_a_dense_one(model_type, kinds, tm
     """Layer 2 is dense, 3 and 4 are not; behind them dense layers would offer what they have."""
     monkeypatch.setitem(architectures.VARIETY, model_type, {**architectures.VARIETY.get(model_type, {}), **kinds})
     checkpoint = Checkpoint.open(architectures.make(model_type, tmp_path / "model"))
-    found = repair(checkpoint, frozenset(REMOVED), TOKENS, compute=Compute(dtype="float32"))
+    found, _ = refit(checkpoint, REMOVED, TOKENS, compute=Compute(dtype="float32"))
     assert not any(fit.neurons for fit in found.fits)
     assert [fit.weight.rpartition(".")[2] for fit in found.fits if fit.layer == BEFORE] == ["down_proj"]
     if "first_k_dense_replace" not in kinds:
@@ -219,7 +217,7 @@ def test_layers_of_experts_offer_no_neurons_to_a_dense_one(model_type, kinds, tm
 
 
 @pytest.mark.parametrize("model_type", ["ernie4_5_moe", "zamba2"])
-def test_mlps_of_tokens_in_one_row_and_modules_of_other_layers_are_repaired(model_type, tmp_path):
+def test_ernie_and_zamba2_are_repaired(model_type, tmp_path):
     checkpoint = Checkpoint.open(architectures.make(model_type, tmp_path / "model"))
-    found = repair(checkpoint, frozenset(REMOVED), TOKENS, compute=Compute(dtype="float32"))
+    found, _ = refit(checkpoint, REMOVED, TOKENS, compute=Compute(dtype="float32"))
     assert any(fit.layer == BEFORE for fit in found.fits)

@@ -1,6 +1,5 @@
 """Repair against least squares on hidden states taken by hooks, and against what the written model then does."""
 
-import json
 import math
 from dataclasses import replace
 
@@ -16,13 +15,12 @@ import shortstack.repairing.repairer
 from shortstack.checkpoint import Checkpoint
 from shortstack.data import Tokens
 from shortstack.decoder import Decoder
-from shortstack.errors import ArchitectureError, CheckpointError, DataError, InputError, PlanError
+from shortstack.errors import ArchitectureError, CheckpointError, DataError
 from shortstack.machine.device import Compute
-from shortstack.planning import Plan
 from shortstack.pruning import prune, verify
-from shortstack.repairing import repair
 from shortstack.repairing.fit import RIDGES
 from shortstack.repairing.fold_points import find_fold_points
+from shortstack.repairing.repairer import Repair, refit
 from shortstack.repairing.ridge import ChannelRegression, MatrixRegression, ScaleRegression
 from zoo import pass_over, tiny
 
@@ -31,6 +29,7 @@ TOKENS = Tokens(IDS, "made", False, 0)
 JUDGING = torch.arange(64) % 8 == 7
 SEEN = IDS[~JUDGING]
 HELD_OUT = torch.arange(len(SEEN)) % 4 == 3  # of those
+FLOAT32 = Compute(dtype="float32")
 
 NORMS = [  # behind each block
     ("diagonal", "post_attention_layernorm", "pre_feedforward_layernorm"),
@@ -66,7 +65,7 @@ QUIET = ("llama", "gpt2", "gemma2", "mixtral", "deepseek_v3")
     ("model_type", "dtype"),
     [*((name, torch.float32) for name in FOLD_POINTS), *((name, torch.bfloat16) for name in QUIET)],
 )
-def test_fold_points_are_the_weights_whose_product_is_added_to_the_stream(model_type, dtype, tmp_path):
+def test_fold_points_of_each_architecture(model_type, dtype, tmp_path):
     """In 16 bits also of blocks that add next to nothing."""
     decoder = Decoder.load(Checkpoint.open(architectures.make(model_type, tmp_path / "model")), dtype=dtype)
     if dtype == torch.bfloat16:
@@ -84,7 +83,7 @@ KINDS = {"matrix": MatrixRegression, "diagonal": ChannelRegression, "scalar": Sc
 @pytest.mark.parametrize(
     ("kind", "size"), [("matrix", 7), ("matrix", 30), ("matrix", 80), ("diagonal", 7), ("scalar", 7)]
 )
-def test_the_ridge_is_what_least_squares_finds(kind, size):
+def test_ridge_equals_least_squares(kind, size):
     """Fifty tokens: more than inputs, so that sums are kept from the first or from the second part on, and fewer."""
     torch.manual_seed(0)
     inputs, weights = torch.randn(50, size), torch.rand(50) + 0.1
@@ -102,7 +101,7 @@ def test_the_ridge_is_what_least_squares_finds(kind, size):
 
 
 @pytest.mark.parametrize("size", [10, 200])
-def test_of_wide_residuals_each_has_the_ridge_that_is_best_on_all_of_their_channels(size):
+def test_ridge_chosen_on_a_sketch_is_the_best_on_all_channels(size):
     """Kept tokens of noise, and of what the inputs explain: a sketch of 64 of 150 channels tells them apart."""
     torch.manual_seed(0)
     inputs, explained = torch.randn(160, size), torch.randn(size, 150)
@@ -121,7 +120,7 @@ def test_of_wide_residuals_each_has_the_ridge_that_is_best_on_all_of_their_chann
     assert found[0].ridge > found[1].ridge
 
 
-def test_what_there_is_nothing_of_needs_no_change_and_what_is_no_number_is_not_taken_for_that():
+def test_error_of_zero_residuals_is_1_and_of_nan_is_nan():
     regression = MatrixRegression()
     residuals = torch.stack([torch.zeros(6, 2), torch.full((6, 2), torch.nan)])
     regression.add(torch.randn(6, 3), residuals, torch.ones(6))
@@ -156,12 +155,11 @@ def multiplied(model, kind, ids):
 
 
 @pytest.mark.parametrize("model_type", BEFORE)
-def test_the_weight_before_the_cut_is_the_weighted_ridge_of_what_was_removed(model_type, tmp_path, monkeypatch):
-    """Tests of merging have what that does to it."""
+def test_weight_before_the_cut_is_the_weighted_ridge_of_the_removed_layers(model_type, tmp_path, monkeypatch):
     checkpoint = Checkpoint.open(architectures.make(model_type, tmp_path / "model"))
     monkeypatch.setattr(shortstack.repairing.repairer, "mergeable_mlp", lambda *_: None)
     monkeypatch.setattr(shortstack.repairing.repairer.RepairWalk, "helps", lambda _self: True)
-    found = repair(checkpoint, frozenset({6, 7}), TOKENS, compute=Compute(dtype="float32"))
+    found, changed = refit(checkpoint, [6, 7], TOKENS, compute=FLOAT32)
     (fit,) = found.fits
     kind, name, weights = BEFORE[model_type]
     assert (fit.layer, fit.kind, fit.weight) == (5, kind, name)
@@ -172,17 +170,17 @@ def test_the_weight_before_the_cut_is_the_weighted_ridge_of_what_was_removed(mod
     assert fit.ridge == ridge
     assert fit.error == pytest.approx(error / missing, rel=1e-4)
     stored = load_file(checkpoint.directory / "model.safetensors")
-    assert set(found.tensors) == {f"model.layers.5.{weight}" for weight in weights}
-    for name, tensor in found.tensors.items():
+    assert set(changed) == {f"model.layers.5.{weight}" for weight in weights}
+    for name, tensor in changed.items():
         written = torch.frombuffer(bytearray(tensor.data), dtype=torch.float32).view(tensor.shape)
         expected = stored[name] * (1 + change) if kind == "scalar" else stored[name] + change
         torch.testing.assert_close(written.double(), expected.double(), rtol=1e-4, atol=1e-5)
 
 
 @torch.no_grad()
-def test_the_first_weight_behind_a_cut_is_the_weighted_ridge_to_the_whole_models_stream(tmp_path):
+def test_first_weight_behind_the_cut_is_the_weighted_ridge_to_the_base_model(tmp_path):
     checkpoint, heard = Checkpoint.open(architectures.make("llama", tmp_path / "model")), []
-    found = repair(checkpoint, frozenset({0, 1}), TOKENS, compute=Compute(dtype="float32"))
+    found, _ = refit(checkpoint, [0, 1], TOKENS, compute=FLOAT32)
     for removed in ((), (0, 1)):
         model = AutoModelForCausalLM.from_pretrained(checkpoint.directory, dtype=torch.float32).eval()
         layer, seen = pass_over(model, "model.layers", removed).model.layers[2], {}
@@ -220,97 +218,88 @@ def own_words(checkpoint) -> torch.Tensor:
     return ids
 
 
-@pytest.mark.parametrize("stream", [False, True])
-@pytest.mark.parametrize(
-    "model_type", ["llama", "gpt2", "opt", "qwen3", "phi", "gemma2", "gemma3_text", "olmo2", "mixtral"]
-)
-@pytest.mark.parametrize("removed", [{6, 7}, {2, 3}, {1, 4, 6}, {0, 1}])
-def test_what_is_written_has_the_loss_that_was_found(model_type, removed, stream, tmp_path, monkeypatch):
+TAIL, MIDDLE, SCATTERED, FIRST = [6, 7], [2, 3], [1, 4, 6], [0, 1]
+LIKE_THE_BASE = [  # cuts of which own_words() have a lower loss once repaired
+    *(("llama", removed, stream) for removed in (TAIL, MIDDLE, SCATTERED, FIRST) for stream in (False, True)),
+    *(
+        (model_type, MIDDLE, False)
+        for model_type in ("gpt2", "qwen3", "phi", "gemma2", "gemma3_text", "olmo2", "mixtral")
+    ),
+    *((model_type, SCATTERED, True) for model_type in ("gpt2", "gemma2", "mixtral")),
+]
+
+
+@pytest.mark.parametrize(("model_type", "removed", "stream"), LIKE_THE_BASE)
+def test_written_model_has_the_reported_loss(model_type, removed, stream, tmp_path, monkeypatch):
     checkpoint = Checkpoint.open(architectures.make(model_type, tmp_path / "model"))
     monkeypatch.setattr(shortstack.decoder.batching, "BATCH_TOKENS", 200)
     ids = own_words(checkpoint)
-    found = repair(
-        checkpoint, frozenset(removed), Tokens(ids, "own", False, 0), compute=Compute(dtype="float32", stream=stream)
-    )
-    unlike = model_type == "opt" or (removed == {6, 7} and model_type in ("olmo2", "mixtral"))
-    assert found.kept or unlike, "tiny random models differ in whether being like the whole one pays"
-    plain = prune(checkpoint, Plan(8, tuple(sorted(removed)), "chosen"), tmp_path / "plain")
-    repaired = prune(checkpoint, sorted(removed), tmp_path / "repaired", repair=found)
-    with pytest.raises(
-        PlanError, match="repair: expected a repair for a cut of layers 0, found one for a cut of layers"
-    ):
-        prune(checkpoint, [0], tmp_path / "other", repair=found)
-    assert not (tmp_path / "other").exists()
+    tokens, compute = Tokens(ids, "own", False, 0), Compute(dtype="float32", stream=stream)
+    plain = prune(checkpoint, removed, tmp_path / "plain")
+    repaired = prune(checkpoint, removed, tmp_path / "repaired", repair=tokens, compute=compute)
+    found = Repair.from_dict(repaired.record["repair"])
     choosing, ids = ids[~JUDGING][HELD_OUT], ids[JUDGING]
+    assert found.kept
+    assert found.removed == tuple(removed)
     assert found.loss_unpruned == pytest.approx(loss_of(checkpoint.directory, ids), rel=1e-5)
     assert found.loss_before == pytest.approx(loss_of(plain.directory, ids), rel=1e-5)
     assert found.loss_after == pytest.approx(loss_of(repaired.directory, ids), rel=1e-4)
-    assert (loss_of(repaired.directory, choosing) < loss_of(plain.directory, choosing)) == found.kept
+    assert loss_of(repaired.directory, choosing) < loss_of(plain.directory, choosing)
     assert all(fit.error < 1 for fit in found.fits)
-    assert verify(repaired).ok
-    assert verify(repaired, against=checkpoint).ok, "repaired since, so the difference is only told"
-    record = json.loads((repaired.directory / "shortstack.json").read_text())["repair"]
-    assert record["loss_after"] == found.loss_after
+    assert verify(repaired, against=checkpoint).ok
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["model", "plain", "repaired"], "no scratch is left"
 
 
-def test_what_is_changed_may_lie_in_files_until_it_is_written(tmp_path):
-    checkpoint, cut = Checkpoint.open(architectures.make("llama", tmp_path / "model")), frozenset({2, 5})
+def test_changed_tensors_in_files_equal_those_in_memory(tmp_path):
+    checkpoint = Checkpoint.open(architectures.make("llama", tmp_path / "model"))
     tokens, scratch = Tokens(own_words(checkpoint), "own", False, 0), tmp_path / "scratch"
     scratch.mkdir()
-    held = repair(checkpoint, cut, tokens)
-    laid = repair(checkpoint, cut, tokens, scratch=scratch)
-    assert held.kept
-    assert {name: each.digest() for name, each in laid.tensors.items()} == {
-        name: each.digest() for name, each in held.tensors.items()
-    }
-    files = {each.file for each in laid.tensors.values()}
-    assert files == set(scratch.iterdir())
-    assert len(files) == len(laid.tensors)
+    (found, held), (_, laid) = refit(checkpoint, [2, 5], tokens), refit(checkpoint, [2, 5], tokens, scratch=scratch)
+    assert found.kept
+    assert {name: each.digest() for name, each in laid.items()} == {name: each.digest() for name, each in held.items()}
+    assert {each.file for each in laid.values()} == set(scratch.iterdir())
+    assert len(laid) == len([*scratch.iterdir()])
 
 
-@pytest.mark.parametrize("removed", ["3-5", [99], [-1], [], range(8)], ids=str)
-def test_a_repair_of_no_cut_is_refused_before_the_model_is_loaded(removed, monkeypatch):
-    monkeypatch.setattr(Decoder, "open", lambda *_: pytest.fail("loaded"))
-    with pytest.raises(InputError, match="removed: expected some of the layers 0 to 7"):
-        repair(Checkpoint.open(tiny("llama")), removed, Tokens.given(torch.zeros(8, 8, dtype=torch.long)))
-
-
-def test_a_repair_that_helps_nobody_is_not_kept(tmp_path, monkeypatch):
+def test_a_repair_that_does_not_lower_the_loss_changes_nothing(tmp_path, monkeypatch):
     checkpoint = Checkpoint.open(tiny("llama"))
     worse = iter([torch.full((8, 23), loss) for loss in (1.0, 2.0, 1.5, 2.5, 2.4)])  # judged, then by what chose
     monkeypatch.setattr(shortstack.repairing.fit, "next_token_losses", lambda *_: next(worse))
-    found = repair(checkpoint, frozenset({6, 7}), TOKENS)
-    assert (found.kept, found.tensors) == (False, {})
-    assert found.loss_after == found.loss_before == 2.0
-    plain, same = (
-        prune(checkpoint, Plan(8, (6, 7), "tail"), tmp_path / name, repair=each)
-        for name, each in (("a", None), ("b", found))
-    )
-    assert plain.weights_sha256 == same.weights_sha256
+    repaired = prune(checkpoint, [6, 7], tmp_path / "repaired", repair=TOKENS)
+    found = repaired.record["repair"]
+    assert not found["kept"]
+    assert found["loss_after"] == found["loss_before"] == 2.0
+    assert repaired.weights_sha256 == prune(checkpoint, [6, 7], tmp_path / "plain").weights_sha256
 
 
 @pytest.mark.parametrize(
-    ("model_type", "said"),
-    [("gpt_oss", "multiplied or mixed again"), ("jetmoe", "multiplied or mixed again"), ("gemma3n_text", "share")],
+    ("model_type", "tokens", "error"),
+    [
+        ("gpt_oss", TOKENS, ArchitectureError),  # experts with biases
+        ("jetmoe", TOKENS, ArchitectureError),
+        ("gemma3n_text", TOKENS, ArchitectureError),  # layers share keys
+        ("llama", Tokens(IDS[:7], "made", False, 0), DataError),
+    ],
 )
-def test_what_has_no_exact_place_for_a_correction_is_refused(model_type, said, tmp_path):
+def test_repair_refuses_what_cannot_be_refitted(model_type, tokens, error, tmp_path):
     checkpoint = Checkpoint.open(architectures.make(model_type, tmp_path / "model"))
-    with pytest.raises(ArchitectureError, match=said):
-        repair(checkpoint, frozenset({6, 7}), TOKENS)
+    with pytest.raises(error):
+        prune(checkpoint, [6, 7], tmp_path / "out", repair=tokens)
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
 
 
-def test_too_few_samples_are_refused():
-    with pytest.raises(DataError, match="at least 8 samples"):
-        repair(Checkpoint.open(tiny("llama")), frozenset({6, 7}), Tokens(IDS[:7], "made", False, 0))
+def test_repair_refuses_quantised_weights():
+    config = {"quantization_config": {"quant_method": "bitsandbytes"}}
+    with pytest.raises(CheckpointError):
+        refit(replace(Checkpoint.open(tiny("llama")), config=config), [6, 7], TOKENS)
 
 
-def test_what_judges_chose_nothing():
+def test_judging_windows_choose_nothing():
     """Other windows to judge on: the fits and the decision stay, the losses alone change."""
     checkpoint, other = Checkpoint.open(tiny("llama")), IDS.clone()
     other[JUDGING] = torch.randint(3, 90, (8, 24), generator=torch.Generator().manual_seed(9))
-    found, same = (
-        repair(checkpoint, frozenset({3, 4}), Tokens(ids, "made", False, 0), compute=Compute(dtype="float32"))
-        for ids in (IDS, other)
+    (found, _), (same, _) = (
+        refit(checkpoint, [3, 4], Tokens(ids, "made", False, 0), compute=FLOAT32) for ids in (IDS, other)
     )
     assert (found.fits, found.kept) == (same.fits, same.kept)
     assert found.loss_before != same.loss_before
@@ -318,18 +307,10 @@ def test_what_judges_chose_nothing():
 
 @pytest.mark.parametrize("kind", KINDS.values())
 @pytest.mark.parametrize("tokens", [4, 50])
-def test_inputs_that_are_all_zero_need_no_change(kind, tokens):
-    """A neuron that never fires, or an expert that no token reaches."""
+def test_ridge_of_zero_inputs_is_no_change(kind, tokens):
+    """Such as of an expert that no token reaches."""
     regression = kind()
     regression.add(torch.zeros(tokens, 7), torch.randn(1, tokens, 7), torch.ones(tokens))
     found = regression.solve(0.1)
     assert not found.any()
     assert regression.errors(found) == [1.0]
-
-
-def test_quantised_weights_are_refused():
-    checkpoint = replace(
-        Checkpoint.open(tiny("llama")), config={"quantization_config": {"quant_method": "bitsandbytes"}}
-    )
-    with pytest.raises(CheckpointError, match="16- or 32-bit weights to refit, found a quantised checkpoint"):
-        repair(checkpoint, frozenset({6, 7}), TOKENS)

@@ -12,7 +12,7 @@ from typing import Any
 
 import yaml
 
-from shortstack.checkpoint.file_names import CARD, DEMO_HUB_ID, HUB_ID, is_demo, source_names
+from shortstack.checkpoint.file_names import CARD, DEMO_HUB_ID, HUB_ID, is_demo
 from shortstack.machine.formats import number, option_words, show_layers
 from shortstack.machine.tables import Cell
 
@@ -91,8 +91,9 @@ def card_metadata(record: Mapping[str, Any], licence: Mapping[str, str]) -> str:
     """Write the head of a card, in YAML, as huggingface_hub does."""
     from huggingface_hub import ModelCardData
 
-    mixtures = [step["healing"]["data"]["data"] for step in _steps(record) if step.get("healing")]
-    sets = sorted({part for mixture in mixtures for part in source_names(mixture) if HUB_ID.fullmatch(part)})
+    healings = [step["healing"]["data"]["data"] for step in _steps(record) if step.get("healing")]
+    names = {name.partition(":")[0] for data in healings for name in _sources(data)}
+    sets = sorted(filter(HUB_ID.fullmatch, names))
     data = ModelCardData(
         base_model=base_model(record),
         library_name="transformers",
@@ -141,6 +142,10 @@ def licence_of(directory: Path) -> dict[str, str]:
     return {name: said[name] for name in LICENCE if isinstance(said.get(name), str)}
 
 
+def _sources(data: str) -> list[str]:
+    return [part.partition("=")[0] for part in data.split(",")]
+
+
 def _steps(record: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     """List the records of all that was done to the first model, in that order."""
     steps = [record]
@@ -158,7 +163,7 @@ def _sentence(step: Mapping[str, Any]) -> str:
         return f"{gone}{show_layers(plan['removed'])}){refitted}."
     if healing:
         taught = "the output of the unpruned model" if healing["objective"]["loss"] == "distill" else "the text"
-        data = ", ".join(source_names(healing["data"]["data"]))
+        data = ", ".join(_sources(healing["data"]["data"]))
         how = f"by {healing['method']['name']} on {healing['samples']:,} samples of {data}"
         if (healing.get("history") or {}).get("best") == 0:
             return f"Training the remaining layers {how} lowered no held-out loss: their weights are as they were before it."
@@ -186,7 +191,6 @@ def _command(step: Mapping[str, Any], model: str, out: str) -> str:
     if healing:
         method, data = dict(healing["method"]), dict(healing["data"])
         options = {"method": method.pop("name"), **method, **healing["objective"], **healing["schedule"], **data}
-        options["data"] = ",".join(source_names(data["data"], weighted=True))
         if healing.get("repeat"):  # it went by the clock
             options |= {**healing["repeat"], "minutes": None}
         words += _options({**options, "teacher": base_model(step) or "MODEL" if healing.get("teacher") else None})
@@ -194,8 +198,7 @@ def _command(step: Mapping[str, Any], model: str, out: str) -> str:
 
 
 def _refitted(tokens: Mapping[str, Any]) -> dict[str, Any]:
-    text = ",".join(source_names(tokens["source"], weighted=True))
-    how = {"repair": True, "text": text, "repair_samples": tokens["samples"], "length": tokens["length"]}
+    how = {"repair": True, "text": tokens["source"], "repair_samples": tokens["samples"], "length": tokens["length"]}
     return {**how, "seed": tokens["seed"] or None}
 
 

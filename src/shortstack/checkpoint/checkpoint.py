@@ -14,10 +14,11 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 from shortstack.architecture import Anatomy, anatomy
 from shortstack.architecture.config_fields import depth_axis
 from shortstack.architecture.layer_names import LayerNames
-from shortstack.checkpoint.file_names import TEMPLATES, TOKENIZER, check_own_files, is_carried_along
+from shortstack.checkpoint.file_names import VOCABULARIES
 from shortstack.checkpoint.index import how_to_load, read_tensors
 from shortstack.checkpoint.record_file import read_record
 from shortstack.checkpoint.safetensors import StoredTensor
+from shortstack.checkpoint.side_files import check_own_files, side_files
 from shortstack.checkpoint.sizes import Sizes
 from shortstack.checkpoint.source import commit_of, locate
 from shortstack.errors import CheckpointError, InputError, one_line
@@ -315,7 +316,8 @@ class Checkpoint:
     @property
     def has_tokenizer(self) -> bool:
         """Whether a file of a tokenizer lies beside the weights."""
-        return any(path.is_file() and TOKENIZER.search(path.name) for path in self.directory.iterdir())
+        files = (path for path in self.directory.iterdir() if path.is_file())
+        return any(path.name in VOCABULARIES or path.suffix in (".model", ".tiktoken") for path in files)
 
     def tokenizer(self) -> PreTrainedTokenizerBase:
         """Load the checkpoint's tokenizer.
@@ -353,11 +355,7 @@ class Checkpoint:
 
         Code is among them only when it is trusted.
         """
-        files = [path for path in sorted(self.directory.iterdir()) if path.is_file()]
-        return [
-            *(path for path in files if is_carried_along(path, code=self.trust_remote_code)),
-            *sorted((self.directory / TEMPLATES).glob("*.jinja")),
-        ]
+        return side_files(self.directory, code=self.trust_remote_code)
 
 
 def _align(model: PreTrainedModel) -> None:

@@ -11,10 +11,7 @@ from itertools import takewhile
 from typing import Any
 
 from shortstack.checkpoint.checkpoint import Checkpoint
-from shortstack.checkpoint.file_names import source_names
 from shortstack.errors import CheckpointError
-
-SOURCES = ("source", "data", "text")  # the fields of a record that name data
 
 
 def layer_map(checkpoint: Checkpoint, kept: Sequence[int]) -> dict[str, int]:
@@ -53,8 +50,8 @@ def changed_since(checkpoint: Checkpoint, against: Checkpoint) -> bool:
 
     Of an uploaded one a record names no folders.
     """
-    earlier = without_folders(_without_files(against.record))
-    since = takewhile(lambda record: without_folders(record) != earlier, checkpoint.records)
+    earlier = public_record(_without_files(against.record))
+    since = takewhile(lambda record: public_record(record) != earlier, checkpoint.records)
     return any(record["verb"] != "prune" or (record.get("repair") or {}).get("kept") for record in since)
 
 
@@ -63,24 +60,22 @@ def _without_files(record: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in record.items() if key != "files"}
 
 
-def without_folders(value: Any, name: str = "") -> Any:
-    """Return what a record says, with files and folders by their names alone, as others are to see it. name: its field.
+def public_record(value: Any) -> Any:
+    """Return a record as others may see it: models of this machine by their names, without their folders.
 
-    >>> without_folders({"source": {"id": "/home/me/model"}, "data": "/home/me/chats.jsonl=0.5,self"})
-    {'source': {'id': 'model'}, 'data': 'chats.jsonl=0.5,self'}
+    >>> public_record({"source": {"id": "/home/me/model", "revision": None}})
+    {'source': {'id': 'model', 'revision': None}}
     """
     if isinstance(value, Mapping):
-        shown = {key: without_folders(each, key) for key, each in value.items()}
-        return {**shown, "id": _model_name(value)} if name == "source" and "id" in value else shown
-    if isinstance(value, list | tuple):
-        return [without_folders(each, name) for each in value]
-    return ",".join(source_names(value, weighted=True)) if isinstance(value, str) and name in SOURCES else value
+        place = next((key for key in ("id", "source") if "revision" in value and isinstance(value.get(key), str)), None)
+        shown = {key: public_record(each) for key, each in value.items()}
+        return {**shown, place: _model_name(value[place], value["revision"])} if place else shown
+    return [public_record(each) for each in value] if isinstance(value, list | tuple) else value
 
 
-def _model_name(source: Mapping[str, Any]) -> str:
+def _model_name(place: str, revision: str | None) -> str:
     """Return the hub's name of a model, which has a revision, or that of a folder without its place."""
-    place = str(source["id"])
-    named = place if source.get("revision") else re.split(r"[/\\]+", place.rstrip("/\\"))[-1]
+    named = place if revision else re.split(r"[/\\]+", place.rstrip("/\\"))[-1]
     local = named == "demo" and (named != place or os.path.exists(place))
     return f"./{named}" if local else named  # a folder of that name is not the demo's model
 

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from shortstack.checkpoint.file_names import CARD, DISTINCT, RECORD, TEMPLATES, equal_elsewhere, is_own_name
+from shortstack.checkpoint.file_names import CARD, RECORD, TEMPLATES, equal_elsewhere, is_own_name
 from shortstack.errors import CheckpointError
 
 
@@ -24,20 +24,22 @@ def read_record(directory: Path) -> Mapping[str, Any]:
     except (ValueError, RecursionError) as error:
         record, problem = {}, str(error)
     if problem:
-        fix = "write the checkpoint again, or remove that file"
-        raise CheckpointError(problem, expected="the record shortstack writes", fix=fix, where=path)
+        raise CheckpointError(
+            f"{path} is not a record of shortstack ({problem}); write the checkpoint again, or remove that file"
+        )
     _check_names(path, record["files"])
     return dict(record)
 
 
 def _check_names(path: Path, names: Iterable[str]) -> None:
     """Refuse a manifest that names anything but files of the checkpoint: they are verified, and go to the hub."""
-    fix = "do not use this checkpoint"
     for name in names:
         if not is_own_name(name.removeprefix(f"{TEMPLATES}/")):
-            raise CheckpointError(repr(name), expected="files of its own folder", fix=fix, where=path)
+            raise CheckpointError(f"{path} names {name!r}, outside the checkpoint's folder; do not use this checkpoint")
     if pair := equal_elsewhere((RECORD, CARD, *names)):
-        raise CheckpointError(f"{pair[0]!r} and {pair[1]!r}", expected=DISTINCT, fix=fix, where=path)
+        raise CheckpointError(
+            f"{path}: {pair[0]} and {pair[1]} are one name on other systems; do not use this checkpoint"
+        )
 
 
 def _is_record(value: Any) -> bool:

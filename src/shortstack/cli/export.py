@@ -37,7 +37,7 @@ class GgufOptions:
 class HubOptions:
     push_to_hub: str | None = option(None, help="Upload to this hub repository, as org/name.")
     private: bool = option(False, help="Create a private repository.")
-    pr: bool = option(False, help="Open a pull request, for a repository that has files.")
+    create_pr: bool = option(False, help="Open a pull request, for a repository that has files.")
     license: str | None = option(None, help="Licence, instead of the source's: apache-2.0, ...")
 
 
@@ -99,7 +99,7 @@ def _check(directory: str, file: GgufOptions, hub: HubOptions) -> None:
 
     from shortstack.exporting.hub import check_visibility
 
-    check_visibility(private=hub.private, pr=hub.pr)
+    check_visibility(private=hub.private, create_pr=hub.create_pr)
 
 
 def _gguf(checkpoint: Checkpoint, options: GgufOptions, file: Path, progress: Progress) -> dict[str, str]:
@@ -128,7 +128,7 @@ def _pushed(checkpoint: Checkpoint, options: HubOptions, repository: str, progre
         checkpoint,
         repository,
         private=options.private,
-        pr=options.pr,
+        create_pr=options.create_pr,
         licence=options.license,
         progress=progress,
     )

@@ -6,7 +6,6 @@ To a .gguf file a .gguf model is cut: layers are chosen on its dequantised weigh
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -16,10 +15,8 @@ from cyclopts import Parameter
 from shortstack.cli.dry_run import DryRun, show_dry_run
 from shortstack.cli.options import CALIBRATION, Model, Repairing, Session, check_unused, flat
 from shortstack.cli.plan import WHICH, say_moved
-from shortstack.cli.repair import said_of
 from shortstack.data import CalibrationText
 from shortstack.errors import InputError, PlanError
-from shortstack.machine.files import scratch_beside
 from shortstack.machine.formats import show_layers
 from shortstack.machine.memory import Requirements
 from shortstack.machine.options import option
@@ -39,20 +36,12 @@ Planned = Callable[[int], Plan | None]  # the plan for a model of so many layers
 class PruneOptions(Repairing):
     """A plan that is made already, and what is refitted."""
 
-    plan: Path | None = option(
-        None, help="A plan.json, or a mergekit .yaml with slices; replaces the options that choose layers."
-    )
+    plan: Path | None = option(None, help="A plan.json; replaces the options that choose layers.")
 
     def read(self) -> Planned:
         if self.plan is None:
             return lambda _layers: None
-        path = self.plan
-        if path.suffix in (".yaml", ".yml"):
-            from shortstack.planning.mergekit import plan_of_kept, read_mergekit
-
-            kept = read_mergekit(path)
-            return lambda layers: plan_of_kept(kept, layers, where=path)
-        read = Plan.load(path)
+        read = Plan.load(self.plan)
         return lambda _layers: read
 
 
@@ -111,7 +100,8 @@ class _Cut:
         if self.options.repair:
             windows = self.text.of_all(self.options.repair_samples)
             needed = needed.then(check_repair(checkpoint, windows, self.session.compute))
-            rows.append(("refitted on", said_of(windows)))
+            said = f"{windows.text}, {windows.samples} windows of each text, of {windows.length} tokens"
+            rows.append(("refitted on", said))
         return plan, rows, needed.then(requirements(checkpoint, plan, copies=self.copies))
 
     def to_be_chosen(self, checkpoint: Checkpoint) -> tuple[Plan, Requirements, list[tuple[str, str]]]:
@@ -138,16 +128,11 @@ class _Cut:
     def written(self, checkpoint: Checkpoint, chosen: Chosen, progress: Progress) -> Repair | None:
         """Cut, and refit what stays where that is asked for; return the repair, if there was one."""
         from shortstack.pruning import prune
-        from shortstack.repairing import repair
+        from shortstack.repairing import Repair
 
-        repaired = None
-        with scratch_beside(self.output) if self.options.repair else nullcontext() as scratch:
-            if scratch:
-                windows, removed = self.text.of_all(self.options.repair_samples), frozenset(chosen.plan.removed)
-                compute = self.session.compute
-                repaired = repair(checkpoint, removed, windows, compute=compute, scratch=scratch, progress=progress)
-            prune(checkpoint, chosen, self.output, repair=repaired, progress=progress)
-        return repaired
+        text = self.text.of_all(self.options.repair_samples) if self.options.repair else None
+        pruned = prune(checkpoint, chosen, self.output, repair=text, compute=self.session.compute, progress=progress)
+        return Repair.from_dict(pruned.record["repair"]) if text else None
 
 
 def _foreseen(plan: Plan, planned: Plan | None) -> dict[str, Any]:

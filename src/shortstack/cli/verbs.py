@@ -3,10 +3,8 @@
 # By verb, in the order of --help: the first line of its docstring, so that listing the verbs imports none of them.
 VERBS = {
     "score": "Score every layer by one or more metrics, in one pass over the layers.",
-    "depth-curve": "Measure the model cut at every depth, in one pass over the layers.",
     "plan": "Choose the layers to remove, from scores or a model.",
     "prune": "Write the model without some layers, by copying bytes.",
-    "repair": "Refit the kept layers of a cut in closed form.",
     "verify": "Check that a checkpoint is whole and computes what it should.",
     "heal": "Train a pruned checkpoint to get back what it lost.",
     "evaluate": "Measure perplexity, tasks, and what the model writes.",

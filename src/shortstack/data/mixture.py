@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from shortstack.data.in_context import IN_CONTEXT, words
-from shortstack.data.sources import OWN, SOURCES, check_source, read_records
+from shortstack.data.sources import OWN, SOURCES, check_source, public_name, read_records
 from shortstack.errors import DataError
 from shortstack.machine.files import digest, file_digest
 
@@ -101,6 +101,18 @@ def _weighted(part: str, text: str, option: str) -> tuple[Weighted, ...]:
     if name == MIX:
         return tuple(Weighted(weighted.source, number * weighted.weight) for weighted in parse_sources(MIXED))
     return (Weighted(name, number),)
+
+
+def public_names(text: str) -> str:
+    """Name the sources of a text as others may see them, with their weights.
+
+    >>> public_names("mix=2,/home/me/chats.jsonl=0.5")
+    'mix=2,chats.jsonl=0.5'
+    """
+    if text in SOURCES or os.path.isfile(text):  # a file's name may have commas
+        return public_name(text)
+    parts = [part.strip().rpartition("=") if "=" in part else (part.strip(), "", "") for part in text.split(",")]
+    return ",".join(f"{public_name(name)}{equals}{weight}" for name, equals, weight in parts)
 
 
 def beside(text: str, sources: Sequence[str]) -> str:

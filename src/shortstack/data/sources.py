@@ -12,6 +12,7 @@ import hashlib
 import json
 import os
 import random
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -47,6 +48,7 @@ CONTEXT = ("input", "context")
 # Texts that come along by name: function(held_out) gives the part that is held out, or the rest, which calibrates.
 SOURCES: Mapping[str, Callable[[bool], str]] = {"pydoc": pydoc}
 
+HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w.-]+(:.+)?")  # with a split
 TEXT = f"{', '.join([*SOURCES, *IN_CONTEXT])}, a .txt, .json or .jsonl file, or a hub dataset org/name."
 
 
@@ -104,6 +106,16 @@ def _record(row: Any) -> Mapping[str, Any] | None:
         return dict(row)
     chat = {"messages": row}
     return chat if record_format(chat) else None
+
+
+def public_name(source: str) -> str:
+    """Name a source as others may see it: a file or a folder without its place, anything else as it is.
+
+    >>> public_name("self"), public_name("/home/me/chats.jsonl"), public_name("org/set:train")
+    ('self', 'chats.jsonl', 'org/set:train')
+    """
+    local = bool(_suffix(source)) or os.path.exists(source) or not HUB_NAME.fullmatch(source)
+    return Path(source).name if local and source not in (*SOURCES, *IN_CONTEXT, OWN) else source
 
 
 def parse_samples(samples: str | int) -> int | None:

@@ -10,8 +10,8 @@ from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from shortstack.data.in_context import IN_CONTEXT, MOST
-from shortstack.data.mixture import MIX, SEVERAL, Weighted, Written, check_sources, parse_sources
-from shortstack.data.sources import OWN, TEXT, Rows, parse_samples, read_documents, source_of
+from shortstack.data.mixture import MIX, SEVERAL, Weighted, Written, check_sources, parse_sources, public_names
+from shortstack.data.sources import OWN, TEXT, Rows, parse_samples, public_name, read_documents, source_of
 from shortstack.errors import DataError
 from shortstack.machine.options import check_options, option
 
@@ -156,13 +156,17 @@ class Tokens:
         """Return a JSON-able description of the tokens, for results."""
         samples, length = self.ids.shape
         return {
-            "source": self.source,
+            "source": public_names(self.source),
             "samples": samples,
             "length": length,
             "bos": self.bos,
             "seed": self.seed,
             "sha256": self.sha256,
-            **({"kinds": [asdict(kind) for kind in self.kinds]} if self.kinds else {}),
+            **(
+                {"kinds": [{**asdict(kind), "source": public_name(kind.source)} for kind in self.kinds]}
+                if self.kinds
+                else {}
+            ),
         }
 
 

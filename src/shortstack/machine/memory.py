@@ -62,7 +62,7 @@ def check_room(where: object, nbytes: int, device: str, *, layers: bool = False,
     what = "embedding, head and two layers of it" if layers else "its weights"
     elsewhere = "the CPU, " if device.startswith("cuda") else ""
     ways = f"free memory, or try {elsewhere}16 bits if this is float32, or a larger machine"
-    others = "score, depth-curve, plan, prune, repair, verify, and evaluate on texts and multiple choice"
+    others = "score, plan, prune, verify, and evaluate on texts and multiple choice"
     raise InputError(
         f"{size(free)} free",
         expected=f"{size(nbytes)} free on {device}, for {what}",

@@ -5,7 +5,6 @@ from . import pruner as pruner
 from . import verification as verification
 from .gguf_pruner import prune_gguf as prune_gguf
 from .gguf_verification import verify_gguf as verify_gguf
-from .gradual import PruneCallback as PruneCallback
 from .in_memory import prune_layers as prune_layers
 from .pruner import prune as prune
 from .verification import Verification as Verification

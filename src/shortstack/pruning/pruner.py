@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from types import MappingProxyType
+from typing import Any
 
 from shortstack.architecture.config_fields import depth_axis, rename_layers
 from shortstack.architecture.layer_names import LayerNames, numbered_paths
@@ -16,59 +17,66 @@ from shortstack.checkpoint.pieces import KERNEL_BLOCK_BYTES
 from shortstack.checkpoint.record import layer_map, provenance
 from shortstack.checkpoint.safetensors import StoredTensor, read_metadata
 from shortstack.checkpoint.writer import WRITERS, layout
-from shortstack.errors import ArchitectureError, CheckpointError, PlanError
-from shortstack.machine.files import read_json
-from shortstack.machine.formats import show_layers
+from shortstack.errors import ArchitectureError, CheckpointError
+from shortstack.machine.device import AUTO, Compute
+from shortstack.machine.files import read_json, scratch_beside
 from shortstack.machine.memory import Requirements
 from shortstack.machine.progress import Progress, in_notebooks
-from shortstack.machine.typed import typed
 from shortstack.planning import Chosen, Cut, Plan, plan_of
+from shortstack.planning.chooser import Source
 from shortstack.planning.exactness import pruned_config
 
-if TYPE_CHECKING:
-    from shortstack.repairing import Repair
 
-
-@typed
 def prune(
-    checkpoint: Model,
+    model: Model,
     plan: Cut,
     output: str | Path,
     *,
-    repair: Repair | None = None,
+    repair: Source | None = None,
+    compute: Compute = AUTO,
     progress: Progress = in_notebooks,
 ) -> Checkpoint:
-    """Write `checkpoint` without plan.removed to the new directory `output`, and open it.
+    """Write a model without some layers to the new directory `output`, and open it.
 
-    The pruned config is built on the meta device and compared with the kept layers while bytes are copied already; the
-    output appears when both have ended.
+    Kept tensors are copied byte for byte while the pruned config is built on the meta device and compared with the kept
+    layers. Shards follow the base model's.
 
-    plan: also what choose() gives, whose scores shortstack.json then keeps as the reason for the plan, or the numbers of the
-    layers that go, [3, 5] or "3-5". repair: what repair() gives for this cut; its tensors are written in place of the
-    source's. Shards follow the source's.
+    plan: also what choose() gives, or the layers to remove, [3, 5] or "3-5". repair: text on which kept layers are refitted
+    in closed form first; its result is `record["repair"]`. compute: where and in what dtype that is done.
 
     Raises:
-        PlanError: the plan is for a model of another depth, or the repair for another cut.
-        ArchitectureError: the cut cannot be expressed exactly; nothing is written.
-        CheckpointError: the headers of the source's files describe its layers.
-        OutputError: `output` exists, is nested in the source, or does not fit the disk.
+        PlanError: the plan is for a model of another depth.
+        ArchitectureError: the cut cannot be expressed exactly, or layers cannot be refitted; nothing is written.
+        CheckpointError: headers of the files describe their layers, or weights to refit are quantised.
+        DataError: fewer than eight windows of a text to refit on.
+        OutputError: `output` exists, is nested in the model's folder, or does not fit the disk.
     """
-    checkpoint = Checkpoint.of(checkpoint)
+    checkpoint = Checkpoint.of(model)
     started = time.perf_counter()
     check_self_contained(checkpoint)
     scores = plan.scores if isinstance(plan, Chosen) else None
     plan = plan_of(plan, checkpoint.depth)
-    _check_same_cut(plan, repair)
     settings = _renumbered(checkpoint, plan)
-    cut = _Division(checkpoint, plan, repair.tensors if repair else {})
-    early = cut.seen()
+    early = _shards_seen(checkpoint, plan) if repair is None else None
     config = None if early else pruned_config(checkpoint, plan)
-    nbytes = sum(tensor.size for shard in early or cut.shards() for tensor in shard)
-    with CheckpointWriter(output, source=checkpoint.directory, nbytes=nbytes) as writer:
+    nbytes = sum(tensor.size for shard in early or _shards(checkpoint, plan) for tensor in shard)
+    # What is refitted lies on the disk a second time until it is written.
+    copies = 1 if repair is None else 2  # what is refitted waits beside the output
+    with (
+        CheckpointWriter(output, source=checkpoint.directory, nbytes=copies * nbytes) as writer,
+        scratch_beside(writer.out) as scratch,
+    ):
         if early:  # bytes go to the hidden folder while libraries are imported and the cut is checked
             writer.begin(early, progress=progress)
         config, sized = config or pruned_config(checkpoint, plan), plan.sized(checkpoint.sizes)
-        writer.tensors(cut.shards(), progress=progress)
+        repaired, refitted = None, dict[str, StoredTensor]()
+        if repair is not None:
+            from shortstack.repairing.repairer import refit  # imports torch
+
+            repaired, refitted = refit(
+                checkpoint, plan.removed, repair, compute=compute, scratch=scratch, progress=progress
+            )
+        writer.tensors(_shards(checkpoint, plan, refitted), progress=progress)
         for name, content in {CONFIG: config, **settings}.items():
             writer.json(name, content)
         for path in checkpoint.side_files():
@@ -81,45 +89,33 @@ def prune(
                 "plan": sized.to_dict(),
                 "layer_map": layer_map(checkpoint, plan.kept),
                 "scores": scores.to_dict() if scores else None,
-                "repair": repair.to_dict() if repair else None,
+                "repair": repaired.to_dict() if repaired else None,
             }
         )
     return Checkpoint.open(writer.out, trust_remote_code=checkpoint.trust_remote_code)
 
 
-def _check_same_cut(plan: Plan, repair: Repair | None) -> None:
-    if repair and {*repair.removed} != {*plan.removed}:
-        raise PlanError(
-            f"one for a cut of layers {show_layers(repair.removed)}",
-            expected=f"a repair for a cut of layers {show_layers(plan.removed)}",
-            fix="repair again, with plan.removed",
-            option="repair",
-        )
+Shards = list[list[StoredTensor]]  # the tensors of each file
 
 
-@dataclass(frozen=True)
-class _Division:
-    """The part of a checkpoint that a plan keeps, and how it is divided into files."""
+def _shards(checkpoint: Checkpoint, plan: Plan, refitted: Mapping[str, StoredTensor] = MappingProxyType({})) -> Shards:
+    """Divide the kept tensors into files as they were. refitted: by the base model's names, to be written instead."""
+    names = checkpoint.layer_names
+    return _divided(kept_tensors(checkpoint, plan), {_renamed(name, names, plan): refitted[name] for name in refitted})
 
-    checkpoint: Checkpoint
-    plan: Plan
-    changed: Mapping[str, StoredTensor]  # by repair, under the source's names
 
-    def shards(self) -> list[list[StoredTensor]]:
-        return self._divided(kept_tensors(self.checkpoint, self.plan), self.checkpoint.layer_names)
+def _shards_seen(checkpoint: Checkpoint, plan: Plan) -> Shards | None:
+    """Return the same as far as tensors' names show it, which takes no time; None where they show no layers."""
+    names = LayerNames.seen(checkpoint.tensors, checkpoint.config)
+    if not names or names.layers != plan.layers:
+        return None
+    return _divided(kept_tensors(checkpoint, plan, names=names))
 
-    def seen(self) -> list[list[StoredTensor]] | None:
-        """Return the same as far as tensors' names show it, which takes no time; None where they show no layers."""
-        names = LayerNames.seen(self.checkpoint.tensors, self.checkpoint.config)
-        if not names or names.layers != self.plan.layers:
-            return None
-        return self._divided(kept_tensors(self.checkpoint, self.plan, names=names), names)
 
-    def _divided(self, tensors: Sequence[StoredTensor], names: LayerNames) -> list[list[StoredTensor]]:
-        origin = {tensor.name: tensor.file.name for tensor in tensors}
-        changed = {_renamed(name, names, self.plan): tensor for name, tensor in self.changed.items()}
-        written = [replace(changed.get(tensor.name, tensor), name=tensor.name) for tensor in tensors]
-        return layout(written, origin)
+def _divided(tensors: Sequence[StoredTensor], refitted: Mapping[str, StoredTensor] = MappingProxyType({})) -> Shards:
+    origin = {tensor.name: tensor.file.name for tensor in tensors}
+    written = [replace(refitted.get(tensor.name, tensor), name=tensor.name) for tensor in tensors]
+    return layout(written, origin)
 
 
 def check_self_contained(checkpoint: Checkpoint) -> None:
@@ -154,7 +150,6 @@ def check_cut(output: str | Path, checkpoint: Checkpoint, plan: Plan, *, copies:
     """Refuse what check_fits() does and a cut that is not exact: all that prune() refuses, before anything is computed."""
     check_fits(output, checkpoint, plan, copies=copies)
     pruned_config(checkpoint, plan)
-    _Division(checkpoint, plan, {}).shards()
 
 
 def kept_tensors(checkpoint: Checkpoint, plan: Plan, *, names: LayerNames | None = None) -> list[StoredTensor]:

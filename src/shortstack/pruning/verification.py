@@ -229,25 +229,3 @@ def _resized(checkpoint: Checkpoint, against: Checkpoint) -> str | None:
         if checkpoint.layer_names.layer_of(name) is None and before and tensor.shape != before.shape:
             return name
     return None
-
-
-def cut_of(pruned: Checkpoint, origin: Checkpoint) -> Plan:
-    """Return the plan by which `pruned` was cut from `origin`, where nothing else was done to it."""
-    skipped = skipped_layers(pruned, origin) if pruned.record else frozenset()
-    if not skipped or changed_since(pruned, origin):
-        raise CheckpointError(
-            "a cut that was repaired or healed" if skipped else "no record of a cut",
-            expected="a cut, neither repaired nor healed since",
-            fix="name what `shortstack prune` wrote",
-            where=pruned.directory,
-        )
-    plan = Plan(origin.anatomy.layers, tuple(sorted(skipped)), f"the cut of {pruned.source}")
-    other = next(_differing(pruned, kept_tensors(origin, plan)), None)
-    if other:
-        raise CheckpointError(
-            f"another {other}",
-            expected=f"a cut of {origin.source}, with its tensors",
-            fix="name the model it was made from",
-            where=pruned.directory,
-        )
-    return plan

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from shortstack.checkpoint import Checkpoint, Model
+from shortstack.checkpoint import Checkpoint
 from shortstack.checkpoint.safetensors import StoredTensor, spill
 from shortstack.checkpoint.weights import Edit, check_unquantised, edited_tensors
 from shortstack.data import CalibrationText, Rows, Tokens
@@ -29,15 +29,13 @@ from shortstack.decoder.batching import Batches
 from shortstack.decoder.decoder import SkippedLayers
 from shortstack.decoder.layer_io import linear_layers, recorded_inputs
 from shortstack.decoder.requirements import requirements
-from shortstack.errors import InputError
 from shortstack.machine.device import AUTO, Compute
 from shortstack.machine.files import to_jsonable
 from shortstack.machine.formats import shown
 from shortstack.machine.memory import Requirements
 from shortstack.machine.numbers import perplexity
-from shortstack.machine.progress import Progress, in_notebooks, paced
+from shortstack.machine.progress import Progress, paced, silent
 from shortstack.machine.tables import Column, Table, Tabled
-from shortstack.machine.typed import typed
 from shortstack.repairing.fit import (
     Correction,
     at_output,
@@ -74,9 +72,8 @@ class Fit:
 class Repair(Tabled):
     """The effect of refitting on the loss, nats per token.
 
-    removed: the layers of the cut that it is for. tensors: the changed ones, by the source's names. The losses are of
-    samples that nothing was fitted or chosen on. kept: whether the repair lowered the loss of the samples that also chose
-    the ridges; if not, there are no tensors, and the fits are what was tried.
+    removed: the layers of the cut that it is for. The losses are of samples that nothing was fitted or chosen on. kept:
+    whether the repair lowered the loss of the samples that also chose the ridges; if not, the fits are what was tried.
     """
 
     removed: tuple[int, ...]
@@ -85,7 +82,6 @@ class Repair(Tabled):
     loss_before: float
     loss_after: float
     kept: bool
-    tensors: Mapping[str, StoredTensor]
     tokens: Mapping[str, Any]
     seconds: float
 
@@ -111,60 +107,50 @@ class Repair(Tabled):
             yield f"Neurons of removed layers replaced weaker ones: {merged}."
 
     def to_dict(self) -> dict[str, Any]:
-        data: dict[str, Any] = to_jsonable(replace(self, tensors={}))
-        del data["tensors"]
+        data: dict[str, Any] = to_jsonable(self)
         return data
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Repair:
+        """Read the repair in the record of a pruned model."""
+        return cls(**{**data, "removed": tuple(data["removed"]), "fits": tuple(Fit(**fit) for fit in data["fits"])})
 
 
 @torch.no_grad()
-@typed
-def repair(
-    checkpoint: Model,
-    removed: SkippedLayers,
-    tokens: Tokens | CalibrationText | Rows,
+def refit(
+    checkpoint: Checkpoint,
+    removed: Sequence[int],
+    text: Tokens | CalibrationText | Rows,
     *,
     compute: Compute = AUTO,
     scratch: Path | None = None,
-    progress: Progress = in_notebooks,
-) -> Repair:
-    """Refit kept layers of the checkpoint for a cut of the layers `removed`.
+    progress: Progress = silent,
+) -> tuple[Repair, dict[str, StoredTensor]]:
+    """Refit kept layers for a cut of the layers `removed`; return the result and the changed tensors by their names.
 
     One sample in eight judges. Of the others one in four is held out: it chooses each ridge, and says whether the loss fell.
-    If it did not, nothing is kept. scratch: an empty folder that the changed tensors lie in until they are written
-    elsewhere; None: they stay in memory, which takes as much as the layers behind the cut.
+    If it did not, no tensor is changed. scratch: an empty folder for the changed tensors; None: they stay in memory, which
+    takes as much as the layers behind the cut.
 
     Raises:
-        InputError: `removed` are no numbers of layers, or all of them.
         CheckpointError: the weights are quantised.
         ArchitectureError: layers hand on more than hidden states, or have no matrix that a correction folds into.
         DataError: fewer than eight samples of a text; fewer than it was to give are taken.
     """
-    checkpoint, removed = Checkpoint.of(checkpoint), frozenset(removed)
     check_unquantised(checkpoint, "to refit", "repair")
-    layers = range(checkpoint.anatomy.layers)
-    if not removed or not removed < {*layers}:
-        found, expected = ", ".join(sorted(map(str, removed))) or "none", f"some of the layers 0 to {layers[-1]}"
-        raise InputError(found, expected=expected, fix="give plan.removed", option="removed")
-    tokens = tokens_of(checkpoint, tokens, at_least=JUDGING, compute=compute, progress=progress)
+    tokens = tokens_of(checkpoint, text, at_least=JUDGING, compute=compute, progress=progress)
     _check_tokens(tokens)
     started, decoder = time.perf_counter(), Decoder.open(checkpoint, compute)
     _check_layers(decoder)
     seen, judging = split(tokens, JUDGING)
     changed = ChangedTensors(checkpoint, scratch)
-    walk = RepairWalk(decoder, removed, seen, progress, judging, changed=changed).walk()
+    walk = RepairWalk(decoder, frozenset(removed), seen, progress, judging, changed=changed).walk()
     unpruned, before, after = walk.losses()
     kept = walk.helps()
-    return Repair(
-        tuple(sorted(removed)),
-        tuple(walk.fits),
-        unpruned,
-        before,
-        after if kept else before,
-        kept,
-        changed.tensors if kept else {},
-        tokens.record(),
-        round(time.perf_counter() - started, 3),
-    )
+    seconds = round(time.perf_counter() - started, 3)
+    fits, loss_after = tuple(walk.fits), after if kept else before
+    result = Repair(tuple(removed), fits, unpruned, before, loss_after, kept, tokens.record(), seconds)
+    return result, changed.tensors if kept else {}
 
 
 def _check_tokens(tokens: Tokens) -> None:

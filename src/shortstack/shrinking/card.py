@@ -8,7 +8,8 @@ from typing import Any
 
 from shortstack.checkpoint import Checkpoint
 from shortstack.checkpoint.card import CardContent, licence_of, model_card
-from shortstack.checkpoint.file_names import CARD, SHRUNK, place_name
+from shortstack.checkpoint.file_names import CARD, SHRUNK
+from shortstack.data.mixture import public_names
 from shortstack.machine.files import atomic_write, save_json, to_jsonable
 from shortstack.machine.formats import size
 from shortstack.report import Report
@@ -42,7 +43,7 @@ def _card_content(shrunk: Shrunk, checkpoint: Checkpoint, places: Iterable[str])
     measured = {NAMES[role]: dict(result) for role, result in shrunk.steps().items() if role in NAMES}
     for result in measured.values():
         texts = result.get("perplexity") or {}
-        short = [place_name(text) for text in texts]
+        short = [public_names(text) for text in texts]
         several = len(set(short)) < len(short)  # files of one name are told apart by their places alone
         result["perplexity"] = dict(zip(texts if several else short, texts.values(), strict=True))
     named = partial(_without_places, places={*places})
@@ -60,7 +61,7 @@ def _card_content(shrunk: Shrunk, checkpoint: Checkpoint, places: Iterable[str])
 
 def _without_places(said: str, places: Iterable[str]) -> str:
     for place in sorted(places, key=len, reverse=True):
-        said = said.replace(place, place_name(place))
+        said = said.replace(place, public_names(place))
     return said
 
 

@@ -28,14 +28,13 @@ from shortstack.errors import ShortstackError
 from shortstack.healing import Healing, heal
 from shortstack.machine.clock import Clock
 from shortstack.machine.device import AUTO, Compute, pick_device
-from shortstack.machine.files import check_new, clear, remove, rename_new, scratch_beside
+from shortstack.machine.files import check_new, clear, remove, rename_new
 from shortstack.machine.locks import OutputLock
 from shortstack.machine.progress import Progress, in_notebooks
 from shortstack.machine.typed import typed
 from shortstack.planning import Plan, choose
 from shortstack.profiling.speed import forward_speed
 from shortstack.pruning import prune
-from shortstack.repairing import repair
 from shortstack.scoring import score
 from shortstack.shrinking import reference
 from shortstack.shrinking.card import dress
@@ -325,14 +324,10 @@ class Line:
     def pruned(self, route: Route, plan: Plan) -> Checkpoint:
         """Make the cut, with kept layers refitted where the recipe says so."""
         text = self.amounts.repair_windows if route.repair else None
-        how: dict[str, Any] = {"compute": self.compute, "progress": self.progress}
 
         def make(place: Path) -> None:
             self.progress("repairing and cutting", 0, 1)
-            with scratch_beside(place) as scratch:
-                removed = frozenset(plan.removed)
-                repaired = repair(self.source, removed, text, scratch=scratch, **how) if text else None
-                prune(self.source, plan, place, repair=repaired, progress=self.progress)
+            prune(self.source, plan, place, repair=text, compute=self.compute, progress=self.progress)
 
         known = {"text": asdict(text), "digest": text_digest(text.text)} if text else {}
         return self.stages.checkpoint("pruned", make, removed=list(plan.removed), **known)

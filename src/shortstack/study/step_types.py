@@ -8,20 +8,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
 
-from shortstack import evaluation, healing, planning, profiling, pruning, repairing, scoring
+from shortstack import evaluation, healing, planning, profiling, pruning, scoring
 from shortstack.checkpoint import Checkpoint
 from shortstack.checkpoint.record import skipped_layers
 from shortstack.data import CalibrationText
 from shortstack.errors import InputError
 from shortstack.evaluation import EvaluationText, GenerationChecks, Tasks
 from shortstack.healing.task import option_defaults, task_of
-from shortstack.machine.device import Compute
-from shortstack.machine.files import scratch_beside
+from shortstack.machine.device import AUTO, Compute
 from shortstack.machine.formats import option_words, show_layers
 from shortstack.machine.options import defaults_of, made_of
 from shortstack.machine.progress import Progress
@@ -34,7 +32,6 @@ from shortstack.study.trial import StudyRepair, Trial, calibration_text
 
 if TYPE_CHECKING:
     from shortstack.healing import HealingTask
-    from shortstack.repairing import Repair
 
 
 EVALUATED = (EvaluationText, Tasks, GenerationChecks)
@@ -163,7 +160,7 @@ class PlanStep(Step):
 
 
 class PruneStep(Step):
-    """prune(), after repair() where the trial wants it."""
+    """prune(), with a repair where the trial wants it."""
 
     kind = "prune"
     writes_weights = True
@@ -180,16 +177,11 @@ class PruneStep(Step):
     def run(self, job: Job, progress: Progress) -> dict[str, Any]:
         checkpoint, removed = job.open("model", progress), tuple(self.arguments["removed"])
         plan = Plan(checkpoint.anatomy.layers, removed, "layers").sized(checkpoint.sizes)
-        with scratch_beside(job.output) as scratch:
-            repair = self._repair(job, checkpoint, scratch, progress) if self.arguments["repair"] else None
-            pruned = pruning.prune(checkpoint, plan, job.output, repair=repair, progress=progress)
-        return {**plan.to_dict(), "repair": repair.to_dict() if repair else None, **Contents.of(pruned).result}
-
-    def _repair(self, job: Job, checkpoint: Checkpoint, scratch: Path, progress: Progress) -> Repair:
-        removed, options = frozenset(self.arguments["removed"]), self.arguments["repair"]
-        text = calibration_text(options).of_all(options["samples"])
-        compute = job.compute(options)
-        return repairing.repair(checkpoint, removed, text, compute=compute, scratch=scratch, progress=progress)
+        options = self.arguments["repair"]
+        text = calibration_text(options).of_all(options["samples"]) if options else None
+        compute = job.compute(options) if options else AUTO
+        pruned = pruning.prune(checkpoint, plan, job.output, repair=text, compute=compute, progress=progress)
+        return {**plan.to_dict(), "repair": pruned.record["repair"], **Contents.of(pruned).result}
 
     def command_line(self, places: Places) -> list[str]:
         options: dict[str, Any] = {"layers": show_layers(self.arguments["removed"]).replace(" ", "")}

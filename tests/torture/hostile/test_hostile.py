@@ -31,7 +31,6 @@ VERBS = {
     "score": f"score m --metric bi {SMALL} -o out.json",
     "plan": "plan m --metric reverse --drop 2 -o out.json",
     "prune": "prune m --layers 3 -o out",
-    "repair": "repair m --source source --text text.txt --length 16 --dry-run -o out",
     "heal": f"heal m --data chats.jsonl {SHORT} -o out",
     "evaluate": "evaluate m --perplexity text.txt --samples 2 --length 16 --no-collapse",
     "profile": "profile m --no-speed",
@@ -135,7 +134,7 @@ DONE = {  # lies that hurt nobody, since what they say is not believed: verbs go
     "markup: end of a text",
 }
 
-BY_RECORD = ("prune", "repair", "verify", "export")  # and card: where these are read
+BY_RECORD = ("prune", "verify", "export")  # and card: where these are read
 ALWAYS = ("prune", "evaluate", "export")
 IN_TURN = [verb for verb in VERBS if verb not in ALWAYS]  # of these, one with each lie: each meets lies of every kind
 
@@ -156,7 +155,7 @@ def test_a_checkpoint_that_lies(lie: str, watch: Watch) -> None:
         assert codes["verify"] == codes["prune"] == 2, codes
     elif lie not in DONE:
         through = {verb for verb, code in codes.items() if not code} - {"study"}  # whose dry run counts steps here
-        reading_no_weights = {"plan", "repair", "profile"} if lie == "size: a vocabulary" else set()
+        reading_no_weights = {"plan", "profile"} if lie == "size: a vocabulary" else set()
         assert through <= reading_no_weights
     else:
         assert not codes["prune"], codes
