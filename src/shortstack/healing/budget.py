@@ -55,11 +55,15 @@ class Budget:
         tokens = passes * self.length + GENERATED * self.written
         return MARGIN * (tokens / self.speed + 2 * io_seconds(self.nbytes))
 
-    def check(self, clock: Clock) -> None:
+    def step_seconds(self, tokens: float) -> float:
+        """Estimate the seconds of a training step on so many tokens."""
+        return STEP * tokens / self.speed
+
+    def check(self, seconds: float, used: float) -> None:
         """Refuse a run that cannot take a step in the time left."""
-        if clock.left < self.least_seconds:
-            enough = math.ceil((clock.used + self.least_seconds) / 6) / 10
-            message = f"{clock.seconds / 60:.3g} minutes are too few to take a step; give at least {enough:g}"
+        if seconds - used < self.least_seconds:
+            enough = math.ceil((used + self.least_seconds) / 6) / 10
+            message = f"{seconds / 60:.3g} minutes are too few to take a step; give at least {enough:g}"
             raise InputError(message, option="minutes")
 
 

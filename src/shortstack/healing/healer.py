@@ -31,7 +31,7 @@ from shortstack.healing.frozen import Freezer
 from shortstack.healing.learner import Data, Learner
 from shortstack.healing.memory import check_memory, compute_dtype, output_bytes
 from shortstack.healing.result import Healing, History
-from shortstack.healing.resuming import Unfinished
+from shortstack.healing.resuming import Unfinished, last_checkpoint
 from shortstack.healing.samples import fitting_text, full_text
 from shortstack.healing.training import train, training_device
 from shortstack.machine.cache import cache_limit, library_versions
@@ -78,9 +78,10 @@ def heal(
     with writer.held() if run.is_main else nullcontext():
         unfinished = Unfinished(writer.out)
         with run.processes.main_process_first():
-            unfinished.open(run.settings(timed=clock is not None), joins=not run.is_main)
+            unfinished.open(run.settings(timed=clock is not None))
         with unfinished.removed_on_error():
             limit = run.limit(clock, unfinished, speed) if clock else None
+            run = replace(run, progress=unfinished.timing(limit.clock, progress)) if limit else run
             text = run.text(limit, unfinished)
             examples = run.examples(text)
             learner, history = run.train(examples, unfinished, limit)
@@ -89,8 +90,7 @@ def heal(
                 seconds = round(time.perf_counter() - started, 3)
                 if scratch:
                     run.write(writer, tensors, run.record(text, examples, history, seconds))
-        if run.is_main:
-            unfinished.remove()
+        unfinished.remove()
     run.processes.wait_for_everyone()
     layers, count = config.method.trained_layers(run.checkpoint), learner.trainable_parameters
     parts = config.method.name, config.loss, count, history, len(examples), seconds, peak_rss(), layers
@@ -200,13 +200,14 @@ class HealingRun:
             forward, passes, config.batch_size, config.max_length, written, output_bytes(self.checkpoint, config)
         )
         left = clock.seconds - used - before
-        if not unfinished.checkpoint and left < budget.least_seconds:
+        resumed = last_checkpoint(unfinished.folder) is not None
+        if not resumed and left < budget.least_seconds:
             if before:
-                unfinished.begin_anew("it has too little time left")
+                unfinished.begin_anew("the unfinished run has too little time left")
             before = 0.0
             budget.check(clock.seconds, used)
-        resumed = Clock(clock.seconds, used=clock.used + before, now=clock.now)
-        return Limit(resumed, budget, unfinished.notes.get("began"))
+        clock = Clock(clock.seconds, used=clock.used + before, now=clock.now)
+        return Limit(clock, budget, unfinished.notes.get("began") if resumed else None)
 
     def _decided(self, decide: Callable[[], Any]) -> Any:
         """Return what the first process decides, or raise its error, in all processes."""
@@ -224,7 +225,7 @@ class HealingRun:
     def text(self, limit: Limit | None, unfinished: Unfinished) -> Text:
         """Return the data, of which the base model has written its part, in the size that fits the time."""
         config, tokenizer = self.config, self.checkpoint.tokenizer()
-        if unfinished.checkpoint:
+        if last_checkpoint(unfinished.folder):
             return Text(**unfinished.notes["text"])
 
         def decide() -> Text:
@@ -233,8 +234,7 @@ class HealingRun:
             return fitting_text(config.text, tokenizer, config.seed, limit.budget, limit.clock, self._write)
 
         text: Text = self._decided(decide)
-        if self.is_main:
-            unfinished.note(text=asdict(text))
+        unfinished.note(text=asdict(text))
         return text
 
     def _write(self, text: Text, windows: int, deadline: Clock | None) -> Text:
@@ -263,11 +263,8 @@ class HealingRun:
         learner = self.learner()
         data = Data(range(held_out, len(examples)), range(held_out), frozen.lengths[held_out:], frozen.collate)
         deadline = limit and limit.deadline(config.batch_size * sum(data.lengths) / len(data.lengths))
-
-        def on_save() -> None:
-            if self.is_main and limit and deadline:
-                unfinished.note(seconds=limit.clock.used, began=deadline.began)
-
+        if deadline:
+            unfinished.note(began=deadline.began)
         history = train(
             learner,
             data,
@@ -277,7 +274,6 @@ class HealingRun:
             bfloat16=self.dtype == torch.bfloat16,
             logs=unfinished.folder.with_suffix(".logs"),
             deadline=deadline,
-            on_save=on_save,
             progress=self.progress,
         )
         return learner, history

@@ -56,7 +56,6 @@ def train(
     bfloat16: bool = False,
     logs: Path | None = None,
     deadline: Deadline | None = None,
-    on_save: Callable[[], None] = lambda: None,
     progress: Progress = silent,
 ) -> History:
     """Train module's parameters that require a gradient; they end as those with the lowest held-out loss.
@@ -64,7 +63,7 @@ def train(
     module(**collate(samples), num_items_in_batch=n) returns {"loss": the sum over tokens that count, divided by n}, so
     every token of a batch counts the same however the batch is divided. Batches hold samples of alike length, in seeded
     order. config: with a learning rate. folder: of checkpoints; from the last one there the run goes on. bfloat16: autocast.
-    logs: TensorBoard's folder. on_save: called after each checkpoint.
+    logs: TensorBoard's folder.
 
     Raises:
         TrainingError: losses or gradients are NaN or infinite, or the deadline is over before the first step.
@@ -72,7 +71,7 @@ def train(
     stage = "healing"
     while True:
         loop = _Loop(module, data, config, folder, device=device, bfloat16=bfloat16, logs=logs, deadline=deadline)
-        loop.on_save, loop.progress, loop.stage = on_save, progress, stage
+        loop.progress, loop.stage = progress, stage
         try:
             return loop.run()
         except RuntimeError as error:
@@ -97,7 +96,6 @@ class _Loop(Trainer):  # type: ignore[misc]  # transformers is untyped here
     """Trainer with samples in their own order, a held-out loss per token, and the best weights kept."""
 
     control: Any
-    on_save: Callable[[], None]
     progress: Progress
     stage: str
 
@@ -307,7 +305,6 @@ class _Loop(Trainer):  # type: ignore[misc]  # transformers is untyped here
         with disk_errors(place):
             super()._save_checkpoint(model, trial)
         self.accelerator.wait_for_everyone()
-        self.on_save()
         self.save_due = time.monotonic() + max(SAVE_SECONDS, (time.monotonic() - began) / SAVE_SHARE)
 
 
