@@ -85,7 +85,7 @@ def measured(name: str, drop: str, minutes: float, folder: Path, *, load: bool) 
     items = 2 if name == "tiny" else ss.ShrinkOptions.probe_items
     options = ss.ShrinkOptions(drop=drop, minutes=minutes, probe_items=items)
     started = time.perf_counter()
-    with ss.bars() as progress, beside(30 * minutes, load=load):
+    with ss.progress_bar() as progress, beside(30 * minutes, load=load):
         made = ss.shrink(model, folder / "out", options, progress=progress)
     row = {
         "model": name,

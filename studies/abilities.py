@@ -93,6 +93,9 @@ def _row(cells: Sequence[str]) -> str:
 
 
 def main() -> None:
+    if "--help" in sys.argv:
+        print(__doc__)
+        sys.exit()
     (c4,) = sys.argv[1:]
     model, sources = ss.Checkpoint.open("demo"), texts(c4)
     judged, decoder = read(model, sources["all"], 1), Decoder.open(model)

@@ -68,6 +68,9 @@ def with_text(folder: Path) -> Path:
 
 
 def main() -> None:
+    if "--help" in sys.argv:
+        print(__doc__)
+        sys.exit()
     text, c4, tasks = sys.argv[1:]
     kept_in = HERE / "aims.json"
     known = json.loads(kept_in.read_text(encoding="utf-8")) if kept_in.exists() else {"runs": []}

@@ -275,6 +275,9 @@ def _with_sums(measures: Mapping[str, Sequence[float]]) -> dict[str, Sequence[fl
 
 
 def main() -> None:
+    if "--help" in sys.argv:
+        print(__doc__)
+        sys.exit()
     smoke = sys.argv[1:] == ["--smoke"]
     size = {"windows": WINDOWS, "judging": JUDGING, "samples": SAMPLES, "items": ITEMS}
     drop, text = (2, "pydoc") if smoke else (int(sys.argv[1]), sys.argv[2])

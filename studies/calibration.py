@@ -118,6 +118,9 @@ def picture(found: Found, path: Path) -> None:
 
 
 def main() -> None:
+    if "--help" in sys.argv:
+        print(__doc__)
+        sys.exit()
     text = sys.argv[1] if len(sys.argv) > 1 else "pydoc"
     model, out = ss.Checkpoint.open("demo"), Path(__file__)
     found = scored(model, text)

@@ -117,6 +117,9 @@ def published(base: ss.Evaluation, whole: Mapping[str, TaskResult]) -> list[str]
 
 
 def main() -> None:
+    if "--help" in sys.argv:
+        print(__doc__)
+        sys.exit()
     data, wiki, *named = sys.argv[1:]
     models = {"unpruned": "demo", **dict(each.split("=", 1) for each in named)}
     found = {}

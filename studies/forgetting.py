@@ -119,6 +119,9 @@ def run(
 
 
 def main() -> None:
+    if "--help" in sys.argv:
+        print(__doc__)
+        sys.exit()
     c4, lambada, *documents = sys.argv[1:]
     names = [name for name, (_, options) in VARIANTS.items() if documents or options["data"] == MIXED]
     file = HERE / "forgetting.json"

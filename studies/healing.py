@@ -244,6 +244,9 @@ def rows(bench: Bench, judge: Judge, kept: dict[str, Any]) -> Iterator[tuple[str
 
 
 def main() -> None:
+    if "--help" in sys.argv:
+        print(__doc__)
+        sys.exit()
     c4, *paths = sys.argv[1:]
     kept = json.loads(KEPT.read_text()) if KEPT.exists() else {}
     with tempfile.TemporaryDirectory() as folder:

@@ -219,6 +219,9 @@ def save_page(path: Path, page: str) -> None:
 
 
 def main() -> None:
+    if "--help" in sys.argv:
+        print(__doc__)
+        sys.exit()
     minutes, drops, seed, text, tasks, *given = sys.argv[1:]
     data = given[0] if given else None
     kept_in = HERE / "minutes.json"

@@ -9,6 +9,7 @@ itself and corrected for all rows by Holm.
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 from shortstack.evaluation.paired import Outcomes, compare_tasks
@@ -44,6 +45,9 @@ def outcomes(trials: dict[int, TrialRecord], number: int) -> Outcomes:
 
 
 def main() -> None:
+    if "--help" in sys.argv:
+        print(__doc__)
+        sys.exit()
     trials = {trial.number: trial for trial in read(HERE).trials}
     ours, theirs = ({name: outcomes(trials, pair[place]) for name, pair in ROWS.items()} for place in (0, 1))
     lines = [

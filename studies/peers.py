@@ -252,6 +252,9 @@ def evaluations(models: Mapping[str, ss.Checkpoint], wiki: str, data: str) -> di
 
 
 def main() -> None:
+    if "--help" in sys.argv:
+        print(__doc__)
+        sys.exit()
     peers, c4, dolly, wiki, documents, folder = sys.argv[1:]
     sys.path.append(peers)  # for the versions
     out, source = Path(folder), ss.Checkpoint.open("demo")

@@ -59,6 +59,9 @@ def row(name: str, removed: str, before: list[float], after: list[float], second
 
 
 def main() -> None:
+    if "--help" in sys.argv:
+        print(__doc__)
+        sys.exit()
     fit, *others = sys.argv[1:]
     model, started = ss.Checkpoint.open("demo"), time.strftime("%Y-%m-%d")
     decoder, tokenizer = Decoder.open(model), model.tokenizer()

@@ -51,6 +51,9 @@ def rows(decoder: Decoder, plans: Mapping[str, ss.Plan], texts: Mapping[str, ss.
 
 
 def main() -> None:
+    if "--help" in sys.argv:
+        print(__doc__)
+        sys.exit()
     model = ss.Checkpoint.open("demo")
     decoder, tokenizer = Decoder.open(model), model.tokenizer()
     texts = {

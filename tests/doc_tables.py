@@ -35,9 +35,9 @@ def methods() -> Rows:
 
 def tables() -> Iterator[tuple[Path, str, Sequence[str], Callable[[], Rows]]]:
     """Each table: its page, the heading that it stands under, the names of its columns, and its rows."""
-    yield DOCS / "ls.md", "Metrics", ("metric", "feed", "score", "paper"), metrics
-    yield DOCS / "ls.md", "Strategies", ("strategy", "feed", "what goes", "paper"), strategies
-    yield DOCS / "ls.md", "Healing methods", ("method", "trains", "paper"), methods
+    yield DOCS / "list.md", "Metrics", ("metric", "feed", "score", "paper"), metrics
+    yield DOCS / "list.md", "Strategies", ("strategy", "feed", "what goes", "paper"), strategies
+    yield DOCS / "list.md", "Healing methods", ("method", "trains", "paper"), methods
 
 
 def written(columns: Sequence[str], rows: Rows) -> str:

@@ -182,7 +182,7 @@ def test_they_stand_in_the_help_and_in_the_listings(said):
 
 
 def test_they_stand_in_the_tables_of_a_page(place, said):
-    listings = (place / "docs" / "ls.md").read_text()
+    listings = (place / "docs" / "list.md").read_text()
     assert all(f"| `toy-{what}` |" in listings for what in ("metric", "strategy", "method"))
 
 

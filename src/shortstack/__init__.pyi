@@ -25,7 +25,7 @@ from .healing import TrainingData as TrainingData
 from .healing import heal as heal
 from .healing import heal_in_turns as heal_in_turns
 from .machine import Compute as Compute
-from .machine import bars as bars
+from .machine import progress_bar as progress_bar
 from .planning import Choice as Choice
 from .planning import Plan as Plan
 from .planning import choose as choose

@@ -1,4 +1,4 @@
-"""The unpruned model as a verb's second one, and what is said next: it is the one that was cut, at its commit."""
+"""The base model as a verb's second one is the one that was pruned, at its commit."""
 
 from __future__ import annotations
 
@@ -12,11 +12,12 @@ from shortstack.checkpoint import Checkpoint
 from zoo import speaking
 
 COMMIT = "c" * 40
+SMALL = ("--data", "pydoc", "--max-length", "16", "--max-samples", "8", "--max-steps", "1", "--train-last", "1")
 
 
 @pytest.fixture
 def place(tmp_path, monkeypatch):
-    """A cut of a model of the hub, and that model as it was then, for whoever asks for its commit."""
+    """A pruned model of the hub, and its base model at that commit."""
     monkeypatch.setenv("SHORTSTACK_CACHE", str(tmp_path / "cache"))
     monkeypatch.chdir(tmp_path)
     speaking(tmp_path / "then")
@@ -42,16 +43,16 @@ def place(tmp_path, monkeypatch):
         ("verify", "cut", "--against", "org/model"),
         ("evaluate", "cut", "--against", "org/model", "--samples", "2", "--length", "16", "--no-collapse-check"),
         ("profile", "cut", "--against", "org/model", "--no-speed"),
-        ("heal", "cut", "--teacher", "org/model", "--loss", "distill", "--data", "pydoc", "-o", "out", "--dry-run"),
+        ("heal", "cut", "--base", "org/model", "--loss", "distill", *SMALL, "-o", "out"),
     ],
     ids=lambda words: words[0],
 )
-def test_a_verb_opens_the_unpruned_model_at_the_commit_that_was_cut(words, place):
+def test_base_model_is_opened_at_the_commit_that_was_pruned(words, place):
     told = ended(*words)
     assert told.exit_code == 0, told.stderr
 
 
-def test_a_model_of_another_name_is_opened_as_it_is_typed(place):
+def test_model_of_another_name_is_opened_as_typed(place):
     shutil.copytree(place / "then", place / "other")
     assert ended("verify", "cut", "--against", "other").exit_code == 0
 
@@ -59,7 +60,7 @@ def test_a_model_of_another_name_is_opened_as_it_is_typed(place):
 @pytest.mark.parametrize(
     ("recorded", "more"), [("refs/pr/5", ()), ("../../elsewhere", ()), (COMMIT, ("--trust-remote-code",))]
 )
-def test_a_record_names_no_branch_and_no_commit_whose_code_would_run(recorded, more, place, monkeypatch):
+def test_recorded_revision_is_used_only_if_it_is_a_commit_without_own_code(recorded, more, place, monkeypatch):
     record = json.loads((place / "cut" / "shortstack.json").read_text())
     record["source"]["revision"] = recorded
     (place / "cut" / "shortstack.json").write_text(json.dumps(record))

@@ -1,4 +1,4 @@
-"""How much memory there is, and what is done and said where it is too little."""
+"""Available memory, and models that do not fit."""
 
 import sys
 import weakref
@@ -20,7 +20,7 @@ from zoo import tiny
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no ulimit")
 @pytest.mark.parametrize(("limit", "kind"), [("RLIMIT_DATA", "data"), ("RLIMIT_AS", "vms")])
-def test_what_ulimit_leaves_is_the_memory_there_is(limit, kind, monkeypatch):
+def test_available_memory_respects_ulimit(limit, kind, monkeypatch):
     allowed = getattr(psutil.Process().memory_info(), kind) + (300 << 20)
     limits = {getattr(memory.resource, limit): allowed}
     real = memory.resource.getrlimit
@@ -29,7 +29,7 @@ def test_what_ulimit_leaves_is_the_memory_there_is(limit, kind, monkeypatch):
 
 
 @pytest.mark.parametrize(("line", "kind"), [("0::/some/group", ""), ("7:cpu,memory:/some/group", "memory")])
-def test_the_limit_of_a_nested_control_group_counts(line, kind, tmp_path, monkeypatch):
+def test_available_memory_respects_nested_control_group(line, kind, tmp_path, monkeypatch):
     nested = tmp_path / "some" / "group"
     nested.mkdir(parents=True)
     (nested / "limit").write_text("5000000\n")
@@ -40,7 +40,7 @@ def test_the_limit_of_a_nested_control_group_counts(line, kind, tmp_path, monkey
     monkeypatch.setattr(memory, "CONTROL_GROUPS", {kind: (tmp_path / "limit", tmp_path / "used")})
     assert memory.available_memory("cpu") == 4000000
     (nested / "memory.stat").write_text("anon 200000\ninactive_file 300000\nactive_file 400000\n")
-    assert memory.available_memory("cpu") == 4700000, "the system takes files back that it only keeps in case"
+    assert memory.available_memory("cpu") == 4700000, "cached files can be taken back"
     (nested / "memory.stat").write_text("inactive_file 1\ntotal_inactive_file 500000\ntotal_active_file 0\n")
     assert memory.available_memory("cpu") == 4500000, "of a group and those below it"
 
@@ -86,45 +86,40 @@ def test_free_gpu_memory_counts_what_torch_keeps_so_a_second_model_loads(monkeyp
     assert memory.available_memory("cuda:0") == 10**10
 
 
-def test_of_two_pieces_of_work_the_larger_says_which_device_is_asked_for_memory():
+def test_requirements_of_two_pieces_of_work_are_of_the_larger_device():
     scoring, writing = memory.Requirements(900, device="cuda"), memory.Requirements(100, disk_bytes=50)
     for both in (scoring.then(writing), writing.then(scoring)):
         assert both == memory.Requirements(900, 50, device="cuda")
 
 
-def test_a_model_that_must_be_in_memory_whole_and_has_no_room_is_refused_before_it_is_read(monkeypatch):
+def test_model_without_room_is_refused_before_it_is_read(monkeypatch):
     checkpoint = Checkpoint.open(tiny("llama"))
     half, whole = checkpoint.parameters * 2, checkpoint.parameters * 4
     monkeypatch.setattr("transformers.AutoModelForCausalLM.from_pretrained", lambda *_, **__: pytest.fail("was read"))
     monkeypatch.setattr(memory, "available_memory", lambda _device: whole - 1)
     with pytest.raises(InputError) as refused:
         Decoder.open(checkpoint, Compute(dtype="float32", device="cpu", stream=False))
-    assert refused.value.where == str(checkpoint.directory)
-    assert "16 bits if this is float32" in refused.value.fix
-    assert "device" not in refused.value.fix
+    assert str(checkpoint.directory) in str(refused.value)
     monkeypatch.undo()
     monkeypatch.setattr(memory, "available_memory", lambda _device: half)
     assert Decoder.open(checkpoint, Compute(dtype="bfloat16", device="cpu", stream=False)).dtype == "bfloat16"
 
 
-def test_what_is_said_where_there_is_no_room(monkeypatch):
+def test_room_is_refused_below_what_is_needed(monkeypatch):
     monkeypatch.setattr(memory, "available_memory", lambda _device: 8 * 10**9)
     memory.check_room("a model", 8 * 10**9, "cpu")
-    with pytest.raises(InputError) as refused:
+    with pytest.raises(InputError, match=r"a model: .*16\.0 GB.*cuda:0.*8\.0 GB"):
         memory.check_room("a model", 16 * 10**9, "cuda:0")
-    assert (refused.value.where, refused.value.found) == ("a model", "8.0 GB free")
-    assert refused.value.expected == "16.0 GB free on cuda:0, for its weights"
-    assert "try the CPU" in refused.value.fix
 
 
 @pytest.mark.parametrize(("memory", "streams"), [(10**4, True), (10**9, False)])
-def test_a_model_that_does_not_fit_is_streamed_without_being_asked(memory, streams, monkeypatch):
+def test_model_that_does_not_fit_is_streamed_by_default(memory, streams, monkeypatch):
     monkeypatch.setattr(streaming, "available_memory", lambda _device: memory)
     decoder = Decoder.open(Checkpoint.open(tiny("llama")))
     assert (decoder.weights is not None) == streams
 
 
-def test_streams_have_room_for_a_quarter_of_the_memory(monkeypatch):
+def test_streams_take_a_quarter_of_the_memory(monkeypatch):
     decoder = Decoder.open(Checkpoint.open(tiny("llama")), Compute(dtype="float32"))
     one = 8 * 32 * 4  # bytes of eight tokens' hidden states
     for free, together in ((4 * 8 * one, 2), (4 * 15 * one, 3), (4 * 16 * one, 4), (1, 1)):
@@ -134,7 +129,7 @@ def test_streams_have_room_for_a_quarter_of_the_memory(monkeypatch):
         assert [each for turn in turns for each in turn] == list("abcdefgh")
 
 
-def test_a_peak_that_cannot_be_forgotten_is_no_fault(monkeypatch, tmp_path):
+def test_unwritable_proc_does_not_fail(monkeypatch, tmp_path):
     """Sandboxes have a /proc that cannot be written; a study's steps begin by forgetting the peak."""
     (tmp_path / "clear_refs").touch()
     monkeypatch.setattr(memory, "CLEAR_REFS", tmp_path / "clear_refs")

@@ -23,7 +23,7 @@ from shortstack.checkpoint.sizes import Sizes
 from shortstack.checkpoint.source import commit_of, locate
 from shortstack.errors import CheckpointError, InputError, one_line
 from shortstack.machine.cache import cache_directory, content_key, kept_folder, make_room, mark_used
-from shortstack.machine.files import check_disk, digest, disk_errors, file_digest
+from shortstack.machine.files import check_disk, digest, file_digest
 from shortstack.machine.memory import check_room
 from shortstack.machine.progress import Progress, hush_transformers, in_notebooks
 from shortstack.machine.typed import typed
@@ -389,7 +389,7 @@ def _saved(model: Any) -> Path:
     make_room(nbytes)
     check_disk(place.parent, nbytes, what="a model that was given in memory")
     hush_transformers()
-    with kept_folder(place) as partial, disk_errors(partial):
+    with kept_folder(place) as partial:
         model.save_pretrained(partial)
         if tokenizer is not None:
             tokenizer.save_pretrained(partial)

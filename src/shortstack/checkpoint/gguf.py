@@ -19,7 +19,7 @@ from shortstack.checkpoint.file_names import CARD
 from shortstack.checkpoint.gguf_file import GgufFile, read_gguf, write_gguf
 from shortstack.errors import CheckpointError, is_out_of_memory, one_line
 from shortstack.machine.cache import cache_directory, content_key, kept_folder, make_room, mark_used
-from shortstack.machine.files import check_disk, disk_errors, file_digest
+from shortstack.machine.files import check_disk, file_digest
 from shortstack.machine.progress import Progress, hush_transformers, silent
 
 # What reading a damaged, truncated or unknown GGUF file ends in, somewhere in transformers' reader.
@@ -102,6 +102,5 @@ def _convert(path: Path, out: Path, *, said: Path) -> None:
     vars(model.config).pop("quantization_config", None)
     model.config._name_or_path = ""
     hush_transformers()
-    with disk_errors(out):
-        model.save_pretrained(out)
-        tokenizer.save_pretrained(out)
+    model.save_pretrained(out)
+    tokenizer.save_pretrained(out)

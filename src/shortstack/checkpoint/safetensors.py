@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any
 
 from shortstack.checkpoint.pieces import Columns, Piece, Span, WrittenFile, broken, piece_digest, write_pieces
 from shortstack.errors import CheckpointError, one_line
-from shortstack.machine.files import disk_errors
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -97,15 +96,13 @@ def save_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
     """Save tensors in memory as a file of their own, by the reference implementation."""
     from safetensors.torch import save_file
 
-    with disk_errors(path):
-        save_file(dict(tensors), path)
+    save_file(dict(tensors), path)
 
 
 def spill(tensor: StoredTensor, path: Path) -> StoredTensor:
     """Move a tensor in memory into a file of its own, where its bytes stay until it is written elsewhere."""
     assert isinstance(tensor.data, bytes)  # noqa: S101  others are in a file already
-    with disk_errors(path):
-        path.write_bytes(tensor.data)
+    path.write_bytes(tensor.data)
     return replace(tensor, data=Span(path, 0, tensor.size))
 
 

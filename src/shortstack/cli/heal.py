@@ -42,7 +42,7 @@ def heal(
     *,
     output: Out,
     recipe: Annotated[
-        str | None, Parameter(help="A preset (`shortstack ls recipes`) or a .yaml file; other options override it.")
+        str | None, Parameter(help="A preset (`shortstack list recipes`) or a .yaml file; other options override it.")
     ] = None,
     base: Annotated[
         str | None,

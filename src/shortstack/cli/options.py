@@ -23,7 +23,7 @@ from shortstack.machine.device import Compute
 from shortstack.machine.files import check_new, check_picture, save_json
 from shortstack.machine.formats import option_words
 from shortstack.machine.options import changed_options, check_options, option, option_of
-from shortstack.machine.progress import bars, say
+from shortstack.machine.progress import progress_bar, say
 
 if TYPE_CHECKING:
     from shortstack.checkpoint import Checkpoint
@@ -146,7 +146,7 @@ class Reporting:
         return None
 
     def bars(self) -> AbstractContextManager[Progress]:
-        return bars(quiet=self.quiet, verbose=self.verbose)
+        return progress_bar(quiet=self.quiet, verbose=self.verbose)
 
     def next_step(self, *words: object) -> None:
         self.say(shlex.join(["shortstack", *map(str, words)]))

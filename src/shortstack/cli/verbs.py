@@ -2,21 +2,20 @@
 
 # By verb, in the order of --help: the first line of its docstring, so that listing the verbs imports none of them.
 VERBS = {
+    "shrink": "Prune, repair, heal and measure a model in one command.",
     "score": "Score every layer by one or more metrics, in one pass over the layers.",
     "plan": "Choose the layers to remove, from scores or a model.",
     "prune": "Write the model without some layers, by copying bytes.",
     "verify": "Check that a checkpoint is whole and computes what it should.",
     "heal": "Train a pruned checkpoint to get back what it lost.",
     "evaluate": "Measure perplexity, tasks, and what the model writes.",
-    "shrink": "Prune, repair, heal and measure a model in one command.",
-    "study": "Run a grid of trials, each step once.",
-    "watch": "Show how far a running study is.",
     "profile": "Count parameters, bytes and operations; measure speed and memory.",
+    "study": "Run a grid of trials, each step once.",
     "report": "Show what a study found, as one page or as tables.",
     "export": "Export a checkpoint to llama.cpp, Ollama or the hub.",
+    "list": "List metrics, strategies, methods, recipes, tasks and texts.",
+    "watch": "Show how far a running study is.",
     "demo": "Shorten a small model that comes with the package, and measure it.",
-    "ls": "List metrics, strategies, methods, recipes, tasks and texts.",
-    "cache": "Show or clear the cache.",
 }
 HELP = ("--help", "-h")
 

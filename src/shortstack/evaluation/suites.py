@@ -116,6 +116,6 @@ def unknown(name: str, known: Sequence[str]) -> InputError:
     return InputError(
         repr(name),
         expected="a task of lm-evaluation-harness, one in include, or a suite",
-        fix=f"did you mean {near[0]}?" if near else "`shortstack ls tasks` lists the suites",
+        fix=f"did you mean {near[0]}?" if near else "`shortstack list tasks` lists the suites",
         option="tasks",
     )

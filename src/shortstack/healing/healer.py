@@ -39,7 +39,7 @@ from shortstack.machine.clock import Clock
 from shortstack.machine.device import Compute
 from shortstack.machine.files import scratch_beside
 from shortstack.machine.memory import peak_rss
-from shortstack.machine.progress import Progress, in_notebooks, silent
+from shortstack.machine.progress import Progress, silent
 from shortstack.profiling.speed import forward_speed
 
 OWN_TOKENS = 16 * 288  # that the base model writes in its first batch
@@ -53,7 +53,7 @@ def heal(
     base: Model | None = None,
     clock: Clock | None = None,
     speed: float | None = None,
-    progress: Progress = in_notebooks,
+    progress: Progress = silent,
 ) -> Healing:
     """Train the part of a model that the method names, and write the result to the new `out`.
 

@@ -17,7 +17,7 @@ from shortstack.healing.result import Healing
 from shortstack.healing.resuming import Unfinished
 from shortstack.machine.device import Compute
 from shortstack.machine.files import rename_new
-from shortstack.machine.progress import Progress, in_notebooks, under
+from shortstack.machine.progress import Progress, silent, under
 from shortstack.planning import Choice, choose
 from shortstack.planning.layer_sets import check_pace, parse_drop
 from shortstack.pruning import prune
@@ -33,7 +33,7 @@ def prune_iteratively(
     metric: str = "ppl",
     text: Text | None = None,
     compute: Compute | None = None,
-    progress: Progress = in_notebooks,
+    progress: Progress = silent,
 ) -> Healing:
     """Remove `step` layers of the base model, heal, and repeat until `drop` are gone; the paper's 1:1:8 is drop 8, step 1.
 

@@ -123,7 +123,7 @@ def _text(name: str) -> str:
         raise InputError(
             repr(name),
             expected=f"a .yaml file, or one of {', '.join(recipe_names())}",
-            fix=f"did you mean {near[0]}?" if near else "`shortstack ls recipes` explains each",
+            fix=f"did you mean {near[0]}?" if near else "`shortstack list recipes` explains each",
             option="recipe",
         )
     return yamlfile.text_of(name)

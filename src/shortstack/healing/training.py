@@ -35,7 +35,7 @@ from shortstack.healing.learner import IGNORED, Data, Ordered
 from shortstack.healing.resuming import BEST, STATE, last_checkpoint
 from shortstack.healing.result import History, Losses
 from shortstack.machine.device import pick_device
-from shortstack.machine.files import atomic_write, disk_errors
+from shortstack.machine.files import atomic_write
 from shortstack.machine.numbers import is_share
 from shortstack.machine.progress import Progress, silent
 
@@ -302,8 +302,7 @@ class _Loop(Trainer):  # type: ignore[misc]  # transformers is untyped here
             place.mkdir()
             shutil.copyfile(self.folder / BEST, place / BEST)
         self.accelerator.wait_for_everyone()
-        with disk_errors(place):
-            super()._save_checkpoint(model, trial)
+        super()._save_checkpoint(model, trial)
         self.accelerator.wait_for_everyone()
         self.save_due = time.monotonic() + max(SAVE_SECONDS, (time.monotonic() - began) / SAVE_SHARE)
 

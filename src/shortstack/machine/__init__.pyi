@@ -13,4 +13,4 @@ from . import tables as tables
 from . import typed as typed
 from . import yamlfile as yamlfile
 from .device import Compute as Compute
-from .progress import bars as bars
+from .progress import progress_bar as progress_bar

@@ -1,7 +1,7 @@
-"""Where shortstack keeps what it can compute again: $SHORTSTACK_CACHE, else the user's cache directory.
+"""The cache of what can be computed again: $SHORTSTACK_CACHE, else the user's cache directory.
 
-What is kept lies in a folder of its kind, a file or a folder each, named by content_key(). It may go at any time: before
-much is written, what nobody used for longest goes where the cache would grow beyond its limit.
+Each entry is a file or folder in the folder of its kind, named by content_key(). Any may be removed at any time; before
+much is written, the least recently used ones are, down to $SHORTSTACK_CACHE_LIMIT.
 """
 
 from __future__ import annotations
@@ -24,13 +24,7 @@ from shortstack.machine.formats import BYTES, count_in
 
 # The libraries that results depend on; those that are not installed take no part.
 LIBRARIES = ("torch", "transformers", "tokenizers", "accelerate", "peft", "lm_eval", "bitsandbytes", "torchao")
-KINDS = {
-    "activations": "outputs of frozen layers and of teachers, for heal",
-    "data": "data that was given in memory",
-    "gguf": "GGUF files as safetensors",
-    "models": "models that were given in memory",
-    "own-texts": "texts that a model wrote itself",
-}
+KINDS = ("activations", "data", "gguf", "models", "own-texts")
 ENTRY = re.compile(r"[0-9a-f]{64}\b")  # how a name begins that content_key() gave
 OURS: set[Path] = set()  # entries that this process has used, and may use again
 MARGIN_BYTES = 256 << 20  # of the cache's disk that stay free
@@ -74,39 +68,25 @@ def library_versions() -> Mapping[str, str]:
 
 
 @dataclass(frozen=True)
-class CacheEntry:
-    """A file or folder that is kept. used: when it was last used, in seconds since 1970."""
+class _Entry:
+    """used: when it was last used, in seconds since 1970."""
 
-    kind: str
     path: Path
     bytes: int
     used: float
 
 
-def cache_entries() -> Iterator[CacheEntry]:
-    """Iterate over the cached entries; nothing else in the cache's folder is looked at, whatever its name."""
-    for kind in KINDS:
-        folder = _root() / kind
-        for path in sorted(folder.iterdir()) if folder.is_dir() else ():
-            if not ENTRY.match(path.name):
-                continue
+def _entries() -> Iterator[_Entry]:
+    """Iterate over the cached entries; nothing of another name is touched."""
+    for folder in filter(Path.is_dir, (_root() / kind for kind in KINDS)):
+        for path in filter(lambda path: ENTRY.match(path.name), sorted(folder.iterdir())):
             with suppress(FileNotFoundError):  # another process has just removed it
                 files = [file for file in path.rglob("*") if file.is_file()] if path.is_dir() else [path]
-                nbytes = sum(file.stat().st_size for file in files)
-                yield CacheEntry(kind, path, nbytes, path.stat().st_mtime)
-
-
-def remove_entry(path: Path) -> bool:
-    """Remove what is kept, and say whether all of it went. It loses its name first, so that half is never taken for all."""
-    aside = partial_of(path)
-    with suppress(OSError):
-        os.rename(path, aside)
-        remove(aside)
-    return not path.exists() and not aside.exists()
+                yield _Entry(path, sum(file.stat().st_size for file in files), path.stat().st_mtime)
 
 
 def mark_used(path: Path) -> None:
-    """Have it be the last to go, and stay while this process runs. Where nothing can be written it keeps its time."""
+    """Make an entry the most recently used one, and keep it while this process runs."""
     OURS.add(path)
     with suppress(OSError):
         os.utime(path)
@@ -114,7 +94,7 @@ def mark_used(path: Path) -> None:
 
 @contextmanager
 def kept_folder(place: Path) -> Iterator[Path]:
-    """Yield a folder to fill, which gets its name once it is whole on disk; other processes may make the same meanwhile."""
+    """Yield a folder to fill, which gets its name once it is whole on disk; another process may make the same meanwhile."""
     partial = partial_of(place)
     try:
         yield partial
@@ -122,28 +102,28 @@ def kept_folder(place: Path) -> Iterator[Path]:
         rename_new(partial, place)
         mark_used(place)
     except OutputError:
-        if not place.is_dir():  # another process may have made it meanwhile: the same bytes
+        if not place.is_dir():
             raise
     finally:
         remove(partial)
 
 
-def make_room(nbytes: int) -> list[CacheEntry]:
-    """Remove what was not used for longest until so many bytes more fit the limit; returns what went.
+def make_room(nbytes: int) -> None:
+    """Remove the least recently used entries until so many bytes more fit the limit.
 
-    What was used within a day stays, since a process may be using it. What is half-written and older goes, whatever the
-    limit.
+    What was used within a day stays, since a process may be using it; half-written entries that are older go in any case.
+    An entry loses its name first, so that no half is ever taken for a whole.
     """
-    entries = sorted(cache_entries(), key=lambda entry: entry.used)
+    entries = sorted(_entries(), key=lambda entry: entry.used)
     over = sum(entry.bytes for entry in entries) + nbytes - cache_limit()
     unused = time.time() - IN_USE_SECONDS
-    gone: list[CacheEntry] = []
     for entry in (candidate for candidate in entries if candidate.used < unused and candidate.path not in OURS):
         if over > 0 or ".partial-" in entry.path.name:
-            remove_entry(entry.path)
-            gone.append(entry)
+            aside = partial_of(entry.path)
+            with suppress(OSError):
+                os.rename(entry.path, aside)
+                remove(aside)
             over -= entry.bytes
-    return gone
 
 
 def cache_limit() -> int:
@@ -151,5 +131,5 @@ def cache_limit() -> int:
     text = os.environ.get("SHORTSTACK_CACHE_LIMIT") or LIMIT
     nbytes = count_in(BYTES, text)
     if nbytes is None:
-        raise InputError(repr(text), expected="a size like 50GB", fix="write one", where="$SHORTSTACK_CACHE_LIMIT")
+        raise InputError(f"$SHORTSTACK_CACHE_LIMIT is {text!r}; give a size like 50GB")
     return nbytes

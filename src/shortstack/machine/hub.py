@@ -1,4 +1,4 @@
-"""The Hugging Face hub, which may be out of reach: tried once here, and not by every library again and again."""
+"""The Hugging Face hub, which may be unreachable: tried once here, and not by every library again and again."""
 
 from __future__ import annotations
 

@@ -9,15 +9,13 @@ from types import TracebackType
 from filelock import FileLock, Timeout
 
 from shortstack.errors import OutputError
-from shortstack.machine.files import make_folder, missing_parents, remove_empty
 
 
 class OutputLock:
-    """Keeps other processes from making the same output; who holds it may enter it again.
+    """Keeps other processes from making the same output; its holder may enter it again.
 
-    The lock goes with the process, however that ends. Its file, `.<output>.lock` beside the output if no other place is
-    named, goes with the lock, or where a process was killed with the next one that makes the output. meanwhile: what
-    whoever is refused can do.
+    The lock ends with the process. Its file, `.<output>.lock` beside the output if no other place is named, is removed
+    with the lock, or after a kill by the next process that makes the output. meanwhile: advice to the refused process.
     """
 
     def __init__(self, output: Path, place: Path | None = None, *, meanwhile: str = "wait for it") -> None:
@@ -25,26 +23,15 @@ class OutputLock:
         self.place = place or output.with_name(f".{output.name}.lock")
         self.meanwhile = f"{meanwhile}, or name another output"
         self._lock = FileLock(self.place)
-        self._made = missing_parents(self.place)
 
     def __enter__(self) -> OutputLock:
         try:
-            make_folder(self.place.parent)
+            self.place.parent.mkdir(parents=True, exist_ok=True)
             self._lock.acquire(timeout=0)
         except Timeout as error:
-            raise OutputError(
-                "another process is writing it",
-                expected="an output that no other process is making",
-                fix=self.meanwhile,
-                where=self.output,
-            ) from error
+            raise OutputError(f"another process is writing {self.output}; {self.meanwhile}") from error
         except OSError as error:
-            raise OutputError(
-                error.strerror or str(error),
-                expected="an output that can be written",
-                fix="name another output",
-                where=self.output,
-            ) from error
+            raise OutputError(f"{self.output} cannot be written: {error.strerror or error}") from error
         return self
 
     def __exit__(
@@ -55,4 +42,3 @@ class OutputLock:
             with suppress(PermissionError):  # Windows keeps files that are open
                 self.place.unlink(missing_ok=True)
         self._lock.release()
-        remove_empty(self._made)  # an output that was refused leaves no folders that were made for it

@@ -54,21 +54,14 @@ def _available_on_gpu(device: str) -> int:
 def check_room(where: object, nbytes: int, device: str, *, layers: bool = False, fix: str = "") -> None:
     """Refuse weights that need more than a device's free memory: the system would kill this process, or swap for hours.
 
-    nbytes: what they take at least. layers: they are read layer by layer already. fix: what to do, where the caller knows.
+    nbytes: bytes of the weights. layers: they are read layer by layer already. fix: advice, if the caller has some.
     """
     free = available_memory(device)
     if nbytes <= free:
         return
-    what = "embedding, head and two layers of it" if layers else "its weights"
-    elsewhere = "the CPU, " if device.startswith("cuda") else ""
-    ways = f"free memory, or try {elsewhere}16 bits if this is float32, or a larger machine"
-    others = "score, plan, prune, verify, and evaluate on texts and multiple choice"
-    raise InputError(
-        f"{size(free)} free",
-        expected=f"{size(nbytes)} free on {device}, for {what}",
-        fix=fix or (ways if layers else f"{ways}; {others} read such a model layer by layer"),
-        where=where,
-    )
+    what = "two layers" if layers else "the weights"
+    fix = fix or f"free memory, or try {'the CPU or ' if device.startswith('cuda') else ''}bfloat16"
+    raise InputError(f"{where}: {what} need {size(nbytes)} of memory on {device}, and {size(free)} are free; {fix}")
 
 
 def _left_by_ulimit(memory_info: Any) -> Iterator[int]:

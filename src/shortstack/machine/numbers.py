@@ -21,17 +21,17 @@ ALMOST = 1 - 1e-12  # so that 7 % of 100 are 7, where 0.07 * 100 is a little mor
 
 
 def is_number(value: object) -> TypeGuard[float]:
-    """Say whether a value is a number of any kind; True and False are none."""
+    """Return whether a value is a number of any kind; True and False are not."""
     return isinstance(value, Real) and not isinstance(value, bool)
 
 
 def is_share(amount: object) -> bool:
-    """Say whether an amount is a share of what there is, and no count."""
+    """Return whether an amount is a share and not a count."""
     return isinstance(amount, Real) and not isinstance(amount, Integral)
 
 
 def part_of(amount: float | None, whole: int) -> int:
-    """Count how many of so many are meant: a float is a share, rounded up; None: all.
+    """Return how many of `whole` an amount is: a float is a share, rounded up; None: all.
 
     >>> part_of(0.07, 100), part_of(0.1, 12), part_of(5, 3), part_of(5, 8), part_of(None, 8)
     (7, 2, 3, 5, 8)
@@ -65,9 +65,7 @@ def perplexity(loss: float) -> float:
 
 
 def checked(value: float, where: str) -> float:
-    """Return the value, if it is a number; refuse NaN."""
+    """Return the value; refuse NaN."""
     if value != value:
-        raise ShortstackError(
-            "NaN", expected="a number", fix="check the weights for NaN, or compute in float32", where=where
-        )
+        raise ShortstackError(f"{where} is NaN; check the weights for NaN, or compute in float32")
     return value

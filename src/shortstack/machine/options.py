@@ -1,16 +1,14 @@
-"""Options, stated once: dataclass fields that carry their help and their range.
+"""Options, stated once: the fields of a class, with their ranges and help.
 
 The command line, recipes, study files and the tables of the documentation are made from these fields.
 
->>> @dataclass(frozen=True)
+>>> @options
 ... class Schedule:
-...     learning_rate: float = option(1e-4, help="Peak learning rate.", above=0)
-...     def __post_init__(self) -> None:
-...         check_options(self)
+...     learning_rate: float = Field(1e-4, gt=0, description="Peak learning rate.")
 >>> Schedule(learning_rate=-1)
 Traceback (most recent call last):
     ...
-shortstack.errors.InputError: learning_rate: expected a number above 0, found -1. To fix it: take the default, 0.0001.
+shortstack.errors.InputError: learning_rate: -1 is too small; give more than 0.0
 """
 
 from __future__ import annotations
@@ -102,6 +100,10 @@ def input_error(error: ValidationError) -> InputError:
             message = f"{value} is too large; give at most {limit}"
         case "less_than":
             message = f"{value} is too large; give less than {limit}"
+        case "int_parsing" | "int_from_float":
+            message = f"{value!r} is not a whole number"
+        case "float_parsing":
+            message = f"{value!r} is not a number"
         case "missing":
             message = "missing; give a value"
         case "unexpected_keyword_argument":

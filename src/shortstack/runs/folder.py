@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from shortstack.errors import InputError
-from shortstack.machine.files import make_folder, read_json, remove, rename_new
+from shortstack.machine.files import read_json, remove, rename_new
 from shortstack.machine.locks import OutputLock
 
 WEIGHTS = "*.safetensors"
@@ -66,7 +66,7 @@ class Folder:
 
     def make(self) -> None:
         for name in ("artefacts", "partial", "logs"):
-            make_folder(self.root / name)
+            (self.root / name).mkdir(parents=True, exist_ok=True)
 
     @contextmanager
     def held(self) -> Iterator[None]:

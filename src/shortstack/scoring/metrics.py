@@ -225,7 +225,7 @@ METRICS: Mapping[str, Metric] = {
 
 def metric_named(name: str) -> Metric:
     """Return the metric of that name."""
-    check_choice_of("metric", name, METRICS, fix="`shortstack ls metrics` explains each")
+    check_choice_of("metric", name, METRICS, fix="`shortstack list metrics` explains each")
     return METRICS[name]
 
 

@@ -28,7 +28,7 @@ class ShrinkOptions:
         None,
         help="Remove as many layers as possible while keeping this share, such as 95%, of likelihood, probes and tasks.",
     )
-    recipe: str = option("best", help="A preset of `shortstack ls recipes`, or a file.")
+    recipe: str = option("best", help="A preset of `shortstack list recipes`, or a file.")
     data: str | None = option(
         None, help="Data to heal on; `best` chooses layers on it, too, unless text says on what. Default: the recipe's."
     )

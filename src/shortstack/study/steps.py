@@ -34,7 +34,7 @@ from shortstack.machine.files import digest, disk_full, save_json
 from shortstack.machine.formats import option_words, show_share
 from shortstack.machine.memory import forget_peak_rss, peak_rss
 from shortstack.machine.options import options_of
-from shortstack.machine.progress import Progress, bars
+from shortstack.machine.progress import Progress, progress_bar
 from shortstack.study.progress import keeping
 
 if TYPE_CHECKING:
@@ -154,7 +154,7 @@ def perform(job: Job) -> dict[str, Any]:
     with lock, job.log.open("a", encoding="utf-8") as log:
         forget_peak_rss()  # a worker runs many steps: the peak is to be this one's
         started = time.perf_counter()
-        with redirect_stdout(log), redirect_stderr(log), bars() as progress:
+        with redirect_stdout(log), redirect_stderr(log), progress_bar() as progress:
             try:
                 shutil.rmtree(job.output, ignore_errors=True)  # of one that was killed before it was put in its place
                 ended: dict[str, Any] = {"result": job.step.run(job, keeping(job.progress, progress))}

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from shortstack.errors import InputError
 from shortstack.machine.options import check_installed, check_options, option
-from shortstack.machine.progress import hush_kernels
+from shortstack.machine.progress import hush_libraries
 
 if TYPE_CHECKING:
     from shortstack.study.grid import Resources
@@ -93,7 +93,7 @@ def _follow(followed: Connection, threads: int | None) -> None:
         os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()
-    hush_kernels()
+    hush_libraries()
     if threads:
         os.environ["OMP_NUM_THREADS"] = str(threads)  # before torch is imported
 

@@ -1,8 +1,8 @@
-"""ls: what there is to choose from."""
+"""list: names that options take."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Annotated, Any, Literal
 
 from cyclopts import Parameter
@@ -17,7 +17,7 @@ from shortstack.scoring import METRICS
 Listed = Literal["metrics", "strategies", "methods", "recipes", "tasks", "texts"]
 
 
-def ls(
+def list(  # noqa: A001  the verb's name
     what: Annotated[Listed | None, Parameter(help="Which list: metrics, strategies, ... Default: all.")] = None,
     /,
     *,
@@ -25,12 +25,12 @@ def ls(
 ) -> None:
     """List metrics, strategies, methods, recipes, tasks and texts.
 
-    $ shortstack ls recipes
+    $ shortstack list recipes
     """
     from shortstack.data.mixture import listed_texts
     from shortstack.healing.recipes import listed_recipes
 
-    listings = {
+    listings: dict[str, Sequence[Mapping[str, Any]]] = {
         "metrics": _rows(METRICS.values(), "name", "feed", "formula", "paper"),
         "strategies": _rows(STRATEGIES.values(), "name", "feed", "summary", "paper"),
         "methods": _rows(METHODS.values(), "name", "trains", "paper"),
@@ -51,5 +51,5 @@ def ls(
     return None
 
 
-def _rows(entries: Iterable[object], *fields: str) -> list[dict[str, Any]]:
+def _rows(entries: Iterable[object], *fields: str) -> Sequence[Mapping[str, Any]]:
     return [{field: getattr(entry, field) for field in fields} for entry in entries]

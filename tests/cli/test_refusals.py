@@ -1,0 +1,479 @@
+"""A request that cannot be carried out is one message with exit code 2, and leaves every file as it was."""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from unittest import mock
+
+import architectures
+import pytest
+from safetensors.torch import load_file, save_file
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
+
+from command import MESSAGE, snapshot
+from shortstack import scoring
+from shortstack.machine.device import pick_device
+from shortstack.scoring import Scores
+from zoo import make, speaking, tiny
+
+SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+PLAIN = ("--metric", "reverse", "--drop", "2")
+
+
+def prune_refused(command, model: object, *options: object, output: object = "out") -> str:
+    return command.refused("prune", model, *(options or PLAIN), "-o", output)
+
+
+@pytest.fixture
+def model(tmp_path):
+    """A copy of a tiny model, to break."""
+    return Path(shutil.copytree(tiny("llama"), tmp_path / "model"))
+
+
+@pytest.fixture
+def sharded(tmp_path):
+    folder = make("llama", tmp_path / "sharded", max_shard_size="100KB")
+    assert len(list(folder.glob("model-*.safetensors"))) > 2
+    return folder
+
+
+@pytest.fixture
+def worded(model):
+    """A model with a tokenizer that knows 26 words of one letter."""
+    special = {"unk_token": "<unk>"}
+    tokenizer = Tokenizer(models.WordLevel({"<unk>": 0, **{chr(97 + i): 3 + i for i in range(26)}}, **special))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, **special).save_pretrained(model)
+    return model
+
+
+def edit(path: Path, change: Callable[[dict], object]) -> None:
+    data = json.loads(path.read_text())
+    change(data)
+    path.write_text(json.dumps(data))
+
+
+# The checkpoint
+
+
+@pytest.mark.parametrize("name", ["none", "none.gguf", "x" * 300, "file.txt", "folder", "org/model", "org/--bad..name"])
+def test_missing_model(name, command, tmp_path):
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "file.txt").write_text("text")
+    assert name in prune_refused(command, name)
+
+
+@pytest.mark.parametrize("failure", ["transport", "not JSON", "unreachable"])
+def test_failing_hub(failure, command, monkeypatch):
+    from huggingface_hub import errors
+
+    transport = errors.HfHubHTTPError.__bases__[0]
+    error, reason = transport("Server disconnected"), "Server disconnected"
+    if failure == "not JSON":
+        error, reason = json.JSONDecodeError("a page", "<html>", 0), "a page"
+    if failure == "unreachable":
+        error, reason = errors.LocalEntryNotFoundError("no snapshot here"), "no such host"
+        error.__cause__ = transport("no such host")
+    monkeypatch.setattr("huggingface_hub.snapshot_download", mock.Mock(side_effect=error))
+    assert reason in prune_refused(command, "org/model")
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        *("", "{", b"\xff", "[]", "{}"),
+        *('{"model_type": "bert"}', '{"model_type": "t5"}', '{"model_type": "clip"}', '{"model_type": "zork"}'),
+        '{"model_type": "llama", "hidden_size": "big"}',
+        '{"model_type": "llama", "hidden_act": "zork"}',
+        '{"model_type": "llama", "num_hidden_layers": 9}',
+    ],
+)
+def test_unusable_config(content, command, model):
+    (model / "config.json").write_bytes(content if isinstance(content, bytes) else content.encode())
+    prune_refused(command, model)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"num_hidden_layers": 0},
+        {"vocab_size": 0},
+        {"intermediate_size": -3},
+        {"num_attention_heads": 0},
+        {"pad_token_id": 1000},
+        {"rope_parameters": {"rope_type": "zork"}},
+    ],
+)
+def test_config_that_builds_no_model(fields, command, model):
+    edit(model / "config.json", lambda config: config.update(fields))
+    prune_refused(command, model)
+
+
+def remap(name: object) -> Callable[[dict], object]:
+    return lambda index: index["weight_map"].update({"lm_head.weight": name})
+
+
+INDICES = {
+    "missing tensor": lambda index: index["weight_map"].update(none=index["weight_map"]["lm_head.weight"]),
+    "missing entry": lambda index: index["weight_map"].pop("lm_head.weight"),
+    "no map": lambda index: index.pop("weight_map"),
+    "list for a name": remap(["x"]),
+    "number for a name": remap(5),
+    "a folder for a name": remap(".."),
+    "name too long": remap("x" * 300 + ".safetensors"),
+    "name with a null": remap("x\0.safetensors"),
+}
+
+
+@pytest.mark.parametrize("case", INDICES)
+def test_wrong_index(case, command, sharded):
+    edit(sharded / INDEX, INDICES[case])
+    prune_refused(command, sharded)
+
+
+def test_missing_shard_index_and_weights(command, model, sharded):
+    shutil.move(model / SINGLE, model / "model-00001-of-00002.safetensors")
+    shutil.copy(model / "model-00001-of-00002.safetensors", model / "model-00002-of-00002.safetensors")
+    assert "no index" in prune_refused(command, model)
+    for path in model.glob("*.safetensors"):
+        path.unlink()
+    assert "no weights" in prune_refused(command, model)
+    gone = sorted(sharded.glob("model-*.safetensors"))[1]
+    gone.unlink()
+    assert gone.name in prune_refused(command, sharded)
+    os.mkfifo(gone)  # it is not waited for
+    assert gone.name in prune_refused(command, sharded)
+
+
+@pytest.mark.parametrize("name", ["model.norm.weight", "model.layers.7.mlp.up_proj.weight"])
+def test_missing_and_superfluous_weights(name, command, model):
+    tensors = load_file(model / SINGLE)
+    weight = tensors.pop(name)
+    save_file(tensors, model / SINGLE, {"format": "pt"})
+    assert name in prune_refused(command, model)
+    save_file({**tensors, name: weight, f"{name}_2": weight.clone()}, model / SINGLE, {"format": "pt"})
+    assert f"{name}_2" in prune_refused(command, model)
+
+
+def test_quantised_form_that_hides_layers(command, model):
+    tensors = load_file(model / SINGLE)
+    fused = {f"blocks.fused_{number}": tensor for number, tensor in enumerate(tensors.values())}
+    save_file(fused, model / SINGLE)
+    edit(model / "config.json", lambda config: config.update(quantization_config={"quant_method": "gptq", "bits": 4}))
+    prune_refused(command, model)
+
+
+@pytest.mark.parametrize("record", ["{", '{"verb": "prune", "files": {}, "layer_map": [1]}'])
+def test_foreign_record(record, command, model):
+    (model / "shortstack.json").write_text(record)
+    for words in (("prune", *PLAIN, "-o", "out"), ("verify",)):
+        assert "shortstack.json" in command.refused(words[0], model, *words[1:])
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "score --metric bi --text pydoc --stream -o new.json",
+        "score --metric ppl --text pydoc --no-stream -o new.json",
+        "score --metric magnitude-l2 --text pydoc -o new.json",
+        "score --depth-curve -o new.json",
+        "evaluate -o new.json",
+        "plan --strategy search --drop 2 -o new.json",
+    ],
+)
+def test_nan_weights_are_an_error(words, command, model):
+    folder = speaking(model)
+    tensors = load_file(folder / SINGLE)
+    tensors["model.layers.3.mlp.up_proj.weight"][5, 7] = math.nan
+    save_file(tensors, folder / SINGLE, {"format": "pt"})
+    verb, *options = words.split()
+    code, out, err = command(verb, folder, *options, "--samples", "4", "--length", "8", "-q")
+    assert (code, out) == (1, "")
+    assert MESSAGE.fullmatch(err)
+    assert "NaN" in err
+    assert not (command.folder / "new.json").exists()
+
+
+# Plans and scores
+
+PLANS = {
+    "missing": None,
+    "too deep": "[" * 100_000,
+    "another depth": '{"layers": 9, "removed": [1], "strategy": "x"}',
+    "another width": '{"layers": 8, "removed": [1], "strategy": "x", "parameters": {"before": 9000, "after": 8000}}',
+    "scores": '{"layers": 8, "scores": {"bi": [1, 2]}}',
+}
+
+
+@pytest.mark.parametrize("case", PLANS)
+def test_unusable_plan(case, command, model, tmp_path):
+    if (content := PLANS[case]) is not None:
+        (tmp_path / "plan.json").write_text(content)
+    command.refused("prune", model, "--plan", "plan.json", "-o", "out")
+
+
+SCORES = {
+    "no metric": lambda data: data.update(scores={}),
+    "no sizes": lambda data: data.update(model={}),
+    "other sizes": lambda data: data["model"].update(layer_bytes=[1] * 7, layer_parameters=[1] * 7),
+    "a plan": lambda data: [data.clear(), data.update(layers=8, removed=[1], strategy="x")],
+}
+
+
+@pytest.mark.parametrize("case", SCORES)
+def test_unusable_scores(case, command, model, tmp_path):
+    assert command("score", model, "--metric", "reverse", "-o", "scores.json")[0] == 0
+    edit(tmp_path / "scores.json", SCORES[case])
+    command.refused("plan", "scores.json", "--drop", "2", "-o", "plan.json")
+
+
+def test_infinite_score_survives_the_file(tmp_path):
+    scores = Scores(3, {"ppl": (2.0, math.inf, 1.0)})
+    scores.save(tmp_path / "scores.json")
+    assert json.loads((tmp_path / "scores.json").read_text())["scores"]["ppl"] == [2.0, None, 1.0]
+    assert Scores.from_dict(json.loads((tmp_path / "scores.json").read_text()), where="x").scores == scores.scores
+
+
+# Options
+
+REFUSED = {  # words, and the option or file that the message begins with
+    "prune model -o out --layers 0-7": "--layers",
+    "prune model -o out --layers 3 --metric bi": "--layers",
+    "prune model -o out --drop 2 --samples 0": "--samples",
+    "prune model -o out --drop 2 --samples many": "--samples",
+    "prune model -o out --drop 1 --metric zork": "--metric",
+    "score model --metric bi --text missing.txt": "--text",
+    "score model --metric bi --text empty.txt": "empty.txt",
+    "score model --metric bi --text short.txt": "short.txt",
+    "score model --metric bi --text latin.txt": "latin.txt",
+    "score model --metric bi --text broken.jsonl": "broken.jsonl",
+    "score model --metric bi --text object.json": "object.json",
+    "evaluate model --perplexity copying": "--samples",
+}
+
+
+@pytest.mark.parametrize("words", REFUSED)
+def test_refused_option(words, command, worded, tmp_path):
+    contents = {"empty.txt": b"", "short.txt": b"a b c", "latin.txt": "caf\xe9 a".encode("latin-1")}
+    contents |= {"broken.jsonl": b'{"text": "a"}\n{"text": "b"\n', "object.json": b'{"text": "a"}'}
+    for name, content in contents.items():
+        (tmp_path / name).write_bytes(content)
+    assert command.refused(*words.split()).startswith(f"Error: {REFUSED[words]}")
+
+
+UNUSED = {
+    "plan scores.json --drop 2": ("--text x", "--seed 1", "--revision main"),
+    "prune model -o out --plan plan.json": ("--samples 5", "--seed 1", "--drop 2"),
+    "prune model -o out --layers 3": ("--samples 5", "--text x", "--repair-samples 9"),
+    "profile model --no-speed": ("--batch-size 4", "--repeats 3"),
+    "evaluate model": ("--limit 2",),
+    "verify model": ("--revision main",),
+}
+
+
+@pytest.mark.parametrize("words", UNUSED)
+def test_option_without_effect_is_refused(words, command, model):
+    assert command("score", model, "--metric", "reverse", "-o", "scores.json")[0] == 0
+    assert command("plan", "scores.json", "--drop", "2", "-o", "plan.json")[0] == 0
+    for option in UNUSED[words]:
+        assert option.split()[0] in command.refused(*words.split(), *option.split())
+
+
+def test_missing_device(command, model):
+    for device in {"cuda", "mps"} - {pick_device("auto")}:
+        options = ("--metric", "bi", "--samples", "1", "--device", device)
+        assert device in command.refused("score", speaking(model), *options)
+
+
+def test_inexact_cut_moves_to_the_nearest_exact_one(command, tmp_path):
+    folder = architectures.make("diffllama", tmp_path / "diffllama")
+    code, out, err = command("plan", folder, "--metric", "random", "--drop", "2", "--seed", "1", "--json")
+    assert code == 0
+    assert json.loads(out)["removed"] == [6, 7]
+    assert "6-7" in err
+    assert "6-7" in command.refused("plan", folder, "--layers", "2-3")
+    kept = command.refused("plan", folder, "--metric", "random", "--drop", "2", "--keep-last", "1")
+    assert "lambda_init" in kept, "a plan is never moved onto a layer that must stay"
+
+
+# The output
+
+
+def test_output_that_exists_or_lies_in_the_input(command, model, tmp_path):
+    (tmp_path / "file").write_text("mine")
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "dangling").symlink_to("nowhere")
+    (tmp_path / "link").symlink_to(model)
+    outputs = ["file", "folder", "folder/", ".", "/", "dangling", "link/config.json/..", "file/out", "x" * 300]
+    outputs += ["model", "model/", "model/.", "model/out", "model/out/", "model/a/b", "link", "link/out", "link/"]
+    for output in outputs:
+        prune_refused(command, "model", output=output)
+    prune_refused(command, "link/", output="model/out")
+    for verb, given in (("score", ()), ("plan", ("--drop", "1"))):
+        for output in ("file", "none/out.json"):
+            assert output.split("/")[0] in command.refused(verb, "model", "--metric", "reverse", *given, "-o", output)
+
+
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="there is no /proc")
+def test_output_in_an_unwritable_folder(command, worded):
+    for words in (("prune", worded, *PLAIN), ("score", worded, "--metric", "bi", "--text", "pydoc")):
+        suffix = ".json" if words[0] == "score" else ""
+        assert "/proc" in command.refused(*words, "-o", f"/proc/out{suffix}")
+
+
+def test_too_small_disk_is_refused_before_anything_is_written(command, model, monkeypatch):
+    size = (model / SINGLE).stat().st_size
+    usage = shutil.disk_usage(model)
+    monkeypatch.setattr("shutil.disk_usage", lambda path: usage._replace(free=(16 << 20) + size // 2))
+    monkeypatch.setattr(Path, "mkdir", lambda *_, **__: pytest.fail("something was made"))
+    assert "free disk" in prune_refused(command, model)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(28, "No space left on device"),
+        OSError(12, "Cannot allocate memory"),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory"),
+        MemoryError(),
+        ImportError("failed to map segment"),
+    ],
+)
+def test_full_disk_or_memory_is_one_message_and_leaves_nothing(error, command, model, monkeypatch):
+    monkeypatch.setattr(os, "fsync", mock.Mock(side_effect=error))
+    before = snapshot(command.folder)
+    code, out, err = command("prune", model, *PLAIN, "-o", "out", "-q")
+    assert (code, out) == (1, "")
+    assert MESSAGE.fullmatch(err)
+    assert (getattr(error, "strerror", None) or str(error) or "MemoryError") in err
+    assert snapshot(command.folder) == before
+
+
+def test_other_errors_of_libraries_are_raised(command, model, monkeypatch):
+    monkeypatch.setattr(os, "fsync", mock.Mock(side_effect=RuntimeError("a bug")))
+    with pytest.raises(RuntimeError, match="a bug"):
+        command("prune", model, *PLAIN, "-o", "out", "-q")
+
+
+def test_unreadable_file(command, model, monkeypatch):
+    monkeypatch.setattr(Path, "read_text", mock.Mock(side_effect=PermissionError(13, "Permission denied", "a.json")))
+    assert "Permission denied" in prune_refused(command, model)
+
+
+def test_verbose_shows_a_traceback(command):
+    code, out, err = command("plan", "none", "--drop", "2", "-v")
+    assert (code, out) == (2, "")
+    assert "Traceback" in err
+    assert MESSAGE.search(err)
+
+
+# What is printed
+
+
+def test_folder_is_a_model_whatever_its_name(command, tmp_path):
+    folder = make("llama", tmp_path / "scores.json")
+    code, out, _ = command("plan", folder, *PLAIN, "--json")
+    assert (code, json.loads(out)["removed"]) == (0, [6, 7])
+
+
+def test_verify_takes_the_revision_of_the_base_model(command, model, monkeypatch):
+    requested = []
+
+    def snapshot(name: str, *, revision: str, **_: object) -> str:
+        requested.append((name, revision))
+        return str(model)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot)
+    assert command("prune", model, *PLAIN, "-o", "out")[0] == 0
+    code, out, err = command("verify", "out", "--against", "org/model", "--revision", "v2")
+    assert (code, requested) == (0, [("org/model", "v2")])
+    assert "difference 0 without layers 6-7" in " ".join(re.sub("[│┃]", "", out).split())
+    assert "--revision" not in err
+    command.refused("verify", "out", "--against", model, "--revision", "v2")
+
+
+def test_next_step_can_be_pasted_whatever_the_names(command, model, tmp_path):
+    code, _, err = command("score", model, "--metric", "reverse", "-o", "my scores.txt")
+    assert code == 0
+    words = shlex.split(err.rpartition("Next: ")[2])
+    assert words[:3] == ["shortstack", "plan", "my scores.txt"]
+    edit(tmp_path / "my scores.txt", lambda data: data["model"].update(source="x; rm -rf /"))
+    code, _, err = command(*words[1:])
+    assert code == 0
+    assert shlex.split(err.rpartition("Next: ")[2])[:3] == ["shortstack", "prune", "x; rm -rf /"]
+
+
+def test_list_names_every_choice(command):
+    found = json.loads(command.said("list", "--json"))
+    names = {row["name"] for row in found["metrics"]}
+    assert names >= {"random", "reverse", "magnitude-l1", "magnitude-l2", "taylor", "ppl", "bi"}, "the paper's seven"
+    assert [row["name"] for row in found["methods"]] == ["partial", "lora", "rslora", "dora", "qlora", "full"]
+    assert {"best", "paper-lora"} <= {row["name"] for row in found["recipes"]}
+
+
+def test_ascii_terminal_gets_a_table(command, monkeypatch):
+    terminal = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    monkeypatch.setattr(sys, "stdout", terminal)
+    assert command("list", "metrics")[0] == 0
+    assert b"sum over matrices" in terminal.buffer.getvalue()
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_full_stdout_is_one_message_and_code_1(unbuffered):
+    """Python buffers what it prints to a file, and ignores a failure to write it at exit."""
+    words = [sys.executable, "-m", "shortstack", "--help"]
+    environment = {**os.environ, "PYTHONUNBUFFERED": unbuffered}
+    with open("/dev/full", "w") as full:
+        ran = subprocess.run(words, stdout=full, stderr=subprocess.PIPE, text=True, env=environment)
+    assert ran.returncode == 1
+    assert MESSAGE.fullmatch(ran.stderr)
+
+
+SCORED = ("score", "model", "--metric", "reverse", "-o", "scores.json", "--plot", "scores.svg")
+
+
+def test_closed_stdout_costs_no_file(command, model, tmp_path, monkeypatch):
+    reading, writing = os.pipe()
+    os.close(reading)
+    with os.fdopen(writing, "w") as gone:
+        monkeypatch.setattr(sys, "stdout", gone)
+        code, _, err = command(*SCORED, "-q")
+        monkeypatch.undo()
+    assert (code, err) == (1, "")
+    assert Scores.load(tmp_path / "scores.json").layers == 8
+    assert (tmp_path / "scores.svg").exists()
+
+
+def test_output_that_appears_meanwhile_is_not_replaced(command, model, monkeypatch):
+    out, score = command.folder / "scores.json", scoring.score
+
+    def meanwhile(*args, **options):
+        out.write_text("theirs", encoding="utf-8")
+        return score(*args, **options)
+
+    monkeypatch.setattr(scoring, "score", meanwhile)
+    code, printed, _ = command(*SCORED, "-q")
+    assert code == 2
+    assert "order of removal" in printed, "the result is not lost"
+    assert out.read_text(encoding="utf-8") == "theirs"
+
+
+def test_full_disk_does_not_cost_the_result(command, model, monkeypatch):
+    full = mock.Mock(side_effect=OSError(28, "No space left on device", "scores.json"))
+    monkeypatch.setattr("shortstack.cli.options.save_json", full)
+    code, out, err = command(*SCORED, "-q")
+    assert code == 1
+    assert "order of removal" in out
+    assert "scores.json" in err
