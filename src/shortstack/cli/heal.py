@@ -12,8 +12,7 @@ from pydantic import Field
 from shortstack.cli import console
 from shortstack.cli.options import PICTURE, Out, Reporting, Session, flat, going_on, group
 from shortstack.errors import InputError
-from shortstack.healing import HealOptions, IterativeSchedule, Partial
-from shortstack.healing.task import task_of_config
+from shortstack.healing import HealOptions, Partial
 from shortstack.machine.files import check_new
 from shortstack.machine.formats import show_layers
 from shortstack.machine.options import given, options
@@ -67,51 +66,52 @@ def heal(
     values: dict[str, Any] = {**given(typed), **given(rounds)}
     with named_by_line(recipe, values):
         values = with_recipe(values, recipe) if recipe else values
-        turns = _turns(values)
-        config = HealOptions(**{name: value for name, value in values.items() if hasattr(typed, name)}).config
+        settings = {name: values.pop(name) for name in [*values] if hasattr(typed, name)}
+        config = HealOptions(**settings).config
         config.check()
+        _check_rounds(settings, values)
         check_new(output, make_folders=True)
         with session.report.bars() as progress:
             checkpoint = session.source.open(directory, progress)
-            _warn(checkpoint, config, session.report, pruned=bool(recipe and not turns))
-            opened = _base(base, checkpoint, session, progress) if config.needs_base else None
-            with going_on("repeat the command: it goes on from its last saved step"):
-                result = _heal(checkpoint, output, config, turns, opened, progress, began)
+            _warn(checkpoint, config, session.report, pruned=bool(recipe and not values))
+            opened = _base(base, checkpoint, session, progress) if config.needs_base and not values else None
+            with going_on("repeat the command; at most a minute of training is lost"):
+                result = _heal(checkpoint, output, config, opened, settings, values, progress, began)
     if not first_process():
         return
     session.report.result(result, plot=plot)
-    if turns and not session.report.json:
+    if values and not session.report.json:
         console.show(_removed(checkpoint, result))
-    session.report.next_measure(output, checkpoint.made_from or (turns and directory), *session.alone.command_line)
+    session.report.next_measure(output, checkpoint.made_from or (values and directory), *session.alone.command_line)
 
 
-def _turns(values: dict[str, Any]) -> IterativeSchedule | None:
-    """Return the rounds that the options ask for, if any."""
-    rounds = {name: values[name] for name in ("drop", "metric", "text", "samples", "length") if name in values}
-    if values.get("layers_per_round") is None:
+def _check_rounds(settings: dict[str, Any], rounds: dict[str, Any]) -> None:
+    """Refuse options of rounds without them, and rounds without an end."""
+    if settings.get("layers_per_round") is None:
         for name in rounds:
             raise InputError("it needs --layers-per-round; add that, or leave it out", option=name)
-        return None
-    if "drop" not in rounds:
+    elif "drop" not in rounds:
         raise InputError("give how much to remove in all, such as 25%", option="drop")
-    return IterativeSchedule(**rounds, step=values["layers_per_round"])
 
 
 def _heal(
     checkpoint: Checkpoint,
     output: Path,
     config: HealingConfig,
-    turns: IterativeSchedule | None,
     base: Checkpoint | None,
+    settings: dict[str, Any],
+    rounds: dict[str, Any],
     progress: Progress,
     began: float,
 ) -> Healing:
     from shortstack.healing import heal as heal_checkpoint
-    from shortstack.healing import heal_in_turns
+    from shortstack.healing import prune_iteratively
     from shortstack.machine.clock import Clock
 
-    if turns:
-        return heal_in_turns(checkpoint, output, turns, task_of_config(config, base=base), progress=progress)
+    if rounds:
+        text = Text(**{name: rounds.pop(name) for name in ("text", "samples", "length") if name in rounds})
+        step = settings["layers_per_round"]
+        return prune_iteratively(checkpoint, output, config, step=step, text=text, **rounds, progress=progress)
     clock = Clock(60 * config.minutes, used=time.monotonic() - began) if config.minutes else None
     return heal_checkpoint(checkpoint, output, config, base=base, clock=clock, progress=progress)
 

@@ -7,22 +7,17 @@ from collections.abc import Sequence
 from dataclasses import fields, replace
 from typing import Annotated, Any
 
-from pydantic import BeforeValidator, Field
+from pydantic import Field
 
-from shortstack.data import Example, source_of
-from shortstack.data.in_context import IN_CONTEXT
-from shortstack.data.mixture import SEVERAL, check_sources, parse_sources
-from shortstack.data.sources import OWN, SOURCES
+from shortstack.data import Example, Sources, Text
+from shortstack.data.text import SOURCES_HELP
 from shortstack.errors import DataError, InputError
 from shortstack.healing.layer_choice import Partial
 from shortstack.healing.method import HealingMethod
 from shortstack.machine.options import Amount, OneOf, check_installed, options
 
 HELD_OUT_SHARE = 0.05
-DATA = (
-    f"Text or instructions: {', '.join([*SOURCES, *IN_CONTEXT])}, .txt, .jsonl or .json (text, alpaca, dolly, "
-    f"chat or prompt), or a hub dataset. {SEVERAL}"
-)
+DATA = f"Text or instructions (text, alpaca, dolly, chat or prompt): {SOURCES_HELP}"
 LOSSES = {"sft": "loss", "distill": "KL from the teacher"}  # the held-out loss of each
 OF_DISTILL = {"top_k": 64, "temperature": 1.0, "next_token_weight": 0.0}
 DECAYS = (  # transformers' schedules that need nothing but the steps
@@ -50,20 +45,16 @@ def _either(names: Sequence[str]) -> str:
     return f"{', '.join(names[:-1])} or {names[-1]}."
 
 
-def _source(value: Any) -> Any:
-    return value if value is None else source_of(value)
-
-
 @options
 class HealingConfig:
     """Settings of heal().
 
-    data: sources by name, or rows in memory. loss: sft is next-token cross-entropy; distill is T^2 KL(p || q) from a teacher
+    data: the source of a Text. loss: sft is next-token cross-entropy; distill is T^2 KL(p || q) from a teacher
     at temperature T, of its top_k most likely tokens and all others as one. The paper trains two epochs at 1e-5 in batches
     of 64 with 100 warm-up steps (Lu et al., 4.1), some 1,500 steps; the defaults suit shorter runs.
     """
 
-    data: Annotated[str | None, BeforeValidator(_source)] = Field(None, description=DATA)
+    data: Sources | None = Field(None, description=DATA)
     max_length: int = Field(256, ge=4, description="Longest sample, in tokens.")
     max_samples: Amount | None = Field(
         None, description="Use at most this many samples, including held-out ones, or a share such as 10%."
@@ -135,7 +126,7 @@ class HealingConfig:
     @property
     def reads_own_text(self) -> bool:
         """Whether the data holds text that the base model writes."""
-        return bool(self.data and any(part.source == OWN for part in parse_sources(self.data)))
+        return bool(self.data) and self.text.own
 
     @property
     def needs_base(self) -> bool:
@@ -143,19 +134,19 @@ class HealingConfig:
         return self.reads_own_text or (self.distills and self.teacher is None)
 
     @property
-    def source(self) -> str:
+    def text(self) -> Text:
         """The data; an error if there is none."""
         if not self.data:
             raise InputError("give some, such as pydoc", option="data")
-        return self.data
+        return Text(self.data, self.max_samples, self.max_length)
 
     def check(self) -> None:
         """Refuse missing data, libraries and contradictory options before any work; the hub is not asked."""
-        check_sources(self.source, "data")
+        self.text.check("data")
         if self.teacher and not self.distills:
             raise InputError("only the loss distill has a teacher; leave it out", option="teacher")
-        if self.next_token_weight and all(part.endless for part in parse_sources(self.source)):
-            message = f"{self.source} has no text or answers; add some to the data, or leave it out"
+        if self.next_token_weight and all(source.endless for source in self.text.sources):
+            message = f"{self.text.name} has no text or answers; add some to the data, or leave it out"
             raise InputError(message, option="next_token_weight")
         self.method.check()
         if self.optim.endswith("8bit"):

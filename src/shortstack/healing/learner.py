@@ -105,7 +105,7 @@ class Learner(nn.Module):
         decoder.model.requires_grad_(False)
         self.names, self.trained = list(trained), nn.ModuleList(trained.values())
         self.trained.float().requires_grad_(True)
-        self.first, self.config = first, config
+        self.first, self.settings = first, config  # Trainer takes `config` for that of a model
         self._decoder = (decoder,)  # in a tuple: the rest of the model is not this module's to train or move
 
     @property
@@ -155,10 +155,10 @@ class Learner(nn.Module):
         states, targets = predicting(input_ids, left, wanted)
         criterion: Criterion = CrossEntropy(targets)
         if teacher_tokens is not None and teacher_log_p is not None:
-            criterion = Distillation(teacher_tokens, teacher_log_p, self.config.temperature)
+            criterion = Distillation(teacher_tokens, teacher_log_p, self.settings.temperature)
             if made is not None and self.training:  # the held-out loss is the KL alone
                 text = labels.masked_fill(made[:, None], IGNORED)[:, 1:][wanted[:, 1:]]
-                criterion = DistillationAndText(criterion, text, self.config.next_token_weight)
+                criterion = DistillationAndText(criterion, text, self.settings.next_token_weight)
         loss = chunked_loss(decoder, states, criterion)
         outputs = {"loss": loss / num_items_in_batch}
         if teacher_tokens is not None and not self.training:

@@ -11,7 +11,7 @@ from typing import Any
 
 from shortstack.errors import DataError
 from shortstack.machine.clock import Clock
-from shortstack.machine.files import check_new, clear, finite, make_folder, read_json, save_json
+from shortstack.machine.files import check_new, clear, finite, read_json, save_json
 from shortstack.machine.progress import Progress, first_process, say
 
 RUN = "run.json"
@@ -48,7 +48,7 @@ class Unfinished:
         elif run:
             self.begin_anew("other options, data or model than the unfinished run")
         elif first_process():
-            make_folder(self.folder)
+            self.folder.mkdir(parents=True, exist_ok=True)
             self.note()
 
     def begin_anew(self, why: str) -> None:
@@ -56,7 +56,7 @@ class Unfinished:
         self.notes = {}
         if first_process():
             self.remove()
-            make_folder(self.folder)
+            self.folder.mkdir(parents=True, exist_ok=True)
             self.note()
 
     def note(self, **notes: Any) -> None:
