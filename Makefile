@@ -7,11 +7,10 @@ SOURCES := $(shell find src -type f -not -name '*.pyc')
 # make test-oldest: the tests with the oldest releases of tests/oldest.txt, but for what does not depend on releases (pages, scripts,
 #   most injected faults) and the architectures, which differ by release.
 # make test-wheel: the demo's model shortened in an environment that has only the wheel.
-# make torture: verbs killed and disks failing at every call, files changed at random, two processes at once; needs strace.
 # make architectures: try every architecture again and write docs/architectures.md.
 # make docs: the pages as a site, in site/.
 # make tables: write the tables of metrics, strategies and methods in docs/.
-.PHONY: architectures docs notebook tables demo test test-oldest test-wheel lint test-slow torture benchmarks wheel clean
+.PHONY: architectures docs notebook tables demo test test-oldest test-wheel lint test-slow benchmarks wheel clean
 
 demo: $(VENV)/demo
 	rm -rf demo-out
@@ -37,13 +36,9 @@ test-slow: $(VENV)/conformance $(VENV)/demo
 
 test-oldest: $(VENV)-oldest/installed
 	$(VENV)-oldest/bin/python -m pytest -n auto --dist worksteal --durations 10 --ignore tests/conformance --ignore tests/test_docs.py \
-		--ignore tests/test_scripts.py --ignore tests/torture --ignore tests/test_additions.py \
+		--ignore tests/test_scripts.py --ignore tests/test_additions.py \
 		--ignore tests/healing/test_processes.py --ignore tests/healing/test_unfinished.py --ignore tests/healing/test_iterative.py \
 		--ignore tests/report --ignore tests/test_notebook.py
-
-torture: $(VENV)/dev $(VENV)/demo
-	@command -v strace > /dev/null || { echo "strace is not installed"; exit 1; }
-	TORTURE_POINTS=100 TORTURE_MUTATIONS=1000 TORTURE_ROUNDS=50 TORTURE_TRIALS=1000 $(BIN)/python -m pytest tests/torture -n auto --dist worksteal -o faulthandler_timeout=0
 
 benchmarks: $(VENV)/dev $(VENV)/demo
 	$(BIN)/python benchmarks/start.py

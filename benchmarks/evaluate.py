@@ -30,7 +30,7 @@ import harness as bench
 from harness import median, ratios, spread, table, verdict
 from shortstack.checkpoint import Checkpoint
 from shortstack.decoder import Decoder
-from shortstack.evaluation import load_harness
+from shortstack.evaluation import EvalConfig, load_harness
 from shortstack.evaluation.harness import HarnessModel
 
 AIM = 1.3
@@ -106,7 +106,7 @@ def run(chosen: argparse.Namespace, folder: Path) -> None:
     checkpoint = Checkpoint.open(bench.tiny(folder / "tiny") if chosen.smoke else "demo")
     decoder, tokenizer = Decoder.load(checkpoint, dtype=torch.float32), checkpoint.tokenizer()
     documents = made_data(folder / "data") if chosen.smoke else chosen.data
-    tasks = load_harness().load(["piqa", "arc_easy", "hellaswag"], data=documents)
+    tasks = load_harness().load(EvalConfig(tasks="piqa,arc_easy,hellaswag", data_dir=documents))
     models = {
         "bare": HFLM(pretrained=decoder.model, tokenizer=tokenizer, batch_size=BATCH),
         "16": HarnessModel(decoder, tokenizer, batch=BATCH),

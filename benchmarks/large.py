@@ -249,8 +249,8 @@ class Line:
                  "-o", at / "repaired")  # fmt: skip
         shutil.rmtree(at / "model")
         shutil.rmtree(at / "cut")
-        self.run("evaluate", "evaluate", at / "repaired", "--perplexity", "pydoc", "--samples", 4, "--length", 128,
-                 "--no-collapse-check")  # fmt: skip
+        self.run("evaluate", "evaluate", at / "repaired", "--perplexity", "pydoc", "--num-samples", 4, "--seq-length", 128,
+                 "--no-base")  # fmt: skip
         for options, limit in self.healings():
             self.limit(limit)
             few = [

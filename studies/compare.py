@@ -40,7 +40,7 @@ class Variant:
     name: str
     checkpoint: ss.Checkpoint | None
     note: str = ""
-    evaluation: ss.Evaluation | None = None
+    evaluation: ss.EvalResult | None = None
     speed: str = ""
 
     def row(self, budget: int, texts: Sequence[str], tasks: Sequence[str]) -> str:
@@ -147,10 +147,10 @@ class Comparison:
         if variant.checkpoint is None:
             return variant
         options = self.options
-        tasks = ss.Tasks(options.tasks, limit=options.limit, data_dir=options.data_dir) if options.tasks else None
-        text = ss.EvaluationText(options.perplexity, length=options.length, samples=options.windows)
-        generation = ss.GenerationChecks(collapse_check=False)
-        evaluation = ss.evaluate(variant.checkpoint, text=text, tasks=tasks, generation=generation)
+        texts = {"perplexity": options.perplexity.split(","), "seq_length": options.length}
+        names = ("tasks", "limit", "data_dir")
+        tasks = {name: getattr(options, name) for name in names} if options.tasks else {}
+        evaluation = ss.evaluate(variant.checkpoint, ss.EvalConfig(**texts, num_samples=options.windows, **tasks))
         speed = "-" if variant.note == UNTIMED else self.speed(variant.checkpoint)
         return Variant(variant.name, variant.checkpoint, variant.note, evaluation, speed)
 

@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -35,29 +36,27 @@ PUBLISHED = {
 WHOLE = ("arc_easy", "arc_challenge", "piqa")  # asked all their documents for that
 
 
-def asked(model: ss.Checkpoint, tasks: ss.Tasks) -> Mapping[str, TaskResult]:
+def asked(model: ss.Checkpoint, names: Sequence[str], data: str, limit: int | None = None) -> Mapping[str, TaskResult]:
     """Results of tasks, and nothing else."""
-    nothing = ss.GenerationChecks(collapse_check=False)
-    return ss.evaluate(model, text=ss.EvaluationText(()), tasks=tasks, generation=nothing).tasks
+    return ss.evaluate(model, ss.EvalConfig("none", tasks=names, limit=limit, data_dir=data)).tasks
 
 
-def measured(model: ss.Checkpoint, data: str, wiki: str) -> ss.Evaluation:
+def measured(model: ss.Checkpoint, data: str, wiki: str) -> ss.EvalResult:
     """Everything of one model; the parts of it that take other limits are asked for by themselves."""
     single = [name for name in SUITES["paper"] if name not in BY_PART]
     limits = {LIMIT: single, PART: BY_PART, WRITTEN: [GENERATED]}
     tasks = {}
     for limit, names in limits.items():
-        tasks |= asked(model, ss.Tasks(names, limit=limit, data_dir=data))
-    text = ss.EvaluationText(["pydoc", wiki], length=256, samples=40)
-    checks = ss.GenerationChecks(probes=True, probe_items=PROBE_ITEMS, collapse_check=True)
-    found = ss.evaluate(model, text=text, generation=checks)
-    return ss.Evaluation(found.model, found.perplexity, found.probes, found.collapse, tasks)
+        tasks |= asked(model, names, data, limit)
+    texts = {"perplexity": ("pydoc", wiki), "seq_length": 256, "num_samples": 40}
+    found = ss.evaluate(model, ss.EvalConfig(**texts, probes=True, probe_items=PROBE_ITEMS))
+    return replace(found, tasks=tasks)
 
 
-def table(found: Mapping[str, ss.Evaluation]) -> list[str]:
+def table(found: Mapping[str, ss.EvalResult]) -> list[str]:
     """A line for each measure, a column for each model."""
     base = next(iter(found.values()))
-    found = {name: each if each is base else ss.compared(each, base) for name, each in found.items()}
+    found = {name: each if each is base else each.compare_to(base) for name, each in found.items()}
     compared = {name: each.against for name, each in list(found.items())[1:]}
     lines = [f"| measure | n | {' | '.join(found)} |", f"|{'---|' * (len(found) + 2)}"]
     for text in base.perplexity:
@@ -73,18 +72,16 @@ def table(found: Mapping[str, ss.Evaluation]) -> list[str]:
         lines.append(f"| {task}, {result.metric} | {result.n:,} | {' | '.join(cells)} |")
     lines.append(f"| average of the eight | | {' | '.join(f'{_average(each):.4f}' for each in found.values())} |")
     for probe, result in base.probes.items():
-        values = " | ".join(f"{each.probes[probe].accuracy.value:.2f}" for each in found.values())
+        values = " | ".join(f"{each.probes[probe].value:.2f}" for each in found.values())
         lines.append(f"| probe: {probe} | {result.n} | {values} |")
-    states = " | ".join(", ".join(each.collapse.fallen) or "no" if each.collapse else "-" for each in found.values())
-    lines.append(f"| collapsed | | {states} |")
     return lines
 
 
-def kept(found: Mapping[str, ss.Evaluation]) -> list[str]:
+def kept(found: Mapping[str, ss.EvalResult]) -> list[str]:
     """Of each task, how much of the unpruned value is kept, also above chance, and the interval of the difference."""
     base, *made = found.values()
     names = list(found)[1:]
-    compared = {name: ss.compared(each, base).against for name, each in zip(names, made, strict=True)}
+    compared = {name: each.compare_to(base).against for name, each in zip(names, made, strict=True)}
     heading = [f"{name}, {what}" for name in names for what in ("kept", "above chance", "difference, 95 %")]
     lines = [f"| task | {' | '.join(heading)} |", f"|{'---|' * (len(heading) + 1)}"]
     for task in SUITES["paper"]:
@@ -101,11 +98,11 @@ def _percent(value: float | None) -> str:
     return "-" if value is None else f"{value:.0f} %"
 
 
-def _average(found: ss.Evaluation) -> float:
+def _average(found: ss.EvalResult) -> float:
     return sum(found.tasks[name].value for name in SUITES["paper"]) / len(SUITES["paper"])
 
 
-def published(base: ss.Evaluation, whole: Mapping[str, TaskResult]) -> list[str]:
+def published(base: ss.EvalResult, whole: Mapping[str, TaskResult]) -> list[str]:
     """The unpruned model beside what others have published of it; whole: results on all documents of a task."""
     lines = ["| task | metric | here | published | gap |", "|---|---|---|---|---|"]
     for (task, metric), value in PUBLISHED.items():
@@ -126,7 +123,7 @@ def main() -> None:
     for name, place in models.items():
         found[name] = measured(ss.Checkpoint.open(place), data, wiki)
         print(name, {task: round(result.value, 3) for task, result in found[name].tasks.items()}, flush=True)
-    whole = asked(ss.Checkpoint.open("demo"), ss.Tasks(WHOLE, data_dir=data))
+    whole = asked(ss.Checkpoint.open("demo"), WHOLE, data)
     text, given = "/".join(Path(wiki).parts[-2:]), " ".join(f"{name}=MODEL" for name in list(models)[1:])
     command = f"python studies/evaluation.py DATA_DIR {text} {given}"
     lines = [

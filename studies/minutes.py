@@ -72,14 +72,13 @@ class Judge:
 
     def found(self, model: ss.Checkpoint) -> dict[str, float]:
         """The loss on the text, and the accuracy of each task and of each probe."""
+        tasks = {"tasks": TASKS, "limit": self.limit, "data_dir": self.data} if self.data else {}
         found = ss.evaluate(
             model,
-            text=ss.EvaluationText(self.text, samples=self.windows),
-            tasks=ss.Tasks(TASKS, limit=self.limit, data_dir=self.data) if self.data else None,
-            generation=ss.GenerationChecks(probes=True, probe_items=self.items),
+            ss.EvalConfig(self.text, num_samples=self.windows, probes=True, probe_items=self.items, **tasks),
             compute=ss.Compute(seed=self.seed),
         )
-        probes = {f"probe {name}": each.accuracy.value for name, each in found.probes.items()}
+        probes = {f"probe {name}": each.value for name, each in found.probes.items()}
         (perplexity,) = found.perplexity.values()
         return {"loss": perplexity.loss, **{name: each.value for name, each in found.tasks.items()}, **probes}
 

@@ -24,7 +24,6 @@ studies/peers.md; checkpoints stay in FOLDER.
 from __future__ import annotations
 
 import json
-import math
 import os
 import subprocess
 import sys
@@ -172,12 +171,12 @@ def made(name: str, peers: str, data: str, out: Path) -> str | None:
     return said[-1] if ended.returncode else None
 
 
-def page(found: Mapping[str, ss.Evaluation], failed: Mapping[str, str], notes: Mapping[str, str]) -> str:
+def page(found: Mapping[str, ss.EvalResult], failed: Mapping[str, str], notes: Mapping[str, str]) -> str:
     versions = ", ".join(f"{package} {version(package)}" for package in dict.fromkeys(PEERS.values()))
     base = found["unpruned"]
     kept = [
         f"| {name} | {tasks(each, TASKS[:3]) / tasks(base, TASKS[:3]):.1%} "
-        f"| {tasks(each, TASKS[3:]) / tasks(base, TASKS[3:]):.1%} | {probes(each) / probes(base):.1%} |"
+        f"| {tasks(each, TASKS[3:]) / tasks(base, TASKS[3:]):.1%} | {each.probes_mean[0] / base.probes_mean[0]:.1%} |"
         for name, each in found.items()
     ]
     lines = [
@@ -200,10 +199,10 @@ def page(found: Mapping[str, ss.Evaluation], failed: Mapping[str, str], notes: M
     return "\n".join(lines) + "\n"
 
 
-def table(found: Mapping[str, ss.Evaluation]) -> list[str]:
+def table(found: Mapping[str, ss.EvalResult]) -> list[str]:
     """Perplexity, tasks and probes of each model, the tasks paired with the unpruned one."""
     base = found["unpruned"]
-    columns = [*(Path(text).name for text in base.perplexity), *TASKS, "probes' mean", "collapsed"]
+    columns = [*(Path(text).name for text in base.perplexity), *TASKS, "probes' mean"]
     return [
         f"| model | {' | '.join(columns)} |",
         f"|{'---|' * (len(columns) + 1)}",
@@ -211,44 +210,32 @@ def table(found: Mapping[str, ss.Evaluation]) -> list[str]:
         f"\n| probe | {' | '.join(found)} |",
         f"|{'---|' * (len(found) + 1)}",
         *(
-            f"| {name} | {' | '.join(f'{each.probes[name].accuracy.value:.2f}' for each in found.values())} |"
+            f"| {name} | {' | '.join(f'{each.probes[name].value:.2f}' for each in found.values())} |"
             for name in base.probes
         ),
     ]
 
 
-def _row(name: str, found: ss.Evaluation, base: ss.Evaluation) -> str:
+def _row(name: str, found: ss.EvalResult, base: ss.EvalResult) -> str:
     cells = [f"{each.value:.4g}" for each in found.perplexity.values()]
-    paired = ss.compared(found, base).against if found is not base else {}
+    paired = found.compare_to(base).against if found is not base else {}
     for task in TASKS:
         difference = f" ({paired[task].difference:+.3f} ± {paired[task].stderr:.3f})" if paired else ""
         cells.append(f"{found.tasks[task].value:.3f}{difference}")
-    collapsed = found.collapse is not None and bool(found.collapse.fallen)
-    writing = f"{probes(found):.3f} ± {probes_error(found):.3f}"
-    return f"| {name} | {' | '.join([*cells, writing, 'yes' if collapsed else 'no'])} |"
+    mean, stderr = found.probes_mean
+    return f"| {name} | {' | '.join([*cells, f'{mean:.3f} ± {stderr:.3f}'])} |"
 
 
-def probes(found: ss.Evaluation) -> float:
-    """The mean accuracy over probes."""
-    return sum(each.accuracy.value for each in found.probes.values()) / len(found.probes)
-
-
-def probes_error(found: ss.Evaluation) -> float:
-    """The standard error of that mean."""
-    return math.hypot(*(each.accuracy.stderr for each in found.probes.values())) / len(found.probes)
-
-
-def tasks(found: ss.Evaluation, names: Sequence[str]) -> float:
+def tasks(found: ss.EvalResult, names: Sequence[str]) -> float:
     """The mean accuracy over tasks."""
     return sum(found.tasks[name].value for name in names) / len(names)
 
 
-def evaluations(models: Mapping[str, ss.Checkpoint], wiki: str, data: str) -> dict[str, ss.Evaluation]:
-    text = ss.EvaluationText(wiki, 256, samples=WINDOWS)
-    checks = ss.GenerationChecks(collapse_check=True, probes=True, probe_items=ITEMS)
-    asked = ss.Tasks(TASKS, limit=LIMIT, data_dir=data)
-    how = {"text": text, "tasks": asked, "generation": checks, "compute": ss.Compute(seed=JUDGED)}
-    return {name: ss.evaluate(model, **how) for name, model in models.items()}
+def evaluations(models: Mapping[str, ss.Checkpoint], wiki: str, data: str) -> dict[str, ss.EvalResult]:
+    texts = {"perplexity": wiki, "seq_length": 256, "num_samples": WINDOWS}
+    tasks = {"tasks": TASKS, "limit": LIMIT, "data_dir": data}
+    config = ss.EvalConfig(**texts, **tasks, probes=True, probe_items=ITEMS)
+    return {name: ss.evaluate(model, config, compute=ss.Compute(seed=JUDGED)) for name, model in models.items()}
 
 
 def main() -> None:

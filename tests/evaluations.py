@@ -5,26 +5,30 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 
-from shortstack.decoder.likelihoods import Accuracy
-from shortstack.evaluation import Evaluation
-from shortstack.evaluation.degeneration import Collapse, Fluency
+from shortstack.evaluation import EvalResult, TaskResult
 from shortstack.evaluation.perplexity import Perplexity
-from shortstack.evaluation.probes import Probed
-from shortstack.evaluation.task_results import TaskResult
+from shortstack.evaluation.probes import REPETITION
+from shortstack.machine.numbers import share_stderr
 
 ITEMS = 50
-FLUENT = Fluency(repetition=0.1, distinct_1=0.4, distinct_2=0.7, entropy=4.0, length=64.0)
-LOOPING = Fluency(repetition=0.95, distinct_1=0.01, distinct_2=0.02, entropy=0.5, length=64.0)
 
 
 def text(loss: float, *, stderr: float = 0.03) -> Perplexity:
     return Perplexity(math.exp(min(loss, 700)), 100, loss, stderr, {"source": "a"}, "float32")
 
 
-def probed(right: int) -> Probed:
+def probed(right: int) -> TaskResult:
     """A probe of ITEMS items, of which so many are right."""
-    correct = [number < right for number in range(ITEMS)]
-    return Probed(Accuracy.of(correct), 0.0, tuple(map(str, range(ITEMS))))
+    outcomes = tuple(float(number < right) for number in range(ITEMS))
+    known = 0.0, True, tuple(map(str, range(ITEMS))), outcomes
+    right = min(right, ITEMS)
+    return TaskResult("acc", right / ITEMS, share_stderr(right, ITEMS), ITEMS, "1", 4, False, "float32", *known)
+
+
+def repetition(share: float) -> TaskResult:
+    """Eight texts, in each of which that share of the 4-grams is repeated."""
+    known = None, False, tuple(map(str, range(8))), (-share,) * 8
+    return TaskResult("repeated 4-grams", share, 0.0, 8, "1", 0, False, "float32", *known)
 
 
 def task(value: float, metric: str) -> TaskResult:
@@ -36,8 +40,8 @@ def evaluation(
     right: Sequence[int] = (),
     tasks: Mapping[str, TaskResult] | None = None,
     *,
-    fluency: Fluency = FLUENT,
-) -> Evaluation:
-    """right: of ITEMS items of each probe."""
+    repeated: float = 0.1,
+) -> EvalResult:
+    """right: of ITEMS items of each probe. repeated: share of the 4-grams in free writing."""
     probes = {str(place): probed(each) for place, each in enumerate(right)}
-    return Evaluation("model", texts, probes, Collapse(fluency, '"the the"'), tasks or {})
+    return EvalResult("model", texts, tasks or {}, probes | {REPETITION: repetition(repeated)})

@@ -7,12 +7,12 @@ import itertools
 import json
 import math
 import random
-import sqlite3
 from collections.abc import Iterable, Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from shortstack.runs.store import TABLES
+from shortstack import runs
 
 VERSIONS = {"shortstack": "0.1.0", "torch": "2.13.0", "transformers": "5.24.0", "python": "3.13.5"}
 LAYERS, LAYER_BYTES, OTHER_BYTES = 30, 7_080_192, 56_624_256
@@ -31,10 +31,11 @@ class Store:
 
     def __init__(self, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
-        self.rows = sqlite3.connect(folder / "runs.sqlite")
-        self.rows.executescript("PRAGMA journal_mode=WAL;" + TABLES)
-        self.rows.execute("INSERT INTO meta VALUES ('title', 'Which layers a small model can do without')")
-        self.trials = 0
+        self.opened = ExitStack()
+        self.store = self.opened.enter_context(runs.Store.open(runs.folder.Folder(folder)))
+        self.store.connection.executescript("PRAGMA synchronous = OFF; PRAGMA journal_mode = MEMORY")
+        self.store.note(title="Which layers a small model can do without")
+        self.trials, self.keys = 0, set[str]()
 
     def step(
         self,
@@ -46,22 +47,19 @@ class Store:
         error: str | None = None,
         state: str | None = None,
     ) -> str:
-        """The key of a step; one with the same kind and arguments is not written twice."""
+        """Return the key of a step; one with the same kind and arguments is written once."""
         key = hashlib.sha256(json.dumps([kind, arguments], sort_keys=True).encode()).hexdigest()
         state = state or ("failed" if error else "done")
-        command = f"shortstack {kind} " + " ".join(f"--{name} {value}" for name, value in arguments.items())
-        row = (key, kind, json.dumps(arguments), "{}", state, None if result is None else json.dumps(result), error)
-        row += (1.79e9 + len(key), seconds, "node-1", command, json.dumps(VERSIONS), 900_000_000)
-        self.rows.execute("INSERT OR IGNORE INTO steps VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?)", row)
+        outcome = {"started": 1.79e9, "seconds": seconds, "host": "node-1", "versions": VERSIONS, "error": error}
+        if key not in self.keys:
+            self.keys.add(key)
+            self.store.begin(key, kind, arguments, {})
+            self.store.end(key, state, outcome if result is None else {**outcome, "result": result})
         return key
 
     def trial(self, settings: Mapping[str, Any], steps: Mapping[str, str], *, state: str = "done") -> None:
         self.trials += 1
-        name = f"t{self.trials:04d}"
-        self.rows.execute("INSERT INTO trials VALUES (?,?,?,?)", (name, self.trials, json.dumps(settings), state))
-        self.rows.executemany(
-            "INSERT INTO trial_steps VALUES (?,?,?)", [(name, role, step) for role, step in steps.items()]
-        )
+        self.store.put_trial(f"t{self.trials:04d}", number=self.trials, settings=settings, state=state, steps=steps)
 
     def measured(
         self,
@@ -79,13 +77,12 @@ class Store:
         self.trial(known, steps, state=state)
 
     def close(self) -> None:
-        self.rows.commit()
-        self.rows.close()
+        self.opened.close()
 
 
 def settings(**known: Any) -> dict[str, Any]:
     """A trial's settings with what most trials have."""
-    base = {"model": "demo", "drop": "25%", "metric": "reverse", "calibration": None, "strategy": "one-shot"}
+    base = {"model": "demo", "drop": "25%", "metric": "reverse", "calibration": None, "layers_per_round": None}
     return {**base, "repair": None, "heal": None, "seed": 0, **known}
 
 
@@ -130,8 +127,7 @@ def evaluation(quality: float, *, documents: int = 400, names: Iterable[str] = T
         "probes": {
             "copying": {"value": max(0.0, quality) ** 3, "stderr": 0.03, "n": 100, "chance": 0.0},
             "counting": {"value": 0.6 * max(0.0, quality) ** 4, "stderr": 0.04, "n": 100, "chance": 0.0},
-        },
-        "collapse": {"collapsed": quality < 0.4, "fallen": ["different_tokens"] * (quality < 0.4), "sample": '"a a a"'},
+        }
     }
 
 
@@ -185,7 +181,7 @@ def add_trial(store: Store, known: Mapping[str, Any], *, documents: int = 400) -
     harm = HARM[metric] * share * 1.8 * (0.7 if known["repair"] else 1) + 0.01 * seed
     if known["calibration"]:
         harm += 0.02 * math.log10(known["calibration"]["samples"])
-    if known["strategy"] != "one-shot":
+    if known["layers_per_round"]:
         harm *= 0.97
     quality = max(-0.2, 1 - harm)
     where = {"model": model, "seed": seed}
@@ -199,7 +195,7 @@ def add_trial(store: Store, known: Mapping[str, Any], *, documents: int = 400) -
     cut = {**where, "metric": metric, "drop": drop, "calibration": known["calibration"]}
     chosen = plan(metric, removed, seed if metric == "random" else text["samples"])
     steps["plan"] = store.step("plan", cut, chosen, seconds=0.02)
-    cut |= {"repair": known["repair"], "strategy": known["strategy"]}
+    cut |= {"repair": known["repair"], "layers_per_round": known["layers_per_round"]}
     repair = {"fits": [{"layer": layer} for layer in range(8)], "kept": True} if known["repair"] else None
     steps["prune"] = store.step("prune", cut, {**chosen, "repair": repair}, seconds=70 if repair else 1.5)
     left = LAYERS - removed
@@ -210,7 +206,7 @@ def add_trial(store: Store, known: Mapping[str, Any], *, documents: int = 400) -
         cut |= {"heal": known["heal"]}
         better = quality + (1 - quality) * GAIN[method] * (1.1 if known["heal"].get("data") == "dolly" else 1)
         made = healed(method, 2.2 + 0.9 * harm - 0.4 * GAIN[method])
-        turns = 8 if known["strategy"] != "one-shot" else 1
+        turns = 8 if known["layers_per_round"] else 1
         steps["heal"] = store.step("heal", cut, made, seconds=made["seconds"] * turns)
         after = evaluation(better, documents=documents)
         steps["evaluate_healed"] = store.step("evaluate", {**cut, "of": "healed"}, after, seconds=255)
@@ -231,7 +227,7 @@ def grid() -> list[dict[str, Any]]:
     repair = {"text": "pydoc", "samples": 256, "length": 128}
     found.append(settings(repair=repair))
     found += [settings(metric=metric, repair=repair, calibration=calibration) for metric in ("bi", "ppl")]
-    found += [settings(strategy="step 1", heal=HEALS["partial"]), settings(strategy="step 1", heal=HEALS["lora"])]
+    found += [settings(layers_per_round=1, heal=HEALS["partial"]), settings(layers_per_round=1, heal=HEALS["lora"])]
     return found
 
 

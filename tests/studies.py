@@ -1,15 +1,14 @@
-"""A tiny study that runs in seconds, a launcher without processes, and what a run store says but times and places."""
+"""A tiny study that runs in seconds, a launcher without processes, and the lasting content of a run store."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Set
+from collections.abc import Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from shortstack.runs import Store
-from shortstack.runs.folder import Folder
+from shortstack.runs.records import read
 from shortstack.study.workers import Launch
 from zoo import speaking
 
@@ -19,18 +18,15 @@ QUICK = (
 )
 STUDY = f"""
 title: tiny
-models: [$TINY/model]
-metrics: [reverse, ppl]
+model: $TINY/model
+metric: [reverse, ppl]
 calibration: {{text: $TINY/text.txt, samples: 2, length: 16}}
 drop: 2
 heal: [none, {QUICK}]
-evaluation: {{perplexity: [$TINY/text.txt], length: 16, samples: 2, collapse_check: false}}
+evaluation: {{perplexity: [$TINY/text.txt], seq_length: 16, num_samples: 2}}
 """
-SHORT = STUDY.replace("[reverse, ppl]", "[ppl]").replace(
-    f"[none, {QUICK}]", "none"
-)  # one trial, of steps that run together
-NAMES = ("key", "kind", "arguments", "inputs")
-VOLATILE = {"seconds", "peak_rss_bytes", "tokens_per_s"}  # of a run, not of what it found
+SHORT = STUDY.replace("[reverse, ppl]", "ppl").replace(f"[none, {QUICK}]", "none")  # one trial
+VOLATILE = {"seconds", "peak_rss_bytes", "tokens_per_s", "model"}  # of a run, not of its results
 
 
 def make_data(folder: Path) -> Path:
@@ -51,29 +47,37 @@ def write_study(folder: Path, text: str = STUDY) -> Path:
 
 @contextmanager
 def inline() -> Iterator[Launch]:
-    """Steps run in this process, one after the other."""
+    """Run steps in this process, one after the other."""
 
-    def submit(function: Any, argument: Any, _needs: Any) -> Future[Any]:
+    def submit(function: Any, argument: Any, _resources: Any) -> Future[Any]:
         future: Future[Any] = Future()
-        future.set_result(function(argument))
+        try:
+            future.set_result(function(argument))
+        except Exception as error:  # noqa: BLE001  as an executor does
+            future.set_exception(error)
         return future
 
     yield Launch(1, submit)
 
 
 def found(runs: Path) -> dict[str, Any]:
-    """The finished steps and the trials of a run store."""
-    with Store.open(Folder(runs), read_only=True) as store:
-        done = [row for row in store.steps() if row["state"] == "done"]
-        steps = {
-            row["key"]: (*(row[name] for name in NAMES), lasting(row["result"], {*VOLATILE, "model"})) for row in done
-        }
-        trials = {row["id"]: (row["settings"], row["state"]) for row in store.trials()}
-        return {"steps": steps, "trials": trials, "roles": store.trial_steps()}
+    """Return the finished steps and the trials of a run store, without times and places."""
+    records = read(runs)
+    return {
+        "steps": {
+            key: (step.kind, step.arguments, step.inputs, lasting(step.result))
+            for key, step in records.steps.items()
+            if step.state == "done"
+        },
+        "trials": {
+            trial.id: (trial.settings, trial.state, {role: step.key for role, step in trial.steps.items()})
+            for trial in records.trials
+        },
+    }
 
 
-def lasting(value: Any, volatile: Set[str] = VOLATILE) -> Any:
-    """JSON without the keys that differ from run to run."""
+def lasting(value: Any) -> Any:
+    """Return JSON without the keys that differ from run to run."""
     if isinstance(value, dict):
-        return {key: lasting(item, volatile) for key, item in value.items() if key not in volatile}
-    return [lasting(item, volatile) for item in value] if isinstance(value, list) else value
+        return {key: lasting(item) for key, item in value.items() if key not in VOLATILE}
+    return [lasting(item) for item in value] if isinstance(value, list) else value

@@ -74,13 +74,14 @@ def toy_words(held_out: bool) -> str:
 SOURCES: Mapping'''
 SOURCE_ENTRY = '= {"toy-source": toy_words, "pydoc": pydoc}'
 STUDY = """
-models: [model]
-metrics: [toy-metric, toy-strategy]
+model: model
+metric: toy-metric
 calibration: {text: toy-source, samples: 2, length: 16}
 drop: 2
 heal:
   {name: quick, method: toy-method, toy_share: 0.25, data: "toy-source,lines.jsonl=2", num_train_epochs: 1, max_length: 32}
-evaluation: {perplexity: [toy-source], length: 16, samples: 2, collapse_check: false}
+evaluation: {perplexity: [toy-source], seq_length: 16, num_samples: 2}
+trials: [{strategy: toy-strategy}]
 """
 
 
@@ -161,7 +162,7 @@ def said(place: Path) -> list[str]:
         "score --help",
         "plan --help",
         "heal --help",
-        "ls --json",
+        "list --json",
         f"{plan} 2 --metric toy-metric",
         f"{plan} 3 --strategy toy-strategy --metric reverse",
         STUDY_RUN,

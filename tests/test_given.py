@@ -40,10 +40,9 @@ def test_functions_take_a_model_in_every_form(form, folder, tmp_path):
     assert ss.verify(pruned.directory, against=model).ok
     untimed = ss.Timing(batch_size=())
     assert ss.profile(model, timing=untimed).counts == ss.profile(checkpoint, timing=untimed).counts
-    text, quiet = ss.EvaluationText("pydoc", length=64, samples=2), ss.GenerationChecks(collapse_check=False)
+    config = ss.EvalConfig(seq_length=64, num_samples=2)
     found, expected = (
-        ss.evaluate(each, text=text, generation=quiet, compute=FP32).perplexity["pydoc"].value
-        for each in (model, checkpoint)
+        ss.evaluate(each, config, compute=FP32).perplexity["pydoc"].value for each in (model, checkpoint)
     )
     assert found == expected
 
@@ -121,7 +120,7 @@ def test_rows_in_memory_are_a_file_of_the_same_lines(kind, dataset, folder, tmp_
     tokenizer = ss.Checkpoint.open(folder).tokenizer()
     one, other = (ss.Tokens.read(source, tokenizer, samples=4, length=16) for source in (rows, str(file)))
     assert torch.equal(one.ids, other.ids)
-    assert source_of(rows) == source_of(iter(rows)) == ss.EvaluationText.of(rows).sources[0]
+    assert source_of(rows) == source_of(iter(rows)) == ss.EvalConfig(Dataset.from_list(lines)).perplexity[0]
 
 
 def test_functions_look_at_rows_as_at_a_file_of_them(folder, tmp_path):
@@ -165,4 +164,4 @@ def test_rows_of_other_kinds_are_refused(rows, found):
 
 def test_what_holds_no_rows_is_named():
     with pytest.raises(DataError, match="a source by name, or texts, chats or records, found a int, 3"):
-        ss.EvaluationText.of(3)
+        ss.EvalConfig(3)

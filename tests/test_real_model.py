@@ -7,7 +7,6 @@ import torch
 
 from plans import plan
 from shortstack.checkpoint import Checkpoint
-from shortstack.evaluation.degeneration import PROMPTS, TYPICAL, check_collapse
 from shortstack.pruning import prune, verify
 from shortstack.shrinking.demo import run
 
@@ -26,26 +25,6 @@ def test_the_gguf_opens_as_the_model_it_is(smollm2):
     assert (anatomy.model_type, anatomy.layers, anatomy.tied) == ("llama", 30, True)
     assert smollm2.parameters == 134_515_008
     assert {tensor.dtype for tensor in smollm2.tensors.values()} == {"BF16"}
-
-
-TAIL, SEARCHED = ("22-29", True), ("12-18,25", False)
-
-
-@pytest.mark.parametrize(
-    ("prompts", "near", "cuts"),
-    [(2, 0.6, [TAIL]), pytest.param(len(PROMPTS), 0.1, [TAIL, SEARCHED], marks=pytest.mark.slow)],
-    ids=["few", "all"],
-)
-def test_a_tail_cut_collapses_a_searched_one_does_not_and_the_limits_are_of_the_whole(
-    prompts, near, cuts, smollm2, tmp_path, monkeypatch
-):
-    monkeypatch.setattr("shortstack.evaluation.degeneration.PROMPTS", PROMPTS[:prompts])
-    whole = check_collapse(smollm2.model(dtype=torch.float32), smollm2.tokenizer())
-    assert whole.shares == pytest.approx(dict.fromkeys(whole.shares, 1.0), rel=near), TYPICAL
-    for layers, collapsed in cuts:
-        pruned = prune(smollm2, plan(30, layers=layers), tmp_path / layers)
-        found = check_collapse(pruned.model(dtype=torch.float32), pruned.tokenizer())
-        assert bool(found.against(whole).fallen) is collapsed, found
 
 
 @pytest.mark.parametrize("layers", ["22-29", "1,5,9-10,28"])

@@ -3,11 +3,8 @@ from .checkpoint import Checkpoint as Checkpoint
 from .data import CalibrationText as CalibrationText
 from .data import Tokens as Tokens
 from .data import source_of as source_of
-from .evaluation import Evaluation as Evaluation
-from .evaluation import EvaluationText as EvaluationText
-from .evaluation import GenerationChecks as GenerationChecks
-from .evaluation import Tasks as Tasks
-from .evaluation import compared as compared
+from .evaluation import EvalConfig as EvalConfig
+from .evaluation import EvalResult as EvalResult
 from .evaluation import evaluate as evaluate
 from .exporting import export_gguf as export_gguf
 from .exporting import modelfile as modelfile

@@ -4,14 +4,6 @@ import shutil
 
 from shortstack.cli.dry_run import lacking
 from shortstack.machine.memory import Requirements
-from zoo import speaking
-
-STUDY = """
-models: [m]
-metrics: [reverse]
-drop: 2
-evaluation: {perplexity: [pydoc], length: 16, samples: 2, collapse_check: false}
-"""
 
 
 def test_missing_disk_and_gpu_memory_are_named(tmp_path, monkeypatch):
@@ -21,11 +13,3 @@ def test_missing_disk_and_gpu_memory_are_named(tmp_path, monkeypatch):
     memory, disk = lacking(Requirements(2 * 10**9, 11, device="cuda:1"))
     assert memory == "memory: 2.0 GB, of 1.0 GB"
     assert disk == "disk: 11 B, of 10 B free"
-
-
-def test_dry_run_of_a_study_refuses_an_output_in_a_model(command, tmp_path):
-    speaking(tmp_path / "m")
-    (tmp_path / "study.yaml").write_text(STUDY)
-    assert "m/runs" in command.refused("study", "study.yaml", "-o", "m/runs", "--dry-run")
-    assert command("study", "study.yaml", "-o", "runs", "--dry-run")[0] == 0
-    assert not (tmp_path / "runs").exists()

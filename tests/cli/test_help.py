@@ -16,7 +16,6 @@ from command import invoke, names, options, read
 from shortstack.cli.parsing import nearest
 from shortstack.cli.verbs import VERBS, listing
 from shortstack.errors import InputError
-from shortstack.evaluation import Tasks
 
 LAST = ["Compute", "Checkpoint", "Output"]  # the headings that verbs share
 
@@ -86,7 +85,7 @@ def test_last_of_a_repeated_option_counts():
 
 
 def test_underscores_are_dashes():
-    assert read("evaluate", "m", "--num_fewshot", "5")["tasks"].num_fewshot == 5
+    assert read("evaluate", "m", "--num_fewshot", "5", "--tasks", "piqa")["config"].num_fewshot == 5
 
 
 @pytest.mark.parametrize(
@@ -135,6 +134,5 @@ def test_nearest_option(typed, meant):
     ("typed", "meant"), [("10%", 0.1), ("0.25", 0.25), ("100%", 1.0), ("7", 7), ("1.0", 1.0), ("1", 1)]
 )
 def test_counts_and_shares_are_read(typed, meant):
-    found = read("evaluate", "demo", "--tasks", "piqa", "--limit", typed)["tasks"].limit
+    found = read("evaluate", "demo", "--tasks", "piqa", "--limit", typed)["config"].limit
     assert (type(found), found) == (type(meant), meant)
-    assert Tasks("piqa", limit=found).limit == meant

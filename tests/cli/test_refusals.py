@@ -259,7 +259,7 @@ REFUSED = {  # words, and the option or file that the message begins with
     "score model --metric bi --text latin.txt": "latin.txt",
     "score model --metric bi --text broken.jsonl": "broken.jsonl",
     "score model --metric bi --text object.json": "object.json",
-    "evaluate model --perplexity copying": "--samples",
+    "evaluate model --perplexity copying": "--num-samples",
 }
 
 

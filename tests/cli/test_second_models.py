@@ -41,7 +41,7 @@ def place(tmp_path, monkeypatch):
     "words",
     [
         ("verify", "cut", "--against", "org/model"),
-        ("evaluate", "cut", "--against", "org/model", "--samples", "2", "--length", "16", "--no-collapse-check"),
+        ("evaluate", "cut", "--base", "org/model", "--num-samples", "2", "--seq-length", "16"),
         ("profile", "cut", "--against", "org/model", "--no-speed"),
         ("heal", "cut", "--base", "org/model", "--loss", "distill", *SMALL, "-o", "out"),
     ],

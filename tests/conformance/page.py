@@ -40,7 +40,7 @@ numbers: run `shortstack verify --against` on the result.
 `make architectures` rewrites this page. The configs are in tests/conformance/architectures.py.
 """
 
-WRITING = """shortstack generates text (`self` data, a teacher's answers, probes, the collapse check) for many prompts at
+WRITING = """shortstack generates text (`self` data, a teacher's answers, probes) for many prompts at
 once, padded on the left. Before that it checks on two prompts whether the model gives each the probabilities it gets
 alone. If padding changes them, or positions are scaled by the longest row (`longrope`, `dynamic`), or attention selects
 the top-k tokens (`index_topk`), prompts of equal length are batched; if batching itself changes them, prompts are

@@ -5,7 +5,7 @@ import math
 from shortstack.machine.clock import Clock
 
 
-def test_deadlines_are_of_the_same_time() -> None:
+def test_deadlines_share_one_time() -> None:
     at = [1000.0]
     clock = Clock(120, used=20, now=lambda: at[0])
     at[0] += 20
@@ -18,6 +18,6 @@ def test_deadlines_are_of_the_same_time() -> None:
     assert (clock.used, clock.left, clock.share, clock.over, clock.until(0.9).over) == (130, 0, 1, True, True)
 
 
-def test_without_an_end() -> None:
+def test_clock_without_end() -> None:
     clock = Clock(math.inf)
     assert (clock.left, clock.share, clock.over) == (math.inf, 0, False)

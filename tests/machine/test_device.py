@@ -1,4 +1,4 @@
-"""Devices by name, on a machine that has two GPUs as far as torch says, and on one that has none."""
+"""Devices by name, with two GPUs and with none."""
 
 import pytest
 import torch
@@ -16,28 +16,28 @@ def two_gpus(monkeypatch):
 
 
 @pytest.mark.parametrize("name", ["cuda", "cuda:0", "cuda:1", "cpu"])
-def test_what_is_there_is_taken_by_its_name(name, two_gpus):
+def test_present_device_is_taken_by_its_name(name, two_gpus):
     assert pick_device(name) == name
     assert pick_device("auto") == "cuda"
 
 
-def test_the_only_one_of_its_kind_has_one_name():
+def test_only_device_of_its_kind_has_one_name():
     assert pick_device("cpu:0") == "cpu"
 
 
 @pytest.mark.parametrize("name", ["cuda:2", "cuda:-1", "cuda:x", "cuda:"])
-def test_a_gpu_that_is_not_there_is_refused_with_those_that_are(name, two_gpus):
+def test_missing_gpu_is_refused(name, two_gpus):
     with pytest.raises(InputError, match="device:"):
         pick_device(name)
 
 
-def test_no_gpu_is_taken_where_there_is_none(monkeypatch):
+def test_gpu_is_refused_without_any(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(InputError, match="device:"):
         pick_device("cuda:1")
 
 
-def test_training_takes_the_first_gpu_or_a_processes_own(two_gpus, monkeypatch):
+def test_training_takes_the_first_gpu_or_that_of_its_process(two_gpus, monkeypatch):
     assert [training_device(name) for name in ("cuda", "cuda:0", "auto")] == ["cuda", "cuda:0", "cuda"]
     with pytest.raises(InputError, match="CUDA_VISIBLE_DEVICES=1"):
         training_device("cuda:1")

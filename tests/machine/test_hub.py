@@ -55,9 +55,9 @@ def test_unreachable_data_set_is_one_message(caplog):
 @pytest.mark.usefixtures("online")
 def test_unreachable_data_of_a_task_is_one_message(caplog, tmp_path, monkeypatch):
     pytest.importorskip("lm_eval")
-    from shortstack.evaluation import Tasks
+    from shortstack.evaluation import EvalConfig, load_harness
 
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path)
     with caplog.at_level(logging.DEBUG), pytest.raises(DataError, match="piqa"):
-        Tasks("piqa").load()
+        load_harness().load(EvalConfig(tasks="piqa"))
     assert "Retry" not in caplog.text

@@ -42,29 +42,6 @@ def test_holder_may_enter_it_again(tmp_path):
         pass
 
 
-def _count(place, rounds):
-    """Add to a number in a file so often, which is lost where two do it at once."""
-    done = 0
-    while done < rounds:
-        try:
-            with OutputLock(place):
-                place.write_text(str(int(place.read_text()) + 1))
-                done += 1
-        except OutputError:
-            continue
-
-
-def test_rounds_of_two_processes_are_all_counted(tmp_path):
-    place = tmp_path / "count"
-    place.write_text("0")
-    workers = [FORKS.Process(target=_count, args=(place, 50)) for _ in range(2)]
-    for worker in workers:
-        worker.start()
-    for worker in workers:
-        worker.join()
-    assert place.read_text() == "100"
-
-
 def test_unwritable_folder_is_refused(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(OutputError), OutputLock(tmp_path / "file" / "out"):

@@ -38,11 +38,11 @@ def said(store, folder):
     return Report.of(found(store, folder)).opening.lead
 
 
-def cuts(store, amounts, strategy="one-shot"):
+def cuts(store, amounts, per_round=None):
     """A trial for each number of layers, with its outcomes."""
     for layers, outcomes in amounts.items():
         cut = of_two_tasks(outcomes, 0.5 if outcomes is RIGHT else 0.0)
-        known = settings(drop=str(layers), strategy=strategy)
+        known = settings(drop=str(layers), layers_per_round=per_round)
         base = of_two_tasks(RIGHT, 0.5)
         store.measured(known, evaluate_base=base, plan=plan("bi", layers), evaluate_pruned=cut)
 
@@ -52,17 +52,17 @@ def cuts(store, amounts, strategy="one-shot"):
 
 def test_it_is_of_the_largest_cut_that_is_not_shown_to_be_worse(store, tmp_path):
     cuts(store, {3: RIGHT, 8: RIGHT, 16: CUT})
-    cuts(store, {8: CUT}, "step 1")
+    cuts(store, {8: CUT}, 1)
     report = Report.of(found(store, tmp_path))
     first, second = report.opening.lead.split(". ")
     assert first.startswith("With 8 layers removed, pruned is best, average 62.5 ± ")
-    assert "; the next, step 1, is 47.5 points worse (95% interval " in first, "18 of 40 and 20 of 40, on average"
+    assert "; the next, 1 at a time, is 47.5 points worse (95% interval " in first, "18 of 40 and 20 of 40, on average"
     assert first.endswith("), which is more than noise")
     assert second.startswith("It is worth keeping as far as this study can tell: it is 0.0 points apart")
     assert second.endswith("; with 16 layers removed every setting is worse.")
     table = report.tables[0]
     assert table is report.opening.table
-    names = ["unpruned", "8 layers: pruned", "8 layers: step 1", "3 layers: pruned", "16 layers: pruned"]
+    names = ["unpruned", "8 layers: pruned", "8 layers: 1 at a time", "3 layers: pruned", "16 layers: pruned"]
     assert [row.label for row in table.rows] == names
     assert table.rows[2].cells[2].value == pytest.approx(-(0.45 + 0.5) / 2)
 

@@ -214,8 +214,8 @@ def test_speeds_of_one_machine_alone_are_said_to_be_of_one(differs, store, tmp_p
     profiles = {"profile": {**known, "device": "cuda"} if differs == "device" else known, "profile_base": known}
     store.measured(settings(), plan=plan("bi", 8), evaluate_pruned=evaluated(CUT), **profiles)
     if differs == "host":
-        ((timed,),) = store.rows.execute("SELECT step FROM trial_steps WHERE role = 'profile'")
-        store.rows.execute("UPDATE steps SET host = 'node-2' WHERE key = ?", (timed,))
+        (trial,) = store.store.trials()
+        store.store.end(trial["steps"]["profile"], "done", {"host": "node-2"})
     apart = {name: f", taken with different {name}s" for name in ("machine", "device")}
     said = apart.get({"host": "machine"}.get(differs, differs), " on one machine")
     assert f"Speeds are medians{said}" in table(made(store, tmp_path), "sizes").caption
@@ -443,13 +443,3 @@ def test_the_verb_writes_a_page_and_says_what_was_found(tmp_path):
     assert said["lead"] == report.opening.lead
     assert [each["key"] for each in said["tables"]] == [each.key for each in report.tables]
     assert ended("report", runs, "--markdown", "--json").exit_code == 2
-
-
-def test_a_store_that_is_being_written_is_read_and_left_alone(store: Store, tmp_path: Path) -> None:
-    two_metrics(store)
-    store.rows.commit()
-    store.trial(settings(drop="50%"), {}, state="running")  # in a transaction that is open
-    found = read(tmp_path / "runs")
-    assert len(found.trials) == 2
-    store.close()
-    assert len(read(tmp_path / "runs").trials) == 3

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from evaluations import LOOPING, evaluation, task, text
+from evaluations import evaluation, task, text
 from shortstack.profiling.speed import Ratio
 from shortstack.shrinking.reference import Speed
 from shortstack.shrinking.verdict import _healed, speed_told, verdict
@@ -26,17 +26,18 @@ def found(perplexity, right=(), **how):
         (found(30.1, (49, 25)), False),
         (found(10, (22, 9)), None),  # 44 %, but not surely below 50 %
         (found(10, (20, 5)), False),
-        (found(10, (49, 25), fluency=LOOPING), False),
+        (found(10, (49, 25), repeated=0.77), True),
+        (found(10, (49, 25), repeated=0.78), False),
     ],
 )
 def test_what_lies_within_the_bounds_is_kept_and_what_lies_beyond_is_not(last, keep):
     assert verdict(found(10, (50, 20)), last).keep is keep
 
 
-def test_who_writes_as_the_unpruned_model_has_not_collapsed():
-    said = verdict(found(10, (90,), fluency=LOOPING), found(10, (90,), fluency=LOOPING))
+def test_who_writes_as_the_unpruned_model_does_not_repeat_itself():
+    said = verdict(found(10, (90,), repeated=0.95), found(10, (90,), repeated=0.95))
     assert said.keep
-    assert not any("collapsed" in reason for reason in said.reasons)
+    assert not any("repeats" in reason for reason in said.reasons)
 
 
 @pytest.mark.parametrize(
@@ -59,8 +60,8 @@ def test_a_model_that_does_not_answer_is_not_kept(answers, said):
 
 def test_the_numbers_are_said_what_is_broken_and_the_worst_text_first():
     base, last = (
-        evaluation({"a.txt": text(math.log(one)), "b.txt": text(math.log(other))}, right, fluency=fluency)
-        for one, other, right, fluency in ((10, 10, (50, 25), found(10).collapse.fluency), (12, 14, (40, 20), LOOPING))
+        evaluation({"a.txt": text(math.log(one)), "b.txt": text(math.log(other))}, right, repeated=repeated)
+        for one, other, right, repeated in ((10, 10, (50, 25), 0.1), (12, 14, (40, 20), 0.95))
     )
     judged = verdict(base, last)
     collapsed, worst_text, probes, needed = judged.reasons
@@ -68,7 +69,7 @@ def test_the_numbers_are_said_what_is_broken_and_the_worst_text_first():
     assert worst_text == "Perplexity on b.txt is 1.40 times the unpruned model's."
     shares = r"60\.0% ± .* right, 75\.0% ± .* before the cut, so 80\.0% ± .* is kept\."
     assert re.fullmatch(rf"Generation probes: {shares}", probes)
-    assert 'collapsed: "the the"' in collapsed
+    assert collapsed == "It repeats 95% of the 4-grams that it writes."
     assert "at most 1.5 times" in needed
 
 

@@ -1,4 +1,4 @@
-"""Options that several verbs share: of the model, the machine, and what is said.
+"""Options that several verbs share: of the model, the machine, and the output.
 
 Nothing heavy is imported here: the command line reads this file to answer `--help`.
 """
@@ -15,14 +15,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Group, Parameter
+from pydantic import Field
 
 from shortstack.cli import console
-from shortstack.data import RepairText
 from shortstack.errors import InputError
 from shortstack.machine.device import Compute
 from shortstack.machine.files import check_new, check_picture, save_json
 from shortstack.machine.formats import option_words
-from shortstack.machine.options import changed_options, check_options, option, option_of
+from shortstack.machine.options import changed_options, options
 from shortstack.machine.progress import progress_bar, say
 
 if TYPE_CHECKING:
@@ -50,6 +50,15 @@ def _written(check: Callable[[Path], None]) -> Parameter:
 
 NEW, PICTURE = _written(check_new), _written(check_picture)
 Saved = Annotated[Path | None, NEW, Parameter(alias="-o", help="Also write the result to this JSON file.")]
+RECORDED = ""  # the base model on record in the pruned model's shortstack.json
+Base = Annotated[
+    str | None,
+    Parameter(
+        negative_none="no-",
+        show_default=False,
+        help="Base model. Default: the one on record in the pruned model. --no-base: none.",
+    ),
+]
 
 
 def group(title: str, place: int = 1) -> Group:
@@ -58,7 +67,7 @@ def group(title: str, place: int = 1) -> Group:
 
 
 def flat(heading: Group | None = None, *, without: str = "-") -> Parameter:
-    """Return how a dataclass stands in a verb: its fields are options, but for some, as a|b."""
+    """Return a parameter that makes an option of each field of a class, except some, as a|b."""
     some = Parameter(name="*", parse=re.compile(f"^(?!({without})$)"))
     return Parameter.combine(some, Parameter(group=heading)) if heading else some
 
@@ -68,28 +77,25 @@ CALIBRATION, MACHINE = group("Calibration text", 2), group("Compute", 7)
 ORIGIN, SAID = group("Checkpoint", 8), group("Output", 9)
 
 
-@dataclass(frozen=True)
+@options
 class Repairing:
     """Whether kept layers are refitted, and on how much."""
 
-    repair: bool = option(False, help="Refit the kept layers in closed form, so that the cut costs less.")
-    repair_samples: int = option_of(RepairText, "samples")
-
-    def __post_init__(self) -> None:
-        check_options(self)
+    repair: bool = Field(False, description="Refit the kept layers in closed form, so that the cut costs less.")
+    repair_samples: int = Field(256, ge=8, description="Windows to refit on, shared among the texts.")
 
     def check(self, verb: str) -> None:
-        """Refuse windows for a repair that is not asked for."""
+        """Refuse windows for a repair that was not requested."""
         if not self.repair:
             check_unused(f"{verb} without --repair", Repairing(repair_samples=self.repair_samples))
 
 
-@dataclass(frozen=True)
+@options
 class Source:
-    """Which checkpoint, and how far it is trusted."""
+    """Model revision and remote code."""
 
-    revision: str | None = option(None, help="Branch, tag or commit of a hub model.")
-    trust_remote_code: bool = option(False, help="Run the checkpoint's own Python code.")
+    revision: str | None = Field(None, description="Branch, tag or commit of a hub model.")
+    trust_remote_code: bool = Field(False, description="Run the checkpoint's own Python code.")
 
     @property
     def command_line(self) -> list[str]:
@@ -105,26 +111,25 @@ class Source:
 
 
 def check_unused(where: str, *groups: object) -> None:
-    """Refuse options that change nothing, because what they shape is made already."""
+    """Refuse options without effect."""
     for group in groups:
         for name, value in changed_options(group).items():
-            raise unused(where, f"--{name.replace('_', '-')}", value)
+            raise unused(where, name, value)
 
 
-def unused(where: str, typed: str, value: object) -> InputError:
-    """Say of an option, as it is typed, that it changes nothing there."""
-    return InputError(
-        f"{typed} {value}", expected=f"no {typed}: it has no effect here", fix="leave it out", where=where
-    )
+def unused(where: str, name: str, value: object) -> InputError:
+    return InputError(f"{value} has no effect with {where}; remove it", option=name)
 
 
-@dataclass(frozen=True)
+@options
 class Reporting:
-    """How much is said, and in which form."""
+    """How much is printed, and in which form."""
 
-    json: bool = option(False, help="Print one JSON object on stdout.")
-    quiet: Annotated[bool, Parameter(alias="-q")] = option(False, help="Hide progress and the next step.")
-    verbose: Annotated[bool, Parameter(alias="-v")] = option(False, help="Also show library messages and tracebacks.")
+    json: bool = Field(False, description="Print one JSON object on stdout.")
+    quiet: Annotated[bool, Parameter(alias="-q")] = Field(False, description="Hide progress and the next step.")
+    verbose: Annotated[bool, Parameter(alias="-v")] = Field(
+        False, description="Also show library messages and tracebacks."
+    )
 
     def result(self, result: Any, output: Path | None = None, plot: Path | None = None) -> None:
         """Write a result's files, then print it: a closed stdout costs no file, and a full disk not the result."""
@@ -163,7 +168,7 @@ class Reporting:
 
     def next_measure(self, model: object, unpruned: object | None, *words: str) -> None:
         """Suggest to judge a shorter model beside the unpruned one, and by what it writes."""
-        beside = ("--against", unpruned) if unpruned else ()
+        beside = ("--base", unpruned) if unpruned else ()
         self.next_step("evaluate", model, *beside, "--probes", *words)
 
     def next_heal(
@@ -189,7 +194,7 @@ def is_quantised(checkpoint: Checkpoint) -> bool:
 
 @contextmanager
 def going_on(how: str) -> Iterator[None]:
-    """Say how a run goes on that ctrl-C or a signal ended."""
+    """Print how a run that ctrl-C or a signal ended continues."""
     try:
         yield
     except (KeyboardInterrupt, SystemExit):
@@ -199,7 +204,7 @@ def going_on(how: str) -> Iterator[None]:
 
 @dataclass(frozen=True)
 class Session:
-    """Options shared by verbs that compute: device and dtype, trust in remote code, and reporting."""
+    """Options of all verbs that compute: device and dtype, revision and remote code, and output."""
 
     compute: Annotated[Compute, Parameter(name="*", group=MACHINE)] = Compute()
     source: Annotated[Source, Parameter(name="*", group=ORIGIN)] = Source()
@@ -210,10 +215,18 @@ class Session:
         """The source for a second model: --revision is of the first."""
         return replace(self.source, revision=None)
 
-    def open_unpruned(self, model: str, made: Checkpoint, progress: Progress) -> Checkpoint:
-        """Open a second model; the one that the first was made from is opened as it was then, by the commit on record.
+    def open_base(self, base: str | None, pruned: Checkpoint, progress: Progress) -> Checkpoint | None:
+        """Open the base model: as named, or the one on record where `base` is RECORDED. None: there is none."""
+        name = pruned.made_from if base == RECORDED else base
+        try:
+            return self.open_unpruned(name, pruned, progress) if name else None
+        except InputError as error:
+            raise error.about("base") from None
 
-        A record may be anybody's: it names no commit, which may be one of a pull request, where a model's code is trusted.
+    def open_unpruned(self, model: str, made: Checkpoint, progress: Progress) -> Checkpoint:
+        """Open a second model; the base model on record is opened at the commit on record.
+
+        Not where a model's code is trusted: anybody can write a record, and name a commit of a pull request in it.
         """
         known = made.first_source
         revision = str(known.get("revision"))
@@ -223,9 +236,9 @@ class Session:
         )
 
     def open_origin(self, model: str, made: Checkpoint, progress: Progress) -> Checkpoint:
-        """Open the model that a verb's first one was made from, where --revision is of that: as typed, or as it was then."""
+        """Open the base model where --revision is of that: as typed, or at the commit on record."""
         return self.source.open(model, progress) if self.source.revision else self.open_unpruned(model, made, progress)
 
     def beside(self, model: str, origin: Checkpoint) -> str:
-        """Name a model as a verb's second one, which takes no --revision: by its folder, where one was typed."""
+        """Return a second model's name where --revision cannot be given: its folder, if a revision was typed."""
         return str(origin.directory) if self.source.revision else model

@@ -8,13 +8,12 @@ VERBS = {
     "prune": "Write the model without some layers, by copying bytes.",
     "verify": "Check that a checkpoint is whole and computes what it should.",
     "heal": "Train a pruned checkpoint to get back what it lost.",
-    "evaluate": "Measure perplexity, tasks, and what the model writes.",
+    "evaluate": "Measure perplexity, tasks and probes, and compare them with the base model.",
     "profile": "Count parameters, bytes and operations; measure speed and memory.",
     "study": "Run a grid of trials, each step once.",
     "report": "Show what a study found, as one page or as tables.",
     "export": "Export a checkpoint to llama.cpp, Ollama or the hub.",
     "list": "List metrics, strategies, methods, recipes, tasks and texts.",
-    "watch": "Show how far a running study is.",
     "demo": "Shorten a small model that comes with the package, and measure it.",
 }
 HELP = ("--help", "-h")

@@ -33,9 +33,9 @@ def verify(
     $ shortstack verify pruned --against org/model
     """
     if directory.endswith(".gguf") and os.path.isfile(directory):
-        check_unused("verify of a .gguf file", session.compute, session.source)
+        check_unused("a .gguf file", session.compute, session.source)
         if device != "cpu":
-            raise unused("verify of a .gguf file", "--device", device)
+            raise unused("a .gguf file", "device", device)
         return _verify_file(Path(directory), against, session, output)
     if not against:
         check_unused("verify without --against", replace(session.source, trust_remote_code=False))

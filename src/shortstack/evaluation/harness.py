@@ -1,4 +1,4 @@
-"""lm-evaluation-harness (extra `eval`): tasks are loaded, asked of a model, and what it got is read.
+"""Run lm-evaluation-harness tasks and read the results (extra `eval`).
 
 Prompts, metrics and aggregation are the harness's, likelihoods are shortstack's.
 """
@@ -29,11 +29,12 @@ from transformers import set_seed
 from shortstack.data.tokens import bos_ids
 from shortstack.decoder import Decoder
 from shortstack.decoder.likelihoods import Request, likelihoods
-from shortstack.errors import DataError, InputError
+from shortstack.errors import DataError, InputError, one_line
+from shortstack.evaluation.options import EvalConfig
 from shortstack.evaluation.paired import mean_stderr
+from shortstack.evaluation.results import TaskResult
 from shortstack.evaluation.suites import PERPLEXITIES, TASKS, unknown
 from shortstack.evaluation.task_files import write_overlays
-from shortstack.evaluation.task_results import TaskResult
 from shortstack.machine.hub import hub_or_copies
 from shortstack.machine.numbers import ALMOST, is_share
 from shortstack.machine.progress import Progress, silent
@@ -68,9 +69,9 @@ class LoadedTask:
     def version(self) -> str:
         return str(self.group.version if self.group else self._first.VERSION)
 
-    def documents(self, limit: float, *, fewest: bool = False) -> int:
-        """Count the documents within a limit, a number or a share; of a group those of its largest task, or its smallest."""
-        every = (min if fewest else max)(len(task.eval_docs) for task in self.tasks.values())
+    def documents(self, limit: float) -> int:
+        """Count the documents within a limit, a number or a share; of a group those of its largest task."""
+        every = max(len(task.eval_docs) for task in self.tasks.values())
         return min(every, math.ceil(limit * ALMOST * every) if is_share(limit) else int(limit))
 
     @property
@@ -79,16 +80,15 @@ class LoadedTask:
         return int(self._first.config.num_fewshot or 0)
 
     def take(self, shots: int) -> None:
-        """Put so many examples into each prompt."""
+        """Put that number of examples into each prompt."""
         for name, task in self.tasks.items():
             takes = task.OUTPUT_TYPE != "loglikelihood_rolling" and task.config.num_fewshot != 0
             task.set_config(key="num_fewshot", value=shots)
             with hushed():
-                drawn_from = len(task.fewshot_docs() or ()) if shots and takes else 0
-            if drawn_from < shots:
-                problem = f"{name}, which {f'has {drawn_from} documents for them' if takes else 'takes none'}"
-                expected = f"tasks with {shots} examples for their prompts"
-                raise InputError(problem, expected=expected, fix="ask for fewer, or other tasks", option="num_fewshot")
+                available = len(task.fewshot_docs() or ()) if shots and takes else 0
+            if available < shots:
+                has = f"has {available} examples for its prompts" if takes else "takes no examples"
+                raise InputError(f"{name} {has}, not {shots}; give fewer, or other tasks", option="num_fewshot")
 
     @property
     def macro(self) -> bool:
@@ -106,62 +106,51 @@ class LoadedTask:
         return next(iter(self.tasks.values()))
 
 
-def load(
-    names: Sequence[str], *, data: Path | None = None, include: Path | None = None, shots: int | None = None
-) -> list[LoadedTask]:
-    """Load the named tasks with their documents.
-
-    data: a folder that standard tasks read from. include: the user's task files. shots: examples in each prompt.
-    """
+def load(config: EvalConfig) -> list[LoadedTask]:
+    """Load the tasks of the settings with their documents."""
+    names, data = config.tasks, config.data_dir
     standard = [name for name in names if name in TASKS]
-    local = data is not None and set(standard) == set(names)
+    local = data is not None and {*standard} == {*names}
     with tempfile.TemporaryDirectory() as folder, hushed(), nullcontext() if local else hub_or_copies():
         write_overlays(standard, data, STOCK, Path(folder))
-        paths = [folder, *([str(include)] if include else [])]
-        manager = TaskManager(include_path=paths, include_defaults=set(standard) != set(names))
+        paths = [folder, *([str(config.include)] if config.include else [])]
+        manager = TaskManager(include_path=paths, include_defaults={*standard} != {*names})
         for name in names:
             if name not in manager.all_tasks:
                 raise unknown(name, manager.all_tasks)
-        loaded_tasks = [loaded for name in names for loaded in _loaded(manager, name, data)]
-    if shots is not None:
-        for loaded in loaded_tasks:
-            loaded.take(shots)
-    return loaded_tasks
+        tasks = [task for name in names for task in _loaded(manager, name, data)]
+    if config.num_fewshot is not None:
+        for task in tasks:
+            task.take(config.num_fewshot)
+    return tasks
 
 
 def _loaded(manager: Any, name: str, data: Path | None) -> list[LoadedTask]:
     """Load the task or group; of a tag, or of a group that has no value of its own, each task."""
     try:
-        there = manager.load([name])
-    except (OSError, ValueError, StopIteration, DatasetsError) as error:  # not there, not to be read, or empty
-        elsewhere = "its documents (and its code, if it has any) on this machine or on the hub"
-        expected = f"files in {data}" if data and name in TASKS else elsewhere
-        raise DataError(
-            _reason(error), expected=expected, fix=_remedy(name, data), where=f"the data of {name}"
-        ) from error
-    group = there.get("groups", {}).get(name)
+        found = manager.load([name])
+    except (OSError, ValueError, StopIteration, DatasetsError) as error:  # missing, unreadable, or empty
+        raise DataError(f"the data of {name}: {_reason(error)}; {_remedy(name, data)}", option="tasks") from error
+    group = found.get("groups", {}).get(name)
     if group is not None and group.has_aggregation:
-        return [LoadedTask(name, there["tasks"], group)]
-    return [LoadedTask(single, {single: task}) for single, task in there["tasks"].items()]
+        return [LoadedTask(name, found["tasks"], group)]
+    return [LoadedTask(single, {single: task}) for single, task in found["tasks"].items()]
 
 
 def _remedy(name: str, data: Path | None) -> str:
     if data and name in TASKS:
-        return f"mend {', '.join(sorted(TASKS[name].files.values()))}: docs/evaluate.md says how each is laid out"
-    return (
-        "connect to the hub, or put the tasks' documents into a folder, as docs/evaluate.md lists them, and name it "
-        "as data_dir"
-    )
+        return f"fix {', '.join(sorted(TASKS[name].files.values()))} in {data}"
+    return "connect to the hub, or give the documents as files in data_dir (docs/evaluate.md)"
 
 
 def _reason(error: BaseException) -> str:
-    """Say why documents cannot be had, in the words of datasets or in ours where those are of no use."""
+    """Return why there are no documents, in the words of datasets or in ours where those are of no use."""
     if isinstance(error, ConnectionError):
         return "no hub within reach, and no copy on this machine"
     if isinstance(error, StopIteration):
         return "a file without documents"
     cause = error.__cause__ if isinstance(error, DatasetGenerationError) else None
-    return " ".join(str(cause or error).split())[:200] or type(cause or error).__name__
+    return one_line(cause or error) or type(cause or error).__name__
 
 
 class HarnessModel(HFLM):  # type: ignore[misc]  # lm-eval is untyped here
@@ -173,7 +162,6 @@ class HarnessModel(HFLM):  # type: ignore[misc]  # lm-eval is untyped here
         tokenizer: PreTrainedTokenizerBase,
         *,
         batch: int | None = None,
-        max_length: int | None = None,
         progress: Progress = silent,
     ) -> None:
         with hushed():
@@ -182,7 +170,6 @@ class HarnessModel(HFLM):  # type: ignore[misc]  # lm-eval is untyped here
                 tokenizer=tokenizer,
                 backend="causal",
                 batch_size=batch or GENERATED_TOGETHER,
-                max_length=max_length,
             )
         self.decoder, self.batch, self.progress = decoder, batch, progress
 
@@ -194,7 +181,10 @@ class HarnessModel(HFLM):  # type: ignore[misc]  # lm-eval is untyped here
 
     def generate_until(self, requests: Sequence[Any]) -> Any:
         for instance in requests:
-            _check_answer(instance.task_name, instance.args[1], self.max_length)
+            room = int(normalize_gen_kwargs(dict(instance.args[1]), ROOM)["max_gen_toks"])
+            if room >= self.max_length:  # no prompt has room beside it
+                limit = f"answers of {instance.task_name} may have {room} tokens, and the model has {self.max_length}"
+                raise InputError(f"{limit} positions; leave that task out", option="tasks")
         return super().generate_until(requests, disable_tqdm=True)
 
     def _loglikelihood_tokens(
@@ -210,33 +200,10 @@ class HarnessModel(HFLM):  # type: ignore[misc]  # lm-eval is untyped here
 
     def _request(self, context: Sequence[int], continuation: Sequence[int]) -> Request:
         if len(continuation) > self.max_length:
-            raise InputError(
-                self.max_length,
-                expected=f"room for an answer of {len(continuation)} tokens",
-                fix=f"ask for {2 * len(continuation)} or more, or leave it out",
-                option="max_length",
-            )
+            has = f"an answer has {len(continuation)} tokens, and the model {self.max_length} positions"
+            raise InputError(f"{has}; leave that task out", option="tasks")
         ids = (*context, *continuation)[-(self.max_length + 1) :]
         return Request(ids, len(ids) - len(continuation))
-
-
-def check_answers(loaded: LoadedTask, max_length: int) -> None:
-    """Refuse a task whose answers may be as long as a prompt with its answer."""
-    for name, task in loaded.tasks.items():
-        if task.OUTPUT_TYPE == "generate_until":
-            _check_answer(name, task.config.generation_kwargs, max_length)
-
-
-def _check_answer(task: str, settings: Mapping[str, Any], max_length: int) -> None:
-    """Refuse answers that may be as long as a prompt with its answer: no prompt has room beside them."""
-    room = int(normalize_gen_kwargs(dict(settings), ROOM)["max_gen_toks"])
-    if room >= max_length:
-        raise InputError(
-            f"{max_length} (by default the model's context length)",
-            expected=f"more than the {room} tokens that an answer of {task} may have",
-            fix=f"leave {task} out, or raise max_length to {2 * room} where the model computes its positions",
-            option="max_length",
-        )
 
 
 def run(loaded: LoadedTask, model: HarnessModel, *, limit: float | None = None, seed: int = 0) -> TaskResult:

@@ -1,30 +1,27 @@
-"""Options of evaluate(): texts, tasks and generated text. This file imports no torch."""
+"""Settings of evaluate(). No torch is imported here."""
 
-from __future__ import annotations
-
-import os
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-from shortstack.architecture.anatomy import check_positions
-from shortstack.data import Rows, Tokens, source_of
+from pydantic import BeforeValidator, Field
+
+from shortstack.data import Tokens, source_of
 from shortstack.data.in_context import IN_CONTEXT
 from shortstack.data.sources import TEXT, check_source
 from shortstack.data.tokens import endless
 from shortstack.errors import InputError
 from shortstack.evaluation.suites import SUITES, named
 from shortstack.machine.numbers import is_share, part_of
-from shortstack.machine.options import check_installed, check_options, option
+from shortstack.machine.options import Amount, check_installed, options
+from shortstack.machine.yamlfile import check_folder
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-    from shortstack.checkpoint import Checkpoint
-    from shortstack.evaluation.harness import LoadedTask
+OF_TASKS = ("limit", "num_fewshot", "data_dir", "include", "batch_size")  # no effect without tasks
 
 
 def load_harness() -> ModuleType:
@@ -33,160 +30,78 @@ def load_harness() -> ModuleType:
     return import_module("shortstack.evaluation.harness")
 
 
-@dataclass(frozen=True)
-class EvaluationText:
-    """Text that perplexity is measured on.
+def _sources(value: Any) -> tuple[str, ...]:
+    """Return names of texts; rows in memory become a file of the cache."""
+    if isinstance(value, str | Path):
+        value = (value,)
+    if not (isinstance(value, list | tuple) and all(isinstance(each, str | Path) for each in value)):
+        value = (source_of(value),)
+    return tuple(str(each).strip() for each in value if each != "none")
 
-    perplexity: sources, as a sequence or with commas; empty, or `none`, for no text. Of `pydoc` only the held-out part is
-    read. samples: windows drawn by seed, or as a float their share of all there are; None takes all. length: tokens of a
-    window.
+
+@options
+class EvalConfig:
+    """Settings of evaluate(): texts, tasks and probes.
+
+    perplexity: names of texts, each measured by itself, or rows in memory: records or a datasets.Dataset.
+
+    >>> EvalConfig(tasks="language,piqa").tasks, EvalConfig("none", probes=True).perplexity
+    (('wikitext', 'lambada_openai', 'piqa'), ())
     """
 
-    perplexity: str | Sequence[str] = option(
-        "pydoc", help=f"Comma-separated texts: {TEXT} Of pydoc only the held-out part is read. none: no text."
+    perplexity: Annotated[tuple[str, ...], BeforeValidator(_sources)] = Field(
+        ("pydoc",), description=f"Texts, repeat for several: {TEXT} Of pydoc only the held-out part. none: no text."
     )
-    length: int = option(512, help="Tokens per window.", minimum=2)
-    samples: int | float | None = option(
-        None, help="Number of windows drawn at random, or a share such as 10%. Default: all.", minimum=1, shares=True
+    seq_length: int = Field(512, ge=2, description="Tokens per window.")
+    num_samples: Amount | None = Field(
+        None, description="Number of windows drawn at random, or a share such as 10%. Default: all."
     )
+    tasks: Annotated[tuple[str, ...], BeforeValidator(named)] = Field(
+        (), description=f"Comma-separated suites ({', '.join(SUITES)}) or tasks of lm-evaluation-harness."
+    )
+    limit: Amount | None = Field(
+        None,
+        description="Only the first n documents of each task, or a share such as 10%; of a group, of each subtask.",
+    )
+    num_fewshot: int | None = Field(None, ge=0, description="Few-shot examples. Default: the task's own number.")
+    data_dir: Path | None = Field(None, description="A folder of .jsonl or .parquet files for standard tasks.")
+    include: Path | None = Field(None, description="A folder of your own lm-eval task files.")
+    batch_size: int | None = Field(None, ge=1, description="Sequences per forward pass. Default: by token count.")
+    probes: bool = Field(
+        False, description="Twelve small generation tasks, and the share of repeated 4-grams in free writing."
+    )
+    probe_items: int = Field(100, ge=2, le=100, description="Items of each probe, drawn by seed.")
 
     def __post_init__(self) -> None:
-        check_options(self)
-        if not all(self.sources):
-            raise InputError(
-                "an empty name", expected="a text, or several with commas", fix="name one: pydoc", option="perplexity"
-            )
+        if not (self.perplexity or self.tasks or self.probes):
+            raise InputError("nothing to measure; name a text such as pydoc, tasks or probes", option="perplexity")
+        for name in OF_TASKS if not self.tasks else ():
+            if (value := getattr(self, name)) is not None:
+                raise InputError(f"{value} has no effect without tasks; add tasks, such as paper", option=name)
+        if not self.probes and self.probe_items != EvalConfig.probe_items:
+            raise InputError(f"{self.probe_items} has no effect without probes; add probes", option="probe_items")
+        for name in ("data_dir", "include"):
+            if (folder := getattr(self, name)) and not folder.is_dir():
+                raise InputError(f"{folder} is not a folder; give one that exists", option=name)
+        if self.include:
+            check_folder(self.include)  # the harness passes over a file that it cannot read
 
-    @classmethod
-    def of(cls, text: EvaluationText | Rows) -> EvaluationText:
-        """Take a text as it is, sources by name, or rows in memory."""
-        if isinstance(text, EvaluationText):
-            return text
-        return cls(text if isinstance(text, str) else [source_of(text)])
-
-    def check(self) -> None:
+    def check_texts(self) -> None:
         """Refuse texts that cannot be read, before a model is opened; the hub is not asked."""
-        for source in self.sources:
+        for source in self.perplexity:
             if source not in IN_CONTEXT:
                 check_source(source, TEXT, option="perplexity")
-            elif self.samples is None or is_share(self.samples):
-                raise endless(source)
+            elif self.num_samples is None or is_share(self.num_samples):
+                raise endless(source).about("num_samples")
 
-    @property
-    def sources(self) -> tuple[str, ...]:
-        """The name of each text.
-
-        >>> EvaluationText("pydoc, my.txt").sources, EvaluationText("none").sources
-        (('pydoc', 'my.txt'), ())
-        """
-        if self.perplexity == "none":
-            return ()
-        if isinstance(self.perplexity, str) and os.path.isfile(self.perplexity):  # a file's name may have commas
-            return (self.perplexity,)
-        given: Any = [self.perplexity] if isinstance(self.perplexity, Path) else self.perplexity
-        names = given.split(",") if isinstance(given, str) else given
-        return tuple(str(name).strip() for name in names)
-
-    def read(self, tokenizer: PreTrainedTokenizerBase, seed: int, *, at_least: int | None = None) -> dict[str, Tokens]:
+    def read_texts(
+        self, tokenizer: "PreTrainedTokenizerBase", seed: int, *, at_least: int | None = None
+    ) -> Mapping[str, Tokens]:
         """Read the windows of each text, by its name. at_least: as for Tokens.read()."""
-        self.check()
-        how: dict[str, Any] = {"length": self.length, "seed": seed, "at_least": at_least, "held_out": True}
-        if is_share(self.samples):
-            every = {source: Tokens.read(source, tokenizer, samples=None, **how) for source in self.sources}
-            return {source: text.drawn(part_of(self.samples, len(text.ids))) for source, text in every.items()}
-        how["samples"] = self.samples
-        return {source: Tokens.read(source, tokenizer, **how) for source in self.sources}
-
-
-@dataclass(frozen=True)
-class GenerationChecks:
-    """Checks of generated text. collapse_check: None checks what shortstack cut or healed."""
-
-    probes: bool = option(
-        False, help="Twelve small generation tasks: copying, counting, brackets, sums, dates, JSON and more."
-    )
-    probe_items: int = option(100, help="Items of each probe, drawn by seed.", minimum=2, maximum=100)
-    collapse_check: bool | None = option(
-        None, help="Check generated text for loops and silence. Default: for models that shortstack pruned or healed."
-    )
-
-    def __post_init__(self) -> None:
-        check_options(self)
-        if not self.probes and self.probe_items != GenerationChecks.probe_items:
-            raise InputError("none", expected="probes to be on", fix="add probes", option="probe_items")
-
-
-@dataclass(frozen=True)
-class Tasks:
-    """Which tasks are asked, and how: `Tasks("piqa", limit=100)`.
-
-    tasks: names of tasks or suites, as a sequence or with commas. limit: for a group, documents of each of its tasks; a
-    float is their share. seed: of the examples in prompts.
-    """
-
-    tasks: str | Sequence[str] | None = option(
-        None, help=f"Comma-separated suites ({', '.join(SUITES)}) or tasks of lm-evaluation-harness."
-    )
-    limit: int | float | None = option(
-        None, help="Only the first n documents of each task, or a share such as 10%.", minimum=1, shares=True
-    )
-    num_fewshot: int | None = option(None, help="Few-shot examples. Default: the task's own number.", minimum=0)
-    data_dir: str | Path | None = option(None, help="A folder of .jsonl or .parquet files for standard tasks.")
-    include: str | Path | None = option(None, help="A folder of your own lm-eval task files.")
-    batch_size: int | str = option(
-        "auto", help="Sequences per forward pass: a number, or auto, by token count.", minimum=1
-    )
-    max_length: int | None = option(
-        None, help="Maximum length of prompt plus answer, in tokens. Default: the model's context length.", minimum=1
-    )
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        check_options(self)
-        if self.tasks is not None:
-            named(self.tasks)
-        if isinstance(self.batch_size, str) and self.batch_size != "auto":
-            raise InputError(
-                repr(self.batch_size), expected="a number or auto", fix="give a number such as 16", option="batch_size"
-            )
-        for name, folder in (("data_dir", self.data_dir), ("include", self.include)):
-            if folder is not None and not Path(folder).is_dir():
-                raise InputError(f"none at {folder}", expected="a folder", fix="name one that exists", option=name)
-        if self.include is not None:
-            from shortstack.machine.yamlfile import check_folder
-
-            check_folder(Path(self.include))  # the harness passes over a file that it cannot read
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """The tasks, those of suites one by one."""
-        return named(self.tasks or ())
-
-    @property
-    def batch(self) -> int | None:
-        """Sequences in a forward; None where their tokens say it."""
-        return self.batch_size if isinstance(self.batch_size, int) else None
-
-    def check_paired(self, loaded: Sequence[LoadedTask]) -> None:
-        """Refuse one document of a task, on which no two models can be compared; of a group, where its tasks count alike."""
-        alone = [task for task in loaded if task.macro or len(task.tasks) == 1]
-        single = [task for task in alone if task.documents(self.limit or 2, fewest=True) < 2]
-        if single:
-            each = "each task of " if single[0].group else ""
-            expected = f"two documents of {each}{single[0].name} or more, to compare two models on"
-            option, fix = ("limit", "ask for more, such as 100") if self.limit else ("tasks", "leave it out")
-            raise InputError("1", expected=expected, fix=fix, option=option)
-
-    def load(self) -> list[LoadedTask]:
-        """Load the tasks with their documents."""
-        data, include = (Path(folder) if folder else None for folder in (self.data_dir, self.include))
-        return list(load_harness().load(self.names, data=data, include=include, shots=self.num_fewshot))
-
-    def load_for(self, checkpoint: Checkpoint) -> list[LoadedTask]:
-        """Load the tasks, where the checkpoint has positions for `max_length`."""
-        if self.max_length:
-            check_positions(checkpoint, self.max_length, "max_length", fix="leave it out")
-        loaded = self.load()
-        for task in loaded if self.max_length else ():
-            load_harness().check_answers(task, self.max_length)
-        return loaded
+        self.check_texts()
+        settings: dict[str, Any] = {"length": self.seq_length, "seed": seed, "at_least": at_least, "held_out": True}
+        if is_share(self.num_samples):
+            every = {text: Tokens.read(text, tokenizer, samples=None, **settings) for text in self.perplexity}
+            return {text: tokens.drawn(part_of(self.num_samples, len(tokens.ids))) for text, tokens in every.items()}
+        settings["samples"] = self.num_samples
+        return {text: Tokens.read(text, tokenizer, **settings) for text in self.perplexity}

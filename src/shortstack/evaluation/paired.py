@@ -105,7 +105,9 @@ def compare(task: str, model: Outcomes, base: Outcomes, *, chance: float | None 
     ours, theirs = _paired(task, model, base)
     tasks = [(ours[places], theirs[places]) for places in model.by_task().values()]
     if any(len(values) < 2 for values, _ in tasks):
-        raise DataError(1, expected="two documents or more of each of its tasks", fix="raise limit", where=task)
+        raise DataError(
+            f"{task}: a task of it has one document; two or more are needed to compare models", option="limit"
+        )
     value, reference, difference = (
         float(np.mean([values.mean() for values in side]))
         for side in zip(*((mine, other, mine - other) for mine, other in tasks), strict=True)
@@ -247,7 +249,7 @@ def _paired(task: str, model: Outcomes, base: Outcomes) -> tuple[Values, Values]
     if ours.keys() != theirs.keys():
         raise mismatch(f"the documents of {task}", set(ours), set(theirs))
     if len(ours) < 2:
-        raise DataError(len(ours), expected="two documents or more", fix="raise limit", where=task)
+        raise DataError(f"{task} has one document; two or more are needed to compare models", option="limit")
     return np.array([*ours.values()], dtype=float), np.array([theirs[document] for document in ours], dtype=float)
 
 
@@ -256,17 +258,15 @@ def _by_document(task: str, outcomes: Outcomes) -> dict[str, float]:
     wrong = [document for document, value in values.items() if not math.isfinite(value)]
     if wrong or len(values) < len(outcomes.documents):
         problem = f"{values[wrong[0]]} of {wrong[0]}" if wrong else "a document that comes twice"
-        raise DataError(problem, expected="one finite outcome of each document", fix="evaluate again", where=task)
+        raise DataError(f"{task}: {problem}; each document needs one finite outcome")
     return values
 
 
 def mismatch(what: str, ours: set[str], theirs: set[str]) -> DataError:
+    """Return the error that two models were not measured on the same."""
+
     def alone(names: set[str]) -> str:
         return f"{len(names)} ({', '.join(sorted(names)[:3])})" if names else "none"
 
-    return DataError(
-        f"{alone(ours - theirs)} only in the model's, {alone(theirs - ours)} only in the unpruned model's",
-        expected="the same for both models",
-        fix="evaluate both with the same tasks, limit and data",
-        where=what,
-    )
+    differ = f"{alone(ours - theirs)} only of the model, {alone(theirs - ours)} only of the base model"
+    return DataError(f"{what} differ: {differ}; evaluate both with the same settings")

@@ -8,16 +8,18 @@ import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import date
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+import numpy as np
 
 from shortstack.data.in_context import MONTHS
 from shortstack.data.tokens import bos_ids, encode, encode_after
 from shortstack.decoder import Decoder
 from shortstack.decoder.generation import end_tokens, generate, longest
-from shortstack.decoder.likelihoods import Accuracy, Request, greedy_endings
-from shortstack.evaluation.paired import Outcomes
+from shortstack.decoder.likelihoods import Request, greedy_endings
+from shortstack.evaluation.paired import mean_stderr
+from shortstack.evaluation.results import TaskResult
 from shortstack.machine.progress import Progress, silent
-from shortstack.machine.tables import Cell
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -27,6 +29,17 @@ SHOTS = 4  # examples before each question: a base model knows no instructions
 MOST = 100  # items of a probe: one-digit sums and differences are few
 WRITTEN = "json"  # of which several answers are right, so that the model's own must be written
 SPARE = 8  # tokens of room beyond those of the answer: other spellings are longer
+REPETITION, GRAM, NEW_TOKENS = "repetition", 4, 64  # free writing: the share of 4-grams that a text has repeated
+BEGINNINGS = (
+    "The city lies on a river, and",
+    "In the morning the two brothers",
+    "The most important part of an engine is",
+    "When water is heated, it",
+    "A good teacher knows that",
+    "The history of bread begins",
+    "To plan a small garden,",
+    "Yesterday the government said that",
+)
 CLOSING = {"(": ")", "[": "]", "{": "}"}
 WORDS = (
     *("apple", "river", "stone", "cloud", "bread", "chair", "house", "light", "music", "green", "tiger", "water"),
@@ -38,9 +51,9 @@ CITIES = ("Paris", "London", "Rome", "Berlin", "Madrid", "Vienna", "Oslo", "Dubl
 
 @dataclass(frozen=True)
 class Item:
-    """A question of a probe, its right answer, and the chance that a random answer of its form is right.
+    """Prompt of a probe, its right answer, and the chance that a random answer of its form is right.
 
-    What is asked begins with solved examples of its kind.
+    The prompt begins with solved examples of its kind. Free writing has no answer.
     """
 
     prompt: str
@@ -50,45 +63,12 @@ class Item:
 
     @property
     def document(self) -> str:
-        """Names the item by its content, so that results of different items are never paired."""
+        """Digest of the prompt, so that results of different items are never paired."""
         return hashlib.sha256(self.prompt.encode()).hexdigest()[:16]
 
     def room(self, tokenizer: PreTrainedTokenizerBase) -> int:
         """Count the tokens that may be written: those of the answer, and some more."""
-        return len(encode_after(tokenizer, f" {self.answer}")) + SPARE
-
-
-@dataclass(frozen=True)
-class Probed:
-    """How many items of a probe were right, by item; chance: what guessing among answers of that form gets."""
-
-    accuracy: Accuracy
-    chance: float
-    documents: tuple[str, ...]
-
-    @property
-    def cell(self) -> Cell:
-        return Cell(self.accuracy.value, "score", self.accuracy.stderr)
-
-    @property
-    def n(self) -> int:
-        """How many items."""
-        return len(self.documents)
-
-    @property
-    def outcomes(self) -> Outcomes:
-        """For a paired comparison with another model."""
-        return Outcomes(self.documents, tuple(map(float, self.accuracy.correct)))
-
-    def to_dict(self) -> dict[str, Any]:
-        return {
-            "value": self.accuracy.value,
-            "stderr": self.accuracy.stderr,
-            "n": self.n,
-            "chance": self.chance,
-            "documents": self.documents,
-            "outcomes": self.outcomes.values,
-        }
+        return len(encode_after(tokenizer, f" {self.answer}")) + SPARE if self.answer else NEW_TOKENS
 
 
 def probes(seed: int = 0, n: int = MOST) -> tuple[Item, ...]:
@@ -98,7 +78,8 @@ def probes(seed: int = 0, n: int = MOST) -> tuple[Item, ...]:
     Numbers: 179, 180, 181, 182
     Next:
     """
-    return tuple(item for name in PROBES for item in _items(name, seed, n))
+    free = [Item(beginning, "", 0.0, REPETITION) for beginning in BEGINNINGS[:n]]
+    return tuple([item for name in PROBES for item in _items(name, seed, n)] + free)
 
 
 def run_probes(
@@ -107,17 +88,33 @@ def run_probes(
     items: Sequence[Item],
     *,
     progress: Progress = silent,
-) -> dict[str, Probed]:
+) -> dict[str, TaskResult]:
     """Return each probe's result: greedy answers, up to the end of their line. A prompt starts with BOS as all text does.
 
     Where an answer is exact, a greedy one is right exactly if each of its tokens is the likeliest after those before it, and
-    the next ends the line: one forward pass, nothing is written. JSON is written.
+    the next ends the line: one forward pass, nothing is written. JSON and free texts are written.
     """
-    exact = [item for item in items if item.probe != WRITTEN]
     written = [item for item in items if item.probe == WRITTEN]
-    right = dict(zip(exact, _exact_answers(decoder, tokenizer, exact, progress), strict=True))
-    right |= zip(written, _written_answers(decoder.model, tokenizer, written, progress), strict=True)
-    return {name: _probed(name, right) for name in dict.fromkeys(item.probe for item in items)}
+    free = [item for item in items if item.probe == REPETITION]
+    exact = [item for item in items if item.probe not in (WRITTEN, REPETITION)]
+    outcomes: dict[Item, float] = {}
+    outcomes |= zip(exact, _exact_answers(decoder, tokenizer, exact, progress), strict=True)
+    texts = _written(decoder.model, tokenizer, written, progress)
+    lines = (tokenizer.decode(tokens, skip_special_tokens=True).partition("\n")[0].strip() for tokens in texts)
+    outcomes |= {item: has_keys(line, item.answer) for item, line in zip(written, lines, strict=True)}
+    outcomes |= zip(free, map(repeated, _written(decoder.model, tokenizer, free, progress)), strict=True)
+    bos = bool(bos_ids(tokenizer))
+    return {name: _result(name, outcomes, bos, decoder.dtype) for name in dict.fromkeys(item.probe for item in items)}
+
+
+def repeated(tokens: Sequence[int]) -> float:
+    """Return the share of 4-grams that the text had before; 1 where it is too short to have any.
+
+    >>> repeated([1, 2, 3, 1, 2, 3, 1, 2, 3]), repeated([1, 2, 3, 4, 5]), repeated([])
+    (0.5, 0.0, 1.0)
+    """
+    grams = list(zip(*(tokens[start:] for start in range(GRAM)), strict=False))
+    return 1 - len(set(grams)) / len(grams) if grams else 1.0
 
 
 def _exact_answers(
@@ -151,13 +148,10 @@ def _ends_line(tokenizer: PreTrainedTokenizerBase, answer: Sequence[int], token:
     return bool(newline) and not rest.strip()
 
 
-def _written_answers(
+def _written(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, items: Sequence[Item], progress: Progress
-) -> list[bool]:
-    prompts, rooms = _prompts(tokenizer, items)
-    written = generate(model, prompts, rooms, stage="answering probes", progress=progress)
-    lines = [tokenizer.decode(tokens, skip_special_tokens=True).partition("\n")[0].strip() for tokens in written]
-    return [has_keys(line, item.answer) for item, line in zip(items, lines, strict=True)]
+) -> list[list[int]]:
+    return generate(model, *_prompts(tokenizer, items), stage="answering probes", progress=progress)
 
 
 def probe_tokens(tokenizer: PreTrainedTokenizerBase, items: Sequence[Item]) -> int:
@@ -179,12 +173,22 @@ def has_keys(line: str, answer: str) -> bool:
     return isinstance(record, dict) and record.keys() == json.loads(answer).keys()
 
 
-def _probed(name: str, right: Mapping[Item, bool]) -> Probed:
-    own = [item for item in right if item.probe == name]
-    return Probed(
-        Accuracy.of([right[item] for item in own]),
-        sum(item.chance for item in own) / len(own),
-        tuple(item.document for item in own),
+def _result(name: str, outcomes: Mapping[Item, float], bos: bool, dtype: str) -> TaskResult:
+    own = [item for item in outcomes if item.probe == name]
+    free, values = name == REPETITION, np.array([outcomes[item] for item in own], dtype=float)
+    return TaskResult(
+        metric="repeated 4-grams" if free else "acc",
+        value=float(values.mean()),
+        stderr=mean_stderr(values),
+        n=len(own),
+        version="1",
+        shots=0 if free else SHOTS,
+        bos=bos,
+        dtype=dtype,
+        chance=None if free else sum(item.chance for item in own) / len(own),
+        higher_is_better=not free,
+        documents=tuple(item.document for item in own),
+        outcomes=tuple((-values if free else values).tolist()),
     )
 
 

@@ -100,22 +100,17 @@ def named(tasks: str | Sequence[str]) -> tuple[str, ...]:
     >>> named("language,piqa")
     ('wikitext', 'lambada_openai', 'piqa')
     """
-    words = [word.strip() for word in (tasks.split(",") if isinstance(tasks, str) else tasks)]
-    if not words or not all(words):
-        raise InputError(
-            repr(tasks), expected="names of tasks or suites", fix="name some, such as paper", option="tasks"
-        )
+    words = [word.strip() for some in ([tasks] if isinstance(tasks, str) else tasks) for word in some.split(",")]
+    if not all(words):
+        raise InputError("a name is empty; name tasks or suites, such as paper", option="tasks")
     return tuple(dict.fromkeys(name for word in words for name in SUITES.get(word, (word,))))
 
 
 def unknown(name: str, known: Sequence[str]) -> InputError:
-    """Make the error for a name that no task has, with the nearest that there is."""
-    near = get_close_matches(name, [*TASKS, *SUITES], n=1, cutoff=0.5) or get_close_matches(
-        name, known, n=1, cutoff=0.5
-    )
+    """Return the error about a name that no task has, with the nearest name."""
+    of_ours, of_all = (get_close_matches(name, names, n=1, cutoff=0.5) for names in ([*TASKS, *SUITES], known))
+    near = of_ours or of_all
+    fix = f"did you mean {near[0]}?" if near else "`shortstack list tasks` lists the suites"
     return InputError(
-        repr(name),
-        expected="a task of lm-evaluation-harness, one in include, or a suite",
-        fix=f"did you mean {near[0]}?" if near else "`shortstack list tasks` lists the suites",
-        option="tasks",
+        f"{name} is no task of lm-evaluation-harness, no file of include and no suite; {fix}", option="tasks"
     )

@@ -52,20 +52,15 @@ def _source(task: StandardTask, part: str, data: Path) -> dict[str, Any]:
     stems = {split: stem.format(part=part) for split, stem in task.files.items()}
     present = {split: file for split, stem in stems.items() if (file := _file(data, stem))}
     for split in sorted({task.evaluated, *task.needs} - present.keys()):
-        raise DataError(
-            f"neither in {data}",
-            expected=f"{stems[split]}.jsonl or {stems[split]}.parquet, for {task.name}",
-            fix="put it there; docs/evaluate.md shows the layout",
-            option="data_dir",
-        )
+        names = f"{stems[split]}.jsonl and {stems[split]}.parquet"
+        raise DataError(f"{task.name}: {names} are not in {data}; docs/evaluate.md has the layout", option="data_dir")
     for file in present.values():
         if file.suffix == ".jsonl":
             list(read_lines(file))  # names a line that is no JSON; the harness says only that data are missing
     _check_columns(task, present[task.evaluated])
     kinds = {FORMATS[file.suffix] for file in present.values()}
     if len(kinds) > 1:
-        expected = f"files of one format, for {task.name}"
-        raise DataError("both", expected=expected, fix="remove one of each pair", option="data_dir")
+        raise DataError(f"{task.name} has .jsonl and .parquet files; keep one format", option="data_dir")
     absent = [key for key, split in SPLITS.items() if split not in present]
     return {
         "dataset_path": kinds.pop(),
@@ -83,23 +78,17 @@ def _check_columns(task: StandardTask, path: Path) -> None:
         columns = next((set(row) for _, row in read_lines(path) if isinstance(row, dict)), set())
     missing = [column for column in task.columns.split() if column not in columns]
     if missing:
-        raise DataError(
-            f"no {', '.join(missing)}",
-            expected=f"documents of {task.name}, with {', '.join(task.columns.split())}",
-            fix="write the columns that the data set has on the hub",
-            where=path,
-        )
+        wanted = f"documents of {task.name} have {', '.join(task.columns.split())}, as on the hub"
+        raise DataError(f"{path} has no {', '.join(missing)}; {wanted}", option="data_dir")
 
 
 def _parquet_columns(path: Path) -> set[str]:
     try:
         table = pyarrow.parquet.read_metadata(path)
     except (OSError, pyarrow.ArrowException) as error:
-        raise DataError(
-            one_line(error), expected="a parquet file", fix="write it again, or as .jsonl", where=path
-        ) from error
+        raise DataError(f"{path} is no parquet file ({one_line(error)}); write it again", option="data_dir") from error
     if not table.num_rows:
-        raise DataError("an empty table", expected="documents", fix="give a file with documents", where=path)
+        raise DataError(f"{path} has no rows; give a file with documents", option="data_dir")
     return set(table.schema.to_arrow_schema().names)
 
 

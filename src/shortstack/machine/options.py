@@ -89,28 +89,30 @@ def given(options: Any) -> dict[str, Any]:
 def input_error(error: ValidationError) -> InputError:
     """Return the first error that pydantic found as one sentence about an option."""
     first = error.errors(include_url=False)[0]
-    name, value, limits = ".".join(map(str, first["loc"][:1])), first.get("input"), first.get("ctx", {})
-    limit = next(iter(limits.values()), "")
-    match first["type"]:
+    return InputError(message_of(first), option=".".join(map(str, first["loc"][:1])))
+
+
+def message_of(detail: Any) -> str:
+    """Return what pydantic found wrong with a value, and which values are allowed."""
+    value, limit = detail.get("input"), next(iter(detail.get("ctx", {}).values()), "")
+    match detail["type"]:
         case "greater_than_equal":
-            message = f"{value} is too small; give at least {limit}"
+            return f"{value} is too small; give at least {limit}"
         case "greater_than":
-            message = f"{value} is too small; give more than {limit}"
+            return f"{value} is too small; give more than {limit}"
         case "less_than_equal":
-            message = f"{value} is too large; give at most {limit}"
+            return f"{value} is too large; give at most {limit}"
         case "less_than":
-            message = f"{value} is too large; give less than {limit}"
+            return f"{value} is too large; give less than {limit}"
         case "int_parsing" | "int_from_float":
-            message = f"{value!r} is not a whole number"
+            return f"{value!r} is not a whole number"
         case "float_parsing":
-            message = f"{value!r} is not a number"
+            return f"{value!r} is not a number"
         case "missing":
-            message = "missing; give a value"
+            return "missing; give a value"
         case "unexpected_keyword_argument":
-            message = "no such option"
-        case _:
-            message = f"{value!r}: {first['msg'][0].lower()}{first['msg'][1:]}"
-    return InputError(message, option=name)
+            return "no such option"
+    return f"{value!r}: {detail['msg'][0].lower()}{detail['msg'][1:]}"
 
 
 @dataclass(frozen=True)
@@ -140,7 +142,7 @@ def no_choice(value: object, choices: Collection[str]) -> str:
 
 def _amount(value: Any) -> Any:
     number = amount_of(value) if isinstance(value, str) else value
-    if value is not None and (not is_number(number) or (is_share(number) and not 0 < number <= 1)):
+    if value is not None and not (is_number(number) and 0 < number <= (1 if is_share(number) else math.inf)):
         raise PydanticCustomError("amount", "a count, or a share such as 10%")
     return number
 
@@ -276,18 +278,17 @@ def check_choice_of(name: str, value: str, choices: Any, *, fix: str = "name one
 
 
 def changed_options(component: Any) -> Mapping[str, Any]:
-    """List the options of an instance that are not at their default."""
-    values = {name: (getattr(component, name), default) for name, default, _ in options_of(component)}
-    return {name: value for name, (value, default) in values.items() if value != default}
+    """Return the fields of an instance that are not at their default."""
+    values = ((declared.name, getattr(component, declared.name), declared.default) for declared in fields(component))
+    return {name: value for name, value, default in values if value != default}
 
 
 def check_installed(library: str, extra: str, *, why: str, option: str) -> None:
-    """Refuse what needs a library that is not installed."""
+    """Refuse an option that needs a library that is not installed."""
     if find_spec(library) is None:
-        expected = f"{library}, {why}"
-        raise InputError("none installed", expected=expected, fix=install(extra), option=option)
+        raise InputError(f"{library} is not installed, {why}; {install(extra)}", option=option)
 
 
 def install(extra: str) -> str:
-    """Say how an extra is installed, outside of a checkout and in one."""
+    """Return how an extra is installed, outside of a checkout and in one."""
     return f"install the extra {extra}: pip install 'shortstack[{extra}]', or in a checkout pip install '.[{extra}]'"

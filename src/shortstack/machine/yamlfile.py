@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import functools
 import typing
 from collections.abc import Iterator, Sequence
@@ -17,6 +16,7 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
+    TypeAdapter,
     ValidationError,
     WithJsonSchema,
     create_model,
@@ -27,7 +27,7 @@ from pydantic_core import PydanticCustomError
 from shortstack.errors import InputError
 from shortstack.machine.formats import amount_of
 from shortstack.machine.numbers import is_number
-from shortstack.machine.options import Option, options_of
+from shortstack.machine.options import Option, message_of, no_choice, options_of
 
 UNKNOWN = ("extra_forbidden", "unexpected_keyword_argument")  # as pydantic calls a key that a class does not have
 
@@ -50,7 +50,7 @@ def part_of(name: str, *components: Any, only: Sequence[str] = (), bounded: bool
     """
     keys: dict[str, Any] = {}
     for component in components:
-        hints = typing.get_type_hints(component)
+        hints = typing.get_type_hints(component, include_extras=True)
         for key, default, known in options_of(component):
             hint = Annotated[hints[key], *_amount(known)] if known.shares else hints[key]
             if bounded:
@@ -85,27 +85,37 @@ def text_of(path: str | Path) -> str:
         return Path(path).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         reason = (error.strerror or str(error)).lower() if isinstance(error, OSError) else str(error)
-        raise InputError(reason, expected="a YAML file", fix="check the path", where=path) from error
+        raise InputError(f"{path} cannot be read: {reason}") from error
 
 
-Read = TypeVar("Read", bound=Part)
+Read = TypeVar("Read")
 
 
-def parsed(text: str, model: type[Read], *, where: str) -> Read:
-    """Parse the text of a file, checked and read by a model of it. where: the file's name, for messages."""
+def parsed(text: str, kind: type[Read], *, where: str) -> Read:
+    """Read a mapping as a pydantic model or a class of options. where: the file's name, for messages."""
     with syntax_of(where):
         data = yaml.safe_load(text)
     if not isinstance(data, dict):
-        known, kind = ", ".join(keys(model)), "nothing" if data is None else f"a {type(data).__name__}"
-        raise InputError(kind, expected=f"keys {known}", fix="correct the file", where=where)
+        found = "is empty" if data is None else f"holds a {type(data).__name__}"
+        raise InputError(f"{where} {found}; give keys of {', '.join(keys(kind))}")
     try:
-        return model.model_validate(data)
+        return TypeAdapter(kind).validate_python(data)
     except ValidationError as error:
-        raise _explained(where, text, model, error) from error
+        raise _explained(where, text, kind, error) from error
+
+
+@contextmanager
+def lines_of(where: str, text: str, *within: str) -> Iterator[None]:
+    """Put file and line before an error about one of the file's keys; within: keys that it stands below."""
+    try:
+        yield
+    except InputError as error:
+        line = line_of(text, *within, error.option) if error.option else None
+        raise error.at(f"{where}, line {line}" if line else where) from error
 
 
 def check_folder(folder: Path) -> None:
-    """Refuse a folder with a file that is not YAML; what its keys and tags mean is not checked."""
+    """Refuse a folder with a file that is not YAML; its keys and tags are not checked."""
     for path in sorted([*folder.rglob("*.yaml"), *folder.rglob("*.yml")]):
         text = text_of(path)
         with syntax_of(str(path)):
@@ -114,59 +124,49 @@ def check_folder(folder: Path) -> None:
 
 @contextmanager
 def syntax_of(where: str) -> Iterator[None]:
-    """Raise what the parser finds wrong as an error that names the file and the line."""
+    """Raise errors of the parser as one that names the file and the line."""
     try:
         yield
     except yaml.MarkedYAMLError as error:
         line = f", line {error.problem_mark.line + 1}" if error.problem_mark else ""
-        problem = error.problem or str(error)
-        raise InputError(problem, expected="YAML", fix="correct that line", where=f"{where}{line}") from error
-    except (yaml.YAMLError, RecursionError) as error:  # the latter of what is nested too deeply
-        raise InputError(error, expected="YAML", fix="correct the file", where=where) from error
+        raise InputError(f"{where}{line} is not YAML: {error.problem or error}") from error
+    except (yaml.YAMLError, RecursionError) as error:  # the latter where it is nested too deeply
+        raise InputError(f"{where} is not YAML: {error}") from error
 
 
 def line_of(text: str, *path: str) -> int | None:
-    """Find the line of a key, counted from 1; None where the file does not have it."""
+    """Return the line of a key, counted from 1; None where the file does not have it."""
     lines = [line for _, line in _steps(text, path)]
     return lines[-1] if len(lines) == len(path) else None
 
 
 def line_saying(text: str, value: str) -> int | None:
-    """Find the line of the first value with this text, counted from 1; None where the file has none."""
+    """Return the line of the first value with this text, counted from 1; None where the file has none."""
     tokens = (token for token in yaml.scan(text) if isinstance(token, yaml.ScalarToken))
     return next((token.start_mark.line + 1 for token in tokens if token.value == value), None)
 
 
-def keys(model: Any) -> list[str]:
+def keys(kind: Any) -> list[str]:
     """List the keys of a mapping, as the file spells them."""
-    return [field.alias or name for name, field in _fields(model).items()]
+    return [field.alias or name for name, field in _fields(kind).items()]
 
 
-def _fields(model: Any) -> Any:
+def _fields(kind: Any) -> Any:
     """Return the fields of a pydantic model or dataclass by name."""
-    return model.model_fields if issubclass(model, BaseModel) else model.__pydantic_fields__
+    return kind.model_fields if issubclass(kind, BaseModel) else kind.__pydantic_fields__
 
 
-def _explained(where: str, text: str, model: type[Part], error: ValidationError) -> InputError:
-    """Make the error to show. Of a value that may be of several kinds, take the errors of the kind that fits it best."""
-    first = max(error.errors(), key=lambda detail: (detail["type"] in UNKNOWN, len(detail["loc"])))
+def _explained(where: str, text: str, kind: Any, error: ValidationError) -> InputError:
+    """Return the error to show. Of a value that may be of several kinds, take the errors of the kind that fits it best."""
+    details = error.errors(include_url=False)
+    first = max(details, key=lambda detail: (detail["type"] in UNKNOWN, len(detail["loc"])))
     path, line = _found(text, first["loc"])
-    name = ".".join(path)
-    where = f"{where}, line {line}"
+    name, place = ".".join(path), f"{where}, line {line}"
     if first["type"] == "missing":
-        there = ", ".join(map(str, first["input"])) or "nothing"
-        return InputError(f"only {there}", expected=f"the key {name}", fix=f"add {name}", where=where)
-    if first["type"] not in UNKNOWN:
-        return InputError(repr(first["input"]), expected=f"{name}: {first['msg']}", fix="correct it", where=where)
-    known = _known(model, first["loc"][:-1])
-    near = difflib.get_close_matches(path[-1], known, 1)
-    above = ".".join(path[:-1])
-    return InputError(
-        path[-1],
-        expected=f"a known key{f' of {above}' if above else ''}" if near else f"one of {', '.join(known)}",
-        fix=f"did you mean {near[0]}?" if near else "leave it out",
-        where=where,
-    )
+        return InputError(f"{place}: the key {name} is missing")
+    if first["type"] in UNKNOWN:
+        return InputError(f"{place}: there is no key {name}; {no_choice(path[-1], _known(kind, first['loc'][:-1]))}")
+    return InputError(f"{place}: {name}: {message_of(first)}")
 
 
 def _known(model: Any, path: Sequence[int | str]) -> list[str]:

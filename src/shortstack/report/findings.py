@@ -19,7 +19,7 @@ AVERAGE = "average"
 BASE, PRUNED, HEALED = "evaluate_base", "evaluate_pruned", "evaluate_healed"  # the roles of evaluations
 HEALING = {"heal", "data"}
 BEFORE = "pruned, not healed"
-UNSAID = {PLAIN["calibration"], PLAIN["strategy"], PLAIN["repair"], ""}  # what is plain needs no word
+UNSAID = {PLAIN["calibration"], PLAIN["rounds"], PLAIN["repair"], ""}  # what is plain needs no word
 Described = Sequence[tuple[TrialRecord, Mapping[str, str]]]  # trials with their factors in words
 
 
@@ -67,16 +67,6 @@ class Result:
     def healing(self) -> StepRecord | None:
         """The first trial's healing, where the measures are from after it."""
         return self.step("heal") if self.role == HEALED else None
-
-    @property
-    def collapse(self) -> Mapping[str, Any]:
-        """The check of what it writes, of a trial that has collapsed, or the first; empty where there was none."""
-        checks = [trial.result(self.role).get("collapse") or {} for trial in self.trials]
-        return next((check for check in checks if check.get("collapsed")), checks[0])
-
-    @property
-    def collapsed(self) -> bool:
-        return bool(self.collapse.get("collapsed"))
 
     def seconds(self, *roles: str) -> float | None:
         """Average over the seeds the time that the steps of these roles took."""

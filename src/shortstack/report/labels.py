@@ -9,13 +9,12 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 from shortstack.machine.formats import counted
-from shortstack.runs.records import ONE_SHOT
 
-FACTORS = ("model", "drop", "metric", "calibration", "strategy", "repair", "heal", "data")
+FACTORS = ("model", "drop", "metric", "calibration", "rounds", "repair", "heal", "data")
 PLAIN = {  # what the levels are called at which a setting does without
     "drop": "named layers",
     "calibration": "none",
-    "strategy": ONE_SHOT,
+    "rounds": "all at once",
     "repair": "no repair",
     "heal": "not healed",
     "data": "none",
@@ -32,7 +31,7 @@ def factors(all_settings: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
     >>> heal = {"name": "last3", "method": "partial", "last": 3, "data": "pydoc"}
     >>> factors([{"model": "demo", "drop": "25%", "metric": "bi", "heal": heal, "seed": 1}])
     ... # doctest: +NORMALIZE_WHITESPACE
-    [{'model': 'demo', 'drop': '25%', 'metric': 'bi', 'calibration': 'none', 'strategy': 'one-shot',
+    [{'model': 'demo', 'drop': '25%', 'metric': 'bi', 'calibration': 'none', 'rounds': 'all at once',
       'repair': 'no repair', 'heal': 'last3', 'data': 'pydoc'}]
     """
     text = json.dumps(all_settings)
@@ -52,7 +51,9 @@ def _factors(
 ) -> dict[str, str]:
     """Put a trial's factors in words. several: the data that trials take different amounts of."""
     levels = {name: value for name, value in settings.items() if name != "seed"}
-    heal, repair = levels.get("heal"), levels.get("repair")
+    heal, repair, per_round = levels.get("heal"), levels.get("repair"), levels.pop("layers_per_round", None)
+    levels["metric"] = _selection(levels.pop("metric", None), levels.pop("strategy", None), levels.pop("layers", None))
+    levels["rounds"] = per_round and f"{per_round} at a time"
     if isinstance(heal, Mapping):
         levels["heal"] = healings[_kind(heal)]
         keys = DATA if str(heal.get("data")) in several else DATA[:1]
@@ -61,6 +62,11 @@ def _factors(
         levels["repair"] = "repaired" if one_repair else f"repaired on {words(repair)}"
     first = {name: words(levels.pop(name, None), PLAIN.get(name, "none")) for name in FACTORS}
     return first | {name: words(value) for name, value in sorted(levels.items())}
+
+
+def _selection(metric: str | None, strategy: str | None, layers: str | None) -> str:
+    """Return how layers are selected."""
+    return f"layers {layers}" if layers else " ".join(filter(None, (metric, strategy))) or "ppl"
 
 
 def _healing_names(heals: Sequence[Mapping[str, Any]]) -> dict[str, str]:
@@ -137,12 +143,12 @@ def short_paths(names: Iterable[str]) -> dict[str, str]:
 def said(levels: Mapping[str, str], name: str) -> str:
     """Put a factor's level as a label says it; empty where another factor says it.
 
-    >>> said({"drop": "8"}, "drop"), said({"drop": "25%"}, "drop"), said({"drop": "named layers", "layers": "2"}, "drop")
+    >>> said({"drop": "8"}, "drop"), said({"drop": "25%"}, "drop"), said({"drop": "named layers"}, "drop")
     ('8 layers', '25% of layers', '')
     """
     level = levels.get(name, "")
     if name == "drop":
         if level == PLAIN["drop"]:
-            return "" if levels.get("layers", "none") != "none" else level
+            return ""
         return counted(int(level), "layer") if level.isdigit() else f"{level} of layers"
-    return f"layers {level}" if name == "layers" and level[:1].isdigit() else level
+    return level

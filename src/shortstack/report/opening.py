@@ -58,7 +58,8 @@ class Kept:
     def of(cls, findings: Findings, result: Result) -> Kept:
         ours, theirs = result.measures, findings.bases[result.model].measures
         pairs = {name: (theirs[name], ours[name]) for name in ours if name in theirs}
-        written = [pairs.pop(name) for name in findings.measured("probe") if name in pairs]
+        shares = [name for name in findings.measured("probe") if name in pairs and pairs[name][1].kind == "share"]
+        written = [pairs.pop(name) for name in shares]
         mine = {WRITING: (mean([pair[0] for pair in written]), mean([pair[1] for pair in written]))} if written else {}
         return cls(findings, result, pairs | mine)
 
@@ -75,8 +76,6 @@ class Kept:
 
     def _losses(self) -> Iterator[str]:
         """Say of which text most is lost, and what it writes."""
-        if self.result.collapsed:
-            yield "what it writes has collapsed"
         lost = {name: ours.loss - theirs.loss for name, (theirs, ours) in self.pairs.items()}
         texts = [(loss, name) for name, loss in lost.items() if not math.isnan(loss)]  # shares have no loss
         if texts:
@@ -257,8 +256,6 @@ class Contest:
     def _worth(self, best: ContestEntry) -> str:
         change = best.change
         apart = f"it {change.said(than='the unpruned model')}, {_chance(change)}"
-        if best.result.collapsed:
-            return "It is not worth keeping: its generated text has collapsed."
         if best.worse:
             return f"Keep it only if the smaller size is worth it: {apart}."
         if change.p is None:

@@ -72,7 +72,7 @@ class Report:
             ids={key: f"s{number}" for number, key in enumerate(runs.steps)},  # where steps are on the page
             scope=scope(self.findings),
             done=done(runs),
-            settings={  # in short; the steps' commands have the full ones
+            settings={  # in short; the steps have the full ones
                 trial.number: {**said, "seed": str(trial.settings.get("seed", ""))}
                 for trial, said in zip(runs.trials, self.findings.factors, strict=True)
             },

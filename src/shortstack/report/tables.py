@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from shortstack.machine.formats import brief, listed, show_layers
+from shortstack.machine.formats import brief, show_layers
 from shortstack.machine.tables import ABOVE, BELOW, NEAR, Block, Cell, Column, Row, Table
 from shortstack.report.findings import (
     AVERAGE,
@@ -187,14 +187,6 @@ def _time_column(label: str, title: str, *roles: str) -> ResultColumn:
     return ResultColumn(label, "seconds", title=title, cell=cell)
 
 
-def _free_text(result: Result) -> JudgedCell:
-    if not result.collapse:
-        return EMPTY
-    signs = listed([str(name).replace("_", " ") for name in result.collapse.get("fallen") or ()])
-    words = (f"collapsed: {signs}" if signs else "collapsed") if result.collapsed else "not collapsed"
-    return _step_cell(words, "text", result.step(result.role))
-
-
 REMOVED = ResultColumn("layers removed", "text", title="numbered from 0 in the unpruned model", cell=_removed)
 TRAINABLE = _healing_column(
     "trained",
@@ -226,7 +218,6 @@ HEAL_MEMORY = _healing_column(
 )
 MADE = "without evaluation; scoring as a whole, where metrics of one text share it"
 MAKE_TIME = _time_column("time to make", MADE, "score", "plan", "prune", "heal")
-FREE_TEXT = ResultColumn("free text", "text", title="collapsed: loops, few words or silence", cell=_free_text)
 
 
 # Rows of results under columns
@@ -296,7 +287,7 @@ HEALING_EXTRAS = (TRAINABLE, *HELD_OUT, HEAL_TIME, HEAL_MEMORY)
 FACTORS = (  # as the tables 1, 2 and 4, 5, 6 and 7 of the paper, which has none of repairs
     ("metric", "metrics", "Which layers to remove", all_columns, (REMOVED,)),
     ("heal", "healing", "How to heal", short_columns, HEALING_EXTRAS),
-    ("strategy", "strategies", "All at once or step by step", short_columns, (REMOVED, MAKE_TIME)),
+    ("rounds", "rounds", "All at once or in rounds", short_columns, (REMOVED, MAKE_TIME)),
     ("calibration", "calibration", "How much the calibration text matters", short_columns, (REMOVED,)),
     ("data", "data", "How much the healing data matters", all_columns, ()),
     ("repair", "repair", "Does repair help", short_columns, (REMOVED,)),
@@ -305,10 +296,8 @@ SETTING = Column("setting", "text")
 
 
 def probes(findings: Findings) -> Table | None:
-    """Make the table of generated text: small tasks whose answers a program knows, and the collapse check."""
+    """Make the table of generated text: small tasks whose answers a program knows, and repeated 4-grams."""
     columns = measured_columns(findings, findings.measured("probe"))
-    if any(FREE_TEXT.cell(result).value for result in findings.results):
-        columns.append(FREE_TEXT)
     if not columns:
         return None
     caption = "Small generation tasks that a program scores."

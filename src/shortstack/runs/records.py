@@ -1,4 +1,4 @@
-"""A study's trials and steps, read from its store: opened read-only, so that a running study is never in the way."""
+"""A study's trials and steps, read from its store."""
 
 from __future__ import annotations
 
@@ -10,8 +10,6 @@ from typing import Any
 from shortstack.errors import DataError
 from shortstack.runs.folder import Folder
 from shortstack.runs.store import Store
-
-ONE_SHOT = "one-shot"  # the strategy of a trial that removes all its layers at once
 
 
 @dataclass(frozen=True)
@@ -28,14 +26,13 @@ class StepRecord:
     started: float | None = None
     seconds: float | None = None
     host: str | None = None
-    command: str | None = None
     versions: Mapping[str, Any] = field(default_factory=dict)
     peak_rss_bytes: int | None = None
 
 
 @dataclass(frozen=True)
 class TrialRecord:
-    """One path through the grid, and the steps it took by role; `evaluate_base` and `profile_base` are the model's own."""
+    """One combination of settings, and its steps by role; `evaluate_base` and `profile_base` are of the base model."""
 
     id: str
     number: int
@@ -44,7 +41,7 @@ class TrialRecord:
     steps: Mapping[str, StepRecord]
 
     def result(self, *roles: str) -> Mapping[str, Any]:
-        """Return the result of the first of these roles that is done; empty where none is."""
+        """Return the result of the first of these roles that is done; empty if none is."""
         step = self.step(*roles)
         return step.result if step else {}
 
@@ -67,10 +64,7 @@ class Conclusion:
 
 @dataclass(frozen=True)
 class Runs:
-    """Everything in a store: trials in the order of the grid, steps by key.
-
-    Of a shrink, whose report is about one trial, there is a conclusion.
-    """
+    """Everything in a store: trials in order, steps by key. conclusion: of a shrink, whose report is about one trial."""
 
     name: str
     title: str
@@ -86,35 +80,30 @@ class Runs:
 
 
 def read(folder: str | Path) -> Runs:
-    """Read all trials and steps in RUNS, as of one moment."""
+    """Read all trials and steps of a study's folder, as of one moment.
+
+    Raises:
+        DataError: there is no run store, or it is damaged.
+    """
+    from pydantic import TypeAdapter
+
     place = Folder(Path(folder))
     with Store.open(place, read_only=True) as store:
-        title, rows, roles, trials = store.noted().get("title"), store.steps(), store.trial_steps(), store.trials()
-    steps = {row["key"]: _checked(StepRecord, row, place) for row in rows}
-    own = {
-        row["id"]: {role: steps[key] for role, key in roles.get(row["id"], {}).items() if key in steps}
-        for row in trials
-    }
-    records = (_checked(TrialRecord, {**row, "steps": own[row["id"]]}, place) for row in trials)
+        try:
+            steps = {row["key"]: row for row in store.steps()}
+            trials = [
+                {**row, "steps": {role: steps[key] for role, key in row["steps"].items() if key in steps}}
+                for row in store.trials()
+            ]
+            records = TypeAdapter(tuple[TrialRecord, ...]).validate_python(trials)
+            every = TypeAdapter(dict[str, StepRecord]).validate_python(steps)
+            title = str(store.noted().get("title") or "")
+        except (ValueError, AttributeError) as error:  # JSON that is none, columns that are missing or of other types
+            raise DataError(f"{place.database} is damaged: {error}") from error
     name = place.root.resolve().name
-    return Runs(name, title or name, tuple(records), steps)
+    return Runs(name, title or name, records, every)
 
 
 def last_line(error: str | None) -> str:
-    """Return the last line of a traceback, which says what went wrong."""
+    """Return the last line of a traceback, which is its message."""
     return ((error or "").strip().splitlines() or ["no message"])[-1]
-
-
-def _checked(kind: Any, stored: Any, place: Folder) -> Any:
-    from pydantic import TypeAdapter, ValidationError
-
-    try:
-        return TypeAdapter(kind).validate_python(stored)
-    except ValidationError as error:
-        first = error.errors()[0]
-        raise DataError(
-            f"{'.'.join(map(str, first['loc']))}: {first['msg']}",
-            expected="rows that a study writes",
-            fix="run the study again in another folder",
-            where=place.database,
-        ) from error

@@ -19,6 +19,7 @@ from shortstack.data.tokens import JUDGING
 from shortstack.decoder.requirements import writing_requirements
 from shortstack.decoder.wrapping import arithmetic
 from shortstack.errors import DataError, ShortstackError, ShortstackWarning
+from shortstack.evaluation import load_harness
 from shortstack.healing.preview import preview
 from shortstack.machine.device import Compute, pick_device
 from shortstack.machine.memory import Requirements, available_memory
@@ -112,7 +113,7 @@ def check_shrink(
     if route.healing:
         needed = needed.then(_check_healing(checkpoint, out, route, compute))
         notes = (*notes, *_not_healed_on(route))
-    tasks, documents, parts = _check_tasks(checkpoint, options)
+    tasks, documents, parts = _check_tasks(options)
     windows, needed = _check_texts(checkpoint, options), replace(needed, disk_bytes=nbytes)
     wanted = replace(wanted, judged=windows)
     return CheckResult(wanted, most, tasks, documents, needed, notes, repair_notes, parts)
@@ -221,13 +222,11 @@ def _check_healing(checkpoint: Checkpoint, out: Path, route: Route, compute: Com
         ).requirements  # an unfinished heal is in another folder
 
 
-def _check_tasks(checkpoint: Checkpoint, options: ShrinkOptions) -> tuple[int, int, dict[str, int]]:
+def _check_tasks(options: ShrinkOptions) -> tuple[int, int, dict[str, int]]:
     """Count the tasks, generating ones for several, the documents of each at most, and how many tasks each group is of."""
     tasks, documents, parts = 0, 0, dict[str, int]()
     for task in options.evaluation_tasks():
-        asked = task.load_for(checkpoint)
-        task.check_paired(asked)
-        for loaded in asked:
+        for loaded in load_harness().load(task):
             tasks += GENERATING if loaded.generates else 1
             parts[loaded.name] = len(loaded.tasks)
             documents = max(documents, loaded.documents(task.limit or LIMIT))
@@ -236,13 +235,13 @@ def _check_tasks(checkpoint: Checkpoint, options: ShrinkOptions) -> tuple[int, i
 
 def _check_texts(checkpoint: Checkpoint, options: ShrinkOptions) -> int:
     """Count windows of each text to measure on: as many as were asked for, or as the shortest text has."""
-    text = options.evaluation_text(options.perplexity_samples)
+    config = options.evaluation(options.perplexity_samples)
     with _of("perplexity"):
-        windows = text.read(checkpoint.tokenizer(), seed=0, at_least=1)
+        windows = config.read_texts(checkpoint.tokenizer(), seed=0, at_least=1)
     counts = {name: len(tokens.ids) for name, tokens in windows.items()}
     shortest = min(counts, key=counts.__getitem__)
     if counts[shortest] < max(counts.values()):
-        said = f"{shortest} has {counts[shortest]} windows of {text.length} tokens: every text is measured on as many"
+        said = f"{shortest} has {counts[shortest]} windows of {config.seq_length} tokens: every text is measured on as many"
         warnings.warn(said, ShortstackWarning, stacklevel=4)
     return counts[shortest]
 

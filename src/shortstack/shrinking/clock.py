@@ -22,7 +22,7 @@ from shortstack.data import CalibrationText
 from shortstack.data.mixture import MIX, parse_sources, unwritten
 from shortstack.data.tokens import JUDGING
 from shortstack.errors import InputError, ShortstackError
-from shortstack.evaluation import EvaluationText
+from shortstack.evaluation import EvalConfig
 from shortstack.machine.clock import Clock
 from shortstack.machine.files import check_new, remove, rename_new, save_json, scratch_beside
 from shortstack.machine.formats import duration
@@ -159,7 +159,7 @@ def amounts_for(
         repair_text=repair_text,
         finalists=min(wanted.finalists, level.finalists),
         repair=min(wanted.repair, max(windows - windows % sources, JUDGING * sources)),
-        judged=min(wanted.judged, max(2, int(tokens / texts / EvaluationText.length))),
+        judged=min(wanted.judged, max(2, int(tokens / texts / EvalConfig.seq_length))),
         probe_items=min(wanted.probe_items, max(4, int(tokens / PROBE_TOKENS))) if wanted.probe_items else 0,
         documents=min(wanted.documents, max(2, int(tokens / tasks / DOCUMENT_TOKENS))) if wanted.documents else 0,
     )

@@ -250,10 +250,10 @@ class Line:
         return self.route.amounts(fewer)
 
     @cached_property
-    def texts(self) -> dict[str, Tokens]:
+    def texts(self) -> Mapping[str, Tokens]:
         """The windows to measure on."""
-        text = self.options.evaluation_text(self.amounts.judged)
-        return text.read(self.source.tokenizer(), self.compute.seed, at_least=1)
+        config = self.options.evaluation(self.amounts.judged)
+        return config.read_texts(self.source.tokenizer(), self.compute.seed, at_least=1)
 
     @cached_property
     def unpruned(self) -> Unpruned:
@@ -279,7 +279,7 @@ class Line:
         texts, tasks = {name: text.record() for name, text in self.texts.items()}, repr(measurement.tasks)
         known = {"of": checkpoint.identity, "texts": texts, "tasks": tasks, "items": self.amounts.probe_items}
         known |= {"documents": text_digest(str(self.options.data_dir))} if self.options.data_dir else {}
-        known |= {"writes": bool(base.evaluation.collapse)} if base else {}  # it is asked no more than that one was
+        known |= {"writes": bool(base.evaluation.probes)} if base else {}  # it is asked no more than that one was
         known |= {"minutes": self.options.minutes, "cuts": self.sharing["cuts"] if base else 1}
         return self.stages.result("measured", Measured, measurement.measured, lambda made: bool(made.left_out), **known)
 

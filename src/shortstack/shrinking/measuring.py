@@ -7,10 +7,10 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from shortstack.checkpoint import Checkpoint
-from shortstack.evaluation import Evaluation, EvaluationText, GenerationChecks, Tasks, evaluate
+from shortstack.evaluation import EvalConfig, EvalResult, evaluate
 from shortstack.machine.clock import Clock
 from shortstack.machine.device import Compute
 from shortstack.machine.progress import Progress
@@ -20,7 +20,6 @@ from shortstack.shrinking.options import ShrinkOptions
 from shortstack.shrinking.result import Measured
 
 Result = TypeVar("Result")
-NO_TEXT, NO_WRITING = EvaluationText("none"), GenerationChecks(collapse_check=False)
 
 
 @dataclass(frozen=True)
@@ -44,13 +43,12 @@ class Measurement:
     left_out: list[str] = field(default_factory=list)
 
     def measured(self) -> Measured:
-        """Measure texts, probes, what the model writes freely, and tasks one by one; then ask the prompts."""
+        """Measure texts, probes and tasks one by one; then ask the prompts."""
         began = time.monotonic()
         self.progress(f"measuring the {self.name} model", 0, 1)
-        evaluation = self._texts_and_writing()
+        evaluation = self._texts_and_probes()
         for task in self.tasks:
-            asked = partial(self._asked, tasks=task)
-            answered = self._in_time(asked, f"{', '.join(task.names)} of the {self.name} model")
+            answered = self._in_time(partial(self._asked, task), f"{', '.join(task.tasks)} of the {self.name} model")
             if answered:
                 evaluation = replace(evaluation, tasks={**evaluation.tasks, **answered.tasks})
         prompts = partial(reference.answers, self.checkpoint, compute=self.compute, progress=self._ending)
@@ -58,13 +56,11 @@ class Measurement:
         return Measured(evaluation, said, tuple(self.left_out), time.monotonic() - began)
 
     @property
-    def tasks(self) -> list[Tasks]:
+    def tasks(self) -> list[EvalConfig]:
         """The tasks, one by one."""
-        options = self.options
-        asking: dict[str, Any] = {"data_dir": options.data_dir, "seed": self.compute.seed}
-        names = [name for task in options.evaluation_tasks() for name in task.names]
-        tasks = [Tasks(name, limit=self._limit(name), **asking) for name in names]
-        return [task for task in tasks if not self.base or self.base.evaluation.tasks.keys() >= {*task.names}]
+        known = [(task, name) for task in self.options.evaluation_tasks() for name in task.tasks]
+        tasks = [replace(task, tasks=(name,), limit=self._limit(name)) for task, name in known]
+        return [task for task in tasks if not self.base or self.base.evaluation.tasks.keys() >= {*task.tasks}]
 
     def _limit(self, name: str) -> int | float:
         """Return how many documents are asked; a group has as many in all its tasks, unless a number for each was typed."""
@@ -73,33 +69,27 @@ class Measurement:
             return documents
         return max(1, documents // self.parts.get(name, 1))
 
-    def _texts_and_writing(self) -> Evaluation:
-        """Measure perplexity and what the model writes; with little time left first the one, then the probes alone."""
-        writing, short = self._writing(), bool(self.base and self.until.left < self.base.seconds)
-        hurried = short and writing is not NO_WRITING
-        text, generation = self.options.evaluation_text(self.amounts.judged), NO_WRITING if hurried else writing
-        how: dict[str, Any] = {"compute": self.compute, "progress": self.progress}
-        evaluation = evaluate(self.checkpoint, text=text, generation=generation, **how)
-        if not hurried:
-            return evaluation
-        self.left_out.append(f"what the {self.name} model writes freely")
-        if writing.probes:
-            asked = partial(self._asked, generation=replace(writing, collapse_check=False))
-            probed = self._in_time(asked, f"probes of the {self.name} model")
-            evaluation = replace(evaluation, probes=probed.probes) if probed else evaluation
-        return evaluation
+    def _texts_and_probes(self) -> EvalResult:
+        """Measure perplexity and probes; with little time left the one first, then the other."""
+        items, short = self._items(), bool(self.base and self.until.left < self.base.seconds)
+        config = self.options.evaluation(self.amounts.judged, items)
+        if not (short and items):
+            return evaluate(self.checkpoint, config, compute=self.compute, progress=self.progress)
+        texts = replace(config, probes=False, probe_items=EvalConfig.probe_items)
+        evaluation = evaluate(self.checkpoint, texts, compute=self.compute, progress=self.progress)
+        probes = partial(self._asked, replace(config, perplexity=()))
+        probed = self._in_time(probes, f"probes of the {self.name} model")
+        return replace(evaluation, probes=probed.probes) if probed else evaluation
 
-    def _writing(self) -> GenerationChecks:
-        if self.writing.over:
-            self.left_out.append(f"what the {self.name} model writes")
-            return NO_WRITING
-        if self.base and not self.base.evaluation.collapse:
-            return NO_WRITING
-        return self.options.generation(self.amounts.probe_items)
+    def _items(self) -> int:
+        """Return how many items of each probe are asked; 0 for no probes."""
+        if self.amounts.probe_items and self.writing.over:
+            self.left_out.append(f"probes of the {self.name} model")
+            return 0
+        return 0 if self.base and not self.base.evaluation.probes else self.amounts.probe_items
 
-    def _asked(self, generation: GenerationChecks = NO_WRITING, tasks: Tasks | None = None) -> Evaluation:
-        how: dict[str, Any] = {"compute": self.compute, "progress": self._ending}
-        return evaluate(self.checkpoint, text=NO_TEXT, generation=generation, tasks=tasks, **how)
+    def _asked(self, config: EvalConfig) -> EvalResult:
+        return evaluate(self.checkpoint, config, compute=self.compute, progress=self._ending)
 
     def _ending(self, stage: str, done: int, total: int, /, *, note: str = "") -> None:
         """Tell the progress of work that a cut gives up when the time is over."""

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import os
 import re
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 from shortstack.data.mixture import MIX, SEVERAL, parse_sources
 from shortstack.data.sources import TEXT
 from shortstack.errors import InputError
-from shortstack.evaluation import EvaluationText, GenerationChecks, Tasks
+from shortstack.evaluation import EvalConfig
+from shortstack.evaluation.suites import named
 from shortstack.machine.options import check_options, option, option_of
 from shortstack.planning import Choice
 
@@ -46,8 +50,10 @@ class ShrinkOptions:
     tasks: str | None = option(
         None, help=f"Tasks to measure on, before and after; {LIMIT} documents of each unless limited."
     )
-    limit: int | float | None = option_of(Tasks, "limit")
-    data_dir: str | None = option_of(Tasks, "data_dir")
+    limit: int | float | None = option(
+        None, help="Only the first n documents of each task, or a share such as 10%.", minimum=1, shares=True
+    )
+    data_dir: str | None = option(None, help="A folder of .jsonl or .parquet files for standard tasks.")
     minutes: float | None = option(
         None, help=f"Time limit for the whole run. Default: {MINUTES}, or none for a recipe with every number.", above=0
     )
@@ -95,17 +101,15 @@ class ShrinkOptions:
     @property
     def texts(self) -> list[str]:
         """The texts to measure on; a file's name may have commas."""
-        return list(EvaluationText(self.perplexity).sources) or ["none"]
+        return [self.perplexity] if os.path.isfile(self.perplexity) else self.perplexity.split(",")
 
-    def evaluation_text(self, windows: int) -> EvaluationText:
-        """Return the texts to measure on, as evaluate() takes them."""
-        return EvaluationText(self.texts, samples=windows)
+    def evaluation(self, windows: int, probe_items: int = 0) -> EvalConfig:
+        """Return the texts and probes to measure on, as evaluate() takes them."""
+        probes: dict[str, Any] = {"probes": True, "probe_items": probe_items} if probe_items else {}
+        return EvalConfig(tuple(self.texts), num_samples=windows, **probes)
 
-    def generation(self, probe_items: int) -> GenerationChecks:
-        """Return the checks of generated text, as evaluate() takes them."""
-        return GenerationChecks(probe_items > 0, probe_items or GenerationChecks.probe_items, collapse_check=True)
-
-    def evaluation_tasks(self) -> list[Tasks]:
+    def evaluation_tasks(self) -> list[EvalConfig]:
         """List the tasks to measure on, one by one, as evaluate() takes them."""
         names = [] if self.tasks is None else [name.strip() for name in self.tasks.split(",")]
-        return [Tasks(name, limit=self.limit or LIMIT, data_dir=self.data_dir) for name in names]
+        data = Path(self.data_dir) if self.data_dir else None
+        return [EvalConfig((), tasks=named(name), limit=self.limit or LIMIT, data_dir=data) for name in names]

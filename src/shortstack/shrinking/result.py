@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from shortstack.checkpoint import Checkpoint
-from shortstack.evaluation import Evaluation
+from shortstack.evaluation import EvalResult
 from shortstack.healing import Healing
 from shortstack.machine.files import to_jsonable
 from shortstack.machine.tables import Table, Tabled
@@ -23,7 +23,7 @@ NO_HEALING = "no healing"  # as it is said to be left out
 class Measured:
     """The measurements of a model. answers: to the prompts; left_out: to fit the time; seconds: the time they took."""
 
-    evaluation: Evaluation
+    evaluation: EvalResult
     answers: tuple[str, ...]
     left_out: tuple[str, ...]
     seconds: float
@@ -70,8 +70,8 @@ class Shrunk(Tabled):
     plan: Plan
     repair: Mapping[str, Any]
     healing: Healing | None
-    base: Evaluation
-    last: Evaluation
+    base: EvalResult
+    last: EvalResult
     answers: Sequence[Mapping[str, str]]
     speed: Speed
     left_out: tuple[str, ...]

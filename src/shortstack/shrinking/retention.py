@@ -11,8 +11,7 @@ import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
-from shortstack.decoder.likelihoods import Accuracy
-from shortstack.evaluation import Evaluation, TaskResult, mean_result
+from shortstack.evaluation import EvalResult, TaskResult, mean_result
 from shortstack.evaluation.perplexity import Perplexity
 
 TRIALS = 3  # cuts that are tried at most for a share that is to be kept
@@ -43,7 +42,7 @@ class TriedCut:
         return f"without {self.layers} layer{'s' * (self.layers > 1)} {self.share} of the {self.measure}"
 
 
-def kept(base: Evaluation, last: Evaluation) -> dict[str, Share]:
+def kept(base: EvalResult, last: EvalResult) -> dict[str, Share]:
     """Return the share kept by each measure that both models have.
 
     Of a text it is the likelihood of a token, exp(loss of the one - loss of the other), the geometric mean; of the probes
@@ -88,22 +87,22 @@ def _likelihood(base: Perplexity, last: Perplexity) -> Share:
     return Share(share, share * math.hypot(*known))
 
 
-def probes_right(evaluation: Evaluation) -> Share | None:
+def probes_right(evaluation: EvalResult) -> Share | None:
     """Average the accuracy over the probes; None where there are none."""
-    return _mean([probe.accuracy for probe in evaluation.probes.values()])
+    return _mean([probe for probe in evaluation.probes.values() if probe.is_share])
 
 
-def share_tasks(evaluation: Evaluation) -> dict[str, TaskResult]:
+def share_tasks(evaluation: EvalResult) -> dict[str, TaskResult]:
     """Return the tasks whose metric is a share of documents."""
     return {name: task for name, task in evaluation.tasks.items() if task.is_share}
 
 
-def tasks_right(evaluation: Evaluation, names: Collection[str]) -> Share | None:
+def tasks_right(evaluation: EvalResult, names: Collection[str]) -> Share | None:
     """Average those of the tasks whose metric is a share; None where there are none."""
     return _mean([task for name, task in share_tasks(evaluation).items() if name in names])
 
 
-def _mean(results: Sequence[Accuracy | TaskResult]) -> Share | None:
+def _mean(results: Sequence[TaskResult]) -> Share | None:
     return Share(*mean_result(results)) if results else None
 
 

@@ -11,12 +11,12 @@ from typing import Any
 
 from shortstack.checkpoint import Checkpoint
 from shortstack.data.mixture import parse_sources
-from shortstack.evaluation import Evaluation
+from shortstack.evaluation import EvalResult
+from shortstack.evaluation.probes import REPETITION
 from shortstack.machine.device import Compute
 from shortstack.machine.formats import option_words, show_layers
 from shortstack.machine.options import changed_options
 from shortstack.planning import Plan
-from shortstack.runs.records import ONE_SHOT
 from shortstack.shrinking import reference
 from shortstack.shrinking.card import RECIPE
 from shortstack.shrinking.clock import Amounts
@@ -30,6 +30,7 @@ from shortstack.shrinking.route import Route
 # user can say. docs/shrink.md names them.
 KEPT, LOST = 0.8, 0.5
 NEAR, FAR = 1.5, 3.0
+LEAST_NEW = 0.25  # of the 4-grams that a text of the base model has not had before
 SURE = 1.645  # standard errors: a normal value is above as many less in 95 % of cases
 NEEDED = (
     f"For a clear yes, perplexity on each text must be at most {NEAR} times the unpruned model's, and {KEPT:.0%} of its "
@@ -50,12 +51,12 @@ class Verdict:
         return WORDS[self.keep]
 
 
-def verdict(base: Evaluation, last: Evaluation, answers: Sequence[Mapping[str, str]] = ()) -> Verdict:
+def verdict(base: EvalResult, last: EvalResult, answers: Sequence[Mapping[str, str]] = ()) -> Verdict:
     """Judge by the evaluations of the unpruned model and of the shortened one, and by what both answer to prompts.
 
-    It is kept where it has not collapsed, answers, surely has KEPT of what the unpruned model has right of the probes, and
-    at most NEAR times its perplexity on each text; and not where perplexity is beyond FAR, the probes are surely below LOST,
-    or it does not answer. Sure is 95 %, by their standard error. Without probes nothing says to keep it. Tasks are told.
+    It is kept where it does not repeat itself, answers, surely has KEPT of what the unpruned model has right of the probes,
+    and at most NEAR times its perplexity on each text; and not where perplexity is beyond FAR, the probes are surely below
+    LOST, or it does not answer. Sure is 95 %, by their standard error. Without probes nothing says to keep it.
     """
     text, times = max(((text, _times(base, last, text)) for text in last.perplexity), key=lambda pair: pair[1])
     reasons = [f"Perplexity on {text} is {times:.2f} times the unpruned model's."]
@@ -70,9 +71,9 @@ def verdict(base: Evaluation, last: Evaluation, answers: Sequence[Mapping[str, s
     if before and after:  # what is kept of what guessing gets, too, would say little
         reasons.append(f"{', '.join(asked)}: {after} right, {before} before the cut.")
     broken = [*_unanswered(answers)][:1]
-    collapse = last.collapse.against(base.collapse) if last.collapse and base.collapse else None
-    if collapse and collapse.fallen:
-        broken.append(f"What it writes has collapsed: {collapse.sample}.")
+    repeated, before_repeated = (each.probes.get(REPETITION) for each in (last, base))
+    if repeated and before_repeated and 1 - repeated.value < LEAST_NEW * (1 - before_repeated.value):
+        broken.append(f"It repeats {repeated.value:.0%} of the 4-grams that it writes.")
     reasons = [*broken, *reasons]
     if broken or times > FAR or most < LOST:
         return Verdict(False, (*reasons, NEEDED))
@@ -104,7 +105,7 @@ def _right(what: str, before: Share, after: Share) -> str:
     return f"{what}: {after} right, {before} before the cut, so {ratio(before, after)} is kept."
 
 
-def _times(base: Evaluation, last: Evaluation, text: str) -> float:
+def _times(base: EvalResult, last: EvalResult, text: str) -> float:
     """Compute how many times as large the perplexity is; infinitely where that is beyond all numbers."""
     times = last.perplexity[text].value / base.perplexity[text].value
     return math.inf if math.isnan(times) else times
@@ -127,8 +128,7 @@ def concluded(
 ) -> Shrunk:
     """Judge a cut and assemble the result. notes: sentences on what could not be done."""
     last, base = made.measured.evaluation, unpruned.measured.evaluation
-    collapse = last.collapse.against(base.collapse) if last.collapse and base.collapse else last.collapse
-    last = replace(last, model=str(out), collapse=collapse)
+    last = replace(last, model=str(out))
     answers = reference.beside(unpruned.measured.answers, made.measured.answers)
     judged = verdict(base, last, answers)
     unused = _unused(route, made, amounts) if options.data else ""
@@ -190,7 +190,6 @@ def settings(route: Route, source: str, made: Candidate, *, amounts: Amounts, se
         "metric": route.choice.strategy or route.choice.name,
         "drop": str(len(made.plan.removed)),
         "calibration": text,
-        "strategy": ONE_SHOT,
         "repair": {**text, "text": amounts.repair_text, "samples": amounts.repair} if made.repair else None,
         "heal": heal and {"name": route.name, "method": heal["method"]["name"], **heal["data"]},
         "seed": seed,

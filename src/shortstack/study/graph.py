@@ -1,163 +1,188 @@
-"""Trials as steps that share work. A step is known by what it computes and on what, so what two trials share has one key.
+"""The steps of a study's trials. A step is known by what it computes and on what, so equal steps of trials are one.
 
-A key is the digest of a step's kind, its arguments, and the contents of its inputs: a checkpoint counts by the digest of its
-weights, a plan by its layers, scores by their values, a text by its words. Two metrics that choose the same layers share
-everything from there on. So a step's key is known only once the steps before it have results. Before that, `foreseen` stands
-in for those: it tells how many steps there are at most, since plans may turn out to be equal.
+A key is the digest of a step's kind, its options, and the contents of its inputs: a checkpoint by its digests, a plan by its
+layers, scores by their values, a text by its words. Two metrics that select the same layers share all steps from there on.
+So a step's key is known only once the steps before it have results. Until then, `foreseen` stands in for those: it gives
+the number of steps at most, since plans may turn out to be equal.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from typing import Any
 
 from shortstack.machine.files import digest
-from shortstack.study.grid import Study
-from shortstack.study.step_types import EvaluateStep, HealStep, PlanStep, ProfileStep, PruneStep, ScoreStep, TurnsStep
-from shortstack.study.steps import Contents, Known, Step
-from shortstack.study.trial import Trial
+from shortstack.study.grid import Profile, Study
+from shortstack.study.steps import Step
+from shortstack.study.trial import Heal, Trial
 
-Result = Callable[[Step], Mapping[str, Any]]
-Results = Callable[[Step], Mapping[str, Any] | None]
-Written = tuple[Contents, str]  # what a checkpoint is known by, and where it is
+Result = Mapping[str, Any]
+Results = Callable[[str], Result | None]  # of a step by its key
+
+
+@dataclass(frozen=True)
+class Model:
+    """The contents of a base model, and its depth; None if it is not on this machine."""
+
+    identity: Mapping[str, Any]
+    layers: int | None
 
 
 @dataclass(frozen=True)
 class Graph:
-    """A study's steps. models: what each source model is known by; texts: what each text is."""
+    """The steps of a study. models: by name; texts: the digest of each."""
 
     study: Study
-    models: Mapping[str, Contents]
+    models: Mapping[str, Model]
     texts: Mapping[str, str]
 
     def steps(self, trial: Trial, results: Results) -> tuple[dict[str, Step], dict[str, Step]]:
         """Return the steps of a trial whose keys are known, by role; and all of them, the later ones foreseen."""
-        known, whole, lacking = dict[str, Step](), dict[str, Step](), list[Step]()
+        known, every, complete = dict[str, Step](), dict[str, Step](), True
 
-        def result(step: Step) -> Mapping[str, Any]:
-            there = results(step)
-            if there is None:
-                lacking.append(step)
-            return there or foreseen(step)
+        def result(step: Step) -> Result:
+            nonlocal complete
+            found = results(step.key)
+            complete = complete and found is not None
+            return found or foreseen(step)
 
         for role, step in self._path(trial, result):
-            whole[role] = step
-            if not lacking:
+            every[role] = step
+            if complete:
                 known[role] = step
-        return known, whole
+        return known, every
+
+    def _path(self, trial: Trial, result: Callable[[Step], Result]) -> Iterator[tuple[str, Step]]:
+        """Yield the steps by role; what follows from a result is asked of `result`."""
+        model = self.models[trial.model].identity
+        yield from self._measured("base", model, trial.model)
+        if trial.heal and trial.heal.options.layers_per_round:
+            last = self._rounds(trial, trial.heal)
+        else:
+            if trial.needs_scores:
+                score = self._score(trial)
+                yield "score", score
+                plan = self._plan_by_scores(trial, score.key, result(score))
+            else:
+                plan = self._plan(trial)
+            yield "plan", plan
+            last = self._prune(trial, result(plan)["removed"])
+            yield "prune", last
+            if self.study.evaluate_pruned or not trial.heal:
+                yield from self._measured("pruned", result(last)["identity"], last.key, profiled=not trial.heal)
+            if trial.heal:
+                last = self._heal(trial, trial.heal, result(last)["identity"], last.key)
+        if trial.heal:
+            yield "heal", last
+            yield from self._measured("healed", result(last)["identity"], last.key)
+
+    def _score(self, trial: Trial) -> Step:
+        """Return the walk that gives a trial's scores, with every metric that it can feed."""
+        walk = self._walk(trial, [])
+        return self._walk(trial, sorted(self._metrics[walk.key]))
 
     @cached_property
-    def known(self) -> Known:
-        return Known(self.models, self.texts, self.study.compute.dtype)
-
-    def _score(self, trial: Trial, metrics: Sequence[str] = ()) -> ScoreStep:
-        layers = self.models[trial.model].layers
-        window = None
-        if trial.removes_window and trial.choice.by.windows:
-            window = trial.drop or "" if layers is None else trial.amount(layers)
-        return ScoreStep.of(self.known, trial, metrics, window)
-
-    @cached_property
-    def _metrics(self) -> dict[tuple[str, str], list[str]]:
-        """The metrics that one walk feeds, by model and by the key of a walk that feeds none."""
-        metrics: dict[tuple[str, str], set[str]] = defaultdict(set)
+    def _metrics(self) -> Mapping[str, set[str]]:
+        """The metrics that one walk feeds, by the key of the walk without any."""
+        metrics = defaultdict[str, set[str]](set)
         for trial in self.study.trials:
             if trial.needs_scores:
-                metrics[trial.model, self._score(trial).key].add(trial.choice.name)
-        return {walk: sorted(names) for walk, names in metrics.items()}
+                metrics[self._walk(trial, []).key].add(trial.selection.name)
+        return metrics
 
-    def _path(self, trial: Trial, result: Result) -> Iterator[tuple[str, Step]]:
-        source, evaluation = self.models[trial.model], self.study.evaluation
-        yield "evaluate_base", EvaluateStep.of(self.known, evaluation, source, trial.model)
-        if evaluation.profile_options:
-            yield "profile_base", ProfileStep.of(self.known, evaluation.profile_options, source, trial.model)
-        if trial.heal and trial.step:  # it heals after each cut
-            last = yield from _written("heal", TurnsStep.of(self.known, trial), result)
-        else:
-            removed = yield from self._chosen(trial, result)
-            last = yield from _written("prune", PruneStep.of(self.known, trial, removed), result)
-            if evaluation.pruned or not trial.heal:
-                yield "evaluate_pruned", EvaluateStep.of(self.known, evaluation, *last)
-            if trial.heal:
-                last = yield from _written("heal", HealStep.of(self.known, trial, *last), result)
-        if trial.heal:
-            yield "evaluate_healed", EvaluateStep.of(self.known, evaluation, *last)
-        if evaluation.profile_options:
-            yield "profile", ProfileStep.of(self.known, evaluation.profile_options, *last)
+    def _walk(self, trial: Trial, metrics: list[str]) -> Step:
+        layers, window = self.models[trial.model].layers, None
+        if trial.selection.how.window and trial.selection.by.windows:
+            window = trial.amount(layers) if layers else str(trial.selection.drop)
+        arguments = {"metrics": metrics, "window": window, "seed": trial.selection_seed, "dtype": self.study.dtype}
+        return self._on_text("score", trial, arguments)
 
-    def _chosen(self, trial: Trial, result: Result) -> Generator[tuple[str, Step], None, Any]:
-        """Yield the steps that choose layers, by role; return the layers that go."""
-        score, values = None, None
-        if trial.needs_scores:
-            score = self._score(trial, self._metrics[trial.model, self._score(trial).key])
-            yield "score", score
-            values = digest(_values(result(score), trial))
-        plan = PlanStep.of(self.known, trial, score, values)
-        yield "plan", plan
-        return result(plan)["removed"]
+    def _plan_by_scores(self, trial: Trial, score: str, scores: Result) -> Step:
+        inputs = {"model": self.models[trial.model].identity, "values": digest(_values(scores, trial))}
+        return Step("plan", {"selection": trial.selection}, inputs, {"model": trial.model, "score": score})
+
+    def _plan(self, trial: Trial) -> Step:
+        dtype = {"dtype": self.study.dtype} if trial.calibration else {}
+        return self._on_text("plan", trial, {"selection": trial.selection, "seed": trial.selection_seed, **dtype})
+
+    def _on_text(self, kind: str, trial: Trial, arguments: Mapping[str, Any]) -> Step:
+        """Return a step that reads the base model and, if the trial has one, the calibration text."""
+        text = trial.calibration
+        inputs = {"model": self.models[trial.model].identity, "text": text and self.texts[text.text]}
+        return Step(kind, {**arguments, "text": text}, inputs, {"model": trial.model})
+
+    def _prune(self, trial: Trial, removed: Any) -> Step:
+        arguments = {"removed": removed, "repair": trial.repair}
+        inputs: dict[str, Any] = {"model": self.models[trial.model].identity}
+        if trial.repair:
+            arguments |= {"seed": trial.seed, "dtype": self.study.dtype}
+            inputs["text"] = self.texts[trial.repair.text]
+        return Step("prune", arguments, inputs, {"model": trial.model})
+
+    def _heal(self, trial: Trial, heal: Heal, identity: Any, place: str) -> Step:
+        inputs, places = {"model": identity}, {"model": place}
+        return self._healing("heal", trial, heal, {}, inputs, places)
+
+    def _rounds(self, trial: Trial, heal: Heal) -> Step:
+        text = asdict(trial.calibration) if trial.calibration else {}
+        rounds = {
+            "metric": trial.selection.name,
+            "drop": str(trial.selection.drop),
+            "step": heal.options.layers_per_round,
+        }
+        arguments = {"rounds": {**rounds, **text, "seed": trial.selection_seed}, "dtype": self.study.dtype}
+        inputs = {"model": self.models[trial.model].identity, "text": trial.calibration and self.texts[text["text"]]}
+        return self._healing("rounds", trial, heal, arguments, inputs, {"model": trial.model})
+
+    def _healing(self, kind: str, trial: Trial, heal: Heal, arguments: Any, inputs: Any, places: Any) -> Step:
+        """Return a step that heals; it reads the base model if the options need it."""
+        options = replace(heal.options, seed=trial.seed)
+        inputs = {**inputs, "data": self.texts[options.config.source]}
+        if options.config.needs_base:
+            inputs, places = {**inputs, "base": self.models[trial.model].identity}, {**places, "base": trial.model}
+        return Step(kind, {"options": options, **arguments}, inputs, places)
+
+    def _measured(self, which: str, identity: Any, place: str, *, profiled: bool = True) -> Iterator[tuple[str, Step]]:
+        """Yield the steps that measure a model."""
+        study, dtype = self.study, {"dtype": self.study.dtype}
+        options = study.evaluation.model_dump(mode="json")
+        texts = {source: self.texts[source] for source in evaluated(study)}
+        inputs = {"model": identity, "texts": texts}
+        yield f"evaluate_{which}", Step("evaluate", {**options, **dtype}, inputs, {"model": place})
+        if study.profile and profiled:
+            options = (Profile() if study.profile is True else study.profile).model_dump(mode="json")
+            config = identity["config"]  # models of one shape are equally fast
+            role = "profile_base" if which == "base" else "profile"
+            yield role, Step("profile", {**options, **dtype}, {"config": config}, {"model": place})
 
 
-def _written(role: str, step: Step, result: Result) -> Generator[tuple[str, Step], None, Written]:
-    """Yield a step that writes a checkpoint; return what that is known by and where it is."""
-    yield role, step
-    weights, shape, beside = (result(step)[f"{name}_sha256"] for name in ("weights", "shape", "beside"))
-    return Contents(weights, shape, beside=beside), step.key
-
-
-def _values(scores: Mapping[str, Any], trial: Trial) -> Any:
-    """Return the scores by a trial's metric: of blocks, where it removes one and the metric scores those."""
-    metric = trial.choice.metric
-    blocks = scores["blocks"].get(metric) if trial.removes_window else None
-    return scores["scores"][metric] if blocks is None else blocks
+def evaluated(study: Study) -> list[str]:
+    """Return the texts and folders that evaluations read."""
+    options = study.evaluation
+    folders = [str(folder) for folder in (options.data_dir, options.include) if folder]
+    return [*options.perplexity, *folders]
 
 
 def sources(study: Study) -> list[str]:
     """Return every text and folder that a study reads, each once."""
-    return list(dict.fromkeys([*study.evaluation.sources, *texts(study)]))
-
-
-def texts(study: Study) -> list[str]:
-    """Return every text that the steps before evaluation read, each once."""
-    named: list[str] = []
+    named = evaluated(study)
     for trial in study.trials:
-        named += [looked_at.text for looked_at in (trial.calibration, trial.repair) if looked_at]
-        named += [dict(trial.heal.options)["data"]] if trial.heal else []
+        named += [text.text for text in (trial.calibration, trial.repair) if text]
+        named += [trial.heal.options.config.source] if trial.heal else []
     return list(dict.fromkeys(named))
 
 
-def foreseen(step: Step) -> Mapping[str, Any]:
-    """Return a result of which nothing is known but that it is this step's."""
+def foreseen(step: Step) -> Result:
+    """Return a result that only tells steps apart."""
     unknown = {metric: [step.key, metric] for metric in step.arguments.get("metrics", ())}
-    contents = Contents(step.key, step.key)
-    return {"scores": unknown, "blocks": unknown, "removed": [step.key], **contents.result}
+    return {"scores": unknown, "blocks": unknown, "removed": [step.key], "identity": {"config": step.key}}
 
 
-class Paths:
-    """The steps of each trial as far as they are known; found again only where one of them has got a result since."""
-
-    def __init__(self, graph: Graph, results: Results) -> None:
-        self._graph, self._results = graph, results
-        self._steps: dict[str, tuple[dict[str, Step], dict[str, Step]]] = {}  # by trial
-
-    def steps(self, trial: Trial) -> dict[str, Step]:
-        """Return the steps of the trial that are known from the results there are."""
-        return self._steps_of(trial)[0]
-
-    def at_most(self) -> dict[str, str]:
-        """Return the kind of each step that there will be at most, by its key."""
-        trial_steps = (self._steps_of(trial)[1] for trial in self._graph.study.trials)
-        return {step.key: step.kind for steps in trial_steps for step in steps.values()}
-
-    def arrived(self, key: str) -> None:
-        """Note that a step has a result: further steps of its trials can be known."""
-        for trial, (known, _) in list(self._steps.items()):
-            if any(step.key == key for step in known.values()):
-                del self._steps[trial]
-
-    def _steps_of(self, trial: Trial) -> tuple[dict[str, Step], dict[str, Step]]:
-        if trial.id not in self._steps:
-            self._steps[trial.id] = self._graph.steps(trial, self._results)
-        return self._steps[trial.id]
+def _values(scores: Result, trial: Trial) -> Any:
+    """Return the scores by a trial's metric: of blocks, if it removes one and the metric scores those."""
+    metric = trial.selection.name
+    blocks = scores["blocks"].get(metric) if trial.selection.how.window else None
+    return scores["scores"][metric] if blocks is None else blocks

@@ -1,173 +1,193 @@
-"""A step: one call of a public verb, known by what it computes and on what. `step_types` holds the types.
+"""The step types of a study: each one is a function that calls a public verb and returns JSON-able data.
 
-`perform` runs a step in a worker, on this machine or another. It writes to Job.output and nowhere else; whoever asked
-for it puts that in its place. A failure is a result, too: its traceback.
+`perform` runs a step in a worker, on this machine or another. It writes to Job.output and nowhere else. To add a type,
+write a function, list it in STEPS, and give it a place in a trial's path in `graph`.
 """
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import shutil
 import socket
+import sys
 import time
 import traceback
-from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import redirect_stderr, redirect_stdout, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, is_dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any
 
 from filelock import FileLock
 
+from shortstack import evaluation, healing, planning, profiling, pruning, scoring
 from shortstack.checkpoint import Checkpoint
-from shortstack.checkpoint.record import versions
-from shortstack.data import mixture
-from shortstack.errors import DiskFullError, InputError
-from shortstack.evaluation import Tasks
-from shortstack.healing import TrainingData
+from shortstack.checkpoint.record import skipped_layers, versions
+from shortstack.errors import InputError
+from shortstack.evaluation import EvalConfig
+from shortstack.healing.task import task_of_config
 from shortstack.machine.cache import OURS, content_key
 from shortstack.machine.device import Compute
-from shortstack.machine.files import digest, disk_full, save_json
-from shortstack.machine.formats import option_words, show_share
+from shortstack.machine.files import save_json
 from shortstack.machine.memory import forget_peak_rss, peak_rss
-from shortstack.machine.options import options_of
-from shortstack.machine.progress import Progress, progress_bar
-from shortstack.study.progress import keeping
+from shortstack.machine.options import made_of
+from shortstack.machine.progress import Progress, hush_libraries, say
+from shortstack.planning import Plan
+from shortstack.profiling import Timing
+from shortstack.scoring import Scores
 
-if TYPE_CHECKING:
-    from shortstack.study.trial import Trial
-
-Places = Mapping[str, str]  # what a step reads -> its path or the model's name
-CODE = 2  # raised where a step computes something else than it did: since 2 answers are tokenised behind their prompts
-SHARED = {name for options in (Tasks, TrainingData) for name, _, known in options_of(options) if known.shares}
+CODE = 3  # raised when a step computes something else than before
+PACE = 5.0  # seconds between two lines of progress in a log
+WRITERS = ("prune", "heal", "rounds")  # steps that write a checkpoint
 
 
 @dataclass(frozen=True)
-class Contents:
-    """The identity of a checkpoint: digests of its weights, its shapes, and the files beside them.
+class Step:
+    """One call of a public verb, known by what it computes and on what.
 
-    layers: None where nobody knows yet.
+    arguments: its options. inputs: the contents of models and texts. places: where those are, a model's name or the key of a
+    step; not part of the key.
     """
 
-    weights: str
-    shape: str
-    layers: int | None = None
-    beside: str = ""
-
-    @classmethod
-    def of(cls, checkpoint: Checkpoint) -> Contents:
-        shapes = [(tensor.name, tensor.dtype, list(tensor.shape)) for tensor in checkpoint.tensors.values()]
-        shape = digest({"config": checkpoint.config, "tensors": sorted(shapes)})
-        return cls(checkpoint.weights_sha256, shape, checkpoint.anatomy.layers, checkpoint.beside)
-
-    @property
-    def identity(self) -> dict[str, str]:
-        """As the input of a step."""
-        return {"weights": self.weights, "shape": self.shape, "beside": self.beside}
-
-    @property
-    def result(self) -> dict[str, str]:
-        """As part of the result of a step that writes a checkpoint."""
-        return {"weights_sha256": self.weights, "shape_sha256": self.shape, "beside_sha256": self.beside}
-
-
-@dataclass(frozen=True)
-class Known:
-    """The identities of steps' inputs, models by their contents and texts by their digests; and the dtype of steps."""
-
-    models: Mapping[str, Contents]
-    texts: Mapping[str, str]
-    dtype: str
-
-    def model(self, trial: Trial) -> dict[str, str]:
-        return self.models[trial.model].identity
-
-
-@dataclass(frozen=True)
-class Step(ABC):
-    """One call of a public verb; a kind of step is a subclass.
-
-    reads: where its inputs are, a model's name or the key of a step; no part of its key.
-    """
-
-    kind: ClassVar[str]
-    writes_weights: ClassVar[bool] = False
-    alone: ClassVar[bool] = False  # it measures time: no other step runs meanwhile
-
+    kind: str
     arguments: Mapping[str, Any]
     inputs: Mapping[str, Any]
-    reads: Mapping[str, str] = field(default_factory=dict)
+    places: Mapping[str, str] = field(default_factory=dict)
 
     @cached_property
     def key(self) -> str:
         return content_key(self.kind, code=CODE, arguments=self.arguments, inputs=self.inputs)
 
-    @abstractmethod
-    def run(self, job: Job, progress: Progress) -> dict[str, Any]:
-        """Call the verb; job.output is written, the result is JSON-able data."""
+    @property
+    def writes_weights(self) -> bool:
+        return self.kind in WRITERS
 
-    @abstractmethod
-    def command_line(self, places: Places) -> list[str]:
-        """Return the words of the command that does the same; the output is left to be named."""
+    @property
+    def alone(self) -> bool:
+        """Whether no other step may run meanwhile: it measures time."""
+        return self.kind == "profile"
 
 
 @dataclass(frozen=True)
 class Job:
-    """A step with everything a worker needs. places: where each input is; given: results of earlier steps, by name.
+    """A step with all that a worker needs: its arguments and places with the values of variables of the environment.
 
-    The step's arguments have the values of names of the environment, so that `key` is not the step's own any more.
-    progress: the file that tells how far it is.
+    scores: of an earlier step, if it reads some.
     """
 
     key: str
-    step: Step
-    places: Places
-    given: Mapping[str, Any]
+    kind: str
+    arguments: Mapping[str, Any]
+    places: Mapping[str, str]
+    scores: Mapping[str, Any] | None
     output: Path
     log: Path
-    progress: Path
     device: str = "auto"
 
-    def compute(self, arguments: Mapping[str, Any]) -> Compute:
-        """Return where the step computes, in the dtype and with the seed of these arguments."""
-        return Compute(seed=arguments.get("seed", 0), device=self.device, dtype=arguments.get("dtype", "auto"))
+    @property
+    def compute(self) -> Compute:
+        dtype = self.arguments.get("dtype", "auto")
+        return Compute(seed=self.arguments.get("seed", 0), device=self.device, dtype=dtype)
 
-    def open(self, name: str, progress: Progress) -> Checkpoint:
-        return open_model(self.places[name], progress=progress)
+    def open(self, progress: Progress) -> Checkpoint:
+        return open_model(self.places["model"], progress=progress)
 
-    def saved(self, name: str, result: dict[str, Any]) -> dict[str, Any]:
-        """Return the result, written into the step's folder too."""
-        self.output.mkdir(parents=True)
-        save_json(self.output / name, result)
-        return result
+
+def score(job: Job, progress: Progress) -> dict[str, Any]:
+    metrics, window = job.arguments["metrics"], job.arguments["window"]
+    how: dict[str, Any] = {"metrics": metrics, "window": window, "compute": job.compute, "progress": progress}
+    return scoring.score(job.open(progress), job.arguments["text"], **how).to_dict()
+
+
+def plan(job: Job, progress: Progress) -> dict[str, Any]:
+    checkpoint = job.open(progress)
+    source = Scores.from_dict(job.scores, where="score") if job.scores else job.arguments["text"]
+    selection = job.arguments["selection"]
+    chosen = planning.choose(checkpoint, selection, source, compute=job.compute, progress=progress)
+    return chosen.plan.sized(checkpoint.sizes).to_dict()
+
+
+def prune(job: Job, progress: Progress) -> dict[str, Any]:
+    checkpoint, text = job.open(progress), job.arguments["repair"]
+    plan = Plan(checkpoint.anatomy.layers, tuple(job.arguments["removed"]), "layers").sized(checkpoint.sizes)
+    how: dict[str, Any] = {"repair": text and text.of_all(text.samples), "compute": job.compute, "progress": progress}
+    pruned = pruning.prune(checkpoint, plan, job.output, **how)
+    return {**plan.to_dict(), "repair": pruned.record["repair"], "identity": pruned.identity}
+
+
+def heal(job: Job, progress: Progress) -> dict[str, Any]:
+    config, base = _healing(job)
+    healed = healing.heal(job.open(progress), job.output, config, base=base, resume=True, progress=progress)
+    return {**healed.to_dict(), "output": f"artefacts/{job.key}", "identity": Checkpoint.open(job.output).identity}
+
+
+def rounds(job: Job, progress: Progress) -> dict[str, Any]:
+    """Remove some layers and heal, again and again."""
+    checkpoint, schedule = job.open(progress), healing.IterativeSchedule(**job.arguments["rounds"])
+    config, base = _healing(job)
+    task = task_of_config(config, base=base, compute=job.compute)
+    result = healing.heal_in_turns(checkpoint, job.output, schedule, task, resume=True, progress=progress)
+    healed = Checkpoint.open(job.output)
+    removed = tuple(sorted(skipped_layers(healed, checkpoint)))
+    plan = Plan(checkpoint.anatomy.layers, removed, f"{schedule.metric}, in rounds").sized(checkpoint.sizes).to_dict()
+    return {**result.to_dict(), "output": f"artefacts/{job.key}", "plan": plan, "identity": healed.identity}
+
+
+def _healing(job: Job) -> tuple[healing.HealingConfig, Checkpoint | None]:
+    """Return how to heal, and the base model if it is needed."""
+    base = job.places.get("base")
+    return replace(job.arguments["options"].config, device=job.device), open_model(base) if base else None
+
+
+def evaluate(job: Job, progress: Progress) -> dict[str, Any]:
+    config = made_of(EvalConfig, job.arguments)
+    return evaluation.evaluate(job.open(progress), config, compute=job.compute, progress=progress).to_dict()
+
+
+def check_evaluation(options: Mapping[str, Any]) -> None:
+    """Refuse texts and tasks that do not exist, hours before the first evaluation."""
+    config = made_of(EvalConfig, expanded(options))
+    config.check_texts()
+    if config.tasks:
+        evaluation.load_harness().load(config)
+
+
+def profile(job: Job, progress: Progress) -> dict[str, Any]:
+    timing = made_of(Timing, job.arguments)
+    return profiling.profile(job.open(progress), timing=timing, compute=job.compute, progress=progress).to_dict()
+
+
+STEPS: Mapping[str, Callable[[Job, Progress], dict[str, Any]]] = {
+    function.__name__: function for function in (score, plan, prune, heal, rounds, evaluate, profile)
+}
 
 
 def perform(job: Job) -> dict[str, Any]:
-    """Run a step: `result` or `error`, and what it took; `full` is the error itself where the disk has no room."""
-    job.log.parent.mkdir(parents=True, exist_ok=True)
-    job.output.parent.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(job.output.with_name(f"{job.output.name}.lock"))  # a worker may outlive for a moment who started it
-    OURS.clear()  # a worker reads nothing again that an earlier step has kept
-    with lock, job.log.open("a", encoding="utf-8") as log:
-        forget_peak_rss()  # a worker runs many steps: the peak is to be this one's
+    """Run a step: return its result, and what it took. Its log has what it printed, and the traceback of an error."""
+    for path in (job.log, job.output):
+        path.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(job.output.with_name(f"{job.output.name}.lock"))  # a worker may outlive its study for a moment
+    OURS.clear()  # a worker does not read again what an earlier step cached
+    with lock, job.log.open("a", encoding="utf-8", buffering=1) as log, redirect_stdout(log), redirect_stderr(log):
+        forget_peak_rss()  # the peak is to be of this step alone
+        hush_libraries()
         started = time.perf_counter()
-        with redirect_stdout(log), redirect_stderr(log), progress_bar() as progress:
-            try:
-                shutil.rmtree(job.output, ignore_errors=True)  # of one that was killed before it was put in its place
-                ended: dict[str, Any] = {"result": job.step.run(job, keeping(job.progress, progress))}
-            except Exception as error:  # noqa: BLE001  recorded, shown, and it fails the trials that need this step
-                ended = {"error": traceback.format_exc()}
-                full = disk_full(error) if isinstance(error, OSError) else error
-                ended |= {"full": full} if isinstance(full, DiskFullError) else {}
-        job.progress.unlink(missing_ok=True)
-        with suppress(PermissionError):  # Windows keeps files that are open
-            Path(lock.lock_file).unlink(missing_ok=True)
-        log.flush()
+        shutil.rmtree(job.output, ignore_errors=True)  # of a step that was killed
+        try:
+            result = STEPS[job.kind](job, _in_lines())
+            if job.kind not in WRITERS:
+                job.output.mkdir()
+                save_json(job.output / f"{job.kind}.json", result)
+        finally:
+            if sys.exc_info()[0]:
+                traceback.print_exc()
+            with suppress(PermissionError):  # Windows keeps files that are open
+                Path(lock.lock_file).unlink(missing_ok=True)
         return {
-            **ended,
+            "result": result,
             "seconds": round(time.perf_counter() - started, 3),
             "host": socket.gethostname(),
             "versions": versions(),
@@ -175,31 +195,29 @@ def perform(job: Job) -> dict[str, Any]:
         }
 
 
+def _in_lines() -> Progress:
+    """Return a progress that is written in lines, at most one in PACE seconds."""
+    written = -math.inf
+
+    def report(stage: str, done: int, total: int, /, *, note: str = "") -> None:
+        nonlocal written
+        if time.monotonic() - written >= PACE:
+            written = time.monotonic()
+            say(f"{stage}: {done / max(total, 1):.0%}{', ' if note else ''}{note}")
+
+    return report
+
+
 def open_model(name: str, **options: Any) -> Checkpoint:
-    """Return a checkpoint by a study's word for it: org/name@revision is a hub model at a branch, tag or commit."""
-    model, revision = _with_revision(name)
-    return Checkpoint.open(model, revision=revision, **options)
-
-
-def _with_revision(name: str) -> tuple[str, str | None]:
-    """Split a study's word for a model into its name and the revision it asks for; a path that is there asks for none."""
+    """Open a model by its name in a study: org/name@revision is a hub model at a branch, tag or commit."""
     model, _, revision = (name, "", "") if os.path.exists(name) else name.partition("@")
-    return model, revision or None
-
-
-def check_text(source: str) -> None:
-    """Refuse a text that a step could not read: several with commas, files with all their records; the hub is not asked."""
-    for weighted in mixture.check_sources(str(expanded(source))):
-        weighted.read()
-
-
-def text_digest(source: str) -> str:
-    """Digest of a text as a study's file names it, or of a folder of files."""
-    return mixture.text_digest(str(expanded(source)))
+    return Checkpoint.open(model, revision=revision or None, **options)
 
 
 def expanded(value: Any) -> Any:
-    """Return the same data with $NAME and ${NAME} in its strings replaced by the environment's."""
+    """Replace $NAME and ${NAME} in all strings of a value by the environment's."""
+    if is_dataclass(value) and not isinstance(value, type):
+        return replace(value, **{each.name: expanded(getattr(value, each.name)) for each in fields(value)})
     if isinstance(value, Mapping):
         return {key: expanded(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
@@ -207,31 +225,6 @@ def expanded(value: Any) -> Any:
     if not isinstance(value, str):
         return value
     text = os.path.expandvars(value)
-    unset = re.search(r"\$\{?([A-Za-z_]\w*)", text)
-    if unset:
-        none, fix = f"no {unset[1]} in the environment", f"export {unset[1]}=..."
-        raise InputError(none, expected="names that the environment has", fix=fix, where=value)
+    if unset := re.search(r"\$\{?([A-Za-z_]\w*)", text):
+        raise InputError(f"{value}: the environment has no {unset[1]}; export {unset[1]}=...")
     return text
-
-
-def model_words(name: str) -> list[str]:
-    """Return a model as the command line names it: a hub model's revision is an option.
-
-    >>> model_words("org/name@v2"), model_words("demo")
-    (['org/name', '--revision', 'v2'], ['demo'])
-    """
-    model, revision = _with_revision(name)
-    return [model, *option_words({"revision": revision})]
-
-
-def changed_words(values: Mapping[str, Any], defaults: Mapping[str, Any]) -> list[str]:
-    """Return those of the values that are options and not at their default, as the command line spells them.
-
-    >>> changed_words({"metric": "bi", "drop": "25%", "step": None}, {"metric": None, "drop": "25%", "step": None})
-    ['--metric', 'bi']
-    >>> changed_words({"limit": 1.0, "learning_rate": 1.0}, {"limit": None, "learning_rate": None})
-    ['--limit', '100%', '--learning-rate', '1.0']
-    """
-    changed = {name: values[name] for name in defaults if name in values and values[name] != defaults[name]}
-    shares = {name: show_share(value) for name, value in changed.items() if name in SHARED and isinstance(value, float)}
-    return option_words({**changed, **shares})

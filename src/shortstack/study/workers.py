@@ -17,16 +17,17 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from queue import LifoQueue
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
+
+from pydantic import Field
 
 from shortstack.errors import InputError
-from shortstack.machine.options import check_installed, check_options, option
+from shortstack.machine.options import OneOf, check_installed, options
 from shortstack.machine.progress import hush_libraries
 
 if TYPE_CHECKING:
     from shortstack.study.grid import Resources
 
-KEEPS = ("best", "all", "none")
 RETRIES = 3  # of a task whose worker or node is lost
 
 
@@ -49,7 +50,7 @@ def local(workers: int = 1) -> Iterator[Launch]:
     A task whose process dies fails with BrokenProcessPool; the next gets a new process.
     """
     if workers < 1:
-        raise InputError(workers, expected="at least 1", fix="ask for one", option="workers")
+        raise InputError(f"{workers} is too small; give at least 1", option="workers")
     spawn = multiprocessing.get_context("spawn")
     followed, sender = spawn.Pipe(duplex=False)
     new = functools.partial(ProcessPoolExecutor, 1, spawn, initializer=_follow, initargs=(followed, _share(workers)))
@@ -112,8 +113,9 @@ def ray(address: str = "local", workers: int | None = None) -> Iterator[Launch]:
         _reach(address)
         cluster.init(address, include_dashboard=False, log_to_driver=False)
     except OSError as error:
-        expected, fix = f"a Ray cluster at {address}", "start one: ray start --head"
-        raise InputError(error, expected=expected, fix=fix, option="ray") from error
+        raise InputError(
+            f"no Ray cluster at {address}: {error}; start one with: ray start --head", option="ray"
+        ) from error
 
     def submit(function: Callable[[Any], Any], argument: Any, needed: Resources) -> Future[Any]:
         some = min(1.0, cluster.cluster_resources().get("GPU", 0.0))  # a task that takes none may see none
@@ -136,19 +138,20 @@ def _reach(address: str) -> None:
         socket.create_connection((host, int(port)), timeout=10).close()
 
 
-@dataclass(frozen=True)
+KEEPS = ("best", "all", "none")
+
+
+@options
 class RunOptions:
-    """Where the steps of a study run, and what stays of them."""
+    """Where the steps of a study run, and which weights stay."""
 
-    workers: int | None = option(
-        None, help="Steps to run at once. Default: 1, or the CPUs of the Ray cluster.", minimum=1
+    workers: int | None = Field(
+        default=None, ge=1, description="Steps to run at once. Default: 1, or the CPUs of the Ray cluster."
     )
-    ray: str | None = option(None, help="Run steps on this Ray cluster: an address, auto, or local.")
-    keep: str = option("best", help="Which weights to keep once no step needs them: best, all or none.", choices=KEEPS)
-    dry_run: bool = option(False, help="Run every check, and list the steps and the disk they need.")
-
-    def __post_init__(self) -> None:
-        check_options(self)
+    ray: str | None = Field(default=None, description="Run steps on this Ray cluster: an address, auto, or local.")
+    keep: Annotated[str, OneOf(KEEPS)] = Field(
+        default="best", description="Which weights to keep when no step needs them: best, all or none."
+    )
 
     @property
     def launcher(self) -> Callable[[], AbstractContextManager[Launch]]:
@@ -156,3 +159,8 @@ class RunOptions:
         if self.ray:
             return functools.partial(ray, self.ray, self.workers)
         return functools.partial(local, self.workers or 1)
+
+
+def check_keep(keep: str) -> None:
+    """Refuse a word that says nothing about weights."""
+    RunOptions(keep=keep)

@@ -1,0 +1,142 @@
+"""How far a study is, read from its folder; and before it runs, how many steps it has and what they need."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from shortstack.checkpoint import Checkpoint
+from shortstack.errors import CheckpointError
+from shortstack.machine.formats import duration, size
+from shortstack.machine.tables import Table, Tabled
+from shortstack.runs import Store
+from shortstack.runs.folder import Folder
+from shortstack.runs.records import last_line
+from shortstack.study.graph import Model
+from shortstack.study.grid import read_study
+from shortstack.study.runner import graph_of
+from shortstack.study.steps import Step, expanded, open_model
+from shortstack.study.trial import Trial
+from shortstack.study.workers import check_keep
+
+
+@dataclass(frozen=True, repr=False)
+class StudyStatus(Tabled):
+    """State of a study: running, stopped or finished. steps: at most, since trials may turn out to share more.
+
+    running: of each running step its kind, its seconds, and the last line of its log.
+    """
+
+    title: str
+    state: str
+    trials: Mapping[str, int]
+    done: int
+    steps: int
+    running: Sequence[Mapping[str, Any]]
+    failures: Sequence[str]
+
+    def table(self) -> Table:
+        trials = ", ".join(f"{count:,} {state}" for state, count in self.trials.items())
+        rows = [("trials", trials or "none"), ("steps", f"{self.done:,} of at most {self.steps:,} done")]
+        rows += [(step["kind"], f"{duration(step['seconds'])} {step['progress']}".strip()) for step in self.running]
+        return Table.of(
+            self.title or "study", ("study", self.state), rows, notes=[f"Failed: {x}" for x in self.failures]
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def study_status(runs: str | Path) -> StudyStatus:
+    """Read the state of the study in a folder.
+
+    Raises:
+        DataError: no study ran there.
+    """
+    folder = Folder(Path(runs))
+    with Store.open(folder, read_only=True) as store:
+        noted, trials = store.noted(), store.trials()
+        keys = {key for trial in trials for key in trial["steps"].values()}
+        steps = [step for step in store.steps() if step["key"] in keys]
+    held = folder.is_held
+    states = Counter("waiting" if trial["state"] == "running" and not held else trial["state"] for trial in trials)
+    running = [step for step in steps if step["state"] == "running"] if held else []
+    return StudyStatus(
+        noted.get("title", ""),
+        "running" if held else "finished" if noted.get("finished") else "stopped",
+        dict(states),
+        sum(step["state"] == "done" for step in steps),
+        noted.get("steps", 0),
+        [
+            {"kind": step["kind"], "seconds": time.time() - step["started"], "progress": folder.last_line(step["key"])}
+            for step in running
+        ],
+        [f"{step['kind']} {step['key'][:12]}: {last_line(step['error'])}" for step in steps if step["error"]],
+    )
+
+
+@dataclass(frozen=True, repr=False)
+class StudyPlan(Tabled):
+    """Trials and steps of a study, at most, and the disk for its weights; None if a model is not on this machine."""
+
+    title: str
+    trials: int
+    steps: Mapping[str, int]
+    disk_bytes: int | None
+    unknown: Sequence[str] = ()
+
+    def table(self) -> Table:
+        disk = "unknown" if self.disk_bytes is None else size(self.disk_bytes)
+        rows = [("trials", self.trials), *self.steps.items(), ("disk for weights, at most", disk)]
+        return Table.of(self.title or "study", ("dry run", "to do, at most"), rows, notes=self.unknown)
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def plan_study(path: str | Path, *, keep: str = "best") -> StudyPlan:
+    """Count the trials and steps of the study in a YAML file, and the disk they need. Nothing runs, nothing is downloaded.
+
+    Raises:
+        InputError, DataError: as run_study(), but for the device.
+    """
+    check_keep(keep)
+    study = read_study(path)
+    opened = {name: _opened(name) for name in study.models}
+    models = {name: Model({"config": name}, each.anatomy.layers if each else None) for name, each in opened.items()}
+    graph, steps = graph_of(study, path, models), dict[str, tuple[Step, Trial]]()
+    for trial in study.trials:
+        for step in graph.steps(trial, lambda _key: None)[1].values():
+            steps.setdefault(step.key, (step, trial))
+    written = [(trial, opened[trial.model]) for step, trial in steps.values() if step.writes_weights]
+    return StudyPlan(
+        study.title,
+        len(study.trials),
+        dict(sorted(Counter(step.kind for step, _ in steps.values()).items())),
+        _disk_bytes([(trial, model) for trial, model in written if model], keep) if all(opened.values()) else None,
+        [f"{name} is not on this machine" for name, model in opened.items() if model is None],
+    )
+
+
+def _opened(name: str) -> Checkpoint | None:
+    try:
+        return open_model(str(expanded(name)), download=False)
+    except CheckpointError:
+        return None
+
+
+def _disk_bytes(written: Sequence[tuple[Trial, Checkpoint]], keep: str) -> int:
+    """Add up the weights that stay, and the two checkpoints that the largest step reads and writes."""
+    sizes = [(trial, _kept_bytes(trial, model)) for trial, model in written]
+    kept = {trial.size: nbytes for trial, nbytes in sizes}
+    stays = {"all": sum(nbytes for _, nbytes in sizes), "best": sum(kept.values()), "none": 0}[keep]
+    return stays + (0 if keep == "all" else sum(sorted(nbytes for _, nbytes in sizes)[-2:]))
+
+
+def _kept_bytes(trial: Trial, model: Checkpoint) -> int:
+    layers = model.anatomy.layers
+    return model.sizes.other_bytes + sum(model.sizes.layer_bytes) * (layers - trial.amount(layers)) // layers
