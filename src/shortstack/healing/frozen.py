@@ -20,7 +20,7 @@ from shortstack.decoder import Decoder
 from shortstack.decoder.batching import by_length
 from shortstack.decoder.decoder import UNPRUNED
 from shortstack.decoder.losses import check_states, likeliest
-from shortstack.errors import ArchitectureError, CheckpointError
+from shortstack.errors import ArchitectureError
 from shortstack.healing.config import HealingConfig
 from shortstack.healing.learner import counted, padded
 from shortstack.machine.cache import MARGIN_BYTES, cache_directory, content_key, make_room, mark_used
@@ -161,7 +161,6 @@ class Freezer:
             states = activations_under(key, frozen.lengths, self.checkpoint.hidden_width, self.dtype)
             frozen = replace(frozen, states=states)
         if self.teacher:
-            _check_vocabulary(self.checkpoint, self.teacher)
             masks = [counted(example) for example in examples]
             of = [self.top_k, self.config.temperature]
             key = content_key("teacher", model=self.teacher.identity, learnt=masks, of=of, **settings)
@@ -229,10 +228,3 @@ def missing_bytes(frozen: Frozen) -> int:
 def train_all(checkpoint: Checkpoint) -> str:
     """Return the advice for models whose layers cannot be frozen."""
     return f"train all layers: set train_last to {checkpoint.anatomy.layers}"
-
-
-def _check_vocabulary(checkpoint: Checkpoint, teacher: Checkpoint) -> None:
-    ours, theirs = checkpoint.vocabulary, teacher.vocabulary
-    if ours != theirs:
-        message = f"{teacher.source} has a vocabulary of {theirs} tokens, the pruned model of {ours}; give its base model"
-        raise CheckpointError(message, option="teacher")

@@ -165,10 +165,14 @@ class HealingRun:
         _ = self.checkpoint.record  # goes into the result's; its errors are raised now
         check_unquantised(self.checkpoint, "to train", "heal")
         for name, other in (("teacher", self.teacher), ("base", self.base if config.reads_own_text else None)):
-            if other and other.has_tokenizer and not same_tokens(self.checkpoint.tokenizer(), other.tokenizer()):
+            if other and not self._shares_tokens(other):
                 raise InputError(f"{other.source} has other tokens; give the base model", option=name)
         if self.processes.num_processes == 1:
             check_memory(self.checkpoint, config)
+
+    def _shares_tokens(self, other: Checkpoint) -> bool:
+        same = other.vocabulary == self.checkpoint.vocabulary
+        return same and (not other.has_tokenizer or same_tokens(self.checkpoint.tokenizer(), other.tokenizer()))
 
     def settings(self, *, timed: bool) -> dict[str, Any]:
         """Return all that the result depends on, known before the data is read."""

@@ -46,7 +46,7 @@ def fitting_text(
     windows = shares(text.sources, {name: len(some) for name, some in examples.items()}, samples)[OWN]
     written = replace(write(text, windows, clock.next(WRITTEN)), samples=samples)
     (file,) = (source for source in written.sources if is_own(source.name))
-    count = len(own_windows(file.name, text.length - len(bos_ids(tokenizer)), windows))
+    count = max(1, len(own_windows(file.name, text.length - len(bos_ids(tokenizer)), windows)))
     others = [source for source in written.sources if source != file]
     if count >= windows or not others:
         return replace(written, samples=samples if others else max(least, count))
