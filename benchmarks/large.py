@@ -219,7 +219,7 @@ class Line:
         """Ask what memory a verb needs, where it can be asked, then do it."""
         forget(self.work)
         asked = (*words, "--dry-run", "--json", "-q")
-        skipped = words[0] not in ("prune", "repair", "heal", "evaluate")
+        skipped = words[0] not in ("heal", "evaluate")
         foreseen = None if skipped else told(self.child("verb", *asked, limited=True).output)
         ran = self.child("verb", *words, "-q", limited=True)
         row = {
@@ -245,8 +245,8 @@ class Line:
         self.run("plan", "plan", at / "scores.json", "--drop", shape.drop, "--metric", "ppl", "-o", at / "plan.json")
         self.run("prune", "prune", at / "model", "--plan", at / "plan.json", "-o", at / "cut")
         self.run("verify", "verify", at / "cut", "--against", at / "model")
-        self.run("repair", "repair", at / "cut", "--source", at / "model", *text, "--repair-samples", 16, "--length", 64,
-                 "-o", at / "repaired")  # fmt: skip
+        self.run("prune --repair", "prune", at / "model", "--plan", at / "plan.json", "--repair", *text,
+                 "--repair-samples", 16, "--length", 64, "-o", at / "repaired")  # fmt: skip
         shutil.rmtree(at / "model")
         shutil.rmtree(at / "cut")
         self.run("evaluate", "evaluate", at / "repaired", "--perplexity", "pydoc", "--num-samples", 4, "--seq-length", 128,

@@ -35,7 +35,7 @@ from shortstack.scoring.measurement import Measurement, MeasurementSpec
 COUNTS = (1, 5, 10, 30, 50)
 SEEDS = (0, 1, 2)
 DROP = 8
-NAMES = [name for name, metric in METRICS.items() if metric.needs_text and not metric.authors]
+NAMES = [name for name, metric in METRICS.items() if metric.needs_text]
 Found = Mapping[int, list[ss.Scores]]  # by samples, one for each seed
 
 
@@ -50,7 +50,7 @@ def scored(model: ss.Checkpoint, text: str) -> Found:
 
 
 def cut(scores: ss.Scores, metric: str) -> SkippedLayers:
-    return frozenset(ss.choose(scores, ss.Choice(metric, DROP)).plan.removed)
+    return frozenset(ss.select_layers(scores, metric=metric, drop=DROP).removed)
 
 
 def repeated(found: Found, metric: str) -> dict[int, tuple[float, float]]:

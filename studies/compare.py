@@ -83,8 +83,8 @@ class Comparison:
 
     def pruned(self, out: Path) -> tuple[ss.Checkpoint, str]:
         """Remove the fewest layers, lowest by the metric first, without which the rest fits."""
-        choice = ss.Choice(self.options.metric, memory=f"{self.budget}B")
-        self.plan = ss.choose(self.base, choice, self.tokens).plan
+        how = {"metric": self.options.metric, "target_size": f"{self.budget}B"}
+        self.plan = ss.select_layers(self.base, self.tokens, **how)
         made = ss.prune(self.base, self.plan, out)
         return made, removed_from(made)
 
@@ -159,10 +159,10 @@ class Comparison:
         if checkpoint is self.base:
             return "1"
         timing = ss.Timing((1,), prompt=128, new_tokens=16, repeats=self.options.repeats)
-        found = ss.profile(checkpoint, against=self.base, timing=timing)
-        if found.untimed or not found.against:
+        found = ss.profile(checkpoint, base=self.base, timing=timing)
+        if not found.ratios:
             return "-"
-        ratio = found.against.ratios[0].decode
+        ratio = found.ratios[0].decode
         return f"{ratio.value:.2f} ({ratio.low:.2f} to {ratio.high:.2f})"
 
 

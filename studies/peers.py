@@ -110,7 +110,7 @@ def optipfair(source: ss.Checkpoint, data: str, out: Path) -> None:
 def paper(source: ss.Checkpoint, data: str, out: Path) -> None:
     recipe = config_of(given(read_recipe("paper-dolly").heal))
     config = replace(recipe, data=data, max_length=LENGTH, held_out=100, minutes=SECONDS / 60)
-    plan = ss.choose(source.anatomy.layers, ss.Choice("reverse", DROP)).plan
+    plan = ss.select_layers(source, metric="reverse", drop=DROP)
     pruned = ss.prune(source, plan, out / "cut" / "the paper")  # measured once it is healed
     healed = ss.heal(pruned, out / "the paper, healed", config)
     _note(out, paper=f"layers {show_layers(plan.removed)}; healed {healed.seconds:.0f} s, {healed.history.steps} steps")

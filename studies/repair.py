@@ -31,12 +31,11 @@ OTHERS = {"search": "12-18,25", "a window": "2-9", "a later window": "11-18", "t
 
 
 def cuts(model: ss.Checkpoint) -> dict[str, ss.Plan]:
-    layers = model.anatomy.layers
     scores = ss.score(model, ss.Tokens.read("pydoc", model.tokenizer(), samples=32), metrics=["ppl", "bi"])
     return {
-        **{f"tail of {gone}": ss.choose(layers, ss.Choice("reverse", gone)).plan for gone in TAILS},
-        **{f"lowest {metric}": ss.choose(scores, ss.Choice(metric, 8)).plan for metric in scores.scores},
-        **{name: ss.choose(layers, ss.Choice(layers=some)).plan for name, some in OTHERS.items()},
+        **{f"tail of {gone}": ss.select_layers(scores, metric="reverse", drop=gone) for gone in TAILS},
+        **{f"lowest {metric}": ss.select_layers(scores, metric=metric, drop=8) for metric in scores.scores},
+        **{name: ss.select_layers(scores, layers=some) for name, some in OTHERS.items()},
     }
 
 

@@ -19,7 +19,6 @@ import transformers
 import shortstack as ss
 from shortstack.decoder import Decoder
 from shortstack.machine.formats import show_layers
-from shortstack.planning import Choice
 from shortstack.scoring import METRICS
 from shortstack.scoring.measurement import Measurement, MeasurementSpec
 
@@ -30,10 +29,10 @@ DROPS = {"20 %": 6, "27 %": 8}
 def chosen(model: ss.Checkpoint, scores: ss.Scores, tokens: ss.Tokens, amount: int) -> Mapping[str, ss.Plan]:
     """Plans by name, all from the same tokens."""
     return {
-        "search": ss.choose(model, Choice(drop=amount, strategy="search"), tokens).wanted,
-        "ppl, 1 at a time": ss.choose(model, Choice(drop=amount, step=1), tokens).wanted,
-        **{f"lowest {metric}": ss.choose(scores, ss.Choice(metric, amount)).plan for metric in scores.scores},
-        "tail": ss.choose(model.anatomy.layers, ss.Choice("reverse", amount)).plan,
+        "search": ss.select_layers(model, tokens, drop=amount, strategy="search"),
+        "ppl, 1 at a time": ss.select_layers(model, tokens, drop=amount, step=1),
+        **{f"lowest {metric}": ss.select_layers(scores, metric=metric, drop=amount) for metric in scores.scores},
+        "tail": ss.select_layers(scores, metric="reverse", drop=amount),
     }
 
 

@@ -100,14 +100,6 @@ def influence(directory: Path, ids: Tensor) -> list[float]:
     ]
 
 
-def influence_of_authors(directory: Path, ids: Tensor) -> list[float]:
-    states = [state.flatten() for state in hidden_states(directory, ids)]
-    return [
-        *(float(1 - torch.nn.functional.cosine_similarity(states[i], states[i + 1], dim=0)) for i in range(LAYERS - 1)),
-        math.inf,
-    ]
-
-
 def magnitude_of_change(directory: Path, ids: Tensor) -> list[float]:
     states = hidden_states(directory, ids)
     return [float(((b - a).norm(dim=-1) / b.norm(dim=-1)).mean()) for a, b in itertools.pairwise(states)]
@@ -126,13 +118,6 @@ def norms(directory: Path, p: int) -> list[float]:
     ]
 
 
-def powers_of_authors(directory: Path, p: int) -> list[float]:
-    return [
-        float(sum((weight.abs() ** p).sum() for name, weight in layer.items() if "weight" in name))
-        for layer in stored_layers(directory)
-    ]
-
-
 def gradients(directory: Path, ids: Tensor) -> list[dict[str, tuple[Tensor, Tensor]]]:
     """(weight, gradient of the mean loss) of every parameter of every layer, by autograd through the whole model."""
     model = load(directory)
@@ -143,9 +128,9 @@ def gradients(directory: Path, ids: Tensor) -> list[dict[str, tuple[Tensor, Tens
     ]
 
 
-def taylor(directory: Path, ids: Tensor, counts: Callable[[str, Tensor], bool]) -> list[float]:
+def taylor(directory: Path, ids: Tensor) -> list[float]:
     return [
-        sum(float((w * g).abs().sum()) for name, (w, g) in layer.items() if counts(name, w))
+        sum(float((w * g).abs().sum()) for w, g in layer.values() if w.dim() >= 2)
         for layer in gradients(directory, ids)
     ]
 
@@ -157,29 +142,17 @@ def gradient_norm(directory: Path, ids: Tensor) -> list[float]:
     ]
 
 
-def matrix(_name: str, weight: Tensor) -> bool:
-    return weight.dim() >= 2
-
-
-def named_weight(name: str, weight: Tensor) -> bool:
-    return "weight" in name or ("experts" in name.split(".") and weight.dim() == 3)
-
-
 LAST, EVERY = slice(-1, None), slice(None)
 ONE_BY_ONE = [[layer] for layer in range(LAYERS)]
 # The walked and weighed metrics; random and reverse have no formula to be checked against but their definition.
 METRICS: dict[str, Callable[[Path, Tensor], list[float]]] = {
     "magnitude-l1": lambda directory, _ids: norms(directory, 1),
     "magnitude-l2": lambda directory, _ids: norms(directory, 2),
-    "magnitude-l1-authors": lambda directory, _ids: powers_of_authors(directory, 1),
-    "magnitude-l2-authors": lambda directory, _ids: powers_of_authors(directory, 2),
-    "taylor": lambda directory, ids: taylor(directory, ids, matrix),
-    "taylor-authors": lambda directory, ids: taylor(directory, ids, named_weight),
+    "taylor": taylor,
     "gradient": gradient_norm,
     "ppl": lambda directory, ids: [math.exp(loss) for loss in losses(directory, ids, ONE_BY_ONE)],
     "kl": lambda directory, ids: divergences(directory, ids, ONE_BY_ONE),
     "bi": influence,
-    "bi-authors": influence_of_authors,
     "angular": lambda directory, ids: angle(directory, ids, 1, LAST),
     "angular-mean": lambda directory, ids: angle(directory, ids, 1, EVERY),
     "relative-magnitude": magnitude_of_change,

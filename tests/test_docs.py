@@ -106,7 +106,7 @@ def line(tmp_path_factory: pytest.TempPathFactory) -> Path:
         tokens = ss.Tokens.read("pydoc", source.tokenizer(), samples=2, length=32)
         scores = ss.score(source, tokens, metrics=["bi", "ppl"])
         scores.save(folder / "scores.json")
-        chosen = ss.choose(scores, ss.Choice("ppl", drop="25%")).plan
+        chosen = ss.select_layers(scores, metric="ppl", drop="25%")
         chosen.save(folder / "plan.json")
         pruned = ss.prune(source, chosen, folder / "pruned")
         ss.heal(

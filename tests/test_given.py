@@ -36,10 +36,10 @@ def test_functions_take_a_model_in_every_form(form, folder, tmp_path):
     tokens = ss.Tokens.read("pydoc", checkpoint.tokenizer(), samples=8, length=16)
     assert ss.score(model, tokens, compute=FP32).scores == ss.score(checkpoint, tokens, compute=FP32).scores
     assert ss.depth_curve(model, tokens, compute=FP32).depths == ss.depth_curve(checkpoint, tokens, compute=FP32).depths
-    pruned = ss.prune(model, ss.choose(model, ss.Choice("reverse", drop=2)), tmp_path / "cut")
+    pruned = ss.prune(model, ss.select_layers(model, metric="reverse", drop=2), tmp_path / "cut")
     assert ss.verify(pruned.directory, against=model).ok
     untimed = ss.Timing(batch_size=())
-    assert ss.profile(model, timing=untimed).counts == ss.profile(checkpoint, timing=untimed).counts
+    assert ss.profile(model, timing=untimed).model == ss.profile(checkpoint, timing=untimed).model
     config = ss.EvalConfig(seq_length=64, num_samples=2)
     found, expected = (
         ss.evaluate(each, config, compute=FP32).perplexity["pydoc"].value for each in (model, checkpoint)
@@ -129,8 +129,8 @@ def test_functions_look_at_rows_as_at_a_file_of_them(folder, tmp_path):
     of_rows, of_file = (ss.score(str(folder), source, compute=FP32) for source in (texts, str(file)))
     assert of_rows.scores == of_file.scores
     assert of_rows.tokens["samples"] == 10
-    choice = ss.Choice("ppl", drop=2)
-    assert ss.choose(str(folder), choice, texts, compute=FP32).plan.removed == tuple(sorted(of_file.order("ppl")[:2]))
+    selected = ss.select_layers(str(folder), texts, metric="ppl", drop=2, compute=FP32)
+    assert selected.removed == tuple(sorted(of_file.order("ppl")[:2]))
     repaired, expected = (
         ss.prune(folder, [3], tmp_path / name, repair=ss.CalibrationText(source, 16, 16), compute=FP32)
         for name, source in (("rows", source_of(texts)), ("file", str(file)))

@@ -2,8 +2,8 @@
 
 >>> import shortstack as ss
 >>> model = ss.Checkpoint.open("demo")  # doctest: +SKIP
->>> chosen = ss.choose(model, ss.Choice("ppl", drop="25%"))  # doctest: +SKIP
->>> pruned = ss.prune(model, chosen.plan, "pruned")  # doctest: +SKIP
+>>> plan = ss.select_layers(model, metric="ppl", drop="25%")  # doctest: +SKIP
+>>> pruned = ss.prune(model, plan, "pruned")  # doctest: +SKIP
 >>> data = ss.TrainingData("self,pydoc,copying=0.5,drills", max_samples=200)  # doctest: +SKIP
 >>> ss.heal(pruned, "healed", ss.HealingTask(data, objective=ss.Objective("distill"), teacher=model))  # doctest: +SKIP
 >>> ss.evaluate(ss.Checkpoint.open("healed")).perplexity["pydoc"].value  # doctest: +SKIP

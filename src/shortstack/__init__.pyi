@@ -7,7 +7,7 @@ from .evaluation import EvalConfig as EvalConfig
 from .evaluation import EvalResult as EvalResult
 from .evaluation import evaluate as evaluate
 from .exporting import export_gguf as export_gguf
-from .exporting import modelfile as modelfile
+from .exporting import ollama_modelfile as ollama_modelfile
 from .exporting import push_to_hub as push_to_hub
 from .healing import Full as Full
 from .healing import Healing as Healing
@@ -23,9 +23,8 @@ from .healing import heal as heal
 from .healing import heal_in_turns as heal_in_turns
 from .machine import Compute as Compute
 from .machine import progress_bar as progress_bar
-from .planning import Choice as Choice
 from .planning import Plan as Plan
-from .planning import choose as choose
+from .planning import select_layers as select_layers
 from .profiling import Profile as Profile
 from .profiling import Timing as Timing
 from .profiling import profile as profile

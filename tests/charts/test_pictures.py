@@ -12,7 +12,7 @@ import pytest
 import shortstack as ss
 from shortstack.charts.chart import Chart, Point, Series, axis
 from shortstack.charts.picture import MARGIN, Panel, Picture
-from shortstack.charts.rows import Bars, Dot, Dots, dots
+from shortstack.charts.rows import STACK_HEIGHT, Bars, Dot, Dots, Layer, dots, stack
 from shortstack.errors import InputError, OutputError
 from shortstack.healing.healer import loss_picture
 from shortstack.scoring.depths import Depth, DepthCurve
@@ -36,14 +36,12 @@ CURVE = DepthCurve(
     ),
 )
 HISTORY = SimpleNamespace(losses=((1, 4.0), (10, 3.5), (20, 3.6)), held_out=((0, 4.1), (10, 3.4), (20, 3.7)), best=10)
-PLAN = ss.Plan(8, (3, 4), "mine")
 
 
 PICTURES = {
     "scores": lambda: SCORES.plot(2),
     "depth_curve": CURVE.plot,
     "healing": lambda: loss_picture(HISTORY, "healed"),
-    "plan": PLAN.plot,
 }
 every = pytest.mark.parametrize("draw", PICTURES.values(), ids=PICTURES)
 
@@ -187,9 +185,10 @@ def test_losses_over_steps_with_the_kept_step_marked():
 
 
 def test_layers_that_go_are_empty():
-    root = drawn(PLAN.plot())
-    assert titles(root, "rect", "removed") == ["layer 3 goes", "layer 4 goes"]
-    assert titles(root, "rect", "kept")[-1] == "layer 7, then 5"
+    made = stack([Layer("kept", "layer 0"), Layer("removed", "layer 1 goes")], title="t")
+    root = drawn(Picture("t", [Panel("", made, STACK_HEIGHT)]))
+    assert titles(root, "rect", "removed") == ["layer 1 goes"]
+    assert titles(root, "rect", "kept") == ["layer 0"]
 
 
 def test_dots_lie_at_their_values_beside_chance():

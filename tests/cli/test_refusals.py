@@ -198,7 +198,8 @@ def test_nan_weights_are_an_error(words, command, model):
     tensors["model.layers.3.mlp.up_proj.weight"][5, 7] = math.nan
     save_file(tensors, folder / SINGLE, {"format": "pt"})
     verb, *options = words.split()
-    code, out, err = command(verb, folder, *options, "--samples", "4", "--length", "8", "-q")
+    small = ("--num-samples", "4", "--seq-length", "8") if verb == "evaluate" else ("--samples", "4", "--length", "8")
+    code, out, err = command(verb, folder, *options, *small, "-q")
     assert (code, out) == (1, "")
     assert MESSAGE.fullmatch(err)
     assert "NaN" in err

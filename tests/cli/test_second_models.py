@@ -42,7 +42,7 @@ def place(tmp_path, monkeypatch):
     [
         ("verify", "cut", "--against", "org/model"),
         ("evaluate", "cut", "--base", "org/model", "--num-samples", "2", "--seq-length", "16"),
-        ("profile", "cut", "--against", "org/model", "--no-speed"),
+        ("profile", "cut", "--no-speed"),
         ("heal", "cut", "--base", "org/model", "--loss", "distill", *SMALL, "-o", "out"),
     ],
     ids=lambda words: words[0],
@@ -73,5 +73,5 @@ def test_recorded_revision_is_used_only_if_it_is_a_commit_without_own_code(recor
         return opened(model, revision=revision, **how)
 
     monkeypatch.setattr(Checkpoint, "open", noted)
-    assert ended("profile", "cut", "--against", "org/model", "--no-speed", *more).exit_code == 0
+    assert ended("profile", "cut", "--no-speed", *more).exit_code == 0
     assert asked == [None]

@@ -9,7 +9,7 @@ from shortstack.decoder import Decoder
 from shortstack.decoder.generation import generate
 from shortstack.errors import InputError
 from shortstack.machine.device import Compute
-from shortstack.planning import Choice, choose
+from shortstack.planning import select_layers
 from shortstack.pruning import prune
 from shortstack.scoring import score
 from zoo import tiny
@@ -44,8 +44,8 @@ def test_scores_are_those_of_a_model_in_one_place(shared_out):
     whole = score(checkpoint, TOKENS, metrics=metrics, window=2, compute=IN_ONE_PLACE)
     assert {name: pytest.approx(values, rel=1e-5) for name, values in whole.scores.items()} == apart.scores
     assert apart.blocks["kl"] == pytest.approx(whole.blocks["kl"], rel=1e-4)
-    greedily = Choice(metric="ppl", drop=2, step=1)
-    cuts = [choose(checkpoint, greedily, TOKENS, compute=each).plan.removed for each in (shared_out, IN_ONE_PLACE)]
+    greedily = {"metric": "ppl", "drop": 2, "step": 1}
+    cuts = [select_layers(checkpoint, TOKENS, **greedily, compute=each).removed for each in (shared_out, IN_ONE_PLACE)]
     assert cuts[0] == cuts[1]
 
 
@@ -70,7 +70,7 @@ def test_what_needs_weights_in_one_place_is_refused(shared_out, tmp_path):
     checkpoint = Checkpoint.open(tiny("llama"))
     for refused in (
         lambda: score(checkpoint, TOKENS, metrics=["taylor"], compute=shared_out),
-        lambda: choose(checkpoint, Choice(drop=2, strategy="repaired-blocks"), TOKENS, compute=shared_out),
+        lambda: select_layers(checkpoint, TOKENS, drop=2, strategy="repaired-blocks", compute=shared_out),
         lambda: prune(checkpoint, [3], tmp_path / "out", repair=TOKENS, compute=shared_out),
     ):
         with pytest.raises(InputError, match="one place") as error:

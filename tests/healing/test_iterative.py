@@ -37,9 +37,9 @@ def test_rounds_are_prune_and_heal_one_after_the_other(source, tmp_path):
 
 
 def test_each_round_scores_the_model_as_it_is_then(source, tmp_path, monkeypatch):
-    scored, original = [], iterative.choose
+    scored, original = [], iterative.select
     monkeypatch.setattr(
-        iterative, "choose", lambda model, *args, **options: scored.append(model) or original(model, *args, **options)
+        iterative, "select", lambda model, *args, **options: scored.append(model) or original(model, *args, **options)
     )
     prune_iteratively(source, tmp_path / "out", SHORT, drop="25%", step=1, metric="bi", text=Text("pydoc", 4, 16))
     assert [model.anatomy.layers for model in scored] == [8, 7]

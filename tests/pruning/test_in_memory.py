@@ -11,7 +11,6 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 from plans import plan
 from shortstack.checkpoint import Checkpoint
 from shortstack.errors import ArchitectureError, InputError, PlanError
-from shortstack.planning import Chosen
 from shortstack.pruning import prune, prune_layers
 from zoo import tiny
 
@@ -53,7 +52,7 @@ def test_it_computes_what_the_pruned_checkpoint_does(model_type, tmp_path):
 def test_twice_is_once(tmp_path):
     twice, once = loaded(tiny("gemma2")), loaded(tiny("gemma2"))
     prune_layers(prune_layers(twice, plan(8, layers="1,4")), plan(6, layers="4"))
-    prune_layers(once, Chosen(plan(8, layers="1,4,6"), SOME))
+    prune_layers(once, plan(8, layers="1,4,6"))
     assert same(prune_layers(loaded(tiny("gemma2")), {6, 1, 4}), once)
     assert same(twice, once)
 

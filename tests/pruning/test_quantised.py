@@ -78,13 +78,9 @@ def test_so_do_those_of_the_quantisers_own_files(name, source, tmp_path):
 
 
 def test_a_pattern_in_such_a_file_is_refused_before_a_byte_is_copied(source, tmp_path, monkeypatch):
-    """And by the check that a dry run makes, whether the layers are known or only how many."""
     settings = {"quantization": {"exclude_modules": ["lm_head", "model.layers.3*"]}}
     (source / "hf_quant_config.json").write_text(json.dumps(settings))
     checkpoint, refused = Checkpoint.open(source), r"hf_quant_config\.json: expected layers named one by one.*3\*"
-    for check in (pruner.check_cut, pruner.check_fits):
-        with pytest.raises(ArchitectureError, match=refused):
-            check(tmp_path / "out", checkpoint, SOME)
     monkeypatch.setattr(pruner.CheckpointWriter, "__enter__", lambda _writer: pytest.fail("bytes are copied"))
     with pytest.raises(ArchitectureError, match=refused):
         prune(checkpoint, SOME, tmp_path / "out")

@@ -11,7 +11,7 @@ from shortstack.data import Tokens
 from shortstack.data.tokens import Kind
 from shortstack.decoder import Decoder
 from shortstack.decoder.decoder import UNPRUNED
-from shortstack.planning import Choice, choose
+from shortstack.planning import select_layers
 from shortstack.scoring import METRICS, Scores, score
 from shortstack.scoring.measurement import Measurement, MeasurementSpec
 from zoo import tiny
@@ -124,7 +124,7 @@ def test_loss_and_divergence_of_a_set_are_the_means_of_its_kinds():
 
 def test_layers_go_one_after_the_other_by_the_mean_of_kinds():
     checkpoint, removed = Checkpoint.open(tiny("llama")), []
-    chosen = choose(checkpoint, Choice("kl", 3, step=2), MIXED).plan.removed
+    chosen = select_layers(checkpoint, MIXED, metric="kl", drop=3, step=2).removed
     while len(removed) < 3:
         rest = [layer for layer in range(8) if layer not in removed]
         value = {

@@ -109,7 +109,7 @@ def test_metrics_that_need_tokens_say_so_and_the_others_do_not_load_the_model(mo
     assert score(checkpoint, metrics=["reverse", "random"]).tokens is None
 
 
-@pytest.mark.parametrize("metric", ["magnitude-l1", "magnitude-l2-authors"])
+@pytest.mark.parametrize("metric", ["magnitude-l1", "magnitude-l2"])
 def test_causal_masks_that_are_stored_are_no_weights(metric, tmp_path):
     source = make("gpt2", tmp_path / "model")
     plain, file = score(Checkpoint.open(source), metrics=[metric]), source / "model.safetensors"
@@ -148,7 +148,7 @@ def test_gradients_in_float16_do_not_underflow_however_much_text_there_is(monkey
     assert scaled == pytest.approx(half.scores["taylor"], rel=1e-3)
 
 
-@pytest.mark.parametrize("metric", ["magnitude-l1", "magnitude-l2-authors"])
+@pytest.mark.parametrize("metric", ["magnitude-l1", "magnitude-l2"])
 def test_codes_in_one_byte_are_not_weighed_without_their_scales(metric, tmp_path):
     source = make("llama", tmp_path / "model")
     file = source / "model.safetensors"

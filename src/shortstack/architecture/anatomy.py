@@ -352,15 +352,8 @@ def learned_positions(model: PreTrainedModel, anatomy: Anatomy) -> int | None:
     return min([*tables, stated or max(tables)]) if tables else None
 
 
-def check_positions(
-    model: HasPositions, tokens: int, option: str, *, fix: str = "ask for fewer tokens", note: str = "", where: str = ""
-) -> None:
+def check_positions(model: HasPositions, tokens: int, option: str, *, fix: str = "ask for fewer tokens") -> None:
     """Refuse a text for which a model has too few positions; tokens: those it reads and those it generates after them."""
     if model.positions and tokens > model.positions:
-        raise InputError(
-            f"{tokens}{note}",
-            expected=f"at most {model.positions} tokens, for which {model.anatomy.architecture} has positions",
-            fix=fix,
-            option=option,
-            where=where,
-        )
+        most = f"{model.anatomy.architecture} has positions for {model.positions:,}"
+        raise InputError(f"{tokens:,} tokens are too many: {most}; {fix}", option=option)

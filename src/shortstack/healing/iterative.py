@@ -10,6 +10,7 @@ from typing import Any
 
 from shortstack.checkpoint import Checkpoint, Model
 from shortstack.data import Text
+from shortstack.decoder import with_own_text
 from shortstack.errors import InputError
 from shortstack.healing.config import HealingConfig
 from shortstack.healing.healer import HealingRun, heal
@@ -18,7 +19,7 @@ from shortstack.healing.resuming import Unfinished
 from shortstack.machine.device import Compute
 from shortstack.machine.files import rename_new
 from shortstack.machine.progress import Progress, silent, under
-from shortstack.planning import Choice, choose
+from shortstack.planning import Selection, select
 from shortstack.planning.layer_sets import check_pace, parse_drop
 from shortstack.pruning import prune
 
@@ -52,8 +53,10 @@ def prune_iteratively(
     writer, compute = run.writer(out), compute or Compute(seed=config.seed, device=config.device)
     unfinished, text = Unfinished(writer.out, "rounds"), text or Text()
     with writer.held() if run.is_main else nullcontext():
-        selection = {"drop": str(drop), "step": step, "metric": metric, "text": [text.digest, text.samples, text.length]}
-        unfinished.open({**run.settings(timed=False), **selection, "seed": compute.seed, "dtype": compute.dtype})
+        rounds = {"drop": str(drop), "step": step, "metric": metric, "text": [text.digest, text.samples, text.length]}
+        unfinished.open({**run.settings(timed=False), **rounds, "compute": [compute.seed, compute.dtype]})
+        if run.is_main and Selection(metric=metric).needs_text:
+            text = with_own_text(text, base, compute=compute, progress=progress)
         checkpoint = base
         for number, count in enumerate(sizes, start=1):
             pruned, healed = (unfinished.folder / f"{number}-{kind}" for kind in ("pruned", "healed"))
@@ -61,9 +64,8 @@ def prune_iteratively(
             if run.is_main and number == len(sizes):
                 shutil.rmtree(healed, ignore_errors=True)  # killed at its end: its result was not returned
             if run.is_main and not healed.exists() and not pruned.exists():
-                choice = Choice(metric, count)
-                plan = choose(checkpoint, choice, text if choice.needs_text else None, compute=compute, progress=shown)
-                prune(checkpoint, plan, pruned, progress=shown)
+                selection = Selection(metric=metric, drop=count)
+                prune(checkpoint, select(checkpoint, selection, text, compute=compute, progress=shown), pruned)
             run.processes.wait_for_everyone()
             if not healed.exists():
                 result = heal(checkpoint.derived(pruned), healed, config, base=base, progress=shown)

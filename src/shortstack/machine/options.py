@@ -115,7 +115,7 @@ def message_of(detail: Any) -> str:
     return f"{value!r}: {detail['msg'][0].lower()}{detail['msg'][1:]}"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # hashed by identity: a mapping of choices cannot be
 class OneOf:
     """Mark a text as one of some choices: Annotated[str, OneOf(METRICS)]."""
 

@@ -1,39 +1,35 @@
-"""Sets of layers: read from words such as 25% or 22-24,3, checked, chosen by values, and shown. Free of torch."""
+"""Sets of layers: parsed, checked, and picked by values. Free of torch."""
 
 from __future__ import annotations
 
 import heapq
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 
 from shortstack.errors import PlanError
-from shortstack.machine.formats import BYTES, PARAMETERS, count_in
+from shortstack.machine.formats import amount_of, show_share
 from shortstack.scoring.metrics import Metric
 
-FINALISTS = 5  # sets that are repaired whole, beside the best single block
 LARGEST = 4  # layers of a block that is one of several
 Block = tuple[int, int]  # its first layer, and how many layers it has
 
 
 @dataclass(frozen=True)
 class Removal:
-    """How many layers go, which may, and by which metric. step: so many at a time; seed: of everything random.
-
-    finalists: sets that are repaired whole before one is taken.
-    """
+    """How many layers to remove, and of which. step: layers per round; candidates: sets to repair before one is taken."""
 
     amount: int
     allowed: range
     metric: Metric
-    step: int | None = None
+    step: int = 1
     seed: int = 0
-    finalists: int = FINALISTS
+    candidates: int = 0
 
 
 def block_sizes(amount: int) -> frozenset[int]:
-    """List the sizes of the blocks that a set of layers is made of: up to LARGEST layers, or all in one block.
+    """List the sizes of the blocks that a set of layers consists of: up to LARGEST layers, or all in one block.
 
     >>> sorted(block_sizes(2)), sorted(block_sizes(8))
     ([1, 2], [1, 2, 3, 4, 8])
@@ -44,7 +40,7 @@ def block_sizes(amount: int) -> frozenset[int]:
 def cheapest_sets(costs: Mapping[Block, float], amount: int, most: int) -> list[tuple[float, tuple[int, ...]]]:
     """Find the `most` sets of `amount` layers whose blocks cost least together, cheapest first, each with its cost.
 
-    costs: of each block (first layer, size) that may go. Between two blocks of a set a layer stays.
+    costs: of each block (first layer, size) that may be removed. Between two blocks of a set a layer stays.
 
     >>> cheapest_sets({(0, 1): 0.1, (1, 1): 0.4, (2, 1): 0.3, (0, 2): 0.7}, amount=2, most=2)
     [(0.4, (0, 2)), (0.7, (0, 1))]
@@ -77,113 +73,34 @@ def unlike(sets: Iterable[tuple[int, ...]], most: int) -> list[tuple[int, ...]]:
     return chosen
 
 
-def staying_ends(layers: int, amount: int, keep_first: int, keep_last: int) -> range:
-    """Return the layers that may go when the first and last so many stay."""
-    allowed = range(keep_first, layers - keep_last)
-    if amount > len(allowed):
-        raise PlanError(
-            amount,
-            expected=f"at most {len(allowed)} layers, with the first {keep_first} and last {keep_last} kept",
-            fix="drop fewer or keep fewer",
-            option="drop",
-        )
-    return allowed
+def parse_drop(drop: str | float, layers: int) -> int:
+    """Count the layers that `drop` removes: a share is rounded half up.
 
-
-def check_amount(drop: str | int | None, layers: str | Sequence[int] | None) -> None:
-    """Say what is wrong with a choice that no model is needed to see."""
-    if layers is not None:
-        if drop is not None:
-            raise PlanError("drop as well", expected="layers or drop, not both", fix="leave one out", option="layers")
-        if isinstance(layers, int):
-            expected, fix = "a list of layers, or text such as 22-29,3", f"give [{layers}]"
-            raise PlanError(layers, expected=expected, fix=fix, option="layers")
-        if isinstance(layers, str):
-            parse_layers(layers)
-    elif drop is None:
-        raise PlanError(
-            "neither drop nor layers", expected="how much to remove", fix="give drop, such as 25%", where="plan"
-        )
-    else:
-        _read_drop(drop)
-
-
-def parse_drop(drop: str | int, layers: int) -> int:
-    """Count how many of `layers` layers a --drop value removes: "25%" rounds half up, "8" is a count.
-
-    >>> [parse_drop("25%", n) for n in (32, 30, 26)]
-    [8, 8, 7]
+    >>> [parse_drop("25%", n) for n in (32, 30, 26)], parse_drop(8, 30)
+    ([8, 8, 7], 8)
     """
-    share = _read_drop(drop)
-    amount = share if isinstance(share, int) else int(share * layers + Fraction(1, 2))
+    number = amount_of(drop) if isinstance(drop, str) else drop
+    amount = 0
+    if number is not None:
+        share = isinstance(number, float)
+        amount = int(Fraction(number).limit_denominator(10**12) * layers + Fraction(1, 2)) if share else int(number)
     if not 0 < amount < layers:
-        raise PlanError(
-            f"{drop} ({amount} layer{'s' * (amount != 1)})",
-            expected=f"between 1 and {layers - 1} of the model's {layers} layers",
-            fix="name a smaller count, or 25%",
-            option="drop",
-        )
+        message = f"{show_drop(drop)} of the model's {layers} layers cannot be removed"
+        raise PlanError(f"{message}; give 1 to {layers - 1}, or a share such as 25%", option="drop")
     return amount
 
 
-def check_pace(step: int, amount: int) -> None:
-    """Refuse to remove more layers at a time than go in all."""
-    if not 0 < step <= amount:
-        raise PlanError(step, expected=f"1 to {amount} layers at a time", fix="take 1, or leave it out", option="step")
+def show_drop(drop: str | float) -> str:
+    """Write a count, or a share, as it is typed.
 
-
-def _read_drop(drop: str | int) -> int | Fraction:
-    """Read a --drop value: a count, or a share of the layers."""
-    text = str(drop).strip()
-    if re.fullmatch(r"\d{1,5}(\.\d{1,9})?%", text) and 0 < Fraction(text[:-1]) < 100:
-        return Fraction(text[:-1]) / 100
-    if re.fullmatch(r"\d{1,5}", text) and int(text):
-        return int(text)
-    raise PlanError(
-        repr(text),
-        expected="a count of at least 1, or a percentage between 0% and 100%",
-        fix="give a count such as 8, or a share such as 25%",
-        option="drop",
-    )
-
-
-UNITS = {"params": PARAMETERS, "memory": BYTES}
-EXAMPLES = {"params": "6B", "memory": "4GB"}
-
-
-def parse_goal(name: str, text: str) -> int:
-    """Read how many parameters, or bytes of weights, a model may have at most.
-
-    >>> parse_goal("params", "6.5B"), parse_goal("memory", "4GB")
-    (6500000000, 4000000000)
+    >>> show_drop(0.25), show_drop(8)
+    ('25%', '8')
     """
-    amount = count_in(UNITS[name], text)
-    if not amount:
-        share = "; a share of the layers is named by drop" if text.strip().endswith("%") else ""
-        bare = name == "memory" and count_in({"": 1}, text) is not None
-        raise PlanError(
-            f"{text} without a unit" if bare else repr(text),
-            expected=f"a number and one of {', '.join(filter(None, UNITS[name]))}",
-            fix=f"write {text}MB or {text}GB" if bare else f"write it like {EXAMPLES[name]}{share}",
-            option=name,
-        )
-    return amount
-
-
-def fewest(order: Sequence[int], layers: int, fits: Callable[[Sequence[int]], bool]) -> tuple[int, ...]:
-    """Find the fewest layers, taken in `order`, without which the others fit.
-
-    >>> fewest([2, 0, 1], 3, lambda kept: len(kept) <= 2)
-    (2,)
-    """
-    for count in range(1, min(len(order), layers - 1) + 1):
-        if fits([layer for layer in range(layers) if layer not in order[:count]]):
-            return tuple(sorted(order[:count]))
-    raise PlanError("none", expected="a cut that fits this size", fix="allow more", where="plan")
+    return show_share(drop) if isinstance(drop, float) else str(drop)
 
 
 def parse_layers(text: str) -> tuple[int, ...]:
-    """Read layers named one by one or in inclusive ranges.
+    """Parse layers named one by one or in inclusive ranges.
 
     >>> parse_layers("22-24,3")
     (22, 23, 24, 3)
@@ -192,14 +109,16 @@ def parse_layers(text: str) -> tuple[int, ...]:
     for part in text.split(","):
         match = re.fullmatch(r"\s*(\d{1,5})(?:\s*-\s*(\d{1,5}))?\s*", part)  # a range is spelled out: keep it small
         if not match or (match[2] and int(match[2]) < int(match[1])):
-            raise PlanError(
-                repr(text),
-                expected="numbers and inclusive ranges like 22-29,3",
-                fix="write single layers and ranges, with commas between",
-                option="layers",
-            )
+            message = f"{text!r} names no layers; write numbers and inclusive ranges such as 22-29,3"
+            raise PlanError(message, option="layers")
         layers.extend(range(int(match[1]), int(match[2] or match[1]) + 1))
     return tuple(layers)
+
+
+def check_pace(step: int, amount: int) -> None:
+    """Refuse more layers per round than are removed in all."""
+    if not 0 < step <= amount:
+        raise PlanError(f"{step} layers at a time are not 1 to {amount}, which are removed in all", option="step")
 
 
 def lowest(values: Sequence[float], allowed: Sequence[int], amount: int) -> tuple[int, ...]:
@@ -222,28 +141,11 @@ def lowest_window(values: Sequence[float], allowed: range, amount: int) -> tuple
     return tuple(range(start, start + amount))
 
 
-def check_removal(removed: Sequence[int], layers: int, *, option: str = "", where: object = "") -> None:
+def check_removal(removed: Sequence[int], layers: int) -> None:
     """Raise PlanError unless these are distinct layers of the model, at least one and not all."""
-
-    def refuse(expected: str, actual: str) -> None:
-        raise PlanError(
-            actual,
-            expected=expected,
-            fix=f"name between 1 and {layers - 1} distinct layers from 0 to {layers - 1}",
-            option=option,
-            where=where,
-        )
-
-    strange = [layer for layer in removed if type(layer) is not int]
-    if strange:
-        refuse("whole numbers", repr(strange[0]))
-    outside = [layer for layer in removed if not 0 <= layer < layers]
-    if outside:
-        refuse(f"layers from 0 to {layers - 1}", f"layer {outside[0]}")
-    twice = [layer for index, layer in enumerate(removed) if layer in removed[:index]]
-    if twice:
-        refuse("each layer once", f"layer {twice[0]} twice")
-    if len(removed) == layers:
-        refuse("at least one layer to stay", f"all {layers} removed")
-    if not removed:
-        refuse("at least one layer to remove", "none")
+    wrong = next((layer for layer in removed if type(layer) is not int or not 0 <= layer < layers), None)
+    if wrong is not None:
+        raise PlanError(f"the model has no layer {wrong!r}; name layers from 0 to {layers - 1}", option="layers")
+    if len({*removed}) < len(removed) or not 0 < len(removed) < layers:
+        message = f"layers {', '.join(map(str, removed)) or 'none'} cannot be removed of {layers}"
+        raise PlanError(f"{message}; name 1 to {layers - 1} distinct ones", option="layers")

@@ -1,47 +1,39 @@
-"""How speed is measured, as options. Nothing heavy is imported here."""
+"""Options of how speed is measured."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import Annotated, Any
 
-from shortstack.errors import InputError
-from shortstack.machine.options import check_options, option
+from pydantic import BeforeValidator, Field
+from pydantic_core import PydanticCustomError
+
+from shortstack.machine.options import options
 
 
-@dataclass(frozen=True)
+def _sizes(value: Any) -> str:
+    """Write batch sizes with commas between, each once: of one number, of several, or of such a text."""
+    parts = str(value).split(",") if isinstance(value, str | int) else value or ()
+    sizes = dict.fromkeys(str(part).strip() for part in parts)
+    if not all(size.isdecimal() and int(size) for size in sizes) and value != "":
+        raise PydanticCustomError("sizes", "give numbers above 0, such as 1,8")
+    return ",".join(sizes)
+
+
+@options
 class Timing:
-    """The runs that speed is measured by.
+    """Settings of how speed is measured. batch_size: several with commas, or a sequence; an empty one measures no speed.
 
-    batch_size: sequences at once: numbers, or text with commas between them; none for no runs. prompt: also the tokens that
-    multiply-accumulates are counted over.
+    >>> Timing((8, 1, 8)).batch_sizes
+    (8, 1)
     """
 
-    batch_size: str | int | Sequence[int] = option("1,8", help="Batch sizes: one, or several with commas.")
-    prompt: int = option(128, help="Prompt length in tokens; MACs are counted over it, too.", minimum=1)
-    new_tokens: int = option(32, help="Tokens to generate after the first.", minimum=1)
-    repeats: int = option(6, help="Timed runs, after one warm-up run.", minimum=1)
-
-    def __post_init__(self) -> None:
-        check_options(self)
-        if not all(size.isdecimal() and int(size) for size in self._sizes):
-            raise InputError(
-                repr(self.batch_size),
-                expected="numbers above 0, with commas between",
-                fix="write it like 1,8",
-                option="batch_size",
-            )
-
-    @property
-    def _sizes(self) -> list[str]:
-        sizes = str(self.batch_size).split(",") if isinstance(self.batch_size, str | int) else self.batch_size
-        return [str(size).strip() for size in sizes]
+    batch_size: Annotated[str, BeforeValidator(_sizes)] = Field(
+        "1,8", description="Batch sizes: one, or several with commas."
+    )
+    prompt: int = Field(128, ge=1, description="Prompt length in tokens; MACs are counted over it, too.")
+    new_tokens: int = Field(32, ge=1, description="Tokens to generate after the first.")
+    repeats: int = Field(6, ge=1, description="Timed runs, after one warm-up run.")
 
     @property
     def batch_sizes(self) -> tuple[int, ...]:
-        """Sequences at once, each number one time.
-
-        >>> Timing("8, 1,8").batch_sizes
-        (8, 1)
-        """
-        return tuple(dict.fromkeys(map(int, self._sizes)))
+        return tuple(map(int, filter(None, self.batch_size.split(","))))

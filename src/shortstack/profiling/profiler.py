@@ -1,9 +1,9 @@
-"""profile(): what a checkpoint weighs, multiplies and caches, and how fast it runs, alone or in turns with another."""
+"""profile(): count parameters, operations and cache of a checkpoint, and time it, alone or in turns with its base model."""
 
 from __future__ import annotations
 
 import statistics
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -18,21 +18,20 @@ from shortstack.machine.formats import shown, size
 from shortstack.machine.memory import available_memory, forget_peak, peak_bytes
 from shortstack.machine.progress import Progress, in_notebooks
 from shortstack.machine.tables import Cell, Column, Table, Tabled
-from shortstack.machine.typed import typed
 from shortstack.profiling.counts import CacheBytes, Macs, Parts, cache_bytes, macs, parts
 from shortstack.profiling.options import Timing
 from shortstack.profiling.speed import Load, Ratio, Speeds, rates, ratio, speeds
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedTokenizerBase
 
 
 TIMING = Timing()
 
 
 @dataclass(frozen=True)
-class Counts:
-    """Counts of a checkpoint that do not depend on the machine.
+class ModelProfile:
+    """Counts of a checkpoint, and its speed at each batch size.
 
     weight_bytes: of its stored tensors. dtype: of what is cached. macs and cache are None where they depend on values.
     """
@@ -43,9 +42,10 @@ class Counts:
     macs: Macs | None
     cache: CacheBytes | None
     dtype: str
+    speed: tuple[Speeds, ...] = ()
 
     def cells(self) -> dict[str, Cell]:
-        """Return the counts by their labels in the table."""
+        """Return counts and speeds by their labels in the table."""
         head = {"  head, tied": Cell(0)} if self.parameters.tied else {}
         cells = {"parameters": Cell(self.parameters.total)}
         cells |= {f"  {part}": Cell(amount) for part, amount in self.parameters.parts.items()} | head
@@ -58,6 +58,9 @@ class Counts:
             if self.cache.per_token_beyond != self.cache.per_token:
                 cells["  when all windows are full"] = Cell(self.cache.per_token_beyond)
             cells |= {"  fixed, a sequence": Cell(self.cache.fixed)} if self.cache.fixed else {}
+        for speed in self.speed:
+            cells[f"prefill, tokens/s, batch {speed.batch}"] = _spread(speed.prefill_runs)
+            cells[f"decode, tokens/s, batch {speed.batch}"] = _spread(speed.decode_runs)
         return cells
 
     def to_dict(self) -> dict[str, Any]:
@@ -72,150 +75,131 @@ class Counts:
             "kv_bytes_per_token": self.cache.per_token if self.cache else None,
             "cache": self.cache.to_dict() if self.cache else None,
             "dtype": self.dtype,
+            "speed": [asdict(speed) for speed in self.speed],
         }
-
-
-@dataclass(frozen=True)
-class SpeedRatios:
-    """How much faster the checkpoint is than the other under one load, from runs in turns."""
-
-    batch: int
-    prefill: Ratio
-    decode: Ratio
-
-
-@dataclass(frozen=True)
-class Against:
-    """The other model, and the ratios of speeds."""
-
-    counts: Counts
-    speed: tuple[Speeds, ...]
-    ratios: tuple[SpeedRatios, ...]
 
 
 def _spread(runs: Sequence[float]) -> Cell:
     return Cell(statistics.median(runs), "rate", note=f"({shown((min(runs), max(runs)), 'rate')})")
 
 
-def _ratio(label: str, counted: Sequence[Mapping[str, Cell]]) -> Iterator[Cell | None]:
-    if len(counted) > 1:
-        ours, theirs = (cells.get(label, Cell(None)).value for cells in counted)
-        yield Cell(ours / theirs, "ratio") if ours and theirs else None
+@dataclass(frozen=True)
+class SpeedRatios:
+    """Speeds of a checkpoint over those of its base model at one batch size, from runs in turns."""
+
+    batch: int
+    prefill: Ratio
+    decode: Ratio
 
 
 @dataclass(frozen=True, repr=False)
 class Profile(Tabled):
-    """Counts, and what was measured on this machine.
+    """Result of profile().
 
     peak_bytes: the most memory held until the checkpoint alone had run at each batch size: of the device where that is
-    CUDA, else of the whole process. untimed: why no speed was measured that was asked for, in words; "" where it was.
+    CUDA, else of the whole process. untimed: why no speed was measured that was asked for; "" where it was.
     """
 
-    counts: Counts
-    speed: tuple[Speeds, ...]
+    model: ModelProfile
+    base: ModelProfile | None
+    ratios: tuple[SpeedRatios, ...]
     peak_bytes: int | None
     machine: dict[str, Any]
-    against: Against | None = None
     untimed: str = ""
 
     def table(self) -> Table:
-        """Return a table of counts, median speeds and peak memory, and their ratios to the other model's."""
-        models = [self.counts, *([self.against.counts] if self.against else [])]
-        counted = [counts.cells() for counts in models]
-        labels = dict.fromkeys(label for cells in counted for label in cells)
-        rows = [(label, *(cells.get(label) for cells in counted), *_ratio(label, counted)) for label in labels]
-        for place, speed in enumerate(self.speed):
-            speeds = [speed, *([self.against.speed[place]] if self.against else [])]
-            for phase in ("prefill", "decode"):
-                cells = [_spread(getattr(model_speed, f"{phase}_runs")) for model_speed in speeds]
-                cells += [getattr(self.against.ratios[place], phase).cell] if self.against else []
-                rows.append((f"{phase}, tokens/s, batch {speed.batch}", *cells))
+        """Return a table of counts, median speeds and peak memory, and their ratios to the base model's."""
+        models = [self.model, *([self.base] if self.base else [])]
+        cells = [model.cells() for model in models]
+        ratios = self._ratios() if self.base else {}
+        labels = dict.fromkeys(label for each in cells for label in each)
+        rows = [(label, *(each.get(label) for each in cells), ratios.get(label)) for label in labels]
         if self.peak_bytes:
-            rows.append(("peak memory", Cell(self.peak_bytes, "bytes"), *[None] * (2 if self.against else 0)))
-        title = f"{self.counts.model}: {self.counts.parameters.total:,} parameters"
-        names = [counts.model.rstrip("/").rpartition("/")[2] for counts in models]
-        names = names if len({*names}) == len(names) else [counts.model for counts in models]
-        columns = (Column("counted", "text"), *names, *(["ratio"] if self.against else []))
-        return Table.of(title, columns, rows, notes=[*self._notes()])
+            rows.append(("peak memory", Cell(self.peak_bytes, "bytes"), *[None] * len(models)))
+        names = [model.model.rstrip("/").rpartition("/")[2] for model in models]
+        names = names if len({*names}) == len(names) else [model.model for model in models]
+        title = f"{self.model.model}: {self.model.parameters.total:,} parameters"
+        return Table.of(title, (Column("counted", "text"), *names, "ratio"), rows, notes=[*self._notes()])
+
+    def _ratios(self) -> dict[str, Cell]:
+        assert self.base  # noqa: S101  its caller has looked
+        theirs = self.base.cells()
+        pairs = {
+            label: (cell.value, theirs[label].value) for label, cell in self.model.cells().items() if label in theirs
+        }
+        found = {label: Cell(own / other, "ratio") for label, (own, other) in pairs.items() if own and other}
+        for timed in self.ratios:
+            found[f"prefill, tokens/s, batch {timed.batch}"] = timed.prefill.cell
+            found[f"decode, tokens/s, batch {timed.batch}"] = timed.decode.cell
+        return found
 
     def _notes(self) -> Iterator[str]:
-        if self.speed:
+        if self.model.speed:
             device, threads = self.machine["device"], self.machine["threads"]
             on = f"cpu, threads: {threads}" if device == "cpu" else device
             yield f"Tokens per second on {on}: the median, in brackets the slowest and the fastest run."
-        if self.against and self.against.ratios:
-            sure = self.against.ratios[0].decode.confidence
+        if self.ratios:
+            sure = self.ratios[0].decode.confidence
             interval = f"with its {sure:.0%} confidence interval" if sure else "from one run, without an interval"
             yield f"Speed ratios: median over alternating runs, {interval}."
         if self.untimed:
             yield f"Not timed: {self.untimed}."
 
     def to_dict(self) -> dict[str, Any]:
-        data = {
-            **self.counts.to_dict(),
-            "speed": [asdict(speed) for speed in self.speed],
+        return {
+            **self.model.to_dict(),
             "peak_bytes": self.peak_bytes,
             "untimed": self.untimed,
             **self.machine,
-            "against": None,
+            "base": self.base and self.base.to_dict(),
+            "ratios": [asdict(ratios) for ratios in self.ratios],
         }
-        if self.against:
-            data["against"] = {
-                **self.against.counts.to_dict(),
-                "speed": [asdict(speed) for speed in self.against.speed],
-                "ratios": [asdict(ratios) for ratios in self.against.ratios],
-            }
-        return data
 
 
-@typed
 def profile(
     checkpoint: Model,
     *,
-    against: Model | None = None,
+    base: Model | None = None,
     timing: Timing = TIMING,
     compute: Compute = AUTO,
     progress: Progress = in_notebooks,
 ) -> Profile:
     """Count parameters, bytes and multiply-accumulates of a checkpoint, and time it at each batch size; no sizes: no speed.
 
-    against: runs take turns with that model, which gives ratios of speed. What does not fit in memory is
-    counted, and not timed.
+    base: runs take turns with that model, which gives ratios of speed. What does not fit in memory is counted, not timed.
 
     Raises:
         InputError: prompt and new tokens, or without sizes the prompt, are more than a model has positions for.
     """
-    checkpoint = Checkpoint.of(checkpoint)
-    against = Checkpoint.of(against) if against is not None else None
+    checkpoints = [Checkpoint.of(model) for model in (checkpoint, base) if model is not None]
     device = pick_device(compute.device)
-    both = [checkpoint, *([against] if against else [])]
     loads = [Load(batch, timing.prompt, timing.new_tokens) for batch in timing.batch_sizes]
-    for model in both:
-        if loads:
-            check_load(model, loads[0])
-        else:
-            check_positions(model, timing.prompt, "prompt")
-    counts = [count(model, arithmetic(compute.dtype, model, device), tokens=timing.prompt) for model in both]
+    for model in checkpoints:
+        _check_positions(model, timing)
+    dtypes = [arithmetic(compute.dtype, model, device) for model in checkpoints]
+    models = [count(model, dtype, tokens=timing.prompt) for model, dtype in zip(checkpoints, dtypes, strict=True)]
+    untimed = too_large(checkpoints, compute, device) if loads else ""
+    peak, ratios = None, tuple[SpeedRatios, ...]()
+    if loads and not untimed:
+        timed, peak = _timed(checkpoints, loads, timing, compute, progress)
+        models = [replace(model, speed=tuple(speed)) for model, speed in zip(models, timed, strict=True)]
+        ratios = tuple(map(speed_ratios, *timed)) if base is not None else ()
     machine = {"device": device, "threads": torch.get_num_threads()}
-    untimed = too_large(both, compute, device) if loads else ""
-    if not loads or untimed:
-        return Profile(counts[0], (), None, machine, Against(counts[1], (), ()) if against else None, untimed)
-    forget_peak(device)
-    models = [_loaded(checkpoint, compute)]
-    for load in loads:
-        rates(models[0], load)
-    peak = peak_bytes(device)
-    models += [_loaded(against, compute)] if against else []
-    timed = [speeds(models, load, repeats=timing.repeats, progress=progress) for load in loads]
-    own, *others = (tuple(speed) for speed in zip(*timed, strict=True))
-    beside = Against(counts[1], others[0], tuple(map(speed_ratios, own, others[0]))) if against else None
-    return Profile(counts[0], own, peak, machine, beside)
+    return Profile(models[0], models[1] if base is not None else None, ratios, peak, machine, untimed)
 
 
-def count(checkpoint: Checkpoint, dtype: torch.dtype, *, tokens: int) -> Counts:
+def _check_positions(checkpoint: Checkpoint, timing: Timing) -> None:
+    """Refuse a prompt and new tokens that are more than the model has positions for, before it is loaded."""
+    if not timing.batch_sizes:
+        return check_positions(checkpoint, timing.prompt, "prompt")
+    needed = timing.prompt + timing.new_tokens + 1  # and the first new one
+    return check_positions(checkpoint, needed, "prompt", fix="ask for fewer, or for fewer new_tokens")
+
+
+def count(checkpoint: Checkpoint, dtype: torch.dtype, *, tokens: int) -> ModelProfile:
     """Count a checkpoint without loading a weight; the cache as it would be in `dtype`."""
     model = meta_model(checkpoint.directory, trust_remote_code=checkpoint.trust_remote_code).to(dtype)
-    return Counts(
+    return ModelProfile(
         checkpoint.source,
         parts(model, checkpoint.anatomy),
         checkpoint.weight_bytes,
@@ -225,30 +209,35 @@ def count(checkpoint: Checkpoint, dtype: torch.dtype, *, tokens: int) -> Counts:
     )
 
 
-def speed_ratios(own: Speeds, other: Speeds) -> SpeedRatios:
-    """Return the ratios of two speeds under one load, whose runs took turns."""
-    prefill = ratio(own.prefill_runs, other.prefill_runs)
-    return SpeedRatios(own.batch, prefill, ratio(own.decode_runs, other.decode_runs))
+def _timed(
+    checkpoints: Sequence[Checkpoint], loads: Sequence[Load], timing: Timing, compute: Compute, progress: Progress
+) -> tuple[list[tuple[Speeds, ...]], int]:
+    """Return each model's speeds, and the peak memory of the first alone."""
+    device = pick_device(compute.device)
+    forget_peak(device)
+    opened = (Decoder.open(checkpoint, replace(compute, stream=False)).model for checkpoint in checkpoints)
+    models = [next(opened)]
+    for load in loads:
+        rates(models[0], load)
+    peak = peak_bytes(device)
+    models += opened
+    timed = [speeds(models, load, repeats=timing.repeats, progress=progress) for load in loads]
+    return list(zip(*timed, strict=True)), peak
+
+
+def speed_ratios(own: Speeds, base: Speeds) -> SpeedRatios:
+    """Return the ratios of two speeds at one batch size, whose runs took turns."""
+    return SpeedRatios(own.batch, ratio(own.prefill_runs, base.prefill_runs), ratio(own.decode_runs, base.decode_runs))
 
 
 def too_large(models: Sequence[Checkpoint], compute: Compute, device: str) -> str:
-    """Return why models cannot be in memory together, in words; "" where they can."""
+    """Return why models cannot be in memory together; "" where they can."""
     needed = sum(model.loaded_bytes(arithmetic(compute.dtype, model, device)) for model in models)
     free = available_memory(device)
     if needed <= free:
         return ""
     weights = "the weights of both take" if len(models) > 1 else "its weights take"
     return f"{weights} {size(needed)}, and {size(free)} are free on {device}"
-
-
-def _loaded(checkpoint: Checkpoint, compute: Compute) -> PreTrainedModel:
-    return Decoder.open(checkpoint, replace(compute, stream=False)).model
-
-
-def check_load(checkpoint: Checkpoint, load: Load) -> None:
-    """Refuse a prompt and new tokens that are more than the model has positions for, before it is loaded."""
-    needed, note = load.prompt + load.new_tokens + 1, ", new_tokens and the first new one included"
-    check_positions(checkpoint, needed, "prompt", fix="ask for a smaller one, or for fewer new_tokens", note=note)
 
 
 def prompt_ids(tokenizer: PreTrainedTokenizerBase, prompt: str) -> list[int]:

@@ -22,8 +22,7 @@ from shortstack.planning.exactness import nearest
 
 DEPTH = "block_count"
 EXTRA = "nextn_predict_layers"  # blocks behind the last layer that predict further tokens
-CHECKED = "where transformers reads the file, that cut is of dequantised weights, and checked"
-
+DIRECTORY = "write a directory, of dequantised weights, where transformers reads the file"
 
 DENSE_FIRST = "leading_dense_block_count"
 EXPERTS_EVERY = "interleave_moe_layer_step"
@@ -211,31 +210,27 @@ class GgufDepth:
     def check_known(self) -> None:
         """Refuse a file of which it is not known what depends on a layer's number."""
         if self.architecture not in RULES:
-            raise ArchitectureError(
-                self.architecture,
-                expected="an architecture of which it is known what depends on a layer's number, such as llama",
-                fix=f"cut the checkpoint that the file was made of, and convert that; or write a directory: {CHECKED}",
-                where=self.where,
+            message = (
+                f"{self.where} is of {self.architecture}, of which it is not known what depends on a layer's number"
             )
-        fields, fix = self.fields, f"write a directory: {CHECKED}"
-        depth = fields.get(DEPTH)
+            raise ArchitectureError(f"{message}; cut the checkpoint it was made of, or {DIRECTORY}")
+        fields, depth = self.fields, self.fields.get(DEPTH)
         if type(depth) is not int or self.layers < 1:
-            expected = f"{self.architecture}.{DEPTH} as a number of layers"
-            raise CheckpointError(depth, expected=expected, fix="download it again", where=self.where)
-        unruled = [name for name in UNRULED if fields.get(name)]
+            raise CheckpointError(f"{self.where}: {self.architecture}.{DEPTH} is {depth!r}; download the file again")
         arrays = [name for name in fields if isinstance(fields[name], list) and len(fields[name]) == depth]
-        strange = [*unruled, *(name for name in arrays if name not in PER_LAYER | NOT_BY_LAYER)]
+        strange = [name for name in UNRULED if fields.get(name)]
+        strange += [name for name in arrays if name not in PER_LAYER | NOT_BY_LAYER]
         if strange:
-            expected = f"metadata of which it is known how it depends on the {depth} layers"
-            raise ArchitectureError(f"{self.architecture}.{strange[0]}", expected=expected, fix=fix, where=self.where)
+            message = f"{self.where}: how {self.architecture}.{strange[0]} depends on the {depth} layers is not known"
+            raise ArchitectureError(f"{message}; {DIRECTORY}")
 
     def check_whole(self, model: GgufFile) -> None:
         """Refuse a file that lacks a layer's tensors."""
-        there = {tensor.block for tensor in model.tensors}
-        missing = next((layer for layer in range(self.layers) if layer not in there), None)
+        blocks = {tensor.block for tensor in model.tensors}
+        missing = next((layer for layer in range(self.layers) if layer not in blocks), None)
         if missing is not None:
-            expected, actual = f"tensors of layers 0 to {self.layers - 1}", f"none of layer {missing}"
-            raise CheckpointError(actual, expected=expected, fix="download all of it again", where=self.where)
+            message = f"{self.where} has no tensor of layer {missing}, of {self.layers}; download all of it again"
+            raise CheckpointError(message)
 
     def _kinds(self, fields: Fields, depth: int) -> list[tuple[Any, ...]]:
         return [tuple(rule(layer, depth, fields) for rule in RULES[self.architecture]) for layer in range(depth)]
@@ -277,11 +272,9 @@ class GgufDepth:
 
     def _refused(self, kept: Sequence[int]) -> ArchitectureError:
         removed = tuple(layer for layer in range(self.layers) if layer not in kept)
-        nearest_cut = nearest(Plan(self.layers, removed, "layers"), self.is_exact)
-        layers = show_layers(nearest_cut.removed).replace(" ", "") if nearest_cut else ""
-        return ArchitectureError(
-            f"others, without layers {show_layers(removed)}",
-            expected=f"kept layers of the same type: llama.cpp derives it from the number for {self.architecture}",
-            fix=f"cut whole periods{'; the nearest exact cut: layers ' + layers if nearest_cut else ''}",
-            where=self.where,
+        found = nearest(Plan(self.layers, removed, "layers"), self.is_exact)
+        hint = f"cut {show_layers(found.removed).replace(' ', '')}" if found else "cut whole periods"
+        message = (
+            f"without layers {show_layers(removed)} llama.cpp would take others for another kind of {self.architecture}"
         )
+        return ArchitectureError(f"{message} layer; {hint}", option="layers")

@@ -17,12 +17,9 @@ from shortstack.checkpoint.gguf_file import (
     read_gguf,
     write_gguf,
 )
-from shortstack.checkpoint.pieces import KERNEL_BLOCK_BYTES
 from shortstack.errors import InputError, OutputError
 from shortstack.machine.files import check_disk, check_new
-from shortstack.machine.memory import Requirements
 from shortstack.machine.progress import Progress, in_notebooks
-from shortstack.machine.typed import typed
 from shortstack.planning import Cut, Plan, plan_of
 from shortstack.pruning.gguf_depth import GgufDepth
 
@@ -32,16 +29,15 @@ KEPT = f"{OURS}kept_layers"
 STALE = "general.size_label"  # says how large the source is
 
 
-@typed
 def prune_gguf(source: str | Path, plan: Cut, output: str | Path, *, progress: Progress = in_notebooks) -> Path:
-    """Write a .gguf model without plan.removed as the new file `output`, by copying bytes; nothing is dequantised.
+    """Write a .gguf model without some layers as the new file `output`, by copying bytes; nothing is dequantised.
 
-    Kept layers stay byte for byte; their numbers, and metadata by layer, become those of the shorter model. Returns the
+    Kept layers stay byte for byte; their numbers, and metadata by layer, become those of the pruned model. Returns the
     file.
 
     Raises:
         PlanError: the plan is for a model of another depth.
-        ArchitectureError: the cut is not exact; or nobody knows what depends on depth.
+        ArchitectureError: the cut is not exact, or what depends on depth is not known.
         CheckpointError: the file is damaged, or a part of it is missing.
         OutputError: `output` exists, or does not fit the disk.
     """
@@ -49,8 +45,9 @@ def prune_gguf(source: str | Path, plan: Cut, output: str | Path, *, progress: P
     model = read_gguf(source)
     depth = GgufDepth.of(model)
     plan = plan_of(plan, depth.layers)
-    check_gguf_output(model, plan, output)
+    check_gguf_output(model, output)
     entries, tensors = {**pruned_metadata(depth, plan), **_provenance(source, plan)}, kept_tensors(model, plan)
+    check_disk(output, sum(len(tensor.data) for tensor in tensors))
     with new_gguf(output) as file:
         write_gguf(file, entries, tensors, like=model, on_bytes=_counted(tensors, progress))
     return output
@@ -97,18 +94,13 @@ def _provenance(source: Path, plan: Plan) -> dict[str, Entry]:
     }
 
 
-def check_gguf_output(model: GgufFile, plan: Plan, output: Path) -> None:
-    """Refuse an output that cannot be made, or that has no room for so many layers, before anything is computed for it."""
+def check_gguf_output(model: GgufFile, output: Path) -> None:
+    """Refuse an output that cannot be made, before layers are selected for it."""
     if PART.search(output.name):
-        fix = f"name it {PART.sub('.gguf', output.name)}, and divide it with llama-gguf-split"
-        raise InputError(output.name, expected="a name without a part", fix=fix, option="output")
+        named = PART.sub(".gguf", output.name)
+        raise InputError(
+            f"{output.name} names a part; name {named}, and divide it with llama-gguf-split", option="output"
+        )
     if output.resolve() in {part.resolve() for part in model.parts}:
-        expected, fix = "an output outside the input", "name another"
-        raise OutputError("the model itself", expected=expected, fix=fix, where=output)
+        raise OutputError(f"{output} is the model itself; name another file", option="output")
     check_new(output, make_folders=True)
-    check_disk(output, file_requirements(model, plan).disk_bytes)
-
-
-def file_requirements(model: GgufFile, plan: Plan) -> Requirements:
-    """Count what copying a file's bytes takes: no more memory than a block of them."""
-    return Requirements(KERNEL_BLOCK_BYTES, sum(len(tensor.data) for tensor in kept_tensors(model, plan)))

@@ -30,8 +30,7 @@ def verify_gguf(
     model = read_gguf(Path(file))
     kept = model.entries.get(KEPT)
     if kept is None:
-        expected, fix = f"{KEPT} in its metadata, as shortstack writes it", "verify an output of shortstack"
-        raise CheckpointError("none", expected=expected, fix=fix, where=file)
+        raise CheckpointError(f"{file} has no {KEPT} in its metadata; verify an output of shortstack")
     checks = {"tensors": _whole(model)}
     if against is not None and checks["tensors"]["ok"]:
         source = read_gguf(Path(against))
@@ -46,9 +45,9 @@ def _plan(model: GgufFile, depth: GgufDepth) -> Plan:
     kept, layers = model.entries[KEPT].value, model.entries.get(f"{OURS}source_layers")
     depth.check_known()
     if layers is None or layers.value != depth.layers or not {*kept} < {*range(depth.layers)}:
-        expected = f"a file made from a model of {depth.layers} layers"
-        actual = f"one made from {layers.value if layers else 'an unknown number'}"
-        raise CheckpointError(actual, expected=expected, fix="name the model it was made from", where=model.parts[0])
+        of = layers.value if layers else "an unknown number of"
+        message = f"{model.parts[0]} was made from {of} layers, and the base model has {depth.layers}"
+        raise CheckpointError(f"{message}; name the model it was made from", option="base")
     return Plan(depth.layers, tuple(layer for layer in range(depth.layers) if layer not in kept), "layers")
 
 
@@ -56,7 +55,7 @@ def _whole(model: GgufFile) -> dict[str, Any]:
     try:
         GgufDepth.of(model)
     except (CheckpointError, ArchitectureError) as error:
-        return {"ok": False, "detail": f"expected {error.expected}, found {error.found}"}
+        return {"ok": False, "detail": str(error)}
     return {"ok": True, "detail": f"{len(model.tensors)} tensors, some of every layer"}
 
 

@@ -15,17 +15,17 @@ from shortstack.architecture.anatomy import Anatomy, shortened
 from shortstack.architecture.config_fields import depth_axis
 from shortstack.architecture.selfcheck import blueprint, check_cut, plain_attributes
 from shortstack.errors import ArchitectureError, InputError
-from shortstack.machine.typed import typed
 from shortstack.planning import Cut, plan_of
 
 IN_MEMORY = Path("the model")  # in errors, where others have a directory
+LOADED = "give what AutoModelForCausalLM.from_pretrained returns"
+MERGE = "merge_and_unload() it first"
 
 
-@typed
 def prune_layers(model: nn.Module, plan: Cut) -> nn.Module:
     """Remove plan.removed from a loaded causal language model of transformers, in place; returns the same object.
 
-    plan: also what choose() gives, or the numbers of the layers that go, [3, 5] or "3-5".
+    plan: also the layers to remove, [3, 5] or "3-5".
 
     Quantised layers (bitsandbytes), adapters of PEFT and accelerate's hooks stay on the layers that stay. The config, the
     numbers by which layers find their keys and values in the cache, and what else depends on depth become those of the
@@ -59,40 +59,26 @@ def _bare(model: nn.Module) -> PreTrainedModel:
     wrapped: Any = model
     bare = wrapped.get_base_model() if hasattr(model, "get_base_model") else model
     if not isinstance(bare, PreTrainedModel):
-        expected, fix = (
-            "a causal language model of transformers",
-            "give what AutoModelForCausalLM.from_pretrained returns",
+        raise InputError(
+            f"{type(model).__name__} is no causal language model of transformers; {LOADED}", option="model"
         )
-        raise InputError(type(model).__name__, expected=expected, fix=fix, where="the model")
     for name, adapter in getattr(model, "peft_config", {}).items():
-        numbered = [
-            field
-            for field in ("layers_to_transform", "rank_pattern", "alpha_pattern", "layer_replication")
-            if getattr(adapter, field, None)
-        ]
-        if numbered:
-            expected, actual = "an adapter of all layers alike", f"{name}, whose {numbered[0]} names some by number"
-            raise InputError(actual, expected=expected, fix="merge_and_unload() it first", where="the model")
+        fields = ("layers_to_transform", "rank_pattern", "alpha_pattern", "layer_replication")
+        if numbered := next((field for field in fields if getattr(adapter, field, None)), None):
+            raise InputError(f"the adapter {name} names layers by number ({numbered}); {MERGE}", option="model")
     return bare
 
 
 def _check(live: PreTrainedModel, before: PreTrainedModel, anatomy: Anatomy) -> None:
     if type(live).__name__ != type(before).__name__:
-        expected = f"{type(before).__name__}, with its language model head"
-        fix = "give what AutoModelForCausalLM.from_pretrained returns"
-        raise InputError(type(live).__name__, expected=expected, fix=fix, where="the model")
-    if len(live.get_submodule(anatomy.layers_path)) != anatomy.layers:
-        actual = f"{len(live.get_submodule(anatomy.layers_path))} layers"
-        expected, fix = f"{anatomy.layers} layers, as its config says", "load it again"
-        raise InputError(actual, expected=expected, fix=fix, where="the model")
-    by_depth = [name for name, _ in live.named_parameters() if depth_axis(name) is not None]
+        message = f"the model is a {type(live).__name__}, not a {type(before).__name__} with its head"
+        raise InputError(f"{message}; {LOADED}", option="model")
+    if (layers := len(live.get_submodule(anatomy.layers_path))) != anatomy.layers:
+        message = f"the model has {layers} layers, and its config says {anatomy.layers}; load it again"
+        raise InputError(message, option="model")
+    by_depth = next((name for name, _ in live.named_parameters() if depth_axis(name) is not None), None)
     if by_depth:
-        raise ArchitectureError(
-            f"{by_depth[0]}, which has a part for each of them",
-            expected="layers that hold all their parameters",
-            fix="prune the checkpoint on disk",
-            where=IN_MEMORY,
-        )
+        raise ArchitectureError(f"{by_depth} has a part for each layer; prune the checkpoint on disk", option="model")
 
 
 def _check_adapted(layers: Any) -> None:
@@ -103,11 +89,8 @@ def _check_adapted(layers: Any) -> None:
         for adapter in sorted(frozenset[str]().union(*found.values())):
             without = [number for number, adapters in found.items() if adapter not in adapters]
             if without:
-                expected, actual = (
-                    "an adapter of all layers alike",
-                    f"{adapter} in {name}, but not in layer {without[0]}",
-                )
-                raise InputError(actual, expected=expected, fix="merge_and_unload() it first", where="the model")
+                message = f"the adapter {adapter} is in {name}, but not in layer {without[0]}; {MERGE}"
+                raise InputError(message, option="model")
 
 
 def _adapters(module: nn.Module) -> frozenset[str]:

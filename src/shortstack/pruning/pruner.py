@@ -13,18 +13,16 @@ from shortstack.architecture.config_fields import depth_axis, rename_layers
 from shortstack.architecture.layer_names import LayerNames, numbered_paths
 from shortstack.checkpoint import Checkpoint, CheckpointWriter, Model
 from shortstack.checkpoint.file_names import CONFIG, QUANTISER
-from shortstack.checkpoint.pieces import KERNEL_BLOCK_BYTES
 from shortstack.checkpoint.record import layer_map, provenance
 from shortstack.checkpoint.safetensors import StoredTensor, read_metadata
-from shortstack.checkpoint.writer import WRITERS, layout
+from shortstack.checkpoint.writer import layout
 from shortstack.errors import ArchitectureError, CheckpointError
 from shortstack.machine.device import AUTO, Compute
 from shortstack.machine.files import read_json, scratch_beside
-from shortstack.machine.memory import Requirements
 from shortstack.machine.progress import Progress, in_notebooks
-from shortstack.planning import Chosen, Cut, Plan, plan_of
-from shortstack.planning.chooser import Source
+from shortstack.planning import Cut, Plan, plan_of
 from shortstack.planning.exactness import pruned_config
+from shortstack.planning.selector import Text
 
 
 def prune(
@@ -32,7 +30,7 @@ def prune(
     plan: Cut,
     output: str | Path,
     *,
-    repair: Source | None = None,
+    repair: Text | None = None,
     compute: Compute = AUTO,
     progress: Progress = in_notebooks,
 ) -> Checkpoint:
@@ -41,11 +39,11 @@ def prune(
     Kept tensors are copied byte for byte while the pruned config is built on the meta device and compared with the kept
     layers. Shards follow the base model's.
 
-    plan: also what choose() gives, or the layers to remove, [3, 5] or "3-5". repair: text on which kept layers are refitted
+    plan: also the layers to remove, [3, 5] or "3-5". repair: text on which kept layers are refitted
     in closed form first; its result is `record["repair"]`. compute: where and in what dtype that is done.
 
     Raises:
-        PlanError: the plan is for a model of another depth.
+        PlanError: the plan was made from another model.
         ArchitectureError: the cut cannot be expressed exactly, or layers cannot be refitted; nothing is written.
         CheckpointError: headers of the files describe their layers, or weights to refit are quantised.
         DataError: fewer than eight windows of a text to refit on.
@@ -54,8 +52,8 @@ def prune(
     checkpoint = Checkpoint.of(model)
     started = time.perf_counter()
     check_self_contained(checkpoint)
-    scores = plan.scores if isinstance(plan, Chosen) else None
     plan = plan_of(plan, checkpoint.depth)
+    plan.check_model(checkpoint)
     settings = _renumbered(checkpoint, plan)
     early = _shards_seen(checkpoint, plan) if repair is None else None
     config = None if early else pruned_config(checkpoint, plan)
@@ -88,7 +86,6 @@ def prune(
                 **record,
                 "plan": sized.to_dict(),
                 "layer_map": layer_map(checkpoint, plan.kept),
-                "scores": scores.to_dict() if scores else None,
                 "repair": repaired.to_dict() if repaired else None,
             }
         )
@@ -124,32 +121,8 @@ def check_self_contained(checkpoint: Checkpoint) -> None:
     for path in checkpoint.shards:
         named = [key for key in read_metadata(path) if numbered_paths([key]).keys() & paths]
         if named:
-            raise CheckpointError(
-                f"{len(named)} descriptions in its header, as of {named[0]}: torchao's form",
-                expected="tensors that need no description beside their own",
-                fix="prune the unquantised model, then quantise",
-                where=path,
-            )
-
-
-def requirements(checkpoint: Checkpoint, plan: Plan, *, copies: int = 1) -> Requirements:
-    """Count what copying so many such checkpoints takes: blocks of the files that are written at once, and the disk."""
-    sized = plan.sized(checkpoint.sizes)
-    return Requirements(WRITERS * KERNEL_BLOCK_BYTES, copies * sized.bytes.after if sized.bytes else 0)
-
-
-def check_fits(output: str | Path, checkpoint: Checkpoint, plan: Plan, *, copies: int = 1) -> None:
-    """Refuse an output that cannot be made, or has no room for so many copies, before anything is computed for it."""
-    check_self_contained(checkpoint)
-    _renumbered(checkpoint, plan)
-    nbytes = requirements(checkpoint, plan, copies=copies).disk_bytes
-    CheckpointWriter(output, source=checkpoint.directory, nbytes=nbytes)
-
-
-def check_cut(output: str | Path, checkpoint: Checkpoint, plan: Plan, *, copies: int = 1) -> None:
-    """Refuse what check_fits() does and a cut that is not exact: all that prune() refuses, before anything is computed."""
-    check_fits(output, checkpoint, plan, copies=copies)
-    pruned_config(checkpoint, plan)
+            message = f"{path} describes its tensors in its header, as torchao does ({named[0]})"
+            raise CheckpointError(f"{message}; prune the unquantised model, then quantise")
 
 
 def kept_tensors(checkpoint: Checkpoint, plan: Plan, *, names: LayerNames | None = None) -> list[StoredTensor]:
@@ -171,12 +144,7 @@ def kept_tensors(checkpoint: Checkpoint, plan: Plan, *, names: LayerNames | None
         elif layer in stay:
             kept.append(replace(tensor, name=_renamed(name, names, plan)))
     if len({tensor.name for tensor in kept}) != len(kept):
-        raise CheckpointError(
-            "two that become one",
-            expected="distinct tensor names",
-            fix="report this checkpoint",
-            where=checkpoint.directory,
-        )
+        raise CheckpointError(f"two tensors of {checkpoint.directory} get one name by the cut; report this checkpoint")
     return kept
 
 
@@ -187,7 +155,7 @@ def _renumbered(checkpoint: Checkpoint, plan: Plan) -> dict[str, Any]:
         try:
             renamed[path.name] = rename_layers(read_json(path), paths, {old: n for n, old in enumerate(plan.kept)})
         except ArchitectureError as error:
-            raise error.but(where=path) from error
+            raise error.at(str(path)) from error
     return renamed
 
 

@@ -26,7 +26,6 @@ from shortstack.machine.files import file_digest, to_jsonable
 from shortstack.machine.formats import show_layers
 from shortstack.machine.progress import Progress, in_notebooks, under
 from shortstack.machine.tables import Column, Table, Tabled
-from shortstack.machine.typed import typed
 from shortstack.planning import Plan
 from shortstack.pruning.pruner import kept_tensors
 
@@ -54,7 +53,6 @@ class Verification(Tabled):
         return {"ok": self.ok, **to_jsonable(self)}
 
 
-@typed
 def verify(
     checkpoint: Model,
     *,
@@ -81,12 +79,7 @@ def verify(
     checkpoint = Checkpoint.of(checkpoint)
     against = Checkpoint.of(against) if against is not None else None
     if not checkpoint.record:
-        raise CheckpointError(
-            "no such file",
-            expected="the record shortstack writes",
-            fix="verify an output of shortstack",
-            where=checkpoint.directory / RECORD,
-        )
+        raise CheckpointError(f"{checkpoint.directory} has no {RECORD}; verify an output of shortstack")
     device = pick_device(device)
     checks = {"files": _files(checkpoint, progress)}
     if not checks["files"]["ok"]:  # what somebody changed is not loaded
@@ -130,7 +123,7 @@ def _tensors(checkpoint: Checkpoint, *, stream: bool) -> dict[str, Any]:
     try:
         check_fit(checkpoint, extra_heads=False) if stream else checkpoint.model(dtype=torch.float32, strict=True)
     except (ArchitectureError, CheckpointError) as error:
-        return {"ok": False, "detail": error.found}
+        return {"ok": False, "detail": str(error)}
     return {"ok": True, "detail": f"{len(checkpoint.tensors)} tensors, none missing or unexpected"}
 
 
@@ -182,12 +175,10 @@ def _logits(checkpoint: Checkpoint, against: Checkpoint, device: str, streamed: 
     skipped = skipped_layers(checkpoint, against)
     vocabulary = against.vocabulary
     if vocabulary != checkpoint.vocabulary:
-        raise CheckpointError(
-            checkpoint.vocabulary,
-            expected=f"the vocabulary of {against.source}, {vocabulary} tokens",
-            fix="name the model it was made from",
-            where=checkpoint.directory,
+        message = (
+            f"{checkpoint.source} has a vocabulary of {checkpoint.vocabulary} tokens, {against.source} of {vocabulary}"
         )
+        raise CheckpointError(f"{message}; name the model it was made from", option="base")
     ids = torch.randint(vocabulary, PROBE_TOKENS, generator=torch.Generator().manual_seed(0)).to(device)
     resized = _resized(checkpoint, against)
     if streamed:

@@ -6,18 +6,23 @@ What stands before a cut is the whole model's, whatever is cut; so one weight of
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
+from shortstack.checkpoint import Checkpoint
 from shortstack.data import Tokens
-from shortstack.data.tokens import split
+from shortstack.data.tokens import HELD_OUT, split
 from shortstack.decoder import Decoder
 from shortstack.decoder.batching import Batches
 from shortstack.decoder.layer_io import State
+from shortstack.decoder.requirements import requirements
+from shortstack.machine.device import Compute
+from shortstack.machine.memory import Requirements
 from shortstack.machine.progress import Progress, paced, silent
-from shortstack.repairing.fit import at_output, fit_corrections, mean_divergences, stepped
+from shortstack.repairing.fit import at_output, fit_bytes, fit_corrections, mean_divergences, stepped
 from shortstack.repairing.fold_points import check_refittable, find_fold_points
 
 Window = tuple[int, int]  # its first layer, and how many layers it has
@@ -33,7 +38,7 @@ def repaired_windows(
     samples; the divergence is that on the fourth. Windows of several sizes share one walk, and those that begin at one layer
     share what its fits need. Nothing stands before layer 0: that window is not repaired.
     """
-    check_refittable(decoder, "choose by a metric, or search")
+    check_refittable(decoder)
     cuts = _Windows(decoder, tokens, sorted(sizes))
     starts = range(len(decoder.layers) - cuts.sizes[0] + 1)
     held_out = sum(some.numel() for some in cuts.judging.ids)
@@ -44,6 +49,16 @@ def repaired_windows(
     for some in turns:
         divergences |= cuts.measured(some, lambda: progress("repairing", next(done), total))
     return divergences
+
+
+def windows_memory(checkpoint: Checkpoint, tokens: int, sizes: Collection[int], compute: Compute) -> Requirements:
+    """Estimate what repaired_windows() takes: streams around the largest window, those of all windows, and the fits."""
+    needed = requirements(checkpoint, compute, tokens=tokens, streams=max(sizes) + 2)
+    windows = checkpoint.anatomy.layers * len(sizes)
+    behind = requirements(checkpoint, compute, tokens=tokens // HELD_OUT, streams=windows, in_turns=True)
+    streams = behind.memory_bytes - requirements(checkpoint, compute).memory_bytes
+    fits = fit_bytes(checkpoint, tokens, compute, residuals=len(sizes))
+    return replace(needed, memory_bytes=needed.memory_bytes + streams + fits)
 
 
 class _Windows:
@@ -111,7 +126,7 @@ class _Windows:
             return dict.fromkeys(windows, here[self.fitting :])
         with self.decoder.resident(before):
             points = find_fold_points(self.decoder, before)
-            point = at_output(self.decoder, before, points, "choose by a metric, or search")
+            point = at_output(self.decoder, before, points)
             with point.recorded(self.decoder.layers[before]) as inputs:
                 stepped(self.decoder, before, entering[before], self.batches)
         theres = {_named(window): entering[sum(window)] for window in windows}

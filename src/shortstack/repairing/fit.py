@@ -13,16 +13,40 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
+from shortstack.checkpoint import Checkpoint
+from shortstack.data.tokens import HELD_OUT
 from shortstack.decoder import Decoder
 from shortstack.decoder.batching import Batches
-from shortstack.decoder.layer_io import State
+from shortstack.decoder.layer_io import State, linear_layers
 from shortstack.decoder.losses import divergences, next_token_losses
+from shortstack.decoder.wrapping import arithmetic
 from shortstack.errors import ArchitectureError
+from shortstack.machine.device import Compute, pick_device
 from shortstack.machine.numbers import checked, in_float64
-from shortstack.repairing.fold_points import OUTPUT, FoldPoint
+from shortstack.repairing.fold_points import INSTEAD, OUTPUT, FoldPoint
 
 Name = TypeVar("Name", bound=Hashable)
 RIDGES = (1e-3, 1e-2, 1e-1, 1.0, 10.0)  # of the mean square of the inputs
+SOLVING = 3  # matrices as large as the sums: the penalty, the sums with it, and their factor
+CHANGES = 3  # as large as all changes: they, their products with the sums, and those times them
+
+
+def fit_bytes(checkpoint: Checkpoint, tokens: int, compute: Compute, *, residuals: int = 1) -> int:
+    """Estimate the bytes of fitting the widest matrix: its inputs, and in float64 the sums, or the tokens where fewer."""
+    width, layers = checkpoint.hidden_width, checkpoint.blueprint.get_submodule(checkpoint.anatomy.layers_path)
+    inputs = max((matrix.in_features for matrix in linear_layers(layers[-1]).values()), default=width)
+    held_out = tokens // HELD_OUT
+    fitting, outputs = tokens - held_out, residuals * width
+
+    def sums(count: int) -> int:
+        if count >= inputs:
+            return inputs * (inputs + outputs)
+        return count * (inputs + outputs) * 3 // 2 + count * count  # in float32 as well
+
+    few = min(inputs, fitting)
+    dtype = arithmetic(compute.dtype, checkpoint, pick_device(compute.device))
+    in_float64 = sums(fitting) + sums(held_out) + SOLVING * few * few + CHANGES * outputs * inputs
+    return tokens * inputs * dtype.itemsize + 8 * in_float64
 
 
 def stepped(decoder: Decoder, layer: int, streams: Sequence[Tensor], batches: Sequence[Tensor]) -> list[Tensor]:
@@ -125,14 +149,10 @@ def token_weights(wanted: Sequence[Tensor]) -> Tensor:
     return 1 / norms.clamp_min(torch.finfo(torch.float32).tiny)
 
 
-def at_output(decoder: Decoder, layer: int, points: Sequence[FoldPoint], fix: str) -> FoldPoint:
+def at_output(decoder: Decoder, layer: int, points: Sequence[FoldPoint]) -> FoldPoint:
     """Find the fold point that adds to the layer's output."""
     for point in points:
         if point.place == OUTPUT:
             return point
-    raise ArchitectureError(
-        "none: outputs may be multiplied or mixed again",
-        expected="a weight whose output is added unchanged to the layer's output, to fold a correction into",
-        fix=fix,
-        where=f"{decoder.anatomy.architecture}, layer {layer}",
-    )
+    where = f"layer {layer} of {decoder.anatomy.architecture}"
+    raise ArchitectureError(f"no weight of {where} adds unchanged to its output, so nothing can be refitted; {INSTEAD}")

@@ -26,6 +26,7 @@ from shortstack.repairing.ridge import ChannelRegression, MatrixRegression, Regr
 TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.05, torch.float16: 0.01}
 TOKENS = 4  # that a layer is tried on
 OUTPUT = ""  # the place where the layer's output is
+INSTEAD = "leave repair out, and select layers by a metric"
 TRIED_SCALE = -1.5  # exact in every dtype, and no rectifier hides it as a positive factor would
 
 
@@ -184,10 +185,11 @@ class Scalar(FoldPoint):
                 holder = holder.rpartition(".")[0]
 
 
-def check_refittable(decoder: Decoder, fix: str) -> None:
-    """Refuse a model whose layers cannot be refitted, before it is walked. fix: what to do in place of it."""
+def check_refittable(decoder: Decoder) -> None:
+    """Refuse a model whose layers cannot be refitted, before it is walked."""
     decoder.check_in_one_place("to be refitted")
-    decoder.check_bare(fix)
+    decoder.check_bare(INSTEAD)
+    decoder.check_direct()
 
 
 @torch.no_grad()

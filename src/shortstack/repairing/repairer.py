@@ -23,11 +23,11 @@ from shortstack.checkpoint import Checkpoint
 from shortstack.checkpoint.safetensors import StoredTensor, spill
 from shortstack.checkpoint.weights import Edit, check_unquantised, edited_tensors
 from shortstack.data import CalibrationText, Rows, Tokens
-from shortstack.data.tokens import HELD_OUT, JUDGING, check_enough, split
-from shortstack.decoder import Decoder, calibration_tokens, tokens_of
+from shortstack.data.tokens import JUDGING, check_enough, split
+from shortstack.decoder import Decoder, tokens_of
 from shortstack.decoder.batching import Batches
 from shortstack.decoder.decoder import SkippedLayers
-from shortstack.decoder.layer_io import linear_layers, recorded_inputs
+from shortstack.decoder.layer_io import recorded_inputs
 from shortstack.decoder.requirements import requirements
 from shortstack.machine.device import AUTO, Compute
 from shortstack.machine.files import to_jsonable
@@ -39,6 +39,7 @@ from shortstack.machine.tables import Column, Table, Tabled
 from shortstack.repairing.fit import (
     Correction,
     at_output,
+    fit_bytes,
     fit_corrections,
     mean_divergences,
     mean_loss,
@@ -49,7 +50,6 @@ from shortstack.repairing.fold_points import OUTPUT, FoldPoint, check_refittable
 from shortstack.repairing.merging import MergedMlp, mergeable_mlp
 
 STREAMS = 6  # of all tokens: the whole model's before and after a layer, the shortened one's, what is recorded inside
-SOLVING = 3  # matrices as large as the sums: the penalty, the sums with it, and their factor
 
 
 @dataclass(frozen=True)
@@ -139,9 +139,9 @@ def refit(
     """
     check_unquantised(checkpoint, "to refit", "repair")
     tokens = tokens_of(checkpoint, text, at_least=JUDGING, compute=compute, progress=progress)
-    _check_tokens(tokens)
+    check_enough(tokens, "ask for more repair_samples, such as 256", at_least=JUDGING)
     started, decoder = time.perf_counter(), Decoder.open(checkpoint, compute)
-    _check_layers(decoder)
+    check_refittable(decoder)
     seen, judging = split(tokens, JUDGING)
     changed = ChangedTensors(checkpoint, scratch)
     walk = RepairWalk(decoder, frozenset(removed), seen, progress, judging, changed=changed).walk()
@@ -153,34 +153,10 @@ def refit(
     return result, changed.tensors if kept else {}
 
 
-def _check_tokens(tokens: Tokens) -> None:
-    check_enough(tokens, "ask for more repair_samples, such as 256", at_least=JUDGING)
-
-
-def _check_layers(decoder: Decoder) -> None:
-    check_refittable(decoder, "leave repair out")
-    decoder.check_direct()
-
-
-def check_repair(checkpoint: Checkpoint, text: CalibrationText, compute: Compute) -> Requirements:
-    """Refuse what repair() refuses before it walks; the memory that it takes otherwise, its tensors in a folder."""
-    check_unquantised(checkpoint, "to refit", "repair")
-    tokens = calibration_tokens(checkpoint, text, at_least=JUDGING, compute=compute, dry_run=True)
-    decoder = Decoder.outline(checkpoint, compute)
-    assert decoder  # noqa: S101  it is not quantised
-    _check_tokens(tokens)
-    _check_layers(decoder)
-    needed = requirements(checkpoint, compute, tokens=tokens.ids.numel(), streams=STREAMS)
-    return replace(needed, memory_bytes=needed.memory_bytes + _fit_bytes(decoder, tokens))
-
-
-def _fit_bytes(decoder: Decoder, tokens: Tokens) -> int:
-    """Count the bytes of fitting the widest matrix: what enters it, and in float64 the sums, or the tokens where fewer."""
-    count, width = tokens.ids.numel(), decoder.width
-    widest = max((matrix.in_features for matrix in linear_layers(decoder.layers[-1]).values()), default=width)
-    fitting, judging = (min(widest, some) for some in (count - count // HELD_OUT, count // HELD_OUT))
-    sums = widest * (fitting + judging) + width * (fitting + judging) + SOLVING * fitting * fitting
-    return count * widest * decoder.embedding.element_size() + 8 * sums
+def repair_memory(checkpoint: Checkpoint, tokens: int, compute: Compute) -> Requirements:
+    """Estimate what refit() takes on so many tokens, its tensors in a folder."""
+    needed = requirements(checkpoint, compute, tokens=tokens, streams=STREAMS)
+    return replace(needed, memory_bytes=needed.memory_bytes + fit_bytes(checkpoint, tokens, compute))
 
 
 class ChangedTensors:
@@ -281,7 +257,7 @@ class RepairWalk:
     def _refit(self, layer: int, cut_follows: bool) -> None:
         """Refit a kept layer's fold points, one after the other; the one that gives its output waits where a cut follows."""
         module, points = self.decoder.layers[layer], find_fold_points(self.decoder, layer)
-        last = at_output(self.decoder, layer, points, "leave repair out") if cut_follows else None
+        last = at_output(self.decoder, layer, points) if cut_follows else None
         places = [point.place for point in points if point.place != OUTPUT]
         wanted = self._wanted(layer, places)
         short: list[Tensor] | None = None  # what leaves the layer, where the last fit has told it already

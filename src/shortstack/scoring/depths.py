@@ -1,4 +1,4 @@
-"""depth_curve(): what cutting the tail at every depth does, from one walk: exit after each layer through norm and head."""
+"""depth_curve(): what cutting the tail at every depth does, from one walk: every layer's output through norm and head."""
 
 from __future__ import annotations
 
@@ -20,7 +20,6 @@ from shortstack.machine.formats import counted, in_thousands, number
 from shortstack.machine.numbers import checked, perplexity
 from shortstack.machine.progress import Progress, in_notebooks
 from shortstack.machine.tables import Column, Table, Tabled
-from shortstack.machine.typed import typed
 from shortstack.scoring.measurement import Measurement, MeasurementSpec
 from shortstack.scoring.metrics import METRICS
 from shortstack.scoring.pictures import text_read
@@ -30,7 +29,7 @@ TOLERATED = math.log(1.5)  # a perplexity half as high again
 
 @dataclass(frozen=True)
 class Depth:
-    """The model of the first `layers` layers: loss and KL from the unpruned model, in nats per predicted token."""
+    """The model of the first `layers` layers: loss and KL to the base model, in nats per predicted token."""
 
     layers: int
     loss: float
@@ -59,7 +58,7 @@ class DepthCurve(Tabled):
 
     def plot(self) -> Picture:
         """Draw perplexity and KL divergence over the layers that are cut."""
-        labels = {"perplexity": "perplexity", "kl": "KL divergence from the unpruned model (nats per token)"}
+        labels = {"perplexity": "perplexity", "kl": "KL divergence to the base model (nats per token)"}
         panels = [self._panel(name, label) for name, label in labels.items()]
         return Picture(f"The first layers alone, of {self.depths[0].layers}", panels, text_read(self.tokens))
 
@@ -77,7 +76,7 @@ class DepthCurve(Tabled):
 
     @property
     def max_loss(self) -> float:
-        """The loss up to which layers can go, in nats per token: that of 1.5 times the unpruned perplexity."""
+        """The loss up to which layers can go, in nats per token: that of 1.5 times the base model's perplexity."""
         return self.depths[0].loss + TOLERATED
 
     @property
@@ -92,20 +91,19 @@ class DepthCurve(Tabled):
         return {"depths": data.pop("depths"), **derived, **data}
 
 
-@typed
 def depth_curve(
-    checkpoint: Model,
-    tokens: Tokens | CalibrationText | Rows,
+    model: Model,
+    text: Tokens | CalibrationText | Rows | None = None,
     *,
     compute: Compute = AUTO,
     progress: Progress = in_notebooks,
 ) -> DepthCurve:
-    """Measure the model cut to every number of layers; N layer-forwards and N + 1 heads in all.
+    """Measure the model without its last layers, for every number of them; N layer-forwards and N + 1 heads in all.
 
-    Layers can go up to a perplexity 1.5 times the unpruned one.
+    Layers can go up to a perplexity 1.5 times the base model's. text: by default `mix`.
     """
-    checkpoint = Checkpoint.of(checkpoint)
-    tokens = tokens_of(checkpoint, tokens, compute=compute, progress=progress)
+    checkpoint = Checkpoint.of(model)
+    tokens = tokens_of(checkpoint, text, compute=compute, progress=progress)
     started = time.perf_counter()
     decoder = Decoder.open(checkpoint, compute)
     layers = len(decoder.layers)

@@ -63,11 +63,10 @@ class HiddenMeans:
         self.blocks = {metric: [Mean() for _ in range(layers - (window or 1) + 1)] for metric in of_blocks}
 
     def of_layers(self, staying: Sequence[int]) -> Values:
-        """Return the scores of these layers; infinite for the last where a metric does not score it."""
+        """Return the scores of these layers."""
         scores: Values = {}
         for metric, means in self.layers.items():
-            values = [metric.finish(means[layer].value) for layer in staying]
-            scores[metric.name] = values if metric.last_scored else [*values[:-1], math.inf]
+            scores[metric.name] = [metric.finish(means[layer].value) for layer in staying]
         return scores
 
     def of_blocks(self) -> Values:
@@ -332,8 +331,8 @@ def check_differentiable(decoder: Decoder) -> None:
     for number, layer in enumerate(decoder.layers):
         matrices = [weight for weight in layer.parameters() if weight.dim() > 1]
         if not all(weight.is_floating_point() for weight in matrices) or not matrices:
-            expected = "matrices in floating point, for their gradients"
-            raise ArchitectureError("quantised ones", expected=expected, fix=fix, where=f"layer {number}")
+            message = f"layer {number} has quantised weights, which have no gradients; {fix}"
+            raise ArchitectureError(message, option="metric")
     decoder.check_bare(fix)
 
 

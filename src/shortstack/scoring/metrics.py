@@ -10,20 +10,20 @@ A metric is one pure function and one entry in METRICS; its *feed* says what it 
     gradient   each weight matrix and the loss's gradient       f(weight, gradient) -> a number, added up over the layer
 
 `finish` makes the layer's score of what was averaged or added up. Low means remove first, always. This file imports no
-torch: functions only use the methods of the tensors they are given.
+torch: functions only use the methods of the tensors they are given. studies/authors_metrics.py adds five by way of example.
 """
 
 from __future__ import annotations
 
 import math
 import random
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from shortstack.errors import InputError
-from shortstack.machine.numbers import in_float64, perplexity
-from shortstack.machine.options import check_choice_of
+from shortstack.machine.numbers import perplexity
+from shortstack.machine.options import no_choice
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -51,17 +51,6 @@ def random_order(layers: int, seed: int) -> list[float]:
     return [float(order.index(layer)) for layer in range(layers)]
 
 
-def random_kept(layers: int, seed: int) -> list[float]:
-    """Order layers at random, as the authors' code does: what is drawn last goes first.
-
-    It keeps what random.sample(range(layers), layers - k) draws.
-
-    >>> sorted(sorted(range(32), key=random_kept(32, 42).__getitem__)[:8])
-    [5, 6, 10, 11, 15, 22, 25, 26]
-    """
-    return [layers - 1 - place for place in random_order(layers, seed)]
-
-
 def reverse_order(layers: int, seed: int) -> list[float]:
     """Score a layer by N - 1 - i: the deepest goes first, so the lowest k are the tail (Lu et al., 3.1).
 
@@ -79,11 +68,6 @@ def sum_absolute(weight: Tensor) -> float:
 def root_sum_squares(weight: Tensor) -> float:
     """Compute sqrt of the sum of w^2: the l2 norm of a matrix (Lu et al., 3.1)."""
     return float(weight.square().sum().sqrt())
-
-
-def sum_squares(weight: Tensor) -> float:
-    """Sum of w^2, the l2 norm without its root (the authors' code)."""
-    return float(weight.square().sum())
 
 
 def block_influence(before: Tensor, after: Tensor) -> Tensor:
@@ -113,14 +97,6 @@ def relative_magnitude(before: Tensor, after: Tensor) -> Tensor:
     return magnitude
 
 
-def cosine_parts(before: Tensor, after: Tensor) -> Tensor:
-    """Compute (x.y, x.x, y.y) of each token, [tokens, 3]: averaged, they make the one cosine of the whole tensor."""
-    x, y = in_float64(before), in_float64(after)
-    parts: Tensor = x.new_zeros((*x.shape[:-1], 3))
-    parts[..., 0], parts[..., 1], parts[..., 2] = (x * y).sum(-1), (x * x).sum(-1), (y * y).sum(-1)
-    return parts
-
-
 def same(value: float) -> float:
     return value
 
@@ -141,17 +117,16 @@ def gradient_squares(weight: Tensor, gradient: Tensor) -> float:
     return float(gradient.square().sum())
 
 
-def one_minus_cosine(parts: Sequence[float]) -> float:
-    """Compute 1 - cos of the flattened tensor, from cosine_parts' means."""
-    return 1 - parts[0] / math.sqrt(parts[1] * parts[2])
+def is_matrix(weight: str, dimensions: int) -> bool:
+    """Return whether a tensor of that name is a matrix, or several, and no causal mask stored as a bias."""
+    return dimensions > 1 and not weight.endswith(".bias")
 
 
 @dataclass(frozen=True)
 class Metric:
-    """A way to score layers: see the module's table for what each feed hands to `function`.
+    """A way to score layers: the module's table says what each feed passes to `function`.
 
-    all_weights: weights and gradient feeds see every tensor named `weight`, not the matrices alone.
-    last_scored: whether the last layer has a score; without one it is infinite, so the layer is never removed.
+    sees: which tensors the feeds weights and gradient pass, by name and number of dimensions.
     last_token: whether only the last token of each text counts.
     windows: whether it can score blocks of several layers, too.
     draws: whether it draws its scores, so that another seed gives others on the same text.
@@ -163,16 +138,10 @@ class Metric:
     formula: str
     paper: str
     finish: Callable[[Any], float] = same
-    all_weights: bool = False
-    last_scored: bool = True
+    sees: Callable[[str, int], bool] = is_matrix
     last_token: bool = False
     windows: bool = False
     draws: bool = False
-
-    @property
-    def authors(self) -> bool:
-        """Whether it reproduces the authors' code where that is not what the paper says."""
-        return self.name.endswith("-authors")
 
     @property
     def needs_scores(self) -> bool:
@@ -184,18 +153,10 @@ class Metric:
         """Whether the model is run on text."""
         return self.feed not in ("layers", "weights")
 
-    def sees(self, weight: str, dimensions: int) -> bool:
-        """Return whether a metric of weights or gradients counts the one of that name and so many dimensions."""
-        if weight.endswith(".bias"):  # a vector, or the causal mask that GPT-2 and GPT-NeoX store by that name
-            return False
-        matrices = dimensions > 2 or "weight" in weight  # more than two: several experts, by no name that says weight
-        return matrices if self.all_weights else dimensions > 1
-
 
 PAPER = "arXiv 2411.15558, section 3.1"
-CODE = "code of arXiv 2411.15558"
 ANGLE = "arccos(cos(x_i, x_i+n)) / pi"
-METRICS: Mapping[str, Metric] = {
+METRICS: dict[str, Metric] = {  # another may be added while a program runs
     metric.name: metric
     for metric in (
         Metric("random", "layers", random_order, "position in a seeded shuffle", PAPER, draws=True),
@@ -213,32 +174,17 @@ METRICS: Mapping[str, Metric] = {
         Metric("relative-magnitude", "hidden", relative_magnitude, "mean of |f(x)| / |x + f(x)|", "in arXiv 2403.03853"),
         Metric("gradient", "gradient", gradient_squares, "sqrt(sum (dL/dw)^2) over matrices",
                "arXiv 2411.15558, gradient flow", finish=math.sqrt),
-        Metric("random-authors", "layers", random_kept, "what random.sample does not keep", CODE, draws=True),
-        Metric("magnitude-l1-authors", "weights", sum_absolute, "sum |w|, norms too", CODE, all_weights=True),
-        Metric("magnitude-l2-authors", "weights", sum_squares, "sum w^2, norms too", CODE, all_weights=True),
-        Metric("taylor-authors", "gradient", taylor, "sum |w dL/dw|, norms too", CODE, all_weights=True),
-        Metric("bi-authors", "hidden", cosine_parts, "1 - cos of the flattened tensor; not the last layer", CODE,
-               finish=one_minus_cosine, last_scored=False),
     )
 }  # fmt: skip
 
 
-def metric_named(name: str) -> Metric:
-    """Return the metric of that name."""
-    check_choice_of("metric", name, METRICS, fix="`shortstack list metrics` explains each")
-    return METRICS[name]
-
-
-def metrics_named(names: Any) -> list[Metric]:
-    """Return the metrics of those names, each once; `all` stands for every one but the authors' variants.
+def metrics_named(names: str | Sequence[str]) -> list[Metric]:
+    """Return the metrics of those names, each once; `all` stands for every one.
 
     names: one after the other, or as text with commas between them.
     """
-    if not isinstance(names, str) and (isinstance(names, bytes) or not isinstance(names, Iterable)):
-        expected = f"names of metrics, of {', '.join(METRICS)}"
-        raise InputError(repr(names), expected=expected, fix="name one, or all", option="metric")
-    chosen = [str(name).strip() for name in (names.split(",") if isinstance(names, str) else names)]
-    if "all" in chosen:
-        every = [name for name, metric in METRICS.items() if not metric.authors]
-        chosen = [*every, *(name for name in chosen if name != "all")]
-    return [metric_named(name) for name in dict.fromkeys(chosen)]
+    listed = [str(name).strip() for name in (names.split(",") if isinstance(names, str) else names)]
+    wrong = next((name for name in listed if name not in (*METRICS, "all")), None)
+    if wrong is not None or not listed:
+        raise InputError(f"no metric {wrong or 'is named'}; {no_choice(wrong or '', METRICS)}", option="metric")
+    return [METRICS[name] for name in (METRICS if "all" in listed else dict.fromkeys(listed))]

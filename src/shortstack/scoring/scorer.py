@@ -14,16 +14,14 @@ from shortstack.machine.device import AUTO, Compute
 from shortstack.machine.files import to_jsonable
 from shortstack.machine.numbers import checked
 from shortstack.machine.progress import Progress, in_notebooks
-from shortstack.machine.typed import typed
 from shortstack.scoring.measurement import Measurement, MeasurementSpec, Values
 from shortstack.scoring.metrics import METRICS, Metric, metrics_named
 from shortstack.scoring.scores import Scores
 
 
-@typed
 def score(
-    checkpoint: Model,
-    tokens: Tokens | CalibrationText | Rows | None = None,
+    model: Model,
+    text: Tokens | CalibrationText | Rows | None = None,
     *,
     metrics: Sequence[str] | str = ("ppl",),
     window: int | None = None,
@@ -32,34 +30,26 @@ def score(
 ) -> Scores:
     """Score every layer by every metric; low = remove first.
 
-    tokens: needed by metrics that look at activations or loss: windows, a text, sources by name or rows in memory.
-    window: also score the removal of every block of so many layers, by the metrics that can. Sums are in float64.
+    text: what the model is run on for metrics of activations or loss, by default `mix`. window: also score the removal of
+    every block of so many layers, by the metrics that can. Sums are in float64.
 
     Raises:
-        InputError: an unknown metric, one that needs tokens without any, or a window no metric can score.
+        InputError: an unknown metric, or a window no metric can score.
         ArchitectureError: layers that a metric cannot see into.
         ShortstackError: a score is not a number.
     """
-    started, checkpoint = time.perf_counter(), Checkpoint.of(checkpoint)
-    tokens = None if tokens is None else tokens_of(checkpoint, tokens, compute=compute, progress=progress)
-    chosen = metrics_named(metrics)
-    if not chosen:
-        raise InputError("none", expected="at least one metric", fix="name one, or all", option="metric")
-    layers = checkpoint.anatomy.layers
-    if window is not None:
-        _check_window(window, layers, chosen)
+    started, checkpoint, chosen = time.perf_counter(), Checkpoint.of(model), metrics_named(metrics)
+    layers, fed = checkpoint.anatomy.layers, [metric for metric in chosen if metric.needs_text]
+    tokens = tokens_of(checkpoint, text, compute=compute, progress=progress) if fed else None
+    _check_window(window, layers, chosen)
     scores: Values = {
         metric.name: metric.function(layers, compute.seed) for metric in chosen if not metric.needs_scores
     }
     weights = [metric for metric in chosen if metric.feed == "weights"]
     scores |= _weighed(checkpoint, weights, progress) if weights else {}
-    fed = [metric for metric in chosen if metric.needs_text]
     decoder = run = None
     blocks: Values = {}
-    if fed:
-        if tokens is None:
-            expected, fix = f"calibration text for {fed[0].name}", "name a text, such as pydoc or a file"
-            raise InputError("none", expected=expected, fix=fix, option="tokens")
+    if tokens:
         decoder = Decoder.open(checkpoint, compute)
         run = Measurement(decoder, tokens, MeasurementSpec(fed, window), progress=progress).go()
         scores, blocks = scores | run.scores(), run.block_scores()
@@ -68,11 +58,12 @@ def score(
         scores={metric.name: _checked(metric.name, scores[metric.name]) for metric in chosen},
         window=window,
         blocks={name: _checked(f"{name} of blocks of {window}", values) for name, values in blocks.items()},
-        tokens=tokens.record() if tokens and fed else None,
+        tokens=tokens.record() if tokens else None,
         model={
             "source": checkpoint.source,
             "revision": checkpoint.revision,
             "model_type": checkpoint.anatomy.model_type,
+            "digest": checkpoint.weights_digest,
             **to_jsonable(checkpoint.sizes),  # by which a plan knows parameters and bytes
         },
         dtype=decoder.dtype if decoder else None,
@@ -81,22 +72,17 @@ def score(
     )
 
 
-def _check_window(window: int, layers: int, metrics: Sequence[Metric]) -> None:
+def _check_window(window: int | None, layers: int, metrics: Sequence[Metric]) -> None:
     """Refuse a size of blocks that the model does not have, or that no metric scores."""
+    if window is None:
+        return
     if not 0 < window < layers:
         raise InputError(
-            str(window),
-            expected=f"1 to {layers - 1} of the model's {layers} layers",
-            fix="name the size of the block you would remove",
-            option="window",
+            f"{window} is no block of the model's {layers} layers; give 1 to {layers - 1}", option="window"
         )
     if not any(metric.windows for metric in metrics):
-        raise InputError(
-            ", ".join(metric.name for metric in metrics),
-            expected=f"a metric that scores blocks: {', '.join(name for name in METRICS if METRICS[name].windows)}",
-            fix="add one of these, or leave it out",
-            option="window",
-        )
+        named, able = ", ".join(metric.name for metric in metrics), [name for name in METRICS if METRICS[name].windows]
+        raise InputError(f"{named} cannot score blocks; add one of {', '.join(able)}", option="window")
 
 
 def _weighed(checkpoint: Checkpoint, metrics: Sequence[Metric], progress: Progress) -> Values:
@@ -108,12 +94,8 @@ def _weighed(checkpoint: Checkpoint, metrics: Sequence[Metric], progress: Progre
         if layer is None or layer >= layers or not wanted:
             continue
         if tensor.dtype not in (*TRAINABLE, "F64"):  # codes, whose scales lie beside them
-            raise CheckpointError(
-                f"{name} in {tensor.dtype}",
-                expected="16 or 32 bit floating point weights, to weigh them",
-                fix="choose another metric, or start from the unquantised model",
-                where=checkpoint.directory,
-            )
+            message = f"{name} of {checkpoint.directory} is quantised ({tensor.dtype}) and cannot be weighed"
+            raise CheckpointError(f"{message}; choose another metric, or take the unquantised model", option="metric")
         weighed.append((layer, tensor, wanted))
     for done, (layer, tensor, wanted) in enumerate(weighed, start=1):
         weight = read_weight(tensor).float()

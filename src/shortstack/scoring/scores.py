@@ -6,18 +6,22 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from shortstack.errors import DataError, InputError
+from pydantic import TypeAdapter, ValidationError
+
+from shortstack.checkpoint.sizes import Sizes
+from shortstack.errors import DataError, InputError, PlanError
 from shortstack.machine.files import read_json, save_json, to_jsonable
 from shortstack.machine.formats import show_layers, shown
 from shortstack.machine.numbers import perplexity
+from shortstack.machine.options import input_error
 from shortstack.machine.tables import Cell, Column, Table, Tabled
-from shortstack.machine.typed import typed
-from shortstack.scoring.metrics import removal_order
+from shortstack.scoring.metrics import Metric, metrics_named, removal_order
 
 if TYPE_CHECKING:
     from shortstack.charts import Picture
+    from shortstack.checkpoint import Checkpoint
 
 
 def _ranked(values: Sequence[float]) -> list[Cell]:
@@ -31,9 +35,9 @@ class Scores(Tabled):
     """One tuple of `layers` floats per metric that scores layers, low = remove first.
 
     blocks: by metric, of blocks of `window` layers: one float for each place where such a block may start.
-    base_loss is the unpruned model's loss on the same tokens (nats per predicted token), when a metric needed it.
+    base_loss is the base model's loss on the same tokens (nats per predicted token), when a metric needed it.
     Where the text is of several sources the scores are over all, by their weights: the mean of what bi and the like say, of
-    KL, and for ppl the perplexity over the unpruned one, its geometric mean.
+    KL, and for ppl the perplexity over the base model's, its geometric mean.
     tokens and model are the records of what was read (source, digest, sizes): plan and the report quote them.
     """
 
@@ -48,12 +52,11 @@ class Scores(Tabled):
     seconds: float = 0.0
 
     @classmethod
-    @typed
     def load(cls, path: str | Path) -> Scores:
         """Read scores that save() wrote.
 
         Raises:
-            DataError: the file cannot be read, or holds something else.
+            DataError: the file cannot be read, or is not scores.
         """
         return cls.from_dict(read_json(Path(path)), where=path)
 
@@ -78,8 +81,8 @@ class Scores(Tabled):
     @property
     def _base(self) -> str:
         if self.base_loss is not None and not self.kinds:
-            return f" Unpruned perplexity: {shown(perplexity(self.base_loss), 'perplexity')}."
-        return " ppl is relative to the unpruned perplexity." if "ppl" in self.scores else ""
+            return f" Perplexity of the base model: {shown(perplexity(self.base_loss), 'perplexity')}."
+        return " ppl is relative to the perplexity of the base model." if "ppl" in self.scores else ""
 
     def _blocks(self) -> Table:
         size = self.window or 1
@@ -99,8 +102,7 @@ class Scores(Tabled):
 
         amount = max(1, int(self.layers / 4 + 0.5)) if drop is None else drop
         if not 1 <= amount < self.layers:
-            expected, fix = f"between 1 and {self.layers - 1} layers", "mark fewer"
-            raise InputError(drop, expected=expected, fix=fix, option="drop")
+            raise InputError(f"{drop} layers cannot be marked of {self.layers}; mark fewer", option="drop")
         title = f"{short(self.model.get('source', 'model'), 42)}, {self.layers} layers"
         return score_picture(
             self.scores, amount, title=title, tokens=self.tokens, blocks=self.blocks, window=self.window
@@ -111,15 +113,26 @@ class Scores(Tabled):
         """The metric to use when none is named: measured loss, else the first one scored."""
         return "ppl" if "ppl" in self.scores else next(iter(self.scores))
 
+    def metric_of(self, name: str | None) -> Metric:
+        """Return the metric of that name, or the default one."""
+        return metrics_named([name or self.default_metric])[0]
+
+    @property
+    def sizes(self) -> Sizes | None:
+        """The sizes of the model's layers; None where they are not on record."""
+        return Sizes.from_dict(self.model, where="the scores") if "layer_bytes" in self.model else None
+
+    def check_model(self, checkpoint: Checkpoint) -> None:
+        """Refuse scores of a model of other weights, or of another number of layers."""
+        digest = self.model.get("digest") or checkpoint.weights_digest
+        if self.layers != checkpoint.anatomy.layers or digest != checkpoint.weights_digest:
+            raise PlanError("the scores are of another model: its weights differ; score this model", option="scores")
+
     def order(self, metric: str) -> tuple[int, ...]:
         """Order layers from the first to remove to the last; ties go to the lower index."""
         if metric not in self.scores:
-            raise InputError(
-                repr(metric),
-                expected=f"one of the scored metrics ({', '.join(self.scores)})",
-                fix=f"score again with {metric}",
-                option="metric",
-            )
+            message = f"{metric} was not scored, only {', '.join(self.scores)}; score again with {metric}"
+            raise InputError(message, option="metric")
         return removal_order(self.scores[metric])
 
     def to_dict(self) -> dict[str, Any]:
@@ -132,35 +145,42 @@ class Scores(Tabled):
     @classmethod
     def from_dict(cls, data: Mapping[str, Any], *, where: object) -> Scores:
         """Return the inverse of to_dict; errors as load()."""
-        try:
-            known = {key: data[key] for key in cls.__dataclass_fields__}
-            known["scores"] = _numbers(data["scores"])
-            known["blocks"] = _numbers(data["blocks"])
-            scores = cls(**known)
-        except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
-            raise _not_scores(where, "the JSON that `shortstack score -o` writes", repr(error)) from error
-        if type(scores.layers) is not int or not scores.scores:
-            raise _not_scores(where, "a layer count and at least one metric", "none")
-        _check_numbers(where, scores.scores, scores.layers)
-        if scores.blocks or scores.window is not None:
-            if type(scores.window) is not int or not 0 < scores.window <= scores.layers:
-                raise _not_scores(where, f"blocks of 1 to {scores.layers} layers", repr(scores.window))
-            size = scores.window
-            _check_numbers(where, scores.blocks, scores.layers - size + 1, f" of blocks of {size}")
+        tables = {name: _infinite(data[name]) for name in ("scores", "blocks") if isinstance(data.get(name), Mapping)}
+        scores = read_fields(cls, {**data, **tables}, "score", where)
+        size = scores.window or 1
+        rows = [*((row, scores.layers) for row in scores.scores.values())]
+        rows += [(row, scores.layers - size + 1) for row in scores.blocks.values()]
+        if not scores.scores or any(
+            len(row) != count or not all(value > -math.inf for value in row) for row, count in rows
+        ):
+            raise DataError(
+                f"{where}: scores that are not one number per layer of {scores.layers}; score the model again"
+            )
         return scores
 
 
-def _numbers(data: Mapping[str, Sequence[Any]]) -> dict[str, tuple[float, ...]]:
+Fields = TypeVar("Fields")
+
+
+def read_fields(cls: type[Fields], data: Mapping[str, Any], verb: str, where: object) -> Fields:
+    """Read a dataclass from the JSON that a verb writes, its types checked; other keys are ignored.
+
+    Raises:
+        DataError: a field is missing, or of another type.
+    """
+    fields = {name: data[name] for name in cls.__dataclass_fields__ if name in data}  # type: ignore[attr-defined]
+    try:
+        return TypeAdapter(cls).validate_python(fields)
+    except ValidationError as error:
+        reason = f"{input_error(error)}"[:80]
+        raise DataError(
+            f"{where} is not what `shortstack {verb} -o` writes ({reason}); {verb} the model again"
+        ) from error
+
+
+def _infinite(table: Mapping[str, Any]) -> dict[str, Any]:
+    """Put infinity, which JSON does not have, in place of null."""
     return {
-        name: tuple(math.inf if value is None else float(value) for value in values) for name, values in data.items()
+        name: [math.inf if value is None else value for value in row] if isinstance(row, list) else row
+        for name, row in table.items()
     }
-
-
-def _check_numbers(where: object, scores: Mapping[str, Sequence[float]], amount: int, what: str = "") -> None:
-    for name, values in scores.items():
-        if len(values) != amount or not all(value > -math.inf for value in values):  # false for NaN, too
-            raise _not_scores(where, f"{amount} numbers for {name}{what}", f"{list(values)}")
-
-
-def _not_scores(where: object, expected: str, actual: str) -> DataError:
-    return DataError(actual, expected=expected, fix="score the model again", where=where)

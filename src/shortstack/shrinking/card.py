@@ -54,7 +54,7 @@ def _card_content(shrunk: Shrunk, checkpoint: Checkpoint, places: Iterable[str])
         measured=measured,
         answers=shrunk.answers,
         why=named(shrunk.why),
-        compared=shrunk.plan.compared or {},
+        compared=shrunk.plan.candidates or {},
         licence=licence_of(checkpoint.directory),
     )
 

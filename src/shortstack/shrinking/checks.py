@@ -24,7 +24,8 @@ from shortstack.healing.preview import preview
 from shortstack.machine.device import Compute, pick_device
 from shortstack.machine.memory import Requirements, available_memory
 from shortstack.machine.options import options_of
-from shortstack.repairing.repairer import STREAMS, check_repair
+from shortstack.planning.selection import layers_to_remove
+from shortstack.repairing.repairer import STREAMS, repair_memory
 from shortstack.shrinking.clock import LEVELS, Amounts
 from shortstack.shrinking.options import LIMIT, ShrinkOptions
 from shortstack.shrinking.retention import TRIALS
@@ -98,8 +99,7 @@ def check_shrink(
     for out in missing:
         CheckpointWriter(out, source=checkpoint.directory, nbytes=nbytes)
     if not options.share:
-        cuts = [route.choice.sized(checkpoint.sizes).like(layers) for route in outs.values()]
-        largest = max(len(cut.removed) for cut in cuts)
+        largest = max(layers_to_remove(route.choice, layers, checkpoint.sizes) for route in outs.values())
     out, route = missing[0], next(iter(outs.values()))  # data and texts are those of all
     needed, wanted = writing_requirements(checkpoint, compute), route.wanted(options)
     most, notes, repair_notes = wanted.windows, tuple[str, ...](), tuple[str, ...]()
@@ -184,13 +184,18 @@ def _held_by_memory(
     checkpoint: Checkpoint, route: Route, wanted: Amounts, compute: Compute
 ) -> tuple[Amounts, tuple[str, ...], Requirements]:
     """Repair on few windows, and say so, where memory does not hold all; a number that the recipe states stays."""
-    repairing = check_repair(checkpoint, wanted.repair_windows, compute)
+    repairing = _repair_memory(checkpoint, wanted, compute)
     held = repairing.memory_bytes <= available_memory(pick_device(compute.device))
     if held or wanted.repair <= LITTLE or "repair_samples" in route.given:
         return wanted, (), repairing
     note = f"Memory does not hold {wanted.repair} windows to repair on: {LITTLE} are taken at most."
     wanted = replace(wanted, repair=LITTLE)
-    return wanted, (note,), check_repair(checkpoint, wanted.repair_windows, compute)
+    return wanted, (note,), _repair_memory(checkpoint, wanted, compute)
+
+
+def _repair_memory(checkpoint: Checkpoint, wanted: Amounts, compute: Compute) -> Requirements:
+    text = wanted.repair_windows
+    return repair_memory(checkpoint, len(parse_sources(text.text)) * int(text.samples) * text.length, compute)
 
 
 def _few(windows: int, amounts: Amounts) -> str:

@@ -27,7 +27,7 @@ from shortstack.machine.clock import Clock
 from shortstack.machine.files import check_new, remove, rename_new, save_json, scratch_beside
 from shortstack.machine.formats import duration
 from shortstack.machine.progress import Progress
-from shortstack.planning.layer_sets import FINALISTS
+from shortstack.planning.selection import CANDIDATES
 from shortstack.shrinking.options import LIMIT
 from shortstack.shrinking.stages import forget
 
@@ -100,7 +100,7 @@ class Amounts:
     windows: int = 16
     length: int = WINDOW
     text: str = MIX
-    finalists: int = FINALISTS
+    finalists: int = CANDIDATES
     repair: int = 1024
     repair_text: str = MIX
     judged: int = 64

@@ -32,7 +32,7 @@ from shortstack.machine.files import check_new, clear, remove, rename_new
 from shortstack.machine.locks import OutputLock
 from shortstack.machine.progress import Progress, in_notebooks
 from shortstack.machine.typed import typed
-from shortstack.planning import Plan, choose
+from shortstack.planning import Plan, select
 from shortstack.profiling.speed import forward_speed
 from shortstack.pruning import prune
 from shortstack.scoring import score
@@ -195,7 +195,7 @@ class Line:
         """As much as is looked at where there is time enough."""
         options, how = self.options, self.route.choice.how
         most = replace(self.checked.wanted, probe_items=options.probe_items)
-        if not how.finalists:
+        if not how.repairs:
             most = replace(most, finalists=0)
         if not self.route.repair:
             most = replace(most, repair=0)
@@ -309,14 +309,13 @@ class Line:
     def chosen(self, route: Route) -> Plan:
         """Choose the layers that go."""
         choice, text = route.choice, self.amounts.calibration_text
-        if choice.how.finalists:
-            choice = replace(choice, finalists=self.amounts.finalists)
+        if choice.how.repairs:
+            choice = replace(choice, candidates=self.amounts.finalists)
 
         def choose_layers() -> Plan:
             self.progress("choosing layers", 0, 1)
             looked_at = text if route.chooses_on_text else None
-            chosen = choose(self.source, choice, looked_at, compute=self.compute, progress=self.progress)
-            return chosen.plan.sized(self.source.sizes)
+            return select(self.source, choice, looked_at, compute=self.compute, progress=self.progress)
 
         known = {"choice": repr(choice), "text": asdict(text), "digest": text_digest(text.text)}
         return self.stages.result("plan", Plan, choose_layers, **known)

@@ -14,11 +14,11 @@ from shortstack.errors import InputError
 from shortstack.evaluation import EvalConfig
 from shortstack.evaluation.suites import named
 from shortstack.machine.options import check_options, option, option_of
-from shortstack.planning import Choice
+from shortstack.planning import Selection
 
 LIMIT = 200  # documents of each task where nothing else is said
 MINUTES = 15
-GOALS = ("drop", "params", "memory", "min_quality")
+GOALS = ("drop", "target_params", "target_size", "min_quality")
 
 
 @dataclass(frozen=True)
@@ -26,8 +26,8 @@ class ShrinkOptions:
     """How a model is made shorter. length: tokens of a calibration window, at most."""
 
     drop: str | None = option(None, help="How much to remove: 25% or a count. Default: the recipe's, or 25%.")
-    params: str | None = option_of(Choice, "params")
-    memory: str | None = option_of(Choice, "memory")
+    target_params: str | None = option_of(Selection, "target_params")
+    target_size: str | None = option_of(Selection, "target_size")
     min_quality: str | None = option(
         None,
         help="Remove as many layers as possible while keeping this share, such as 95%, of likelihood, probes and tasks.",

@@ -6,12 +6,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from shortstack.checkpoint import Checkpoint, Model
+from shortstack.checkpoint.sizes import Sizes
 from shortstack.machine.clock import Clock
 from shortstack.machine.device import AUTO, Compute
 from shortstack.machine.files import check_new
 from shortstack.machine.memory import Requirements
 from shortstack.machine.progress import silent
-from shortstack.planning import Plan
+from shortstack.planning import Plan, Selection, plan_of
+from shortstack.planning.selection import layers_to_remove
 from shortstack.shrinking.checks import check_shrink, in_words_of_shrink
 from shortstack.shrinking.clock import NOTED, Amounts, check_unfinished
 from shortstack.shrinking.line import Line
@@ -50,9 +52,15 @@ def preview_shrink(model: Model, out: Path, options: ShrinkOptions, *, compute: 
         checked = check_shrink(source, {out: route}, options, compute, present=bytes_in(folder))
         line = Line(source, route, options, compute, clock, Stages(folder, {}, source), silent, checked)
         amounts = line.fitting()
-    choice = route.choice.sized(source.sizes)
-    cut = None if options.share else choice.like(source.anatomy.layers).sized(source.sizes)
+    layers = source.anatomy.layers
+    cut = None if options.share else _like(route.choice, layers, source.sizes)
     steps = route.healing.schedule.max_steps if route.healing else None
     less, heals = tuple(amounts.less(line.wanted)), route.healing is not None
     notes = *checked.notes, *checked.repair_notes
     return ShrinkPreview(cut, heals, steps, amounts, less, notes, checked.needed, line.clock.seconds)
+
+
+def _like(choice: Selection, layers: int, sizes: Sizes) -> Plan:
+    """Make a plan of the same size."""
+    amount = layers_to_remove(choice, layers, sizes)
+    return plan_of(choice.layers or range(layers - amount, layers), layers).sized(sizes)

@@ -22,7 +22,7 @@ PROMPTS = (
     "Where does Anna keep the green bottle?",
 )
 ANSWER_TOKENS = 48
-TIMING = Timing((1,), prompt=128, new_tokens=32, repeats=3)
+TIMING = Timing("1", prompt=128, new_tokens=32, repeats=3)
 
 
 NO_TIME = "no time was left for it"
@@ -52,11 +52,10 @@ def answers(checkpoint: Checkpoint, compute: Compute, progress: Progress = silen
 
 def speed(cut: Checkpoint, unpruned: Checkpoint, compute: Compute, progress: Progress = silent) -> Speed:
     """Time both models in turns, one text at a time."""
-    measured = profile(cut, against=unpruned, timing=TIMING, compute=compute, progress=progress)
-    if measured.untimed or not measured.against:
+    measured = profile(cut, base=unpruned, timing=TIMING, compute=compute, progress=progress)
+    if not measured.ratios:
         return Speed(reason=measured.untimed)
-    ratios = measured.against.ratios[0]
-    return Speed(ratios.prefill, ratios.decode)
+    return Speed(measured.ratios[0].prefill, measured.ratios[0].decode)
 
 
 def loaded(checkpoint: Checkpoint, compute: Compute) -> Decoder:

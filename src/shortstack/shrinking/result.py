@@ -110,4 +110,4 @@ class Shrunk(Tabled):
             "command",
         )
         data = {name: to_jsonable(getattr(self, name)) for name in names}
-        return {**data, "compared": dict(self.plan.compared or {}), "steps": self.steps()}
+        return {**data, "compared": dict(self.plan.candidates or {}), "steps": self.steps()}

@@ -18,11 +18,12 @@ from shortstack.healing.recipes import ON_TEXT, PLANNED, Recipe, read_recipe
 from shortstack.healing.task import task_of
 from shortstack.machine.device import Compute
 from shortstack.machine.options import changed_options, given
-from shortstack.planning import Choice
+from shortstack.planning import Selection
 from shortstack.shrinking.clock import Amounts
 from shortstack.shrinking.options import GOALS, MINUTES, ShrinkOptions
 
-FIELDS = {"samples": "windows", "repair_samples": "repair"}  # of Amounts, where a recipe has another name
+# Of Amounts, where a recipe has another name.
+FIELDS = {"samples": "windows", "candidates": "finalists", "repair_samples": "repair"}
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,7 @@ class Route:
     """
 
     name: str
-    choice: Choice
+    choice: Selection
     repair: bool
     healing: HealingTask | None
     recipe: Recipe
@@ -47,7 +48,7 @@ class Route:
             expected, fix = "a recipe that cuts once", "heal with it: it removes layers in turns"
             raise InputError(options.recipe, expected=expected, fix=fix, option="recipe")
         choice, healing = _choice(recipe, options, drop), _healing(recipe, options)
-        numbers, typed = (*ON_TEXT, "finalists", "repair_samples", "repair_text"), changed_options(options)
+        numbers, typed = (*ON_TEXT, "candidates", "repair_samples", "repair_text"), changed_options(options)
         given = {name: recipe.plan.given[name] for name in numbers if recipe.plan.given.get(name) is not None}
         given = {name: value for name, value in given.items() if name not in typed}
         if given.get("samples") == "all":
@@ -76,7 +77,7 @@ class Route:
     @property
     def chooses_on_text(self) -> bool:
         """Whether the choice of layers depends on a text."""
-        return self.choice.measures or self.choice.needs_text
+        return self.choice.needs_text
 
     @property
     def healed_on(self) -> tuple[Weighted, ...]:
@@ -94,7 +95,7 @@ class Route:
         """Write the recipe with all numbers, so that it needs no clock; without what there was no time for."""
         plan: dict[str, Any] = {"text": amounts.text, "samples": amounts.windows, "length": amounts.length}
         plan |= {} if self.recipe.plan.given.get("layers") else {"drop": drop}
-        plan |= {"finalists": amounts.finalists} if self.choice.how.finalists else {}
+        plan |= {"candidates": amounts.finalists} if self.choice.how.repairs else {}
         on = {"repair_samples": amounts.repair, "repair_text": amounts.repair_text}
         plan |= on if repaired else {"repair": False} if self.repair else {}
         used = {name: value for name, value in ((healing and healing.repeat) or {}).items() if value is not None}
@@ -134,10 +135,10 @@ class Route:
 
     def dropping(self, drop: str) -> Route:
         """Return the same route, where so much goes."""
-        return replace(self, choice=replace(self.choice, drop=drop, params=None, memory=None))
+        return replace(self, choice=replace(self.choice, drop=int(drop), target_params=None, target_size=None))
 
 
-def _choice(recipe: Recipe, options: ShrinkOptions, drop: str | None) -> Choice:
+def _choice(recipe: Recipe, options: ShrinkOptions, drop: str | None) -> Selection:
     plan: dict[str, Any] = {name: value for name, value in recipe.plan.given.items() if name in PLANNED}
     goals = {name: getattr(options, name) for name in GOALS if getattr(options, name) is not None}
     if drop is not None and goals:
@@ -154,9 +155,7 @@ def _choice(recipe: Recipe, options: ShrinkOptions, drop: str | None) -> Choice:
         plan.pop("drop", None)
     elif not plan.get("layers"):
         goals = {"drop": str(plan.pop("drop", "25%"))}
-    choice = Choice(**plan, **goals)
-    choice.check()
-    return choice
+    return Selection(**plan, **goals)
 
 
 def _healing(recipe: Recipe, options: ShrinkOptions) -> HealingTask | None:

@@ -187,7 +187,7 @@ def settings(route: Route, source: str, made: Candidate, *, amounts: Amounts, se
     text = asdict(amounts.calibration_text)
     return {
         "model": source,
-        "metric": route.choice.strategy or route.choice.name,
+        "metric": route.choice.strategy or route.choice.by.name,
         "drop": str(len(made.plan.removed)),
         "calibration": text,
         "repair": {**text, "text": amounts.repair_text, "samples": amounts.repair} if made.repair else None,
@@ -197,14 +197,14 @@ def settings(route: Route, source: str, made: Candidate, *, amounts: Amounts, se
 
 
 def _why(route: Route, plan: Plan, text: str) -> str:
-    if not plan.compared:
+    if not plan.candidates:
         return f"The recipe {route.name} determines which layers are removed."
-    if len(plan.compared) == 1:
+    if len(plan.candidates) == 1:
         cut = f"The cut without layers {show_layers(plan.removed)}"
-        return f"{cut} has the lowest {plan.compared_by}, on held-out windows of {text}."
+        return f"{cut} has the lowest {plan.measure}, on held-out windows of {text}."
     return (
-        f"Of the {len(plan.compared)} cuts compared, the one without layers {show_layers(plan.removed)} has the lowest "
-        f"{plan.compared_by}, on held-out windows of {text}: {min(plan.compared.values()):.4f} nats per token."
+        f"Of the {len(plan.candidates)} cuts compared, the one without layers {show_layers(plan.removed)} has the lowest "
+        f"{plan.measure}, on held-out windows of {text}: {min(plan.candidates.values()):.4f} nats per token."
     )
 
 

@@ -15,6 +15,7 @@ from functools import cached_property
 from typing import Any
 
 from shortstack.machine.files import digest
+from shortstack.planning.layer_sets import show_drop
 from shortstack.study.grid import Profile, Study
 from shortstack.study.steps import Step
 from shortstack.study.trial import Heal, Trial
@@ -90,13 +91,13 @@ class Graph:
         metrics = defaultdict[str, set[str]](set)
         for trial in self.study.trials:
             if trial.needs_scores:
-                metrics[self._walk(trial, []).key].add(trial.selection.name)
+                metrics[self._walk(trial, []).key].add(trial.selection.by.name)
         return metrics
 
     def _walk(self, trial: Trial, metrics: list[str]) -> Step:
         layers, window = self.models[trial.model].layers, None
         if trial.selection.how.window and trial.selection.by.windows:
-            window = trial.amount(layers) if layers else str(trial.selection.drop)
+            window = trial.amount(layers) if layers else show_drop(trial.selection.drop or 0)
         arguments = {"metrics": metrics, "window": window, "seed": trial.selection_seed, "dtype": self.study.dtype}
         return self._on_text("score", trial, arguments)
 
@@ -129,8 +130,8 @@ class Graph:
     def _rounds(self, trial: Trial, heal: Heal) -> Step:
         text = asdict(trial.calibration) if trial.calibration else {}
         rounds = {
-            "metric": trial.selection.name,
-            "drop": str(trial.selection.drop),
+            "metric": trial.selection.by.name,
+            "drop": show_drop(trial.selection.drop or 0),
             "step": heal.options.layers_per_round,
         }
         arguments = {"rounds": {**rounds, **text, "seed": trial.selection_seed}, "dtype": self.study.dtype}
@@ -183,6 +184,6 @@ def foreseen(step: Step) -> Result:
 
 def _values(scores: Result, trial: Trial) -> Any:
     """Return the scores by a trial's metric: of blocks, if it removes one and the metric scores those."""
-    metric = trial.selection.name
+    metric = trial.selection.by.name
     blocks = scores["blocks"].get(metric) if trial.selection.how.window else None
     return scores["scores"][metric] if blocks is None else blocks

@@ -31,7 +31,7 @@ from shortstack.study.trial import HealEntry, Trial
 
 Value = TypeVar("Value")
 Several: TypeAlias = Value | list[Value]
-WHICH, AMOUNT = ("metric", "strategy", "layers"), ("drop", "params", "memory", "layers")
+WHICH, AMOUNT = ("metric", "strategy", "layers"), ("drop", "target_params", "target_size", "layers")
 
 
 class Settings(Part):
@@ -42,8 +42,8 @@ class Settings(Part):
     strategy: Several[str] | None = None
     layers: Several[str] | None = None
     drop: Several[str | int] | None = None
-    params: Several[str] | None = None
-    memory: Several[str] | None = None
+    target_params: Several[str] | None = None
+    target_size: Several[str] | None = None
     step: Several[int] | None = None
     keep_first: Several[int] | None = None
     keep_last: Several[int] | None = None

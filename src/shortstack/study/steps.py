@@ -104,10 +104,9 @@ def score(job: Job, progress: Progress) -> dict[str, Any]:
 
 def plan(job: Job, progress: Progress) -> dict[str, Any]:
     checkpoint = job.open(progress)
-    source = Scores.from_dict(job.scores, where="score") if job.scores else job.arguments["text"]
-    selection = job.arguments["selection"]
-    chosen = planning.choose(checkpoint, selection, source, compute=job.compute, progress=progress)
-    return chosen.plan.sized(checkpoint.sizes).to_dict()
+    scores = Scores.from_dict(job.scores, where="score") if job.scores else None
+    how: dict[str, Any] = {"scores": scores, "compute": job.compute, "progress": progress}
+    return planning.select(checkpoint, job.arguments["selection"], job.arguments.get("text"), **how).to_dict()
 
 
 def prune(job: Job, progress: Progress) -> dict[str, Any]:

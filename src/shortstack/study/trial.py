@@ -13,8 +13,9 @@ from shortstack.healing.methods import HealOptions
 from shortstack.healing.recipes import with_recipe
 from shortstack.machine.files import digest
 from shortstack.machine.options import changed_options, given, options
-from shortstack.planning import Choice
-from shortstack.planning.layer_sets import check_pace, check_removal, parse_drop, parse_layers
+from shortstack.planning import Selection
+from shortstack.planning.layer_sets import check_pace, check_removal, parse_layers, show_drop
+from shortstack.planning.selection import GOALS, layers_to_remove
 
 NONE = (None, "none")
 
@@ -55,7 +56,7 @@ class Trial:
     """One combination of settings. Settings without effect are None, so that trials that differ only in them are one."""
 
     model: str
-    selection: Choice
+    selection: Selection
     calibration: CalibrationText | None
     repair: RepairText | None
     heal: Heal | None
@@ -71,8 +72,9 @@ class Trial:
         if "model" not in settings:
             raise InputError("missing; name a model, such as demo", option="model")
         own = {"model", "calibration", "repair", "heal", "seed"}
-        selection = Choice(**{name: value for name, value in settings.items() if name not in own})
-        selection.check()
+        selection = Selection(**{name: value for name, value in settings.items() if name not in own})
+        if all(getattr(selection, goal) is None for goal in GOALS):
+            raise InputError("missing; give how much to remove, such as 25%", option="drop")
         text, heal = settings.get("calibration", CalibrationText()), Heal.of(settings.get("heal"))
         repair = RepairText() if settings.get("repair") is True else settings.get("repair") or None
         if (
@@ -95,7 +97,7 @@ class Trial:
     def needs_scores(self) -> bool:
         """Whether layers are selected by scores of the whole model, in a step of their own."""
         selection = self.selection
-        return selection.layers is None and selection.by.needs_scores and not selection.measures
+        return selection.layers is None and selection.by.needs_scores and selection.how.feed == "scores"
 
     @property
     def selection_seed(self) -> int:
@@ -105,19 +107,18 @@ class Trial:
     def size(self) -> tuple[str, str]:
         """Return the model, and how much of it goes: trials of one size compete."""
         selection = self.selection
-        return self.model, str(selection.drop or selection.params or selection.memory or selection.layers)
+        goal = next(getattr(selection, name) for name in GOALS if getattr(selection, name) is not None)
+        return self.model, show_drop(goal)
 
     def amount(self, layers: int) -> int:
         """Return how many of a model's layers go."""
-        if self.selection.layers:
-            return len(parse_layers(str(self.selection.layers)))
-        return parse_drop(self.selection.drop or 0, layers)
+        return layers_to_remove(self.selection, layers, None)
 
     def check_fits(self, layers: int) -> None:
         """Refuse a cut, or a healing of the last layers, that a model of this depth has too few layers for."""
         amount = self.amount(layers)
         if self.selection.layers:
-            check_removal(parse_layers(str(self.selection.layers)), layers, option="layers")
+            check_removal(parse_layers(str(self.selection.layers)), layers)
         if self.heal:
             self.heal.options.config.method.check_fits(layers - amount)
             if self.heal.options.layers_per_round:
@@ -125,12 +126,12 @@ class Trial:
 
     def settings(self) -> dict[str, Any]:
         """Return the settings as JSON-able data."""
-        heal = self.heal
+        heal, selection = self.heal, dict(changed_options(self.selection))
+        if "drop" in selection:
+            selection["drop"] = show_drop(selection["drop"])
         return {
             "model": self.model,
-            **{
-                name: str(value) if name == "drop" else value for name, value in changed_options(self.selection).items()
-            },
+            **selection,
             "calibration": self.calibration and asdict(self.calibration),
             "repair": self.repair and asdict(self.repair),
             "heal": heal and {"name": heal.name, **given(heal.options)},
