@@ -141,9 +141,7 @@ def test_next_token_loss_counts_text_in_training_alone(tmp_path):
 
 def test_distillation_lowers_the_kl_and_raises_top1_agreement(source, tmp_path):
     pruned = prune(source, plan(8, layers="3-4"), tmp_path / "pruned")
-    config = HealingConfig(
-        "pydoc", max_length=32, max_samples=64, method=Full(), loss="distill", learning_rate=3e-3
-    )
+    config = HealingConfig("pydoc", max_length=32, max_samples=64, method=Full(), loss="distill", learning_rate=3e-3)
     result = heal(pruned, tmp_path / "healed", config, base=source)
     before, after = result.held_out
     assert after < 0.9 * before

@@ -76,9 +76,7 @@ def test_samples_fit_a_quarter_of_the_time(passes, seconds, samples, source):
     assert text == Text("copying", samples, 32)
 
 
-@pytest.mark.parametrize(
-    ("windows", "of_each"), [(100, (100, 50, 50)), (30, (30, 85, 85)), (1, (1, 99, 99))], ids=str
-)
+@pytest.mark.parametrize(("windows", "of_each"), [(100, (100, 50, 50)), (30, (30, 85, 85)), (1, (1, 99, 99))], ids=str)
 def test_where_the_model_writes_little_the_other_sources_count_for_more(windows, of_each, source, tmp_path):
     written = tmp_path / "own.jsonl"
 
@@ -87,7 +85,7 @@ def test_where_the_model_writes_little_the_other_sources_count_for_more(windows,
         return text.replacing({"self": str(written)})
 
     sources, room = {"self": 1, "copying": 0.5, "recall": 0.5}, 31
-    written.write_text("".join(f'{json.dumps({"ids": [5] * room, "seconds": 1})}\n' for _ in range(windows)))
+    written.write_text("".join(f"{json.dumps({'ids': [5] * room, 'seconds': 1})}\n" for _ in range(windows)))
     clock = Clock(1e9, now=lambda: 0.0)
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr("shortstack.healing.samples.is_own", lambda name: name == str(written))
@@ -146,7 +144,7 @@ def test_interrupted_run_ends_in_the_same_weights(source, tmp_path, capsys):
     assert not (tmp_path / "out").exists()
     seen = []
     heal(source, tmp_path / "out", STEPS, progress=lambda stage, done, *_, note="": seen.append((stage, done)))
-    assert [done for stage, done in seen if stage == "healing"][0] == 7
+    assert next(done for stage, done in seen if stage == "healing") == 7
     assert capsys.readouterr().err.count("continuing the unfinished run at step 6") == 1
     heal(source, tmp_path / "whole", STEPS)
     assert weights(tmp_path / "out") == weights(tmp_path / "whole")

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -95,6 +95,11 @@ def heal(
     layers, count = config.method.trained_layers(run.checkpoint), learner.trainable_parameters
     parts = config.method.name, config.loss, count, history, len(examples), seconds, peak_rss(), layers
     return Healing(writer.out, *parts)
+
+
+def least_seconds(model: Model, config: HealingConfig, *, speed: float, base: Model | None = None) -> float:
+    """Estimate the seconds that heal() needs at least with a time limit; with less it refuses to begin."""
+    return HealingRun(Checkpoint.of(model), config, base and Checkpoint.of(base)).budget(speed).least_seconds
 
 
 @dataclass(frozen=True)
@@ -187,23 +192,25 @@ class HealingRun:
             "timed": timed,
         }
 
+    def budget(self, speed: float) -> Budget:
+        """Return the cost of the run. speed: forward tokens per second of the deeper of both models."""
+        config, nbytes = self.config, output_bytes(self.checkpoint, self.config)
+        passes = self.first / self.checkpoint.anatomy.layers + (self.teacher is not None)
+        written = OWN_TOKENS if config.reads_own_text else 0
+        return Budget(speed, passes, config.batch_size, config.max_length, written, nbytes)
+
     def limit(self, clock: Clock, unfinished: Unfinished, speed: float | None) -> Limit:
         """Return the time limit, less the time that an interrupted run has used; refuse one without time for a step."""
-        config, models = self.config, [model for model in (self.checkpoint, self.teacher) if model]
+        config = self.config
 
         def decide() -> tuple[float, float]:
-            layers = max(model.anatomy.layers for model in models)
+            layers = max(model.anatomy.layers for model in (self.checkpoint, self.teacher) if model)
             forward = speed or forward_speed(self.checkpoint, dtype=self.dtype, device=self.device, layers=layers)
             return forward, clock.used
 
         forward, used = self._decided(decide)
         before = unfinished.notes.get("seconds", 0.0) if config.minutes else 0.0
-        passes = self.first / self.checkpoint.anatomy.layers + (self.teacher is not None)
-        written = OWN_TOKENS if config.reads_own_text else 0
-        budget = Budget(
-            forward, passes, config.batch_size, config.max_length, written, output_bytes(self.checkpoint, config)
-        )
-        left = clock.seconds - used - before
+        budget, left = self.budget(forward), clock.seconds - used - before
         resumed = last_checkpoint(unfinished.folder) is not None
         if not resumed and left < budget.least_seconds:
             if before:

@@ -6,7 +6,6 @@ import shutil
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from shortstack.checkpoint import Checkpoint, Model
 from shortstack.data import Text

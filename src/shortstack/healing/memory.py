@@ -52,7 +52,9 @@ def check_memory(checkpoint: Checkpoint, config: HealingConfig) -> None:
     needed = estimate_memory(checkpoint, config, batch=1)
     free = available_memory(needed.device)
     if needed.memory_bytes > free:
-        message = f"{config.method.name} takes about {size(needed.memory_bytes)} on {needed.device}, of {size(free)} free"
+        message = (
+            f"{config.method.name} takes about {size(needed.memory_bytes)} on {needed.device}, of {size(free)} free"
+        )
         raise InputError(f"{message}; train fewer layers, or use lora", option="method")
 
 

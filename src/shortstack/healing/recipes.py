@@ -85,7 +85,7 @@ def named_by_line(recipe: str | None, typed: Collection[str] = ()) -> Iterator[N
     try:
         yield
     except InputError as error:
-        if not recipe or not error.option or error.option in typed:
+        if not recipe or error.option in ("", "recipe", *typed):
             raise
         parts = ("heal", "plan")
         line = next((line for part in parts if (line := yamlfile.line_of(_text(recipe), part, error.option))), None)

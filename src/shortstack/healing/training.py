@@ -32,8 +32,8 @@ from shortstack.errors import InputError, TrainingError
 from shortstack.healing.budget import Deadline
 from shortstack.healing.config import HealingConfig
 from shortstack.healing.learner import IGNORED, Data, Ordered
-from shortstack.healing.resuming import BEST, STATE, last_checkpoint
 from shortstack.healing.result import History, Losses
+from shortstack.healing.resuming import BEST, STATE, last_checkpoint
 from shortstack.machine.device import pick_device
 from shortstack.machine.files import atomic_write
 from shortstack.machine.numbers import is_share
