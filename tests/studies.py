@@ -16,16 +16,23 @@ QUICK = (
     "{name: quick, method: partial, train_last: 1, data: $TINY/lines.jsonl, num_train_epochs: 1, "
     "max_length: 32, per_device_train_batch_size: 4}"
 )
-STUDY = f"""
+
+
+def study_text(metric: str = "ppl", heal: str = "none", more: str = "") -> str:
+    """Return the file of a study of one trial, or of more by lists."""
+    return f"""
 title: tiny
 model: $TINY/model
-metric: [reverse, ppl]
+metric: {metric}
 calibration: {{text: $TINY/text.txt, samples: 2, length: 16}}
 drop: 2
-heal: [none, {QUICK}]
+heal: {heal}
 evaluation: {{perplexity: [$TINY/text.txt], seq_length: 16, num_samples: 2}}
-"""
-SHORT = STUDY.replace("[reverse, ppl]", "ppl").replace(f"[none, {QUICK}]", "none")  # one trial
+{more}"""
+
+
+BOTH = f"[none, {QUICK}]"  # not healed, and healed
+STUDY, SHORT = study_text("[reverse, ppl]", BOTH), study_text()
 VOLATILE = {"seconds", "peak_rss_bytes", "tokens_per_s", "model"}  # of a run, not of its results
 
 

@@ -5,11 +5,11 @@ from dataclasses import replace
 import pytest
 
 from shortstack.study import read_study
-from shortstack.study.graph import Graph, Model, foreseen, sources
+from shortstack.study.graph import Graph, foreseen, sources
+from shortstack.study.trial import Model
 
 ROLES = ["evaluate_base", "score", "plan", "prune", "evaluate_pruned", "heal", "evaluate_healed"]
-HEAL = "heal: {name: quick, data: train.jsonl}\n"
-ONE = "model: a\ndrop: 25%\nmetric: ppl\n"
+ONE, HEAL = "model: a\ndrop: 25%\nmetric: ppl\n", "heal: {name: quick, data: train.jsonl}\n"
 
 
 @pytest.fixture
@@ -23,22 +23,18 @@ def graph(tmp_path):
     return of
 
 
-def results_of(graph, change=lambda _step: {}):
-    """Results of every step as it is foreseen, but for some changes."""
-    steps = {}
-
-    def find(key):
-        for trial in graph.study.trials:
-            steps.update({step.key: step for step in graph.steps(trial, lambda key: known.get(key))[1].values()})
-        known[key] = {**foreseen(steps[key]), **change(steps[key])}
-        return known[key]
-
-    known = {}
-    return find
+def path(graph, number=0, result=foreseen):
+    """The steps of a trial with these results."""
+    trial, results = graph.study.trials[number], {}
+    while True:
+        known, every = graph.steps(trial, results.get)
+        if len(known) == len(every) == len(results):
+            return known
+        results |= {step.key: {**foreseen(step), **result(step)} for step in known.values()}
 
 
-def path(graph, number=0, change=lambda _step: {}):
-    return graph.steps(graph.study.trials[number], results_of(graph, change))[0]
+def same(one, other):
+    return [role for role in ROLES if one[role].key == other[role].key]
 
 
 def test_a_trial_takes_every_step_of_the_line(graph):
@@ -46,17 +42,6 @@ def test_a_trial_takes_every_step_of_the_line(graph):
     assert list(found) == ROLES
     assert found["heal"].places == {"model": found["prune"].key}
     assert found["evaluate_healed"].places == {"model": found["heal"].key}
-
-
-def test_steps_are_known_as_far_as_results_are(graph):
-    found, done, seen = graph(ONE + HEAL), {}, []
-    for _ in ROLES:
-        known, every = found.steps(found.study.trials[0], done.get)
-        seen.append(len(known))
-        assert list(every) == ROLES
-        new = next(step for step in known.values() if step.key not in done)
-        done[new.key] = foreseen(new)
-    assert seen == [2, 2, 3, 4, 6, 6, 7]
 
 
 def test_all_metrics_of_a_text_are_one_walk(graph):
@@ -72,14 +57,13 @@ def test_all_metrics_of_a_text_are_one_walk(graph):
 
 
 def test_metrics_that_select_the_same_layers_share_the_steps_behind(graph):
-    found = graph(ONE.replace("ppl", "[bi, ppl, taylor]") + HEAL)
-
-    def removed(step):
+    def result(step):
         return {"removed": [1 + (step.arguments["selection"].metric == "taylor")]} if step.kind == "plan" else {}
 
-    bi, ppl, taylor = (path(found, number, removed) for number in range(3))
-    assert [role for role in ROLES if bi[role].key == ppl[role].key] == [role for role in ROLES if role != "plan"]
-    assert [role for role in ROLES if bi[role].key == taylor[role].key] == ["evaluate_base", "score"]
+    found = graph(ONE.replace("ppl", "[bi, ppl, taylor]") + HEAL)
+    bi, ppl, taylor = (path(found, number, result) for number in range(3))
+    assert same(bi, ppl) == [role for role in ROLES if role != "plan"]
+    assert same(bi, taylor) == ["evaluate_base", "score"]
 
 
 @pytest.mark.parametrize(
@@ -89,8 +73,10 @@ def test_metrics_that_select_the_same_layers_share_the_steps_behind(graph):
         ("calibration: {samples: 9}\n", ["evaluate_base", *ROLES[3:]]),
         ("drop: 50%\n", ["evaluate_base", "score"]),
         ("heal: {name: other, data: train.jsonl, learning_rate: 1.0}\n", ROLES[:5]),
-        ("heal: {name: other, data: train.jsonl}\n", ROLES),  # a name is no content
-        ("heal: {data: train.jsonl, max_grad_norm: 1.0}\n", ROLES),  # nor is a default that is spelled out
+        (
+            "heal: {name: other, data: train.jsonl, max_grad_norm: 1.0}\n",
+            ROLES,
+        ),  # neither names nor spelt defaults count
         ("repair: true\n", ["evaluate_base", "score", "plan"]),
         ("evaluation: {seq_length: 64}\n", ["score", "plan", "prune", "heal"]),
         ("dtype: float32\n", ["plan", "prune", "heal"]),  # pruning copies bytes, healing has its own arithmetic
@@ -98,66 +84,51 @@ def test_metrics_that_select_the_same_layers_share_the_steps_behind(graph):
     ],
 )
 def test_a_step_is_the_same_if_it_computes_the_same(graph, change, kept):
-    def contents(step):
-        identity = {"identity": {"weights": str([step.kind, step.arguments, step.inputs]), "config": ""}}
+    def result(step):
         if step.kind == "plan":
             return {"removed": [step.arguments["selection"].drop]}
-        return {
-            **identity,
-            "scores": {"ppl": [str(step.arguments.get("text")), step.arguments.get("seed")]},
-            "blocks": {},
-        }
+        scores = {"ppl": [str(step.arguments.get("text")), step.arguments.get("seed")]}
+        identity = {"weights": str([step.kind, step.arguments, step.inputs]), "config": ""}
+        return {"identity": identity, "scores": scores, "blocks": {}}
 
-    text = ONE + HEAL
-    name = change.partition(":")[0]
-    changed = "".join(line for line in text.splitlines(keepends=True) if not line.startswith(name)) + change
-    before, after = path(graph(text), 0, contents), path(graph(changed), 0, contents)
-    assert [role for role in ROLES if before[role].key == after[role].key] == kept
+    before, name = ONE + HEAL, change.partition(":")[0]
+    after = "".join(line for line in before.splitlines(keepends=True) if not line.startswith(name)) + change
+    assert same(path(graph(before), 0, result), path(graph(after), 0, result)) == kept
 
 
 @pytest.mark.parametrize(
     ("lines", "role"),
     [
-        ("strategy: search\ndrop: 2\n", "plan"),
-        ("metric: reverse\ndrop: 2\nrepair: true\n", "prune"),
-        ("metric: ppl\ndrop: 2\nheal: {data: train.jsonl, layers_per_round: 1}\n", "heal"),
-        ("metric: reverse\ndrop: 2\nheal: {data: mix}\n", "heal"),
+        ("strategy: search\n", "plan"),
+        ("metric: reverse\nrepair: true\n", "prune"),
+        ("metric: ppl\nheal: {data: train.jsonl, layers_per_round: 1}\n", "heal"),
+        ("metric: reverse\nheal: {data: mix}\n", "heal"),
     ],
 )
 def test_another_text_makes_another_step(graph, lines, role):
-    before, after = (path(graph("model: a\n" + lines, **digests))[role].key for digests in ({}, {"mix": "other"}))
+    before, after = (path(graph("model: a\ndrop: 2\n" + lines, **texts))[role].key for texts in ({}, {"mix": "other"}))
     assert before != after
 
 
-def test_other_contents_and_versions_make_other_steps(graph, monkeypatch):
-    found = graph(ONE)
-    before = {step.key for step in path(found).values()}
-    for identity in ({"weights": "b", "config": ""}, {**found.models["a"].identity, "beside": "another tokenizer"}):
-        assert not before & {step.key for step in path(replace(found, models={"a": Model(identity, 8)})).values()}
+def test_other_models_and_versions_make_other_steps(graph, monkeypatch):
+    found = graph(ONE + HEAL)
+    before = path(found)
+    assert same(before, path(replace(found, models={"a": Model({"weights": "b", "config": ""}, 8)}))) == []
     monkeypatch.setattr("shortstack.machine.cache.library_versions", lambda: {"torch": "99"})
-    assert not before & {step.key for step in path(graph(ONE)).values()}
+    assert same(before, path(graph(ONE + HEAL))) == []
 
 
 def test_in_rounds_one_step_prunes_and_heals(graph):
-    found = path(graph(ONE + "heal: {data: train.jsonl, layers_per_round: 1}\n"))
-    assert [(role, step.kind) for role, step in found.items()] == [
-        ("evaluate_base", "evaluate"),
-        ("heal", "rounds"),
-        ("evaluate_healed", "evaluate"),
-    ]
-    assert found["heal"].arguments["rounds"]["step"] == 1
-
-
-def test_the_teacher_is_the_base_model(graph):
-    found = path(graph(ONE + "heal: {data: train.jsonl, loss: distill}\n"))["heal"]
-    assert (found.places["base"], found.inputs["base"]["weights"]) == ("a", "a")
-    assert "base" not in path(graph(ONE + HEAL))["heal"].places
+    found = path(graph(ONE + "heal: {data: train.jsonl, layers_per_round: 1, loss: distill}\n"))
+    assert list(found) == ["evaluate_base", "heal", "evaluate_healed"]
+    assert (found["heal"].kind, found["heal"].arguments["rounds"]["step"]) == ("rounds", 1)
+    assert (found["heal"].places["base"], found["heal"].inputs["base"]["weights"]) == ("a", "a"), "the teacher"
 
 
 def test_models_of_one_shape_share_a_profile(graph):
     found = graph("model: a\nlayers: ['1', '2']\nprofile: true\n")
     first, second = (
-        path(found, number, lambda step: {"identity": {"weights": step.key, "config": "seven"}}) for number in (0, 1)
+        path(found, number, lambda step: {"identity": {"weights": step.key, "config": 7}}) for number in (0, 1)
     )
     assert first["prune"].key != second["prune"].key
     assert first["profile"].key == second["profile"].key != first["profile_base"].key

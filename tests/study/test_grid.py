@@ -1,14 +1,10 @@
 """A study's file: the trials that it makes, and the errors of a wrong one."""
 
-import json
-
 import pytest
 
 from shortstack.errors import InputError
-from shortstack.scoring import METRICS
 from shortstack.study import read_study
 from shortstack.study.grid import schema
-from shortstack.study.steps import expanded
 
 QUICK = "{name: quick, method: lora, data: pydoc, num_train_epochs: 1}"
 
@@ -32,18 +28,17 @@ def test_every_combination_is_a_trial_in_the_order_of_the_file(study):
     grid = study(f"model: [a, b]\nmetric: [ppl, bi]\ndrop: [25%, 8]\nheal: [none, {QUICK}]\n")
     found = columns(grid, "model", "metric", "drop", "heal")
     assert len(found) == 16
-    assert found[0] == ("a", "ppl", "25%", None)
-    assert found[1] == ("a", "ppl", "25%", "quick")
-    assert found[2] == ("a", "ppl", "8", None)
+    assert found[:3] == [("a", "ppl", "25%", None), ("a", "ppl", "25%", "quick"), ("a", "ppl", "8", None)]
 
 
 def test_settings_without_effect_make_no_trials(study):
-    text = "model: a\nmetric: [reverse, bi]\ndrop: 2\ncalibration: [{samples: 1}, {samples: 50}]\n"
+    text = "model: a\nmetric: [reverse, bi, bi]\ndrop: 2\ncalibration: [{samples: 1}, {samples: 50}]\n"
     found = study(
-        f"{text}trials:\n- {{metric: bi}}\n- {{layers: 3-5}}\n- {{layers: 3-5, calibration: {{samples: 2}}}}\n"
+        f"{text}trials:\n- {{metric: bi}}\n- {{layers: 3-5, calibration: [{{samples: 1}}, {{samples: 2}}]}}\n"
     )
     samples = [trial.calibration and trial.calibration.samples for trial in found.trials]
-    assert samples == [None, 1, 50, None], "reverse and named layers read no text, and a trial is there once"
+    assert samples == [None, 1, 50, None], "reverse and named layers read no text"
+    assert len({trial.id for trial in found.trials}) == 4
 
 
 def test_added_trials_take_the_first_values_of_the_grid(study):
@@ -80,41 +75,36 @@ def test_a_recipe_gives_options_that_the_study_overrides(study):
 
 
 @pytest.mark.parametrize(
-    "which", ["metric: random", "metric: random\nstrategy: block", "metric: reverse\nstrategy: block"]
+    ("which", "draws"), [("metric: random", True), ("metric: bi", True), ("metric: reverse", False)]
 )
-def test_seeds_change_what_draws(study, which):
-    trials = study(f"model: a\n{which}\ndrop: 2\nseed: [0, 1, 2, 3]\n").trials
-    removed = {trial.selection.plan(8, trial.selection_seed).removed for trial in trials}
-    assert (len(removed) > 1) == METRICS[trials[0].selection.name].draws
+def test_seeds_change_what_draws_and_what_reads_text(study, which, draws):
+    trials = study(f"model: a\n{which}\ndrop: 2\nseed: [1, 2]\n").trials
+    assert [trial.selection_seed for trial in trials] == ([1, 2] if draws else [0, 0])
 
 
 @pytest.mark.parametrize(
     ("lines", "line"),
     [
-        ("metricc: ppl", 2),
-        ("metric: ppl\ndrop: 2\nheal:\n- none\n- {method: lora, data: a, num_train_epoch: 2}", 6),
-        ("metric: ppl\ndrop: 2\nevaluation:\n  perplexities: [pydoc]", 5),
-        ("metric: ppl\ndrop: 2\ntrials:\n- {metric: bi}\n- {metrics: bi}", 6),
-        ("metric: ppl\ndrop: 2\nevaluation: {limit: 0%}", 4),
-        ("metric: ppl\ndrop: 2\nheal: {data: a, top_k: 0}", 4),
-        ("metric: ppl\ndrop: 2\nheal: {data: a, learning_rate: fast}", 4),
-        ("metric: ppl\ndrop: lots", 3),
-        ("metric: pppl\ndrop: 2", 2),
-        ("metric: ppl\ndrop: 2\nrepair: {samples: 7}", 4),
-        ("metric: ppl\ndrop: 2\nheal: paper-lor", None),
-        ("metric: ppl\ndrop: 2\nheal: {method: lora}", None),
-        ("metric: ppl\ndrop: 2\nheal: {data: a, seed: 4}", 4),
-        ("metric: ppl\ndrop: 2\nseed: [-1]", 4),
-        ("metric: ppl\nstrategy: search\ndrop: 2", 3),
-        (f"metric: ppl\nstrategy: block\ndrop: 2\nheal: {QUICK.replace('{', '{layers_per_round: 1, ')}", 5),
-        ("metric: ppl", None),
-        ("drop: 2", None),
-        ("metric: [ppl\nb: c", 3),
+        ("metricc: ppl", 3),
+        ("metric: pppl", 3),
+        ("metric: [ppl\nb: c", 4),
+        ("metric: ppl\nstrategy: search", 4),
+        ("metric: ppl\nseed: [-1]", 4),
+        ("metric: ppl\nrepair: {samples: 7}", 4),
+        ("metric: ppl\nheal:\n- none\n- {method: lora, data: a, num_train_epoch: 2}", 6),
+        ("metric: ppl\nheal: {data: a, learning_rate: fast}", 4),
+        ("metric: ppl\nheal: {data: a, seed: 4}", 4),
+        (f"metric: ppl\nstrategy: block\nheal: {QUICK.replace('{', '{layers_per_round: 1, ')}", 5),
+        ("metric: ppl\nevaluation:\n  perplexities: [pydoc]", 5),
+        ("metric: ppl\ntrials:\n- {metric: bi}\n- {metrics: bi}", 6),
+        ("metric: ppl\nheal: paper-lor", None),
+        ("metric: ppl\nheal: {method: lora}", None),
+        ("title: no trial", None),
     ],
 )
 def test_a_wrong_file_is_refused_by_its_line(study, lines, line):
     with pytest.raises(InputError, match=rf"study.yaml, line {line}" if line else None):
-        study(f"model: a\n{lines}\n")
+        study(f"model: a\ndrop: 2\n{lines}\n")
 
 
 def test_the_schema_has_the_keys_of_a_study_and_no_others():
@@ -132,25 +122,9 @@ def test_the_schema_has_the_keys_of_a_study_and_no_others():
         assert not validator.is_valid(good | wrong), wrong
 
 
-@pytest.mark.parametrize(("typed", "share"), [("10%", 0.1), ("0.25", 0.25), ("200", 200)])
-def test_shares_are_read_as_on_the_command_line(study, typed, share):
-    found = study(
-        f"model: a\nmetric: ppl\ndrop: 2\nevaluation: {{limit: {typed}}}\nheal: {{data: b, max_samples: {typed}}}"
-    )
-    assert (found.evaluation.limit, found.trials[0].heal.options.max_samples) == (share, share)
-
-
-def test_variables_of_the_environment_are_replaced(monkeypatch):
+def test_variables_of_the_environment_are_replaced(study, monkeypatch):
     monkeypatch.setenv("DATA", "/data")
-    assert expanded({"texts": ["$DATA/a", "${DATA}/b", "pydoc"], "n": 1}) == {
-        "texts": ["/data/a", "/data/b", "pydoc"],
-        "n": 1,
-    }
+    text = "model: $DATA/a\nmetric: reverse\ndrop: 2\ntrials: [{model: '${DATA}/b'}]\n"
+    assert study(text).models == ["/data/a", "/data/b"]
     with pytest.raises(InputError, match="NOWHERE"):
-        expanded("$NOWHERE/a.txt")
-
-
-def test_an_id_is_that_of_the_settings(study):
-    (trial,) = study("model: a\nmetric: ppl\ndrop: 2\n").trials
-    assert trial.id == study("drop: 2\nmetric: [ppl, ppl]\nmodel: [a]\n").trials[0].id
-    assert json.loads(json.dumps(trial.settings())) == trial.settings()
+        study(f"{text}title: $NOWHERE\n")

@@ -1,12 +1,10 @@
 """A study runs each step once, continues after any kill to the same end, and a failure is of its trials alone."""
 
-import itertools
-import pkgutil
 import signal
 import subprocess
 import sys
 import threading
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 
@@ -15,15 +13,14 @@ import pytest
 
 from shortstack.errors import DataError, DiskFullError, InputError
 from shortstack.report import Report
-from shortstack.runs.folder import Folder
 from shortstack.runs.records import read
 from shortstack.study import plan_study, run_study, runner, steps
 from shortstack.study.workers import local
-from studies import QUICK, SHORT, STUDY, found, inline, make_data, write_study
+from studies import BOTH, QUICK, SHORT, STUDY, found, inline, make_data, study_text, write_study
 
 pytestmark = pytest.mark.usefixtures("own_cache", "named_data")
 
-ONE_METRIC = STUDY.replace("[reverse, ppl]", "ppl")
+TWO_TRIALS = study_text(heal=BOTH)
 
 
 @contextmanager
@@ -64,25 +61,25 @@ def test_every_step_runs_once(tmp_path):
     assert found(tmp_path / "runs") == before
 
 
-def test_the_dry_run_counts_the_steps_and_the_bytes(tmp_path):
-    for keep in ("all", "best"):
-        planned = plan_study(write_study(tmp_path), keep=keep)
-        outcome = run_study(tmp_path / "study.yaml", tmp_path / keep, launcher=inline, keep=keep)
-        assert (planned.trials, sum(planned.steps.values())) == (4, outcome.steps)
-        stays = sum(file.stat().st_size for file in (tmp_path / keep / "artefacts").glob("*/*.safetensors"))
-        assert planned.disk_bytes == pytest.approx(
-            stays * (1 if keep == "all" else 3), rel=0.1
-        )  # a step reads and writes
-    assert plan_study(write_study(tmp_path, STUDY.replace("$TINY/model", "org/nowhere"))).disk_bytes is None
+@pytest.mark.parametrize(("keep", "times"), [("all", 1), ("best", 3)])
+def test_the_dry_run_counts_steps_and_bytes(tmp_path, keep, times):
+    planned = plan_study(write_study(tmp_path), keep=keep)
+    outcome = run(tmp_path, keep=keep)
+    assert (planned.trials, sum(planned.steps.values())) == (4, outcome.steps)
+    stays = sum(file.stat().st_size for file in (tmp_path / "runs" / "artefacts").glob("*/*.safetensors"))
+    assert planned.disk_bytes == pytest.approx(stays * times, rel=0.1), "a step reads one and writes one"
+
+
+def test_the_dry_run_downloads_no_model(tmp_path):
+    planned = plan_study(write_study(tmp_path, SHORT.replace("$TINY/model", "org/nowhere")))
+    assert (planned.disk_bytes, planned.steps["evaluate"]) == (None, 2)
 
 
 def test_a_changed_study_continues_with_what_is_there(tmp_path):
     run(tmp_path, SHORT)
-    outcome = run(tmp_path, SHORT + "trials:\n- {metric: bi}\n")
-    assert (outcome.trials, outcome.done, outcome.skipped) == (2, 2, 4), (
-        "bi joins the walk, which is another score step"
-    )
-    outcome = run(tmp_path, SHORT.replace("metric: ppl", "metric: reverse"), keep="none")
+    outcome = run(tmp_path, study_text(more="trials:\n- {metric: bi}\n"))
+    assert (outcome.trials, outcome.done, outcome.skipped) == (2, 2, 4), "one walk for both is another score step"
+    outcome = run(tmp_path, study_text("reverse"), keep="none")
     assert (outcome.trials, outcome.done) == (1, 1)
     assert weights(tmp_path / "runs"), "those of trials of another file stay"
     assert run(tmp_path, SHORT).steps == 0
@@ -91,9 +88,7 @@ def test_a_changed_study_continues_with_what_is_there(tmp_path):
 def test_a_failure_is_of_its_trials_alone(tmp_path, study_data):
     wrong = study_data / "wrong.jsonl"
     wrong.write_text('{"text": "one line"}\n', encoding="utf-8")  # nothing is left to train on
-    text = ONE_METRIC.replace(
-        f"[none, {QUICK}]", f"[none, {QUICK}, {QUICK.replace('quick', 'wrong').replace('lines', 'wrong')}]"
-    )
+    text = study_text(heal=f"[none, {QUICK}, {QUICK.replace('quick', 'wrong').replace('lines', 'wrong')}]")
     outcome = run(tmp_path, text)
     assert (outcome.trials, outcome.done, outcome.failed) == (3, 2, 1)
     (failure,) = outcome.failures
@@ -101,8 +96,8 @@ def test_a_failure_is_of_its_trials_alone(tmp_path, study_data):
     assert "Traceback" in failure["error"]
     assert "Traceback" in (tmp_path / "runs" / "logs" / f"{failure['key'][:12]}.txt").read_text()
     states = {
-        (settings["heal"] or {}).get("name"): state
-        for settings, state, _ in found(tmp_path / "runs")["trials"].values()
+        trial.settings["heal"] and trial.settings["heal"]["name"]: trial.state
+        for trial in read(tmp_path / "runs").trials
     }
     assert states == {None: "done", "quick": "done", "wrong": "failed"}
     wrong.write_text((study_data / "lines.jsonl").read_text().replace("one", "two"), encoding="utf-8")
@@ -132,21 +127,14 @@ def test_keep_removes_weights_that_no_step_needs(tmp_path, keep):
     assert len(list((tmp_path / "runs" / "artefacts").glob("*/config.json"))) == 4
 
 
-def test_keep_best_keeps_weights_without_a_loss(tmp_path):
-    assert run(tmp_path, SHORT.replace("[$TINY/text.txt]", "[], probes: true, probe_items: 2")).done == 1
-    assert len(weights(tmp_path / "runs")) == 1
-
-
-@pytest.mark.parametrize("heal", [f"[none, {QUICK}]", QUICK])
+@pytest.mark.parametrize("heal", [BOTH, QUICK])
 def test_removed_weights_are_made_again(tmp_path, monkeypatch, heal):
     """The evaluation text changes: it needs healed weights, which need those of the cut, and both were removed."""
     monkeypatch.setenv("TINY", str(make_data(tmp_path)))
-    text = ONE_METRIC.replace("perplexity: [$TINY/text.txt]", "perplexity: [$TINY/judged.txt]").replace(
-        f"[none, {QUICK}]", heal
-    )
+    text = study_text(heal=heal, more="evaluate_pruned: false\n").replace("[$TINY/text.txt]", "[$TINY/judged.txt]")
     for words in ("a walk that visits every layer ", "the dog lies in order by the door "):
         (tmp_path / "judged.txt").write_text(words * 40, encoding="utf-8")
-        assert run(tmp_path, f"{text}evaluate_pruned: false\n", keep="none").failed == 0
+        assert run(tmp_path, text, keep="none").failed == 0
     assert weights(tmp_path / "runs") == []
 
 
@@ -159,9 +147,9 @@ def test_a_failed_evaluation_keeps_the_weights_for_the_next_run(tmp_path, monkey
     original = steps.STEPS["evaluate"]
     with monkeypatch.context() as patch:
         broken(patch, "evaluate", evaluate)
-        assert run(tmp_path, ONE_METRIC, two, keep="none").failed
+        assert run(tmp_path, TWO_TRIALS, two, keep="none").failed
     broken(monkeypatch, "heal", lambda *_: pytest.fail("healed again"))
-    assert run(tmp_path, ONE_METRIC, two, keep="none").failed == 0
+    assert run(tmp_path, TWO_TRIALS, two, keep="none").failed == 0
 
 
 def test_a_full_disk_ends_the_study_and_the_same_call_continues(tmp_path, monkeypatch):
@@ -187,41 +175,25 @@ def test_a_profile_runs_alone(tmp_path, monkeypatch):
         together.append(sorted(running.kind for running in study_run.running.values()))
 
     monkeypatch.setattr(runner._StudyRun, "_start", noted)
-    text = STUDY.replace(f"[none, {QUICK}]", "none") + "profile: {batch_size: 1, prompt: 4, new_tokens: 2}\n"
+    text = study_text("[reverse, ppl]", more="profile: {batch_size: 1, prompt: 4, new_tokens: 2}\n")
     assert run(tmp_path, text, two).failed == 0
     assert [kinds for kinds in together if "profile" in kinds] == [["profile"]] * 2
     assert any(len(kinds) == 2 for kinds in together)
 
 
 def test_rounds_record_what_they_removed(tmp_path):
-    text = f"{SHORT}trials:\n- {{metric: reverse, heal: {QUICK.replace('{', '{layers_per_round: 1, ')}}}\n"
-    assert run(tmp_path, text, keep="all").failed == 0
+    assert run(tmp_path, study_text("reverse", QUICK.replace("{", "{layers_per_round: 1, "))).failed == 0
     (result,) = (result for kind, *_, result in found(tmp_path / "runs")["steps"].values() if kind == "rounds")
     assert result["plan"]["removed"] == [4, 5]
-
-
-def test_what_killed_workers_left_is_removed(tmp_path):
-    partial_folder, key = tmp_path / "runs" / "partial", "0" * 64
-    for name in (key, f"{key}.partial-12345678", f"{key}.training"):
-        (partial_folder / name).mkdir(parents=True)
-    folder = Folder(tmp_path / "runs")
-    folder.clear_partial()
-    assert [path.name for path in partial_folder.iterdir()] == [f"{key}.training"], "a healing continues from it"
-    run(tmp_path, SHORT)
-    assert list(partial_folder.iterdir()) == [], "no step of this study has that state"
 
 
 WRONG = [
     ("{text: $TINY/text.txt", "{text: pydocc"),
     ("[$TINY/text.txt]", "[nowhere.txt]"),
-    ("[$TINY/text.txt]", "[mix]"),
-    ("data: $TINY/lines.jsonl", "data: 'pydoc,slef'"),
-    ("metric: [reverse, ppl]\n", "layers: 8-9\n"),
     ("drop: 2", "drop: 6"),
     ("train_last: 1", "train_last: 5"),
     ("num_samples: 2", "num_samples: 2, tasks: [piqa], data_dir: nowhere"),
     ("num_samples: 2", "num_samples: 2, tasks: [piqaa], include: $TINY"),
-    ("$TINY/model", "nowhere"),
     ("$TINY/model", "$UNSET_NAME/model"),
     ("title: tiny", "device: mps"),
 ]
@@ -237,14 +209,7 @@ def test_what_no_step_could_use_is_refused_before_the_first(tmp_path, monkeypatc
     monkeypatch.setattr(runner, "perform", lambda _job: pytest.fail("a step runs"))
     assert old in STUDY
     with pytest.raises((InputError, DataError)):
-        run(tmp_path, STUDY.replace(old, new).replace("drop: 2\n", "" if "layers" in new else "drop: 2\n"))
-
-
-def test_a_file_is_no_folder_for_a_study(tmp_path):
-    (tmp_path / "runs").write_text("mine")
-    with pytest.raises(InputError):
-        run(tmp_path)
-    assert (tmp_path / "runs").read_text() == "mine"
+        run(tmp_path, STUDY.replace(old, new))
 
 
 def test_a_killed_study_takes_its_workers_along_and_continues(tmp_path):
@@ -261,28 +226,3 @@ def test_a_killed_study_takes_its_workers_along_and_continues(tmp_path):
     assert run_study(study, runs, launcher=partial(local, 2)).failed == 0
     run_study(study, tmp_path / "runs", launcher=inline)
     assert found(runs) == found(tmp_path / "runs")
-
-
-def dying(original, calls):
-    """Make a function that dies after some calls."""
-    left = iter(range(calls))
-
-    def call(*args, **kwargs):
-        if next(left, None) is None:
-            raise KeyboardInterrupt
-        return original(*args, **kwargs)
-
-    return call
-
-
-@pytest.mark.parametrize("call", ["runs.folder.rename_new", "runs.store.Store.end", "study.runner._StudyRun._advance"])
-def test_a_study_that_dies_anywhere_continues_to_the_same_end(tmp_path, monkeypatch, call):
-    name, original = f"shortstack.{call}", pkgutil.resolve_name(f"shortstack.{call}")
-    for deaths in itertools.count():
-        with monkeypatch.context() as patch, suppress(KeyboardInterrupt):
-            patch.setattr(name, dying(original, deaths % 3 + 1))
-            run(tmp_path, SHORT)
-            break
-    run_study(tmp_path / "study.yaml", tmp_path / "whole", launcher=inline)
-    assert deaths > 1
-    assert found(tmp_path / "runs") == found(tmp_path / "whole")

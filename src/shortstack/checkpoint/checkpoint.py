@@ -27,7 +27,7 @@ from shortstack.errors import CheckpointError, InputError, one_line
 from shortstack.machine.cache import cache_directory, content_key, kept_folder, make_room, mark_used
 from shortstack.machine.files import check_disk, digest, file_digest
 from shortstack.machine.memory import check_room
-from shortstack.machine.progress import Progress, hush_transformers, in_notebooks
+from shortstack.machine.progress import Progress, hush_transformers, silent
 from shortstack.machine.typed import typed
 
 if TYPE_CHECKING:
@@ -67,7 +67,7 @@ class Checkpoint:
         revision: str | None = None,
         trust_remote_code: bool = False,
         download: bool = True,
-        progress: Progress = in_notebooks,
+        progress: Progress = silent,
     ) -> Checkpoint:
         """Open a directory, a hub id, a .gguf file, or `demo`. download: whether a hub model may be fetched.
 

@@ -19,7 +19,7 @@ from shortstack.evaluation.perplexity import measure
 from shortstack.evaluation.probes import Item, probe_tokens, probes, run_probes
 from shortstack.evaluation.results import EvalResult, TaskResult
 from shortstack.machine.device import AUTO, Compute, pick_device
-from shortstack.machine.progress import Progress, in_notebooks, silent
+from shortstack.machine.progress import Progress, silent
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -36,7 +36,7 @@ def evaluate(
     *,
     base: Model | None = None,
     compute: Compute = AUTO,
-    progress: Progress = in_notebooks,
+    progress: Progress = silent,
 ) -> EvalResult:
     """Measure perplexity, tasks and probes of a model, and compare them with its base model.
 
@@ -98,7 +98,7 @@ class Evaluation:
             fix = "free memory, or leave probes and generative tasks out: the rest is measured layer by layer"
             self.checkpoint.check_room(arithmetic(self.compute.dtype, self.checkpoint, device), device, fix=fix)
 
-    def measure(self, progress: Progress = in_notebooks) -> EvalResult:
+    def measure(self, progress: Progress = silent) -> EvalResult:
         """Load the model, and measure."""
         tokenizer = self.checkpoint.tokenizer()
         decoder = Decoder.open(self.checkpoint, replace(self.compute, stream=False) if self.writes else self.compute)

@@ -16,7 +16,7 @@ from shortstack.checkpoint.gguf_file import GgufFile, new_gguf, read_gguf
 from shortstack.errors import ArchitectureError, CheckpointError, InputError, one_line
 from shortstack.machine.files import check_disk, check_new
 from shortstack.machine.options import no_choice
-from shortstack.machine.progress import Progress, in_notebooks
+from shortstack.machine.progress import Progress, silent
 from shortstack.pruning.gguf_depth import same_kind
 
 TYPES = {"bf16": 2, "f16": 2, "f32": 4, "q8_0": 34 / 32}  # what the converter writes, and bytes of a weight
@@ -34,7 +34,7 @@ def export_gguf(
     *,
     gguf_type: str = "bf16",
     converter: str | Path | None = None,
-    progress: Progress = in_notebooks,
+    progress: Progress = silent,
 ) -> Path:
     """Write a checkpoint as the new file `output` for llama.cpp; returns it.
 

@@ -17,7 +17,7 @@ from shortstack.checkpoint.side_files import uploadable
 from shortstack.errors import CheckpointError, InputError, OutputError, ShortstackError, one_line
 from shortstack.machine.cache import cache_directory
 from shortstack.machine.hub import connection_error
-from shortstack.machine.progress import Progress, in_notebooks
+from shortstack.machine.progress import Progress, silent
 from shortstack.pruning import verify
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ def push_to_hub(
     private: bool = False,
     create_pr: bool = False,
     licence: str | None = None,
-    progress: Progress = in_notebooks,
+    progress: Progress = silent,
 ) -> CommitInfo:
     """Verify a checkpoint that shortstack wrote, and upload it as one commit; returns what huggingface_hub tells of that.
 

@@ -12,7 +12,7 @@ from shortstack.data.tokens import CalibrationText, Tokens
 from shortstack.errors import ArchitectureError, PlanError
 from shortstack.machine.device import AUTO, Compute
 from shortstack.machine.formats import show_layers
-from shortstack.machine.progress import Progress, in_notebooks
+from shortstack.machine.progress import Progress, silent
 from shortstack.planning.layer_sets import Removal, parse_layers
 from shortstack.planning.plans import Plan
 from shortstack.planning.selection import Selection, removal_of
@@ -32,7 +32,7 @@ def select_layers(
     scores: Scores | None = None,
     layers: str | int | Sequence[int] | None = None,
     compute: Compute = AUTO,
-    progress: Progress = in_notebooks,
+    progress: Progress = silent,
     **options: Any,
 ) -> Plan:
     """Select the layers to remove from a model; a cut that cannot be exact is moved to the nearest that is.
@@ -69,7 +69,7 @@ def select(
     sizes: Sizes | None = None,
     is_exact: Callable[[Plan], bool] | None = None,
     compute: Compute = AUTO,
-    progress: Progress = in_notebooks,
+    progress: Progress = silent,
 ) -> Plan:
     """Select as select_layers() does. sizes, is_exact: of another form of the model, such as the .gguf file to be cut."""
     from shortstack.planning.exactness import nearest_exact, pruned_config

@@ -16,7 +16,7 @@ from shortstack.decoder.wrapping import arithmetic
 from shortstack.machine.device import AUTO, Compute, pick_device
 from shortstack.machine.formats import shown, size
 from shortstack.machine.memory import available_memory, forget_peak, peak_bytes
-from shortstack.machine.progress import Progress, in_notebooks
+from shortstack.machine.progress import Progress, silent
 from shortstack.machine.tables import Cell, Column, Table, Tabled
 from shortstack.profiling.counts import CacheBytes, Macs, Parts, cache_bytes, macs, parts
 from shortstack.profiling.options import Timing
@@ -162,7 +162,7 @@ def profile(
     base: Model | None = None,
     timing: Timing = TIMING,
     compute: Compute = AUTO,
-    progress: Progress = in_notebooks,
+    progress: Progress = silent,
 ) -> Profile:
     """Count parameters, bytes and multiply-accumulates of a checkpoint, and time it at each batch size; no sizes: no speed.
 

@@ -19,7 +19,7 @@ from shortstack.checkpoint.gguf_file import (
 )
 from shortstack.errors import InputError, OutputError
 from shortstack.machine.files import check_disk, check_new
-from shortstack.machine.progress import Progress, in_notebooks
+from shortstack.machine.progress import Progress, silent
 from shortstack.planning import Cut, Plan, plan_of
 from shortstack.pruning.gguf_depth import GgufDepth
 
@@ -29,7 +29,7 @@ KEPT = f"{OURS}kept_layers"
 STALE = "general.size_label"  # says how large the source is
 
 
-def prune_gguf(source: str | Path, plan: Cut, output: str | Path, *, progress: Progress = in_notebooks) -> Path:
+def prune_gguf(source: str | Path, plan: Cut, output: str | Path, *, progress: Progress = silent) -> Path:
     """Write a .gguf model without some layers as the new file `output`, by copying bytes; nothing is dequantised.
 
     Kept layers stay byte for byte; their numbers, and metadata by layer, become those of the pruned model. Returns the

@@ -9,16 +9,14 @@ from typing import Any
 from shortstack.checkpoint.gguf_file import ALIGNMENT, Entry, GgufFile, GgufTensor, read_gguf
 from shortstack.checkpoint.pieces import same_bytes
 from shortstack.errors import ArchitectureError, CheckpointError
-from shortstack.machine.progress import Progress, in_notebooks
+from shortstack.machine.progress import Progress, silent
 from shortstack.planning import Plan
 from shortstack.pruning.gguf_depth import GgufDepth
 from shortstack.pruning.gguf_pruner import KEPT, OURS, SPLIT, kept_tensors, pruned_metadata
 from shortstack.pruning.verification import Verification
 
 
-def verify_gguf(
-    file: str | Path, *, against: str | Path | None = None, progress: Progress = in_notebooks
-) -> Verification:
+def verify_gguf(file: str | Path, *, against: str | Path | None = None, progress: Progress = silent) -> Verification:
     """Check that a .gguf file that shortstack wrote is whole and, with `against`, that its bytes are that model's.
 
     Without `against`: every layer has its tensors. With it: metadata reads as the cut wants it, no tensor lacks or is

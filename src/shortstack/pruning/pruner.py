@@ -19,7 +19,7 @@ from shortstack.checkpoint.writer import layout
 from shortstack.errors import ArchitectureError, CheckpointError
 from shortstack.machine.device import AUTO, Compute
 from shortstack.machine.files import read_json, scratch_beside
-from shortstack.machine.progress import Progress, in_notebooks
+from shortstack.machine.progress import Progress, silent
 from shortstack.planning import Cut, Plan, plan_of
 from shortstack.planning.exactness import pruned_config
 from shortstack.planning.selector import Text
@@ -32,7 +32,7 @@ def prune(
     *,
     repair: Text | None = None,
     compute: Compute = AUTO,
-    progress: Progress = in_notebooks,
+    progress: Progress = silent,
 ) -> Checkpoint:
     """Write a model without some layers to the new directory `output`, and open it.
 

@@ -24,7 +24,7 @@ from shortstack.errors import ArchitectureError, CheckpointError, one_line
 from shortstack.machine.device import pick_device
 from shortstack.machine.files import file_digest, to_jsonable
 from shortstack.machine.formats import show_layers
-from shortstack.machine.progress import Progress, in_notebooks, under
+from shortstack.machine.progress import Progress, silent, under
 from shortstack.machine.tables import Column, Table, Tabled
 from shortstack.planning import Plan
 from shortstack.pruning.pruner import kept_tensors
@@ -59,7 +59,7 @@ def verify(
     against: Model | None = None,
     device: str = "cpu",
     stream: bool | None = None,
-    progress: Progress = in_notebooks,
+    progress: Progress = silent,
 ) -> Verification:
     """Re-read a checkpoint shortstack wrote; with `against`, compare its logits with that model's, those layers skipped.
 

@@ -18,7 +18,7 @@ from shortstack.machine.device import AUTO, Compute
 from shortstack.machine.files import to_jsonable
 from shortstack.machine.formats import counted, in_thousands, number
 from shortstack.machine.numbers import checked, perplexity
-from shortstack.machine.progress import Progress, in_notebooks
+from shortstack.machine.progress import Progress, silent
 from shortstack.machine.tables import Column, Table, Tabled
 from shortstack.scoring.measurement import Measurement, MeasurementSpec
 from shortstack.scoring.metrics import METRICS
@@ -96,7 +96,7 @@ def depth_curve(
     text: Tokens | CalibrationText | Rows | None = None,
     *,
     compute: Compute = AUTO,
-    progress: Progress = in_notebooks,
+    progress: Progress = silent,
 ) -> DepthCurve:
     """Measure the model without its last layers, for every number of them; N layer-forwards and N + 1 heads in all.
 

@@ -13,7 +13,7 @@ from shortstack.errors import CheckpointError, InputError
 from shortstack.machine.device import AUTO, Compute
 from shortstack.machine.files import to_jsonable
 from shortstack.machine.numbers import checked
-from shortstack.machine.progress import Progress, in_notebooks
+from shortstack.machine.progress import Progress, silent
 from shortstack.scoring.measurement import Measurement, MeasurementSpec, Values
 from shortstack.scoring.metrics import METRICS, Metric, metrics_named
 from shortstack.scoring.scores import Scores
@@ -26,7 +26,7 @@ def score(
     metrics: Sequence[str] | str = ("ppl",),
     window: int | None = None,
     compute: Compute = AUTO,
-    progress: Progress = in_notebooks,
+    progress: Progress = silent,
 ) -> Scores:
     """Score every layer by every metric; low = remove first.
 

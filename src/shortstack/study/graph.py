@@ -16,20 +16,13 @@ from typing import Any
 
 from shortstack.machine.files import digest
 from shortstack.planning.layer_sets import show_drop
-from shortstack.study.grid import Profile, Study
+from shortstack.profiling import Timing
+from shortstack.study.grid import Study
 from shortstack.study.steps import Step
-from shortstack.study.trial import Heal, Trial
+from shortstack.study.trial import Heal, Model, Trial
 
 Result = Mapping[str, Any]
 Results = Callable[[str], Result | None]  # of a step by its key
-
-
-@dataclass(frozen=True)
-class Model:
-    """The contents of a base model, and its depth; None if it is not on this machine."""
-
-    identity: Mapping[str, Any]
-    layers: int | None
 
 
 @dataclass(frozen=True)
@@ -95,9 +88,8 @@ class Graph:
         return metrics
 
     def _walk(self, trial: Trial, metrics: list[str]) -> Step:
-        layers, window = self.models[trial.model].layers, None
-        if trial.selection.how.window and trial.selection.by.windows:
-            window = trial.amount(layers) if layers else show_drop(trial.selection.drop or 0)
+        windows = trial.selection.how.window and trial.selection.by.windows
+        window = trial.removed(self.models[trial.model]) or str(trial.selection.drop) if windows else None
         arguments = {"metrics": metrics, "window": window, "seed": trial.selection_seed, "dtype": self.study.dtype}
         return self._on_text("score", trial, arguments)
 
@@ -149,15 +141,14 @@ class Graph:
     def _measured(self, which: str, identity: Any, place: str, *, profiled: bool = True) -> Iterator[tuple[str, Step]]:
         """Yield the steps that measure a model."""
         study, dtype = self.study, {"dtype": self.study.dtype}
-        options = study.evaluation.model_dump(mode="json")
         texts = {source: self.texts[source] for source in evaluated(study)}
-        inputs = {"model": identity, "texts": texts}
-        yield f"evaluate_{which}", Step("evaluate", {**options, **dtype}, inputs, {"model": place})
+        arguments = {"config": study.evaluation, **dtype}
+        yield f"evaluate_{which}", Step("evaluate", arguments, {"model": identity, "texts": texts}, {"model": place})
         if study.profile and profiled:
-            options = (Profile() if study.profile is True else study.profile).model_dump(mode="json")
-            config = identity["config"]  # models of one shape are equally fast
+            timing = Timing() if study.profile is True else study.profile
+            inputs = {"config": identity["config"]}  # models of one shape are equally fast
             role = "profile_base" if which == "base" else "profile"
-            yield role, Step("profile", {**options, **dtype}, {"config": config}, {"model": place})
+            yield role, Step("profile", {"timing": timing, **dtype}, inputs, {"model": place})
 
 
 def evaluated(study: Study) -> list[str]:

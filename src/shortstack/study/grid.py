@@ -14,18 +14,20 @@ Every combination is a trial. `trials` adds more, `except` leaves some out; `eva
 from __future__ import annotations
 
 import itertools
+import os
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, TypeAlias, TypeVar
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from shortstack.data import CalibrationText, RepairText
 from shortstack.errors import InputError
 from shortstack.evaluation import EvalConfig
 from shortstack.machine import yamlfile
-from shortstack.machine.yamlfile import Part, part_of
+from shortstack.machine.yamlfile import Part
 from shortstack.profiling import Timing
 from shortstack.study.trial import HealEntry, Trial
 
@@ -45,6 +47,7 @@ class Settings(Part):
     target_params: Several[str] | None = None
     target_size: Several[str] | None = None
     step: Several[int] | None = None
+    candidates: Several[int] | None = None
     keep_first: Several[int] | None = None
     keep_last: Several[int] | None = None
     calibration: Several[CalibrationText] | None = None
@@ -67,26 +70,23 @@ class Resources(Part):
     memory: float | None = Field(default=None, gt=0)
 
 
-class Evaluation(part_of("Evaluation", EvalConfig, bounded=True)):  # type: ignore[misc]  # made of options
-    """How every model is measured."""
-
-
-class Profile(part_of("Profile", Timing, bounded=True)):  # type: ignore[misc]  # made of options
-    """How speed is measured."""
-
-
 class Study(Settings):
     """A grid of settings, and how its models are measured. evaluate_pruned: also before they heal."""
 
     title: str = ""
     trials_: tuple[Settings, ...] = Field(default=(), alias="trials")
     except_: tuple[Settings, ...] = Field(default=(), alias="except")
-    evaluation: Evaluation = Evaluation()
+    evaluation: EvalConfig = EvalConfig()
     evaluate_pruned: bool = True
-    profile: bool | Profile = False
+    profile: bool | Timing = False
     device: str = "auto"
     dtype: str = "auto"
     resources: Mapping[str, Resources] = Field(default_factory=dict)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _expand(cls, data: Any) -> Any:
+        return expanded(data)
 
     @cached_property
     def trials(self) -> tuple[Trial, ...]:
@@ -138,6 +138,21 @@ def read_study(path: str | Path) -> Study:
 def schema() -> dict[str, Any]:
     """Return the JSON schema of a study's file, for editors."""
     return Study.model_json_schema(by_alias=True)
+
+
+def expanded(value: Any, seen: dict[int, Any] | None = None) -> Any:
+    """Replace $NAME and ${NAME} in all strings of a value by the environment's. seen: aliases, each is read once."""
+    seen = {} if seen is None else seen
+    if isinstance(value, dict | list) and id(value) not in seen:
+        pairs = value.items() if isinstance(value, dict) else enumerate(value)
+        items = {key: expanded(item, seen) for key, item in pairs}
+        seen[id(value)] = items if isinstance(value, dict) else [*items.values()]
+    if isinstance(value, dict | list):
+        return seen[id(value)]
+    text = os.path.expandvars(value) if isinstance(value, str) else value
+    if isinstance(text, str) and (unset := re.search(r"\$\{?([A-Za-z_]\w*)", text)):
+        raise InputError(f"{value}: the environment has no {unset[1]}; export {unset[1]}=...")
+    return text
 
 
 def _combined(axes: Mapping[str, Sequence[Any]]) -> Iterator[dict[str, Any]]:

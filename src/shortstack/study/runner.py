@@ -19,6 +19,7 @@ from typing import Any
 
 from shortstack.data.mixture import text_digest
 from shortstack.errors import DiskFullError, InputError, TrainingError
+from shortstack.evaluation import load_harness
 from shortstack.machine.device import pick_device
 from shortstack.machine.files import atomic_write, disk_full, finite, to_jsonable
 from shortstack.machine.progress import Progress, in_notebooks
@@ -26,10 +27,10 @@ from shortstack.machine.tables import Table, Tabled
 from shortstack.runs import Store
 from shortstack.runs.folder import Folder
 from shortstack.runs.records import last_line
-from shortstack.study.graph import Graph, Model, sources
+from shortstack.study.graph import Graph, sources
 from shortstack.study.grid import Resources, Study, read_study
-from shortstack.study.steps import Job, Step, check_evaluation, expanded, open_model, perform
-from shortstack.study.trial import Trial
+from shortstack.study.steps import Job, Step, open_model, perform
+from shortstack.study.trial import Model, Trial
 from shortstack.study.workers import Launch, check_keep, local
 
 PACE = 1.0  # seconds between two updates of the progress
@@ -105,23 +106,24 @@ def graph_of(study: Study, path: str | Path, models: Mapping[str, Model]) -> Gra
     Raises:
         InputError, PlanError, DataError: as run_study().
     """
-    check_evaluation(study.evaluation.model_dump())
+    study.evaluation.check_texts()
+    if study.evaluation.tasks:
+        load_harness().load(study.evaluation)
     for trial in study.trials:
         if trial.heal:
-            expanded(trial.heal.options).config.check()
-        if layers := models[trial.model].layers:
-            try:
-                trial.check_fits(layers)
-            except InputError as error:
-                raise error.at(f"{path}: {trial.model}") from error
-    return Graph(study, models, {source: text_digest(str(expanded(source))) for source in sources(study)})
+            trial.heal.options.config.check()
+        try:
+            trial.check_fits(models[trial.model])
+        except InputError as error:
+            raise error.at(f"{path}: {trial.model}") from error
+    return Graph(study, models, {source: text_digest(source) for source in sources(study)})
 
 
 def _models(study: Study, progress: Progress) -> dict[str, Model]:
     names, models = study.models, {}
     for number, name in enumerate(names, start=1):
-        checkpoint = open_model(str(expanded(name)), progress=progress)
-        models[name] = Model(checkpoint.identity, checkpoint.anatomy.layers)
+        checkpoint = open_model(name, progress=progress)
+        models[name] = Model(checkpoint.identity, checkpoint.anatomy.layers, checkpoint.sizes)
         progress("reading models", number, len(names))
     return models
 
@@ -217,7 +219,7 @@ class _StudyRun:
         job = Job(
             step.key,
             step.kind,
-            expanded(step.arguments),
+            step.arguments,
             {name: self._place(place) for name, place in step.places.items()},
             self.results[step.places["score"]] if "score" in step.places else None,
             output=self.folder.partial(step.key),
@@ -227,7 +229,7 @@ class _StudyRun:
         self.running[self.launch.submit(perform, job, self._resources(step))] = step
 
     def _place(self, place: str) -> str:
-        return str(expanded(place)) if place in self.graph.models else str(self.folder.artefacts(place))
+        return place if place in self.graph.models else str(self.folder.artefacts(place))
 
     def _resources(self, step: Step) -> Resources:
         resources = self.graph.study.resources.get(step.kind, Resources())
@@ -282,7 +284,7 @@ class _StudyRun:
     def _show(self) -> None:
         done = {key for _, path in self.paths for step in path.values() if (key := step.key) in self.results}
         notes = [f"{step.kind} {self.folder.last_line(step.key)}".strip() for step in self.running.values()]
-        self.progress("study", len(done), self.total, note=", ".join(notes))
+        self.progress("study", len(done), self.total, note="; ".join(notes))
 
     def _remove_weights(self) -> None:
         """Remove weights that no step reads any more; a trial that failed keeps what it needs when it runs again."""

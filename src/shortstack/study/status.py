@@ -7,20 +7,19 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
-from shortstack.checkpoint import Checkpoint
+from shortstack.checkpoint import Checkpoint, Sizes
 from shortstack.errors import CheckpointError
 from shortstack.machine.formats import duration, size
 from shortstack.machine.tables import Table, Tabled
 from shortstack.runs import Store
 from shortstack.runs.folder import Folder
 from shortstack.runs.records import last_line
-from shortstack.study.graph import Model
 from shortstack.study.grid import read_study
 from shortstack.study.runner import graph_of
-from shortstack.study.steps import Step, expanded, open_model
-from shortstack.study.trial import Trial
+from shortstack.study.steps import Step, open_model
+from shortstack.study.trial import Model, Trial
 from shortstack.study.workers import check_keep
 
 
@@ -75,7 +74,11 @@ def study_status(runs: str | Path) -> StudyStatus:
             {"kind": step["kind"], "seconds": time.time() - step["started"], "progress": folder.last_line(step["key"])}
             for step in running
         ],
-        [f"{step['kind']} {step['key'][:12]}: {last_line(step['error'])}" for step in steps if step["error"]],
+        [
+            f"{step['kind']} {step['key'][:12]}: {last_line(step['error'])}"
+            for step in steps
+            if step["state"] == "failed"
+        ],
     )
 
 
@@ -107,36 +110,40 @@ def plan_study(path: str | Path, *, keep: str = "best") -> StudyPlan:
     check_keep(keep)
     study = read_study(path)
     opened = {name: _opened(name) for name in study.models}
-    models = {name: Model({"config": name}, each.anatomy.layers if each else None) for name, each in opened.items()}
+    models = {
+        name: Model({"config": name}, each.anatomy.layers, each.sizes) if each else Model({"config": name})
+        for name, each in opened.items()
+    }
     graph, steps = graph_of(study, path, models), dict[str, tuple[Step, Trial]]()
     for trial in study.trials:
         for step in graph.steps(trial, lambda _key: None)[1].values():
             steps.setdefault(step.key, (step, trial))
-    written = [(trial, opened[trial.model]) for step, trial in steps.values() if step.writes_weights]
+    written = [(trial, models[trial.model]) for step, trial in steps.values() if step.writes_weights]
     return StudyPlan(
         study.title,
         len(study.trials),
         dict(sorted(Counter(step.kind for step, _ in steps.values()).items())),
-        _disk_bytes([(trial, model) for trial, model in written if model], keep) if all(opened.values()) else None,
+        _disk_bytes(written, keep) if all(opened.values()) else None,
         [f"{name} is not on this machine" for name, model in opened.items() if model is None],
     )
 
 
 def _opened(name: str) -> Checkpoint | None:
     try:
-        return open_model(str(expanded(name)), download=False)
+        return open_model(name, download=False)
     except CheckpointError:
         return None
 
 
-def _disk_bytes(written: Sequence[tuple[Trial, Checkpoint]], keep: str) -> int:
+def _disk_bytes(written: Sequence[tuple[Trial, Model]], keep: str) -> int:
     """Add up the weights that stay, and the two checkpoints that the largest step reads and writes."""
-    sizes = [(trial, _kept_bytes(trial, model)) for trial, model in written]
-    kept = {trial.size: nbytes for trial, nbytes in sizes}
-    stays = {"all": sum(nbytes for _, nbytes in sizes), "best": sum(kept.values()), "none": 0}[keep]
-    return stays + (0 if keep == "all" else sum(sorted(nbytes for _, nbytes in sizes)[-2:]))
+    sizes = {number: _kept_bytes(trial, model) for number, (trial, model) in enumerate(written)}
+    best = {trial.size: sizes[number] for number, (trial, _) in enumerate(written)}
+    stays = {"all": sum(sizes.values()), "best": sum(best.values()), "none": 0}[keep]
+    return stays + (0 if keep == "all" else sum(sorted(sizes.values())[-2:]))
 
 
-def _kept_bytes(trial: Trial, model: Checkpoint) -> int:
-    layers = model.anatomy.layers
-    return model.sizes.other_bytes + sum(model.sizes.layer_bytes) * (layers - trial.amount(layers)) // layers
+def _kept_bytes(trial: Trial, model: Model) -> int:
+    """Estimate the bytes of a pruned model."""
+    sizes, kept = cast("Sizes", model.sizes), model.layers - trial.removed(model)
+    return sizes.other_bytes + sum(sizes.layer_bytes) * kept // model.layers

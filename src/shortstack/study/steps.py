@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 import os
-import re
 import shutil
 import socket
 import sys
@@ -16,7 +15,7 @@ import time
 import traceback
 from collections.abc import Callable, Mapping
 from contextlib import redirect_stderr, redirect_stdout, suppress
-from dataclasses import dataclass, field, fields, is_dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -26,17 +25,13 @@ from filelock import FileLock
 from shortstack import evaluation, healing, planning, profiling, pruning, scoring
 from shortstack.checkpoint import Checkpoint
 from shortstack.checkpoint.record import skipped_layers, versions
-from shortstack.errors import InputError
-from shortstack.evaluation import EvalConfig
 from shortstack.healing.task import task_of_config
 from shortstack.machine.cache import OURS, content_key
 from shortstack.machine.device import Compute
 from shortstack.machine.files import save_json
 from shortstack.machine.memory import forget_peak_rss, peak_rss
-from shortstack.machine.options import made_of
 from shortstack.machine.progress import Progress, hush_libraries, say
 from shortstack.planning import Plan
-from shortstack.profiling import Timing
 from shortstack.scoring import Scores
 
 CODE = 3  # raised when a step computes something else than before
@@ -73,10 +68,7 @@ class Step:
 
 @dataclass(frozen=True)
 class Job:
-    """A step with all that a worker needs: its arguments and places with the values of variables of the environment.
-
-    scores: of an earlier step, if it reads some.
-    """
+    """A step with all that a worker needs. places: paths; scores: of an earlier step, if it reads some."""
 
     key: str
     kind: str
@@ -142,20 +134,12 @@ def _healing(job: Job) -> tuple[healing.HealingConfig, Checkpoint | None]:
 
 
 def evaluate(job: Job, progress: Progress) -> dict[str, Any]:
-    config = made_of(EvalConfig, job.arguments)
+    config = job.arguments["config"]
     return evaluation.evaluate(job.open(progress), config, compute=job.compute, progress=progress).to_dict()
 
 
-def check_evaluation(options: Mapping[str, Any]) -> None:
-    """Refuse texts and tasks that do not exist, hours before the first evaluation."""
-    config = made_of(EvalConfig, expanded(options))
-    config.check_texts()
-    if config.tasks:
-        evaluation.load_harness().load(config)
-
-
 def profile(job: Job, progress: Progress) -> dict[str, Any]:
-    timing = made_of(Timing, job.arguments)
+    timing = job.arguments["timing"]
     return profiling.profile(job.open(progress), timing=timing, compute=job.compute, progress=progress).to_dict()
 
 
@@ -211,19 +195,3 @@ def open_model(name: str, **options: Any) -> Checkpoint:
     """Open a model by its name in a study: org/name@revision is a hub model at a branch, tag or commit."""
     model, _, revision = (name, "", "") if os.path.exists(name) else name.partition("@")
     return Checkpoint.open(model, revision=revision or None, **options)
-
-
-def expanded(value: Any) -> Any:
-    """Replace $NAME and ${NAME} in all strings of a value by the environment's."""
-    if is_dataclass(value) and not isinstance(value, type):
-        return replace(value, **{each.name: expanded(getattr(value, each.name)) for each in fields(value)})
-    if isinstance(value, Mapping):
-        return {key: expanded(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [expanded(item) for item in value]
-    if not isinstance(value, str):
-        return value
-    text = os.path.expandvars(value)
-    if unset := re.search(r"\$\{?([A-Za-z_]\w*)", text):
-        raise InputError(f"{value}: the environment has no {unset[1]}; export {unset[1]}=...")
-    return text

@@ -1,7 +1,4 @@
-"""Where steps run: local() in processes of this machine, ray() on a Ray cluster. Nothing else knows Ray.
-
-Both give a Launch; placement and the retry of what a lost worker was doing are Ray's own.
-"""
+"""Where steps run: local() in processes of this machine, ray() on a Ray cluster, which also retries tasks of lost nodes."""
 
 from __future__ import annotations
 
@@ -16,14 +13,12 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
-from queue import LifoQueue
 from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import Field
 
 from shortstack.errors import InputError
 from shortstack.machine.options import OneOf, check_installed, options
-from shortstack.machine.progress import hush_libraries
 
 if TYPE_CHECKING:
     from shortstack.study.grid import Resources
@@ -33,9 +28,9 @@ RETRIES = 3  # of a task whose worker or node is lost
 
 @dataclass(frozen=True)
 class Launch:
-    """width: how many tasks are worth handing over at once. submit(function, argument, needed) gives a future of its result.
+    """Runs tasks. width: how many at once. submit(function, argument, resources) returns a future of the result.
 
-    function is found again by its name in the worker, argument and result are pickled. here: tasks run on this machine.
+    The worker imports the function by its name; argument and result are pickled. here: tasks run on this machine.
     """
 
     width: int
@@ -45,7 +40,7 @@ class Launch:
 
 @contextmanager
 def local(workers: int = 1) -> Iterator[Launch]:
-    """Start so many processes of this machine, which end with this one; resources are not looked at.
+    """Run tasks in processes of this machine, which end with this one; resources are ignored.
 
     A task whose process dies fails with BrokenProcessPool; the next gets a new process.
     """
@@ -53,76 +48,64 @@ def local(workers: int = 1) -> Iterator[Launch]:
         raise InputError(f"{workers} is too small; give at least 1", option="workers")
     spawn = multiprocessing.get_context("spawn")
     followed, sender = spawn.Pipe(duplex=False)
-    new = functools.partial(ProcessPoolExecutor, 1, spawn, initializer=_follow, initargs=(followed, _share(workers)))
-    idle: LifoQueue[ProcessPoolExecutor] = LifoQueue()
-    for _ in range(workers):
-        idle.put(new())
+    lanes, own = ThreadPoolExecutor(workers, "lane"), threading.local()
 
     def call(function: Callable[[Any], Any], argument: Any) -> Any:
-        process = idle.get()
+        if not hasattr(own, "process"):
+            own.process = ProcessPoolExecutor(1, spawn, _follow, (followed, _threads(workers)))
         try:
-            return process.submit(function, argument).result()
+            return own.process.submit(function, argument).result()
         except BrokenProcessPool:
-            process = new()
+            del own.process
             raise
-        finally:
-            idle.put(process)
 
-    lanes = ThreadPoolExecutor(workers, "lane")
     try:
-        yield Launch(workers, lambda function, argument, _needed: lanes.submit(call, function, argument))
-    except BaseException:
-        sender.close()  # ends what runs
-        raise
+        yield Launch(workers, lambda function, argument, _resources: lanes.submit(call, function, argument))
     finally:
+        sender.close()  # ends the processes, whatever they do
         lanes.shutdown(cancel_futures=True)
-        for _ in range(workers):
-            idle.get().shutdown()
-        sender.close()
 
 
-def _share(workers: int) -> int | None:
-    """Return how many threads each of several workers computes with; None where the environment says so, or one has all."""
+def _threads(workers: int) -> int | None:
+    """Return the threads that each of several workers computes with; None to leave them as they are."""
     return None if workers == 1 or "OMP_NUM_THREADS" in os.environ else max(1, (os.cpu_count() or 1) // workers)
 
 
 def _follow(followed: Connection, threads: int | None) -> None:
-    """End, in a worker, when the other end of a pipe is closed, as it is when who holds it is killed."""
+    """End this worker when the other end of a pipe is closed, as it is when its process is killed."""
 
     def watch() -> None:
         wait([followed])
         os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()
-    hush_libraries()
     if threads:
         os.environ["OMP_NUM_THREADS"] = str(threads)  # before torch is imported
 
 
 @contextmanager
 def ray(address: str = "local", workers: int | None = None) -> Iterator[Launch]:
-    """Connect to a Ray cluster by its address, `auto` for the one this machine is in; for `local` begin and end one here.
+    """Run tasks on a Ray cluster: its address, `auto` for that of this machine, or `local` to start one here.
 
-    workers: tasks handed over at once; without a number, as many as the cluster has CPUs.
+    workers: tasks at once; by default as many as the cluster has CPUs.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # it would report to its makers
-    check_installed("ray", "ray", option="ray", why="which shares steps out to a cluster")
+    check_installed("ray", "ray", option="ray", why="which runs steps on a cluster")
     import ray as cluster
 
     try:
         _reach(address)
         cluster.init(address, include_dashboard=False, log_to_driver=False)
     except OSError as error:
-        raise InputError(
-            f"no Ray cluster at {address}: {error}; start one with: ray start --head", option="ray"
-        ) from error
+        message = f"no Ray cluster at {address}: {error}; start one with: ray start --head"
+        raise InputError(message, option="ray") from error
 
-    def submit(function: Callable[[Any], Any], argument: Any, needed: Resources) -> Future[Any]:
+    def submit(function: Callable[[Any], Any], argument: Any, resources: Resources) -> Future[Any]:
         some = min(1.0, cluster.cluster_resources().get("GPU", 0.0))  # a task that takes none may see none
-        gpus = some if needed.gpus is None else needed.gpus
-        memory = int(needed.memory * 1e9) if needed.memory else None
-        task = cluster.remote(function).options(num_cpus=needed.cpus, num_gpus=gpus, memory=memory, max_retries=RETRIES)
-        future: Future[Any] = task.remote(argument).future()
+        gpus = some if resources.gpus is None else resources.gpus
+        memory = int(resources.memory * 1e9) if resources.memory else None
+        how = {"num_cpus": resources.cpus, "num_gpus": gpus, "memory": memory, "max_retries": RETRIES}
+        future: Future[Any] = cluster.remote(function).options(**how).remote(argument).future()
         return future
 
     try:
@@ -132,7 +115,7 @@ def ray(address: str = "local", workers: int | None = None) -> Iterator[Launch]:
 
 
 def _reach(address: str) -> None:
-    """Say at once that nothing answers: Ray itself tries for minutes."""
+    """Refuse an address where nothing answers; Ray itself tries for minutes."""
     host, colon, port = address.removeprefix("ray://").rpartition(":")
     if colon and port.isdecimal():
         socket.create_connection((host, int(port)), timeout=10).close()
@@ -162,5 +145,5 @@ class RunOptions:
 
 
 def check_keep(keep: str) -> None:
-    """Refuse a word that says nothing about weights."""
+    """Refuse an unknown way to keep weights."""
     RunOptions(keep=keep)
