@@ -82,12 +82,10 @@ def _is_step(record: Mapping[str, Any]) -> bool:
 
 
 def _is_healing(healing: Mapping[str, Any]) -> bool:
-    """Say whether there are a method, an objective, a schedule and data, whose names and numbers are options."""
-    parts = {name: healing.get(name) for name in ("method", "objective", "schedule", "data")}
-    sections = {name: part for name, part in parts.items() if isinstance(part, dict)}
-    named = (("method", "name"), ("objective", "loss"), ("data", "data"))
-    texts = sections == parts and all(isinstance(sections[name].get(key), str) for name, key in named)
-    return texts and _is_count(healing.get("samples")) and isinstance(healing.get("repeat"), dict | None)
+    """Return True if a healing has its settings and its number of samples."""
+    config = healing.get("config")
+    named = isinstance(config, dict) and all(isinstance(config.get(name), str) for name in ("method", "loss"))
+    return named and bool(config.get("data")) and _is_count(healing.get("samples"))
 
 
 def _is_text(tokens: Any) -> bool:
