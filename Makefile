@@ -14,7 +14,7 @@ SOURCES := $(shell find src -type f -not -name '*.pyc')
 
 demo: $(VENV)/demo
 	rm -rf demo-out
-	$(BIN)/shortstack demo -o demo-out
+	$(BIN)/shortstack shrink demo --drop 4 --minutes 5 -o demo-out
 
 test: $(VENV)/dev $(VENV)/demo
 	$(BIN)/python -m pytest -n auto --dist worksteal --durations 10

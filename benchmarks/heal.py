@@ -174,12 +174,11 @@ def samples(setting: Setting) -> tuple[list[dict[str, list[int]]], list[dict[str
     """Held-out samples and training samples, as heal takes them."""
     from transformers import AutoTokenizer
 
-    from shortstack.data import read_examples
+    from shortstack.data import Text, read_examples
 
     tokenizer = AutoTokenizer.from_pretrained(setting.pruned)
-    examples = read_examples(setting.data, tokenizer, max_length=setting.max_length)[
-        : setting.samples + setting.held_out
-    ]
+    text = Text(setting.data, None, setting.max_length)
+    examples = read_examples(text, tokenizer)[: setting.samples + setting.held_out]
     found = [
         {
             "input_ids": list(each.ids),

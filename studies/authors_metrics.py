@@ -77,7 +77,7 @@ def main() -> None:
     parser.add_argument("--samples", type=int, default=10)
     options = parser.parse_args()
     ss.METRICS.update({metric.name: metric for metric in AUTHORS})
-    text = ss.CalibrationText(options.text, samples=options.samples)
+    text = ss.Text(options.text, samples=options.samples)
     for metric in AUTHORS:
         if options.metric in (None, metric.name):
             keep = {"keep_last": int(metric.name == "bi-authors")}  # whose code gives the last layer no score

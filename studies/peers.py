@@ -39,7 +39,7 @@ import transformers
 
 import shortstack as ss
 from minutes import JUDGED, SKIPPED, TASKS, WINDOWS, save_page, unseen
-from shortstack.data.examples import read_examples
+from shortstack.data import read_examples
 from shortstack.healing import config_of
 from shortstack.healing.recipes import read_recipe
 from shortstack.machine.formats import show_layers
@@ -69,7 +69,7 @@ def rendered(path: str, model: ss.Checkpoint, out: Path) -> str:
 def windows(source: ss.Checkpoint, data: str) -> list[dict[str, torch.Tensor]]:
     """Batches of token ids [BATCH, LENGTH] of all samples, which are shuffled by a seed."""
     tokenizer = source.tokenizer()
-    samples = read_examples(data, tokenizer, max_length=LENGTH)
+    samples = read_examples(ss.Text(data, None, LENGTH), tokenizer)
     ids = [token for sample in samples for token in (*sample.ids, tokenizer.eos_token_id)]
     rows = torch.tensor(ids[: len(ids) // LENGTH * LENGTH]).view(-1, LENGTH)
     return [{"input_ids": some, "attention_mask": torch.ones_like(some)} for some in rows.split(BATCH)]

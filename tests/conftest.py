@@ -51,7 +51,7 @@ def short_pydoc(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch)
     from shortstack.data.in_context import words
 
     monkeypatch.setattr(topics, "topics", dict(sorted(topics.topics.items())[:12]))
-    for file in ("in_context", "mixture"):  # what is kept is of the whole text
+    for file in ("in_context", "sources"):  # what is kept is of the whole text
         monkeypatch.setattr(f"shortstack.data.{file}.words", words.__wrapped__)
 
 

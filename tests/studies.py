@@ -24,7 +24,7 @@ def study_text(metric: str = "ppl", heal: str = "none", more: str = "") -> str:
 title: tiny
 model: $TINY/model
 metric: {metric}
-calibration: {{text: $TINY/text.txt, samples: 2, length: 16}}
+calibration: {{source: $TINY/text.txt, samples: 2, length: 16}}
 drop: 2
 heal: {heal}
 evaluation: {{perplexity: [$TINY/text.txt], seq_length: 16, num_samples: 2}}

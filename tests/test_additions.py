@@ -76,7 +76,7 @@ SOURCE_ENTRY = '= {"toy-source": toy_words, "pydoc": pydoc}'
 STUDY = """
 model: model
 metric: toy-metric
-calibration: {text: toy-source, samples: 2, length: 16}
+calibration: {source: toy-source, samples: 2, length: 16}
 drop: 2
 heal:
   {name: quick, method: toy-method, toy_share: 0.25, data: "toy-source,lines.jsonl=2", num_train_epochs: 1, max_length: 32}

@@ -24,12 +24,11 @@ import pytest
 import doc_tables
 import shortstack as ss
 import stores
-from command import Ended, ended, names, read
+from command import Ended, ended, names
 from documents import data_folder
 from shortstack.cli.verbs import VERBS
 from shortstack.machine.clock import Clock
 from shortstack.profiling import Timing
-from shortstack.shrinking import demo
 from studies import inline
 from zoo import speaking
 
@@ -109,11 +108,7 @@ def line(tmp_path_factory: pytest.TempPathFactory) -> Path:
         chosen = ss.select_layers(scores, metric="ppl", drop="25%")
         chosen.save(folder / "plan.json")
         pruned = ss.prune(source, chosen, folder / "pruned")
-        ss.heal(
-            pruned,
-            folder / "healed",
-            ss.HealingTask(ss.TrainingData("pydoc", max_samples=16), schedule=ss.Schedule(num_train_epochs=1)),
-        )
+        ss.heal(pruned, folder / "healed", ss.HealingConfig("pydoc", max_samples=16, num_train_epochs=1))
     stores.write(folder / "runs", documents=20, nasty=False)
     return folder
 
@@ -123,10 +118,10 @@ def place(line: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("SHORTSTACK_CACHE", str(line / "cache"))
     monkeypatch.setenv("COLUMNS", "100")
     monkeypatch.setattr("shortstack.study.workers.local", lambda workers=1: inline())
-    monkeypatch.setattr("shortstack.shrinking.line.clock_of", lambda *_, **__: Clock(25.0))  # whatever the minutes
+    monkeypatch.setattr("shortstack.shrinking.stages.Clock", lambda *_, **__: Clock(25.0))  # whatever the minutes
     monkeypatch.setattr("shortstack.shrinking.line.LEAST_HEALING", 0.0)
-    monkeypatch.setattr("shortstack.shrinking.reference.TIMING", Timing((1,), prompt=8, new_tokens=2, repeats=2))
-    monkeypatch.setattr("shortstack.shrinking.reference.ANSWER_TOKENS", 8)
+    monkeypatch.setattr("shortstack.shrinking.measuring.TIMING", Timing((1,), prompt=8, new_tokens=2, repeats=2))
+    monkeypatch.setattr("shortstack.shrinking.measuring.ANSWER_TOKENS", 8)
     monkeypatch.chdir(tmp_path)
     (tmp_path / "studies").mkdir()
     for path in (ROOT / "studies").glob("*.yaml"):
@@ -174,8 +169,8 @@ def test_page_commands_run(page: Path, line: Path, place: Path) -> None:
     words = [word for command in commands(page) for word in command.words]
     provide(line, place, {after for word, after in itertools.pairwise(words) if word == "-o"})
     for command in commands(page):
-        if command.words[0] != "shortstack" or command.verb == "demo":
-            continue  # make is checked below; the demo runs in a slow test
+        if command.words[0] != "shortstack":
+            continue  # make is checked below
         extra = "lm_eval" if "--tasks" in command.words else "peft" if command.verb == "shrink" else None
         if extra and importlib.util.find_spec(extra) is None:
             continue
@@ -192,8 +187,6 @@ def test_page_targets_exist(page: Path) -> None:
         assert command.words[0] in {"shortstack", "make"}, f"no test runs {shlex.join(command.words)}"
         if command.words[0] == "make":
             assert {word for word in command.words[1:] if "=" not in word} <= targets, command
-        elif command.verb == "demo":
-            read(*command.words[1:])  # it parses
 
 
 @pytest.mark.parametrize("page", [page for page in PAGES if fences(page, "python")], ids=page_id)
@@ -283,23 +276,3 @@ def test_map_has_a_line_for_each_room() -> None:
     assert len(tree.splitlines()) <= 25
     assert set(re.findall(r"^  (\w+/)  ", tree, re.MULTILINE)) == rooms
     assert all("  " in line.strip() for line in tree.splitlines()[1:]), "every line of the map says what is there"
-
-
-# The demo, on a tiny model, and on the real one
-
-
-def test_demo_page_matches_the_demo(line: Path, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert demo.DROPS == (4, 8)
-    monkeypatch.setattr(demo, "DROPS", (1, 2))
-    opened = ss.Checkpoint.open
-    monkeypatch.setattr(
-        ss.Checkpoint, "open", lambda model, **how: opened(line / "shallow" if model == "demo" else model, **how)
-    )
-    (shown,) = (command for command in commands(DOCS / "demo.md") if command.verb == "demo")
-    ran = ended(*shown.words[1:])
-    check_shown(shown, ran)
-    rows = (row.strip("│").split("│") for row in ran.stdout.splitlines() if row.startswith(("│ unpruned", "│ minus")))
-    assert [int(layers) for _, layers, *_ in rows] == [8, 7, 6]
-    found = json.loads((place / shown.words[-1] / "demo.json").read_text(encoding="utf-8"))
-    assert documented_keys(DOCS / "demo.md") == keys(found)
-    assert [opened(place / shown.words[-1] / f"minus-{drop}").anatomy.layers for drop in (1, 2)] == [7, 6]

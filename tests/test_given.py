@@ -11,8 +11,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import shortstack as ss
 from plans import plan
-from shortstack.data import source_of
-from shortstack.errors import DataError, InputError
+from shortstack.errors import InputError
 from zoo import speaking
 
 pytestmark = pytest.mark.usefixtures("own_cache")
@@ -118,9 +117,9 @@ def test_rows_in_memory_are_a_file_of_the_same_lines(kind, dataset, folder, tmp_
     file = tmp_path / "rows.jsonl"
     file.write_text("".join(json.dumps(line) + "\n" for line in lines))
     tokenizer = ss.Checkpoint.open(folder).tokenizer()
-    one, other = (ss.Tokens.read(source, tokenizer, samples=4, length=16) for source in (rows, str(file)))
+    one, other = (ss.Text(source, 4, 16).tokens(tokenizer) for source in (rows, str(file)))
     assert torch.equal(one.ids, other.ids)
-    assert source_of(rows) == source_of(iter(rows)) == ss.EvalConfig(Dataset.from_list(lines)).perplexity[0]
+    assert ss.Text(rows).source == ss.Text(iter(rows)).source == ss.EvalConfig(Dataset.from_list(lines)).perplexity[0]
 
 
 def test_functions_look_at_rows_as_at_a_file_of_them(folder, tmp_path):
@@ -132,8 +131,8 @@ def test_functions_look_at_rows_as_at_a_file_of_them(folder, tmp_path):
     selected = ss.select_layers(str(folder), texts, metric="ppl", drop=2, compute=FP32)
     assert selected.removed == tuple(sorted(of_file.order("ppl")[:2]))
     repaired, expected = (
-        ss.prune(folder, [3], tmp_path / name, repair=ss.CalibrationText(source, 16, 16), compute=FP32)
-        for name, source in (("rows", source_of(texts)), ("file", str(file)))
+        ss.prune(folder, [3], tmp_path / name, repair=ss.Text(source, 16, 16), compute=FP32)
+        for name, source in (("rows", texts), ("file", str(file)))
     )
     assert repaired.weights_sha256 == expected.weights_sha256
 
@@ -143,25 +142,11 @@ def test_a_model_heals_on_rows(folder, tmp_path):
     file.write_text("".join(json.dumps({"messages": chat}) + "\n" for chat in CHATS))
 
     def healed(data, name):
-        task = ss.HealingTask(
-            data, ss.Partial(train_last=1), schedule=ss.Schedule(num_train_epochs=1, per_device_train_batch_size=8)
+        config = ss.HealingConfig(
+            data, method=ss.Partial(train_last=1), num_train_epochs=1, per_device_train_batch_size=8
         )
-        return ss.heal(str(folder), tmp_path / name, task).history
+        return ss.heal(str(folder), tmp_path / name, config).history
 
     of_rows, of_file = healed((chat for chat in CHATS), "rows"), healed(str(file), "file")
     assert of_rows.steps > 0
     assert of_rows.held_out == of_file.held_out
-
-
-@pytest.mark.parametrize(
-    ("rows", "found"),
-    [([], "none"), ([3], "3"), ([[{"role": "user"}]], "role"), ([["a", "b"]], "a"), ([{"image": b""}], "bytes")],
-)
-def test_rows_of_other_kinds_are_refused(rows, found):
-    with pytest.raises(DataError, match=f"found .*{found}"):
-        source_of(rows)
-
-
-def test_what_holds_no_rows_is_named():
-    with pytest.raises(DataError, match="a source by name, or texts, chats or records, found a int, 3"):
-        ss.EvalConfig(3)

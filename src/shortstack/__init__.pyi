@@ -1,8 +1,7 @@
 from . import errors as errors
 from .checkpoint import Checkpoint as Checkpoint
-from .data import CalibrationText as CalibrationText
+from .data import Text as Text
 from .data import Tokens as Tokens
-from .data import source_of as source_of
 from .evaluation import EvalConfig as EvalConfig
 from .evaluation import EvalResult as EvalResult
 from .evaluation import evaluate as evaluate
@@ -12,15 +11,10 @@ from .exporting import push_to_hub as push_to_hub
 from .healing import Full as Full
 from .healing import Healing as Healing
 from .healing import HealingConfig as HealingConfig
-from .healing import HealingTask as HealingTask
-from .healing import IterativeSchedule as IterativeSchedule
 from .healing import Lora as Lora
-from .healing import Objective as Objective
 from .healing import Partial as Partial
-from .healing import Schedule as Schedule
-from .healing import TrainingData as TrainingData
 from .healing import heal as heal
-from .healing import heal_in_turns as heal_in_turns
+from .healing import prune_iteratively as prune_iteratively
 from .machine import Compute as Compute
 from .machine import progress_bar as progress_bar
 from .planning import Plan as Plan
@@ -43,7 +37,7 @@ from .scoring import Scores as Scores
 from .scoring import depth_curve as depth_curve
 from .scoring import score as score
 from .shrinking import ShrinkOptions as ShrinkOptions
-from .shrinking import Shrunk as Shrunk
+from .shrinking import ShrinkResult as ShrinkResult
 from .shrinking import shrink as shrink
 from .study import run_study as run_study
 

@@ -91,17 +91,17 @@ def test_underscores_are_dashes():
 @pytest.mark.parametrize(
     ("words", "option", "named"),
     [
-        ("score m --lenght 3", "", "--length"),
-        ("score m --zork --lenght 3", "", "--zork"),
+        ("score m --seq-lenght 3", "", "--seq-length"),
+        ("score m --zork --seq-lenght 3", "", "--zork"),
         ("heal m --lr 3", "", "--learning-rate"),  # before --output, which is missing
         ("heal m", "output", ""),
         ("score", "", "MODEL"),
         ("score m --metric", "metric", ""),
         ("score m n", "", "n"),
         ("score m --seed x", "seed", "'x'"),
-        ("score m --length=2.5", "length", "'2.5'"),
+        ("score m --seq-length=2.5", "seq_length", "'2.5'"),
         ("heal m -o x --weight-decay x", "weight_decay", "'x'"),
-        ("score m --length 3", "length", "3"),
+        ("score m --seq-length 3", "seq_length", "3"),
         ("score m --dtype float", "dtype", "float32"),
         ("evaluate m --tasks piqa --limit some", "limit", "'some'"),
         ("evaluate m --tasks piqa --limit 101%", "limit", "'101%'"),
@@ -119,7 +119,7 @@ def test_unreadable_words_are_refused(words, option, named):
 @pytest.mark.parametrize(
     ("typed", "meant"),
     [
-        ("--lenght", "--length"),
+        ("--seq-lenght", "--seq-length"),
         ("--batch-size", "--per-device-train-batch-size"),
         ("--metrics", "--metric"),
         ("--zork", None),

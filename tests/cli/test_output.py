@@ -79,8 +79,14 @@ def test_generated_text_moves_no_cursor_and_changes_no_colour(capsys):
 @pytest.mark.parametrize(
     ("words", "title"),
     [
-        ("score m --metric bi,ppl --window 2 --text pydoc --samples 2 --length 16", "Scores, each metric"),
-        ("score m --depth-curve --text pydoc --samples 2 --length 16", "layers removed from the tail"),
+        (
+            "score m --metric bi,ppl --window 2 --calibration-data pydoc --num-samples 2 --seq-length 16",
+            "Scores, each metric",
+        ),
+        (
+            "score m --depth-curve --calibration-data pydoc --num-samples 2 --seq-length 16",
+            "layers removed from the tail",
+        ),
         ("heal m --data pydoc --max-length 16 --max-samples 8 --train-last 1 -o out", "optimizer steps"),
     ],
 )

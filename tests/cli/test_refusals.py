@@ -184,9 +184,9 @@ def test_foreign_record(record, command, model):
 @pytest.mark.parametrize(
     "words",
     [
-        "score --metric bi --text pydoc --stream -o new.json",
-        "score --metric ppl --text pydoc --no-stream -o new.json",
-        "score --metric magnitude-l2 --text pydoc -o new.json",
+        "score --metric bi --calibration-data pydoc --stream -o new.json",
+        "score --metric ppl --calibration-data pydoc --no-stream -o new.json",
+        "score --metric magnitude-l2 --calibration-data pydoc -o new.json",
         "score --depth-curve -o new.json",
         "evaluate -o new.json",
         "plan --strategy search --drop 2 -o new.json",
@@ -198,8 +198,7 @@ def test_nan_weights_are_an_error(words, command, model):
     tensors["model.layers.3.mlp.up_proj.weight"][5, 7] = math.nan
     save_file(tensors, folder / SINGLE, {"format": "pt"})
     verb, *options = words.split()
-    small = ("--num-samples", "4", "--seq-length", "8") if verb == "evaluate" else ("--samples", "4", "--length", "8")
-    code, out, err = command(verb, folder, *options, *small, "-q")
+    code, out, err = command(verb, folder, *options, "--num-samples", "4", "--seq-length", "8", "-q")
     assert (code, out) == (1, "")
     assert MESSAGE.fullmatch(err)
     assert "NaN" in err
@@ -251,15 +250,15 @@ def test_infinite_score_survives_the_file(tmp_path):
 REFUSED = {  # words, and the option or file that the message begins with
     "prune model -o out --layers 0-7": "--layers",
     "prune model -o out --layers 3 --metric bi": "--layers",
-    "prune model -o out --drop 2 --samples 0": "--samples",
-    "prune model -o out --drop 2 --samples many": "--samples",
+    "prune model -o out --drop 2 --num-samples 0": "--num-samples",
+    "prune model -o out --drop 2 --num-samples many": "--num-samples",
     "prune model -o out --drop 1 --metric zork": "--metric",
-    "score model --metric bi --text missing.txt": "--text",
-    "score model --metric bi --text empty.txt": "empty.txt",
-    "score model --metric bi --text short.txt": "short.txt",
-    "score model --metric bi --text latin.txt": "latin.txt",
-    "score model --metric bi --text broken.jsonl": "broken.jsonl",
-    "score model --metric bi --text object.json": "object.json",
+    "score model --metric bi --calibration-data missing.txt": "missing.txt",
+    "score model --metric bi --calibration-data empty.txt": "empty.txt",
+    "score model --metric bi --calibration-data short.txt": "short.txt",
+    "score model --metric bi --calibration-data latin.txt": "latin.txt",
+    "score model --metric bi --calibration-data broken.jsonl": "broken.jsonl",
+    "score model --metric bi --calibration-data object.json": "object.json",
     "evaluate model --perplexity copying": "--num-samples",
 }
 
@@ -274,9 +273,9 @@ def test_refused_option(words, command, worded, tmp_path):
 
 
 UNUSED = {
-    "plan scores.json --drop 2": ("--text x", "--seed 1", "--revision main"),
-    "prune model -o out --plan plan.json": ("--samples 5", "--seed 1", "--drop 2"),
-    "prune model -o out --layers 3": ("--samples 5", "--text x", "--repair-samples 9"),
+    "plan scores.json --drop 2": ("--calibration-data x", "--seed 1", "--revision main"),
+    "prune model -o out --plan plan.json": ("--num-samples 5", "--seed 1", "--drop 2"),
+    "prune model -o out --layers 3": ("--num-samples 5", "--calibration-data x", "--repair-samples 9"),
     "profile model --no-speed": ("--batch-size 4", "--repeats 3"),
     "evaluate model": ("--limit 2",),
     "verify model": ("--revision main",),
@@ -293,7 +292,7 @@ def test_option_without_effect_is_refused(words, command, model):
 
 def test_missing_device(command, model):
     for device in {"cuda", "mps"} - {pick_device("auto")}:
-        options = ("--metric", "bi", "--samples", "1", "--device", device)
+        options = ("--metric", "bi", "--num-samples", "1", "--device", device)
         assert device in command.refused("score", speaking(model), *options)
 
 
@@ -328,7 +327,7 @@ def test_output_that_exists_or_lies_in_the_input(command, model, tmp_path):
 
 @pytest.mark.skipif(not Path("/proc/self").exists(), reason="there is no /proc")
 def test_output_in_an_unwritable_folder(command, worded):
-    for words in (("prune", worded, *PLAIN), ("score", worded, "--metric", "bi", "--text", "pydoc")):
+    for words in (("prune", worded, *PLAIN), ("score", worded, "--metric", "bi", "--calibration-data", "pydoc")):
         suffix = ".json" if words[0] == "score" else ""
         assert "/proc" in command.refused(*words, "-o", f"/proc/out{suffix}")
 

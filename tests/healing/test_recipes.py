@@ -83,7 +83,7 @@ def test_missing_logger_is_refused(monkeypatch):
         (["--recipe", "paper-lastt3"], "recipe"),
         ([], "data"),
         (["--data", "pydoc", "--loss", "distill"], "base"),
-        (["--data", "pydoc,self"], "base"),
+        (["--data", "pydoc", "--data", "self"], "base"),
         (["--data", "pydoc", "--teacher", "demo"], "teacher"),
         (["--data", "pydoc", "--report-to", "nothing"], "report_to"),
         (["--data", "copying", "--loss", "distill", "--next-token-weight", "1"], "next_token_weight"),

@@ -13,7 +13,7 @@ from plans import plan
 from shortstack.architecture.anatomy import shortened
 from shortstack.architecture.selfcheck import check_cut
 from shortstack.checkpoint import Checkpoint
-from shortstack.data import CalibrationText
+from shortstack.data import Text
 from shortstack.errors import ArchitectureError, PlanError
 from shortstack.machine.device import Compute
 from shortstack.planning import Selection, select, select_layers
@@ -22,7 +22,7 @@ from shortstack.pruning import prune
 from shortstack.scoring import score
 from zoo import speaking, tiny
 
-TEXT, FLOAT32 = CalibrationText("pydoc", samples=8, length=16), Compute(dtype="float32")
+TEXT, FLOAT32 = Text("pydoc", samples=8, length=16), Compute(dtype="float32")
 
 
 @pytest.fixture(scope="module")

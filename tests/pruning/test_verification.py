@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from plans import plan
 from shortstack.checkpoint import Checkpoint
 from shortstack.errors import CheckpointError
-from shortstack.healing import HealingTask, Partial, Schedule, TrainingData, heal
+from shortstack.healing import HealingConfig, Partial, heal
 from shortstack.pruning import prune, verify
 from zoo import edit_config, forge, make, speaking, tiny
 
@@ -190,8 +190,8 @@ def test_a_cut_of_a_healed_cut_differs_from_the_original_and_equals_what_was_hea
     first = prune(original, plan(8, layers="2"), tmp_path / "first")
     untrained = prune(first, plan(7, layers="3"), tmp_path / "untrained")
     assert "max abs difference 0 without layers 2, 4" in verify(untrained, against=original).checks["logits"]["detail"]
-    data, schedule = TrainingData("pydoc", max_length=32, max_samples=16), Schedule(max_steps=2, learning_rate=1e-2)
-    heal(first, tmp_path / "trained", HealingTask(data, Partial(train_last=1), schedule=schedule))
+    how = {"max_length": 32, "max_samples": 16, "max_steps": 2, "learning_rate": 1e-2}
+    heal(first, tmp_path / "trained", HealingConfig("pydoc", method=Partial(train_last=1), **how))
     trained = Checkpoint.open(tmp_path / "trained")
     second = prune(trained, plan(7, layers="3"), tmp_path / "second")
     for source in (original, first):

@@ -7,43 +7,36 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from evaluations import evaluation, probed, task, text
-from shortstack.shrinking.retention import Share, first_amount, kept, largest, least, next_amount
+from shortstack.evaluation.paired import Estimate
+from shortstack.shrinking.retention import first_amount, lowest, next_amount, retention
 
 
 def test_shares_are_of_likelihood_probes_and_tasks_with_their_errors():
     tasks = {"piqa": task(0.5, "acc"), "wikitext": task(20.0, "word_perplexity")}
     base = evaluation({"a.txt": text(2.0)}, (40, 20), tasks)
-    last = evaluation({"a.txt": text(2.3)}, (20, 10), {**tasks, "piqa": task(0.4, "acc")})
-    found = kept(base, last)
+    pruned = evaluation({"a.txt": text(2.3)}, (20, 10), {**tasks, "piqa": task(0.4, "acc")})
+    found = retention(base, pruned)
     assert found["likelihood of a.txt"].value == pytest.approx(math.exp(-0.3))
     assert found["likelihood of a.txt"].stderr == pytest.approx(math.exp(-0.3) * 0.03 * math.sqrt(2))
-    assert found["generation probes"].value == pytest.approx(0.5)
-    before, after = (
-        math.hypot(*(probed(right).accuracy.stderr for right in some)) / 2 for some in ((40, 20), (20, 10))
-    )
-    assert found["generation probes"].stderr == pytest.approx(0.5 * math.hypot(before / 0.6, after / 0.3))
+    assert found["probes"].value == pytest.approx(0.5)
+    before, after = (math.hypot(*(probed(right).stderr for right in some)) / 2 for some in ((40, 20), (20, 10)))
+    assert found["probes"].stderr == pytest.approx(0.5 * math.hypot(before / 0.6, after / 0.3))
     assert found["tasks"].value == pytest.approx(0.8)
-    assert least(found) == ("generation probes", found["generation probes"])
-    assert "generation probes" not in kept(evaluation(base.perplexity), evaluation(last.perplexity))
+    assert lowest(found) == ("probes", found["probes"])
+    assert "probes" not in retention(evaluation(base.perplexity), evaluation(pruned.perplexity))
 
 
 def test_one_window_has_no_error_and_counts_with_none():
     one = evaluation({"a": text(2.0, stderr=math.nan)})
-    assert kept(one, one)["likelihood of a"] == Share(1.0, 0.0)
+    assert retention(one, one)["likelihood of a"] == Estimate(1.0, 0.0)
 
 
-def test_a_text_of_one_model_is_not_compared_and_probes_that_the_cut_was_not_asked_count_as_lost():
-    both = kept(evaluation({"a": text(2.0), "b": text(2.0)}, (40,)), evaluation({"a": text(2.0)}))
-    assert set(both) == {"likelihood of a", "generation probes, for which no time was left"}
-    assert least(both) == ("generation probes, for which no time was left", Share(0.0, 0.0))
-    assert set(kept(evaluation({"a": text(2.0)}), evaluation({"a": text(2.0)}, (40,)))) == {"likelihood of a"}
-
-
-def test_tasks_count_as_lost_where_the_cut_was_not_asked_all_of_them_and_others_do_not_count():
+def test_measures_that_the_pruned_model_lacks_count_as_lost():
+    base, pruned = evaluation({"a": text(2.0)}, (40,)), evaluation({"a": text(2.0)})
+    assert retention(base, pruned)["probes"] == Estimate(0.0, 0.0)
     piqa, arc = {"piqa": task(0.8, "acc")}, {"arc_easy": task(0.3, "acc")}
     one, both = (evaluation({}, tasks=tasks) for tasks in (piqa, {**piqa, **arc}))
-    assert kept(both, one) == {"tasks, for which no time was left": Share(0.0, 0.0)}
-    assert kept(one, both)["tasks"].value == pytest.approx(1.0)
+    assert retention(both, one)["tasks"] == Estimate(0.0, 0.0)
 
 
 @given(st.integers(2, 60), st.floats(0.01, 0.6), st.floats(0.5, 0.99), st.integers(1, 60))
@@ -58,7 +51,7 @@ def test_the_search_ends_at_the_largest_cut_and_never_leaps(layers, fall, keep, 
         assert not tried or amount <= max(2 * max(enough, default=0), 1) or amount < min(set(tried) - set(enough))
         tried[amount] = share[amount]
         amount = next_amount(tried, keep, most=layers - 1)
-    assert largest(tried, keep) == right
+    assert max((each for each, found in tried.items() if found >= keep), default=None) == right
 
 
 def test_after_a_cut_that_kept_all_twice_as_many_go_next():

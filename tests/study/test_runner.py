@@ -188,7 +188,7 @@ def test_rounds_record_what_they_removed(tmp_path):
 
 
 WRONG = [
-    ("{text: $TINY/text.txt", "{text: pydocc"),
+    ("{source: $TINY/text.txt", "{source: pydocc"),
     ("[$TINY/text.txt]", "[nowhere.txt]"),
     ("drop: 2", "drop: 6"),
     ("train_last: 1", "train_last: 5"),

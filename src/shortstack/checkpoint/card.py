@@ -142,8 +142,8 @@ def licence_of(directory: Path) -> dict[str, str]:
     return {name: said[name] for name in LICENCE if isinstance(said.get(name), str)}
 
 
-def _sources(data: str) -> list[str]:
-    return [part.partition("=")[0] for part in data.split(",")]
+def _sources(data: Sequence[str]) -> list[str]:
+    return [name.partition("=")[0] for name in data]
 
 
 def _steps(record: Mapping[str, Any]) -> list[Mapping[str, Any]]:
@@ -189,13 +189,16 @@ def _command(step: Mapping[str, Any], model: str, out: str) -> str:
         layers, repair = show_layers(plan["removed"]).replace(" ", ""), step.get("repair") or {}
         words += _options({"layers": layers, **(_refitted(repair["tokens"]) if repair.get("kept") else {})})
     if healing:
-        words += _options(healing["config"])
+        options = dict(healing["config"])
+        words += [word for name in options.pop("data") for word in ("--data", name)]
+        words += _options(options)
     return " ".join(shlex.join([*words, "-o", out]).splitlines())
 
 
 def _refitted(tokens: Mapping[str, Any]) -> dict[str, Any]:
-    how = {"repair": True, "text": tokens["source"], "repair_samples": tokens["samples"], "length": tokens["length"]}
-    return {**how, "seed": tokens["seed"] or None}
+    weights = {kind["source"]: kind["weight"] for kind in tokens.get("kinds") or ()} or tokens["source"]
+    how = {"repair": True, "calibration_data": weights, "repair_samples": tokens["samples"]}
+    return {**how, "seq_length": tokens["length"], "seed": tokens["seed"] or None}
 
 
 def _options(values: Mapping[str, Any]) -> list[str]:

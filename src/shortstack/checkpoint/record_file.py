@@ -82,10 +82,13 @@ def _is_step(record: Mapping[str, Any]) -> bool:
 
 
 def _is_healing(healing: Mapping[str, Any]) -> bool:
-    """Return True if a healing has its settings and its number of samples."""
+    """Return True if a healing has settings, named sources and a number of samples."""
     config = healing.get("config")
-    named = isinstance(config, dict) and all(isinstance(config.get(name), str) for name in ("method", "loss"))
-    return named and bool(config.get("data")) and _is_count(healing.get("samples"))
+    if not isinstance(config, dict) or not all(isinstance(config.get(name), str) for name in ("method", "loss")):
+        return False
+    sources = config.get("data")
+    named = isinstance(sources, list) and all(isinstance(name, str) for name in sources)
+    return named and _is_count(healing.get("samples"))
 
 
 def _is_text(tokens: Any) -> bool:

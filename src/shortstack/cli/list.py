@@ -27,7 +27,7 @@ def list(  # noqa: A001  the verb's name
 
     $ shortstack list recipes
     """
-    from shortstack.data.mixture import listed_texts
+    from shortstack.data.text import listed_texts
     from shortstack.healing.recipes import listed_recipes
 
     listings: dict[str, Sequence[Mapping[str, Any]]] = {

@@ -18,11 +18,13 @@ from cyclopts import Group, Parameter
 from pydantic import Field
 
 from shortstack.cli import console
+from shortstack.data import Sources, Text
+from shortstack.data.text import MIX, SOURCES_HELP
 from shortstack.errors import InputError
 from shortstack.machine.device import Compute
 from shortstack.machine.files import check_new, check_picture, save_json
 from shortstack.machine.formats import option_words
-from shortstack.machine.options import changed_options, options
+from shortstack.machine.options import Amount, changed_options, options
 from shortstack.machine.progress import progress_bar, say
 
 if TYPE_CHECKING:
@@ -75,6 +77,19 @@ def flat(heading: Group | None = None, *, without: str = "-") -> Parameter:
 COMMIT = re.compile(r"[0-9a-f]{40}")
 CALIBRATION, MACHINE = group("Calibration text", 2), group("Compute", 7)
 ORIGIN, SAID = group("Checkpoint", 8), group("Output", 9)
+
+
+@options
+class Calibration:
+    """The text that layers are chosen on, and that a cut is repaired on."""
+
+    calibration_data: Sources = Field(MIX, description=f"Text: {SOURCES_HELP}")
+    num_samples: Amount = Field(10, description="Windows per text, drawn at random, or a share such as 10%.")
+    seq_length: int = Field(128, ge=4, description="Tokens per window.")
+
+    @property
+    def text(self) -> Text:
+        return Text(self.calibration_data, self.num_samples, self.seq_length)
 
 
 @options

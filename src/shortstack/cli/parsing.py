@@ -7,7 +7,7 @@ import functools
 from collections.abc import Iterable, Sequence
 from importlib.metadata import version
 from itertools import takewhile
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, Any, get_args, get_origin
 
 import pydantic
 from attrs import evolve
@@ -66,6 +66,8 @@ def app() -> App:
 def _read(hint: Any, tokens: Sequence[Token]) -> Any:
     """Return the value that was typed: whole numbers, which cyclopts would round, and shares as 10% where they may stand."""
     kinds, text = {*get_args(hint)} or {hint}, tokens[0].value
+    if any(get_origin(kind) is Iterable for kind in (hint, *kinds)):  # sources of a text
+        return [token.value for token in tokens]
     if int not in kinds:
         return convert(hint, tokens)
     number = amount_of(text)

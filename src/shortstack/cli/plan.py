@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 from cyclopts import Parameter
 
 from shortstack.checkpoint.file_names import DEMO_HUB_ID, is_demo
-from shortstack.cli.options import CALIBRATION, MODEL, NEW, Session, check_unused, flat, group
-from shortstack.data import CalibrationText
+from shortstack.cli.options import CALIBRATION, MODEL, NEW, Calibration, Session, check_unused, flat, group
 from shortstack.machine.files import atomic_write, check_new
 from shortstack.machine.formats import show_layers
 from shortstack.machine.progress import say
@@ -30,7 +29,7 @@ def plan(
     output: Annotated[Path | None, NEW, Parameter(alias="-o", help="Write the plan to this JSON file.")] = None,
     mergekit: Annotated[Path | None, NEW, Parameter(help="Also write it as mergekit slices to this YAML file.")] = None,
     selection: Annotated[Selection, flat(WHICH)] = Selection(),
-    text: Annotated[CalibrationText, flat(CALIBRATION)] = CalibrationText(),
+    calibration: Annotated[Calibration, flat(CALIBRATION)] = Calibration(),
     session: Annotated[Session, flat()] = Session(),
 ) -> None:
     """Select the layers to remove, from scores or a model.
@@ -44,7 +43,7 @@ def plan(
     if _is_scores(model_or_scores):
         from shortstack.planning.selector import plan_from_scores
 
-        check_unused(model_or_scores, text, session.compute, session.source)
+        check_unused(model_or_scores, calibration, session.compute, session.source)
         scores = Scores.load(model_or_scores)
         made = plan_from_scores(scores, selection)
         model, revision = str(scores.model.get("source", "MODEL")), scores.model.get("revision")
@@ -52,10 +51,10 @@ def plan(
     else:
         model = model_or_scores
         if selection.layers is not None:
-            check_unused("--layers", text, session.compute)
+            check_unused("--layers", calibration, session.compute)
         with session.report.bars() as progress:
             checkpoint = session.source.open(model, progress)
-            made = select(checkpoint, selection, text, compute=session.compute, progress=progress)
+            made = select(checkpoint, selection, calibration.text, compute=session.compute, progress=progress)
         say_moved(made)
     session.report.result(made, output)
     if mergekit:

@@ -11,9 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 from cyclopts import Parameter
 from pydantic import Field
 
-from shortstack.cli.options import CALIBRATION, Model, Session, check_unused, flat
+from shortstack.cli.options import CALIBRATION, Calibration, Model, Session, check_unused, flat
 from shortstack.cli.plan import WHICH, say_moved
-from shortstack.data import CalibrationText, RepairText
 from shortstack.errors import InputError
 from shortstack.machine.options import options
 from shortstack.planning import Cut, Plan, Selection, plan_of, select
@@ -29,9 +28,7 @@ class PruneOptions:
 
     plan: Path | None = Field(None, description="A plan.json; replaces the options that select layers.")
     repair: bool = Field(False, description="Refit the kept layers in closed form, so that the cut costs less.")
-    repair_samples: int = Field(
-        RepairText().samples, ge=8, description="Maximum windows to repair on; at least eight per text."
-    )
+    repair_samples: int = Field(256, ge=8, description="Maximum windows to repair on; at least eight per text.")
 
 
 def prune(
@@ -44,7 +41,7 @@ def prune(
     ],
     how: Annotated[PruneOptions, flat()] = PruneOptions(),
     selection: Annotated[Selection, flat(WHICH)] = Selection(),
-    text: Annotated[CalibrationText, flat(CALIBRATION)] = CalibrationText(),
+    calibration: Annotated[Calibration, flat(CALIBRATION)] = Calibration(),
     session: Annotated[Session, flat()] = Session(),
 ) -> None:
     """Write the model without some layers, by copying bytes.
@@ -53,9 +50,9 @@ def prune(
 
     $ shortstack prune org/model --strategy repaired-blocks --drop 8 --repair -o out
     """
-    named = _named(how, selection, text, session)
+    named = _named(how, selection, calibration, session)
     if output.suffix == ".gguf":
-        return _prune_file(model, output, how, named, selection, text, session)
+        return _prune_file(model, output, how, named, selection, calibration, session)
 
     from shortstack.checkpoint import CheckpointWriter
     from shortstack.pruning import prune as prune_checkpoint
@@ -64,8 +61,8 @@ def prune(
     with session.report.bars() as progress:
         checkpoint = session.source.open(model, progress)
         CheckpointWriter(output, source=checkpoint.directory, nbytes=0)  # refuses a place before hours of work
-        cut: Cut = named or _selected(checkpoint, selection, text, session, progress)
-        repair = text.of_all(how.repair_samples) if how.repair else None
+        cut: Cut = named or _selected(checkpoint, selection, calibration, session, progress)
+        repair = calibration.text.of_all(how.repair_samples) if how.repair else None
         pruned = prune_checkpoint(checkpoint, cut, output, repair=repair, compute=session.compute, progress=progress)
     plan, repaired = Plan.from_dict(pruned.record["plan"], where=output), pruned.record["repair"]
     shown = [plan, Repair.from_dict(repaired)] if repaired else [plan]
@@ -74,22 +71,22 @@ def prune(
     return None
 
 
-def _named(how: PruneOptions, selection: Selection, text: CalibrationText, session: Session) -> Plan | str | None:
+def _named(how: PruneOptions, selection: Selection, calibration: Calibration, session: Session) -> Plan | str | None:
     """Return the plan or the layers that are named; refuse options that then change nothing."""
     if not how.repair:
         check_unused("prune without --repair", PruneOptions(repair_samples=how.repair_samples))
     if how.plan is None and selection.layers is None:
         return None
     where = "--plan" if how.plan else "--layers"
-    check_unused(where, *([selection] if how.plan else []), *(() if how.repair else (text, session.compute)))
-    check_unused(where, CalibrationText(samples=text.samples))
+    check_unused(where, *([selection] if how.plan else []), *(() if how.repair else (calibration, session.compute)))
+    check_unused(where, Calibration(num_samples=calibration.num_samples))
     return Plan.load(how.plan) if how.plan else selection.layers
 
 
 def _selected(
-    checkpoint: Checkpoint, selection: Selection, text: CalibrationText, session: Session, progress: Progress
+    checkpoint: Checkpoint, selection: Selection, calibration: Calibration, session: Session, progress: Progress
 ) -> Plan:
-    plan = select(checkpoint, selection, text, compute=session.compute, progress=progress)
+    plan = select(checkpoint, selection, calibration.text, compute=session.compute, progress=progress)
     say_moved(plan)
     return plan
 
@@ -100,7 +97,7 @@ def _prune_file(
     how: PruneOptions,
     named: Plan | str | None,
     selection: Selection,
-    text: CalibrationText,
+    calibration: Calibration,
     session: Session,
 ) -> None:
     """Cut a .gguf file as it is; selected layers are moved where the file cannot express the cut."""
@@ -124,7 +121,7 @@ def _prune_file(
         if named is None:
             checkpoint = session.source.open(model, progress)
             how_made: dict[str, Any] = {"compute": session.compute, "progress": progress}
-            plan = select(checkpoint, selection, text, sizes=sizes, is_exact=depth.is_exact, **how_made)
+            plan = select(checkpoint, selection, calibration.text, sizes=sizes, is_exact=depth.is_exact, **how_made)
             say_moved(plan)
         else:
             plan = plan_of(named, depth.layers)

@@ -8,8 +8,8 @@ from typing import Annotated
 from cyclopts import Parameter
 from pydantic import Field
 
-from shortstack.cli.options import CALIBRATION, NEW, PICTURE, Model, Session, check_unused, flat
-from shortstack.data import CalibrationText
+from shortstack.cli.options import CALIBRATION, NEW, PICTURE, Calibration, Model, Session, check_unused, flat
+from shortstack.data import Text
 from shortstack.machine.options import options
 from shortstack.scoring import METRICS
 from shortstack.scoring.metrics import metrics_named
@@ -39,7 +39,7 @@ def score(
     plot: Annotated[
         Path | None, PICTURE, Parameter(help="Draw the scores, their order and agreement: an .svg file.")
     ] = None,
-    text: Annotated[CalibrationText, flat(CALIBRATION)] = CalibrationText(),
+    calibration: Annotated[Calibration, flat(CALIBRATION)] = Calibration(),
     session: Annotated[Session, flat()] = Session(),
 ) -> None:
     """Score every layer by one or more metrics, in one pass over the layers.
@@ -50,7 +50,7 @@ def score(
     """
     if depth_curve:
         check_unused("--depth-curve", what)
-        return _depth_curve(model, output, plot, text, session)
+        return _depth_curve(model, output, plot, calibration.text, session)
 
     from shortstack.scoring import score as score_layers
 
@@ -59,7 +59,7 @@ def score(
         needs_text = any(metric.needs_text for metric in metrics_named(what.metric))
         scores = score_layers(
             checkpoint,
-            text if needs_text else None,
+            calibration.text if needs_text else None,
             metrics=what.metric,
             window=what.window,
             compute=session.compute,
@@ -76,7 +76,7 @@ def score(
     return None
 
 
-def _depth_curve(model: str, output: Path | None, plot: Path | None, text: CalibrationText, session: Session) -> None:
+def _depth_curve(model: str, output: Path | None, plot: Path | None, text: Text, session: Session) -> None:
     from shortstack.scoring import depth_curve
 
     with session.report.bars() as progress:

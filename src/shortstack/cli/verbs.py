@@ -14,7 +14,6 @@ VERBS = {
     "report": "Show what a study found, as one page or as tables.",
     "export": "Export a checkpoint to llama.cpp, Ollama or the hub.",
     "list": "List metrics, strategies, methods, recipes, tasks and texts.",
-    "demo": "Shorten a small model that comes with the package, and measure it.",
 }
 HELP = ("--help", "-h")
 

@@ -1,12 +1,11 @@
 from . import examples as examples
 from . import in_context as in_context
-from . import mixture as mixture
 from . import sources as sources
+from . import text as text
 from . import tokens as tokens
 from .examples import Example as Example
 from .examples import read_examples as read_examples
-from .sources import Rows as Rows
-from .sources import source_of as source_of
-from .tokens import CalibrationText as CalibrationText
-from .tokens import RepairText as RepairText
+from .text import Rows as Rows
+from .text import Sources as Sources
+from .text import Text as Text
 from .tokens import Tokens as Tokens

@@ -1,40 +1,37 @@
 """Where text comes from, and the record formats of instruction and chat data.
 
-A source is `pydoc` (the standard library's language reference topics; the last 20 % is held out and never calibrates), a
-.txt file, a .jsonl or .json file, or a hub dataset `org/name` or `org/name:split`. Two kinds have no end and are written as
-they are read: `self`, by the model, and those of IN_CONTEXT, by a seeded program.
+A source is a built-in text such as `pydoc` (the standard library's reference topics; the last 20 % is held out and never
+calibrates), a .txt, .json or .jsonl file, a folder of them, or a hub dataset `org/name`, `org/name@revision` or
+`org/name:split`. Two kinds have no end: `self`, which the base model writes, and those of IN_CONTEXT, which a seeded program
+writes.
 """
 
 from __future__ import annotations
 
 import difflib
 import hashlib
+import io
 import json
 import os
 import random
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
-from shortstack.data.in_context import IN_CONTEXT, pydoc
-from shortstack.errors import DataError, InputError, one_line
+from shortstack.data.in_context import IN_CONTEXT, pydoc, words
+from shortstack.errors import DataError, one_line
 from shortstack.machine.cache import cache_directory, mark_used
-from shortstack.machine.files import atomic_write
+from shortstack.machine.files import atomic_write, digest, file_digest
 from shortstack.machine.hub import hub_or_copies
 
-Rows = Iterable[Any] | Path  # texts, chats as lists of messages, or records, as a list or a datasets.Dataset; or a file
-
-OWN = "self"  # what the model writes itself
+OWN = "self"  # what the base model writes
 PROMPT = (
     "Below is an instruction that describes a task{with_input}. "
     "Write a response that appropriately completes the request.\n\n"
     "### Instruction:\n{instruction}\n\n{input}### Response:\n"
 )  # tatsu-lab/stanford_alpaca README, the prompt the paper trains with
-FORMATS = (
-    "text; instruction, input, output (alpaca); instruction, context, response (dolly); messages; prompt, completion"
-)
-
+FORMATS = "messages, instruction and output (or response), prompt and completion, or text"
 KEYS = {  # the fields of each, the first that fits counts; an instruction may have one of CONTEXT beside it
     "chat": ("messages",),
     "alpaca": ("instruction", "output"),
@@ -43,39 +40,75 @@ KEYS = {  # the fields of each, the first that fits counts; an instruction may h
     "text": ("text",),  # last: tatsu-lab/alpaca has its prompt and output in a text as well
 }
 CONTEXT = ("input", "context")
+LARGE, PIECE = 4 << 20, 64 << 10  # bytes: a text file beyond LARGE is read in pieces, as many as are needed
+LINE = 4096  # bytes in which a piece looks for the end of a line
 
+HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w.@-]+(:.+)?")  # with a revision or a split
 
-# Texts that come along by name: function(held_out) gives the part that is held out, or the rest, which calibrates.
+# Built-in texts by name: function(held_out) gives the part that is held out, or the rest, which calibrates.
 SOURCES: Mapping[str, Callable[[bool], str]] = {"pydoc": pydoc}
 
-HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w.-]+(:.+)?")  # with a split
-TEXT = f"{', '.join([*SOURCES, *IN_CONTEXT])}, a .txt, .json or .jsonl file, or a hub dataset org/name."
+NAMES = f"{', '.join([*SOURCES, *IN_CONTEXT])}, a .txt, .json or .jsonl file or folder, or a hub dataset org/name"
 
 
-def source_of(source: str | Rows) -> str:
-    """Name a source: by itself, or by the file that rows given in memory are kept in.
+def is_endless(name: str) -> bool:
+    """Return True if the source is written as it is read, so that it has no end."""
+    return name == OWN or name in IN_CONTEXT or is_own(name)
 
-    >>> source_of("pydoc")
-    'pydoc'
+
+def own_file(key: str) -> Path:
+    """Return the file of the cache for what a base model writes."""
+    return cache_directory("own-texts") / f"{key}.jsonl"
+
+
+def is_own(name: str) -> bool:
+    """Return True for a file of what a base model wrote, as token ids."""
+    return os.path.dirname(name) == str(own_file("").parent)
+
+
+def label(name: str) -> str:
+    """Return the name of a source for people, without the cache's folder."""
+    path = Path(name)
+    if is_own(name):
+        return OWN
+    return f"rows-{path.stem[:8]}" if path.parent == cache_directory("data") else name
+
+
+def public_name(name: str) -> str:
+    """Return the name of a source as others may see it: of a file or a folder without its place.
+
+    >>> public_name("self"), public_name("/home/me/chats.jsonl"), public_name("org/set:train")
+    ('self', 'chats.jsonl', 'org/set:train')
+    """
+    name = label(name)
+    local = bool(_suffix(name)) or os.path.exists(name) or not HUB_NAME.fullmatch(name)
+    return name if name in SOURCES or is_endless(name) or not local else Path(name).name
+
+
+def source_digest(name: str) -> str:
+    """Return the digest of a source's content, in the order in which a text is read.
+
+    A hub dataset is known by its name, and so is what a model or a seeded program writes: its origin is another input.
+    """
+    if is_endless(name):
+        return digest({"made": label(name), "words": words()})
+    if name in SOURCES:
+        return digest([SOURCES[name](held_out) for held_out in (False, True)])
+    if os.path.isdir(name):
+        files = (path for path in sorted(Path(name).rglob("*")) if path.is_file())
+        return digest({str(path.relative_to(name)): file_digest(path) for path in files})
+    return file_digest(Path(name)) if os.path.isfile(name) else name
+
+
+def rows_file(rows: Iterable[Any]) -> str:
+    """Write rows in memory to a .jsonl file of the cache and return its path.
 
     Raises:
         DataError: a row is neither text nor a chat nor a record of what JSON can hold, or there is none.
     """
-    if isinstance(source, str | Path):
-        return str(source)
-    if isinstance(source, Mapping):  # a DatasetDict, as load_dataset() gives it
-        splits = ", ".join(map(str, source))
-        fix = "give one of them"
-        raise DataError(f"several sets by name: {splits}", expected="rows", fix=fix, where="the data")
-    if not hasattr(source, "__iter__"):
-        expected, fix = (
-            "a source by name, or texts, chats or records",
-            "give a list of texts, or a name such as 'pydoc'",
-        )
-        raise DataError(f"a {type(source).__name__}, {source!r}"[:80], expected=expected, fix=fix, where="the data")
-    lines = [_line(row, number) for number, row in enumerate(source)]
+    lines = [_line(row, number) for number, row in enumerate(rows)]
     if not lines:
-        raise DataError("none", expected="texts, chats or records", fix="give some", where="the data")
+        raise DataError("the data has no rows; give texts, chats or records")
     content = "".join(f"{line}\n" for line in lines)
     path = cache_directory("data") / f"{hashlib.sha256(content.encode()).hexdigest()}.jsonl"
     if path.is_file():
@@ -87,139 +120,161 @@ def source_of(source: str | Rows) -> str:
 
 
 def _line(row: Any, number: int) -> str:
-    record = _record(row)
+    record = {"text": row} if isinstance(row, str) else row
+    record = dict(record) if isinstance(record, Mapping) else {"messages": record}
     try:
-        if record is not None:
+        if "messages" not in record or isinstance(row, Mapping) or record_format(record):
             return json.dumps(record)  # half a character is refused where it is read
-        actual, fix = f"{row!r}"[:80], "give rows of one of these kinds"
+        reason = f"{row!r}"[:60]
     except TypeError as error:  # an image, a date
-        actual, fix = str(error), "leave that column out"
-    expected = "a text, a chat (a list of messages with role and content), or a record"
-    raise DataError(actual, expected=expected, fix=fix, where=f"the data, row {number}")
+        reason = str(error)
+    raise DataError(f"row {number} of the data: {reason}; give texts, chats (lists of messages) or records of JSON")
 
 
-def _record(row: Any) -> Mapping[str, Any] | None:
-    """Put a row in one of the formats that files have; None where it is in none of them."""
-    if isinstance(row, str):
-        return {"text": row}
-    if isinstance(row, Mapping):
-        return dict(row)
-    chat = {"messages": row}
-    return chat if record_format(chat) else None
-
-
-def public_name(source: str) -> str:
-    """Name a source as others may see it: a file or a folder without its place, anything else as it is.
-
-    >>> public_name("self"), public_name("/home/me/chats.jsonl"), public_name("org/set:train")
-    ('self', 'chats.jsonl', 'org/set:train')
-    """
-    local = bool(_suffix(source)) or os.path.exists(source) or not HUB_NAME.fullmatch(source)
-    return Path(source).name if local and source not in (*SOURCES, *IN_CONTEXT, OWN) else source
-
-
-def parse_samples(samples: str | int) -> int | None:
-    """Read how many windows of a text are meant: a number, or None for "all"."""
-    if samples == "all":
-        return None
-    if not str(samples).isdecimal() or not int(samples):
-        raise InputError(
-            repr(str(samples)),
-            expected="a number of windows, or all",
-            fix="write a number, such as 10",
-            option="samples",
-        )
-    return int(samples)
-
-
-def check_source(source: str, known: str = f"{OWN}, mix, {TEXT}", *, option: str = "") -> None:
-    """Refuse a source that is none, or a file that cannot be read, before minutes of work; the hub is not asked.
-
-    known: what there is, for the message; option: what named the source.
-    """
-    if source in SOURCES:
+def check_source(name: str, *, option: str = "") -> None:
+    """Refuse an unknown source, or a file that cannot be read, before minutes of work; the hub is not asked."""
+    if name in SOURCES or is_endless(name):
         return
-    if _suffix(source) or os.path.isfile(source):
-        try:
-            Path(source).open("rb").close()
-        except OSError as error:
-            raise _unreadable(Path(source), error).but(option=option) from error
-    else:
-        _check_hub_name(source, known, option)
+    if not _suffix(name) and not os.path.exists(name):
+        _hub_name(name, option)
+        return
+    try:
+        for path in source_files(name):
+            path.open("rb").close()
+    except OSError as error:
+        raise _unreadable(error, name).about(option) from error
+    except DataError as error:
+        raise error.about(option) from None
 
 
-def _suffix(source: str) -> str:
-    """Return the ending of a file of a known format, however it is written; empty for any other name."""
-    suffix = os.path.splitext(source)[1].lower()
+def is_name(row: Any) -> bool:
+    """Return True if a row of data can only be meant as the name of a source: a path, or ASCII without spaces."""
+    if not isinstance(row, str):
+        return isinstance(row, os.PathLike)
+    spaces = any(map(str.isspace, row))
+    return os.path.exists(row) or bool(_suffix(row)) or (row.isascii() and not spaces)
+
+
+def _suffix(name: str) -> str:
+    """Return the ending of a file of a known format in lower case; empty for any other name."""
+    suffix = os.path.splitext(name)[1].lower()
     return suffix if suffix in (".txt", ".json", ".jsonl") else ""
 
 
-def read_records(source: str, *, seed: int = 0, held_out: bool = False) -> Iterator[dict[str, Any]]:
-    """Read the records of a source, each in one of FORMATS; plain text is one record. Shuffle rows of the hub by seed.
+def source_files(name: str) -> list[Path]:
+    """Return the file of a source, the files of a folder that are of a known format, or none of what is no file."""
+    if not os.path.isdir(name):
+        return [Path(name)] if os.path.exists(name) or _suffix(name) else []
+    files = [path for path in sorted(Path(name).rglob("*")) if path.is_file() and _suffix(path.name)]
+    if not files:
+        raise DataError(f"{name} has no .txt, .json or .jsonl file")
+    return files
 
-    held_out: of a built-in source, the last 20 % instead of the first 80 %.
+
+def is_prose(name: str) -> bool:
+    """Return True if a source is running text or a folder, not separate documents: windows come from anywhere in it."""
+    return name in SOURCES or os.path.isdir(name) or (os.path.isfile(name) and _suffix(name) not in (".json", ".jsonl"))
+
+
+def read_records(name: str, *, seed: int = 0, held_out: bool = False) -> Iterator[dict[str, Any]]:
+    """Read the records of a source, each in one of FORMATS; text is one record, a large file several.
+
+    seed: shuffles the rows of the hub. held_out: of a built-in source, the last 20 % instead of the first 80 %.
     """
-    if source in SOURCES:
-        yield {"text": SOURCES[source](held_out)}
-    elif _suffix(source) == ".jsonl":
-        yield from (_checked(value, where) for where, value in read_lines(Path(source)))
-    elif _suffix(source) == ".json":
-        yield from _entries(Path(source))
-    elif _suffix(source) == ".txt" or os.path.isfile(source):
-        yield {"text": _read_text(Path(source))}
+    if name in SOURCES:
+        yield {"text": SOURCES[name](held_out)}
+    elif _suffix(name) or os.path.exists(name):
+        for path in source_files(name):
+            yield from _read_file(path)
     else:
-        yield from hub_records(source, seed)
+        yield from hub_records(name, seed)
 
 
-def read_documents(source: str, *, seed: int = 0, held_out: bool = False) -> Iterator[str]:
-    """Read the texts of a source, shuffled by seed when there are several; records of other formats give all their text."""
-    return map(_all_text, shuffled_records(source, seed=seed, held_out=held_out))
-
-
-def shuffled_records(source: str, *, seed: int = 0, held_out: bool = False) -> Iterator[dict[str, Any]]:
-    """Read records in an order drawn by seed: of a file all are read first, of the hub as many as are asked for."""
-    records = read_records(source, seed=seed, held_out=held_out)
-    if _suffix(source) not in (".json", ".jsonl"):
+def shuffled_records(name: str, *, seed: int = 0, held_out: bool = False) -> Iterator[dict[str, Any]]:
+    """Read records in an order drawn by seed; of the hub and of a large text no more than are asked for."""
+    if os.path.isfile(name) and is_prose(name):
+        return ({"text": piece} for piece in _pieces(Path(name), random.Random(seed)))
+    records = read_records(name, seed=seed, held_out=held_out)
+    if not os.path.exists(name):
         return records
     listed = list(records)
     return iter(random.Random(seed).sample(listed, len(listed)))
 
 
+def read_documents(name: str, *, seed: int = 0, held_out: bool = False) -> Iterator[str]:
+    """Read the texts of a source, shuffled by seed when there are several; records of other formats give all their text."""
+    return map(_all_text, shuffled_records(name, seed=seed, held_out=held_out))
+
+
+def _read_file(path: Path) -> Iterator[dict[str, Any]]:
+    suffix = _suffix(path.name)
+    if suffix == ".jsonl":
+        return (_checked(value, where) for where, value in read_lines(path))
+    return _entries(path) if suffix == ".json" else ({"text": piece} for piece in _pieces(path))
+
+
+def _pieces(path: Path, rng: random.Random | None = None) -> Iterator[str]:
+    """Read a text file as a whole, or beyond LARGE in pieces that end with a line. rng: shuffles them."""
+    size = file_stat(path).st_size
+    if size <= LARGE:
+        yield _read_text(path)
+        return
+    numbers = [*range(size // PIECE)]
+    if rng:
+        rng.shuffle(numbers)
+    with path.open("rb") as file:
+        for number in numbers:
+            start, end = (_line_start(file, place * size // len(numbers)) for place in (number, number + 1))
+            file.seek(start)
+            yield _decoded(path, file.read(end - start), start)
+
+
+def _line_start(file: BinaryIO, place: int) -> int:
+    """Return where the first line at or after a place starts, or near it, where a line is long, a character."""
+    file.seek(place)
+    ahead = file.read(LINE)
+    line = ahead.find(b"\n") + 1 if place else 0
+    return place + (line or len(ahead) - len(ahead.lstrip(bytes(range(0x80, 0xC0)))))
+
+
+def file_stat(path: Path) -> os.stat_result:
+    try:
+        return path.stat()
+    except OSError as error:
+        raise _unreadable(error, path) from error
+
+
 def _read_text(path: Path) -> str:
     try:
-        text = path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise DataError(
-            f"byte {error.object[error.start]:#x} at position {error.start}",
-            expected="UTF-8 text",
-            fix="convert it to UTF-8",
-            where=path,
-        ) from error
+        data = path.read_bytes()
     except OSError as error:
-        raise _unreadable(path, error) from error
+        raise _unreadable(error, path) from error
+    text = _decoded(path, data)
     if not text.strip():
-        raise DataError(
-            "nothing but white space" if text else "an empty file",
-            expected="text",
-            fix="give a file with text",
-            where=path,
-        )
+        raise DataError(f"{path} is {'blank' if text else 'empty'}; give a file with text")
     return text
 
 
-def _unreadable(path: Path, error: OSError) -> DataError:
-    return DataError(error.strerror or str(error), expected="a file that can be read", fix="check the path", where=path)
+def _decoded(path: Path, data: bytes, start: int = 0) -> str:
+    try:
+        return io.StringIO(data.decode("utf-8-sig"), newline=None).read()
+    except UnicodeDecodeError as error:
+        at = f"byte {error.object[error.start]:#x} at position {start + error.start}"
+        raise DataError(f"{path}: {at} is no UTF-8; convert the file to UTF-8") from error
+
+
+def _unreadable(error: OSError, place: str | Path) -> DataError:
+    return DataError(f"{place}: {error.strerror or error}; check the path")
 
 
 def _entries(path: Path) -> Iterator[dict[str, Any]]:
     """Read the objects of a .json file, which holds a list of them."""
-    text, expected, fix = _read_text(path), "a JSON list of objects", "correct it, or save it as .jsonl"
     try:
-        entries = json.loads(text)
+        entries = json.loads(_read_text(path))
     except (ValueError, RecursionError) as error:
-        raise DataError(error, expected=expected, fix=fix, where=path) from error
+        raise DataError(f"{path}: {error}; correct it, or save it as .jsonl") from error
     if not isinstance(entries, list):
-        raise DataError(f"a {type(entries).__name__}", expected=expected, fix=fix, where=path)
+        raise DataError(f"{path} holds a {type(entries).__name__}; give a JSON list of objects, or a .jsonl file")
     for number, entry in enumerate(entries, start=1):
         yield _checked(entry, f"{path}, entry {number}")
 
@@ -233,48 +288,38 @@ def read_lines(path: Path) -> Iterator[tuple[str, Any]]:
         try:
             yield where, json.loads(line)
         except (ValueError, RecursionError) as error:
-            quote = f"{line[:60]!r} ({error})"
-            raise DataError(quote, expected="a JSON object", fix="correct or delete that line", where=where) from error
+            raise DataError(f"{where}: {line[:60]!r} is no JSON ({error}); correct or delete that line") from error
 
 
 def _checked(record: Any, where: str) -> dict[str, Any]:
     """Check a record, and return it without its null fields, which count as absent."""
     given = {key: value for key, value in record.items() if value is not None} if isinstance(record, dict) else {}
     if record_format(given) is None:
-        raise DataError(
-            _of_no_format(record, given),
-            expected=f"an object with the keys of one format: {FORMATS}",
-            fix="rename the keys; texts are strings, messages a list of {role, content}",
-            where=where,
-        )
+        raise DataError(f"{where}: {_of_no_format(record, given)}; give {FORMATS}")
     return given
 
 
 def _of_no_format(record: Any, given: Mapping[str, Any]) -> str:
     """Describe a record of no known format for an error: its first field of a wrong type, or its keys."""
     if not isinstance(record, dict):
-        return repr(record)[:60]
+        return f"{record!r:.60} is no object"
     wrong = [key for name, keys in KEYS.items() if given.keys() >= set(keys) for key in _wrong(given, name)]
     if not wrong:
         return f"keys {', '.join(key if key in given else f'{key} (null)' for key in record)}"
     value = given[wrong[0]]
     turns = [turn for turn in value if not _is_turn(turn)] if wrong[0] == "messages" and isinstance(value, list) else []
-    return f"{wrong[0]}: {(turns or [value])[0]!r}"[:80]
+    return f"{wrong[0]}: {(turns or [value])[0]!r}"[:60]
 
 
 def record_format(record: Mapping[str, Any]) -> str | None:
-    """Find the first of KEYS whose fields a record has, each of the type that it should be; None when none."""
+    """Find the first of KEYS whose fields a record has, each of its type; None when there is none."""
     return next((name for name, keys in KEYS.items() if record.keys() >= set(keys) and not _wrong(record, name)), None)
 
 
 def _wrong(record: Mapping[str, Any], name: str) -> list[str]:
-    """List a record's fields of a format that are not of the type they should be: a text, or of messages a list of turns."""
+    """List a record's fields of a format that are of a wrong type: not a text, or for messages not a list of turns."""
     keys = [key for key in (*KEYS[name], *(CONTEXT if "instruction" in KEYS[name] else ())) if key in record]
-    return [key for key in keys if not (_is_chat if key == "messages" else _is_text)(record[key])]
-
-
-def _is_text(value: Any) -> bool:
-    return isinstance(value, str)
+    return [key for key in keys if not (_is_chat(record[key]) if key == "messages" else isinstance(record[key], str))]
 
 
 def _is_chat(value: Any) -> bool:
@@ -291,34 +336,33 @@ def _all_text(record: Mapping[str, Any]) -> str:
         return str(record["text"])
     if kind == "chat":
         return "\n\n".join(str(turn["content"]) for turn in record["messages"])
-    prompt, response = prompt_and_response(record)
-    return prompt + response
+    return "".join(prompt_and_response(record))
 
 
-def hub_records(source: str, seed: int) -> Iterator[dict[str, Any]]:
+def hub_records(name: str, seed: int) -> Iterator[dict[str, Any]]:
     """Stream the rows of a hub dataset, shuffled by seed in a buffer of a thousand rows."""
-    name, split = _check_hub_name(source)
+    dataset, revision, split = _hub_name(name)
     import datasets
 
     with hub_or_copies() as reachable:
         try:
-            rows = datasets.load_dataset(name, split=split or "train", streaming=True).shuffle(seed=seed)
-            for number, row in enumerate(rows, start=1):
-                yield _checked(row, f"{source}, row {number}")
+            rows = datasets.load_dataset(dataset, revision=revision or None, split=split or "train", streaming=True)
+            for number, row in enumerate(rows.shuffle(seed=seed), start=1):
+                yield _checked(row, f"{name}, row {number}")
         except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
             reason = one_line(error) if reachable else "no hub within reach, and no copy of it here"
-            expected, fix = "a dataset on the hub", "check the name, or give a local file"
-            raise DataError(reason, expected=expected, fix=fix, where=source) from error
+            raise DataError(f"{name}: {reason}; check the name, or give a local file") from error
 
 
-def _check_hub_name(source: str, known: str = TEXT, option: str = "") -> tuple[str, str]:
-    """Part the name of a hub dataset from the split that was named, or none; known: what else could have been meant."""
-    name, _, split = source.partition(":")
-    if "/" not in name or name.startswith((".", "/", "~")):
-        near = difflib.get_close_matches(name, filter(str.isalpha, known.split(", ")), 1)
-        fix = f"did you mean {near[0]}?" if near else "check the name or the path"
-        raise DataError("none of these", expected=known.rstrip("."), fix=fix, option=option, where=source)
-    return name, split
+def _hub_name(name: str, option: str = "") -> tuple[str, str, str]:
+    """Split the name of a hub dataset into dataset, revision and split."""
+    dataset, _, split = name.partition(":")
+    if "/" not in dataset or dataset.startswith((".", "/", "~")):
+        near = difflib.get_close_matches(dataset, [*SOURCES, *IN_CONTEXT, OWN, "mix"], 1)
+        fix = f"did you mean {near[0]}?" if near else f"give self, mix, {NAMES}"
+        raise DataError(f"no text {name!r}; {fix}", option=option)
+    dataset, _, revision = dataset.partition("@")
+    return dataset, revision, split
 
 
 def prompt_and_response(record: Mapping[str, Any]) -> tuple[str, str]:

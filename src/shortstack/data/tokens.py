@@ -2,31 +2,41 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import itertools
+import json
+import math
 import random
+from array import array
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field, replace
+from itertools import chain, islice
 from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
 
 from shortstack.data.in_context import IN_CONTEXT, MOST
-from shortstack.data.mixture import MIX, SEVERAL, Weighted, Written, check_sources, parse_sources, public_names
-from shortstack.data.sources import OWN, TEXT, Rows, parse_samples, public_name, read_documents, source_of
+from shortstack.data.sources import OWN, is_endless, is_own, is_prose, label, public_name, read_documents
 from shortstack.errors import DataError
-from shortstack.machine.options import check_options, option
+from shortstack.machine.numbers import is_share, part_of
 
 if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedTokenizerBase
 
-MISSES = 40  # texts that do not fit into an empty window, after which none is said to
-HELD_OUT = 4  # one sample in so many is held out, of each kind
-JUDGING = 8  # one sample in so many judges, where what is fitted chooses on those that are held out
+MISSES = 40  # texts that do not fit into an empty window before that is an error
+HELD_OUT = 4  # one sample in four is held out, of each source
+JUDGING = 8  # one sample in eight judges, where the held-out ones choose
+SPREAD = 4  # times the windows are read of a folder or a large text, from which they are drawn
+LONG = 10_000  # characters of a text whose ids are kept for the next time it is read
+
+TOKENIZERS: WeakKeyDictionary[PreTrainedTokenizerBase, str] = WeakKeyDictionary()  # by the digest of their settings
 
 
 @dataclass(frozen=True)
 class Kind:
-    """So many samples of one source, and how much they count beside those of others."""
+    """Number and weight of the samples of one source."""
 
     source: str
     samples: int
@@ -35,7 +45,7 @@ class Kind:
 
 @dataclass(frozen=True)
 class Tokens:
-    """Equal windows of token ids, [samples, length], and where they come from. bos: each window starts with BOS.
+    """Equal windows of token ids, [samples, length], and their sources. bos: each window starts with BOS.
 
     kinds: the sources, where there are several, their samples one after the other. counted: [samples, length], which tokens
     count when they are predicted; None: all.
@@ -56,67 +66,61 @@ class Tokens:
     @classmethod
     def read(
         cls,
-        source: str | Rows,
+        source: str,
         tokenizer: PreTrainedTokenizerBase,
         *,
-        samples: int | None = 10,
+        samples: float | None = 10,
         length: int = 128,
         seed: int = 0,
         held_out: bool = False,
         at_least: int | None = None,
-        written: Written | None = None,
     ) -> Tokens:
-        """Read `samples` random windows of `length` tokens (BOS included), or with None every window.
+        """Read `samples` random windows of `length` tokens (BOS included) of one source; a float is a share, None is all.
 
         Windows never overlap and never cross documents. With several documents each gives one window at a random place,
-        as in the paper; a document shorter than a window is passed over. BOS is added where the tokenizer itself adds it.
-        held_out: of `pydoc`, read the last 20 % instead of the first 80 %. at_least: fewer than `samples` will do, where the
-        text has no more, but not fewer than this. written: for `self`, gives texts that the model wrote; windows are filled
-        with one after the other. So they are of a source of IN_CONTEXT, where what the text before determines counts.
+        as in the paper; a document shorter than a window is passed over. Windows of a folder and of a large text file lie
+        anywhere in it. BOS is added where the tokenizer itself adds it.
+        held_out: of `pydoc`, read the last 20 % instead of the first 80 %. at_least: accept fewer windows than `samples`,
+        but not fewer than this. Windows of what a program or a model writes are filled with one text after the other.
 
         Raises:
             DataError: no such text, not UTF-8, a wrong line, or fewer windows than asked for.
         """
         import torch
 
-        source, bos = source_of(source), bos_ids(tokenizer)
-        room = length - len(bos)
-        if room < 2 or (samples is not None and samples < 1):
-            raise DataError(
-                f"samples {samples}, length {length}",
-                expected="at least one window of at least two tokens beside BOS",
-                fix="ask for more",
-                where=source,
-            )
-        if Weighted(source).endless:
-            if samples is None:
-                raise endless(source)
+        bos, every = bos_ids(tokenizer), samples is None or is_share(samples)
+        room, name = length - len(bos), label(source)
+        if room < 2:
+            raise DataError(f"windows of {length} tokens are too short; give at least {len(bos) + 2}", option="length")
+        if is_endless(source):
+            if every:
+                raise DataError(f"{name} has no end; give a number of windows", option="samples")
             rng = random.Random(f"{seed} held out {source}" if held_out else f"{seed} {source}")
-            ids, counted = made_windows(source, tokenizer, length, samples, rng, written)
-            return cls(ids, source, bool(bos), seed, counted=None if source == OWN else counted)
-        sizes: list[int] = []
+            ids, counted = made_windows(source, tokenizer, length, int(samples or 0), rng)
+            read = f"{len(ids)} texts"
+        else:
+            sizes: list[int] = []
 
-        def documents() -> Iterator[list[int]]:
-            for text in read_documents(source, seed=seed, held_out=held_out):
-                ids = encode(tokenizer, text)
-                sizes.append(len(ids))
-                yield ids
+            def documents() -> Iterator[list[int]]:
+                for text in read_documents(source, seed=seed, held_out=held_out):
+                    ids = encode(tokenizer, text)
+                    sizes.append(len(ids))
+                    yield ids
 
-        windows = [[*bos, *window] for window in _windows(documents(), room, samples, seed)]
-        needed = min(filter(None, (at_least, samples)), default=1)
-        if len(windows) < needed:
-            raise DataError(
-                f"text for {len(windows)} of them: {sum(sizes):,} tokens in "
-                f"{len(sizes)} document{'s' * (len(sizes) != 1)}",
-                expected=f"{needed} window{'s' * (needed > 1)} of {length} tokens",
-                fix="give more text, or ask for fewer samples or a smaller length",
-                where=source,
-            )
-        return cls(torch.tensor(windows), source, bool(bos), seed)
+            amount = None if every else int(samples or 0)
+            windows = _windows(documents(), room, amount, seed, anywhere=is_prose(source))
+            ids, counted = torch.tensor([[*bos, *window] for window in windows], dtype=torch.long), None
+            read = f"{sum(sizes):,} tokens in {len(sizes)} documents"
+        needed = min((int(count) for count in (at_least, None if every else samples) if count), default=1)
+        if len(ids) < needed:
+            few = f"{name} has {len(ids)} of {needed} windows of {length} tokens ({read})"
+            raise DataError(f"{few}; give more text, or ask for fewer or shorter windows")
+        tokens = cls(ids, name, bool(bos), seed, counted=None if is_own(source) else counted)
+        return tokens.drawn(part_of(samples, len(ids))) if is_share(samples) else tokens
 
     @classmethod
     def joined(cls, parts: Sequence[Tokens], weights: Sequence[float], source: str) -> Tokens:
-        """Join windows of several sources; source: what is said of all together."""
+        """Join windows of several sources; source: the name of all together."""
         import torch
 
         ids = torch.cat([part.ids for part in parts])
@@ -141,7 +145,7 @@ class Tokens:
         return replace(self, ids=self.ids[chosen], kinds=kinds if self.kinds else (), counted=counted)
 
     def drawn(self, amount: int) -> Tokens:
-        """Draw so many of the windows by the seed, and leave them in their order."""
+        """Draw a number of the windows by the seed, and leave them in their order."""
         import torch
 
         chosen = sorted(random.Random(self.seed).sample(range(len(self.ids)), amount))
@@ -155,70 +159,16 @@ class Tokens:
     def record(self) -> dict[str, Any]:
         """Return a JSON-able description of the tokens, for results."""
         samples, length = self.ids.shape
+        kinds = [asdict(kind) | {"source": public_name(kind.source)} for kind in self.kinds]
         return {
-            "source": public_names(self.source),
+            "source": self.source if self.kinds else public_name(self.source),
             "samples": samples,
             "length": length,
             "bos": self.bos,
             "seed": self.seed,
             "sha256": self.sha256,
-            **(
-                {"kinds": [{**asdict(kind), "source": public_name(kind.source)} for kind in self.kinds]}
-                if self.kinds
-                else {}
-            ),
+            **({"kinds": kinds} if kinds else {}),
         }
-
-
-@dataclass(frozen=True)
-class CalibrationText:
-    """The text that metrics look at.
-
-    text: sources by name, as source_of() gives them of rows in memory. samples: windows of each source, drawn by seed, or
-    "all". length: tokens of a window, BOS included.
-    """
-
-    text: str = option(MIX, help=f"Calibration text: {TEXT} {SEVERAL}")
-    samples: int | str = option(10, help="Calibration windows per text: a number drawn at random, or all.")
-    length: int = option(128, help="Tokens per calibration window.", minimum=4)
-
-    def __post_init__(self) -> None:
-        check_options(self)
-        sources = parse_sources(self.text, "text")
-        if parse_samples(self.samples) is None and any(weighted.endless for weighted in sources):
-            raise endless(next(weighted.source for weighted in sources if weighted.endless))
-
-    def check(self) -> None:
-        """Refuse texts that cannot be read, before a model is opened; the hub is not asked.
-
-        Raises:
-            DataError: as check_sources.
-        """
-        check_sources(self.text, "text")
-
-    def of_all(self, samples: int) -> CalibrationText:
-        """Return the same text with about so many windows of all its sources, but enough of each to hold some out."""
-        return replace(self, samples=max(JUDGING, -(-samples // len(parse_sources(self.text)))))
-
-    def tokens(
-        self,
-        tokenizer: PreTrainedTokenizerBase,
-        seed: int = 0,
-        *,
-        at_least: int | None = None,
-        written: Written | None = None,
-    ) -> Tokens:
-        """Read the windows; at_least, written: as in Tokens.read.
-
-        Raises:
-            DataError: as Tokens.read and parse_sources.
-        """
-        samples, sources = parse_samples(self.samples), parse_sources(self.text)
-        how: dict[str, Any] = {"length": self.length, "seed": seed, "at_least": at_least, "written": written}
-        parts = [Tokens.read(weighted.source, tokenizer, samples=samples, **how) for weighted in sources]
-        if len(parts) == 1:
-            return parts[0]
-        return Tokens.joined(parts, [weighted.weight for weighted in sources], self.text)
 
 
 def bos_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
@@ -228,12 +178,39 @@ def bos_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
 
 
 def same_tokens(one: PreTrainedTokenizerBase, other: PreTrainedTokenizerBase) -> bool:
-    """Say whether a token id means the same to both."""
+    """Return True if a token id means the same to both."""
     return bool(one.get_vocab() == other.get_vocab())
 
 
 def encode(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
-    """Tokenise text, without special tokens."""
+    """Tokenise text, without special tokens; long text once in a process."""
+    if len(text) < LONG:
+        return _encode(tokenizer, text)
+    return list(_encode_once(Settings.of(tokenizer), text))
+
+
+@dataclass(frozen=True)
+class Settings:
+    """A tokenizer that equals every other one with the same settings."""
+
+    settings: tuple[object, ...]
+    tokenizer: PreTrainedTokenizerBase = field(compare=False)
+
+    @classmethod
+    def of(cls, tokenizer: PreTrainedTokenizerBase) -> Settings:
+        if tokenizer not in TOKENIZERS:
+            settings = tokenizer.backend_tokenizer.to_str() if tokenizer.is_fast else f"{id(tokenizer)}"
+            TOKENIZERS[tokenizer] = hashlib.sha256(settings.encode()).hexdigest()
+        changing = len(tokenizer), tokenizer.chat_template, tokenizer.eos_token_id, *bos_ids(tokenizer)
+        return cls((TOKENIZERS[tokenizer], *map(str, changing)), tokenizer)
+
+
+@functools.lru_cache(maxsize=1024)
+def _encode_once(known: Settings, text: str) -> array[int]:
+    return array("i", _encode(known.tokenizer, text))
+
+
+def _encode(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
     check_text(text)
     return list(tokenizer(text, add_special_tokens=False, verbose=False).input_ids)
 
@@ -249,65 +226,37 @@ def check_text(text: str) -> None:
     try:
         text.encode()
     except UnicodeEncodeError as error:
+        place = f"character {error.start} of the text starting {text[:40]!r}"
         raise DataError(
-            f"a lone surrogate at character {error.start}",
-            expected="text that UTF-8 can hold",
-            fix="correct or delete that record",
-            where=f"text starting {text[:40]!r}",
+            f"{place} is a lone surrogate, which UTF-8 cannot hold; correct or delete that record"
         ) from error
 
 
-@dataclass(frozen=True)
-class RepairText(CalibrationText):
-    """The text that closed-form repair looks at. samples: about so many windows of all its sources, see of_all()."""
-
-    samples: int = option(256, help="Maximum windows to repair on; at least eight per text.", minimum=8)
-
-
-def endless(source: str) -> DataError:
-    """Make the error that all of a text is asked for which is written as it is read."""
-    fix = "say how many, or name other texts"
-    return DataError(f"{source}, which has no end", expected="a number of windows", fix=fix, option="samples")
-
-
-def own_windows(written: Written | None, room: int, amount: int) -> list[list[int]]:
-    """Cut what a model wrote into so many windows of `room` tokens, its texts one after the other, up to a full window.
-
-    Fewer where it writes no more texts, since its time is over.
-    """
-    if written is None:
-        raise DataError(
-            "a text to be read without one",
-            expected="a model that writes it",
-            fix="name other texts, or pass `written`, such as OwnText(checkpoint).texts",
-            where=OWN,
-        )
-    texts, requested = written(1), 1
-    while (size := sum(map(len, texts))) < amount * room and len(texts) >= requested:
-        requested = max(requested + 1, -(-requested * amount * room // max(1, size)))
-        texts = written(requested)
-    stream, amount = [token for text in texts for token in text], min(amount, size // room)
-    return [stream[start : start + room] for start in range(0, amount * room, room)]
+def own_windows(file: str, room: int, amount: int | None = None) -> list[list[int]]:
+    """Cut the texts of a base model, one after the other, into windows of `room` tokens, as many as there are."""
+    with suppress(FileNotFoundError), open(file, encoding="utf-8") as lines:
+        stream = [token for line in lines for token in json.loads(line)["ids"]]
+        places = range(0, len(stream) - room + 1, room)
+        return [stream[start : start + room] for start in places[:amount]]
+    return []
 
 
 def made_windows(
-    source: str,
-    tokenizer: PreTrainedTokenizerBase,
-    length: int,
-    amount: int,
-    rng: random.Random,
-    written: Written | None,
+    source: str, tokenizer: PreTrainedTokenizerBase, length: int, amount: int, rng: random.Random
 ) -> tuple[Tensor, Tensor]:
-    """Make windows of a source that is written as it is read, and say which of their tokens count: [amount, length] each."""
+    """Make windows of an endless source, and return which of their tokens count, too: [amount, length] each."""
     import torch
 
-    bos = [(token, source == OWN) for token in bos_ids(tokenizer)]
-    room = length - len(bos)
     if source == OWN:
-        windows = [[(token, True) for token in window] for window in own_windows(written, room, amount)]
+        raise DataError("self needs the base model, which writes it; put with_own_text() before, or name other texts")
+    own, bos = is_own(source), bos_ids(tokenizer)
+    room = length - len(bos)
+    if own:
+        windows = [[(token, True) for token in window] for window in own_windows(source, room, amount)]
     else:
         windows = [_filled_window(source, tokenizer, room, rng) for _ in range(amount)]
-    pairs = torch.tensor([[*bos, *window] for window in windows], dtype=torch.long).view(len(windows), length, 2)
+    start = [(token, own) for token in bos]
+    pairs = torch.tensor([[*start, *window] for window in windows], dtype=torch.long).view(len(windows), length, 2)
     return pairs[..., 0], pairs[..., 1].bool()
 
 
@@ -325,58 +274,63 @@ def _filled_window(
             misses += 1
             most = most // 2 or int(not window and misses < MISSES)
     if not window:
-        raise DataError(
-            f"{room} tokens",
-            expected="windows that such a text fits into",
-            fix="raise length, or name other texts",
-            where=source,
-        )
+        raise DataError(f"no text of {source} fits into a window of {room} tokens; give a larger one", option="length")
     return [*window, *text][:room]
 
 
 def _marked(
     passages: Iterable[tuple[str, bool]], tokenizer: PreTrainedTokenizerBase, *, after: bool
 ) -> Iterator[tuple[int, bool]]:
-    """Tokenise the passages; mark each token of one that what stands before it determines. after: other texts."""
+    """Tokenise the passages; mark each token of one that the text before determines. after: other texts."""
     encoded = encode_after if after else encode
     for text, determined in passages:
         yield from ((token, determined) for token in encoded(tokenizer, text))
         encoded = encode_after
 
 
-def _windows(documents: Iterator[list[int]], room: int, samples: int | None, seed: int) -> list[list[int]]:
-    rng = random.Random(seed)
-    windows: list[list[int]] = []
-    whole: list[int] | None = None
-    for count, ids in enumerate(documents):
-        whole = ids if count == 0 else None
-        if samples is None:
-            windows += [ids[start : start + room] for start in range(0, len(ids) - room + 1, room)]
-        elif len(ids) >= room:
+def _windows(
+    documents: Iterator[list[int]], room: int, samples: int | None, seed: int, *, anywhere: bool
+) -> list[list[int]]:
+    """Return every window of the documents, or draw some by the seed; anywhere: not one of each document."""
+    rng, first = random.Random(seed), next(documents, [])
+    second = None if anywhere or samples is None else next(documents, None)
+    if samples is not None and second is not None:
+        return [*islice(_one_of_each(chain([first, second], documents), room, rng), samples)]
+    most = math.inf if samples is None else SPREAD * samples * room
+    read = _until(chain([first], documents), most)
+    places = [(ids, start) for ids in read for start in range(0, len(ids) - room + 1, room)]
+    if samples is not None and samples < len(places):
+        next(_one_of_each([first], room, rng), None)  # the first draw is that of a document among several
+        places = [places[number] for number in sorted(rng.sample(range(len(places)), samples))]
+    return [ids[start : start + room] for ids, start in places]
+
+
+def _one_of_each(documents: Iterable[list[int]], room: int, rng: random.Random) -> Iterator[list[int]]:
+    for ids in documents:
+        if len(ids) >= room:
             start = rng.randrange(len(ids) - room + 1)
-            windows.append(ids[start : start + room])
-        if samples and count and len(windows) >= samples:
-            return windows[:samples]
-    if samples and whole is not None:  # a single document: all windows come from it
-        starts = range(0, len(whole) - room + 1, room)
-        return [whole[start : start + room] for start in sorted(rng.sample(starts, min(samples, len(starts))))]
-    return windows
+            yield ids[start : start + room]
+
+
+def _until(documents: Iterable[list[int]], tokens: float) -> Iterator[list[int]]:
+    """Yield documents until they have a number of tokens."""
+    for ids in documents:
+        yield ids
+        tokens -= len(ids)
+        if tokens <= 0:
+            return
 
 
 def check_enough(tokens: Tokens, fix: str, *, at_least: int = HELD_OUT) -> None:
     """Refuse samples of which none could be held out, or that are fewer than `at_least`."""
     for kind, _ in tokens.parts:
         if kind.samples < at_least:
-            raise DataError(
-                str(kind.samples),
-                expected=f"at least {at_least} samples, since one in {at_least} is held out",
-                fix=fix,
-                where=kind.source,
-            )
+            few = f"{kind.source} has {kind.samples} samples, of which one in {at_least} is held out"
+            raise DataError(f"{few}; {fix}")
 
 
 def split(tokens: Tokens, each: int = HELD_OUT) -> tuple[Tokens, Tokens]:
-    """Part the samples to fit on from every fourth of each kind, which is held out; each: in place of four."""
+    """Split off every fourth sample of each kind, which is held out, and return it second; each: in place of four."""
     import torch
 
     held_out = torch.cat([torch.arange(kind.samples) % each == each - 1 for kind, _ in tokens.parts])

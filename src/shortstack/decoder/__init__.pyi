@@ -11,7 +11,5 @@ from . import requirements as requirements
 from . import streaming as streaming
 from . import wrapping as wrapping
 from .decoder import Decoder as Decoder
-from .own_text import OwnText as OwnText
-from .own_text import calibration_tokens as calibration_tokens
-from .own_text import text_in_time as text_in_time
-from .own_text import tokens_of as tokens_of
+from .own_text import read_tokens as read_tokens
+from .own_text import with_own_text as with_own_text

@@ -1,8 +1,8 @@
-"""Text that a model writes itself: chats, questions as well as answers, or what a base model says after nothing.
+"""Text that a base model writes itself: chats, questions as well as answers, or what it says after nothing.
 
 For a chat model its own template with an empty user turn is the prompt for a question, and that question the prompt for an
-answer (Magpie, arXiv 2406.08464); a base model writes from BOS (self-calibration, arXiv 2410.17170). All is drawn at
-temperature 1 from the whole distribution, by a seed, and kept in the cache as it is written.
+answer (Magpie, arXiv 2406.08464); others write from BOS (self-calibration, arXiv 2410.17170). All is drawn at temperature 1
+from the whole distribution, by a seed, and kept as token ids in a .jsonl file of the cache.
 """
 
 from __future__ import annotations
@@ -11,238 +11,164 @@ import gc
 import json
 import time
 import warnings
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from functools import cached_property
-from itertools import count
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from shortstack.architecture.anatomy import check_positions
 from shortstack.checkpoint import Checkpoint
-from shortstack.data import CalibrationText, Rows, Tokens, source_of
+from shortstack.data import Text, Tokens
 from shortstack.data.examples import render
-from shortstack.data.mixture import MIX, READ, parse_sources, unwritten
-from shortstack.data.sources import OWN
+from shortstack.data.sources import OWN, own_file
+from shortstack.data.text import MIX
 from shortstack.data.tokens import bos_ids, encode, own_windows
 from shortstack.decoder.generation import DRAWS, ROWS, draw_seed, generate
 from shortstack.decoder.streaming import must_stream
 from shortstack.decoder.wrapping import arithmetic
 from shortstack.errors import DataError, ShortstackWarning, one_line
-from shortstack.machine.cache import cache_directory, content_key, mark_used
+from shortstack.machine.cache import content_key, mark_used
 from shortstack.machine.clock import Clock
 from shortstack.machine.device import AUTO, Compute, pick_device
-from shortstack.machine.files import save_json
+from shortstack.machine.files import atomic_write
 from shortstack.machine.progress import Progress, silent, under
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 QUESTION_TOKENS, ANSWER_TOKENS, TEXT_TOKENS = 96, 192, 256
-MOST_EMPTY = 4  # batches of nothing, one after the other, after which a model is said to write nothing
+MOST_EMPTY = 4  # batches of empty texts, one after the other, before a model is said to write nothing
 BATCHES = (16, ROWS)  # texts of the first and of each further batch: calibration takes few
 MARGIN = 64  # of a template, beside what opens a question
 MARK = "QqQ"  # stands in a template where a user's words go
 
 
-def rows_of(batch: int) -> int:
-    """Return how many texts are written in a batch."""
-    return BATCHES[min(batch, len(BATCHES) - 1)]
-
-
-def calibration_tokens(
+def read_tokens(
     checkpoint: Checkpoint,
-    text: CalibrationText | None = None,
+    text: Tokens | Text | Any = None,
     *,
     at_least: int | None = None,
     compute: Compute = AUTO,
     progress: Progress = silent,
-    dry_run: bool = False,
 ) -> Tokens:
-    """Read the windows of a calibration text, and of what the model writes itself where that is a part of it.
-
-    A model may not be able to write: it is streamed, or its template has no place for a question. Of `mix` the rest is read
-    then, and a warning says so. at_least: as in Tokens.read. dry_run: the model writes nothing, and tokens of no meaning
-    stand for what it would.
-    """
-    text = text or CalibrationText()
-    text.check()
+    """Read the windows of a text, also of its source alone; Tokens stay as they are. at_least: as in Tokens.read()."""
+    if isinstance(text, Tokens):
+        return text
+    text = text if isinstance(text, Text) else Text() if text is None else Text(text)
     check_positions(checkpoint, text.length, "length")
-    own = OwnText(checkpoint, compute, progress, dry_run=dry_run)
-    read = unwritten(text.text)
-    if text.text != read and (reason := own.hindered()):
-        said = f"{MIX} is reduced to {READ}, since the model generates no text: {reason}"
+    text = with_own_text(text, checkpoint, compute=compute, progress=progress)
+    return text.tokens(checkpoint.tokenizer(), compute.seed, at_least=at_least)
+
+
+def with_own_text(
+    text: Text,
+    base_model: Checkpoint,
+    *,
+    windows: int | None = None,
+    deadline: Clock | None = None,
+    compute: Compute = AUTO,
+    progress: Progress = silent,
+) -> Text:
+    """Have the base model write `self`, where the text has it, and return the text with that file of the cache in its place.
+
+    windows: of the text's length that are needed; None: its samples, of which there are fewer where the deadline ends the
+    writing. Of `mix` the rest is returned, with a warning, if the model cannot write.
+    """
+    if not text.own:
+        return text
+    text.check()
+    writer = Writer(base_model, compute, deadline, progress)
+    room = text.length - len(bos_ids(writer.tokenizer))
+    needed = int(text.samples or 0) if windows is None else windows
+    try:
+        reason = writer.streams(compute.stream) if MIX in text.names else ""
+        if not reason:
+            writer.write(room * needed)
+    except (DataError, OSError) as error:
+        reason = one_line(error)
+        if MIX not in text.names:
+            raise
+    finally:
+        writer.forget()
+    if reason:
+        said = f"{MIX} is reduced to {text.replacing({OWN: None}).name}, since the model generates no text: {reason}"
         warnings.warn(said, ShortstackWarning, stacklevel=2)
-        text = replace(text, text=read)
-    return text.tokens(checkpoint.tokenizer(), compute.seed, at_least=at_least, written=own.texts)
-
-
-def text_in_time(
-    checkpoint: Checkpoint,
-    text: CalibrationText,
-    deadline: Clock,
-    *,
-    compute: Compute = AUTO,
-    progress: Progress = silent,
-) -> CalibrationText:
-    """Return the text with as many samples as the model can write until the deadline, at least one.
-
-    A text without `self` is as it was, and so is one that the model cannot write.
-    """
-    own = OwnText(checkpoint, compute, progress, deadline)
-    if all(weighted.source != OWN for weighted in parse_sources(text.text)):
-        return text
-    if text.text != unwritten(text.text) and own.hindered():
-        return text
-    room = text.length - len(bos_ids(checkpoint.tokenizer()))
-    return replace(text, samples=max(1, len(own_windows(own.texts, room, int(text.samples)))))
-
-
-def tokens_of(
-    checkpoint: Checkpoint,
-    given: Tokens | CalibrationText | Rows | None,
-    *,
-    at_least: int | None = None,
-    compute: Compute = AUTO,
-    progress: Progress = silent,
-) -> Tokens:
-    """Return windows as they are given, or those of a calibration text, of sources by name, or of rows in memory.
-
-    at_least: as in Tokens.read.
-    """
-    if isinstance(given, Tokens):
-        return given
-    text = given if given is None or isinstance(given, CalibrationText) else CalibrationText(source_of(given))
-    return calibration_tokens(checkpoint, text, at_least=at_least, compute=compute, progress=progress)
-
-
-@dataclass(frozen=True)
-class OwnText:
-    """Text generated by a checkpoint's model, as token ids: batch after batch, each cached under all it depends on.
-
-    deadline: no batch is begun that would not end before it, if each of its texts takes as long as those of the last batch,
-    but for the first; so there may be fewer texts, always the same ones in the same order. dry_run: what the model needs in
-    order to write is checked, and it writes nothing.
-    """
-
-    checkpoint: Checkpoint
-    compute: Compute = AUTO
-    progress: Progress = silent
-    deadline: Clock | None = None
-    dry_run: bool = False
-
-    def hindered(self) -> str | None:
-        """Say why the model cannot write, or is not asked to; None where it can."""
-        device, stream = pick_device(self.compute.device), self.compute.stream
-        dtype, shared_out = arithmetic(self.compute.dtype, self.checkpoint, device), self.compute.device_map
-        if stream or (stream is None and not shared_out and must_stream(self.checkpoint, dtype, device)):
-            return "its weights are read layer by layer"
-        try:
-            self.texts(1)
-        except (DataError, OSError) as error:
-            return one_line(error)
-        return None
-
-    def texts(self, amount: int) -> list[list[int]]:
-        """Write at least so many texts that are not empty, without BOS at their start; fewer where the deadline has come."""
-        written: list[list[int]] = []
-        writer, empty, late = Writer(self.checkpoint, self.compute), 0, False
-        if self.dry_run:
-            return [writer.stand_in()] * amount
-        try:
-            for batch in count():
-                if len(written) >= amount or empty == MOST_EMPTY or (late := self._too_late(writer, batch)):
-                    break
-                done = f"{min(len(written), amount)} of {amount} texts, " if written else ""
-                some = self._batch(writer, batch, under(self.progress, done))
-                written, empty = written + some, 0 if some else empty + 1
-        finally:
-            writer.forget()
-        if len(written) < amount and not late:
-            raise DataError(
-                f"{len(written)} texts, then only empty ones",
-                expected="a model that writes something to calibrate or to heal on",
-                fix="name other texts than self",
-                where=self.checkpoint.source,
-            )
-        return written
-
-    def _too_late(self, writer: Writer, number: int) -> bool:
-        if self.deadline is None or number == 0 or self._path(writer, number).exists():
-            return False
-        return self.deadline.over or self.deadline.left < writer.text_seconds * rows_of(number)
-
-    def _path(self, writer: Writer, number: int) -> Path:
-        return cache_directory("own-texts", writer.key) / f"{number:05}.json"
-
-    def _batch(self, writer: Writer, number: int, progress: Progress) -> list[list[int]]:
-        """Return the texts of a batch, those that are empty left out; from the cache, if they were written before."""
-        path = self._path(writer, number)
-        mark_used(path.parent)
-        if not path.exists():
-            now = self.deadline.now if self.deadline else time.monotonic
-            began = now()
-            texts = writer.written(number, progress)
-            save_json(path, {"texts": texts, "seconds": now() - began})
-        kept = json.loads(path.read_text(encoding="utf-8"))
-        writer.text_seconds = kept["seconds"] / rows_of(number)
-        return list(kept["texts"])
+        return text.replacing({OWN: None})
+    text = text.replacing({OWN: str(writer.file)})
+    written = len(own_windows(str(writer.file), room, needed))
+    return replace(text, samples=max(1, written)) if windows is None and written < needed else text
 
 
 class Writer:
     """A model that writes, loaded when it first does."""
 
-    def __init__(self, checkpoint: Checkpoint, compute: Compute) -> None:
+    def __init__(
+        self, checkpoint: Checkpoint, compute: Compute, deadline: Clock | None = None, progress: Progress = silent
+    ) -> None:
         self.checkpoint, self.seed, self.device_map = checkpoint, compute.seed, compute.device_map
+        self.deadline, self.progress = deadline, progress
         self.tokenizer, self.device = checkpoint.tokenizer(), pick_device(compute.device)
         self.dtype = arithmetic(compute.dtype, checkpoint, self.device)
         self.model: PreTrainedModel | None = None
-        self.text_seconds = 0.0  # that each text of the last batch took, whenever it was written
-
-    @cached_property
-    def key(self) -> str:
-        """The name of what is kept. A template may tell the date, which is no part of it."""
-        return content_key(
-            "own texts",
-            model=self.checkpoint.identity,
+        key = content_key(  # a template may tell the date, which is no part of it
+            "own text",
+            model=checkpoint.identity,
             seed=self.seed,
             dtype=str(self.dtype),
             device=[torch.device(self.device).type, self.device_map],  # shared out, layers lie and round otherwise
             draws=DRAWS,
-            kept=["texts", "seconds"],
             rooms=[BATCHES, QUESTION_TOKENS, ANSWER_TOKENS, TEXT_TOKENS],
         )
+        self.file: Path = own_file(key)
 
-    def written(self, number: int, progress: Progress) -> list[list[int]]:
-        """Write the texts of a batch; return those that are not empty, without BOS."""
-        rows, most = rows_of(number), self._most
-        opening = self._opening
+    def streams(self, stream: bool | None) -> str:
+        """Return why the model is not loaded to write; empty where it is."""
+        streamed = stream is None and not self.device_map and must_stream(self.checkpoint, self.dtype, self.device)
+        return "its weights are read layer by layer" if stream or streamed else ""
+
+    def write(self, tokens: int) -> None:
+        """Extend the file until it has this many tokens, batch by batch; with a deadline as far as there is time."""
+        first, more = BATCHES
+        while (size := _size(texts := self._written())) < tokens:
+            if len(texts) > MOST_EMPTY * more and not any(text["ids"] for text in texts[-MOST_EMPTY * more :]):
+                raise DataError(f"{self.checkpoint.source} writes only empty texts; name other texts than self")
+            batch, rows = (1 + (len(texts) - first) // more, more) if texts else (0, first)
+            if self.deadline and texts and (self.deadline.over or self.deadline.left < rows * texts[-1]["seconds"]):
+                break
+            now = self.deadline.now if self.deadline else time.monotonic
+            began = now()
+            written = [*self._texts(batch, rows, under(self.progress, f"{size:,} of {tokens:,} tokens, "))]
+            seconds = (now() - began) / rows
+            texts += [{"ids": ids, "seconds": seconds} for ids in written + [[]] * (rows - len(written))]
+            if len(texts) > len(self._written()):  # another process may have written the same and more
+                with atomic_write(self.file) as partial:
+                    partial.write_text("".join(f"{json.dumps(text)}\n" for text in texts))
+        mark_used(self.file)
+
+    def _written(self) -> list[dict[str, Any]]:
+        return [json.loads(line) for line in self.file.read_text().splitlines()] if self.file.exists() else []
+
+    def _texts(self, number: int, rows: int, progress: Progress) -> Iterator[list[int]]:
+        """Write the texts of a batch; yield those that are not empty, without BOS."""
+        most, opening, bos = self._most, self._opening, len(bos_ids(self.tokenizer))
         if not self.tokenizer.chat_template:
             room = min(TEXT_TOKENS, most - 1)
             texts = self._write([opening] * rows, room, f"{number} texts", progress)
-            return [text for text in texts if len(text) > 1]
+            return (text for text in texts if len(text) > 1)
         room = max(1, min(QUESTION_TOKENS, (most - len(opening)) // 2))
         questions = self._write([opening] * rows, room, f"{number} questions", progress)
         words = [self.tokenizer.decode(question, skip_special_tokens=True).strip() for question in questions]
         prompts = [self._encoded(self._rendered(question, answer=True)) for question in words if question]
         prompts = [prompt for prompt in prompts if len(prompt) + 1 < most]
         longest = max(map(len, prompts), default=0)  # a batch may go on until its last has ended
-        room = min(ANSWER_TOKENS, most - longest)
-        answers = self._write(prompts, room, f"{number} answers", progress)
-        whole = [[*prompt, *answer] for prompt, answer in zip(prompts, answers, strict=True) if len(answer) > 1]
-        return [text[len(bos_ids(self.tokenizer)) :] for text in whole]
-
-    def stand_in(self) -> list[int]:
-        """Return as many tokens as the longest text has, without the model."""
-        opening = self._opening
-        if not self.device_map:
-            self.checkpoint.check_room(self.dtype, self.device)
-        return opening[:1] * self._most
+        answers = self._write(prompts, min(ANSWER_TOKENS, most - longest), f"{number} answers", progress)
+        pairs = zip(prompts, answers, strict=True)
+        return ([*prompt, *answer][bos:] for prompt, answer in pairs if len(answer) > 1)
 
     def forget(self) -> None:
-        """Give the model's memory back: what comes next asks how much there is."""
+        """Free the model's memory: what comes next asks how much there is."""
         if self.model is None:
             return
         self.model = None
@@ -273,10 +199,8 @@ class Writer:
             first = [token for token in ends if token is not None][:1]
         if not first:
             raise DataError(
-                "neither",
-                expected="a chat template with a place for a question, or a BOS or EOS token, to write after",
-                fix="name other texts than self",
-                where=self.checkpoint.source,
+                f"{self.checkpoint.source} has no chat template with a place for a question, and no BOS or EOS token to "
+                "write after; name other texts than self"
             )
         return first
 
@@ -288,3 +212,7 @@ class Writer:
         """Tokenise text, with one BOS where the tokenizer puts it first, whether or not the template has it, too."""
         ids, bos = encode(self.tokenizer, text), bos_ids(self.tokenizer)
         return ids if bos and ids[:1] == bos else [*bos, *ids]
+
+
+def _size(texts: Sequence[Mapping[str, Any]]) -> int:
+    return sum(len(text["ids"]) for text in texts)

@@ -8,13 +8,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import BeforeValidator, Field
 
-from shortstack.data import Tokens, source_of
-from shortstack.data.in_context import IN_CONTEXT
-from shortstack.data.sources import TEXT, check_source
-from shortstack.data.tokens import endless
-from shortstack.errors import InputError
+from shortstack.data import Text, Tokens
+from shortstack.data.sources import OWN
+from shortstack.data.text import SOURCES_HELP, read_source
+from shortstack.errors import DataError, InputError
 from shortstack.evaluation.suites import SUITES, named
-from shortstack.machine.numbers import is_share, part_of
 from shortstack.machine.options import Amount, check_installed, options
 from shortstack.machine.yamlfile import check_folder
 
@@ -30,13 +28,16 @@ def load_harness() -> ModuleType:
     return import_module("shortstack.evaluation.harness")
 
 
-def _sources(value: Any) -> tuple[str, ...]:
+def _names(value: Any) -> tuple[str, ...]:
     """Return names of texts; rows in memory become a file of the cache."""
-    if isinstance(value, str | Path):
-        value = (value,)
-    if not (isinstance(value, list | tuple) and all(isinstance(each, str | Path) for each in value)):
-        value = (source_of(value),)
-    return tuple(str(each).strip() for each in value if each != "none")
+    if value in ("none", ["none"], ("none",), [], ()):
+        return ()
+    source = read_source(value)
+    return (source,) if isinstance(source, str) else tuple(source)
+
+
+TextNames = Annotated[tuple[str, ...], BeforeValidator(_names)]
+TaskNames = Annotated[tuple[str, ...], BeforeValidator(named)]  # of suites one by one
 
 
 @options
@@ -49,14 +50,14 @@ class EvalConfig:
     (('wikitext', 'lambada_openai', 'piqa'), ())
     """
 
-    perplexity: Annotated[tuple[str, ...], BeforeValidator(_sources)] = Field(
-        ("pydoc",), description=f"Texts, repeat for several: {TEXT} Of pydoc only the held-out part. none: no text."
+    perplexity: TextNames = Field(
+        ("pydoc",), description=f"Texts: {SOURCES_HELP} Of pydoc only the held-out part is read. none: no text."
     )
     seq_length: int = Field(512, ge=2, description="Tokens per window.")
     num_samples: Amount | None = Field(
         None, description="Number of windows drawn at random, or a share such as 10%. Default: all."
     )
-    tasks: Annotated[tuple[str, ...], BeforeValidator(named)] = Field(
+    tasks: TaskNames = Field(
         (), description=f"Comma-separated suites ({', '.join(SUITES)}) or tasks of lm-evaluation-harness."
     )
     limit: Amount | None = Field(
@@ -86,22 +87,26 @@ class EvalConfig:
         if self.include:
             check_folder(self.include)  # the harness passes over a file that it cannot read
 
+    @property
+    def text(self) -> Text | None:
+        """The texts, each measured by itself; None without any."""
+        weights = dict.fromkeys(self.perplexity, 1.0)
+        return Text(weights, self.num_samples, self.seq_length) if self.perplexity else None
+
     def check_texts(self) -> None:
         """Refuse texts that cannot be read, before a model is opened; the hub is not asked."""
-        for source in self.perplexity:
-            if source not in IN_CONTEXT:
-                check_source(source, TEXT, option="perplexity")
-            elif self.num_samples is None or is_share(self.num_samples):
-                raise endless(source).about("num_samples")
+        if not self.text:
+            return
+        self.text.check("perplexity")
+        for source in self.text.sources:
+            if source.name == OWN:
+                raise DataError("self is what the base model writes; measure on another text", option="perplexity")
+            if source.endless and not isinstance(self.num_samples, int):
+                raise DataError(f"{source.label} has no end; give a number of windows", option="num_samples")
 
     def read_texts(
         self, tokenizer: "PreTrainedTokenizerBase", seed: int, *, at_least: int | None = None
     ) -> Mapping[str, Tokens]:
         """Read the windows of each text, by its name. at_least: as for Tokens.read()."""
         self.check_texts()
-        settings: dict[str, Any] = {"length": self.seq_length, "seed": seed, "at_least": at_least, "held_out": True}
-        if is_share(self.num_samples):
-            every = {text: Tokens.read(text, tokenizer, samples=None, **settings) for text in self.perplexity}
-            return {text: tokens.drawn(part_of(self.num_samples, len(tokens.ids))) for text, tokens in every.items()}
-        settings["samples"] = self.num_samples
-        return {text: Tokens.read(text, tokenizer, **settings) for text in self.perplexity}
+        return self.text.windows(tokenizer, seed, held_out=True, at_least=at_least) if self.text else {}

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from statistics import NormalDist
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
@@ -23,6 +23,32 @@ if TYPE_CHECKING:
 
 COVERAGE = 0.95
 AT_CHANCE = 2.0  # a base that is not so many standard errors above chance is at chance
+
+
+class Estimate(NamedTuple):
+    """A number and its standard error.
+
+    >>> str(Estimate(0.8, 0.1))
+    '80.0% ± 10.0%'
+    """
+
+    value: float
+    stderr: float
+
+    def __str__(self) -> str:
+        return f"{self.value:.1%} ± {self.stderr:.1%}"
+
+
+def ratio(before: Estimate, after: Estimate) -> Estimate:
+    """Return after / before; the two errors count as independent.
+
+    >>> str(ratio(Estimate(0.5, 0.0), Estimate(0.4, 0.05)))
+    '80.0% ± 10.0%'
+    """
+    value = after.value / before.value
+    if not after.value:
+        return Estimate(0.0, after.stderr / before.value)
+    return Estimate(value, value * math.hypot(before.stderr / before.value, after.stderr / after.value))
 
 
 @dataclass(frozen=True)

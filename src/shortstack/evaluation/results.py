@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from shortstack.evaluation.paired import Outcomes, Paired, compare, compare_tasks, mismatch
+from shortstack.evaluation.paired import Estimate, Outcomes, Paired, compare, compare_tasks, mismatch
 from shortstack.evaluation.perplexity import Perplexity
 from shortstack.evaluation.suites import PERPLEXITIES, SHARES, SUITES
 from shortstack.machine.files import to_jsonable
@@ -72,10 +72,10 @@ class TaskResult:
         return Outcomes(self.documents, self.outcomes, self.macro)
 
 
-def mean_result(results: Sequence[TaskResult]) -> tuple[float, float]:
-    """Return the mean of several values, and its standard error."""
+def mean_result(results: Sequence[TaskResult]) -> Estimate:
+    """Return the mean of several values."""
     error = math.sqrt(sum(result.stderr**2 for result in results)) / len(results)
-    return sum(result.value for result in results) / len(results), error
+    return Estimate(sum(result.value for result in results) / len(results), error)
 
 
 @dataclass(frozen=True, repr=False)
@@ -133,7 +133,7 @@ class EvalResult(Tabled):
         if mean := self.probes_mean:
             base = self.base.probes_mean if self.base else None
             n = sum(probe.n for probe in self.probes.values() if probe.is_share)
-            cells = Cell(mean[0], "score", mean[1]), base and Cell(base[0], "score", base[1])
+            cells = Cell(mean.value, "score", mean.stderr), base and Cell(base.value, "score", base.stderr)
             yield PROBES, "mean accuracy", *cells, n, None, None, *_comparison(self._all_probes)
         others = replace(self.base, tasks={name: self.base.tasks[name] for name in self.tasks}) if self.base else None
         for name, value in self.named_averages.items():
@@ -165,7 +165,7 @@ class EvalResult(Tabled):
         return compare(PROBES, _together(self.probes), _together(self.base.probes))
 
     @property
-    def probes_mean(self) -> tuple[float, float] | None:
+    def probes_mean(self) -> Estimate | None:
         """Mean of the probes' shares, and its standard error; None without probes."""
         shares = [probe for probe in self.probes.values() if probe.is_share]
         return mean_result(shares) if shares else None

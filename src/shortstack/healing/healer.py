@@ -22,6 +22,7 @@ from shortstack.checkpoint.safetensors import StoredTensor, spill
 from shortstack.checkpoint.weights import check_unquantised
 from shortstack.checkpoint.writer import layout
 from shortstack.data import Example, Rows, Text, read_examples
+from shortstack.data.text import public_names
 from shortstack.data.tokens import same_tokens
 from shortstack.decoder import Decoder, with_own_text
 from shortstack.errors import InputError, ShortstackError
@@ -78,7 +79,7 @@ def heal(
     with writer.held() if run.is_main else nullcontext():
         unfinished = Unfinished(writer.out)
         with run.processes.main_process_first():
-            unfinished.open(run.settings(timed=clock is not None))
+            unfinished.open({**run.settings(), "timed": clock is not None})
         with unfinished.removed_on_error():
             limit = run.limit(clock, unfinished, speed) if clock else None
             run = replace(run, progress=unfinished.timing(limit.clock, progress)) if limit else run
@@ -179,7 +180,7 @@ class HealingRun:
         same = other.vocabulary == self.checkpoint.vocabulary
         return same and (not other.has_tokenizer or same_tokens(self.checkpoint.tokenizer(), other.tokenizer()))
 
-    def settings(self, *, timed: bool) -> dict[str, Any]:
+    def settings(self) -> dict[str, Any]:
         """Return all that the result depends on, known before the data is read."""
         others = {"base": self.base if self.config.reads_own_text else None, "teacher": self.teacher}
         return {
@@ -189,7 +190,6 @@ class HealingRun:
             "data": self.config.text.digest,
             "dtype": str(self.dtype).removeprefix("torch."),
             "libraries": library_versions(),
-            "timed": timed,
         }
 
     def budget(self, speed: float) -> Budget:
@@ -316,9 +316,10 @@ class HealingRun:
     def record(self, text: Text, examples: Sequence[Example], history: History, seconds: float) -> dict[str, Any]:
         """Return the record of the healed model."""
         content = repr([(example.ids, example.learn) for example in examples])
+        config = {**self.trained_config.to_dict(), "data": public_names(text.source), "teacher": None}
         healing = {
-            **self.settings(timed=self.config.minutes is not None),
-            "text": asdict(text),
+            **self.settings(),
+            "config": {name: value for name, value in config.items() if name not in ("device", "report_to")},
             "samples": len(examples),
             "samples_sha256": hashlib.sha256(content.encode()).hexdigest(),
             "history": asdict(history),

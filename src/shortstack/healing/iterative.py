@@ -53,7 +53,7 @@ def prune_iteratively(
     unfinished, text = Unfinished(writer.out, "rounds"), text or Text()
     with writer.held() if run.is_main else nullcontext():
         rounds = {"drop": str(drop), "step": step, "metric": metric, "text": [text.digest, text.samples, text.length]}
-        unfinished.open({**run.settings(timed=False), **rounds, "compute": [compute.seed, compute.dtype]})
+        unfinished.open({**run.settings(), **rounds, "compute": [compute.seed, compute.dtype]})
         if run.is_main and Selection(metric=metric).needs_text:
             text = with_own_text(text, base, compute=compute, progress=progress)
         checkpoint = base

@@ -210,14 +210,19 @@ def amount_of(text: str) -> float | None:
 
 
 def option_words(values: Mapping[str, Any]) -> list[str]:
-    """Spell options as the command line does; one without a value is left out, and lists have commas.
+    """Spell options as the command line does; None is left out, lists have commas, mappings repeat the option.
 
     >>> option_words({"batch_size": [1, 8], "repair": True, "head": False, "step": None})
     ['--batch-size', '1,8', '--repair', '--no-head']
+    >>> option_words({"data": {"my.txt": 2.0, "self": 1.0}})
+    ['--data', 'my.txt=2', '--data', 'self']
     """
     words: list[str] = []
     for name, value in values.items():
-        if value is not None:
+        if isinstance(value, Mapping):
+            named = (f"{key}={weight:g}" if weight != 1 else key for key, weight in value.items())
+            words += [word for key in named for word in (f"--{name.replace('_', '-')}", key)]
+        elif value is not None:
             words.append(f"--{'no-' if value is False else ''}{name.replace('_', '-')}")
             if not isinstance(value, bool):
                 words.append(",".join(map(str, value)) if isinstance(value, list | tuple) else str(value))

@@ -20,7 +20,7 @@ R = TypeVar("R")
 
 PLAIN: dict[str, type] = {"int": numbers.Integral, "float": numbers.Real, "Path": os.PathLike, "None": type(None)}
 # What takes many forms says itself what is wrong with one.
-OPEN = {"Model", "Rows", "Source", "Sizes", "Progress", "SkippedLayers", "Any"}
+OPEN = {"Model", "Rows", "Source", "Sources", "Sizes", "Progress", "SkippedLayers", "Any"}
 ALIASES = {"Cut": "Plan | Chosen | str | list | tuple | set | frozenset | range"}
 
 

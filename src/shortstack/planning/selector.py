@@ -7,8 +7,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from shortstack.checkpoint.sizes import Sizes
-from shortstack.data import Rows
-from shortstack.data.tokens import CalibrationText, Tokens
+from shortstack.data import Rows, Text, Tokens
 from shortstack.errors import ArchitectureError, PlanError
 from shortstack.machine.device import AUTO, Compute
 from shortstack.machine.formats import show_layers
@@ -21,13 +20,13 @@ from shortstack.scoring import Scores
 if TYPE_CHECKING:
     from shortstack.checkpoint import Checkpoint, Model
 
-Text = Tokens | CalibrationText | Rows  # what a model is run on: see tokens_of()
+Source = Tokens | Text | Rows  # see read_tokens()
 Cut = Plan | str | Sequence[int] | Set[int]  # what functions take for layers to remove: see plan_of()
 
 
 def select_layers(
     model: Model | Scores,
-    text: Text | None = None,
+    text: Source | None = None,
     *,
     scores: Scores | None = None,
     layers: str | int | Sequence[int] | None = None,
@@ -63,7 +62,7 @@ def select_layers(
 def select(
     checkpoint: Checkpoint,
     selection: Selection,
-    text: Text | None = None,
+    text: Source | None = None,
     *,
     scores: Scores | None = None,
     sizes: Sizes | None = None,
@@ -134,14 +133,14 @@ def _measured(
     checkpoint: Checkpoint,
     selection: Selection,
     removal: Removal,
-    text: Text | None,
+    text: Source | None,
     compute: Compute,
     progress: Progress,
 ) -> Plan:
     """Plan by measuring pruned models."""
-    from shortstack.decoder import Decoder, tokens_of
+    from shortstack.decoder import Decoder, read_tokens
 
-    tokens = tokens_of(checkpoint, text, compute=compute, progress=progress)
+    tokens = read_tokens(checkpoint, text, compute=compute, progress=progress)
     return selection.how.function(Decoder.open(checkpoint, compute), tokens, removal, progress=progress)
 
 
@@ -149,7 +148,7 @@ def _scored(
     checkpoint: Checkpoint,
     selection: Selection,
     removal: Removal,
-    text: Text | None,
+    text: Source | None,
     compute: Compute,
     progress: Progress,
 ) -> Scores:
@@ -160,7 +159,7 @@ def _scored(
     from shortstack.scoring import score  # imports torch
 
     window = removal.amount if selection.how.window and metric.windows else None
-    looked_at = (text or CalibrationText()) if metric.needs_text else None
+    looked_at = (text or Text()) if metric.needs_text else None
     return score(checkpoint, looked_at, metrics=[metric.name], window=window, compute=compute, progress=progress)
 
 

@@ -22,7 +22,7 @@ from shortstack.machine.files import read_json, scratch_beside
 from shortstack.machine.progress import Progress, silent
 from shortstack.planning import Cut, Plan, plan_of
 from shortstack.planning.exactness import pruned_config
-from shortstack.planning.selector import Text
+from shortstack.planning.selector import Source
 
 
 def prune(
@@ -30,7 +30,7 @@ def prune(
     plan: Cut,
     output: str | Path,
     *,
-    repair: Text | None = None,
+    repair: Source | None = None,
     compute: Compute = AUTO,
     progress: Progress = silent,
 ) -> Checkpoint:

@@ -22,9 +22,9 @@ from torch import Tensor
 from shortstack.checkpoint import Checkpoint
 from shortstack.checkpoint.safetensors import StoredTensor, spill
 from shortstack.checkpoint.weights import Edit, check_unquantised, edited_tensors
-from shortstack.data import CalibrationText, Rows, Tokens
+from shortstack.data import Rows, Text, Tokens
 from shortstack.data.tokens import JUDGING, check_enough, split
-from shortstack.decoder import Decoder, tokens_of
+from shortstack.decoder import Decoder, read_tokens
 from shortstack.decoder.batching import Batches
 from shortstack.decoder.decoder import SkippedLayers
 from shortstack.decoder.layer_io import recorded_inputs
@@ -120,7 +120,7 @@ class Repair(Tabled):
 def refit(
     checkpoint: Checkpoint,
     removed: Sequence[int],
-    text: Tokens | CalibrationText | Rows,
+    text: Tokens | Text | Rows,
     *,
     compute: Compute = AUTO,
     scratch: Path | None = None,
@@ -138,7 +138,7 @@ def refit(
         DataError: fewer than eight samples of a text; fewer than it was to give are taken.
     """
     check_unquantised(checkpoint, "to refit", "repair")
-    tokens = tokens_of(checkpoint, text, at_least=JUDGING, compute=compute, progress=progress)
+    tokens = read_tokens(checkpoint, text, at_least=JUDGING, compute=compute, progress=progress)
     check_enough(tokens, "ask for more repair_samples, such as 256", at_least=JUDGING)
     started, decoder = time.perf_counter(), Decoder.open(checkpoint, compute)
     check_refittable(decoder)

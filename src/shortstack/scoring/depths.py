@@ -11,8 +11,8 @@ from shortstack.charts.chart import Chart, Point, Series, axis
 from shortstack.charts.drawing import HEIGHT
 from shortstack.charts.picture import Named, Panel, Picture
 from shortstack.checkpoint import Checkpoint, Model
-from shortstack.data import CalibrationText, Rows, Tokens
-from shortstack.decoder import Decoder, tokens_of
+from shortstack.data import Rows, Text, Tokens
+from shortstack.decoder import Decoder, read_tokens
 from shortstack.decoder.decoder import SkippedLayers
 from shortstack.machine.device import AUTO, Compute
 from shortstack.machine.files import to_jsonable
@@ -93,7 +93,7 @@ class DepthCurve(Tabled):
 
 def depth_curve(
     model: Model,
-    text: Tokens | CalibrationText | Rows | None = None,
+    text: Tokens | Text | Rows | None = None,
     *,
     compute: Compute = AUTO,
     progress: Progress = silent,
@@ -103,7 +103,7 @@ def depth_curve(
     Layers can go up to a perplexity 1.5 times the base model's. text: by default `mix`.
     """
     checkpoint = Checkpoint.of(model)
-    tokens = tokens_of(checkpoint, text, compute=compute, progress=progress)
+    tokens = read_tokens(checkpoint, text, compute=compute, progress=progress)
     started = time.perf_counter()
     decoder = Decoder.open(checkpoint, compute)
     layers = len(decoder.layers)

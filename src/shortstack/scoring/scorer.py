@@ -7,8 +7,8 @@ from collections.abc import Sequence
 
 from shortstack.checkpoint import Checkpoint, Model
 from shortstack.checkpoint.weights import TRAINABLE, read_weight
-from shortstack.data import CalibrationText, Rows, Tokens
-from shortstack.decoder import Decoder, tokens_of
+from shortstack.data import Rows, Text, Tokens
+from shortstack.decoder import Decoder, read_tokens
 from shortstack.errors import CheckpointError, InputError
 from shortstack.machine.device import AUTO, Compute
 from shortstack.machine.files import to_jsonable
@@ -21,7 +21,7 @@ from shortstack.scoring.scores import Scores
 
 def score(
     model: Model,
-    text: Tokens | CalibrationText | Rows | None = None,
+    text: Tokens | Text | Rows | None = None,
     *,
     metrics: Sequence[str] | str = ("ppl",),
     window: int | None = None,
@@ -40,7 +40,7 @@ def score(
     """
     started, checkpoint, chosen = time.perf_counter(), Checkpoint.of(model), metrics_named(metrics)
     layers, fed = checkpoint.anatomy.layers, [metric for metric in chosen if metric.needs_text]
-    tokens = tokens_of(checkpoint, text, compute=compute, progress=progress) if fed else None
+    tokens = read_tokens(checkpoint, text, compute=compute, progress=progress) if fed else None
     _check_window(window, layers, chosen)
     scores: Values = {
         metric.name: metric.function(layers, compute.seed) for metric in chosen if not metric.needs_scores

@@ -1,6 +1,7 @@
-"""shrink(): the whole line in the minutes that somebody has, stage by stage, from a model's name to a healed checkpoint.
+"""shrink(): the whole line within a time limit, from a model's name to a healed checkpoint with its card and report.
 
-options -> line (a function a stage) -> card; clock says how much of the minutes a stage may take, stages keeps results.
+options, settings -> checks -> line (a function for each stage) -> card; budget says what fits into the time, stages keeps
+results of an unfinished run.
 """
 
 from lazy_loader import attach_stub

@@ -1,9 +1,7 @@
-from . import clock as clock
-from . import demo as demo
 from . import line as line
-from . import preview as preview
+from . import measuring as measuring
 from . import result as result
+from . import stages as stages
 from .line import shrink as shrink
-from .line import shrink_each as shrink_each
 from .options import ShrinkOptions as ShrinkOptions
-from .result import Shrunk as Shrunk
+from .result import ShrinkResult as ShrinkResult

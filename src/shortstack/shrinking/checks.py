@@ -1,264 +1,151 @@
-"""Checks of a shrink before any of its work: model, cut, output, room, data, texts."""
+"""Checks of a shrink before any of its work: model, output, disk, memory, data, texts, tasks; and what they let be used."""
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Callable, Collection, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from functools import cache
 from pathlib import Path
+from typing import Any
 
-from shortstack.architecture.anatomy import check_positions
 from shortstack.checkpoint import Checkpoint, CheckpointWriter
 from shortstack.checkpoint.weights import check_unquantised
-from shortstack.data import Tokens
-from shortstack.data.mixture import check_sources, parse_sources
-from shortstack.data.sources import OWN
+from shortstack.data import Text, Tokens
 from shortstack.data.tokens import JUDGING
 from shortstack.decoder.requirements import writing_requirements
-from shortstack.decoder.wrapping import arithmetic
-from shortstack.errors import DataError, ShortstackError, ShortstackWarning
-from shortstack.evaluation import load_harness
-from shortstack.healing.preview import preview
-from shortstack.machine.device import Compute, pick_device
-from shortstack.machine.memory import Requirements, available_memory
-from shortstack.machine.options import options_of
-from shortstack.planning.selection import layers_to_remove
-from shortstack.repairing.repairer import STREAMS, repair_memory
-from shortstack.shrinking.clock import LEVELS, Amounts
-from shortstack.shrinking.options import LIMIT, ShrinkOptions
+from shortstack.errors import DataError
+from shortstack.evaluation.options import load_harness
+from shortstack.machine.device import Compute
+from shortstack.machine.memory import Requirements
+from shortstack.repairing.repairer import repair_memory
+from shortstack.shrinking.budget import MOST_WINDOWS, Budget, Load
+from shortstack.shrinking.options import DOCUMENTS, ShrinkOptions
 from shortstack.shrinking.retention import TRIALS
-from shortstack.shrinking.route import Route
-from shortstack.shrinking.stages import folder_of
+from shortstack.shrinking.settings import Settings
 
-ROOM = "a larger machine; plan, prune and repair read such a model layer by layer"
-GENERATING = 8  # times as long as one of multiple choice takes a task whose answers are generated, token by token
-LOOKED_AT = 256  # samples to heal on, in a check
-LITTLE = 256  # windows to repair on where memory does not hold all
-CHECKPOINTS = (
-    3  # of the model's size at most, on disk at once for each cut: what was cut, what healing changed, and the result
-)
-
-
-@contextmanager
-def in_words_of_shrink() -> Iterator[None]:
-    """Name the recipe where an error is about an option of a stage that shrink does not have."""
-    known = {name for group in (ShrinkOptions, Compute) for name, *_ in options_of(group)} | {"output", ""}
-    try:
-        yield
-    except ShortstackError as error:
-        if error.option in known:
-            raise
-        raise error.but(option="recipe", where=error.place(error.option)) from error
-
-
-def disk_bytes(checkpoint: Checkpoint, options: ShrinkOptions, cuts: int) -> int:
-    """Count the bytes that lie on the disk at once, at most."""
-    return CHECKPOINTS * checkpoint.weight_bytes * (TRIALS if options.share else cuts)
+GENERATING = 8  # times as long as one of multiple choice takes a task whose answers are generated
+CHECKPOINTS = 3  # of the model's size on the disk at once: the cut, what healing changed, and the result
 
 
 @dataclass(frozen=True)
-class CheckResult:
-    """A shrink that can be done. wanted: as much as is looked at where there is time enough; most: windows of each text to
-    choose on, where there is time for more of them.
+class Checked:
+    """What a shrink works on. calibration, repair: texts, with what heals where it has enough windows.
 
-    tasks: how many, generating ones for several; documents: of each, at most; parts: how many tasks each group is of. notes,
-    repair_notes: sentences on what is less for want of data or memory, for choosing layers and for repairing the cut.
+    load: for the budget. subtasks: of each group of tasks. notes: on data that is too short.
     """
 
-    wanted: Amounts
-    most: int
-    tasks: int
-    documents: int
-    needed: Requirements
+    calibration: Text
+    repair: Text | None
+    wanted: Budget
+    load: Load
+    subtasks: Mapping[str, int] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
-    repair_notes: tuple[str, ...] = ()
-    parts: Mapping[str, int] = field(default_factory=dict)
+
+    @property
+    def digests(self) -> list[str]:
+        return [text.digest for text in (self.calibration, self.repair) if text]
 
 
-def check_shrink(
-    checkpoint: Checkpoint,
-    outs: Mapping[Path, Route],
-    options: ShrinkOptions,
-    compute: Compute,
-    *,
-    made: Collection[Path] = (),
-    present: int = 0,
-) -> CheckResult:
-    """Refuse what cannot end well; writes nothing.
+def check(base: Checkpoint, out: Path, settings: Settings, options: ShrinkOptions, compute: Compute) -> Checked:
+    """Refuse what cannot end well, before anything is written.
 
-    outs: of cuts of one model that differ in size alone. made: those that a run that goes on has made, which count in what
-    is decided; present: bytes of it that lie on the disk already.
+    Raises:
+        CheckpointError: the weights are quantised.
+        OutputError: the output lies in the model, or the disk has no room.
+        DataError: a text cannot be read, or has too few windows.
     """
-    check_unquantised(checkpoint, "to refit and to train", "shrink")
-    missing = [out for out in outs if out not in made]
-    nbytes, device = max(0, disk_bytes(checkpoint, options, len(missing)) - present), pick_device(compute.device)
-    checkpoint.check_room(arithmetic(compute.dtype, checkpoint, device), device, fix=f"free memory, or {ROOM}")
-    largest = layers = checkpoint.anatomy.layers
-    for out in missing:
-        CheckpointWriter(out, source=checkpoint.directory, nbytes=nbytes)
-    if not options.share:
-        largest = max(layers_to_remove(route.choice, layers, checkpoint.sizes) for route in outs.values())
-    out, route = missing[0], next(iter(outs.values()))  # data and texts are those of all
-    needed, wanted = writing_requirements(checkpoint, compute), route.wanted(options)
-    most, notes, repair_notes = wanted.windows, tuple[str, ...](), tuple[str, ...]()
-    _check_calibration(checkpoint, wanted)
-    if route.repair:
-        count = _counting(checkpoint, wanted)
-        wanted, notes, repair_notes = _with_data(route, options, wanted, count)
-        wanted, little, repairing = _held_by_memory(checkpoint, route, wanted, compute)
-        needed, repair_notes = needed.then(repairing), (*repair_notes, *little)
-        most = options.samples or _most(wanted, largest, count)
-    if route.healing:
-        needed = needed.then(_check_healing(checkpoint, out, route, compute))
-        notes = (*notes, *_not_healed_on(route))
-    tasks, documents, parts = _check_tasks(options)
-    windows, needed = _check_texts(checkpoint, options), replace(needed, disk_bytes=nbytes)
-    wanted = replace(wanted, judged=windows)
-    return CheckResult(wanted, most, tasks, documents, needed, notes, repair_notes, parts)
+    check_unquantised(base, "to refit and to train", "shrink")
+    CheckpointWriter(
+        out, source=base.directory, nbytes=CHECKPOINTS * base.weight_bytes * (TRIALS if options.share else 1)
+    )
+    if settings.healing:
+        settings.healing.check()
+    wanted = _wanted(settings, options)
+    counts = _windows(base, settings, wanted)
+    calibration, repair, notes = _with_data(settings, options, wanted, counts)
+    tasks, subtasks = _tasks(options)
+    most = min((counts[source.name] for source in calibration.sources if source.name in counts), default=MOST_WINDOWS)
+    load = Load(
+        sources=len(calibration.sources),
+        repair_sources=len(repair.sources) if repair else 0,
+        texts=len(options.perplexity),
+        tasks=tasks,
+        cuts=TRIALS if options.share else 1,
+        repairs=settings.repair,
+        chooses=settings.selection.needs_text,
+        heals=settings.healing is not None,
+        most_windows=0 if "windows" in settings.stated else most,
+    )
+    texts = options.evaluation(options.perplexity_samples, 0, 0).read_texts(base.tokenizer(), compute.seed, at_least=1)
+    wanted = replace(wanted, perplexity_windows=min(len(tokens.ids) for tokens in texts.values()))
+    return Checked(calibration, repair, wanted, load, subtasks, tuple(notes))
 
 
-def _check_calibration(checkpoint: Checkpoint, amounts: Amounts) -> None:
-    """Refuse texts that cannot be read, or have fewer windows than are asked for."""
-    check_positions(checkpoint, amounts.length, "text", fix="take a model of more positions")
-    with _of("text"):
-        for weighted in check_sources(amounts.text):
-            if not weighted.endless:
-                tokenizer = checkpoint.tokenizer()
-                Tokens.read(weighted.source, tokenizer, samples=amounts.windows, length=amounts.length)
+def _wanted(settings: Settings, options: ShrinkOptions) -> Budget:
+    """Return the amounts without a time limit."""
+    wanted: dict[str, Any] = {"candidates": settings.selection.candidates, **settings.stated}
+    documents = (options.limit or DOCUMENTS) if options.tasks else 0
+    measured: dict[str, Any] = {"perplexity_windows": options.perplexity_samples, "probe_items": options.probe_items}
+    return Budget(**wanted, **measured, documents=documents)
 
 
-def _counting(checkpoint: Checkpoint, amounts: Amounts) -> Callable[[str], int]:
-    """Return what counts the windows of a source, up to as many as are ever chosen on: each source is read once."""
-    most, length = max(LEVELS[0].windows, amounts.windows), amounts.length
+def _windows(base: Checkpoint, settings: Settings, wanted: Budget) -> dict[str, int]:
+    """Count the windows that each text has, up to MOST_WINDOWS; a calibration text that has too few is an error."""
+    tokenizer, most = base.tokenizer(), max(MOST_WINDOWS, wanted.windows)
+    calibration = {source.name for source in settings.calibration.sources}
+    counts = {}
+    for text in (settings.calibration, settings.repair_text, settings.healing and settings.healing.text):
+        for source in text.sources if text else ():
+            if not source.endless and source.name not in counts:
+                least = wanted.windows if source.name in calibration else 0
+                counts[source.name] = _count(source.name, tokenizer, most, wanted.length, least)
+    return counts
 
-    @cache
-    def count(source: str) -> int:
-        try:
-            return len(Tokens.read(source, checkpoint.tokenizer(), samples=most, length=length, at_least=1).ids)
-        except DataError:  # none is long enough; what else may be wrong with data, healing's check says
-            return 0
 
-    return count
+def _count(source: str, tokenizer: Any, most: int, length: int, least: int) -> int:
+    try:
+        return len(Tokens.read(source, tokenizer, samples=most, length=length, at_least=max(1, least)).ids)
+    except DataError:
+        if least:
+            raise
+        return 0  # it heals alone; what is wrong with it as data to heal on, healing says
 
 
 def _with_data(
-    route: Route, options: ShrinkOptions, wanted: Amounts, count: Callable[[str], int]
-) -> tuple[Amounts, tuple[str, ...], tuple[str, ...]]:
-    """Choose layers and repair on what heals, too, where it has the windows and no text is named; say what has too few."""
-    if "repair_text" in route.given:
-        with _of("recipe"):
-            check_sources(wanted.repair_text)
-        return wanted, (), ()
-    chosen, listed = parse_sources(wanted.text), parse_sources(wanted.repair_text)
-    windows = {each.source: count(each.source) for each in listed if each not in chosen}
-    apart = {each.source for each in route.healed_on} - {each.source for each in listed} - {OWN}
-    short = [name for name in windows if windows[name] < JUDGING]
-    repair_notes = [f"The cut is not repaired on {name}: {_few(JUDGING, wanted)}." for name in short]
-    comma = "a name with a comma or = cannot stand in a list of texts."
-    repair_notes += [f"The cut is not repaired on {name}: {comma}" for name in sorted(apart)]
-    repaired = [name for name in windows if name not in short]
-    wanted = replace(wanted, repair_text=",".join([wanted.text, *repaired]))
-    if options.text is not None or "text" in route.given or not route.chooses_on_text:
-        return wanted, (), tuple(repair_notes)
-    least = max(wanted.windows, JUDGING)
-    few = [name for name in windows if windows[name] < least]
-    enough = [name for name in windows if name not in few]
-    notes = [f"Layers are not chosen on {name}: {_few(least, wanted)}." for name in few]
-    notes += [f"Layers are not chosen on {name}: {comma}" for name in sorted(apart)]
-    return replace(wanted, text=",".join([wanted.text, *enough])), tuple(notes), tuple(repair_notes)
+    settings: Settings, options: ShrinkOptions, wanted: Budget, counts: Mapping[str, int]
+) -> tuple[Text, Text | None, list[str]]:
+    """Return the texts to choose and to repair on, with what heals if it has enough windows; and notes."""
+    calibration, healed = settings.calibration, settings.healing.text.sources if settings.healing else ()
+    names = [source.name for source in healed if source.name in counts]
+    notes: list[str] = []
+
+    def enough(least: int, purpose: str) -> list[str]:
+        few = [name for name in names if counts[name] < least]
+        notes.extend(f"{purpose} {name}: it has fewer than {least} texts of {wanted.length} tokens." for name in few)
+        return [name for name in names if name not in few]
+
+    repair = settings.repair_text or (
+        calibration.adding(enough(JUDGING, "The cut is not repaired on")) if settings.repair else None
+    )
+    named = options.calibration_data or settings.recipe.plan.calibration_data
+    if settings.repair and settings.selection.needs_text and not named:
+        calibration = calibration.adding(enough(max(wanted.windows, JUDGING), "Layers are not chosen on"))
+    return calibration, repair, notes
 
 
-def _not_healed_on(route: Route) -> Iterator[str]:
-    """Say that what the recipe heals on is left out, where data of a user's own takes its place."""
-    if route.not_healed_on:
-        named = ",".join(each.source for each in route.healed_on)
-        yield (
-            f"It heals on {named} and on none of the recipe's own texts: add ,{route.not_healed_on} to the data to keep "
-            "copying and following examples alive, too."
-        )
+def _tasks(options: ShrinkOptions) -> tuple[int, dict[str, int]]:
+    """Count the tasks, generating ones for several, and the subtasks of each group."""
+    if not options.tasks:
+        return 0, {}
+    loaded = load_harness().load(options.evaluation(0, 0, options.limit or DOCUMENTS))
+    return sum(GENERATING if task.generates else 1 for task in loaded), {task.name: len(task.tasks) for task in loaded}
 
 
-def _held_by_memory(
-    checkpoint: Checkpoint, route: Route, wanted: Amounts, compute: Compute
-) -> tuple[Amounts, tuple[str, ...], Requirements]:
-    """Repair on few windows, and say so, where memory does not hold all; a number that the recipe states stays."""
-    repairing = _repair_memory(checkpoint, wanted, compute)
-    held = repairing.memory_bytes <= available_memory(pick_device(compute.device))
-    if held or wanted.repair <= LITTLE or "repair_samples" in route.given:
-        return wanted, (), repairing
-    note = f"Memory does not hold {wanted.repair} windows to repair on: {LITTLE} are taken at most."
-    wanted = replace(wanted, repair=LITTLE)
-    return wanted, (note,), _repair_memory(checkpoint, wanted, compute)
-
-
-def _repair_memory(checkpoint: Checkpoint, wanted: Amounts, compute: Compute) -> Requirements:
-    text = wanted.repair_windows
-    return repair_memory(checkpoint, len(parse_sources(text.text)) * int(text.samples) * text.length, compute)
-
-
-def _few(windows: int, amounts: Amounts) -> str:
-    return f"it has fewer than {windows} texts of {amounts.length} tokens"
-
-
-def _most(wanted: Amounts, largest: int, count: Callable[[str], int]) -> int:
-    """Count the windows that every text has, and of which choosing holds no more than repair does.
-
-    largest: layers of the largest block; choosing holds two streams more of all windows.
-    """
-    sources = parse_sources(wanted.text)
-    held = STREAMS * wanted.repair // (max(STREAMS, largest + 2) * len(sources))
-    return min([held, *(count(each.source) for each in sources if not each.endless)])
-
-
-def _check_healing(checkpoint: Checkpoint, out: Path, route: Route, compute: Compute) -> Requirements:
-    """Refuse a method that the model does not fit, and data that is not there or of which nothing is left to train on."""
-    task = route.healing_of(checkpoint, compute)
-    data, held_out = task.data, task.data.held_out
-    fewer = f", or write a recipe that holds out fewer than the {held_out} samples of {route.name}" if held_out else ""
-    if route.heals_by_clock and data.max_samples is None:  # the clock says how many: the cache need not hold all
-        data = replace(data, max_samples=max(LOOKED_AT, 2 * (held_out or 0)))
-    with _of("data", f"give more data{fewer}", about="held_out"):
-        data.check()
-        task = replace(task, data=data)
-        return preview(
-            checkpoint, folder_of(out) / "healed", task
-        ).requirements  # an unfinished heal is in another folder
-
-
-def _check_tasks(options: ShrinkOptions) -> tuple[int, int, dict[str, int]]:
-    """Count the tasks, generating ones for several, the documents of each at most, and how many tasks each group is of."""
-    tasks, documents, parts = 0, 0, dict[str, int]()
-    for task in options.evaluation_tasks():
-        for loaded in load_harness().load(task):
-            tasks += GENERATING if loaded.generates else 1
-            parts[loaded.name] = len(loaded.tasks)
-            documents = max(documents, loaded.documents(task.limit or LIMIT))
-    return tasks, documents, parts
-
-
-def _check_texts(checkpoint: Checkpoint, options: ShrinkOptions) -> int:
-    """Count windows of each text to measure on: as many as were asked for, or as the shortest text has."""
-    config = options.evaluation(options.perplexity_samples)
-    with _of("perplexity"):
-        windows = config.read_texts(checkpoint.tokenizer(), seed=0, at_least=1)
-    counts = {name: len(tokens.ids) for name, tokens in windows.items()}
-    shortest = min(counts, key=counts.__getitem__)
-    if counts[shortest] < max(counts.values()):
-        said = f"{shortest} has {counts[shortest]} windows of {config.seq_length} tokens: every text is measured on as many"
-        warnings.warn(said, ShortstackWarning, stacklevel=4)
-    return counts[shortest]
-
-
-@contextmanager
-def _of(option: str, fix: str = "", *, about: str = "") -> Iterator[None]:
-    """Attribute errors about a text to the option that named it.
-
-    fix: the remedy of an error about the option `about`, which shrink does not have.
-    """
-    try:
-        yield
-    except DataError as error:
-        remedy = fix if about and error.option == about else error.fix
-        raise error.but(option=option, where=error.where or error.option, fix=remedy) from error
+def needed(
+    base: Checkpoint, settings: Settings, checked: Checked, options: ShrinkOptions, compute: Compute
+) -> Requirements:
+    """Estimate the memory and disk of the run: of its most demanding stage."""
+    disk = CHECKPOINTS * base.weight_bytes * checked.load.cuts
+    stages = writing_requirements(base, compute)
+    if checked.repair:
+        stages = stages.then(repair_memory(base, checked.wanted.repair_windows * checked.wanted.length, compute))
+    return replace(stages, disk_bytes=disk)

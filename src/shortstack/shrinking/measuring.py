@@ -1,110 +1,108 @@
-"""The measurements of the unpruned model and of each cut: the same for both, as far as there is time."""
+"""The evaluations of the base model and of the pruned model: the same for both, as far as there is time."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
-from contextlib import suppress
-from dataclasses import dataclass, field, replace
-from functools import partial
-from typing import TypeVar
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
 
 from shortstack.checkpoint import Checkpoint
+from shortstack.decoder import Decoder
+from shortstack.decoder.generation import generate
 from shortstack.evaluation import EvalConfig, EvalResult, evaluate
 from shortstack.machine.clock import Clock
 from shortstack.machine.device import Compute
 from shortstack.machine.progress import Progress
-from shortstack.shrinking import reference
-from shortstack.shrinking.clock import Amounts
+from shortstack.profiling import Timing, profile
+from shortstack.profiling.profiler import prompt_ids
+from shortstack.shrinking.budget import Budget
 from shortstack.shrinking.options import ShrinkOptions
-from shortstack.shrinking.result import Measured
+from shortstack.shrinking.result import Measured, Speed
 
-Result = TypeVar("Result")
-
-
-@dataclass(frozen=True)
-class Measurement:
-    """What is asked of a model, and until when; the unpruned model begins nothing late, a cut also gives up what it began.
-
-    writing: when it is too late to begin what the model writes. base: what the unpruned model was asked, if this is another;
-    the cut is asked no more than that, as only what both answer says what is kept. parts: how many tasks a group is of.
-    """
-
-    checkpoint: Checkpoint
-    name: str
-    options: ShrinkOptions
-    amounts: Amounts
-    compute: Compute
-    progress: Progress
-    until: Clock
-    writing: Clock
-    base: Measured | None = None
-    parts: Mapping[str, int] = field(default_factory=dict)
-    left_out: list[str] = field(default_factory=list)
-
-    def measured(self) -> Measured:
-        """Measure texts, probes and tasks one by one; then ask the prompts."""
-        began = time.monotonic()
-        self.progress(f"measuring the {self.name} model", 0, 1)
-        evaluation = self._texts_and_probes()
-        for task in self.tasks:
-            answered = self._in_time(partial(self._asked, task), f"{', '.join(task.tasks)} of the {self.name} model")
-            if answered:
-                evaluation = replace(evaluation, tasks={**evaluation.tasks, **answered.tasks})
-        prompts = partial(reference.answers, self.checkpoint, compute=self.compute, progress=self._ending)
-        said = self._in_time(prompts, f"answers of the {self.name} model") or ()
-        return Measured(evaluation, said, tuple(self.left_out), time.monotonic() - began)
-
-    @property
-    def tasks(self) -> list[EvalConfig]:
-        """The tasks, one by one."""
-        known = [(task, name) for task in self.options.evaluation_tasks() for name in task.tasks]
-        tasks = [replace(task, tasks=(name,), limit=self._limit(name)) for task, name in known]
-        return [task for task in tasks if not self.base or self.base.evaluation.tasks.keys() >= {*task.tasks}]
-
-    def _limit(self, name: str) -> int | float:
-        """Return how many documents are asked; a group has as many in all its tasks, unless a number for each was typed."""
-        documents = self.amounts.documents
-        if documents == self.options.limit or isinstance(documents, float):
-            return documents
-        return max(1, documents // self.parts.get(name, 1))
-
-    def _texts_and_probes(self) -> EvalResult:
-        """Measure perplexity and probes; with little time left the one first, then the other."""
-        items, short = self._items(), bool(self.base and self.until.left < self.base.seconds)
-        config = self.options.evaluation(self.amounts.judged, items)
-        if not (short and items):
-            return evaluate(self.checkpoint, config, compute=self.compute, progress=self.progress)
-        texts = replace(config, probes=False, probe_items=EvalConfig.probe_items)
-        evaluation = evaluate(self.checkpoint, texts, compute=self.compute, progress=self.progress)
-        probes = partial(self._asked, replace(config, perplexity=()))
-        probed = self._in_time(probes, f"probes of the {self.name} model")
-        return replace(evaluation, probes=probed.probes) if probed else evaluation
-
-    def _items(self) -> int:
-        """Return how many items of each probe are asked; 0 for no probes."""
-        if self.amounts.probe_items and self.writing.over:
-            self.left_out.append(f"probes of the {self.name} model")
-            return 0
-        return 0 if self.base and not self.base.evaluation.probes else self.amounts.probe_items
-
-    def _asked(self, config: EvalConfig) -> EvalResult:
-        return evaluate(self.checkpoint, config, compute=self.compute, progress=self._ending)
-
-    def _ending(self, stage: str, done: int, total: int, /, *, note: str = "") -> None:
-        """Tell the progress of work that a cut gives up when the time is over."""
-        if self.base and self.until.over:
-            raise TimeOver
-        self.progress(stage, done, total, note=note)
-
-    def _in_time(self, work: Callable[[], Result], what: str) -> Result | None:
-        """Do work; where the time is over before its end return None, and note what is left out."""
-        if not self.until.over:
-            with suppress(TimeOver):
-                return work()
-        self.left_out.append(what)
-        return None
+PROMPTS = (
+    "What is the capital of France, and what is the city known for?",
+    "Write two sentences about why people keep gardens.",
+    'Text: "Anna keeps the red lamp in the kitchen and the green bottle in the garden." '
+    "Where does Anna keep the green bottle?",
+)
+ANSWER_TOKENS = 48
+TIMING = Timing("1", prompt=128, new_tokens=32, repeats=3)
 
 
 class TimeOver(Exception):
-    """Raised in the middle of work that is given up."""
+    """Leaves a measure when the time is over."""
+
+
+def measure(
+    checkpoint: Checkpoint,
+    configs: Sequence[tuple[str, EvalConfig]],
+    *,
+    compute: Compute,
+    progress: Progress,
+    until: Clock | None = None,
+) -> Measured:
+    """Evaluate a model by each config, and ask it PROMPTS. configs: with what they measure; the first is never skipped.
+
+    until: after it nothing begins, and what has begun is left.
+    """
+    began, result, skipped = time.monotonic(), EvalResult(checkpoint.source), list[str]()
+
+    def watched(stage: str, done: int, total: int, /, *, note: str = "") -> None:
+        if until and until.over and result.perplexity:
+            raise TimeOver
+        progress(stage, done, total, note=note)
+
+    for name, config in configs:
+        try:
+            watched(f"measuring {name}", 0, 1)
+            some = evaluate(checkpoint, config, compute=compute, progress=watched)
+        except TimeOver:
+            skipped.append(name)
+            continue
+        merged: dict[str, Any] = {
+            part: {**getattr(result, part), **getattr(some, part)} for part in ("perplexity", "probes", "tasks")
+        }
+        result = replace(result, **merged)
+    answers: tuple[str, ...] = ()
+    try:
+        answers = answer(checkpoint, compute, watched)
+    except TimeOver:
+        skipped.append("answers")
+    return Measured(result, answers, tuple(skipped), time.monotonic() - began)
+
+
+def configs(options: ShrinkOptions, budget: Budget, subtasks: Mapping[str, int]) -> Iterator[tuple[str, EvalConfig]]:
+    """Yield what is measured of both models, in order of importance: texts, probes, each task."""
+    yield "perplexity", options.evaluation(budget.perplexity_windows, 0, 0)
+    if budget.probe_items:
+        yield "probes", options.evaluation(0, budget.probe_items, 0)
+    for name in options.evaluation(0, 0, budget.documents).tasks if options.tasks else ():
+        documents = budget.documents
+        if documents != options.limit and isinstance(documents, int):  # of a group as many in all
+            documents = max(1, documents // subtasks.get(name, 1))
+        yield name, replace(options.evaluation(0, 0, documents), tasks=(name,))
+
+
+def answer(checkpoint: Checkpoint, compute: Compute, progress: Progress) -> tuple[str, ...]:
+    """Generate a model's answers to PROMPTS."""
+    model, tokenizer = Decoder.open(checkpoint, replace(compute, stream=False)).model, checkpoint.tokenizer()
+    prompts = [prompt_ids(tokenizer, prompt) for prompt in PROMPTS]
+    written = generate(model, prompts, [ANSWER_TOKENS] * len(prompts), stage="answering", progress=progress)
+    return tuple(tokenizer.decode(tokens, skip_special_tokens=True).strip() for tokens in written)
+
+
+def side_by_side(base: Sequence[str], pruned: Sequence[str]) -> list[dict[str, str]]:
+    """Return each prompt with the models' answers; a model without answers is left out."""
+    by_model = {name: said for name, said in (("base", base), ("pruned", pruned)) if said}
+    rows = zip(PROMPTS, *by_model.values(), strict=True) if by_model else ()
+    return [dict(zip(("prompt", *by_model), said, strict=True)) for said in rows]
+
+
+def time_both(pruned: Checkpoint, base: Checkpoint, compute: Compute, progress: Progress) -> Speed:
+    """Time both models in turns, one text at a time."""
+    measured = profile(pruned, base=base, timing=TIMING, compute=compute, progress=progress)
+    if measured.untimed or not measured.ratios:
+        return Speed(reason=measured.untimed)
+    ratios = measured.ratios[0]
+    return Speed(ratios.prefill, ratios.decode)

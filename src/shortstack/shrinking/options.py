@@ -1,115 +1,84 @@
-"""The options of shrink(); the command line reads them before anything heavy is imported."""
+"""Settings of shrink(); the command line reads them before anything heavy is imported."""
 
 from __future__ import annotations
 
-import os
 import re
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from shortstack.data.mixture import MIX, SEVERAL, parse_sources
-from shortstack.data.sources import TEXT
+from pydantic import Field
+
+from shortstack.data import Sources
+from shortstack.data.text import SOURCES_HELP
 from shortstack.errors import InputError
 from shortstack.evaluation import EvalConfig
-from shortstack.evaluation.suites import named
-from shortstack.machine.options import check_options, option, option_of
-from shortstack.planning import Selection
+from shortstack.evaluation.options import TaskNames, TextNames
+from shortstack.machine.options import Amount, options
 
-LIMIT = 200  # documents of each task where nothing else is said
+DOCUMENTS = 200  # of each task, unless limited
 MINUTES = 15
 GOALS = ("drop", "target_params", "target_size", "min_quality")
 
 
-@dataclass(frozen=True)
+@options
 class ShrinkOptions:
-    """How a model is made shorter. length: tokens of a calibration window, at most."""
+    """Settings of shrink()."""
 
-    drop: str | None = option(None, help="How much to remove: 25% or a count. Default: the recipe's, or 25%.")
-    target_params: str | None = option_of(Selection, "target_params")
-    target_size: str | None = option_of(Selection, "target_size")
-    min_quality: str | None = option(
+    drop: Amount | None = Field(
+        None, description="How much to remove: 25% of the layers or a count. Default: the recipe's, or 25%."
+    )
+    target_params: str | None = Field(
+        None, description="Remove the fewest layers that bring the model down to this many parameters: 6B, 350M."
+    )
+    target_size: str | None = Field(
+        None, description="Remove the fewest layers that bring the weights down to this size: 4GB."
+    )
+    min_quality: str | None = Field(
         None,
-        help="Remove as many layers as possible while keeping this share, such as 95%, of likelihood, probes and tasks.",
+        description="Remove as many layers as keep this share, such as 95%, of likelihood, probes and tasks.",
     )
-    recipe: str = option("best", help="A preset of `shortstack list recipes`, or a file.")
-    data: str | None = option(
-        None, help="Data to heal on; `best` chooses layers on it, too, unless text says on what. Default: the recipe's."
-    )
-    text: str | None = option(None, help=f"Calibration text: {TEXT} {SEVERAL} Default: the recipe's, or {MIX}.")
-    samples: int | None = option(
+    recipe: str = Field("best", description="A preset of `shortstack list recipes`, or a file.")
+    data: Sources | None = Field(
         None,
-        help="Calibration windows per text, of 128 tokens each. Default: the recipe's, or by the minutes.",
-        minimum=4,
+        description="Data to heal on; `best` chooses layers on it, too. Repeat for several; NAME=WEIGHT gives a weight.",
     )
-    perplexity: str = option("pydoc", help="Comma-separated texts to measure on.")
-    perplexity_samples: int = option(64, help="Maximum windows per text.", minimum=1)
-    probe_items: int = option(
-        20, help="Items of each generation probe, before and after; 0 for none.", minimum=0, maximum=100
+    calibration_data: Sources | None = Field(
+        None, description=f"Text to choose layers on: {SOURCES_HELP} Default: the recipe's."
     )
-    tasks: str | None = option(
-        None, help=f"Tasks to measure on, before and after; {LIMIT} documents of each unless limited."
+    num_samples: int | None = Field(
+        None, ge=4, description="Calibration windows of each text, of 128 tokens. Default: what the minutes allow."
     )
-    limit: int | float | None = option(
-        None, help="Only the first n documents of each task, or a share such as 10%.", minimum=1, shares=True
+    perplexity: TextNames = Field(("pydoc",), description="Texts to measure on.")
+    perplexity_samples: int = Field(64, ge=1, description="Windows of each text to measure on, at most.")
+    probe_items: int = Field(20, ge=0, le=100, description="Items of each generation probe; 0 for no probes.")
+    tasks: TaskNames = Field((), description=f"Tasks to measure on; {DOCUMENTS} documents of each unless limited.")
+    limit: Amount | None = Field(None, description="Documents of each task, or a share such as 10%.")
+    data_dir: Path | None = Field(None, description="A folder of .jsonl or .parquet files for standard tasks.")
+    minutes: float | None = Field(
+        None, gt=0, description=f"Time limit in minutes. Default: {MINUTES}; none for a recipe with every number."
     )
-    data_dir: str | None = option(None, help="A folder of .jsonl or .parquet files for standard tasks.")
-    minutes: float | None = option(
-        None, help=f"Time limit for the whole run. Default: {MINUTES}, or none for a recipe with every number.", above=0
-    )
-    length: int = 128
 
     def __post_init__(self) -> None:
-        check_options(self)
-        self._check_goal()
+        goals = [name for name in GOALS if getattr(self, name) is not None]
+        if len(goals) > 1:
+            raise InputError(f"give {goals[0]} or {goals[1]}, not both", option=goals[1])
+        if self.min_quality and not (re.fullmatch(r"\d{1,2}(\.\d+)?%", self.min_quality) and self.share):
+            raise InputError(f"{self.min_quality!r} is no share; give one such as 95%", option="min_quality")
         if self.probe_items == 1:
-            expected = "at least 2 items of each probe"
-            raise InputError("1", expected=expected, fix="ask for more, or for 0: none", option="probe_items")
-        for name in ("data", "text"):
-            if getattr(self, name) is not None:
-                parse_sources(getattr(self, name), name)
+            raise InputError("one item of each probe has no error; give 0, or at least 2", option="probe_items")
         for name in ("limit", "data_dir"):
-            if self.tasks is None and getattr(self, name) is not None:
-                fix = "add tasks, such as paper, or leave it out"
-                raise InputError("none", expected="tasks to measure on", fix=fix, option=name)
-
-    def _check_goal(self) -> None:
-        """Refuse two goals, and a share that is none."""
-        named = [name for name in GOALS if getattr(self, name) is not None]
-        if len(named) > 1:
-            conflict = f"{named[0]} as well"
-            raise InputError(
-                conflict,
-                expected=f"{named[-1]} or {named[0]}, not both",
-                fix="leave one out",
-                option=named[-1],
-            )
-        share = self.min_quality
-        if share is not None and (not re.fullmatch(r"\d{1,2}(\.\d+)?%", share) or not float(share[:-1])):
-            expected = "a share above 0% and below 100%"
-            raise InputError(repr(share), expected=expected, fix="ask for one, such as 95%", option="min_quality")
+            if not self.tasks and getattr(self, name) is not None:
+                raise InputError("it has no effect without tasks; add tasks, such as paper", option=name)
 
     @property
     def share(self) -> float | None:
-        """The share that is to be kept; None where the cut is named otherwise.
+        """Share of quality that min_quality keeps; None where another goal is given."""
+        return float(self.min_quality.removesuffix("%")) / 100 if self.min_quality else None
 
-        >>> ShrinkOptions(min_quality="95%").share
-        0.95
-        """
-        return None if self.min_quality is None else float(self.min_quality.removesuffix("%")) / 100
-
-    @property
-    def texts(self) -> list[str]:
-        """The texts to measure on; a file's name may have commas."""
-        return [self.perplexity] if os.path.isfile(self.perplexity) else self.perplexity.split(",")
-
-    def evaluation(self, windows: int, probe_items: int = 0) -> EvalConfig:
-        """Return the texts and probes to measure on, as evaluate() takes them."""
-        probes: dict[str, Any] = {"probes": True, "probe_items": probe_items} if probe_items else {}
-        return EvalConfig(tuple(self.texts), num_samples=windows, **probes)
-
-    def evaluation_tasks(self) -> list[EvalConfig]:
-        """List the tasks to measure on, one by one, as evaluate() takes them."""
-        names = [] if self.tasks is None else [name.strip() for name in self.tasks.split(",")]
-        data = Path(self.data_dir) if self.data_dir else None
-        return [EvalConfig((), tasks=named(name), limit=self.limit or LIMIT, data_dir=data) for name in names]
+    def evaluation(self, windows: int, probe_items: int, documents: int | float) -> EvalConfig:
+        """Return the settings of both models' evaluations."""
+        texts = self.perplexity if windows else ("none",)
+        wanted: dict[str, Any] = {"probes": True, "probe_items": probe_items} if probe_items else {}
+        if self.tasks and documents:
+            wanted |= {"tasks": self.tasks, "limit": documents, "data_dir": self.data_dir}
+        return EvalConfig(texts, num_samples=windows or None, **wanted)

@@ -10,10 +10,11 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
+from shortstack.data import Text
 from shortstack.machine.files import digest
 from shortstack.planning.layer_sets import show_drop
 from shortstack.profiling import Timing
@@ -104,15 +105,18 @@ class Graph:
     def _on_text(self, kind: str, trial: Trial, arguments: Mapping[str, Any]) -> Step:
         """Return a step that reads the base model and, if the trial has one, the calibration text."""
         text = trial.calibration
-        inputs = {"model": self.models[trial.model].identity, "text": text and self.texts[text.text]}
+        inputs = {"model": self.models[trial.model].identity, "text": text and self._digest(text)}
         return Step(kind, {**arguments, "text": text}, inputs, {"model": trial.model})
+
+    def _digest(self, text: Text) -> list[list[Any]]:
+        return [[source.weight, self.texts[source.name]] for source in text.sources]
 
     def _prune(self, trial: Trial, removed: Any) -> Step:
         arguments = {"removed": removed, "repair": trial.repair}
         inputs: dict[str, Any] = {"model": self.models[trial.model].identity}
         if trial.repair:
             arguments |= {"seed": trial.seed, "dtype": self.study.dtype}
-            inputs["text"] = self.texts[trial.repair.text]
+            inputs["text"] = self._digest(trial.repair)
         return Step("prune", arguments, inputs, {"model": trial.model})
 
     def _heal(self, trial: Trial, heal: Heal, identity: Any, place: str) -> Step:
@@ -120,20 +124,20 @@ class Graph:
         return self._healing("heal", trial, heal, {}, inputs, places)
 
     def _rounds(self, trial: Trial, heal: Heal) -> Step:
-        text = asdict(trial.calibration) if trial.calibration else {}
-        rounds = {
+        text = trial.calibration
+        rounds: dict[str, Any] = {
             "metric": trial.selection.by.name,
             "drop": show_drop(trial.selection.drop or 0),
             "step": heal.options.layers_per_round,
         }
-        arguments = {"rounds": {**rounds, **text, "seed": trial.selection_seed}, "dtype": self.study.dtype}
-        inputs = {"model": self.models[trial.model].identity, "text": trial.calibration and self.texts[text["text"]]}
+        arguments = {"rounds": {**rounds, "text": text}, "seed": trial.selection_seed, "dtype": self.study.dtype}
+        inputs = {"model": self.models[trial.model].identity, "text": text and self._digest(text)}
         return self._healing("rounds", trial, heal, arguments, inputs, {"model": trial.model})
 
     def _healing(self, kind: str, trial: Trial, heal: Heal, arguments: Any, inputs: Any, places: Any) -> Step:
         """Return a step that heals; it reads the base model if the options need it."""
         options = replace(heal.options, seed=trial.seed)
-        inputs = {**inputs, "data": self.texts[options.config.source]}
+        inputs = {**inputs, "data": self._digest(options.config.text)}
         if options.config.needs_base:
             inputs, places = {**inputs, "base": self.models[trial.model].identity}, {**places, "base": trial.model}
         return Step(kind, {"options": options, **arguments}, inputs, places)
@@ -162,8 +166,8 @@ def sources(study: Study) -> list[str]:
     """Return every text and folder that a study reads, each once."""
     named = evaluated(study)
     for trial in study.trials:
-        named += [text.text for text in (trial.calibration, trial.repair) if text]
-        named += [trial.heal.options.config.source] if trial.heal else []
+        texts = trial.calibration, trial.repair, trial.heal and trial.heal.options.config.text
+        named += [source.name for text in texts if text for source in text.sources]
     return list(dict.fromkeys(named))
 
 

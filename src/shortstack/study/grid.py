@@ -2,9 +2,9 @@
 
 model: [demo]               # a directory, a hub id (org/name@revision), a .gguf file, or demo
 metric: [reverse, ppl]
-calibration: {text: pydoc, samples: 10, length: 128}
+calibration: {source: pydoc, samples: 10, length: 128}
 drop: [25%, 8]
-repair: [false, true]       # or {text: pydoc, samples: 256, length: 128}
+repair: [false, true]       # or {source: pydoc, samples: 256, length: 128}
 heal: [none, paper-lora, {name: quick, method: lora, data: pydoc, num_train_epochs: 1}]
 seed: [0]
 
@@ -23,7 +23,7 @@ from typing import Annotated, Any, TypeAlias, TypeVar
 
 from pydantic import Field, model_validator
 
-from shortstack.data import CalibrationText, RepairText
+from shortstack.data import Text
 from shortstack.errors import InputError
 from shortstack.evaluation import EvalConfig
 from shortstack.machine import yamlfile
@@ -50,8 +50,8 @@ class Settings(Part):
     candidates: Several[int] | None = None
     keep_first: Several[int] | None = None
     keep_last: Several[int] | None = None
-    calibration: Several[CalibrationText] | None = None
-    repair: Several[bool | RepairText] | None = None
+    calibration: Several[Text] | None = None
+    repair: Several[bool | Text] | None = None
     heal: Several[str | HealEntry] | None = None
     seed: Several[Annotated[int, Field(ge=0, lt=2**32)]] | None = None
 

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from shortstack.data.mixture import text_digest
+from shortstack.data.sources import source_digest
 from shortstack.errors import DiskFullError, InputError, TrainingError
 from shortstack.evaluation import load_harness
 from shortstack.machine.device import pick_device
@@ -110,13 +110,16 @@ def graph_of(study: Study, path: str | Path, models: Mapping[str, Model]) -> Gra
     if study.evaluation.tasks:
         load_harness().load(study.evaluation)
     for trial in study.trials:
+        for text in (trial.calibration, trial.repair):
+            if text:
+                text.check()
         if trial.heal:
             trial.heal.options.config.check()
         try:
             trial.check_fits(models[trial.model])
         except InputError as error:
             raise error.at(f"{path}: {trial.model}") from error
-    return Graph(study, models, {source: text_digest(source) for source in sources(study)})
+    return Graph(study, models, {source: source_digest(source) for source in sources(study)})
 
 
 def _models(study: Study, progress: Progress) -> dict[str, Model]:

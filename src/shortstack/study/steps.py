@@ -121,7 +121,9 @@ def rounds(job: Job, progress: Progress) -> dict[str, Any]:
     result = healing.prune_iteratively(checkpoint, job.output, config, **how)
     healed = Checkpoint.open(job.output)
     removed = tuple(sorted(skipped_layers(healed, checkpoint)))
-    plan = Plan(checkpoint.anatomy.layers, removed, f"{schedule['metric']}, in rounds").sized(checkpoint.sizes).to_dict()
+    plan = (
+        Plan(checkpoint.anatomy.layers, removed, f"{schedule['metric']}, in rounds").sized(checkpoint.sizes).to_dict()
+    )
     return {**result.to_dict(), "output": f"artefacts/{job.key}", "plan": plan, "identity": healed.identity}
 
 

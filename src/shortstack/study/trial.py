@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from functools import cached_property
 from typing import Any
 
 from shortstack.checkpoint import Sizes
-from shortstack.data import CalibrationText, RepairText
+from shortstack.data import Text
+from shortstack.data.tokens import JUDGING
 from shortstack.errors import InputError
 from shortstack.healing.methods import HealOptions
 from shortstack.healing.recipes import with_recipe
@@ -19,6 +20,7 @@ from shortstack.planning.layer_sets import show_drop
 from shortstack.planning.selection import GOALS, layers_to_remove
 
 NONE = (None, "none")
+REPAIR_SAMPLES = 256
 
 
 @options
@@ -48,7 +50,7 @@ class Heal:
         values = with_recipe(values, recipe) if recipe else values
         known = {declared.name for declared in fields(HealOptions)} - {"seed"}
         options = HealOptions(**{key: value for key, value in values.items() if key in known})
-        options.config.source  # noqa: B018  refused if no data is named
+        options.config.text  # noqa: B018  refused if no data is named
         return cls(name or recipe or options.method, options)
 
 
@@ -67,8 +69,8 @@ class Trial:
 
     model: str
     selection: Selection
-    calibration: CalibrationText | None
-    repair: RepairText | None
+    calibration: Text | None
+    repair: Text | None
     heal: Heal | None
     seed: int
 
@@ -83,8 +85,12 @@ class Trial:
             raise InputError("missing; name a model, such as demo", option="model")
         own = {"model", "calibration", "repair", "heal", "seed"}
         selection = Selection(**{name: value for name, value in settings.items() if name not in own})
-        text, heal = settings.get("calibration", CalibrationText()), Heal.of(settings.get("heal"))
-        repair = RepairText() if settings.get("repair") is True else settings.get("repair") or None
+        text, heal = settings.get("calibration", Text()), Heal.of(settings.get("heal"))
+        repair = Text() if settings.get("repair") is True else settings.get("repair") or None
+        if repair and "samples" not in given(repair):
+            repair = replace(repair, samples=REPAIR_SAMPLES)
+        if repair and (not isinstance(repair.samples, int) or repair.samples < JUDGING):
+            raise InputError(f"{repair.samples} samples to repair on; give at least {JUDGING}", option="repair")
         in_rounds = heal and heal.options.layers_per_round
         if in_rounds and (repair or selection.layers or selection.strategy or selection.step):
             fix = "leave repair, layers, strategy and step out"
@@ -131,9 +137,10 @@ class Trial:
         return {
             "model": self.model,
             **selection,
-            "calibration": self.calibration and asdict(self.calibration),
-            "repair": self.repair and asdict(self.repair),
-            "heal": heal and {"name": heal.name, **given(heal.options)},
+            "calibration": _settings(self.calibration),
+            "repair": _settings(self.repair),
+            "heal": heal
+            and {"name": heal.name, **given(heal.options), "data": ",".join(heal.options.config.text.words)},
             "layers_per_round": heal and heal.options.layers_per_round,
             "seed": self.seed,
         }
@@ -141,3 +148,7 @@ class Trial:
     @cached_property
     def id(self) -> str:
         return digest(self.settings())[:16]
+
+
+def _settings(text: Text | None) -> dict[str, Any] | None:
+    return asdict(text) | {"source": ",".join(text.words)} if text else None
