@@ -28,4 +28,5 @@ def learning(checkpoint: Checkpoint, method, config=SHORT, teacher=None, example
     frozen = freezer.fill(freezer.planned(examples, first))
     load = Decoder.tail if first else Decoder.load
     decoder = load(checkpoint, *([first] if first else []), dtype=torch.float32)
-    return frozen, Learner(decoder, first, method.prepare(checkpoint, decoder), config)
+    how = {"temperature": config.temperature, "next_token_weight": config.next_token_weight}
+    return frozen, Learner(decoder, first, method.prepare(checkpoint, decoder), **how)

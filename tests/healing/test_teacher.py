@@ -11,7 +11,7 @@ from torch.nn.functional import cross_entropy
 from learning import EXAMPLES, learning
 from plans import plan
 from shortstack.checkpoint import Checkpoint
-from shortstack.data import read_examples
+from shortstack.data import Text, read_examples
 from shortstack.decoder import Decoder
 from shortstack.decoder.losses import Distillation, DistillationAndText, likeliest
 from shortstack.errors import InputError
@@ -146,7 +146,7 @@ def test_distillation_lowers_the_kl_and_raises_top1_agreement(source, tmp_path):
     before, after = result.held_out
     assert after < 0.9 * before
     assert "held-out KL from the teacher" in str(result.table())
-    examples = read_examples("pydoc", source.tokenizer(), max_length=32, most=64)[:3]  # one in twenty is held out
+    examples = read_examples(Text("pydoc", 64, 32), source.tokenizer())[:3]  # one in twenty is held out
     before, after = (greedy_share(model, source, examples) for model in (pruned, Checkpoint.open(tmp_path / "healed")))
     assert result.top1 == pytest.approx((before, after), abs=0.04)  # where there is bf16 a few tokens tie
     assert result.top1[0] < result.top1[1]

@@ -59,9 +59,9 @@ def heal(
     """Train the part of a model that the method names, and write the result to the new `out`.
 
     config: settings, or the data alone. Some samples are held out and never trained on; the weights with the lowest loss on
-    them are written. base: the base model, teacher of the loss distill and writer of the data `self`. clock: ends the run; by
-    default config.minutes from now. speed: forward tokens per second of the base model; measured by default. Checkpoints are
-    saved beside `out`: after an interruption the same call goes on from there, in the time that is left.
+    them are written. base: the base model, teacher of the loss distill and writer of the data `self`. clock: ends the run,
+    by default config.minutes from now. speed: forward tokens per second of the base model; measured by default. After an
+    interruption the same call goes on from a checkpoint saved beside `out`, in the time that is left.
 
     Raises:
         InputError: contradictory options, too few minutes, or too little memory.
@@ -71,8 +71,8 @@ def heal(
         TrainingError: losses or gradients were not finite, or there was no time for a step; nothing is written.
     """
     started = time.perf_counter()
-    config = config if isinstance(config, HealingConfig) else HealingConfig(config)
-    run = HealingRun(Checkpoint.of(model), config, base and Checkpoint.of(base), progress)
+    config = config if isinstance(config, HealingConfig) else HealingConfig(data=config)  # type: ignore[arg-type]
+    run = HealingRun(Checkpoint.of(model), config, None if base is None else Checkpoint.of(base), progress)
     run.check()
     clock = clock or (Clock(60 * config.minutes) if config.minutes else None)
     writer = run.writer(out)
@@ -100,7 +100,8 @@ def heal(
 
 def least_seconds(model: Model, config: HealingConfig, *, speed: float, base: Model | None = None) -> float:
     """Estimate the seconds that heal() needs at least with a time limit; with less it refuses to begin."""
-    return HealingRun(Checkpoint.of(model), config, base and Checkpoint.of(base)).budget(speed).least_seconds
+    run = HealingRun(Checkpoint.of(model), config, None if base is None else Checkpoint.of(base))
+    return run.budget(speed).least_seconds
 
 
 @dataclass(frozen=True)
@@ -273,7 +274,8 @@ class HealingRun:
             frozen = freezer.fill(freezer.planned(examples, self.first))
         learner = self.learner()
         data = Data(range(held_out, len(examples)), range(held_out), frozen.lengths[held_out:], frozen.collate)
-        deadline = limit and limit.deadline(config.batch_size * sum(data.lengths) / len(data.lengths))
+        step_tokens = config.batch_size * sum(data.lengths) / len(data.lengths)
+        deadline = limit.deadline(step_tokens) if limit else None
         if deadline:
             unfinished.note(began=deadline.began)
         history = train(
@@ -295,7 +297,13 @@ class HealingRun:
         load: Any = Decoder.tail if self.first else Decoder.load
         decoder = load(checkpoint, *[self.first] * bool(self.first), **how)
         torch.manual_seed(config.seed)  # adapters begin at random
-        learner = Learner(decoder, self.first, config.method.prepare(checkpoint, decoder), config)
+        learner = Learner(
+            decoder,
+            self.first,
+            config.method.prepare(checkpoint, decoder),
+            temperature=config.temperature,
+            next_token_weight=config.next_token_weight,
+        )
         if self.dtype != torch.float32:
             learner.take_stored(checkpoint)
         if config.gradient_checkpointing:

@@ -24,7 +24,6 @@ from shortstack.decoder.losses import (
     greedy_tokens,
     predicting,
 )
-from shortstack.healing.config import HealingConfig
 
 Batch = Mapping[str, Tensor]
 IGNORED = -100  # the label that counts in no loss
@@ -99,13 +98,22 @@ class Learner(nn.Module):
     Only the trained modules are part of this one, in float32.
     """
 
-    def __init__(self, decoder: Decoder, first: int, trained: Mapping[str, nn.Module], config: HealingConfig) -> None:
+    def __init__(
+        self,
+        decoder: Decoder,
+        first: int,
+        trained: Mapping[str, nn.Module],
+        *,
+        temperature: float = 1.0,
+        next_token_weight: float = 0.0,
+    ) -> None:
         """Make modules trainable, by their names in the model; hidden states enter the layer `first`."""
         super().__init__()
         decoder.model.requires_grad_(False)
         self.names, self.trained = list(trained), nn.ModuleList(trained.values())
         self.trained.float().requires_grad_(True)
-        self.first, self.settings = first, config  # Trainer takes `config` for that of a model
+        self.first = first
+        self.temperature, self.next_token_weight = temperature, next_token_weight
         self._decoder = (decoder,)  # in a tuple: the rest of the model is not this module's to train or move
 
     @property
@@ -155,10 +163,10 @@ class Learner(nn.Module):
         states, targets = predicting(input_ids, left, wanted)
         criterion: Criterion = CrossEntropy(targets)
         if teacher_tokens is not None and teacher_log_p is not None:
-            criterion = Distillation(teacher_tokens, teacher_log_p, self.settings.temperature)
+            criterion = Distillation(teacher_tokens, teacher_log_p, self.temperature)
             if made is not None and self.training:  # the held-out loss is the KL alone
                 text = labels.masked_fill(made[:, None], IGNORED)[:, 1:][wanted[:, 1:]]
-                criterion = DistillationAndText(criterion, text, self.settings.next_token_weight)
+                criterion = DistillationAndText(criterion, text, self.next_token_weight)
         loss = chunked_loss(decoder, states, criterion)
         outputs = {"loss": loss / num_items_in_batch}
         if teacher_tokens is not None and not self.training:

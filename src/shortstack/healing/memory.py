@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import torch
+
 from shortstack.architecture.anatomy import meta_model
 from shortstack.checkpoint import Checkpoint, Model
 from shortstack.decoder import Decoder
@@ -35,7 +37,7 @@ def estimate_memory(model: Model, config: HealingConfig, *, batch: int | None = 
     dtype, method = compute_dtype(device), config.method
     empty = meta_model(checkpoint.directory, trust_remote_code=checkpoint.trust_remote_code, dtype=dtype)
     decoder, first = Decoder(empty.eval(), checkpoint.anatomy), method.first(checkpoint)
-    learner = Learner(decoder, first, method.prepare(checkpoint, decoder), config)
+    learner = Learner(decoder, first, method.prepare(checkpoint, decoder))
     frozen_layers = {id(weight) for layer in decoder.layers[:first] for weight in layer.parameters()}
     loaded = {id(weight): weight for weight in decoder.model.parameters() if id(weight) not in frozen_layers}
     training = {id(weight): weight for weight in learner.parameters() if weight.requires_grad}
@@ -63,8 +65,6 @@ def output_bytes(checkpoint: Checkpoint, config: HealingConfig) -> int:
     return checkpoint.weight_bytes + config.method.added_bytes(checkpoint)
 
 
-def compute_dtype(device: str):  # type: ignore[no-untyped-def]
+def compute_dtype(device: str) -> torch.dtype:
     """Return the dtype that frozen layers compute in."""
-    import torch
-
     return torch.bfloat16 if fast_bfloat16(device) else torch.float32

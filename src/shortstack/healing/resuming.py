@@ -27,7 +27,7 @@ def last_checkpoint(folder: Path) -> Path | None:
 
 
 class Unfinished:
-    """The folder `<out>.training`, in which an interrupted run goes on. notes: values that a run keeps beside its settings."""
+    """The folder `<out>.training`, in which an interrupted run goes on. notes: values beside the settings."""
 
     def __init__(self, out: Path, kind: str = "training") -> None:
         self.folder = out.with_name(f"{out.name}.{kind}")

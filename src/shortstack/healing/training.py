@@ -246,15 +246,16 @@ class _Loop(Trainer):  # type: ignore[misc]  # transformers is untyped here
 
     def evaluate(self, *_args: Any, **_options: Any) -> dict[str, float]:
         """Measure the held-out loss, and keep the weights if it is the lowest."""
-        began, timed = time.perf_counter(), self.deadline and self.deadline.clock.used
+        began, deadline = time.perf_counter(), self.deadline
+        used = deadline.clock.used if deadline else 0.0
         metrics = self._held_out_loss()
         self.log(dict(metrics))
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         self._keep_if_best(metrics["eval_loss"])
         self.evaluating += time.perf_counter() - began
-        if self.deadline and timed is not None:
-            used, seconds = self.agree(self.deadline.clock.used, self.deadline.clock.used - timed)
-            self.deadline.look(used, evaluation=seconds)
+        if deadline:
+            now, seconds = self.agree(deadline.clock.used, deadline.clock.used - used)
+            deadline.look(now, evaluation=seconds)
         return metrics
 
     @torch.no_grad()
@@ -351,11 +352,11 @@ class _Rules(TrainerCallback):  # type: ignore[misc]
     def on_step_end(self, _args: Any, state: Any, control: Any, **_rest: Any) -> None:
         loop, deadline, step = self.loop, self.deadline, state.global_step
         used = deadline.clock.used if deadline else 0.0
-        is_due = time.monotonic() >= loop.save_due
+        is_due = float(time.monotonic() >= loop.save_due)
         used, seconds, is_due = loop.agree(used, used - self.step_began, is_due)  # all processes save, or none
         if deadline:
             deadline.look(used, step=seconds)
-            is_due = is_due and deadline.left > SAVE_SECONDS
+            is_due *= deadline.left > SAVE_SECONDS
         passed = self._passed(step)
         evaluates, self.passed = passed > self.passed, passed
         if deadline and not deadline.fits(1 + evaluates):
