@@ -108,7 +108,7 @@ def measured(name: str, drop: str, minutes: float, folder: Path, *, load: bool) 
 
 
 def _right(evaluation: Any) -> float:
-    return evaluation.probes_mean[0] if evaluation.probes else float("nan")  # a late run leaves them out
+    return evaluation.probes_mean.value if evaluation.probes else float("nan")  # a late run leaves them out
 
 
 def page(rows: Sequence[Mapping[str, Any]]) -> list[str]:

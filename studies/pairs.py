@@ -12,7 +12,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from shortstack.evaluation.paired import Outcomes, compare_tasks
+from shortstack.evaluation.paired import Estimate, Sample, compare_tasks
 from shortstack.runs.records import TrialRecord, read
 
 HERE = Path(__file__).parent / "smollm2"
@@ -37,11 +37,11 @@ ROWS = {
 }
 
 
-def outcomes(trials: dict[int, TrialRecord], number: int) -> Outcomes:
+def outcomes(trials: dict[int, TrialRecord], number: int) -> Sample:
     """Return what a trial answered last, of the unpruned model for BASE."""
     found = trials[0].step("evaluate_base") if number == BASE else None
     task = (found.result if found else trials[number].result("evaluate_healed", "evaluate_pruned"))["tasks"]["arc_easy"]
-    return Outcomes(tuple(task["documents"]), tuple(task["outcomes"]))
+    return Sample(Estimate(task["value"], task["stderr"]), dict(zip(task["documents"], task["outcomes"], strict=True)))
 
 
 def main() -> None:

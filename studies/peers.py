@@ -176,7 +176,7 @@ def page(found: Mapping[str, ss.EvalResult], failed: Mapping[str, str], notes: M
     base = found["unpruned"]
     kept = [
         f"| {name} | {tasks(each, TASKS[:3]) / tasks(base, TASKS[:3]):.1%} "
-        f"| {tasks(each, TASKS[3:]) / tasks(base, TASKS[3:]):.1%} | {each.probes_mean[0] / base.probes_mean[0]:.1%} |"
+        f"| {tasks(each, TASKS[3:]) / tasks(base, TASKS[3:]):.1%} | {each.probes_mean.value / base.probes_mean.value:.1%} |"
         for name, each in found.items()
     ]
     lines = [
@@ -222,8 +222,8 @@ def _row(name: str, found: ss.EvalResult, base: ss.EvalResult) -> str:
     for task in TASKS:
         difference = f" ({paired[task].difference:+.3f} ± {paired[task].stderr:.3f})" if paired else ""
         cells.append(f"{found.tasks[task].value:.3f}{difference}")
-    mean, stderr = found.probes_mean
-    return f"| {name} | {' | '.join([*cells, f'{mean:.3f} ± {stderr:.3f}'])} |"
+    mean = f"{found.probes_mean.value:.3f} ± {found.probes_mean.error:.3f}"
+    return f"| {name} | {' | '.join([*cells, mean])} |"
 
 
 def tasks(found: ss.EvalResult, names: Sequence[str]) -> float:

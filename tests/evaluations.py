@@ -6,14 +6,14 @@ import math
 from collections.abc import Mapping, Sequence
 
 from shortstack.evaluation import EvalResult, TaskResult
+from shortstack.evaluation.paired import share_stderr
 from shortstack.evaluation.perplexity import Perplexity
 from shortstack.evaluation.probes import REPETITION
-from shortstack.machine.numbers import share_stderr
 
 ITEMS = 50
 
 
-def text(loss: float, *, stderr: float = 0.03) -> Perplexity:
+def text(loss: float, *, stderr: float | None = 0.03) -> Perplexity:
     return Perplexity(math.exp(min(loss, 700)), 100, loss, stderr, {"source": "a"}, "float32")
 
 

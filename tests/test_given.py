@@ -36,7 +36,7 @@ def test_functions_take_a_model_in_every_form(form, folder, tmp_path):
     assert ss.score(model, tokens, compute=FP32).scores == ss.score(checkpoint, tokens, compute=FP32).scores
     assert ss.depth_curve(model, tokens, compute=FP32).depths == ss.depth_curve(checkpoint, tokens, compute=FP32).depths
     pruned = ss.prune(model, ss.select_layers(model, metric="reverse", drop=2), tmp_path / "cut")
-    assert ss.verify(pruned.directory, against=model).ok
+    assert ss.verify(pruned.directory, base=model).ok
     untimed = ss.Timing(batch_size=())
     assert ss.profile(model, timing=untimed).model == ss.profile(checkpoint, timing=untimed).model
     config = ss.EvalConfig(seq_length=64, num_samples=2)

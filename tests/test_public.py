@@ -36,9 +36,7 @@ def test_doctests(name):
 
 SHOWN = ("--help", "list", "prune --help", "plan scores.json --drop 25%")
 REFUSED = [  # whatever the model is
-    "plan demo",
     "plan demo --drop 120%",
-    "prune demo --layers 3-1 -o x",
     "prune demo --drop 8 --metric none -o x",
     "score demo --plot x.pdf",
     "heal demo -o x",

@@ -30,7 +30,7 @@ def test_the_gguf_opens_as_the_model_it_is(smollm2):
 @pytest.mark.parametrize("layers", ["22-29", "1,5,9-10,28"])
 def test_a_cut_of_the_real_model_is_exact(smollm2, layers, tmp_path):
     pruned = prune(smollm2, plan(30, layers=layers), tmp_path / "out")
-    result = verify(pruned, against=smollm2)
+    result = verify(pruned, base=smollm2)
     assert result.ok, result.checks
     assert "difference 0 " in result.checks["logits"]["detail"]
     tokenizer = pruned.tokenizer()

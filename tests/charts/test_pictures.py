@@ -78,9 +78,9 @@ def test_equal_data_are_equal_bytes_and_what_exists_is_not_replaced(draw, tmp_pa
     for name in ("one.svg", "two.SVG"):
         draw().save(tmp_path / name)
     assert (tmp_path / "one.svg").read_bytes() == (tmp_path / "two.SVG").read_bytes()
-    with pytest.raises(OutputError, match="it exists"):
+    with pytest.raises(OutputError, match="exists"):
         draw().save(tmp_path / "one.svg")
-    with pytest.raises(OutputError, match="a directory to write in"):
+    with pytest.raises(OutputError, match="no folder"):
         draw().save(tmp_path / "none" / "x.svg")
     for name in ("x", "x.png", "x.pdf"):
         with pytest.raises(InputError, match=r"ending in \.svg"):
@@ -144,7 +144,7 @@ def test_what_was_not_scored_is_not_drawn():
     blocks = ss.Scores(6, one.scores, 2, SCORES.blocks)
     *_, panel = blocks.plot().panels
     assert panel.title.startswith("Order in which each metric removes blocks of 2 layers, the first one marked")
-    with pytest.raises(InputError, match="between 1 and 5 layers"):
+    with pytest.raises(InputError, match="6 layers"):
         one.plot(6)
 
 

@@ -78,4 +78,4 @@ def test_with_trust_the_cut_is_exact_and_brings_the_code_along(source, tmp_path)
     expected = pass_over(checkpoint.model(dtype=torch.float32), "model.layers", (1, 3))
     with torch.no_grad():
         assert torch.equal(model.eval()(IDS).logits, expected(IDS).logits)
-    assert verify(pruned, against=checkpoint).ok
+    assert verify(pruned, base=checkpoint).ok

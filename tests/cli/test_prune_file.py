@@ -20,7 +20,7 @@ def test_pruned_file_is_verified(place, command):
     model = read_gguf(place / "deep" / "small.gguf")
     assert (made["kept"], made["output"]) == ([0, 1, 4, 5, 6, 7], "deep/small.gguf")
     assert made["bytes"]["after"] == sum(len(tensor.data) for tensor in model.tensors)
-    verify = ("verify", "deep/small.gguf", "--against", "whole.gguf")
+    verify = ("verify", "deep/small.gguf", "--base", "whole.gguf")
     assert all(check["ok"] for check in json.loads(command.said(*verify, "--json"))["checks"].values())
     content = bytearray((place / "deep" / "small.gguf").read_bytes())
     content[-100] ^= 1

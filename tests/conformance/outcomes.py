@@ -146,7 +146,7 @@ def cut_outcome(name: str, source: Checkpoint, unpruned: tuple[PreTrainedModel, 
     assert generates_like(shorter, without, cached=name not in BROKEN_CACHE), f"{cut}: generation differs"
     if cut == "scattered":  # what verify() and prune_layers() say of others is looked at in tests/pruning
         in_memory(model, removed, found)
-        verified = verify(pruned, against=source)
+        verified = verify(pruned, base=source)
         assert verified.ok, f"{cut}: {verified.to_dict()}"
     return EXACT
 

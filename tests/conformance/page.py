@@ -26,12 +26,12 @@ weights and {layers} layers: the tail (layers {tail}), the middle ({middle}), th
 - **Exact**: `prune` wrote the cut, plain `transformers` loads it with no missing, unexpected or newly initialised
   tensor, and its fp32 logits equal those of the source with the removed layers bypassed (difference 0; up to 1e-5 where
   the cut narrows a matrix outside the layers, the per-layer embeddings of Gemma 3n and Gemma 4). Three tokens generated
-  with the cache, and their logits, agree too. For the scattered cut, `verify --against` and `prune_layers()` on the
+  with the cache, and their logits, agree too. For the scattered cut, `verify --base` and `prune_layers()` on the
   model in memory agree as well.
 - **Refused**: nothing is written. The error gives the reason and, if it finds one, the nearest exact cut.
 
 A type that is not listed goes through the same structural check before anything is written, but nobody has compared its
-numbers: run `shortstack verify --against` on the result.
+numbers: run `shortstack verify --base` on the result.
 
 | | tail | middle | first | scattered | all but one |
 |---|---|---|---|---|---|

@@ -135,7 +135,7 @@ def test_probes_are_asked_of_the_evaluated_model(pruned):
     assert found.probes == expected
     shares = [probe for probe in expected.values() if probe.metric == "acc"]
     mean, error = sum(probe.value for probe in shares) / 12, math.hypot(*(probe.stderr for probe in shares)) / 12
-    assert found.to_dict()["probes_mean"] == (pytest.approx(mean), pytest.approx(error))
+    assert found.to_dict()["probes_mean"] == {"value": pytest.approx(mean), "stderr": pytest.approx(error)}
     rows = {row.label: row.cells[2].value for row in found.table().rows}
     assert rows == {"repetition": expected["repetition"].value, "generation probes": pytest.approx(mean)}
     assert "With 2 items a probe says little by itself; the JSON has each." in found.table().notes

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,13 +11,12 @@ import pytest
 
 from gguf_models import MAKERS, fields, probabilities
 from plans import plan
-from shortstack.checkpoint import pieces
 from shortstack.checkpoint.gguf_file import INT32, UINT32, Entry, read_gguf, write_gguf
 from shortstack.errors import ArchitectureError, CheckpointError, InputError, OutputError, PlanError
 from shortstack.planning import Plan
 from shortstack.planning.layer_sets import parse_layers
 from shortstack.pruning.gguf_depth import GgufDepth
-from shortstack.pruning.gguf_pruner import kept_tensors, prune_gguf
+from shortstack.pruning.gguf_pruner import prune_gguf
 from shortstack.pruning.gguf_verification import verify_gguf
 
 Q4_1 = gguf.GGMLQuantizationType.Q4_1
@@ -36,7 +34,7 @@ CUTS = {
     ("name", "removed", "kind"),
     [*((name, cut, None) for name, cuts in CUTS.items() for cut in cuts), ("llama", "1,3,6", Q4_1)],
 )
-def test_llama_cpp_computes_the_same_as_where_the_layers_add_nothing(name, removed, kind, tmp_path):
+def test_llama_cpp_computes_the_same_as_with_layers_that_add_nothing(name, removed, kind, tmp_path):
     pytest.importorskip("xllamacpp")
     silent = parse_layers(removed)
     whole = MAKERS[name](tmp_path / "whole.gguf", silent=silent, kind=kind)
@@ -49,26 +47,8 @@ def test_llama_cpp_computes_the_same_as_where_the_layers_add_nothing(name, remov
         assert other == pytest.approx(one, abs=1e-4)
 
 
-@pytest.mark.parametrize(("name", "removed"), [("gemma2", "3"), ("smollm3", "1"), ("deepseek", "0")])
-def test_the_runtime_would_compute_something_else_of_what_is_refused_or_not_set(name, removed, tmp_path):
-    """The reason for the rules: with the block count alone, llama.cpp takes layers for what they are not."""
-    pytest.importorskip("xllamacpp")
-    silent = parse_layers(removed)
-    whole = MAKERS[name](tmp_path / "whole.gguf", silent=silent)
-    model = read_gguf(whole)
-    kept = kept_tensors(model, Plan(8, silent, "layers"))
-    entries = {**model.entries, f"{name}.block_count": Entry.number(7, UINT32)}
-    write_gguf(tmp_path / "wrong.gguf", entries, kept, like=model)
-    if name == "deepseek":  # does not even load: a layer that should be dense has experts
-        with pytest.raises(RuntimeError):
-            probabilities(tmp_path / "wrong.gguf")
-    else:
-        wrong = probabilities(tmp_path / "wrong.gguf")
-        assert wrong[0] != pytest.approx(probabilities(whole)[0], abs=1e-2)
-
-
 @pytest.mark.parametrize("name", MAKERS)
-def test_kept_layers_are_the_bytes_of_the_source_under_new_numbers(name, tmp_path):
+def test_kept_layers_are_the_same_bytes_under_new_numbers(name, tmp_path):
     whole = MAKERS[name](tmp_path / "whole.gguf")
     removed = CUTS[name][-1]
     layers = GgufDepth.of(read_gguf(whole)).layers
@@ -84,7 +64,7 @@ def test_kept_layers_are_the_bytes_of_the_source_under_new_numbers(name, tmp_pat
                 assert (other.data.tobytes(), other.tensor_type) == (tensor.data.tobytes(), tensor.tensor_type)
     assert {*after} == {tensor for tensor in before if not tensor.startswith("blk.")}
     assert all(after[each].data.tobytes() == before[each].data.tobytes() for each in after)
-    assert verify_gguf(tmp_path / "small.gguf", against=whole).ok
+    assert verify_gguf(tmp_path / "small.gguf", base=whole).ok
     said = fields(tmp_path / "small.gguf")
     assert said[f"{name}.block_count"] == len(cut.kept)
     assert (said["shortstack.kept_layers"], said["shortstack.source"]) == (list(cut.kept), "whole.gguf")
@@ -122,7 +102,7 @@ def test_an_interval_becomes_another_where_that_is_exact(tmp_path):
     assert one_of_three_less["qwen3next.full_attention_interval"].value == 3
     assert one_of_three_less["qwen3next.block_count"].value == 9
     assert depth.without(range(8))["qwen3next.full_attention_interval"].value == 4
-    with pytest.raises(ArchitectureError, match="nearest exact cut: layers 6-8,10"):
+    with pytest.raises(ArchitectureError, match="6-8,10"):
         depth.without([0, 1, 2, 3, 4, 5, 9, 10])  # 6-8 and 11 go
 
 
@@ -139,7 +119,7 @@ def test_an_interval_becomes_another_where_that_is_exact(tmp_path):
         ("command-r", 40, 32, 256000, True),
     ],
 )
-def test_what_the_number_of_layers_changes_in_all_of_them_is_known(architecture, layers, left, vocabulary, exact):
+def test_cuts_where_the_number_of_layers_changes_all_of_them(architecture, layers, left, vocabulary, exact):
     known = {"block_count": layers, "vocab_size": vocabulary}
     entries = {f"{architecture}.{name}": Entry.number(value, UINT32) for name, value in known.items()}
     cut = plan(layers, layers=f"{left}-{layers - 1}")
@@ -148,43 +128,47 @@ def test_what_the_number_of_layers_changes_in_all_of_them_is_known(architecture,
 
 @pytest.mark.parametrize(("window", "exact"), [(0, True), (4096, False)])
 @pytest.mark.parametrize("architecture", ["olmo2", "gemma3"])
-def test_layers_of_a_sliding_window_are_told_apart_where_one_slides(architecture, window, exact):
+def test_sliding_layers_are_told_apart(architecture, window, exact):
     known = {"block_count": 32, "attention.sliding_window": window}
     entries = {f"{architecture}.{name}": Entry.number(value, UINT32) for name, value in known.items()}
     assert GgufDepth(architecture, entries, Path("a.gguf")).is_exact(plan(32, layers="5")) is exact
 
 
 @pytest.mark.parametrize(
-    ("architecture", "more", "expected"),
+    ("architecture", "more"),
     [
-        ("nonesuch", {}, "such as llama.*made of, and convert that"),
-        ("llama", {"attention.shared_kv_layers": 3}, "shared_kv_layers"),
-        ("llama", {"of_each_layer": [1] * 8}, "of_each_layer"),
-        ("gemma2", {}, "from the number for gemma2.*nearest exact cut: layers 3-4"),
+        ("nonesuch", {}),
+        ("llama", {"attention.shared_kv_layers": 3}),
+        ("llama", {"of_each_layer": [1] * 8}),
+        ("gemma2", {}),  # layers 3 and 6 are of two kinds
     ],
 )
-def test_what_nobody_knows_or_is_not_exact_is_refused(architecture, more, expected, tmp_path):
+def test_unknown_and_inexact_cuts_are_refused(architecture, more, tmp_path):
     whole = MAKERS["llama"](tmp_path / "whole.gguf", architecture=architecture, **more)
-    with pytest.raises(ArchitectureError, match=expected):
-        prune_gguf(whole, plan(8, layers="3,6"), tmp_path / "small.gguf")
+    with pytest.raises(ArchitectureError):
+        prune_gguf(whole, "3,6", tmp_path / "small.gguf")
     assert [path.name for path in tmp_path.iterdir()] == ["whole.gguf"]
 
 
-def test_files_that_lack_layers_and_plans_of_other_depths_are_refused(tmp_path):
+def test_files_that_lack_layers_and_outputs_that_cannot_be_are_refused(tmp_path):
     whole = MAKERS["llama"](tmp_path / "whole.gguf")
     model = read_gguf(whole)
     lacking = [tensor for tensor in model.tensors if tensor.block != 5]
     write_gguf(tmp_path / "lacking.gguf", model.entries, lacking, like=model)
-    with pytest.raises(CheckpointError, match="none of layer 5"):
-        prune_gguf(tmp_path / "lacking.gguf", plan(8, layers="3"), tmp_path / "small.gguf")
-    with pytest.raises(PlanError, match="8 layers"):
-        prune_gguf(whole, plan(9, layers="3"), tmp_path / "small.gguf")
-    with pytest.raises(InputError, match=r"name it small\.gguf"):
-        prune_gguf(whole, plan(8, layers="3"), tmp_path / "small-00001-of-00002.gguf")
-    (tmp_path / "small.gguf").touch()
-    with pytest.raises(OutputError, match="exists"):
-        prune_gguf(whole, plan(8, layers="3"), tmp_path / "small.gguf")
-    assert {path.name for path in tmp_path.iterdir()} == {"whole.gguf", "lacking.gguf", "small.gguf"}
+    lie = replace(model, entries={**model.entries, "llama.block_count": Entry.number(2**32 - 1)})
+    with pytest.raises(CheckpointError):
+        GgufDepth.of(lie)
+    (tmp_path / "there.gguf").touch()
+    for error, source, cut, out in (
+        (CheckpointError, "lacking.gguf", "3", "small.gguf"),
+        (PlanError, "whole.gguf", plan(9, layers="3"), "small.gguf"),
+        (InputError, "whole.gguf", "3", "small-00001-of-00002.gguf"),
+        (OutputError, "whole.gguf", "3", "there.gguf"),
+        (OutputError, "whole.gguf", "3", "whole.gguf"),
+    ):
+        with pytest.raises(error):
+            prune_gguf(tmp_path / source, cut, tmp_path / out)
+    assert {path.name for path in tmp_path.iterdir()} == {"whole.gguf", "lacking.gguf", "there.gguf"}
 
 
 def test_a_model_in_parts_is_cut_as_one(tmp_path):
@@ -197,38 +181,26 @@ def test_a_model_in_parts_is_cut_as_one(tmp_path):
     prune_gguf(whole, plan(8, layers="2-3"), tmp_path / "small.gguf")
     small = prune_gguf(tmp_path / "part-00002-of-00002.gguf", plan(8, layers="2-3"), tmp_path / "of_parts.gguf")
     assert not [name for name in fields(small) if name.startswith("split.")]
-    assert verify_gguf(small, against=whole).ok
-    assert verify_gguf(tmp_path / "small.gguf", against=tmp_path / "part-00001-of-00002.gguf").ok
+    assert verify_gguf(small, base=whole).ok
+    assert verify_gguf(tmp_path / "small.gguf", base=tmp_path / "part-00001-of-00002.gguf").ok
 
 
-def test_a_name_that_is_taken_meanwhile_is_not_replaced(tmp_path):
+def test_changed_bytes_metadata_and_tensors_are_found(tmp_path):
     whole = MAKERS["llama"](tmp_path / "whole.gguf")
-
-    def taking(*_stage, note=""):
-        (tmp_path / "small.gguf").touch()  # by somebody else
-
-    with pytest.raises(OutputError, match="exists"):
-        prune_gguf(whole, plan(8, layers="2-3"), tmp_path / "small.gguf", progress=taking)
-    assert not (tmp_path / "small.gguf").read_bytes()
-
-
-def test_what_is_changed_afterwards_is_seen(tmp_path):
-    whole = MAKERS["llama"](tmp_path / "whole.gguf")
-    prune_gguf(whole, plan(8, layers="2-3"), tmp_path / "small.gguf")
-    content = bytearray((tmp_path / "small.gguf").read_bytes())
-    content[-100] ^= 1
-    (tmp_path / "small.gguf").write_bytes(content)
-    found = verify_gguf(tmp_path / "small.gguf", against=whole)
-    assert (found.ok, found.checks["bytes"]["ok"], found.checks["metadata"]["ok"]) == (False, False, True)
+    prune_gguf(whole, "2-3", tmp_path / "small.gguf")
     model = read_gguf(tmp_path / "small.gguf")
     changed = {**model.entries, "llama.rope.freq_base": Entry.number(7, INT32)}
     write_gguf(tmp_path / "other.gguf", changed, model.tensors, like=model)
-    assert "llama.rope.freq_base" in verify_gguf(tmp_path / "other.gguf", against=whole).checks["metadata"]["detail"]
     write_gguf(tmp_path / "fewer.gguf", model.entries, model.tensors[:-1], like=model)
-    assert not verify_gguf(tmp_path / "fewer.gguf", against=whole).ok
+    content = bytearray((tmp_path / "small.gguf").read_bytes())
+    content[-100] ^= 1
+    (tmp_path / "small.gguf").write_bytes(content)
+    for name, check in (("small", "bytes"), ("other", "metadata"), ("fewer", "bytes")):
+        found = verify_gguf(tmp_path / f"{name}.gguf", base=whole)
+        assert [each for each in found.checks if not found.checks[each]["ok"]] == [check]
 
 
-def test_types_that_nobody_here_knows_are_copied(tmp_path):
+def test_tensors_of_unknown_types_are_copied(tmp_path):
     whole = MAKERS["llama"](tmp_path / "whole.gguf")
     content = whole.read_bytes()
     name = b"blk.5.ffn_up.weight"
@@ -238,42 +210,17 @@ def test_types_that_nobody_here_knows_are_copied(tmp_path):
     prune_gguf(whole, plan(8, layers="2-3"), tmp_path / "small.gguf")
     kinds = {tensor.name: tensor.kind for tensor in read_gguf(tmp_path / "small.gguf").tensors}
     assert kinds["blk.3.ffn_up.weight"] == 999
-    assert verify_gguf(tmp_path / "small.gguf", against=whole).ok
+    assert verify_gguf(tmp_path / "small.gguf", base=whole).ok
 
 
-@pytest.mark.parametrize(("call", "number"), [("copy_file_range", 4), ("fsync", 3), ("rename", 1)])
-def test_a_disk_that_fails_leaves_nothing(call, number, tmp_path, monkeypatch):
-    whole, real, calls = MAKERS["llama"](tmp_path / "whole.gguf"), getattr(os, call), []
-    monkeypatch.setattr(pieces, "KERNEL_BLOCK_BYTES", 50_000)
-
-    def failing(*arguments):
-        calls.append(arguments)
-        if len(calls) >= number:
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        return real(*arguments)
-
-    monkeypatch.setattr(os, call, failing)
-    with pytest.raises(OSError, match="No space left"):
-        prune_gguf(whole, plan(8, layers="2-3"), tmp_path / "new" / "small.gguf")
-    monkeypatch.undo()
-    assert [path.name for path in tmp_path.iterdir()] == ["whole.gguf"]
-
-
-def test_who_is_stopped_leaves_nothing(tmp_path):
+@pytest.mark.parametrize("failure", [OSError(errno.ENOSPC, "No space left on device"), KeyboardInterrupt()])
+def test_a_failure_while_writing_leaves_nothing(failure, tmp_path):
     whole = MAKERS["llama"](tmp_path / "whole.gguf")
 
     def stop(_stage, done, total, /, *, note=""):
         if done > total // 2:
-            raise KeyboardInterrupt
+            raise failure
 
-    with pytest.raises(KeyboardInterrupt):
-        prune_gguf(whole, plan(8, layers="2-3"), tmp_path / "new" / "small.gguf", progress=stop)
+    with pytest.raises(type(failure)):
+        prune_gguf(whole, "2-3", tmp_path / "small.gguf", progress=stop)
     assert [path.name for path in tmp_path.iterdir()] == ["whole.gguf"]
-
-
-def test_a_file_that_claims_more_layers_than_anything_could_list_is_refused(tmp_path):
-    model = read_gguf(MAKERS["llama"](tmp_path / "a.gguf"))
-    layers = GgufDepth.of(model).layers
-    lie = replace(model, entries={**model.entries, "llama.block_count": Entry.number(2**32 - 1)})
-    with pytest.raises(CheckpointError, match=f"none of layer {layers}"):
-        GgufDepth.of(lie)

@@ -1,4 +1,4 @@
-"""prune_layers: what a loaded model computes without layers is what the pruned checkpoint computes, bit for bit."""
+"""prune_layers(): a loaded model without layers computes what the pruned checkpoint does, bit for bit."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def same(one, other):
 
 
 @pytest.mark.parametrize("model_type", ["gemma3", "gpt2"])
-def test_it_computes_what_the_pruned_checkpoint_does(model_type, tmp_path):
+def test_prune_layers_equals_the_pruned_checkpoint(model_type, tmp_path):
     checkpoint = Checkpoint.open(tiny(model_type))
     cut = SOME if model_type == "gpt2" else plan(8, layers="6-7")
     model = loaded(checkpoint.directory)
@@ -49,7 +49,7 @@ def test_it_computes_what_the_pruned_checkpoint_does(model_type, tmp_path):
     assert same(loaded(tmp_path / "saved"), pruned), "it is saved as what it is"
 
 
-def test_twice_is_once(tmp_path):
+def test_two_cuts_are_one():
     twice, once = loaded(tiny("gemma2")), loaded(tiny("gemma2"))
     prune_layers(prune_layers(twice, plan(8, layers="1,4")), plan(6, layers="4"))
     prune_layers(once, plan(8, layers="1,4,6"))
@@ -57,35 +57,37 @@ def test_twice_is_once(tmp_path):
     assert same(twice, once)
 
 
-def test_what_cannot_be_is_refused_and_changes_nothing():
-    model = loaded(tiny("llama"))
-    before = computes(model)
-    with pytest.raises(PlanError, match="8 layers"):
-        prune_layers(model, plan(9, layers="3"))
-    with pytest.raises(InputError, match="causal language model of transformers, found Linear"):
-        prune_layers(torch.nn.Linear(2, 2), SOME)
-    with pytest.raises(InputError, match="LlamaForCausalLM, with its language model head"):
-        prune_layers(model.model, SOME)
-    classifier = AutoModelForSequenceClassification.from_pretrained(tiny("llama"))
-    with pytest.raises(InputError, match="LlamaForSequenceClassification"):
-        prune_layers(classifier, SOME)
-    assert all(torch.equal(a, b) for a, b in zip(before, computes(model), strict=True))
+def headless():
+    return loaded(tiny("llama")).model
 
 
-def test_a_cut_that_the_check_refuses_changes_nothing(monkeypatch):
+def classifier():
+    return AutoModelForSequenceClassification.from_pretrained(tiny("llama"))
+
+
+@pytest.mark.parametrize("wrong", [lambda: torch.nn.Linear(2, 2), headless, classifier])
+def test_other_than_causal_language_models_are_refused(wrong):
+    with pytest.raises(InputError) as error:
+        prune_layers(wrong(), SOME)
+    assert error.value.option == "model"
+
+
+def test_a_refused_cut_changes_nothing(monkeypatch):
     def refusing(*_, **__):
-        raise ArchitectureError("another", expected="one thing", fix="choose other layers", where="layer 3")
+        raise ArchitectureError("another")
 
     model = loaded(tiny("qwen2"))
     before, config = computes(model), model.config.to_dict()
+    with pytest.raises(PlanError):
+        prune_layers(model, plan(9, layers="3"))
     monkeypatch.setattr("shortstack.pruning.in_memory.check_cut", refusing)
-    with pytest.raises(ArchitectureError, match="found another"):
+    with pytest.raises(ArchitectureError):
         prune_layers(model, SOME)
     assert all(torch.equal(a, b) for a, b in zip(before, computes(model), strict=True))
     assert model.config.to_dict() == config
 
 
-def test_adapters_stay_on_the_layers_that_stay(tmp_path):
+def test_adapters_stay_on_kept_layers(tmp_path):
     peft = pytest.importorskip("peft")
     torch.manual_seed(0)
     config = peft.LoraConfig(r=2, target_modules=["q_proj", "down_proj"], init_lora_weights=False)
@@ -103,37 +105,27 @@ def test_adapters_stay_on_the_layers_that_stay(tmp_path):
     assert same(peft.PeftModel.from_pretrained(base, tmp_path / "adapter").eval(), expected)
 
 
-def test_adapters_that_name_layers_are_refused():
-    peft = pytest.importorskip("peft")
-    config = peft.LoraConfig(r=2, target_modules=["q_proj"], layers_to_transform=[2, 5])
-    adapted = peft.get_peft_model(loaded(tiny("llama")), config)
-    with pytest.raises(InputError, match="layers_to_transform names some by number"):
-        prune_layers(adapted, SOME)
-
-
 @pytest.mark.parametrize(
     "named",
     [
+        {"target_modules": ["q_proj"], "layers_to_transform": [2, 5]},
         {"target_modules": r".*layers\.[2-5]\..*q_proj"},
         {"target_modules": ["model.layers.3.self_attn.q_proj"]},
         {"target_modules": ["q_proj"], "exclude_modules": r".*layers\.1\..*"},
     ],
 )
-def test_adapters_of_some_layers_are_refused_however_these_are_named(named):
+def test_adapters_of_some_layers_are_refused(named):
     peft = pytest.importorskip("peft")
     adapted = peft.get_peft_model(loaded(tiny("llama")), peft.LoraConfig(r=2, **named))
-    with pytest.raises(
-        InputError, match=r"an adapter of all layers alike.*default in self_attn\.q_proj, but not in layer"
-    ):
-        prune_layers(adapted, SOME)
-    assert len(adapted.get_base_model().model.layers) == 8
     beside = peft.get_peft_model(loaded(tiny("llama")), peft.LoraConfig(r=2, target_modules=["q_proj"]))
     beside.add_adapter("other", peft.LoraConfig(r=2, **named))
-    with pytest.raises(InputError, match=r"other in self_attn\.q_proj, but not in layer"):
-        prune_layers(beside, SOME)
+    for model in (adapted, beside):
+        with pytest.raises(InputError, match="adapter"):
+            prune_layers(model, SOME)
+        assert len(model.get_base_model().model.layers) == 8
 
 
-def test_layers_whose_weights_lie_on_disk_are_still_found_there(tmp_path):
+def test_layers_offloaded_to_disk_are_still_found(tmp_path):
     from accelerate import disk_offload
 
     model = loaded(tiny("llama"))

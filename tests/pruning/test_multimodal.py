@@ -72,7 +72,7 @@ def asked(seen):
 
 
 @pytest.mark.parametrize("kind", [llava, gemma3, qwen25_vl])
-def test_the_language_part_is_cut_and_what_sees_is_copied(kind, tmp_path):
+def test_language_part_is_cut_and_vision_is_copied(kind, tmp_path):
     torch.manual_seed(0)
     config, seen = kind()
     config.pad_token_id = SPECIAL["pad_token_id"]
@@ -89,7 +89,7 @@ def test_the_language_part_is_cut_and_what_sees_is_copied(kind, tmp_path):
     pruned = prune(checkpoint, cut, tmp_path / "small")
     assert (pruned.directory / "preprocessor_config.json").read_text() == '{"size": 16}'
     assert ("text_config" in pruned.config) == ("text_config" in checkpoint.config)
-    assert verify(pruned, against=checkpoint).ok
+    assert verify(pruned, base=checkpoint).ok
     card = (pruned.directory / "README.md").read_text()
     assert "AutoModelForImageTextToText.from_pretrained" in card
     assert "pipeline_tag: image-text-to-text" in card
@@ -139,7 +139,7 @@ def under_another_name(config):
         pytest.param("unlimited_ocr", under_another_name, marks=[NEWER, pytest.mark.slow]),
     ],
 )
-def test_however_a_config_stores_the_text_it_is_written_so(model_type, form, tmp_path):
+def test_config_is_written_in_the_form_it_is_stored(model_type, form, tmp_path):
     """The cut builds the kept layers, and an untied head is one to transformers."""
     text = {**SMALL, "num_key_value_heads": 4, "tie_word_embeddings": True}
     vision = {"vision_config": {"depth": 1}} if model_type == "qwen2_vl" else {}
@@ -158,9 +158,9 @@ def test_however_a_config_stores_the_text_it_is_written_so(model_type, form, tmp
     assert (rebuilt.layers, rebuilt.tied) == (8, False)
 
 
-def test_layers_that_features_of_images_enter_by_number_stay(tmp_path):
+def test_layers_that_image_features_enter_stay(tmp_path):
     model, kept = meta_model(tiny("llama")), [0, 1, 3, 4, 5, 6, 7]
     model.config.vision_config = SimpleNamespace(deepstack_visual_indexes=[8, 16, 24])
     asked = {"anatomy": dissect(model, model.config.to_dict(), tmp_path), "directory": tmp_path}
-    with pytest.raises(ArchitectureError, match="layers 0 to 2 to stay: features of images"):
+    with pytest.raises(ArchitectureError):
         check_cut({}, model, kept=kept, **asked)

@@ -50,7 +50,7 @@ def with_settings(folder, settings):
 
 
 @pytest.mark.parametrize("kind", SETTINGS)
-def test_modules_that_are_named_get_their_new_numbers(kind, source, tmp_path):
+def test_modules_named_in_settings_get_their_new_numbers(kind, source, tmp_path):
     before, after = SETTINGS[kind]
     pruned = prune(with_settings(source, before), SOME, tmp_path / "out")
     assert pruned.config["quantization_config"] == after
@@ -58,43 +58,37 @@ def test_modules_that_are_named_get_their_new_numbers(kind, source, tmp_path):
 
 @pytest.mark.parametrize("kind", PATTERNS)
 def test_patterns_that_may_mean_a_layer_are_refused(kind, source, tmp_path):
-    with pytest.raises(ArchitectureError, match="expected layers named one by one"):
+    with pytest.raises(ArchitectureError):
         prune(with_settings(source, {"quant_method": kind.partition(",")[0], **PATTERNS[kind]}), SOME, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize("name", ["hf_quant_config.json", "quantize_config.json"])
-def test_so_do_those_of_the_quantisers_own_files(name, source, tmp_path):
+def test_files_of_quantisers_get_new_numbers_too(name, source, tmp_path, monkeypatch):
     """As modelopt writes them: names with stars behind, and a format for each module."""
     excluded = ["lm_head", "model.layers.0.self_attn*", "model.layers.1.mlp*"]
     formats = {f"model.layers.{layer}.mlp.experts.3": {"quant_algo": "FP8"} for layer in (3, 4, 7)}
     settings = {"quantization": {"exclude_modules": excluded, "quantized_layers": formats}}
     (source / name).write_text(json.dumps(settings))
-    pruned = prune(Checkpoint.open(source), SOME, tmp_path / "out")
+    pruned = prune(source, SOME, tmp_path / "out")
     assert json.loads((pruned.directory / name).read_text())["quantization"] == {
         "exclude_modules": ["lm_head", "model.layers.0.self_attn*"],
         "quantized_layers": {f"model.layers.{layer}.mlp.experts.3": {"quant_algo": "FP8"} for layer in (2, 4)},
     }
-
-
-def test_a_pattern_in_such_a_file_is_refused_before_a_byte_is_copied(source, tmp_path, monkeypatch):
-    settings = {"quantization": {"exclude_modules": ["lm_head", "model.layers.3*"]}}
-    (source / "hf_quant_config.json").write_text(json.dumps(settings))
-    checkpoint, refused = Checkpoint.open(source), r"hf_quant_config\.json: expected layers named one by one.*3\*"
+    (source / name).write_text(json.dumps({"quantization": {"exclude_modules": ["model.layers.3*"]}}))
     monkeypatch.setattr(pruner.CheckpointWriter, "__enter__", lambda _writer: pytest.fail("bytes are copied"))
-    with pytest.raises(ArchitectureError, match=refused):
-        prune(checkpoint, SOME, tmp_path / "out")
+    with pytest.raises(ArchitectureError, match=name):
+        prune(source, SOME, tmp_path / "other")
 
 
 @pytest.mark.parametrize("field", ["quantization", "modules_to_not_convert"])
-def test_modules_are_named_in_other_fields_too(field, source, tmp_path):
+def test_modules_named_in_other_fields_get_their_new_numbers(field, source, tmp_path):
     """MLX has settings of modules in `quantization`, and others lists of them outside of all settings."""
     edit_config(source, **{field: {"model.layers.5.mlp": {"bits": 8}}})
-    pruned = prune(Checkpoint.open(source), SOME, tmp_path / "out")
-    assert pruned.config[field] == {"model.layers.3.mlp": {"bits": 8}}
+    assert prune(source, SOME, tmp_path / "out").config[field] == {"model.layers.3.mlp": {"bits": 8}}
 
 
-def test_weights_of_bitsandbytes_are_cut_as_they_are_and_load(tmp_path):
+def test_bitsandbytes_weights_are_cut_as_they_are_and_load(tmp_path):
     pytest.importorskip("bitsandbytes")
     folder = make("llama", tmp_path / "whole", hidden_size=64, intermediate_size=64)
     settings = BitsAndBytesConfig(load_in_4bit=True)
@@ -110,7 +104,7 @@ def test_weights_of_bitsandbytes_are_cut_as_they_are_and_load(tmp_path):
         assert not torch.equal(whole, expected)
 
 
-def test_weights_of_compressed_tensors_are_cut_as_they_are_and_load(tmp_path):
+def test_compressed_tensors_weights_are_cut_as_they_are_and_load(tmp_path):
     pytest.importorskip("compressed_tensors")
     from compressed_tensors.compressors import ModelCompressor
     from compressed_tensors.quantization import apply_quantization_config
@@ -136,7 +130,7 @@ def test_weights_of_compressed_tensors_are_cut_as_they_are_and_load(tmp_path):
     ignored = pruned.config["quantization_config"]["ignore"]
     assert {"model.layers.1.mlp.down_proj", "model.layers.3.mlp.up_proj", "lm_head"} <= set(ignored)
     assert not any(".4." in name or ".5." in name for name in ignored)
-    assert verify(pruned, against=source).ok
+    assert verify(pruned, base=source).ok
     whole, short = (each.model(dtype=torch.float32) for each in (source, pruned))
     with torch.no_grad():
         before = whole(IDS).logits
@@ -144,38 +138,36 @@ def test_weights_of_compressed_tensors_are_cut_as_they_are_and_load(tmp_path):
         assert not torch.equal(short(IDS).logits, before)
 
 
-def test_what_cannot_be_loaded_here_is_compared_byte_for_byte(source, tmp_path, monkeypatch):
+def test_weights_that_cannot_be_loaded_here_are_compared_byte_for_byte(source, tmp_path, monkeypatch):
     told = RuntimeError("GPU is required")
 
     def refused(*_, **__):
         raise told
 
-    bits = {"load_in_8bit": True, "quant_method": "bitsandbytes"}  # settings that can be read without either
-    whole = with_settings(source, bits)
+    whole = with_settings(source, {"load_in_8bit": True, "quant_method": "bitsandbytes"})
     small = prune(whole, SOME, tmp_path / "small")
     monkeypatch.setattr("transformers.quantizers.quantizer_bnb_8bit.Bnb8BitHfQuantizer.validate_environment", refused)
-    found = verify(small, against=whole)
+    found = verify(small, base=whole)
     assert found.ok
-    assert "byte for byte" in found.checks["bytes"]["detail"]
+    assert list(found.checks) == ["files", "tensors", "bytes"]
     assert str(told) in found.checks["tensors"]["detail"]
     weights = load_file(source / "model.safetensors")
     weights["model.layers.3.mlp.up_proj.weight"] += 1
     save_file(weights, source / "model.safetensors", {"format": "pt"})
-    changed = verify(small, against=Checkpoint.open(source))
-    assert not changed.ok
-    assert changed.checks["bytes"]["detail"].startswith("model.layers.2.mlp.up_proj.weight is not the source's")
+    found = verify(small, base=source)
+    assert not found.ok
+    assert found.checks["bytes"]["detail"].startswith("model.layers.2.mlp.up_proj.weight ")
 
 
-def test_quantised_weights_that_are_damaged_are_not_taken_for_such(source, tmp_path):
+def test_damaged_quantised_weights_are_found(source, tmp_path):
     """The loader runs, and finds a norm missing."""
     pytest.importorskip("bitsandbytes")
     loaded = AutoModelForCausalLM.from_pretrained(source, quantization_config=BitsAndBytesConfig(load_in_8bit=True))
     loaded.save_pretrained(tmp_path / "whole")
-    small = prune(Checkpoint.open(tmp_path / "whole"), SOME, tmp_path / "small")
-    weights = load_file(small.directory / "model.safetensors")
+    small = prune(tmp_path / "whole", SOME, tmp_path / "small").directory
+    weights = load_file(small / "model.safetensors")
     del weights["model.norm.weight"]
-    save_file(weights, small.directory / "model.safetensors", {"format": "pt"})
-    forge(small.directory)
-    assert not verify(Checkpoint.open(small.directory)).ok
-    layer_by_layer = verify(Checkpoint.open(small.directory), stream=True).checks["tensors"]["detail"]
-    assert "not loaded here: quantised weights are not read layer by layer" in layer_by_layer
+    save_file(weights, small / "model.safetensors", {"format": "pt"})
+    forge(small)
+    assert not verify(small).ok
+    assert "not loaded here" in verify(small, stream=True).checks["tensors"]["detail"]

@@ -246,7 +246,7 @@ def test_written_model_has_the_reported_loss(model_type, removed, stream, tmp_pa
     assert found.loss_after == pytest.approx(loss_of(repaired.directory, ids), rel=1e-4)
     assert loss_of(repaired.directory, choosing) < loss_of(plain.directory, choosing)
     assert all(fit.error < 1 for fit in found.fits)
-    assert verify(repaired, against=checkpoint).ok
+    assert verify(repaired, base=checkpoint).ok
     assert sorted(path.name for path in tmp_path.iterdir()) == ["model", "plain", "repaired"], "no scratch is left"
 
 

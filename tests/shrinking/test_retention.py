@@ -27,7 +27,7 @@ def test_shares_are_of_likelihood_probes_and_tasks_with_their_errors():
 
 
 def test_one_window_has_no_error_and_counts_with_none():
-    one = evaluation({"a": text(2.0, stderr=math.nan)})
+    one = evaluation({"a": text(2.0, stderr=None)})
     assert retention(one, one)["likelihood of a"] == Estimate(1.0, 0.0)
 
 

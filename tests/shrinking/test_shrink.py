@@ -29,7 +29,7 @@ title: small
 plan: {metric: ppl, drop: 2, num_samples: 4, seq_length: 16}
 heal: {method: lora, lora_r: 2, max_steps: 3, max_length: 32, per_device_train_batch_size: 4, learning_rate: 0.01, seed: 3}
 """
-STAGES = ("evaluate", "select", "prune", "heal", "time_both")
+STAGES = ("evaluate", "select", "prune", "time_both", "heal")
 
 
 @pytest.fixture(autouse=True)
@@ -152,10 +152,12 @@ def test_somebody_elses_folder_is_refused_and_stays(tiny):
 def test_too_few_minutes_are_refused_before_any_work(tiny, monkeypatch):
     called = counted(monkeypatch)
     monkeypatch.setattr(line, "forward_speed", lambda *_, **__: 50.0)
-    (tiny / "timed.yaml").write_text("plan: {metric: ppl, drop: 2}\nheal: {method: lora, data: pydoc}")
+    (tiny / "timed.yaml").write_text(
+        "plan: {metric: ppl, drop: 2, num_samples: 4, seq_length: 16}\nheal: {method: lora, data: pydoc}"
+    )
     with pytest.raises(InputError) as refused:
         shrunk(tiny, recipe=str(tiny / "timed.yaml"), minutes=0.5)
-    assert refused.value.option == "minutes"
+    assert refused.value.option == "minutes", refused.value
     assert (called, [*tiny.glob("out*")]) == ([], [])
 
 

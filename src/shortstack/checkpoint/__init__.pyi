@@ -6,6 +6,7 @@ from . import index as index
 from . import pieces as pieces
 from . import record as record
 from . import safetensors as safetensors
+from . import side_files as side_files
 from . import sizes as sizes
 from . import source as source
 from . import weights as weights

@@ -190,7 +190,7 @@ def _command(step: Mapping[str, Any], model: str, out: str) -> str:
         words += _options({"layers": layers, **(_refitted(repair["tokens"]) if repair.get("kept") else {})})
     if healing:
         options = dict(healing["config"])
-        words += [word for name in options.pop("data") for word in ("--data", name)]
+        words += [word for name in options.pop("data") for word in option_words({"data": name})]
         words += _options(options)
     return " ".join(shlex.join([*words, "-o", out]).splitlines())
 

@@ -40,6 +40,7 @@ def _run(words: Sequence[str]) -> None:
     try:
         run(words)
         _flush()
+        sys.exit(0)
     except KeyboardInterrupt:
         sys.exit(130)
     except ShortstackError as error:

@@ -5,12 +5,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Annotated
 
 from shortstack.cli.options import RECORDED, Base, Model, Saved, Session, flat, group, is_quantised
-from shortstack.errors import InputError
 from shortstack.evaluation import EvalConfig
 
 if TYPE_CHECKING:
     from shortstack.checkpoint import Checkpoint
-    from shortstack.machine.progress import Progress
 
 
 def evaluate(
@@ -30,7 +28,7 @@ def evaluate(
 
     with session.report.bars() as progress:
         checkpoint = session.source.open(model, progress)
-        other = _opened(base, checkpoint, session, progress)
+        other = session.open_base_if_there(base, checkpoint, progress)
         ready = prepare(checkpoint, config, base=other, compute=session.compute)
         result = ready[0].measure(progress)
     try:
@@ -42,17 +40,6 @@ def evaluate(
             session.report.warn(f"nothing is compared with {other.source}")
         session.report.result(result, output)
     _next_step(model, checkpoint, session, base)
-
-
-def _opened(base: str | None, checkpoint: Checkpoint, session: Session, progress: Progress) -> Checkpoint | None:
-    """Open the base model; the one on record only where it can be opened."""
-    try:
-        return session.open_base(base, checkpoint, progress)
-    except InputError as error:
-        if base != RECORDED:
-            raise
-        session.report.warn(f"nothing is compared: {error}. Give --base, or --no-base")
-        return None
 
 
 def _next_step(model: str, checkpoint: Checkpoint, session: Session, base: str | None) -> None:

@@ -224,6 +224,16 @@ class Session:
         except InputError as error:
             raise error.about("base") from None
 
+    def open_base_if_there(self, base: str | None, pruned: Checkpoint, progress: Progress) -> Checkpoint | None:
+        """Open the base model; warn where the one on record cannot be opened."""
+        try:
+            return self.open_base(base, pruned, progress)
+        except InputError as error:
+            if base != RECORDED:
+                raise
+            self.report.warn(f"nothing is compared: {error}. Give --base, or --no-base")
+            return None
+
     def open_unpruned(self, model: str, made: Checkpoint, progress: Progress) -> Checkpoint:
         """Open a second model; the base model on record is opened at the commit on record.
 
@@ -235,11 +245,3 @@ class Session:
         return replace(self.source, revision=revision if same and COMMIT.fullmatch(revision) else None).open(
             model, progress
         )
-
-    def open_origin(self, model: str, made: Checkpoint, progress: Progress) -> Checkpoint:
-        """Open the base model where --revision is of that: as typed, or at the commit on record."""
-        return self.source.open(model, progress) if self.source.revision else self.open_unpruned(model, made, progress)
-
-    def beside(self, model: str, origin: Checkpoint) -> str:
-        """Return a second model's name where --revision cannot be given: its folder, if a revision was typed."""
-        return str(origin.directory) if self.source.revision else model

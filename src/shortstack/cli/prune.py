@@ -67,7 +67,7 @@ def prune(
     plan, repaired = Plan.from_dict(pruned.record["plan"], where=output), pruned.record["repair"]
     shown = [plan, Repair.from_dict(repaired)] if repaired else [plan]
     session.report.show({**plan.to_dict(), "repair": repaired, "output": str(output)}, *shown)
-    session.report.next_step("verify", output, "--against", model, *session.source.command_line)
+    session.report.next_step("verify", output, *session.alone.command_line)
     return None
 
 
@@ -128,4 +128,4 @@ def _prune_file(
         prune_gguf(source, plan, output, progress=progress)
     plan = plan.sized(sizes)
     session.report.show({**plan.to_dict(), "repair": None, "output": str(output)}, plan)
-    session.report.next_step("verify", output, "--against", model)
+    session.report.next_step("verify", output, "--base", model)

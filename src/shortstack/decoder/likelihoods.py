@@ -20,7 +20,7 @@ from torch import Tensor
 from shortstack.decoder.batching import by_length, padded
 from shortstack.decoder.decoder import UNPRUNED, Decoder
 from shortstack.decoder.losses import check_states, chunks, greedy_tokens, pieces
-from shortstack.machine.numbers import in_float64, share_stderr
+from shortstack.machine.numbers import in_float64
 from shortstack.machine.progress import Progress, paced, silent
 
 if TYPE_CHECKING:
@@ -55,19 +55,6 @@ class Likelihood:
 
     value: float
     greedy: bool
-
-
-@dataclass(frozen=True)
-class Accuracy:
-    """The share of questions answered rightly, and its standard error, as share_stderr() has it."""
-
-    value: float
-    stderr: float
-    correct: tuple[bool, ...]
-
-    @classmethod
-    def of(cls, correct: Sequence[bool]) -> Accuracy:
-        return cls(sum(correct) / len(correct), share_stderr(sum(correct), len(correct)), tuple(correct))
 
 
 @torch.no_grad()

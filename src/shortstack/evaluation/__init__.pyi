@@ -1,4 +1,5 @@
 from . import evaluator as evaluator
+from . import options as options
 from . import paired as paired
 from . import perplexity as perplexity
 from . import probes as probes
@@ -7,7 +8,7 @@ from . import suites as suites
 from .evaluator import evaluate as evaluate
 from .options import EvalConfig as EvalConfig
 from .options import load_harness as load_harness
+from .paired import Estimate as Estimate
 from .perplexity import Perplexity as Perplexity
 from .results import EvalResult as EvalResult
 from .results import TaskResult as TaskResult
-from .results import mean_result as mean_result

@@ -31,7 +31,7 @@ from shortstack.decoder import Decoder
 from shortstack.decoder.likelihoods import Request, likelihoods
 from shortstack.errors import DataError, InputError, one_line
 from shortstack.evaluation.options import EvalConfig
-from shortstack.evaluation.paired import mean_stderr
+from shortstack.evaluation.paired import Estimate, mean, mean_of
 from shortstack.evaluation.results import TaskResult
 from shortstack.evaluation.suites import PERPLEXITIES, TASKS, unknown
 from shortstack.evaluation.task_files import write_overlays
@@ -234,7 +234,7 @@ def _result(loaded: LoadedTask, model: HarnessModel, answered: Mapping[str, Any]
     return TaskResult(
         metric=metric,
         value=float(values.pop(metric)),
-        stderr=math.nan if metric in PERPLEXITIES else _standard_error(parts if loaded.macro else [outcomes]),
+        stderr=None if metric in PERPLEXITIES else _mean(parts if loaded.macro else [outcomes]).stderr,
         macro=loaded.macro,
         n=len(outcomes),
         version=loaded.version,
@@ -250,15 +250,9 @@ def _result(loaded: LoadedTask, model: HarnessModel, answered: Mapping[str, Any]
     )
 
 
-def _standard_error(parts: Sequence[Sequence[float]]) -> float:
-    """Return that of the mean of the parts' means; NaN where a part has fewer than two outcomes.
-
-    >>> round(_standard_error([[0, 1, 1, 0]]), 4), round(_standard_error([[0, 1, 1, 0], [1, 1]]), 4)
-    (0.2887, 0.1718)
-    """
-    if any(len(part) < 2 for part in parts):
-        return math.nan
-    return math.hypot(*(mean_stderr(np.array(part)) for part in parts)) / len(parts)
+def _mean(parts: Sequence[Sequence[float]]) -> Estimate:
+    """Return the mean of the parts' means."""
+    return mean([mean_of(np.array(part, dtype=float)) for part in parts])
 
 
 def _by_filter(samples: Sequence[Mapping[str, Any]], column: str) -> list[Mapping[str, Any]]:

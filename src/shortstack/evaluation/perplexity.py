@@ -22,7 +22,7 @@ from shortstack.machine.tables import Cell
 
 @dataclass(frozen=True)
 class Perplexity:
-    """exp(mean next-token loss). tokens: how many were predicted; standard error of the loss over windows beside it.
+    """exp(mean next-token loss). tokens: how many were predicted. loss_stderr: over windows; None of a single one.
 
     window_losses: of each window, for a comparison on the same windows: the sum of its losses by the mean number of tokens
     of a window, so that their mean is the loss.
@@ -31,14 +31,14 @@ class Perplexity:
     value: float
     tokens: int
     loss: float
-    loss_stderr: float
+    loss_stderr: float | None
     windows: Mapping[str, Any]
     dtype: str
     window_losses: tuple[float, ...] = ()
 
     @property
     def cell(self) -> Cell:
-        return Cell(self.value, "perplexity", self.value * self.loss_stderr)
+        return Cell(self.value, "perplexity", None if self.loss_stderr is None else self.value * self.loss_stderr)
 
     @property
     def loss_cell(self) -> Cell:
@@ -58,7 +58,7 @@ def measure(
     mean = checked(float(table.mean()), f"loss on {tokens.source}")
     # The mean is a ratio, of losses to tokens, of which windows may have unlike numbers.
     windows = torch.stack([(window - mean).sum() for window in losses]) * (len(losses) / table.numel())
-    stderr = float(windows.std() / math.sqrt(len(windows))) if len(windows) > 1 else math.nan
+    stderr = float(windows.std() / math.sqrt(len(windows))) if len(windows) > 1 else None
     shares = tuple(float(window.sum()) * len(losses) / table.numel() for window in losses)
     return Perplexity(value(mean), table.numel(), mean, stderr, tokens.record(), decoder.dtype, shares)
 

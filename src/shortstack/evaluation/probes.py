@@ -17,7 +17,7 @@ from shortstack.data.tokens import bos_ids, encode, encode_after
 from shortstack.decoder import Decoder
 from shortstack.decoder.generation import end_tokens, generate, longest
 from shortstack.decoder.likelihoods import Request, greedy_endings
-from shortstack.evaluation.paired import mean_stderr
+from shortstack.evaluation.paired import mean_of
 from shortstack.evaluation.results import TaskResult
 from shortstack.machine.progress import Progress, silent
 
@@ -178,8 +178,8 @@ def _result(name: str, outcomes: Mapping[Item, float], bos: bool, dtype: str) ->
     free, values = name == REPETITION, np.array([outcomes[item] for item in own], dtype=float)
     return TaskResult(
         metric="repeated 4-grams" if free else "acc",
-        value=float(values.mean()),
-        stderr=mean_stderr(values),
+        value=mean_of(values).value,
+        stderr=mean_of(values).stderr,
         n=len(own),
         version="1",
         shots=0 if free else SHOTS,

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from shortstack.evaluation.paired import Estimate, Outcomes, Paired, compare, compare_tasks, mismatch
+from shortstack.evaluation.paired import Estimate, Paired, Sample, average, compare, compare_tasks, mean, mismatch
 from shortstack.evaluation.perplexity import Perplexity
 from shortstack.evaluation.suites import PERPLEXITIES, SHARES, SUITES
 from shortstack.machine.files import to_jsonable
@@ -28,7 +28,7 @@ COLUMNS = (
 class TaskResult:
     """Result of a task of lm-eval on its documents, or of a probe on its items.
 
-    value, stderr: of `metric`, as the harness aggregates and estimates them; stderr is NaN where it has none.
+    value, stderr: of `metric`, as the harness aggregates and estimates them; stderr is None if it has none.
     documents, outcomes: digests of the documents and the metric on each, in the order they were asked, more being better:
     of a perplexity minus the nats per unit (word or document).
     macro: whether the value is the mean of a group's tasks, each counted the same, and not of all documents.
@@ -38,7 +38,7 @@ class TaskResult:
 
     metric: str
     value: float
-    stderr: float
+    stderr: float | None
     n: int
     version: str
     shots: int
@@ -67,15 +67,14 @@ class TaskResult:
         return all(map(math.isfinite, self.outcomes))
 
     @property
-    def paired(self) -> Outcomes:
+    def estimate(self) -> Estimate:
+        return Estimate(self.value, self.stderr)
+
+    @property
+    def sample(self) -> Sample:
         """For a paired comparison with another model: the outcomes that the value is the mean of."""
-        return Outcomes(self.documents, self.outcomes, self.macro)
-
-
-def mean_result(results: Sequence[TaskResult]) -> Estimate:
-    """Return the mean of several values."""
-    error = math.sqrt(sum(result.stderr**2 for result in results)) / len(results)
-    return Estimate(sum(result.value for result in results) / len(results), error)
+        estimate = self.estimate if self.higher_is_better else Estimate(-self.value, self.stderr)
+        return Sample.of(estimate, dict(zip(self.documents, self.outcomes, strict=True)), macro=self.macro)
 
 
 @dataclass(frozen=True, repr=False)
@@ -130,11 +129,11 @@ class EvalResult(Tabled):
             if probe.n >= FEW or not probe.is_share:
                 other = self.base.probes.get(name) if self.base else None
                 yield _row(name, probe, other, self.probes_against.get(name))
-        if mean := self.probes_mean:
-            base = self.base.probes_mean if self.base else None
+        if probes := self.probes_mean:
+            means = probes, self.base.probes_mean if self.base else None
+            sides = (each and Cell(each.value, "score", each.stderr) for each in means)
             n = sum(probe.n for probe in self.probes.values() if probe.is_share)
-            cells = Cell(mean.value, "score", mean.stderr), base and Cell(base.value, "score", base.stderr)
-            yield PROBES, "mean accuracy", *cells, n, None, None, *_comparison(self._all_probes)
+            yield PROBES, "mean accuracy", *sides, n, None, None, *_comparison(self._all_probes)
         others = replace(self.base, tasks={name: self.base.tasks[name] for name in self.tasks}) if self.base else None
         for name, value in self.named_averages.items():
             base_value = others.named_averages.get(name) if others else None
@@ -162,13 +161,13 @@ class EvalResult(Tabled):
         """The mean of the probes of both, paired."""
         if not (self.base and self.probes_against):
             return None
-        return compare(PROBES, _together(self.probes), _together(self.base.probes))
+        return compare(PROBES, average(_shares(self.probes)), average(_shares(self.base.probes)))
 
     @property
     def probes_mean(self) -> Estimate | None:
-        """Mean of the probes' shares, and its standard error; None without probes."""
-        shares = [probe for probe in self.probes.values() if probe.is_share]
-        return mean_result(shares) if shares else None
+        """Mean of the probes' shares; None without probes."""
+        shares = [probe.estimate for probe in self.probes.values() if probe.is_share]
+        return mean(shares) if shares else None
 
     @property
     def average(self) -> float | None:
@@ -202,7 +201,7 @@ class EvalResult(Tabled):
             "average": self.average,
             "averages": self.averages,
             "probes": to_jsonable(self.probes),
-            "probes_mean": self.probes_mean,
+            "probes_mean": to_jsonable(self.probes_mean),
             "base": self.base.to_dict() if self.base else None,
             "against": to_jsonable(self.against),
             "probes_against": to_jsonable(self.probes_against),
@@ -212,16 +211,13 @@ class EvalResult(Tabled):
 def _paired(ours: Mapping[str, TaskResult], theirs: Mapping[str, TaskResult]) -> dict[str, Paired]:
     """Pair the results that have a number for each document."""
     whole = {name for side in (ours, theirs) for name, result in side.items() if not result.by_document}
-    sides = ({name: result.paired for name, result in side.items() if name not in whole} for side in (ours, theirs))
+    sides = ({name: result.sample for name, result in side.items() if name not in whole} for side in (ours, theirs))
     chances = {name: result.chance for name, result in ours.items() if result.chance is not None}
     return compare_tasks(*sides, chances=chances)
 
 
-def _together(probes: Mapping[str, TaskResult]) -> Outcomes:
-    """Return the outcomes of all probes that are shares, each counted the same."""
-    shares = [(name, probe) for name, probe in probes.items() if probe.is_share]
-    documents = [f"{name}/{document}" for name, probe in shares for document in probe.documents]
-    return Outcomes(tuple(documents), tuple(right for _, probe in shares for right in probe.outcomes), macro=True)
+def _shares(probes: Mapping[str, TaskResult]) -> list[Sample]:
+    return [probe.sample for _, probe in sorted(probes.items()) if probe.is_share]
 
 
 def _row(name: str, task: TaskResult, base: TaskResult | None, paired: Paired | None) -> tuple[Any, ...]:
@@ -234,4 +230,4 @@ def _comparison(paired: Paired | None) -> tuple[Any, ...]:
         return ()
     kept, above = (share and share / 100 for share in (paired.retention, paired.retention_above_chance))
     known = "base at chance" if paired.base_at_chance else above
-    return Cell(paired.difference, stderr=paired.stderr), tuple(paired.interval), paired.p_holm, kept, known
+    return Cell(paired.difference, stderr=paired.stderr), paired.interval, paired.p_holm, kept, known

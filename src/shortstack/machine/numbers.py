@@ -41,24 +41,6 @@ def part_of(amount: float | None, whole: int) -> int:
     return math.ceil(whole * float(amount) * ALMOST) if is_share(amount) else min(int(amount), whole)
 
 
-def share_stderr(right: int, questions: int) -> float:
-    """Compute the standard error of a share p of n: sqrt(p (1 - p) / (n - 1)); NaN of a single question.
-
-    Of none or all right that would be 0, as if more questions could say nothing else. There it is the standard deviation
-    of Jeffreys' posterior, Beta(right + 1/2, wrong + 1/2).
-
-    >>> round(share_stderr(10, 20), 4), round(share_stderr(20, 20), 4), round(share_stderr(0, 20), 4)
-    (0.1147, 0.0325, 0.0325)
-    """
-    if questions < 2:
-        return math.nan
-    if right in (0, questions):
-        a, b = right + 0.5, questions - right + 0.5
-        return math.sqrt(a * b / (a + b + 1)) / (a + b)
-    share = right / questions
-    return math.sqrt(share * (1 - share) / (questions - 1))
-
-
 def perplexity(loss: float) -> float:
     """Compute exp(loss), in nats per predicted token (Kim et al. 2402.02834, eq. 1; Lu et al., 3.1)."""
     return math.inf if loss >= 700 else math.exp(loss)  # NaN stays NaN

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import html
 import io
+import math
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
     from pandas import DataFrame
 
 BELOW, ABOVE, NEAR = "↓", "↑", "≈"
-LEGEND = {BELOW: "worse than unpruned", ABOVE: "better than unpruned", NEAR: "within noise of the best"}
+LEGEND = {BELOW: "worse than the base model", ABOVE: "better than the base model", NEAR: "within noise of the best"}
 
 
 @dataclass(frozen=True)
@@ -37,12 +38,20 @@ class Column:
 
 @dataclass(frozen=True)
 class Cell:
-    """A value as it is, with its standard error, and a word beside it; of its column's kind where it has no other."""
+    """A value as it is, with its standard error, and a word beside it; by default of its column's kind.
+
+    place: 1 if it is the best of its block, 2 if the second. marks: signs of LEGEND; why: the tests behind them. link: what
+    it comes from.
+    """
 
     value: Any
     kind: str = ""
     stderr: float | None = None
     note: str = ""
+    place: int = 0
+    marks: str = ""
+    why: str = ""
+    link: str = ""
 
     @property
     def text(self) -> str:
@@ -63,21 +72,17 @@ class Cell:
         return f"{self.measured} {self.note}" if self.note else self.measured
 
     @property
-    def place(self) -> int:
-        """1 where it is the best of its block, 2 where it is the second."""
-        return 0
-
-    @property
-    def marks(self) -> str:
-        """How it stands beside others, in signs: those of LEGEND."""
-        return ""
+    def sort(self) -> Any:
+        """The sort key; None is last in either direction."""
+        value = self.value[0] if isinstance(self.value, tuple) else self.value
+        return None if isinstance(value, float) and math.isnan(value) else value
 
 
 @dataclass(frozen=True)
 class Row:
     """Cells in the order of the columns, of which the first names the row; base: whether others are compared with it."""
 
-    cells: tuple[Any, ...]
+    cells: tuple[Cell, ...]
     base: bool = False
 
     @property
@@ -87,10 +92,10 @@ class Row:
 
 @dataclass(frozen=True)
 class Block:
-    """Rows that are compared with each other, that of the unpruned model first."""
+    """Rows that are compared with each other, that of the base model first."""
 
     title: str
-    rows: tuple[Any, ...]
+    rows: tuple[Row, ...]
 
 
 @dataclass(frozen=True)
@@ -98,7 +103,7 @@ class Table:
     """Blocks of rows under the same columns. caption: how to read it; notes: what else there is to say, a line each."""
 
     title: str
-    columns: Sequence[Any]
+    columns: Sequence[Column]
     blocks: Sequence[Block]
     caption: str = ""
     notes: Sequence[str] = ()
@@ -122,7 +127,7 @@ class Table:
         return cls(title, [heads[place] for place in kept], (block,), caption, notes)
 
     @property
-    def rows(self) -> list[Any]:
+    def rows(self) -> list[Row]:
         return [row for block in self.blocks for row in block.rows]
 
     @property

@@ -3,6 +3,8 @@ from . import layer_sets as layer_sets
 from . import measured as measured
 from . import mergekit as mergekit
 from . import plans as plans
+from . import selection as selection
+from . import selector as selector
 from .plans import Plan as Plan
 from .selection import Selection as Selection
 from .selector import Cut as Cut

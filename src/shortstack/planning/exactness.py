@@ -31,8 +31,7 @@ def nearest_exact(
 ) -> Plan | None:
     """Find the exact cut nearest to a plan, as nearest() orders them; None when none is.
 
-    is_exact: by the rules of another form of the model, in place of building each cut. Cuts that the config's fields rule
-    out cost nothing; of the others the nearest TRIES of each kind are built.
+    is_exact: by the rules of another form of the model, in place of building each cut.
     """
     tries = itertools.count(1)
 
@@ -57,7 +56,7 @@ def nearest(
     """Find the nearest cut that is exact: the plan itself, one with a layer exchanged, or else a window.
 
     Nearest: the fewest layers exchanged, then the shortest way from each to the one in its place. possible: rules cuts out
-    at no cost; is_exact: asked of the nearest TRIES of each kind.
+    at no cost, as fields of the config do; is_exact: asked of the nearest TRIES of each kind.
     """
     wanted = frozenset(plan.removed)
     for cuts in _exchanged(plan), _windows(plan):

@@ -79,11 +79,9 @@ def parse_drop(drop: str | float, layers: int) -> int:
     >>> [parse_drop("25%", n) for n in (32, 30, 26)], parse_drop(8, 30)
     ([8, 8, 7], 8)
     """
-    number = amount_of(drop) if isinstance(drop, str) else drop
-    amount = 0
-    if number is not None:
-        share = isinstance(number, float)
-        amount = int(Fraction(number).limit_denominator(10**12) * layers + Fraction(1, 2)) if share else int(number)
+    amount = amount_of(drop) or 0 if isinstance(drop, str) else drop
+    if isinstance(amount, float):
+        amount = int(Fraction(amount).limit_denominator(10**12) * layers + Fraction(1, 2))
     if not 0 < amount < layers:
         message = f"{show_drop(drop)} of the model's {layers} layers cannot be removed"
         raise PlanError(f"{message}; give 1 to {layers - 1}, or a share such as 25%", option="drop")
@@ -91,11 +89,7 @@ def parse_drop(drop: str | float, layers: int) -> int:
 
 
 def show_drop(drop: str | float) -> str:
-    """Write a count, or a share, as it is typed.
-
-    >>> show_drop(0.25), show_drop(8)
-    ('25%', '8')
-    """
+    """Write a count, or a share as a percentage."""
     return show_share(drop) if isinstance(drop, float) else str(drop)
 
 
@@ -142,10 +136,9 @@ def lowest_window(values: Sequence[float], allowed: range, amount: int) -> tuple
 
 
 def check_removal(removed: Sequence[int], layers: int) -> None:
-    """Raise PlanError unless these are distinct layers of the model, at least one and not all."""
-    wrong = next((layer for layer in removed if type(layer) is not int or not 0 <= layer < layers), None)
-    if wrong is not None:
-        raise PlanError(f"the model has no layer {wrong!r}; name layers from 0 to {layers - 1}", option="layers")
-    if len({*removed}) < len(removed) or not 0 < len(removed) < layers:
-        message = f"layers {', '.join(map(str, removed)) or 'none'} cannot be removed of {layers}"
-        raise PlanError(f"{message}; name 1 to {layers - 1} distinct ones", option="layers")
+    """Refuse all but distinct layers of the model, at least one and not all."""
+    wrong = [layer for layer in removed if type(layer) is not int or not 0 <= layer < layers]
+    if wrong:
+        raise PlanError(f"the model has no layer {wrong[0]!r}; name layers from 0 to {layers - 1}", option="layers")
+    if not 0 < len({*removed}) == len(removed) < layers:
+        raise PlanError(f"{len(removed)} layers are named; name 1 to {layers - 1} distinct ones", option="layers")

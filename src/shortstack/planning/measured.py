@@ -18,6 +18,7 @@ from shortstack.machine.numbers import checked
 from shortstack.machine.progress import Progress, silent, under
 from shortstack.planning.layer_sets import Removal, block_sizes, cheapest_sets, lowest, unlike
 from shortstack.planning.plans import Plan
+from shortstack.planning.search import search as search
 from shortstack.planning.selection import Selection
 from shortstack.repairing.cut_families import repaired_windows, windows_memory
 from shortstack.repairing.repairer import RepairWalk, repair_memory

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from shortstack.data import Tokens
 from shortstack.data.tokens import HELD_OUT, check_enough, split
@@ -17,16 +17,12 @@ from shortstack.planning.plans import Plan
 from shortstack.scoring import METRICS
 from shortstack.scoring.measurement import Measurement, MeasurementSpec
 
+MEASURED = "KL divergence to the base model (held-out, nats per token)"
 GENERATIONS, OFFSPRING, SURVIVORS, PATIENCE = 16, 24, 6, 4
-Measure = Callable[[Tokens, Iterable[SkippedLayers], str], dict[SkippedLayers, float]]
 
 
 def search(decoder: Decoder, tokens: Tokens, removal: Removal, *, progress: Progress = silent) -> Plan:
-    """Search for the set of layers with the lowest KL divergence, one walk per generation.
-
-    It begins with the lowest layers by ppl, kl and bi and the best window, and exchanges layers of the best sets, until
-    PATIENCE generations bring nothing better. Every fourth sample is held out: it judges the finalists and the tail.
-    """
+    """Search for the set of layers with the lowest KL divergence; held-out samples judge the best sets and the tail."""
     check_enough(tokens, f"ask for more samples, such as 32, or {HELD_OUT} at the least")
     fitting, held_out = split(tokens)
 
@@ -45,20 +41,18 @@ def search(decoder: Decoder, tokens: Tokens, removal: Removal, *, progress: Prog
             break
     named["tail"] = frozenset(removal.allowed[-removal.amount :])
     judged = measure(held_out, [*_best(known), *named.values()], "held out")
-    best = _best(judged)[0]
-    candidates = {"search": judged[best], **{name: judged[cut] for name, cut in named.items()}}
-    measured = "KL divergence to the base model (held-out, nats per token)"
-    return Plan(len(decoder.layers), tuple(sorted(best)), "search by kl", candidates=candidates, measure=measured)
+    named = {"search": _best(judged)[0], **named}
+    removed, candidates = tuple(sorted(named["search"])), {name: judged[cut] for name, cut in named.items()}
+    return Plan(len(decoder.layers), removed, "search by kl", candidates=candidates, measure=MEASURED)
 
 
 def _beginnings(
     decoder: Decoder, tokens: Tokens, removal: Removal, progress: Progress
 ) -> tuple[dict[str, SkippedLayers], Sequence[int]]:
-    """Return named sets to begin with, and the layers that are likely to be in a good one, most likely first."""
+    """Return named sets to begin with, and the layers to exchange for others, likeliest first."""
     amount, allowed = removal.amount, removal.allowed
     spec = MeasurementSpec([METRICS[name] for name in ("ppl", "kl", "bi")], amount)
-    run = Measurement(decoder, tokens, spec, progress=progress).go()
-    scores = run.scores()
+    scores = (run := Measurement(decoder, tokens, spec, progress=progress).go()).scores()
     named = {f"lowest {name}": frozenset(lowest(scores[name], allowed, amount)) for name in scores}
     named["block kl"] = frozenset(lowest_window(run.block_scores()["kl"], allowed, amount))
     return named, sorted(allowed, key=lambda layer: (scores["kl"][layer], layer))[: max(3 * amount, amount + 4)]

@@ -107,7 +107,11 @@ def layers_to_remove(selection: Selection, layers: int, sizes: Sizes | None) -> 
         raise PlanError("give how much to remove, such as 25%", option="drop")
     if sizes is None:
         raise PlanError("the scores do not say how large their model is; score it again", option=name)
-    most, place = parse_target(name, getattr(selection, name)), [*UNITS].index(name)
+    text, place = getattr(selection, name), [*UNITS].index(name)
+    most = count_in(UNITS[name], text)
+    if not most:
+        example = "4GB, with a unit" if name == "target_size" else "6B or 350M"
+        raise PlanError(f"{text!r} is no size; write it like {example}", option=name)
     weights = (sizes.layer_parameters, sizes.layer_bytes)[place]
     allowed = range(selection.keep_first, layers - selection.keep_last)
     lightest = sorted(allowed, key=lambda layer: weights[layer])
@@ -122,16 +126,3 @@ def layers_to_remove(selection: Selection, layers: int, sizes: Sizes | None) -> 
         if left[-1] <= most:
             return count
     raise PlanError(f"{shown(most)} is below {shown(left[-1])}, which the largest cut leaves; give more", option=name)
-
-
-def parse_target(name: str, text: str) -> int:
-    """Parse a target: parameters, or bytes of weights.
-
-    >>> parse_target("target_params", "6.5B"), parse_target("target_size", "4GB")
-    (6500000000, 4000000000)
-    """
-    amount = count_in(UNITS[name], text)
-    if not amount:
-        example = "4GB, with a unit" if name == "target_size" else "6B or 350M"
-        raise PlanError(f"{text!r} is no size; write it like {example}", option=name)
-    return amount

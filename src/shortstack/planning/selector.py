@@ -15,6 +15,7 @@ from shortstack.machine.progress import Progress, silent
 from shortstack.planning.layer_sets import Removal, parse_layers
 from shortstack.planning.plans import Plan
 from shortstack.planning.selection import Selection, removal_of
+from shortstack.planning.strategies import Strategy
 from shortstack.scoring import Scores
 
 if TYPE_CHECKING:
@@ -82,22 +83,42 @@ def select(
         return plan.sized(sizes)
     metric = scores.metric_of(selection.metric) if scores else selection.by
     removal = removal_of(selection, metric, layers, sizes, compute.seed)
-    how: dict[str, Any] = {"compute": compute, "progress": progress}
-    if selection.how.feed == "model":
-        plan = _measured(checkpoint, selection, removal, text, **how)
-    else:
-        scores = scores or _scored(checkpoint, selection, removal, text, **how)
-        plan = selection.how.function(scores, removal)
-        plan = replace(plan, scores=scores if metric.needs_scores else None)
-    if plan.scores or selection.how.feed == "model":
-        plan = replace(plan, model_digest=checkpoint.weights_digest)
-    found = nearest_exact(checkpoint, plan, is_exact, allowed=_allowed(selection, removal), progress=progress)
+    plan = _planned(checkpoint, selection.how, removal, text, scores, compute=compute, progress=progress)
+
+    def allowed(removed: Set[int]) -> bool:
+        window = not selection.how.window or max(removed) - min(removed) < len(removed)
+        small = selection.drop is not None or len(removed) >= removal.amount  # what a target size takes
+        return window and small and removed <= {*removal.allowed}
+
+    found = nearest_exact(checkpoint, plan, is_exact, allowed=allowed, progress=progress)
     if found is None:
         pruned_config(checkpoint, plan)  # says why it is not exact
         raise ArchitectureError(
             f"no cut near layers {show_layers(plan.removed)} is exact; name layers of whole periods"
         )
     return found.sized(sizes)
+
+
+def _planned(
+    checkpoint: Checkpoint, strategy: Strategy, removal: Removal, text: Source | None, scores: Scores | None, **how: Any
+) -> Plan:
+    """Plan by measuring pruned models, or by scores, which are made if there are none. how: compute and progress."""
+    metric = removal.metric
+    if strategy.feed == "model":
+        from shortstack.decoder import Decoder, read_tokens
+
+        tokens = read_tokens(checkpoint, text, **how)
+        plan = strategy.function(Decoder.open(checkpoint, how["compute"]), tokens, removal, progress=how["progress"])
+    elif not metric.needs_scores:
+        return strategy.function(Scores(checkpoint.anatomy.layers, {}), removal)
+    else:
+        if scores is None:
+            from shortstack.scoring import score  # imports torch
+
+            window = removal.amount if strategy.window and metric.windows else None
+            scores = score(checkpoint, text, metrics=[metric.name], window=window, **how)
+        plan = replace(strategy.function(scores, removal), scores=scores)
+    return replace(plan, model_digest=checkpoint.weights_digest)
 
 
 def plan_from_scores(scores: Scores, selection: Selection, *, seed: int = 0) -> Plan:
@@ -127,48 +148,3 @@ def plan_of(cut: Cut, layers: int) -> Plan:
         return cut
     named = parse_layers(cut) if isinstance(cut, str) else tuple(cut)
     return Plan(layers, tuple(sorted(named)), "layers")
-
-
-def _measured(
-    checkpoint: Checkpoint,
-    selection: Selection,
-    removal: Removal,
-    text: Source | None,
-    compute: Compute,
-    progress: Progress,
-) -> Plan:
-    """Plan by measuring pruned models."""
-    from shortstack.decoder import Decoder, read_tokens
-
-    tokens = read_tokens(checkpoint, text, compute=compute, progress=progress)
-    return selection.how.function(Decoder.open(checkpoint, compute), tokens, removal, progress=progress)
-
-
-def _scored(
-    checkpoint: Checkpoint,
-    selection: Selection,
-    removal: Removal,
-    text: Source | None,
-    compute: Compute,
-    progress: Progress,
-) -> Scores:
-    """Score by the metric, and every block of so many layers where one is to be removed."""
-    metric = removal.metric
-    if not metric.needs_scores:
-        return Scores(checkpoint.anatomy.layers, {})
-    from shortstack.scoring import score  # imports torch
-
-    window = removal.amount if selection.how.window and metric.windows else None
-    looked_at = (text or Text()) if metric.needs_text else None
-    return score(checkpoint, looked_at, metrics=[metric.name], window=window, compute=compute, progress=progress)
-
-
-def _allowed(selection: Selection, removal: Removal) -> Callable[[Set[int]], bool]:
-    """Return whether a moved cut keeps what must be kept, is one window if asked for, and meets a target size."""
-    least = removal.amount if selection.drop is None else 1
-
-    def allowed(removed: Set[int]) -> bool:
-        window = not selection.how.window or max(removed) - min(removed) < len(removed)
-        return window and len(removed) >= least and removed <= {*removal.allowed}
-
-    return allowed

@@ -65,41 +65,32 @@ def layer_values(scores: Scores, removal: Removal) -> Sequence[float]:
     return values
 
 
-def _measured(module: str, name: str) -> Callable[..., Plan]:
-    """Return a function of a module that imports torch, imported when it is called."""
+def _measured(name: str) -> Callable[..., Plan]:
+    """Return a function of measured.py, which imports torch, imported when it is called."""
 
     def call(*args: Any, **options: Any) -> Plan:
-        plan: Plan = getattr(import_module(f"shortstack.planning.{module}"), name)(*args, **options)
+        plan: Plan = getattr(import_module("shortstack.planning.measured"), name)(*args, **options)
         return plan
 
     return call
 
 
+BLOCKS = "blocks and single layers, by what they change once repaired"
+LEAST = "the set whose removal changes the output least"
 STRATEGIES: Mapping[str, Strategy] = {
     strategy.name: strategy
     for strategy in (
         Strategy("lowest", "scores", lowest_scores, "the layers with the lowest scores", "arXiv 2411.15558, section 3"),
         Strategy("block", "scores", lowest_block, "one contiguous window", "arXiv 2403.17887", window=True),
         Strategy(
-            "step",
-            "model",
-            _measured("measured", "stepwise"),
-            "a few at a time, scored again in between",
-            "arXiv 2402.09025",
+            "step", "model", _measured("stepwise"), "a few at a time, scored again in between", "arXiv 2402.09025"
         ),
-        Strategy(
-            "search",
-            "model",
-            _measured("search", "search"),
-            "the set whose removal changes the output least",
-            "arXiv 2410.14649",
-            by_metric=False,
-        ),
+        Strategy("search", "model", _measured("search"), LEAST, "arXiv 2410.14649", by_metric=False),
         Strategy(
             "repaired-blocks",
             "model",
-            _measured("measured", "repaired_blocks"),
-            "blocks and single layers, by what they change once repaired",
+            _measured("repaired_blocks"),
+            BLOCKS,
             "fit after arXiv 2505.02819",
             by_metric=False,
             repairs=True,

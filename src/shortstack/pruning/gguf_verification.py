@@ -1,4 +1,4 @@
-"""verify() for GGUF: is a file whole, and byte for byte what it should be of the model it was made from?"""
+"""verify() for GGUF: whether a file is whole, and byte for byte what it should be of the base model."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from shortstack.pruning.gguf_pruner import KEPT, OURS, SPLIT, kept_tensors, prun
 from shortstack.pruning.verification import Verification
 
 
-def verify_gguf(file: str | Path, *, against: str | Path | None = None, progress: Progress = silent) -> Verification:
-    """Check that a .gguf file that shortstack wrote is whole and, with `against`, that its bytes are that model's.
+def verify_gguf(file: str | Path, *, base: str | Path | None = None, progress: Progress = silent) -> Verification:
+    """Check that a .gguf file shortstack wrote is whole and, with `base`, that its bytes are the base model's.
 
-    Without `against`: every layer has its tensors. With it: metadata reads as the cut wants it, no tensor lacks or is
+    Without `base`: every layer has its tensors. With it: metadata reads as the cut wants it, no tensor lacks or is
     too many, and the bytes of each are those of the kept layer it comes from.
 
     Raises:
@@ -30,8 +30,8 @@ def verify_gguf(file: str | Path, *, against: str | Path | None = None, progress
     if kept is None:
         raise CheckpointError(f"{file} has no {KEPT} in its metadata; verify an output of shortstack")
     checks = {"tensors": _whole(model)}
-    if against is not None and checks["tensors"]["ok"]:
-        source = read_gguf(Path(against))
+    if base is not None and checks["tensors"]["ok"]:
+        source = read_gguf(Path(base))
         depth = GgufDepth(source.architecture, source.entries, source.parts[0])
         plan = _plan(model, depth)
         checks["metadata"] = _metadata(model, pruned_metadata(depth, plan))
@@ -77,7 +77,7 @@ def _bytes(model: GgufFile, wanted: Sequence[GgufTensor], progress: Progress) ->
         other = tensors[tensor.name]
         alike = (tensor.shape, tensor.kind) == (other.shape, other.kind)
         if not alike or not same_bytes(tensor.data, other.data, padding=padding):
-            return {"ok": False, "detail": f"{tensor.name} differs from the source's"}
+            return {"ok": False, "detail": f"{tensor.name} differs from the base model's"}
         done += len(tensor.data)
         progress("comparing bytes", done, total)
-    return {"ok": True, "detail": f"{total:,} bytes of {len(wanted)} tensors equal the source's"}
+    return {"ok": True, "detail": f"{total:,} bytes of {len(wanted)} tensors equal the base model's"}

@@ -1,4 +1,4 @@
-"""verify(): is a checkpoint what it claims to be? Digests, tensors, and logits equal to the source without those layers."""
+"""verify(): digests, tensors, and logits of a pruned model equal to the base model's without those layers."""
 
 from __future__ import annotations
 
@@ -56,44 +56,44 @@ class Verification(Tabled):
 def verify(
     checkpoint: Model,
     *,
-    against: Model | None = None,
+    base: Model | None = None,
     device: str = "cpu",
     stream: bool | None = None,
     progress: Progress = silent,
 ) -> Verification:
-    """Re-read a checkpoint shortstack wrote; with `against`, compare its logits with that model's, those layers skipped.
+    """Re-read a pruned model; with `base`, compare its logits with the base model's, the removed layers skipped.
 
     The first check that fails is the last: a changed file is not loaded, and what does not load has no logits. Quantised
     weights whose loader is not on this machine are compared byte for byte in their place.
 
     Logits are compared in float32 on seeded random tokens; they must be equal, difference 0. Where a tensor outside the
     layers became smaller (Gemma 3n's per-layer embeddings), products with it round anew and 1e-5 of the largest logit is
-    allowed; where a step since the source repaired or trained weights, the difference is only reported.
+    allowed; where a step since the base model repaired or trained weights, the difference is only reported.
 
     stream: read weights layer by layer, which takes the memory of two layers beside embedding and head; None: where one of
     the models does not fit. Then both are walked in the dtype they compute in.
 
     Raises:
-        CheckpointError: there is no record to verify against, or the two models do not belong together.
+        CheckpointError: it has no record, or the two models do not belong together.
     """
     checkpoint = Checkpoint.of(checkpoint)
-    against = Checkpoint.of(against) if against is not None else None
+    base = Checkpoint.of(base) if base is not None else None
     if not checkpoint.record:
         raise CheckpointError(f"{checkpoint.directory} has no {RECORD}; verify an output of shortstack")
     device = pick_device(device)
     checks = {"files": _files(checkpoint, progress)}
     if not checks["files"]["ok"]:  # what somebody changed is not loaded
         return Verification(checks)
-    models = [checkpoint, *([against] if against else [])]
+    models = [checkpoint, *([base] if base else [])]
     if stream is None:
         stream = any(must_stream(model, torch.float32, device) for model in models)
     if why := _not_loaded(checkpoint, stream=stream):
         detail = f"{len(checkpoint.tensors)} tensors; not loaded here: {why}"
-        compared = {"bytes": _bytes(checkpoint, against)} if against else {}
+        compared = {"bytes": _bytes(checkpoint, base)} if base else {}
         return Verification({**checks, "tensors": {"ok": True, "detail": detail}, **compared})
     checks["tensors"] = _tensors(checkpoint, stream=stream)
-    if against is not None and checks["tensors"]["ok"]:
-        checks["logits"] = _logits(checkpoint, against, device, under(progress, "comparing: ") if stream else None)
+    if base is not None and checks["tensors"]["ok"]:
+        checks["logits"] = _logits(checkpoint, base, device, under(progress, "comparing: ") if stream else None)
     return Verification(checks)
 
 
@@ -147,14 +147,14 @@ def _not_loaded(checkpoint: Checkpoint, *, stream: bool) -> str | None:
     return None
 
 
-def _bytes(checkpoint: Checkpoint, against: Checkpoint) -> dict[str, Any]:
-    removed = tuple(sorted(skipped_layers(checkpoint, against)))
-    expected = list(against.tensors.values())
+def _bytes(checkpoint: Checkpoint, base: Checkpoint) -> dict[str, Any]:
+    removed = tuple(sorted(skipped_layers(checkpoint, base)))
+    expected = list(base.tensors.values())
     if removed:
-        expected = kept_tensors(against, Plan(against.anatomy.layers, removed, "verify"))
+        expected = kept_tensors(base, Plan(base.anatomy.layers, removed, "verify"))
     strangers = checkpoint.tensors.keys() - {tensor.name for tensor in expected}
-    wrong = [f"{name} is not the source's" for name in (*_differing(checkpoint, expected), *strangers)]
-    said = f"{len(expected)} tensors equal to the source's, byte for byte"
+    wrong = [f"{name} is not the base model's" for name in (*_differing(checkpoint, expected), *strangers)]
+    said = f"{len(expected)} tensors equal to the base model's, byte for byte"
     return {"ok": not wrong, "detail": "; ".join(wrong[:3]) or said}
 
 
@@ -170,28 +170,28 @@ def _differing(checkpoint: Checkpoint, expected: Iterable[StoredTensor]) -> Iter
 
 
 @torch.no_grad()
-def _logits(checkpoint: Checkpoint, against: Checkpoint, device: str, streamed: Progress | None) -> dict[str, Any]:
-    """Compare the cut's logits with its source's without those layers; streamed: read layer by layer, and told how far."""
-    skipped = skipped_layers(checkpoint, against)
-    vocabulary = against.vocabulary
+def _logits(checkpoint: Checkpoint, base: Checkpoint, device: str, streamed: Progress | None) -> dict[str, Any]:
+    """Compare the logits with the base model's without those layers. streamed: read layer by layer, with its progress."""
+    skipped = skipped_layers(checkpoint, base)
+    vocabulary = base.vocabulary
     if vocabulary != checkpoint.vocabulary:
         message = (
-            f"{checkpoint.source} has a vocabulary of {checkpoint.vocabulary} tokens, {against.source} of {vocabulary}"
+            f"{checkpoint.source} has a vocabulary of {checkpoint.vocabulary} tokens, {base.source} of {vocabulary}"
         )
         raise CheckpointError(f"{message}; name the model it was made from", option="base")
     ids = torch.randint(vocabulary, PROBE_TOKENS, generator=torch.Generator().manual_seed(0)).to(device)
-    resized = _resized(checkpoint, against)
+    resized = _resized(checkpoint, base)
     if streamed:
-        dtype = torch.float32 if resized else arithmetic("auto", against, device)
-        expected = _walked(against, ids, skipped, dtype=dtype, device=device, progress=streamed)
+        dtype = torch.float32 if resized else arithmetic("auto", base, device)
+        expected = _walked(base, ids, skipped, dtype=dtype, device=device, progress=streamed)
         logits = _walked(checkpoint, ids, UNPRUNED, dtype=dtype, device=device, progress=streamed)
     else:
-        expected = Decoder.load(against, dtype=torch.float32, device=device).skipping(ids, skipped)
+        expected = Decoder.load(base, dtype=torch.float32, device=device).skipping(ids, skipped)
         logits = checkpoint.model(dtype=torch.float32, device=device)(input_ids=ids, use_cache=False).logits
     difference, allowed = float((logits - expected).abs().max()), 0.0
     plural = "s" if len(skipped) > 1 else ""
     without = f"without layer{plural} {show_layers(sorted(skipped))}" if skipped else "with the same layers"
-    if changed := changed_since(checkpoint, against):
+    if changed := changed_since(checkpoint, base):
         without += "; it was repaired or trained since, so that only NaN or infinity fails"
     elif resized:
         allowed = ROUNDING * float(expected.abs().max())
@@ -213,10 +213,10 @@ def _walked(
     return decoder.logits(ids, walk.hidden[skipped])
 
 
-def _resized(checkpoint: Checkpoint, against: Checkpoint) -> str | None:
+def _resized(checkpoint: Checkpoint, base: Checkpoint) -> str | None:
     """Find a tensor outside the layers that a cut made smaller (one part of it a layer): products with it round anew."""
     for name, tensor in checkpoint.tensors.items():
-        before = against.tensors.get(name)
+        before = base.tensors.get(name)
         if checkpoint.layer_names.layer_of(name) is None and before and tensor.shape != before.shape:
             return name
     return None

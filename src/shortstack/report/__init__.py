@@ -1,8 +1,8 @@
 """The report of a study: what its store holds, as tables, figures and one page; nothing is measured again.
 
 The records of the runs become results (a setting each, its seeds taken together), results become findings (what varies, and
-groups that differ in one factor), findings become tables and figures, and those are written as a page, Markdown or
-CSV. A new table is a function in `tables`, or a row of its factor tables, and an entry in its catalogue.
+groups that differ in one factor), findings become tables and figures, and those one page, Markdown or CSV. A new table is a
+function in `tables` and an entry in TABLES, a new figure one in `figures`.
 
 >>> write_report("runs", "report.html")  # doctest: +SKIP
 """

@@ -11,11 +11,11 @@ from typing import Any
 
 from shortstack.machine.formats import brief
 from shortstack.report.labels import PLAIN, factors, said, short_paths
-from shortstack.report.measures import Measure, mean, measures, seeds_mean
+from shortstack.report.measures import Measure, average, measures, over_seeds
 from shortstack.runs import Runs
 from shortstack.runs.records import StepRecord, TrialRecord
 
-AVERAGE = "average"
+AVERAGE, PROBES = "average", "generation probes"
 BASE, PRUNED, HEALED = "evaluate_base", "evaluate_pruned", "evaluate_healed"  # the roles of evaluations
 HEALING = {"heal", "data"}
 BEFORE = "pruned, not healed"
@@ -94,7 +94,7 @@ def _result(levels: Mapping[str, str], trials: Sequence[TrialRecord], role: str)
     for step in filter(None, (trial.step(role) for trial in trials)):
         for name, measure in measures(step).items():
             columns.setdefault(name, []).append(measure)
-    return Result(levels, tuple(trials), role, {name: seeds_mean(seeds) for name, seeds in columns.items()})
+    return Result(levels, tuple(trials), role, {name: over_seeds(seeds) for name, seeds in columns.items()})
 
 
 def _unpruned(trials: Described) -> dict[str, Result]:
@@ -111,14 +111,14 @@ def averaged(result: Result, tasks: Sequence[str]) -> Result:
     parts = tuple(result.measures[name] for name in tasks if name in result.measures)
     if len(parts) < 2 or len(parts) < len(tasks):
         return result
-    return replace(result, measures={AVERAGE: mean(parts), **result.measures})
+    return replace(result, measures={AVERAGE: average(parts), **result.measures})
 
 
 @dataclass(frozen=True)
 class Findings:
     """Everything that was measured.
 
-    factors: of each trial, in words; bases: the unpruned models by name; tasks: the columns that an average is over, tasks
+    factors: of each trial, in words; bases: the base models by name; tasks: the columns that an average is over, tasks
     whose value is a share of documents.
     """
 
@@ -172,6 +172,24 @@ class Findings:
     def subject(self) -> Result | None:
         """The one setting that there is; None where there are several."""
         return self.results[0] if len(self.results) == 1 else None
+
+    @property
+    def pairs(self) -> dict[str, tuple[Measure, Measure]]:
+        """The measures of the base model and of the one setting, by name; of the probes their mean."""
+        if not self.subject or self.subject.model not in self.bases:
+            return {}
+        ours, theirs = self.subject.measures, self.bases[self.subject.model].measures
+        pairs = {name: (theirs[name], ours[name]) for name in ours if name in theirs}
+        shares = [name for name in self.measured("probe") if name in pairs and ours[name].kind == "share"]
+        written = [pairs.pop(name) for name in shares]
+        mean = (
+            {PROBES: (average([base for base, _ in written]), average([own for _, own in written]))} if written else {}
+        )
+        return pairs | mean
+
+    def example(self, name: str) -> Measure:
+        """Return the measure of that name of some result."""
+        return next(it.measures[name] for it in (*self.results, *self.bases.values()) if name in it.measures)
 
     @property
     def headline(self) -> str:

@@ -2,7 +2,7 @@
 {
   const all = (selector, root = document) => [...root.querySelectorAll(selector)];
 
-  // Sorting: within each block, the unpruned model stays first, what was not measured goes last.
+  // Sorting: within each block, the base model stays first, what was not measured goes last.
   const value = (row, column) => {
     const cell = row.cells[column];
     return column === 0 ? cell.textContent.trim() : (cell.dataset.v ?? null);

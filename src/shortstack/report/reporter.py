@@ -1,4 +1,6 @@
-"""The report of a study: what its store holds, as tables, figures and one page; nothing is measured again.
+"""The report of a study or of a shrink as one HTML page, Markdown or CSV; nothing is measured again.
+
+The layout is always the same: figures, tables, what both models write, how the numbers were made.
 
 >>> write_report("runs", "report.html")  # doctest: +SKIP
 """
@@ -22,24 +24,20 @@ from shortstack.charts.drawing import page_style, templates
 from shortstack.machine.files import atomic_write, check_new
 from shortstack.machine.formats import brief, counted, listed, shown
 from shortstack.machine.tables import Table, markdown_text
-from shortstack.machine.typed import typed
 from shortstack.report.figures import figures
 from shortstack.report.findings import Findings
-from shortstack.report.opening import Opening, opening
 from shortstack.report.tables import all_tables
 from shortstack.runs import Runs
 from shortstack.runs.records import StepRecord, TrialRecord, last_line, read
 
 FIRST_LINE = "<!doctype html><!-- shortstack report -->"
-TITLES = {"kept": "Which layers are gone", "depth": "How much can go"}  # of figures, which have no table
 
 
 @dataclass(frozen=True)
 class Report:
-    """A study's tables, to be written in any form."""
+    """Tables of a study, to be written in any form."""
 
     findings: Findings
-    opening: Opening
     tables: Sequence[Table]
 
     @classmethod
@@ -47,31 +45,62 @@ class Report:
         """Make the tables of a study's folder, or of what was read from one.
 
         Raises:
-            InputError: there is no store in the folder.
-            DataError: it is no store of a study.
+            DataError: the folder has no store of a study, or the store is damaged.
         """
         findings = Findings.of(runs if isinstance(runs, Runs) else read(runs))
-        first = opening(findings)
-        return cls(findings, first, [*([first.table] if first.table else []), *all_tables(findings)])
+        return cls(findings, all_tables(findings))
+
+    @property
+    def scope(self) -> str:
+        """What was studied and measured, and what labels leave out."""
+        findings = self.findings
+        if not findings.factors:
+            return "The store holds no trial yet."
+        models = dict.fromkeys(trial["model"] for trial in findings.factors)
+        varied = [f"{name} ({len(levels)})" for name, levels in findings.levels.items()]
+        differ = f" that differ in {listed(varied)}" if varied else ""
+        columns = {kind: findings.measured(kind) for kind in ("task", "perplexity", "probe")}
+        kinds = [counted(len(names), kind) for kind, names in columns.items() if names]
+        measured = f", measured on {listed(kinds)}" if kinds else ""
+        settings, names = counted(len(findings.results), "setting"), listed([brief(model) for model in models])
+        seeds = max((result.seeds for result in findings.results), default=1)
+        drawn = f", with {seeds} seeds" if seeds > 1 else ""
+        verbs = {"calibration": "calibrated on", "data": "healed on"}
+        usual = [f"{verbs[name]} {brief(level)}" for name, level in findings.usual.items() if name in findings.levels]
+        rest = f" If nothing else is said: {listed(usual)}." if usual else ""
+        return f"{settings} of {names}{differ}{drawn}{measured}.{rest}"
+
+    @property
+    def done(self) -> str:
+        """The trials by state, and the time that they took."""
+        runs = self.findings.runs
+        steps = [step for step in runs.steps.values() if step.state == "done"]
+        trials = listed([f"{count} {state}" for state, count in self.states.items()]) or "none"
+        machines = counted(max(1, len({step.host for step in steps if step.host})), "machine")
+        if not any(step.seconds for step in steps):  # a shrink's are not timed one by one
+            return f"Trials: {trials}."
+        seconds = shown(float(sum(step.seconds or 0 for step in steps)), "seconds")
+        return f"Trials: {trials}. {counted(len(steps), 'step')} took {seconds} of computing on {machines}."
+
+    @property
+    def states(self) -> Counter[str]:
+        return Counter(trial.state for trial in self.findings.runs.trials)
 
     def html(self) -> str:
         """Render one page that needs no network and no other file.
 
         Every name in it is escaped, and nothing but its own script may run in it.
         """
-        folder, runs, drawn = files("shortstack.report"), self.findings.runs, figures(self.findings)
+        folder, runs = files("shortstack.report"), self.findings.runs
         script, style = ((folder / name).read_text(encoding="utf-8") for name in ("page.js", "page.css"))
         environment = templates("shortstack.report")
         environment.filters |= {"brief": brief, "counted": counted, "shown": shown, "time": _time}
         environment.filters["json"] = lambda value: json.dumps(value, ensure_ascii=False) if value else ""
         return environment.get_template("page.html.j2").render(
             runs=runs,
-            opening=self.opening,
-            tables=[table for table in self.tables if table is not self.opening.table],
-            figures={title: [figure for figure in drawn if figure.section == key] for key, title in TITLES.items()},
-            ids={key: f"s{number}" for number, key in enumerate(runs.steps)},  # where steps are on the page
-            scope=scope(self.findings),
-            done=done(runs),
+            report=self,
+            figures=figures(self.findings),
+            ids={key: f"s{number}" for number, key in enumerate(runs.steps)},  # of steps on the page
             settings={  # in short; the steps have the full ones
                 trial.number: {**said, "seed": str(trial.settings.get("seed", ""))}
                 for trial, said in zip(runs.trials, self.findings.factors, strict=True)
@@ -85,7 +114,7 @@ class Report:
 
     def markdown(self) -> str:
         runs = self.findings.runs
-        parts = [f"# {markdown_text(runs.title)}", *map(markdown_text, (self.opening.lead, scope(self.findings)))]
+        parts = [f"# {markdown_text(runs.title)}", markdown_text(self.scope)]
         for table in self.tables:
             legend = table.legend("**bold**", "*italic*")
             parts += [f"## {table.title}", markdown_text(table.caption), table.markdown(), legend]
@@ -106,44 +135,11 @@ def _failure(trial: TrialRecord, steps: Sequence[StepRecord]) -> str:
     return f"- trial {trial.number}{''.join(f', in {step.kind}: {last_line(step.error)}' for step in steps)}"
 
 
-def scope(findings: Findings) -> str:
-    """Say what was studied and measured, and what labels leave out."""
-    if not findings.factors:
-        return "The store holds no trial yet."
-    models = dict.fromkeys(trial["model"] for trial in findings.factors)
-    varied = [f"{name} ({len(levels)})" for name, levels in findings.levels.items()]
-    differ = f" that differ in {listed(varied)}" if varied else ""
-    columns = {kind: findings.measured(kind) for kind in ("task", "perplexity", "probe")}
-    kinds = [counted(len(names), kind) for kind, names in columns.items() if names]
-    measured = f", measured on {listed(kinds)}" if kinds else ""
-    settings, names = counted(len(findings.results), "setting"), listed([brief(model) for model in models])
-    seeds = max((result.seeds for result in findings.results), default=1)
-    drawn = f", with {seeds} seeds" if seeds > 1 else ""
-    verbs = {"calibration": "calibrated on", "data": "healed on"}
-    usual = [f"{verbs[name]} {brief(level)}" for name, level in findings.usual.items() if name in findings.levels]
-    rest = f" Where nothing else is said: {listed(usual)}." if usual else ""
-    return f"{settings} of {names}{differ}{drawn}{measured}.{rest}"
-
-
-def done(runs: Runs) -> str:
-    """Count the trials by state, and say what they took."""
-    states = Counter(trial.state for trial in runs.trials)
-    steps = [step for step in runs.steps.values() if step.state == "done"]
-    trials = listed([f"{count} {state}" for state, count in states.items()]) or "none"
-    machines = counted(max(1, len({step.host for step in steps if step.host})), "machine")
-    if not any(step.seconds for step in steps):  # a shrink's are not timed one by one
-        return f"Trials: {trials}."
-    seconds = shown(float(sum(step.seconds or 0 for step in steps)), "seconds")
-    return f"Trials: {trials}. {counted(len(steps), 'step')} took {seconds} of computing on {machines}."
-
-
-@typed
 def write_report(runs: str | Path, output: str | Path) -> Path:
     """Write the page of a study; only a page that a report wrote before is replaced.
 
     Raises:
-        InputError: there is no store in the folder.
-        DataError: it is no store of a study.
+        DataError: the folder has no store of a study, or the store is damaged.
         OutputError: the output is something else, or cannot be written.
     """
     output = Path(output)
@@ -153,7 +149,7 @@ def write_report(runs: str | Path, output: str | Path) -> Path:
 
 
 def check_page(output: Path) -> None:
-    """Refuse an output that cannot be written, or that is there and no report."""
+    """Refuse an output that cannot be written, or that exists and is no report."""
     if not (output.is_file() and output.read_bytes().startswith(FIRST_LINE.encode())):
         check_new(output)
 

@@ -1,14 +1,14 @@
-"""The tables of a report: cells that lead to their steps, columns, rows, and a function or an entry for each table."""
+"""The tables of a report: each is a function of the findings and an entry in TABLES."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any
 
-from shortstack.machine.formats import brief, show_layers
-from shortstack.machine.tables import ABOVE, BELOW, NEAR, Block, Cell, Column, Row, Table
+from shortstack.machine.formats import brief, shown
+from shortstack.machine.formats import show_layers as layers_text
+from shortstack.machine.tables import Block, Cell, Column, Row, Table
 from shortstack.report.findings import (
     AVERAGE,
     BASE,
@@ -21,105 +21,75 @@ from shortstack.report.findings import (
     unhealed,
 )
 from shortstack.report.labels import PLAIN
-from shortstack.report.measures import UNITS, Difference, Judgement, Measure, judge
+from shortstack.report.measures import UNITS, Change, Judgement, Measure, judge
 from shortstack.runs.records import StepRecord
 
-UNPRUNED = "unpruned"
+UNPRUNED, SURE = "base model", 0.93  # an interval of a speed that covers less says so
+EMPTY = Cell(None, "text")
+SETTING = Column("setting", "text")
+Judged = Mapping[str, Judgement]  # by measure
+Heads = Sequence[tuple[Column, Callable[[Result, Judged], Cell]]]  # columns, and what makes the cells below them
+Extra = tuple[Column, Callable[[Result], Cell]]
+Maker = Callable[[Findings], Table | None]
 
 
-@dataclass(frozen=True)
-class JudgedCell(Cell):
-    """One number or word, the steps it comes from, and how it stands in its column."""
-
-    steps: tuple[str, ...] = ()
-    judgement: Judgement = field(default_factory=Judgement)
-
-    @classmethod
-    def of(cls, measure: Measure | None) -> JudgedCell:
-        """Make the cell of what was measured; an empty one where nothing was."""
-        return cls(measure.value, measure.kind, measure.stderr, steps=measure.steps) if measure else EMPTY
-
-    @property
-    def sort(self) -> Any:
-        """The sort key; None is last in either direction."""
-        if isinstance(self.value, tuple):
-            return self.value[0]
-        return None if isinstance(self.value, float) and math.isnan(self.value) else self.value
-
-    @property
-    def place(self) -> int:
-        return self.judgement.place
-
-    @property
-    def marks(self) -> str:
-        base, best = self.judgement.base, self.judgement.best
-        apart = "" if base is None or not base.significant else BELOW if base.worse else ABOVE
-        return apart + (NEAR if best and best.p is not None and not best.significant else "")
-
-    @property
-    def why(self) -> str:
-        comparisons = [("the unpruned model", self.judgement.base), ("the best", self.judgement.best)]
-        return "; ".join(f"against {name}: {_tested(difference)}" for name, difference in comparisons if difference)
+# One setting compared with its base model
 
 
-def _tested(difference: Difference) -> str:
-    p = "" if difference.p is None else f"p {'< 0.001' if difference.p < 0.001 else f'= {difference.p:.3f}'}, "
-    return f"{difference.text} ({p}{difference.how})"
+def kept(findings: Findings) -> Table | None:
+    """Make a row for each measure of a single setting, for its weights and for its speed."""
+    subject, pairs = findings.subject, findings.pairs
+    if not subject or not pairs:
+        return None
+    rows = [_measured(findings.title(name), theirs, ours) for name, (theirs, ours) in pairs.items()]
+    before, after = findings.stored_bytes(findings.bases[subject.model]), findings.stored_bytes(subject)
+    if before and after:
+        sizes = Cell(before, "bytes"), Cell(after, "bytes"), Cell(after / before - 1, "percent")
+        rows.append(Row((Cell("weights", "text"), *sizes, EMPTY)))
+    timed = subject.step("speed")
+    if timed and (speed := timed.result.get("decode")):
+        covered = "" if speed["confidence"] >= SURE else f"({shown(speed['confidence'], 'percent')})"
+        ends = Cell((speed["low"], speed["high"]), "ratio", note=covered)
+        rows.append(
+            Row((Cell("decoding speed", "text"), EMPTY, EMPTY, Cell(speed["value"], "ratio", note="times"), ends))
+        )
+    columns = (
+        Column("measure", "text"),
+        Column(UNPRUNED),
+        Column("pruned model"),
+        Column("change"),
+        Column("95% interval"),
+    )
+    caption = "The change of a perplexity is a factor; of all else, above 0 is better. ± is one standard error."
+    return Table("What is kept", columns, (Block("", tuple(rows)),), caption, key="kept")
 
 
-EMPTY = JudgedCell(None, "text")
+def _measured(title: str, theirs: Measure, ours: Measure) -> Row:
+    change = Change.of(ours, theirs)
+    label = Cell(title + (" (%)" if ours.kind == "share" else ""), "text")
+    apart = Cell(change.value, change.form, note=change.unit), Cell(change.interval, change.form)
+    return Row((label, theirs.cell, ours.cell, *apart))
 
 
-@dataclass(frozen=True)
-class ResultColumn(Column):
-    """A column that makes the cells below it from results.
-
-    measure: the column of the measures that it shows, whose numbers are judged against each other. compares: where the cell
-    is made from how that measure stands beside the unpruned model's.
-    """
-
-    cell: Callable[[Result], JudgedCell] = lambda _result: EMPTY
-    measure: str = ""
-    compares: Callable[[Difference], JudgedCell] | None = None
+# Columns of measures, judged against the base model and the best row
 
 
-@dataclass(frozen=True)
-class ResultRow(Row):
-    """A row of what trials measured."""
-
-    trials: tuple[int, ...] = ()
-
-
-# Columns of what was measured
-
-
-def all_columns(findings: Findings) -> list[ResultColumn]:
-    """Make columns of the average, every task and every text."""
-    average = [AVERAGE] if AVERAGE in findings.names else []
-    return measured_columns(findings, [*average, *findings.measured("task"), *findings.measured("perplexity")])
-
-
-def short_columns(findings: Findings) -> list[ResultColumn]:
-    """Make columns of the average, or the tasks where there is none, and of every text."""
-    first = [AVERAGE] if AVERAGE in findings.names else findings.measured("task")
-    return measured_columns(findings, [*first, *findings.measured("perplexity")])
-
-
-def measured_columns(findings: Findings, names: list[str]) -> list[ResultColumn]:
-    """Make columns of measures, by name; behind that of the headline, how far it is from the unpruned model's."""
-    results = (*findings.results, *findings.bases.values())
-    columns: list[ResultColumn] = []
+def _heads(findings: Findings, names: Sequence[str]) -> Iterator[tuple[Column, Callable[[Result, Judged], Cell]]]:
+    """Yield a column for each measure; after the headline, how far it is from the base model's."""
     for name in names:
-        measure = next(result.measures[name] for result in results if name in result.measures)
-        columns.append(_measured_column(findings, name, measure))
+        measure = findings.example(name)
+        yield _measure_column(findings, name, measure), partial(_measure_cell, name)
         if name == findings.headline and findings.bases:
-            columns += _compared_columns(name, measure)
-    return columns
+            above = "difference from the base model: a factor for a perplexity, else above 0 is better"
+            holm = "p-value of the difference from the base model, Holm-corrected over the comparisons of the block"
+            unit = UNITS.get(measure.kind, "")
+            yield Column("change", unit=unit, title=above), partial(_change_cell, name, lambda it: (it.value, it.form))
+            yield Column("95% interval", title=above), partial(_change_cell, name, lambda it: (it.interval, it.form))
+            yield Column("p, Holm", title=holm), partial(_change_cell, name, lambda it: (it.difference.p, "p"))
 
 
-def _measured_column(findings: Findings, name: str, measure: Measure) -> ResultColumn:
-    label = findings.names[name]
-    better = f"{'higher' if measure.higher else 'lower'} is better"
+def _measure_column(findings: Findings, name: str, measure: Measure) -> Column:
+    label, better = findings.names[name], f"{'higher' if measure.higher else 'lower'} is better"
     if name == AVERAGE:
         label, title = "average", f"plain mean of {len(findings.tasks)} tasks, in percent"
     elif measure.kind == "perplexity":
@@ -127,195 +97,184 @@ def _measured_column(findings: Findings, name: str, measure: Measure) -> ResultC
     else:
         on = f" on {measure.n:,} documents" if measure.n else ""
         title = f"{label}{on}{', in percent' if measure.kind == 'share' else ''}; {better}"
-    unit = f"%, {better}" if measure.kind == "share" else better
-    return ResultColumn(
-        label, measure.kind, unit, title, cell=lambda result: JudgedCell.of(result.measures.get(name)), measure=name
-    )
+    return Column(label, measure.kind, f"%, {better}" if measure.kind == "share" else better, title)
 
 
-def _compared_columns(name: str, measure: Measure) -> list[ResultColumn]:
-    """Make columns of how far a measure is from the unpruned model's, with its interval and p."""
-
-    def column(label: str, title: str, cell: Callable[[Difference], JudgedCell], unit: str = "") -> ResultColumn:
-        return ResultColumn(label, unit=unit, title=title, measure=name, compares=cell)
-
-    above = "difference from the unpruned model: a factor for a perplexity, else above 0 is better"
-    chance = "p-value of the difference from the unpruned model, Holm-corrected over the comparisons of the block"
-    return [
-        column("change", above, lambda difference: change_cells(difference)[0], UNITS.get(measure.kind, "")),
-        column("95% interval", above, lambda difference: change_cells(difference)[1]),
-        column("p, Holm", chance, lambda difference: JudgedCell(difference.p, "p")),
-    ]
+def _measure_cell(name: str, result: Result, judged: Judged) -> Cell:
+    measure = result.measures.get(name)
+    return judged.get(name, Judgement()).judged(measure.cell) if measure else EMPTY
 
 
-def change_cells(difference: Difference) -> tuple[JudgedCell, JudgedCell]:
-    return JudgedCell(difference.change, difference.form), JudgedCell(difference.interval, difference.form)
+def _change_cell(name: str, show: Callable[[Change], tuple[Any, str]], result: Result, judged: Judged) -> Cell:
+    change = judged[name].base if name in judged else None
+    return Cell(*show(change), link=result.measures[name].link) if change else EMPTY
+
+
+def _all(findings: Findings) -> list[str]:
+    """List the average, every task and every text."""
+    average = [AVERAGE] if AVERAGE in findings.names else []
+    return [*average, *findings.measured("task"), *findings.measured("perplexity")]
+
+
+def _short(findings: Findings) -> list[str]:
+    """List the average, or the tasks where there is none, and every text."""
+    first = [AVERAGE] if AVERAGE in findings.names else findings.measured("task")
+    return [*first, *findings.measured("perplexity")]
 
 
 # Columns of how it was made
 
 
-def _healing_column(
-    label: str, kind: str, value: Callable[[StepRecord], Any], title: str, unit: str = ""
-) -> ResultColumn:
-
-    def cell(result: Result) -> JudgedCell:
-        return _step_cell(value(result.healing), kind, result.healing) if result.healing else EMPTY
-
-    return ResultColumn(label, kind, unit, title, cell=cell)
-
-
-def _step_cell(value: Any, kind: str, step: StepRecord | None) -> JudgedCell:
-    return JudgedCell(value, kind, steps=(step.key,) if step and value is not None else ())
-
-
-def _removed(result: Result) -> JudgedCell:
+def _removed(result: Result) -> Cell:
     plans = {tuple(sorted(plan["removed"])) for plan in result.plans if plan.get("removed")}
     if result.role == BASE or not plans:
         return EMPTY
-    layers = show_layers(next(iter(plans))) if len(plans) == 1 else f"differs over {len(plans)} plans"
+    layers = layers_text(next(iter(plans))) if len(plans) == 1 else f"differs over {len(plans)} plans"
     return _step_cell(layers, "text", result.step("plan", "prune"))
 
 
-def _time_column(label: str, title: str, *roles: str) -> ResultColumn:
-
-    def cell(result: Result) -> JudgedCell:
-        taken = [role for role in roles if role != "heal" or result.role == HEALED]
-        step = result.step(*taken[::-1]) if result.role != BASE else None
-        return _step_cell(result.seconds(*taken), "seconds", step) if step else EMPTY
-
-    return ResultColumn(label, "seconds", title=title, cell=cell)
+def _time(result: Result, *roles: str) -> Cell:
+    taken = [role for role in roles if role != "heal" or result.role == HEALED]
+    step = result.step(*taken[::-1]) if result.role != BASE else None
+    return _step_cell(result.seconds(*taken), "seconds", step) if step else EMPTY
 
 
-REMOVED = ResultColumn("layers removed", "text", title="numbered from 0 in the unpruned model", cell=_removed)
-TRAINABLE = _healing_column(
-    "trained",
-    "parameters",
-    lambda step: step.result.get("trainable_parameters"),
-    "parameters that healing trains; of the first seed",
+def _of_healing(value: Callable[[StepRecord], Any], kind: str, result: Result) -> Cell:
+    return _step_cell(value(result.healing), kind, result.healing) if result.healing else EMPTY
+
+
+def _held_out(objective: str, step: StepRecord) -> Any:
+    """Return the lowest held-out loss of one objective: losses and divergences do not compare."""
+    of_this = (step.result.get("objective") or step.arguments.get("loss") or "sft") == objective
+    return (step.result.get("loss") or {}).get("held_out") if of_this else None
+
+
+def _step_cell(value: Any, kind: str, step: StepRecord | None) -> Cell:
+    return Cell(value, kind, link=step.key if step and value is not None else "")
+
+
+REMOVED: Extra = Column("layers removed", "text", title="numbered from 0 in the base model"), _removed
+MADE = "without evaluation; scoring as a whole, where metrics of one text share it"
+MAKE_TIME = (
+    Column("time to make", "seconds", title=MADE),
+    lambda result: _time(result, "score", "plan", "prune", "heal"),
 )
 OBJECTIVES = {"sft": "loss", "distill": "KL from the teacher"}  # what healing lowers, by its option `loss`
-
-
-def _held_out_column(objective: str) -> ResultColumn:
-    """Make the column of the lowest held-out loss of one objective: losses and divergences do not compare."""
-
-    def value(step: StepRecord) -> Any:
-        of_this = (step.result.get("objective") or step.arguments.get("loss") or "sft") == objective
-        return (step.result.get("loss") or {}).get("held_out") if of_this else None
-
-    title = f"lowest {OBJECTIVES[objective]} on samples that were not trained on, nats per token; of the first seed"
-    return _healing_column(f"held-out {OBJECTIVES[objective]}", "loss", value, title, "nats, lower is better")
-
-
-HELD_OUT = tuple(map(_held_out_column, OBJECTIVES))
-HEAL_TIME = _time_column("time", "time that healing took", "heal")
-HEAL_MEMORY = _healing_column(
-    "memory",
-    "bytes",
-    lambda step: step.result.get("peak_rss_bytes"),
-    "peak memory of the process that healed; of the first seed",
+HEALINGS: Sequence[Extra] = (
+    (
+        Column("trained", "parameters", title="parameters that healing trains; of the first seed"),
+        partial(_of_healing, lambda step: step.result.get("trainable_parameters"), "parameters"),
+    ),
+    *(
+        (
+            Column(
+                f"held-out {what}",
+                "loss",
+                "nats, lower is better",
+                f"lowest {what} on samples that were not trained on, nats per token; of the first seed",
+            ),
+            partial(_of_healing, partial(_held_out, objective), "loss"),
+        )
+        for objective, what in OBJECTIVES.items()
+    ),
+    (Column("time", "seconds", title="time that healing took"), lambda result: _time(result, "heal")),
+    (
+        Column("memory", "bytes", title="peak memory of the process that healed; of the first seed"),
+        partial(_of_healing, lambda step: step.result.get("peak_rss_bytes"), "bytes"),
+    ),
 )
-MADE = "without evaluation; scoring as a whole, where metrics of one text share it"
-MAKE_TIME = _time_column("time to make", MADE, "score", "plan", "prune", "heal")
 
 
-# Rows of results under columns
+# Tables of results
 
 
-def judged_rows(
-    results: Sequence[Result], base: Result | None, columns: Sequence[ResultColumn], label: Callable[[Result], str]
-) -> list[ResultRow]:
-    """Make the rows of a block, the unpruned model's first; each number is judged against it and against the best."""
-    names = [column.measure for column in columns if column.measure]
-    judged = judge([result.measures for result in results], base.measures if base else {}, names)
-    rows = [] if base is None else [_base_row(UNPRUNED, base, columns)]
-    for result, judgements in zip(results, judged, strict=True):
-        cells = [_cell(column, result, judgements.get(column.measure, Judgement())) for column in columns]
+def _block(
+    title: str,
+    rows: Sequence[tuple[str, Result]],
+    bases: Sequence[tuple[str, Result]],
+    heads: Heads,
+    names: Sequence[str],
+) -> Block:
+    """Make the rows of a block, those of `bases` first; each number is judged against the first of them and the best."""
+    against = bases[0][1].measures if bases and bases[0][1].role == BASE else {}
+    judged = judge([result.measures for _, result in rows], against, names)
+    first = [Row((Cell(label, "text"), *(cell(base, {}) for _, cell in heads)), base=True) for label, base in bases]
+    made = []
+    for (label, result), judgements in zip(rows, judged, strict=True):
         seeds = f" ({result.seeds} seeds)" if result.seeds > 1 else ""
-        rows.append(ResultRow((JudgedCell(label(result) + seeds, "text"), *cells), trials=result.numbers))
-    return rows
+        name = Cell(label + seeds, "text", link=f"t{result.numbers[0]}")
+        made.append(Row((name, *(cell(result, judgements) for _, cell in heads))))
+    return Block(title, (*first, *made))
 
 
-def _base_row(label: str, base: Result, columns: Sequence[ResultColumn]) -> ResultRow:
-    return ResultRow((JudgedCell(label, "text"), *(column.cell(base) for column in columns)), base=True)
+def _without_judging(extras: Sequence[Extra], results: Sequence[Result]) -> Iterator[Any]:
+    """Yield the columns that have a value in some row."""
+    for column, cell in extras:
+        if any(cell(result).value is not None for result in results):
+            yield column, lambda result, _judged, cell=cell: cell(result)
 
 
-def _cell(column: ResultColumn, result: Result, judgement: Judgement) -> JudgedCell:
-    if column.compares is None:
-        return replace(column.cell(result), judgement=judgement)
-    if judgement.base is None:
-        return EMPTY
-    return replace(column.compares(judgement.base), steps=result.measures[column.measure].steps)
-
-
-# Tables of results that differ in one factor alone
-
-
-def factor_table(
+def differing(
     findings: Findings,
+    *,
     factor: str,
     key: str,
     title: str,
-    measures: Callable[[Findings], list[ResultColumn]],
-    extras: Sequence[ResultColumn],
+    measures: Callable[[Findings], list[str]] = _short,
+    extras: Sequence[Extra] = (),
 ) -> Table | None:
     """Make the table of results that differ in one factor alone; None where it does not vary."""
     groups = matched_groups(findings, factor)
     if not groups:
         return None
-    results = [result for members in groups for result in members]
-    told = (extra for extra in extras if any(extra.cell(result).value is not None for result in results))
-    columns = (*measures(findings), *told)
-    blocks = tuple(_block(findings, factor, members, columns) for members in groups)
-    heading = HEADINGS.get(factor, factor)
-    caption = f"Rows of a block differ in the {heading} alone."
-    return Table(title, (Column(heading, "text"), *columns), blocks, caption, key=key)
-
-
-def _block(findings: Findings, factor: str, members: Sequence[Result], columns: Sequence[ResultColumn]) -> Block:
-    first = next((result for result in members if result.factors["calibration"] != PLAIN["calibration"]), members[-1])
-    base = findings.bases.get(first.model)
-    rows = judged_rows(members, base, columns, lambda result: result.factors[factor])
-    if factor in HEALING and (before := unhealed(findings, members)):
-        rows.insert(bool(base), _base_row(BEFORE, before, columns))
-    return Block(findings.label(first, {factor}), tuple(rows))
-
-
-HEADINGS = {"heal": "healing", "data": "healing data"}  # of factors whose name says too little
-HEALING_EXTRAS = (TRAINABLE, *HELD_OUT, HEAL_TIME, HEAL_MEMORY)
-FACTORS = (  # as the tables 1, 2 and 4, 5, 6 and 7 of the paper, which has none of repairs
-    ("metric", "metrics", "Which layers to remove", all_columns, (REMOVED,)),
-    ("heal", "healing", "How to heal", short_columns, HEALING_EXTRAS),
-    ("rounds", "rounds", "All at once or in rounds", short_columns, (REMOVED, MAKE_TIME)),
-    ("calibration", "calibration", "How much the calibration text matters", short_columns, (REMOVED,)),
-    ("data", "data", "How much the healing data matters", all_columns, ()),
-    ("repair", "repair", "Does repair help", short_columns, (REMOVED,)),
-)
-SETTING = Column("setting", "text")
+    names = measures(findings)
+    heads = [*_heads(findings, names), *_without_judging(extras, [result for members in groups for result in members])]
+    blocks = []
+    for members in groups:
+        first = next((it for it in members if it.factors["calibration"] != PLAIN["calibration"]), members[-1])
+        bases = [(UNPRUNED, findings.bases[first.model])] if first.model in findings.bases else []
+        if factor in HEALING and (before := unhealed(findings, members)):
+            bases.append((BEFORE, before))
+        rows = [(result.factors[factor], result) for result in members]
+        blocks.append(_block(findings.label(first, {factor}), rows, bases, heads, names))
+    heading = {"heal": "healing", "data": "healing data"}.get(factor, factor)
+    columns = (Column(heading, "text"), *(column for column, _ in heads))
+    return Table(title, columns, blocks, f"Rows of a block differ in the {heading} alone.", key=key)
 
 
 def probes(findings: Findings) -> Table | None:
     """Make the table of generated text: small tasks whose answers a program knows, and repeated 4-grams."""
-    columns = measured_columns(findings, findings.measured("probe"))
-    if not columns:
-        return None
+    names = findings.measured("probe")
     caption = "Small generation tasks that a program scores."
-    return Table("Can it still write", (SETTING, *columns), _by_model(findings, columns), caption, key="probes")
+    return _by_model(findings, names, (), "Can it still write", caption, "probes") if names else None
 
 
-def _by_model(findings: Findings, columns: Sequence[ResultColumn]) -> tuple[Block, ...]:
+def every_setting(findings: Findings) -> Table | None:
+    if not findings.results or (findings.subject and findings.bases):
+        return None
+    weights = Column("weights", "bytes"), lambda result: Cell(findings.stored_bytes(result), "bytes")
+    caption = "A mean over seeds where a setting has several."
+    extras = (weights, REMOVED, MAKE_TIME)
+    return _by_model(findings, _short(findings), extras, "Every setting", caption, "settings")
+
+
+def _by_model(
+    findings: Findings, names: Sequence[str], extras: Sequence[Extra], title: str, caption: str, key: str
+) -> Table:
+    heads = [*_heads(findings, names), *_without_judging(extras, findings.results)]
     blocks = []
     for model, results in findings.by_model.items():
-        rows = judged_rows(
-            results, findings.bases.get(model), columns, lambda result: findings.name(result, ("model",))
-        )
-        blocks.append(Block(_model_title(findings, model), tuple(rows)))
-    return tuple(blocks)
+        rows = [(findings.name(result, ("model",)), result) for result in results]
+        bases = [(UNPRUNED, findings.bases[model])] if model in findings.bases else []
+        blocks.append(_block(_model_title(findings, model), rows, bases, heads, names))
+    return Table(title, (SETTING, *(column for column, _ in heads)), blocks, caption, key=key)
 
 
 def _model_title(findings: Findings, model: str) -> str:
     return brief(model) if "model" in findings.levels else ""
+
+
+# Sizes
 
 
 def sizes(findings: Findings) -> Table | None:
@@ -326,6 +285,7 @@ def sizes(findings: Findings) -> Table | None:
     all_steps = [step for steps in profiles.values() for step in steps.values()]
     batches = sorted({speed["batch"] for step in all_steps for speed in step.result.get("speed") or ()})
     columns = (
+        Column("layers removed", "text"),
         Column("parameters", "parameters"),
         Column("weights", "bytes", title="bytes of all weights"),
         Column("MACs per token", "parameters", title="multiply-accumulates to read one token"),
@@ -337,9 +297,7 @@ def sizes(findings: Findings) -> Table | None:
     for model, steps in profiles.items():
         rows = tuple(_size_row(size, step, columns, batches) for size, step in steps.items())
         blocks.append(Block(_model_title(findings, model), rows))
-    caption = f"Speeds are medians{_where_timed(all_steps)}."
-    heading = Column("layers removed", "text")
-    return Table("What it saves", (heading, *columns), tuple(blocks), caption, key="sizes")
+    return Table("What it saves", columns, blocks, f"Speeds are medians{_where_timed(all_steps)}.", key="sizes")
 
 
 def _where_timed(steps: Sequence[StepRecord]) -> str:
@@ -354,17 +312,17 @@ def _where_timed(steps: Sequence[StepRecord]) -> str:
     return f", taken with different {' and '.join(differing)}: they do not compare" if differing else " on one machine"
 
 
-def _size_row(size: str, step: StepRecord, columns: Sequence[Column], batches: Sequence[int]) -> ResultRow:
+def _size_row(size: str, step: StepRecord, columns: Sequence[Column], batches: Sequence[int]) -> Row:
     counts = ("parameters", "weight_bytes", "macs_per_token", "kv_bytes_per_token", "peak_bytes")
     speeds = {speed["batch"]: speed for speed in step.result.get("speed") or ()}
     rates = [speeds.get(n, {}).get(f"{name}_tokens_per_s") for name in ("prefill", "decode") for n in batches]
-    values = zip([*map(step.result.get, counts), *rates], columns, strict=True)
+    values = zip([*map(step.result.get, counts), *rates], columns[1:], strict=True)
     cells = [_step_cell(value, column.kind, step) for value, column in values]
-    return ResultRow((JudgedCell(size, "text"), *cells), size == UNPRUNED)
+    return Row((Cell(size, "text"), *cells), size == UNPRUNED)
 
 
 def _profiles(results: Sequence[Result]) -> dict[str, StepRecord]:
-    """Find the step that profiled each size of a model, by the layers removed; the unpruned model first."""
+    """Find the step that profiled each size of a model, by the layers removed; the base model first."""
     base = next((step for result in results if (step := result.step("profile_base"))), None)
     by_size: dict[int, StepRecord] = {}
     for result in results:
@@ -374,23 +332,29 @@ def _profiles(results: Sequence[Result]) -> dict[str, StepRecord]:
     return ({UNPRUNED: base} if base else {}) | {str(removed): by_size[removed] for removed in sorted(by_size)}
 
 
-def every_setting(findings: Findings) -> Table | None:
-    if not findings.results or (findings.subject and findings.bases):
-        return None
-    columns: tuple[ResultColumn, ...] = (
-        *short_columns(findings),
-        ResultColumn("weights", "bytes", cell=lambda result: JudgedCell(findings.stored_bytes(result), "bytes")),
-        REMOVED,
-        MAKE_TIME,
-    )
-    caption = "A mean over seeds where a setting has several."
-    return Table("Every setting", (SETTING, *columns), _by_model(findings, columns), caption, key="settings")
-
-
-OVERVIEWS = (probes, sizes, every_setting)
+# Those that differ in one factor are as the tables 1, 2 and 4, 5, 6 and 7 of arXiv 2411.15558, which has none of repairs.
+TABLES: Sequence[Maker] = (
+    kept,
+    partial(
+        differing, factor="metric", key="metrics", title="Which layers to remove", measures=_all, extras=(REMOVED,)
+    ),
+    partial(differing, factor="heal", key="healing", title="How to heal", extras=HEALINGS),
+    partial(differing, factor="rounds", key="rounds", title="All at once or in rounds", extras=(REMOVED, MAKE_TIME)),
+    partial(
+        differing,
+        factor="calibration",
+        key="calibration",
+        title="How much the calibration text matters",
+        extras=(REMOVED,),
+    ),
+    partial(differing, factor="data", key="data", title="How much the healing data matters", measures=_all),
+    partial(differing, factor="repair", key="repair", title="Does repair help", extras=(REMOVED,)),
+    probes,
+    sizes,
+    every_setting,
+)
 
 
 def all_tables(findings: Findings) -> list[Table]:
-    """Make every table that the runs have something for; one whose factor does not vary is left out."""
-    tables = [*(factor_table(findings, *factor) for factor in FACTORS), *(make(findings) for make in OVERVIEWS)]
-    return [table for table in tables if table]
+    """Make every table that the runs have something for."""
+    return [table for make in TABLES if (table := make(findings))]

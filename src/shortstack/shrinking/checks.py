@@ -93,7 +93,8 @@ def _windows(base: Checkpoint, settings: Settings, wanted: Budget) -> dict[str, 
     tokenizer, most = base.tokenizer(), max(MOST_WINDOWS, wanted.windows)
     calibration = {source.name for source in settings.calibration.sources}
     counts = {}
-    for text in (settings.calibration, settings.repair_text, settings.healing and settings.healing.text):
+    looked_at = settings.calibration if settings.repair or settings.selection.needs_text else None
+    for text in (looked_at, settings.repair_text, settings.healing and settings.healing.text):
         for source in text.sources if text else ():
             if not source.endless and source.name not in counts:
                 least = wanted.windows if source.name in calibration else 0

@@ -83,7 +83,7 @@ def judge(base: EvalResult, pruned: EvalResult, answers: Sequence[Mapping[str, s
     text = max(ratios, key=ratios.__getitem__)
     before, after = base.probes_mean, pruned.probes_mean
     probes = ratio(before, after) if before and after and before.value else None
-    low, high = (probes.value - SURE * probes.stderr, probes.value + SURE * probes.stderr) if probes else (0.0, 1.0)
+    low, high = (probes.value - SURE * probes.error, probes.value + SURE * probes.error) if probes else (0.0, 1.0)
     found = Verdict(None, text, ratios[text], probes, _answers(answers), _repetition(base, pruned))
     if not found.answers or found.repeats or ratios[text] > FAR or high < LOST:
         return replace(found, keep=False)

@@ -12,9 +12,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from shortstack.evaluation import EvalResult
-from shortstack.evaluation.paired import Estimate, ratio
+from shortstack.evaluation.paired import Estimate, mean, ratio
 from shortstack.evaluation.perplexity import Perplexity
-from shortstack.evaluation.results import mean_result
 
 TRIALS = 3  # cuts that are tried at most for a share that is to be kept
 RECOVERED = 0.5  # of what single layers cost together, repair and healing bring back about so much: a first guess only
@@ -55,13 +54,13 @@ def lowest(shares: Mapping[str, Estimate]) -> tuple[str, Estimate]:
 
 def tasks_right(result: EvalResult) -> Estimate | None:
     """Average the tasks whose metric is a share of documents; None without any."""
-    shares = [task for task in result.tasks.values() if task.is_share]
-    return mean_result(shares) if shares else None
+    shares = [task.estimate for task in result.tasks.values() if task.is_share]
+    return mean(shares) if shares else None
 
 
 def _likelihood(base: Perplexity, pruned: Perplexity) -> Estimate:
     share = math.exp(base.loss - pruned.loss)
-    errors = [text.loss_stderr for text in (base, pruned) if not math.isnan(text.loss_stderr)]  # NaN of a single window
+    errors = [text.loss_stderr for text in (base, pruned) if text.loss_stderr is not None]  # None of a single window
     return Estimate(share, share * math.hypot(*errors))
 
 
