@@ -29,7 +29,7 @@ from shortstack.machine.device import AUTO, Compute, pick_device
 from shortstack.machine.files import check_new, rename_new
 from shortstack.machine.formats import option_words
 from shortstack.machine.locks import OutputLock
-from shortstack.machine.memory import Requirements
+from shortstack.machine.memory import Memory
 from shortstack.machine.options import changed_options, given
 from shortstack.machine.progress import Progress, in_notebooks, silent
 from shortstack.planning import Plan, select
@@ -38,7 +38,7 @@ from shortstack.pruning import prune
 from shortstack.scoring import score
 from shortstack.shrinking.budget import WRITING, Budget, check_minutes, fit, least_seconds
 from shortstack.shrinking.card import write_card
-from shortstack.shrinking.checks import Checked, check, needed
+from shortstack.shrinking.checks import Checked, check, needed_disk, needed_memory
 from shortstack.shrinking.measuring import configs, measure, side_by_side, time_both
 from shortstack.shrinking.options import ShrinkOptions
 from shortstack.shrinking.result import Candidate, Measured, ShrinkResult, Speed, judge
@@ -301,13 +301,14 @@ class Shrinker:
 
 def preview(
     model: Model, out: Path, options: ShrinkOptions, *, compute: Compute = AUTO
-) -> tuple[Budget, Requirements, float]:
+) -> tuple[Budget, Memory, int, float]:
     """Make every check of shrink(), and measure the speed of this machine; nothing is chosen or written.
 
-    Returns the amounts that fit into the time, the memory and disk that they take, and the time limit in seconds.
+    Returns the amounts that fit into the time, their memory, bytes on disk, and the time limit in seconds.
     """
     base, settings = Checkpoint.of(model), Settings.of(options)
     check_new(out)
     checked, seconds = check(base, out, settings, options, compute), settings.seconds(options)
     shrinker = Shrinker(base, settings, options, compute, checked, Clock(seconds), Stages(out, base), silent)
-    return shrinker._fit(), needed(base, settings, checked, options, compute), seconds
+    memory = needed_memory(base, settings, checked, compute)
+    return shrinker._fit(), memory, needed_disk(base, checked), seconds
