@@ -2,6 +2,7 @@
 
 ShortstackError                 exit code 1: it failed
 +-- TrainingError               healing diverged or cannot go on
+|   +-- TimeUpError             the time was up before the first step
 +-- InputError                  exit code 2: what was asked for cannot be done
     +-- CheckpointError         a checkpoint is missing, truncated, hostile or in a form that is refused
     +-- ArchitectureError       an architecture, or a cut of it, that cannot be expressed exactly
@@ -69,6 +70,10 @@ class ShortstackError(Exception):
 
 class TrainingError(ShortstackError):
     """Healing diverged or cannot go on."""
+
+
+class TimeUpError(TrainingError):
+    """The time was up before the first training step."""
 
 
 class InputError(ShortstackError):

@@ -10,7 +10,7 @@ from xml.etree import ElementTree
 import pytest
 
 from shortstack.cli.console import show_answers
-from shortstack.cli.options import going_on
+from shortstack.cli.options import resume_hint
 from shortstack.errors import ShortstackWarning
 from zoo import speaking
 
@@ -29,10 +29,10 @@ def test_own_warning_is_a_line_and_others_stay(command, monkeypatch):
 
 @pytest.mark.parametrize("stop", [KeyboardInterrupt, SystemExit(143)])
 def test_stopped_run_prints_how_to_continue(stop, capsys):
-    with pytest.raises((KeyboardInterrupt, SystemExit)), going_on("run the same command again"):
+    with pytest.raises((KeyboardInterrupt, SystemExit)), resume_hint("run the same command again"):
         raise stop
     assert capsys.readouterr().err == "To continue: run the same command again.\n"
-    with pytest.raises(ValueError, match="no"), going_on("run it again"):
+    with pytest.raises(ValueError, match="no"), resume_hint("run it again"):
         raise ValueError("no")
     assert not capsys.readouterr().err
 
