@@ -108,11 +108,7 @@ def line(tmp_path_factory: pytest.TempPathFactory) -> Path:
         chosen = ss.select_layers(scores, metric="ppl", drop="25%")
         chosen.save(folder / "plan.json")
         pruned = ss.prune(source, chosen, folder / "pruned")
-        ss.heal(
-            pruned,
-            folder / "healed",
-            ss.HealingTask(ss.TrainingData("pydoc", max_samples=16), schedule=ss.Schedule(num_train_epochs=1)),
-        )
+        ss.heal(pruned, folder / "healed", ss.HealingConfig("pydoc", max_samples=16, num_train_epochs=1))
     stores.write(folder / "runs", documents=20, nasty=False)
     return folder
 
