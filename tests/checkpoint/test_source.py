@@ -13,24 +13,17 @@ from shortstack.checkpoint import Checkpoint
 from shortstack.checkpoint.card import base_model
 from shortstack.checkpoint.file_names import DEMO_HUB_ID
 from shortstack.checkpoint.source import gguf_of
-from shortstack.cli import main
 from shortstack.errors import CheckpointError
 from zoo import tiny
 
 
-def test_a_folder_named_demo_comes_before_the_packaged_model(tmp_path, monkeypatch, capsys):
+def test_a_folder_named_demo_comes_before_the_packaged_model(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert base_model({"source": {"id": "demo"}}) == DEMO_HUB_ID
     shutil.copytree(tiny("llama"), "demo")
     assert Checkpoint.open("demo").anatomy.layers == 8
     assert gguf_of("demo") is None
     assert base_model({"source": {"id": "demo"}}) is None
-    words = ["plan", "demo", "--metric", "reverse", "--drop", "2", "--mergekit", "slices.yaml"]
-    monkeypatch.setattr("sys.argv", ["shortstack", *words])
-    with pytest.raises(SystemExit, match="0"):
-        main()
-    assert "model: demo" in (tmp_path / "slices.yaml").read_text()
-    assert "6-7" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -42,7 +35,7 @@ def test_names_that_are_one_file_elsewhere_are_refused(names, tmp_path):
         (tmp_path / "model" / name).write_text("{}", encoding="utf-8")
     if len([*(tmp_path / "model").iterdir()]) == len([*tiny("llama").iterdir()]) + 1:
         pytest.skip("they are one file here")
-    with pytest.raises(CheckpointError, match="one name on other systems"):
+    with pytest.raises(CheckpointError, match="one name"):
         Checkpoint.open(tmp_path / "model")
 
 

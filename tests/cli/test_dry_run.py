@@ -1,15 +1,25 @@
 """What a dry run prints of memory and disk."""
 
+import json
 import shutil
+from pathlib import Path
 
-from shortstack.cli.dry_run import lacking
+from shortstack.cli.dry_run import show_dry_run
+from shortstack.cli.options import Reporting
 from shortstack.machine.memory import Requirements
 
 
-def test_missing_disk_and_gpu_memory_are_named(tmp_path, monkeypatch):
+def test_missing_disk_and_gpu_memory_are_named(tmp_path, monkeypatch, capsys):
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr(shutil, "disk_usage", lambda _path: usage._replace(free=10))
     monkeypatch.setattr("shortstack.machine.memory.available_memory", {"cuda:1": 10**9, "cpu": 10**12}.get)
-    memory, disk = lacking(Requirements(2 * 10**9, 11, device="cuda:1"))
-    assert memory == "memory: 2.0 GB, of 1.0 GB"
-    assert disk == "disk: 11 B, of 10 B free"
+    for needed, lacking in (
+        (Requirements(2 * 10**9, 11, device="cuda:1"), ["memory", "disk"]),
+        (Requirements(2 * 10**9, 10), []),
+    ):
+        show_dry_run([("steps", "9")], needed, Reporting(json=True), output=Path("new"), data={"steps": 9})
+        found = json.loads(capsys.readouterr().out)
+        assert (found["steps"], found["lacking"], found["disk_free_bytes"]) == (9, lacking, 10)
+        show_dry_run([("steps", "9")], needed, Reporting(), output=Path("new"), data={})
+        out, err = capsys.readouterr()
+        assert ("does not fit" in out, "Next:" in err) == (bool(lacking), not lacking)

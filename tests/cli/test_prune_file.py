@@ -49,8 +49,8 @@ def test_plan_is_applied(place, command):
         ("prune", "whole.gguf", "--memory", "900GB", "-o", "small.gguf"),
         ("prune", ".", "--layers", "2", "-o", "small.gguf"),
         ("prune", "cut.gguf", "--layers", "2", "-o", "small.gguf"),
-        ("verify", "whole.gguf", "--against", "whole.gguf"),
-        ("verify", "whole.gguf", "--against", "."),
+        ("verify", "whole.gguf", "--base", "whole.gguf"),
+        ("verify", "whole.gguf", "--base", "."),
     ],
     ids=" ".join,
 )

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import io
 import json
 import math
 import os
-import re
 import shlex
 import shutil
 import subprocess
@@ -15,7 +13,6 @@ from collections.abc import Callable
 from pathlib import Path
 from unittest import mock
 
-import architectures
 import pytest
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models, pre_tokenizers
@@ -66,13 +63,10 @@ def test_missing_model(name, command, tmp_path):
     assert name in prune_refused(command, name)
 
 
-@pytest.mark.parametrize("error", ["transport", "not JSON"])
-def test_failing_hub(error, command, monkeypatch):
-    from huggingface_hub import errors
-
-    transport = errors.HfHubHTTPError.__bases__[0]
-    raised = transport("a page") if error == "transport" else json.JSONDecodeError("a page", "<html>", 0)
-    monkeypatch.setattr("huggingface_hub.snapshot_download", mock.Mock(side_effect=raised))
+def test_failing_hub(command, monkeypatch):
+    monkeypatch.setattr(
+        "huggingface_hub.snapshot_download", mock.Mock(side_effect=json.JSONDecodeError("a page", "", 0))
+    )
     assert "a page" in prune_refused(command, "org/model")
 
 
@@ -252,7 +246,6 @@ UNUSED = {
     "prune model -o out --layers 3": ("--num-samples 5", "--calibration-data x", "--repair-samples 9"),
     "profile model --no-speed": ("--batch-size 4", "--repeats 3"),
     "evaluate model": ("--limit 2",),
-    "verify model": ("--revision main",),
 }
 
 
@@ -264,27 +257,15 @@ def test_option_without_effect_is_refused(words, command, model):
         assert option.split()[0] in command.refused(*words.split(), *option.split())
 
 
-def test_inexact_cut_moves_to_the_nearest_exact_one(command, tmp_path):
-    folder = architectures.make("diffllama", tmp_path / "diffllama")
-    code, out, err = command("plan", folder, "--metric", "random", "--drop", "2", "--seed", "1", "--json")
-    assert code == 0
-    assert json.loads(out)["removed"] == [6, 7]
-    assert "6-7" in err
-    assert "6-7" in command.refused("plan", folder, "--layers", "2-3")
-    kept = command.refused("plan", folder, "--metric", "random", "--drop", "2", "--keep-last", "1")
-    assert "lambda_init" in kept, "a plan is never moved onto a layer that must stay"
-
-
 # The output
 
 
 def test_output_that_exists_or_lies_in_the_input(command, model, tmp_path):
     (tmp_path / "file").write_text("mine")
-    (tmp_path / "folder").mkdir()
     (tmp_path / "dangling").symlink_to("nowhere")
     (tmp_path / "link").symlink_to(model)
-    outputs = ["file", "folder", "folder/", ".", "/", "dangling", "link/config.json/..", "file/out", "x" * 300]
-    outputs += ["model", "model/", "model/.", "model/out", "model/out/", "model/a/b", "link", "link/out", "link/"]
+    outputs = ["file", ".", "/", "dangling", "file/out", "x" * 300]
+    outputs += ["model", "model/", "model/out", "model/a/b", "link", "link/out", "link/config.json/.."]
     for output in outputs:
         prune_refused(command, "model", output=output)
     prune_refused(command, "link/", output="model/out")
@@ -344,28 +325,6 @@ def test_verbose_shows_a_traceback(command):
 # What is printed
 
 
-def test_folder_is_a_model_whatever_its_name(command, tmp_path):
-    folder = make("llama", tmp_path / "scores.json")
-    code, out, _ = command("plan", folder, *PLAIN, "--json")
-    assert (code, json.loads(out)["removed"]) == (0, [6, 7])
-
-
-def test_verify_takes_the_revision_of_the_base_model(command, model, monkeypatch):
-    requested = []
-
-    def snapshot(name: str, *, revision: str, **_: object) -> str:
-        requested.append((name, revision))
-        return str(model)
-
-    monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot)
-    assert command("prune", model, *PLAIN, "-o", "out")[0] == 0
-    code, out, err = command("verify", "out", "--against", "org/model", "--revision", "v2")
-    assert (code, requested) == (0, [("org/model", "v2")])
-    assert "difference 0 without layers 6-7" in " ".join(re.sub("[│┃]", "", out).split())
-    assert "--revision" not in err
-    command.refused("verify", "out", "--against", model, "--revision", "v2")
-
-
 def test_next_step_can_be_pasted_whatever_the_names(command, model, tmp_path):
     code, _, err = command("score", model, "--metric", "reverse", "-o", "my scores.txt")
     assert code == 0
@@ -383,13 +342,6 @@ def test_list_names_every_choice(command):
     assert names >= {"random", "reverse", "magnitude-l1", "magnitude-l2", "taylor", "ppl", "bi"}, "the paper's seven"
     assert [row["name"] for row in found["methods"]] == ["partial", "lora", "rslora", "dora", "qlora", "full"]
     assert {"best", "paper-lora"} <= {row["name"] for row in found["recipes"]}
-
-
-def test_ascii_terminal_gets_a_table(command, monkeypatch):
-    terminal = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
-    monkeypatch.setattr(sys, "stdout", terminal)
-    assert command("list", "metrics")[0] == 0
-    assert b"sum over matrices" in terminal.buffer.getvalue()
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")

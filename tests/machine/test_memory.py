@@ -99,7 +99,7 @@ def test_model_without_room_is_refused_before_it_is_read(monkeypatch):
     monkeypatch.setattr(memory, "available_memory", lambda _device: whole - 1)
     with pytest.raises(InputError) as refused:
         Decoder.open(checkpoint, Compute(dtype="float32", device="cpu", stream=False))
-    assert str(checkpoint.directory) in str(refused.value)
+    assert checkpoint.source in str(refused.value)
     monkeypatch.undo()
     monkeypatch.setattr(memory, "available_memory", lambda _device: half)
     assert Decoder.open(checkpoint, Compute(dtype="bfloat16", device="cpu", stream=False)).dtype == "bfloat16"
@@ -107,9 +107,9 @@ def test_model_without_room_is_refused_before_it_is_read(monkeypatch):
 
 def test_room_is_refused_below_what_is_needed(monkeypatch):
     monkeypatch.setattr(memory, "available_memory", lambda _device: 8 * 10**9)
-    memory.check_room("a model", 8 * 10**9, "cpu")
-    with pytest.raises(InputError, match=r"a model: .*16\.0 GB.*cuda:0.*8\.0 GB"):
-        memory.check_room("a model", 16 * 10**9, "cuda:0")
+    memory.Memory(8 * 10**9).check("a model")
+    with pytest.raises(InputError, match=r"a model .*16\.0 GB.*cuda:0.*8\.0 GB"):
+        memory.Memory(16 * 10**9, "cuda:0").check("a model")
 
 
 @pytest.mark.parametrize(("memory", "streams"), [(10**4, True), (10**9, False)])

@@ -80,22 +80,18 @@ class Anatomy:
 def read_config(directory: Path) -> dict[str, Any]:
     """Read config.json as it is stored."""
     path = directory / "config.json"
-    fix = "point at a directory saved by save_pretrained, or at its hub id"
+    fix = "name a folder saved by save_pretrained, or a hub id"
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         if (directory / "adapter_config.json").exists():
-            raise CheckpointError(
-                "a PEFT adapter",
-                expected="a model",
-                fix="merge it into its base model first (peft: merge_and_unload)",
-                where=directory,
-            ) from error
-        raise CheckpointError("no such file", expected="the model's config.json", fix=fix, where=path) from error
+            adapter = f"{directory} is a PEFT adapter; merge it into its base model first (merge_and_unload)"
+            raise CheckpointError(adapter) from error
+        raise CheckpointError(f"{path} does not exist; {fix}") from error
     except (ValueError, RecursionError) as error:
-        raise CheckpointError(error, expected="JSON", fix=fix, where=path) from error
+        raise CheckpointError(f"{path} is not JSON ({one_line(error)}); {fix}") from error
     if not isinstance(config, dict) or not isinstance(config.get("model_type"), str):
-        raise CheckpointError(json.dumps(config)[:80], expected="a JSON object with a model_type", fix=fix, where=path)
+        raise CheckpointError(f"{path} has no model_type; {fix}")
     return config
 
 
@@ -105,12 +101,8 @@ def check_depth(raw: Mapping[str, Any], tensors: int, directory: Path) -> None:
         for name in COUNTS:
             count = config.get(name)
             if type(count) is int and not 0 < count <= max(2 * tensors, 1):  # longcat and dory store twice the number
-                raise CheckpointError(
-                    count,
-                    expected=f"{name} to be the layers of {tensors} tensors",
-                    fix="find the config that belongs to these weights",
-                    where=directory / "config.json",
-                )
+                wrong = f"{directory / 'config.json'}: {name} is {count:,} for {tensors} tensors"
+                raise CheckpointError(f"{wrong}; find the config that belongs to these weights")
 
 
 def meta_model(
@@ -132,10 +124,8 @@ def meta_model(
     except (StrictDataclassError, *UNBUILDABLE) as error:
         if is_out_of_memory(error):
             raise
-        expected, reason = "a config transformers accepts", f"{type(error).__name__}: {one_line(error)}"
-        raise CheckpointError(
-            reason, expected=expected, fix="correct the field", where=directory / "config.json"
-        ) from error
+        reason = f"{type(error).__name__}: {one_line(error)}"
+        raise CheckpointError(f"transformers rejects {directory / 'config.json'} ({reason}); correct it") from error
     _check_decoder_only(directory, config, raw)
     try:
         with init_empty_weights(include_buffers=False) if dtype else torch.device("meta"):
@@ -144,12 +134,9 @@ def meta_model(
     except UNBUILDABLE as error:
         if is_out_of_memory(error):
             raise
-        raise ArchitectureError(
-            f"{type(error).__name__}: {one_line(error)}",
-            expected=f"{raw['model_type']} to be built from its config",
-            fix="check the config, or install what it names",
-            where=directory,
-        ) from error
+        reason = f"{type(error).__name__}: {one_line(error)}"
+        wrong = f"{directory}: {raw['model_type']} cannot be built from its config ({reason})"
+        raise ArchitectureError(f"{wrong}; correct it, or install what it names") from error
     model.tie_weights()  # on the meta device some versions of transformers leave that undone
     return model
 
@@ -170,19 +157,12 @@ def _check_known(directory: Path, raw: Mapping[str, Any], trust_remote_code: boo
 
     if raw["model_type"] in CONFIG_MAPPING_NAMES or (raw.get("auto_map") and trust_remote_code):
         return
-    model_type = f"model_type {raw['model_type']!r}"
+    model_type = f"{directory}: model_type {raw['model_type']!r}"
     if raw.get("auto_map"):
-        raise CheckpointError(
-            f"{model_type}, which needs the checkpoint's own Python code",
-            expected="an architecture transformers ships",
-            fix="read that code, then allow it: trust_remote_code",
-            where=directory,
-        )
+        code = f"{model_type} needs the checkpoint's own Python code"
+        raise CheckpointError(f"{code}; read it, then allow it with trust_remote_code")
     raise ArchitectureError(
-        model_type,
-        expected=f"an architecture transformers {transformers.__version__} ships",
-        fix="update transformers if it is newer",
-        where=directory,
+        f"{model_type} is unknown to transformers {transformers.__version__}; update it if that is newer"
     )
 
 
@@ -190,18 +170,13 @@ def _check_decoder_only(directory: Path, config: PretrainedConfig, raw: Mapping[
     from transformers.models.auto import modeling_auto as auto
 
     def refuse(kind: str) -> None:
-        raise ArchitectureError(
-            kind,
-            expected="a decoder-only language model with one stack of layers",
-            fix="choose a causal language model",
-            where=directory,
-        )
+        raise ArchitectureError(f"{directory} is {kind}; choose a decoder-only language model with one stack of layers")
 
     if config.is_encoder_decoder:
         refuse(f"{config.model_type}, an encoder-decoder")
     known = auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.keys() | auto.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES.keys()
     if config.model_type not in known and not raw.get("auto_map"):
-        refuse(f"{config.model_type}, which has no causal language model in transformers")
+        refuse(f"{config.model_type}, of which transformers has no causal language model")
     if raw["model_type"] in UNSUPPORTED:
         refuse(f"{raw['model_type']}, {UNSUPPORTED[raw['model_type']]}")
     if config.model_type in auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES and getattr(config, "is_decoder", None) is False:
@@ -217,9 +192,7 @@ def dissect(model: PreTrainedModel, raw: Mapping[str, Any], directory: Path) -> 
     layers = len(model.get_submodule(layers_path))
     embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
     if head is None:
-        raise ArchitectureError(
-            "none", expected="a language model head", fix="choose a causal language model", where=directory
-        )
+        raise ArchitectureError(f"{directory} has no language model head; choose a causal language model")
     return Anatomy(
         model_type=model.config.model_type,
         architecture=type(model).__name__,
@@ -283,12 +256,8 @@ def _find_layers(model: PreTrainedModel, counts: Set[int], names: Mapping[int, s
     # Some get_decoder() name something else (ModernBERT's is the matrix of its head).
     lists = {name: size for name, size in everywhere.items() if name.startswith(root)} or everywhere
     if not lists:
-        raise ArchitectureError(
-            "none",
-            expected=f"a list of {' or '.join(map(str, sorted(counts)))} decoder layers in {type(model).__name__}",
-            fix="this architecture is not supported; open an issue with its config.json",
-            where=directory,
-        )
+        numbers = " or ".join(map(str, sorted(counts)))
+        raise ArchitectureError(f"{directory}: {type(model).__name__} has no list of {numbers} decoder layers")
     path: str = min(lists, key=lists.__getitem__)
     return path
 

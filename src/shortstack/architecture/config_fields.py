@@ -198,15 +198,10 @@ def cut_fields(cut: Cut) -> dict[str, Any]:
     return changes
 
 
-def _refusal(actual: str, *, expected: str, fix: str, where: str) -> ArchitectureError:
-    return ArchitectureError(actual, expected=expected, fix=fix, where=f"config.json, {where}")
-
-
 def _check_stays(needed: int, user: int, cut: Cut, *, name: str, what: str, fix: str) -> None:
     """Refuse a cut that removes a layer which a kept one uses; what: it has that is used."""
     if needed not in cut.kept:
-        expected = f"layer {needed} to be kept, since layer {user} uses its {what}"
-        raise _refusal(f"layer {needed} among those to remove", expected=expected, fix=fix, where=name)
+        raise ArchitectureError(f"config.json, {name}: layer {user} uses the {what} of layer {needed}; {fix}")
 
 
 def sharing_previous(name: str, value: Any, cut: Cut) -> None:
@@ -240,26 +235,18 @@ def halving(name: str, value: Any, cut: Cut) -> None:
     RWKV halves its hidden states every `value` layers.
     """
     if len(cut.kept) == 1:  # transformers initialises by layer / (layers - 1)
-        raise _refusal("one", expected="at least two layers of RWKV", fix="keep another", where=name)
+        raise ArchitectureError("RWKV has at least two layers; keep another")
     if not value or value < 0:
         return
     before, after = cut.layers // value, len(cut.kept) // value
-    unscaled = f"or first set {name} to 0 in the source's config.json"
+    unscaled = f"or first set {name} to 0 in the config.json of the base model"
     if before != after:
-        raise _refusal(
-            f"{after} in {len(cut.kept)} layers",
-            expected=f"the final norm to come after {before} halvings of the hidden states",
-            fix=f"keep at least {before * value} layers, {unscaled}",
-            where=name,
-        )
+        halved = f"config.json, {name}: hidden states would be halved {after} times, not {before}"
+        raise ArchitectureError(f"{halved}; keep at least {before * value} layers, {unscaled}")
     for new, old in enumerate(cut.kept):
         if old // value != new // value:
-            raise _refusal(
-                f"{new // value}, as layer {new} of the shortened model",
-                expected=f"layer {old} to come after {old // value} halvings of the hidden states",
-                fix=f"remove the tail, {unscaled}",
-                where=name,
-            )
+            halved = f"config.json, {name}: layer {old} would follow {new // value} halvings, not {old // value}"
+            raise ArchitectureError(f"{halved}; remove the tail, {unscaled}")
 
 
 def first_kind(name: str, value: Any, cut: Cut) -> None:
@@ -270,12 +257,8 @@ def first_kind(name: str, value: Any, cut: Cut) -> None:
     linear = "linear_attention"
     if cut.fields.get("model_type") == "minimax" and value[0] != linear and value[cut.kept[0]] == linear:
         first = next(layer for layer in range(cut.layers) if value[layer] != linear)
-        raise _refusal(
-            f"layer {cut.kept[0]}, of {linear}",
-            expected="a layer of full attention to be the first: generation counts its cached tokens there",
-            fix=f"keep layer {first}",
-            where=name,
-        )
+        counts = "generation counts cached tokens in the first layer, which must have full attention"
+        raise ArchitectureError(f"config.json, {name}: {counts}; keep layer {first}")
 
 
 # Fields by which layers depend on each other in ways that no new value can express.
@@ -321,8 +304,7 @@ NUMBER = re.compile(r"(?<![A-Za-z0-9_])\d+(?![A-Za-z0-9_])")
 def _renamed(name: str, paths: Collection[str], new_index: Mapping[int, int]) -> str | None:
     layer = re.fullmatch(rf"({'|'.join(map(re.escape, paths))})\.(\d+)(\..*)?", name)
     if PATTERN.search(name) and NUMBER.search(name) and (not layer or OTHER_THAN_STARS.search(name)):
-        expected, fix = "layers named one by one", "replace it by the names it stands for"
-        raise _refusal(f"the pattern {name!r}", expected=expected, fix=fix, where="quantization_config")
+        raise ArchitectureError(f"quantization_config: the pattern {name!r} may mean layers; replace it by their names")
     if not layer:
         return name
     new = new_index.get(int(layer[2]))

@@ -44,12 +44,10 @@ class LayerNames:
         best = [path for path in complete if likeness(path) == max(map(likeness, complete))]
         if len(best) == 1:
             return cls(best[0], anatomy.layers)
-        seen = {path: len(numbers) for path, numbers in numbered.items()}
+        seen = ", ".join(f"{len(numbers)} of {path}" for path, numbers in numbered.items()) or "no layer numbers"
+        wanted = f"tensors of {anatomy.layer(0)} to {anatomy.layer(anatomy.layers - 1)}"
         raise CheckpointError(
-            f"numbered prefixes {seen}" if seen else "no tensor with a layer number",
-            expected=f"tensors named {anatomy.layer(0)} to {anatomy.layer(anatomy.layers - 1)}",
-            fix="check that the weights belong to this config; a form that fuses layers must be converted first",
-            where=directory,
+            f"{directory} has {seen} in place of {wanted}; find the config that belongs to these weights"
         )
 
     @classmethod

@@ -64,12 +64,8 @@ class _Comparison:
         return lists and len(old) == self.counts[0] and [old[layer] for layer in self.kept] == list(new)
 
     def refusal(self, where: str, name: str, old: Any, new: Any) -> ArchitectureError:
-        return ArchitectureError(
-            f"{new!r} in the shortened model",
-            expected=f"{old!r} to stay what it is",
-            fix="choose other layers: this architecture derives it from the depth or the layer's position",
-            where=f"{self.directory}, {where}, {name}",
-        )
+        change = f"{name} would be {new!r} in place of {old!r}"
+        return ArchitectureError(f"{self.directory}, {where}: {change}; choose other layers to remove")
 
 
 def check_cut(
@@ -85,18 +81,10 @@ def check_cut(
     _check_images(model.config, kept, directory)
     after, rebuilt = built(config, directory, trust_remote_code)
     if rebuilt.layers != len(kept):
-        raise ArchitectureError(
-            rebuilt.layers,
-            expected=f"a model of {len(kept)} layers from the pruned config",
-            fix="this architecture is not supported; open an issue with its config.json",
-            where=directory,
-        )
+        raise ArchitectureError(f"{directory}: the pruned config builds {rebuilt.layers} layers, not {len(kept)}")
     if _counts_tokens(model) and not _counts_tokens(after):
         raise ArchitectureError(
-            "layers of other kinds alone",
-            expected="an attention layer to stay: generation counts its cached tokens there",
-            fix="keep one of the attention layers",
-            where=directory,
+            f"{directory}: no attention layer would stay, in which generation counts cached tokens; keep one of them"
         )
     comparison = _Comparison(model, after, anatomy.layers_path, kept, directory)
     _compare_layers(comparison, rebuilt.layers_path)
@@ -111,12 +99,7 @@ def _check_images(config: Any, kept: Sequence[int], directory: Path) -> None:
     spatial = (getattr(config, "spatial_target_layers", None) or ()) if mapped else ()
     last = max([len(levels) - 1, *(layer for _, layer in mapped), *spatial])
     if [*kept[: last + 1]] != [*range(last + 1)]:
-        raise ArchitectureError(
-            f"others, with layers {', '.join(map(str, kept[: last + 1]))} in their places",
-            expected=f"layers 0 to {last} to stay: features of images enter them by their numbers",
-            fix="remove later ones",
-            where=directory,
-        )
+        raise ArchitectureError(f"{directory}: image features enter layers 0 to {last} by number; remove later layers")
 
 
 def built(config: Mapping[str, Any], directory: Path, trust_remote_code: bool) -> tuple[PreTrainedModel, Anatomy]:
@@ -124,9 +107,7 @@ def built(config: Mapping[str, Any], directory: Path, trust_remote_code: bool) -
     try:
         return blueprint(config, directory, trust_remote_code)
     except (CheckpointError, ArchitectureError) as error:
-        raise ArchitectureError(
-            error.found, expected="the pruned config to build", fix="choose other layers", where=directory
-        ) from error
+        raise ArchitectureError(f"the pruned config is refused: {error.message}") from error
 
 
 def blueprint(

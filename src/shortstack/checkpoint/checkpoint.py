@@ -26,9 +26,8 @@ from shortstack.checkpoint.source import commit_of, locate
 from shortstack.errors import CheckpointError, InputError, one_line
 from shortstack.machine.cache import cache_directory, content_key, kept_folder, make_room, mark_used
 from shortstack.machine.files import check_disk, digest, file_digest
-from shortstack.machine.memory import check_room
+from shortstack.machine.memory import Memory
 from shortstack.machine.progress import Progress, hush_transformers, silent
-from shortstack.machine.typed import typed
 
 if TYPE_CHECKING:
     import torch
@@ -59,7 +58,6 @@ class Checkpoint:
     in_memory: bool = False
 
     @classmethod
-    @typed
     def open(
         cls,
         model: str | Path,
@@ -245,11 +243,15 @@ class Checkpoint:
         Raises:
             InputError: the weights do not fit.
         """
-        check_room(self.directory, self.loaded_bytes(dtype), device, fix=fix)
+        Memory(self.loaded_bytes(dtype), device).check(f"loading {self.source}", fix)
+
+    @property
+    def quantised(self) -> bool:
+        return bool(self.config.get("quantization_config"))
 
     def loaded_bytes(self, dtype: torch.dtype) -> int:
         """Count the bytes that the weights take in memory: quantised ones as stored, unless they are unpacked on loading."""
-        if not self.config.get("quantization_config"):
+        if not self.quantised:
             return self.parameters * dtype.itemsize
         unpacked = how_to_load(self.config) and sum(weight.numel() for weight in self.blueprint.parameters())
         return unpacked * dtype.itemsize if unpacked else self.weight_bytes
@@ -281,11 +283,9 @@ class Checkpoint:
             if report.get(kind)
         }
         if wrong:
+            found = ", ".join(f"{len(names)} {kind} such as {names[0]}" for kind, names in wrong.items())
             raise CheckpointError(
-                "; ".join(f"{len(names)} {kind}: {names[:3]}" for kind, names in wrong.items()),
-                expected="weights that fit the config",
-                fix="download or save the checkpoint again",
-                where=self.directory,
+                f"{self.directory}: weights do not fit the config ({found}); download or save it again"
             )
         if device_map is not None:
             return model.eval()
@@ -313,21 +313,15 @@ class Checkpoint:
                     **how_to_load(self.config),
                 )
         except ImportError as error:
+            fix = "install that, or start from the unquantised model"
             raise CheckpointError(
-                one_line(error),
-                expected="the libraries its weights need",
-                fix="install what it names, or start from the unquantised model",
-                where=self.directory,
+                f"a library for the weights of {self.source} is missing ({one_line(error)}); {fix}"
             ) from error
         except ValueError as error:
             if "offload_folder" not in str(error):
                 raise
-            raise InputError(
-                f"less with {device_map}",
-                expected="room in the memory of all devices: weights that are joined as they are read cannot lie on disk",
-                fix="leave it out: a model that does not fit is read layer by layer",
-                option="device_map",
-            ) from error
+            joined = f"weights of {self.source} are joined as they are read, so that none can lie on disk"
+            raise InputError(f"{joined}; leave it out to read layer by layer", option="device_map") from error
         return loaded
 
     @property
@@ -360,8 +354,7 @@ class Checkpoint:
         return tokenizer
 
     def _no_tokenizer(self, reason: str) -> CheckpointError:
-        expected, fix = "a tokenizer (tokenizer.json)", "copy the tokenizer's files beside the weights"
-        return CheckpointError(reason, expected=expected, fix=fix, where=self.directory)
+        return CheckpointError(f"{self.directory} has no tokenizer ({reason}); copy its files beside the weights")
 
     def derived(self, folder: Path) -> Checkpoint:
         """Open what was made from this one, trusting remote code if that is trusted."""
@@ -414,15 +407,16 @@ def _saved(model: Any) -> Path:
 
 
 def _check_plain(model: Any) -> None:
-    expected, fix = "a directory, a hub id, a Checkpoint or a loaded model of transformers", "give one of them"
     if not hasattr(model, "save_pretrained") or not hasattr(model, "config"):
-        raise InputError(type(model).__name__, expected=expected, fix=fix, where="the model")
+        kinds = "a folder, a hub id, a Checkpoint or a loaded model of transformers"
+        raise InputError(f"a {type(model).__name__} is no model; give {kinds}")
     away = next((name for name, weight in model.named_parameters() if weight.is_meta), None)
     quantised = getattr(model, "hf_quantizer", None) is not None
     if quantised or hasattr(model, "peft_config") or away:
         kind = "quantised weights" if quantised else f"{away} elsewhere" if away else "adapters"
-        fix = "name its directory; merge_and_unload() adapters first"
-        raise InputError(kind, expected="plain weights in memory", fix=fix, where="the model")
+        raise InputError(
+            f"the model has {kind}, not plain weights in memory; name its folder, and merge adapters first"
+        )
 
 
 def _weights_digest(model: PreTrainedModel) -> str:

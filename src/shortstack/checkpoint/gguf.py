@@ -91,12 +91,9 @@ def _convert(path: Path, out: Path, *, said: Path) -> None:
         bare = type(error) is Exception  # the tokenizers library raises no other of what it cannot read
         if is_out_of_memory(error) or (not bare and not isinstance(error, UNREADABLE)):
             raise
-        raise CheckpointError(
-            f"one that is truncated, damaged or unknown ({type(error).__name__}: {one_line(error)})",
-            expected="a GGUF file of an architecture transformers reads",
-            fix="download it again, or start from the safetensors checkpoint",
-            where=said,
-        ) from error
+        reason = f"it is damaged, or of an unknown architecture ({type(error).__name__}: {one_line(error)})"
+        fix = "download it again, or start from the safetensors checkpoint"
+        raise CheckpointError(f"transformers cannot read {said}: {reason}; {fix}") from error
     # A model read from GGUF refuses to be saved while it remembers that it was quantised, which its weights no longer are.
     model.hf_quantizer = None
     vars(model.config).pop("quantization_config", None)

@@ -116,7 +116,7 @@ class GgufFile:
         """The architecture, which prefixes the names of its metadata: llama, qwen2."""
         entry = self.entries.get("general.architecture")
         if entry is None or entry.kind != STRING or not entry.value:
-            raise broken(self.parts[0], "general.architecture", "none")
+            raise broken(self.parts[0], "has no general.architecture")
         return str(entry.value)
 
     @property
@@ -143,7 +143,7 @@ def read_gguf(path: Path) -> GgufFile:
     tensors = tuple(tensor for part in read for tensor in part.tensors)
     names = {tensor.name for tensor in tensors}
     if len(names) != len(tensors):
-        raise broken(path, "tensors of different names", "two of one name")
+        raise broken(path, "has two tensors of one name")
     return GgufFile(parts, read[0].version, read[0].entries, tensors)
 
 
@@ -158,9 +158,9 @@ def _parts_of(path: Path) -> tuple[Path, ...]:
     missing = next((part for part in parts if not part.is_file()), None)
     elsewhere = [part for part in parts if part.resolve().parent != path.resolve().parent]
     if missing or not parts:
-        raise broken(missing or path, f"all {len(parts)} parts of the model", "no such file")
+        raise broken(missing or path, f"is missing, one of {len(parts)} parts of the model")
     if elsewhere:
-        raise broken(elsewhere[0], f"a file in the folder of {path.name}", f"a link to {elsewhere[0].resolve()}")
+        raise broken(elsewhere[0], f"is a link to {elsewhere[0].resolve()}, in another folder")
     return parts
 
 
@@ -169,12 +169,11 @@ def _read_part(path: Path) -> GgufFile:
         with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
             return _Part(path, mapped).read()
     except _Truncated:
-        size = path.stat().st_size
-        raise broken(path, "a whole GGUF file", f"a truncated file of {size:,} bytes") from None
+        raise broken(path, f"is a GGUF file truncated after {path.stat().st_size:,} bytes") from None
     except KeyError as error:
-        raise broken(path, "metadata of a kind that GGUF has", f"kind {error.args[0]}") from error
+        raise broken(path, f"has metadata of kind {error.args[0]}, which GGUF does not have") from error
     except (OSError, ValueError) as error:  # the latter of an empty file
-        raise broken(path, "a readable GGUF file", str(error)) from error
+        raise broken(path, f"is not a GGUF file ({error})") from error
 
 
 class _Truncated(Exception):
@@ -232,16 +231,18 @@ class _Part:
 
     def read(self) -> GgufFile:
         if self.cursor.take(4) != MAGIC:
-            raise broken(self.path, "a GGUF file, which starts with 'GGUF'", repr(bytes(self.data[:4])))
+            raise broken(self.path, f"is not a GGUF file: it starts with {bytes(self.data[:4])!r}")
         version = self.cursor.number(UINT32)
         if version not in VERSIONS:
-            raise broken(self.path, f"GGUF in version {' or '.join(map(str, VERSIONS))}, little-endian", str(version))
+            raise broken(
+                self.path, f"is GGUF of version {version}, not {' or '.join(map(str, VERSIONS))} in little-endian"
+            )
         tensors, entries = self.cursor.number(UINT64), self.cursor.number(UINT64)
         metadata = self._metadata(entries)
         declared = [self._declared() for _ in range(tensors)]
         alignment = _alignment(metadata)
         if type(alignment) is not int or alignment < 8 or alignment & (alignment - 1):
-            raise broken(self.path, "general.alignment as a power of two", repr(alignment))
+            raise broken(self.path, f"has general.alignment {alignment!r}, which is no power of two")
         return GgufFile((self.path,), version, metadata, self._placed(declared, alignment))
 
     def _metadata(self, count: int) -> dict[str, Entry]:
@@ -249,7 +250,7 @@ class _Part:
         for _ in range(count):
             name, kind = self.cursor.text(), self.cursor.number(UINT32)
             if name in entries:
-                raise broken(self.path, "metadata of different names", f"{name!r} twice")
+                raise broken(self.path, f"has metadata {name!r} twice")
             start = self.cursor.at
             of = self.cursor.skip(kind)
             entries[name] = Entry(kind, bytes(self.data[start : self.cursor.at]), of)
@@ -258,7 +259,7 @@ class _Part:
     def _declared(self) -> tuple[str, tuple[int, ...], int, int]:
         name, dimensions = self.cursor.text(), self.cursor.number(UINT32)
         if dimensions > MAX_DIMENSIONS:
-            raise broken(self.path, f"at most {MAX_DIMENSIONS} dimensions of {name!r}", str(dimensions))
+            raise broken(self.path, f"has {name!r} in {dimensions} dimensions, more than {MAX_DIMENSIONS}")
         shape = tuple(self.cursor.number(UINT64) for _ in range(dimensions))
         return name, shape, self.cursor.number(UINT32), self.cursor.number(UINT64)
 
@@ -274,12 +275,11 @@ class _Part:
         if starts[-1] >= end - first:
             raise _Truncated
         if len(starts) != len(declared) or any(start % alignment for start in starts):
-            raise broken(self.path, f"tensors at places of their own, {alignment} bytes aligned", "others")
+            raise broken(self.path, f"has tensors at shared places, or not aligned at {alignment} bytes")
         for name, shape, kind, start in declared:
             needed, there = stored_bytes(shape, kind), following[start] - start
             if needed is not None and there < needed:
-                room = f"room for {there:,}, in a file that ends after {end:,} bytes"
-                raise broken(self.path, f"the {needed:,} bytes of {name!r}", room)
+                raise broken(self.path, f"has {there:,} of the {needed:,} bytes of {name!r}, and ends after {end:,}")
         return tuple(
             GgufTensor(name, shape, kind, Span(self.path, first + start, first + following[start]))
             for name, shape, kind, start in declared

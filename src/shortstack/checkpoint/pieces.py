@@ -62,8 +62,8 @@ class WrittenFile:
     sha256: str
 
 
-def broken(path: Path, expected: str, actual: str) -> CheckpointError:
-    return CheckpointError(actual, expected=expected, fix="download or save this file again", where=path)
+def broken(path: Path, wrong: str) -> CheckpointError:
+    return CheckpointError(f"{path} {wrong}; download or save it again")
 
 
 def write_pieces(path: Path, pieces: Iterable[Piece], on_bytes: Callable[[int], None]) -> WrittenFile:
@@ -117,7 +117,7 @@ def _read(span: Span, buffer: bytearray) -> Iterator[memoryview]:
         while left:
             count = file.readinto(memoryview(buffer)[:left])
             if not count:
-                raise broken(span.path, f"bytes up to {span.end}", f"the end of the file at {span.end - left}")
+                raise broken(span.path, f"ends after {span.end - left:,} bytes, and has {span.end:,} by its header")
             yield memoryview(buffer)[:count]
             left -= count
 

@@ -86,17 +86,9 @@ def skipped_layers(checkpoint: Checkpoint, against: Checkpoint) -> frozenset[int
     earlier = list((against.record.get("layer_map") or {str(i): i for i in range(against.anatomy.layers)}).values())
     if len(kept) != checkpoint.anatomy.layers or not set(kept) <= set(earlier):
         raise CheckpointError(
-            f"layers {kept} of its original",
-            expected=f"a cut of {against.source}",
-            fix="name the model it was made from",
-            where=checkpoint.source,
+            f"{checkpoint.source} is not a cut of {against.source}; name the base model", option="base"
         )
     skipped = frozenset(index for index, original in enumerate(earlier) if original not in kept)
     if not skipped and checkpoint.record["verb"] == "prune":
-        raise CheckpointError(
-            "one with the same layers",
-            expected="the model the cut was made from",
-            fix="name the model with all its layers",
-            where=against.source,
-        )
+        raise CheckpointError(f"{against.source} has no more layers; name the base model", option="base")
     return skipped

@@ -57,12 +57,8 @@ class StoredTensor:
         """Keep only the `kept` of the `count` equal blocks that the tensor consists of along an axis."""
         row = math.prod(self.shape[axis:]) * self.bits
         if self.shape[axis] % count or row % (8 * count):
-            raise CheckpointError(
-                f"shape {list(self.shape)} of {self.dtype}",
-                expected=f"{self.name} as {count} equal blocks along axis {axis}",
-                fix="find the config that belongs to these weights",
-                where=self.file,
-            )
+            wrong = f"{self.name} of shape {list(self.shape)} is not {count} equal blocks along axis {axis}"
+            raise CheckpointError(f"{self.file}: {wrong}; find the config that belongs to these weights")
         assert isinstance(self.data, Span)  # noqa: S101  cut once, from what was read
         width = row // 8 // count
         shape = (*self.shape[:axis], self.shape[axis] // count * len(kept), *self.shape[axis + 1 :])
@@ -77,7 +73,7 @@ def read_into(tensor: StoredTensor, buffer: memoryview) -> None:
         file.seek(tensor.data.start)
         count = file.readinto(buffer)
     if count < tensor.size:
-        raise broken(tensor.file, f"{tensor.size} bytes of {tensor.name}", f"{count}")
+        raise broken(tensor.file, f"has {count:,} of the {tensor.size:,} bytes of {tensor.name}")
 
 
 def read_shard(path: Path) -> list[StoredTensor]:
@@ -120,7 +116,7 @@ def _read_header(path: Path) -> tuple[dict[str, Any], int]:
             length = int.from_bytes(file.read(8), "little")
             header: dict[str, Any] = json.loads(file.read(length))
     except (OSError, SafetensorError) as error:
-        raise broken(path, "a readable safetensors file", one_line(error)) from error
+        raise broken(path, f"is not a whole safetensors file ({one_line(error)})") from error
     return header, 8 + length
 
 

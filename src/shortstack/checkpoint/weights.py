@@ -49,12 +49,7 @@ def read_weight(tensor: StoredTensor, buffer: Tensor | None = None) -> Tensor:
 
 def _dtype(tensor: StoredTensor) -> torch.dtype:
     if tensor.dtype not in DTYPES:
-        raise CheckpointError(
-            tensor.dtype,
-            expected=f"{tensor.name} in one of {', '.join(DTYPES)}",
-            fix="start from the unquantised model",
-            where=tensor.file,
-        )
+        raise CheckpointError(f"{tensor.file}: {tensor.name} is in {tensor.dtype}; start from the unquantised model")
     return DTYPES[tensor.dtype]
 
 
@@ -85,7 +80,7 @@ def check_fit(checkpoint: Checkpoint, *, extra_heads: bool = True) -> None:
     extra_heads: layers past the last (MTP heads), which go with a cut, may be there. Quantised weights have forms of their
     own, which are not checked.
     """
-    if checkpoint.config.get("quantization_config"):
+    if checkpoint.quantised:
         return
     model = meta_model(checkpoint.directory, trust_remote_code=checkpoint.trust_remote_code)
     blank = {
@@ -99,32 +94,19 @@ def check_fit(checkpoint: Checkpoint, *, extra_heads: bool = True) -> None:
     for kind, names, fix in (
         ("missing", report.missing_keys, "download the checkpoint again"),
         ("of another shape", report.mismatched_keys, "find the config that belongs to these weights"),
-        (
-            "without a place in the model",
-            report.unexpected_keys,
-            "save it again by save_pretrained, which leaves them out",
-        ),
+        ("without a place in the model", report.unexpected_keys, "save it again by save_pretrained"),
         ("not convertible", report.conversion_errors, "find the config that belongs to these weights"),
     ):
         if names:
-            shown = ", ".join(sorted(map(_described, names))[:3])
-            raise CheckpointError(
-                f"{len(names)} {kind}: {shown}",
-                expected="the weights that config.json describes",
-                fix=fix,
-                where=checkpoint.directory,
-            )
+            shown = f"{len(names)} weights are {kind}: {', '.join(sorted(map(_described, names))[:3])}"
+            raise CheckpointError(f"{checkpoint.directory}: {shown}; {fix}")
 
 
 def check_unquantised(checkpoint: Checkpoint, what_for: str, verb: str) -> None:
     """Refuse quantised weights, which would be written in another form than they have."""
-    if checkpoint.config.get("quantization_config"):
-        raise CheckpointError(
-            "a quantised checkpoint",
-            expected=f"16- or 32-bit weights {what_for}",
-            fix=f"{verb} the unquantised model, then quantise",
-            where=checkpoint.directory,
-        )
+    if checkpoint.quantised:
+        quantised = f"{checkpoint.source} is quantised, and weights of 16 or 32 bits are needed {what_for}"
+        raise CheckpointError(f"{quantised}; {verb} the unquantised model, then quantise")
 
 
 def _described(name: Any) -> str:
@@ -214,12 +196,7 @@ def _known(checkpoint: Checkpoint, name: str) -> StoredTensor:
         tied = _stored(checkpoint, embedding)
         tensor = replace(tied, name=name) if tied else None
     if tensor is None:
-        raise CheckpointError(
-            "none of that name",
-            expected=f"a stored tensor for {name}",
-            fix="report this checkpoint",
-            where=checkpoint.directory,
-        )
+        raise CheckpointError(f"{checkpoint.directory} stores no tensor for {name}; report this checkpoint")
     return tensor
 
 
@@ -231,20 +208,11 @@ def _blank(checkpoint: Checkpoint, names: Iterable[str]) -> dict[str, Tensor]:
 def _as_stored(checkpoint: Checkpoint, name: str, weight: Tensor) -> StoredTensor:
     known = _known(checkpoint, name)
     if known.dtype not in TRAINABLE:
-        raise CheckpointError(
-            known.dtype,
-            expected=f"{name} in 16 or 32 bits",
-            fix="heal a model stored in float32, float16 or bfloat16, and convert or quantise it then",
-            where=checkpoint.directory,
-        )
+        fix = "heal a model stored in float32, float16 or bfloat16, and convert it then"
+        raise CheckpointError(f"{checkpoint.directory} stores {name} in {known.dtype}; {fix}")
     stored = weight.to(DTYPES[known.dtype])
     if not torch.isfinite(stored).all():
-        largest = torch.finfo(stored.dtype).max
-        raise CheckpointError(
-            f"{weight.abs().max():g}",
-            expected=f"{name} in numbers that {known.dtype} holds, up to {largest:g}",
-            fix="store the model in bfloat16 or float32 first, or train at a lower rate",
-            where=checkpoint.directory,
-        )
+        found = f"{name} reaches {weight.abs().max():g}, and {known.dtype} holds {torch.finfo(stored.dtype).max:g}"
+        raise CheckpointError(f"{found}; store the model in bfloat16 or float32 first, or train at a lower rate")
     data = stored.contiguous().flatten().view(torch.uint8).numpy().tobytes()
     return replace(known, shape=tuple(weight.shape), data=data)

@@ -74,9 +74,7 @@ class CheckpointWriter:
         self.files: dict[str, WrittenFile] = {}
         here, there = self.out.resolve(), source.resolve()
         if here == there or there in here.parents:
-            raise OutputError(
-                f"it is in {source}", expected="an output outside the input", fix="name another place", where=self.out
-            )
+            raise OutputError(f"{self.out} lies in {source}, which is read; name another place", option="output")
         check_new(self.out, make_folders=True)
         check_disk(self.out, nbytes)
         self.lock, self.opened = OutputLock(self.out), ExitStack()

@@ -28,7 +28,7 @@ def evaluate(
 
     with session.report.bars() as progress:
         checkpoint = session.source.open(model, progress)
-        other = session.open_base_if_there(base, checkpoint, progress)
+        other = session.open_base(base, checkpoint, progress)
         ready = prepare(checkpoint, config, base=other, compute=session.compute)
         result = ready[0].measure(progress)
     try:

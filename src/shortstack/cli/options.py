@@ -190,7 +190,7 @@ class Reporting:
 
 
 def is_quantised(checkpoint: Checkpoint) -> bool:
-    return bool(checkpoint.config.get("quantization_config"))
+    return checkpoint.quantised
 
 
 @contextmanager
@@ -217,20 +217,16 @@ class Session:
         return replace(self.source, revision=None)
 
     def open_base(self, base: str | None, pruned: Checkpoint, progress: Progress) -> Checkpoint | None:
-        """Open the base model: as named, or the one on record where `base` is RECORDED. None: there is none."""
+        """Open the base model: as named, or the one on record where `base` is RECORDED.
+
+        None if there is none, or with a warning if the one on record cannot be opened.
+        """
         name = pruned.made_from if base == RECORDED else base
         try:
             return self.open_unpruned(name, pruned, progress) if name else None
         except InputError as error:
-            raise error.about("base") from None
-
-    def open_base_if_there(self, base: str | None, pruned: Checkpoint, progress: Progress) -> Checkpoint | None:
-        """Open the base model; warn where the one on record cannot be opened."""
-        try:
-            return self.open_base(base, pruned, progress)
-        except InputError as error:
             if base != RECORDED:
-                raise
+                raise error.about("base") from None
             self.report.warn(f"nothing is compared: {error}. Give --base, or --no-base")
             return None
 

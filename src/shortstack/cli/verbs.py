@@ -6,7 +6,7 @@ VERBS = {
     "score": "Score every layer by one or more metrics, in one pass over the layers.",
     "plan": "Select the layers to remove, from scores or a model.",
     "prune": "Write the model without some layers, by copying bytes.",
-    "verify": "Check that a checkpoint is whole and computes what it should.",
+    "verify": "Check that a pruned model is whole and computes what it should.",
     "heal": "Train a pruned checkpoint to get back what it lost.",
     "evaluate": "Measure perplexity, tasks and probes, and compare them with the base model.",
     "profile": "Count parameters, bytes and operations; measure speed and memory, in turns with the base model.",

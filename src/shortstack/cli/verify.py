@@ -39,7 +39,7 @@ def verify(
 
     with session.report.bars() as progress:
         checkpoint = session.source.open(directory, progress)
-        opened = session.open_base_if_there(base, checkpoint, progress)
+        opened = session.open_base(base, checkpoint, progress)
         result = verify_checkpoint(
             checkpoint, base=opened, device=device, stream=session.compute.stream, progress=progress
         )

@@ -80,7 +80,7 @@ class Decoder(Layered):
 
     def enter(self, ids: Tensor, sets: Sequence[SkippedLayers] = (UNPRUNED,)) -> WalkState:
         """Begin a walk before layer 0, which the embedded token ids enter."""
-        check_positions(self, ids.shape[1], "length", fix="ask for fewer tokens, with max_length when healing")
+        check_positions(self, ids.shape[1], "length", fix="ask for fewer")
         self.check_direct()
         entered: list[State] = []
 
@@ -194,12 +194,8 @@ class Decoder(Layered):
         """Refuse a model that computes something between its layers."""
         self.forms()
         if self._gap is not None:
-            raise ArchitectureError(
-                f"layer {self._gap} gets another input: the model loops, or computes between layers",
-                expected="each layer to take the output of the one before it",
-                fix="cut it by the metric reverse, or name its layers; scoring and healing walk layer by layer",
-                where=self.anatomy.architecture,
-            )
+            loops = f"{self.anatomy.architecture} computes between its layers or loops over them: see layer {self._gap}"
+            raise ArchitectureError(f"{loops}; choose layers by the metric reverse or name them, and do not heal it")
 
 
 def layer_forwards(layers: int, sets: Sequence[SkippedLayers], *, filling: Set[int] = frozenset()) -> int:

@@ -73,12 +73,8 @@ def check_states(hidden: Tensor, batch: int, length: int) -> None:
         ArchitectureError: they are of another form.
     """
     if hidden.shape[:2] != (batch, length):
-        raise ArchitectureError(
-            f"hidden states of the form {tuple(hidden.shape)}",
-            expected=f"one for each of {batch} x {length} tokens",
-            fix="take another model: losses of this one are not computed",
-            where="behind the last layer",
-        )
+        shape = f"hidden states of shape {tuple(hidden.shape)}, not one for each of {batch} x {length} tokens"
+        raise ArchitectureError(f"the last layer returns {shape}: losses of this model are not computed")
 
 
 def predicting(ids: Tensor, hidden: Tensor, counted: Tensor | None = None) -> tuple[Tensor, Tensor]:

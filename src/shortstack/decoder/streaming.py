@@ -18,7 +18,7 @@ from shortstack.checkpoint import Checkpoint
 from shortstack.checkpoint.checkpoint import ALIGNMENT
 from shortstack.checkpoint.weights import load_into, read_weight
 from shortstack.errors import CheckpointError
-from shortstack.machine.memory import available_memory, check_room
+from shortstack.machine.memory import Memory, available_memory
 
 SPARE = 0.8  # of the memory there is; the rest is for activations
 Weights = Mapping[str, Tensor]
@@ -27,26 +27,21 @@ Weights = Mapping[str, Tensor]
 def must_stream(checkpoint: Checkpoint, dtype: torch.dtype, device: str) -> bool:
     """Say whether the weights, turned into `dtype`, take more memory than the device has to spare.
 
-    Quantised ones are not read layer by layer: check_room() says whether they fit.
+    Quantised ones are not read layer by layer.
     """
-    if checkpoint.config.get("quantization_config"):
+    if checkpoint.quantised:
         return False
     return checkpoint.parameters * dtype.itemsize > SPARE * available_memory(device)
 
 
 def check_streamable(checkpoint: Checkpoint, dtype: torch.dtype, device: str) -> None:
     """Refuse a model that cannot be read layer by layer."""
-    if checkpoint.config.get("quantization_config"):
-        raise CheckpointError(
-            "quantised ones",
-            expected="weights in 16 or 32 bits, to be read layer by layer",
-            fix="leave stream out, or start from the unquantised model",
-            where=checkpoint.directory,
-        )
+    if checkpoint.quantised:
+        raise CheckpointError(f"quantised weights of {checkpoint.source} are not read layer by layer; leave stream out")
     around, largest = checkpoint.sizes.other_parameters * dtype.itemsize, max(checkpoint.sizes.layer_bytes)
     needed = {"cpu": around + 2 * largest} if device == "cpu" else {device: around + largest, "cpu": 2 * largest}
     for place, nbytes in needed.items():
-        check_room(checkpoint.directory, nbytes, place, layers=True)
+        Memory(nbytes, place).check(f"reading {checkpoint.source} layer by layer")
 
 
 class LayerWeights:
@@ -151,12 +146,7 @@ class LayerWeights:
         report = load_into(self.model, weights, dtype=self._dtype, device=self._device)
         wrong = [*report.mismatched_keys, *report.conversion_errors, *report.error_msgs]
         if wrong:
-            raise CheckpointError(
-                f"{len(wrong)} that do not: {wrong[0]}",
-                expected="weights that fit the config",
-                fix="download or save the checkpoint again",
-                where=self._checkpoint.directory,
-            )
+            raise self._broken(f"{len(wrong)} weights do not fit the config, {wrong[0]} among them")
         if not self._tied:  # the head is tied unless it came by itself
             self.model.tie_weights(missing_keys=report.missing_keys, recompute_mapping=False)
             self._tied = True
@@ -176,12 +166,10 @@ class LayerWeights:
         else:
             missing = [name for module, name in self._own[layer] if module.get_parameter(name).is_meta]
         if missing:
-            raise CheckpointError(
-                f"{len(missing)} missing: {missing[:3]}",
-                expected="a stored tensor for every weight" + ("" if layer is None else f" of layer {layer}"),
-                fix="download or save the checkpoint again; if it loads without stream, open an issue with its config",
-                where=self._checkpoint.directory,
-            )
+            raise self._broken(f"{len(missing)} weights are missing, {missing[0]} among them")
+
+    def _broken(self, wrong: str) -> CheckpointError:
+        return CheckpointError(f"{self._checkpoint.directory}: {wrong}; download or save the checkpoint again")
 
 
 def _places(layer: nn.Module, shared: Set[int]) -> Iterator[tuple[nn.Module, str]]:

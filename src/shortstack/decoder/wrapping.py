@@ -78,7 +78,7 @@ class Layered:
 
         None where nothing of it can be read alone: it is quantised.
         """
-        if checkpoint.config.get("quantization_config"):
+        if checkpoint.quantised:
             return None
         decoder = cls.open(checkpoint, replace(compute, stream=True, device_map=None))
         decoder.shared_out = compute.device_map is not None
@@ -123,12 +123,7 @@ class Layered:
     def check_in_one_place(self, what_for: str) -> None:
         """Refuse a model that accelerate has shared out, whose weights come and go."""
         if self.shared_out or any(hasattr(layer, "_hf_hook") for layer in self.layers):
-            raise InputError(
-                "layers that are shared out",
-                expected=f"weights in one place, {what_for}",
-                fix="leave it out: a model that does not fit is read layer by layer",
-                option="device_map",
-            )
+            raise InputError(f"weights are needed in one place, {what_for}; leave it out", option="device_map")
 
     def finish(self, ids: Tensor, start: tuple[int, Tensor] | None = None, **inputs: Any) -> Tensor:
         """Return the last layer's output [batch, length, width] in one forward of the model: to train, and with a cache.
@@ -175,12 +170,8 @@ class Layered:
     def check_bare(self, fix: str) -> None:
         """Refuse a decoder whose layers hand on more."""
         if not self.bare:
-            raise ArchitectureError(
-                "layers that also share keys and values, a selection of tokens or router states",
-                expected="layers that hand on hidden states alone",
-                fix=fix,
-                where=self.anatomy.architecture,
-            )
+            shared = "keys and values, a selection of tokens or router states"
+            raise ArchitectureError(f"layers of {self.anatomy.architecture} also share {shared}; {fix}")
 
     @property
     def _slots(self) -> set[Slot]:

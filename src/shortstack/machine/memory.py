@@ -51,17 +51,24 @@ def _available_on_gpu(device: str) -> int:
     return int(free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device))
 
 
-def check_room(where: object, nbytes: int, device: str, *, layers: bool = False, fix: str = "") -> None:
-    """Refuse weights that need more than a device's free memory: the system would kill this process, or swap for hours.
+@dataclass(frozen=True)
+class Memory:
+    """Memory that work takes at most, without the libraries that the process has loaded.
 
-    nbytes: bytes of the weights. layers: they are read layer by layer already. fix: advice, if the caller has some.
+    streamed: layers are read one by one.
     """
-    free = available_memory(device)
-    if nbytes <= free:
-        return
-    what = "two layers" if layers else "the weights"
-    fix = fix or f"free memory, or try {'the CPU or ' if device.startswith('cuda') else ''}bfloat16"
-    raise InputError(f"{where}: {what} need {size(nbytes)} of memory on {device}, and {size(free)} are free; {fix}")
+
+    nbytes: int
+    device: str = "cpu"
+    streamed: bool = False
+
+    def check(self, work: object, fix: str = "") -> None:
+        """Refuse work for which the device has too little: the system would kill the process, or swap for hours."""
+        free = available_memory(self.device)
+        if self.nbytes > free:
+            fix = fix or f"free memory, or try {'the CPU or ' if self.device.startswith('cuda') else ''}bfloat16"
+            needed = f"{size(self.nbytes)} of memory on {self.device}, and {size(free)} are free"
+            raise InputError(f"{work} takes {needed}; {fix}")
 
 
 def _left_by_ulimit(memory_info: Any) -> Iterator[int]:

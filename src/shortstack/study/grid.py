@@ -145,7 +145,7 @@ def expanded(value: Any, seen: dict[int, Any] | None = None) -> Any:
     seen = {} if seen is None else seen
     if isinstance(value, dict | list) and id(value) not in seen:
         pairs = value.items() if isinstance(value, dict) else enumerate(value)
-        items = {key: expanded(item, seen) for key, item in pairs}
+        items = {expanded(key): expanded(item, seen) for key, item in pairs}
         seen[id(value)] = items if isinstance(value, dict) else [*items.values()]
     if isinstance(value, dict | list):
         return seen[id(value)]
