@@ -319,12 +319,13 @@ def test_page_has_verdict_figures_table_answers_and_origin_in_order(one):
 # Words
 
 
-def test_healings_have_the_options_in_which_those_of_a_name_differ():
+def test_healings_have_their_names_where_those_tell_them_apart():
     first, second = ({"name": "a", "method": "lora", "learning_rate": lr, "data": "alpaca"} for lr in (1e-4, 1e-5))
-    found = factors([settings(heal=first), settings(heal=second), settings(heal={**first, "name": "b"})])
-    assert [each["heal"] for each in found] == ["a (learning rate 0.0001)", "a (learning rate 1e-05)", "b"]
-    found = factors([settings(heal=first), settings(heal={**first, "data": "dolly"})])
-    assert [(each["heal"], each["data"]) for each in found] == [("a", "alpaca"), ("a", "dolly")]
+    found = factors([settings(heal=first), settings(heal=second)])
+    assert [each["heal"] for each in found] == ["lora (learning rate 0.0001)", "lora (learning rate 1e-05)"]
+    found = factors([settings(heal=first), settings(heal={**first, "name": "b", "data": "dolly"})])
+    assert [(each["heal"], each["data"]) for each in found] == [("lora", "alpaca"), ("lora", "dolly")]
+    assert factors([settings(heal=first), settings(heal={**second, "name": "b"})])[0]["heal"] == "a"
 
 
 # Whole studies

@@ -63,15 +63,19 @@ def _selection(metric: str | None, strategy: str | None, layers: str | None) -> 
 
 
 def _healing(heal: Mapping[str, Any], heals: Sequence[Mapping[str, Any]]) -> str:
-    """Return the name of a way to heal, with the options in which others of that name differ, but for their data."""
+    """Return a word for a way to heal, whatever its data: its name if it alone has it, else what tells it from others."""
 
-    def name(heal: Mapping[str, Any]) -> str:
-        return str(heal.get("name") or heal.get("method") or "healed")
+    def options(heal: Mapping[str, Any]) -> dict[str, Any]:
+        return {key: value for key, value in heal.items() if key not in (*DATA, "name")}
 
-    peers = [other for other in heals if name(other) == name(heal)]
-    options = {key: value for key, value in heal.items() if key not in (*DATA, "name")}
-    differing = {key: value for key, value in options.items() if any(other.get(key) != value for other in peers)}
-    return words({"name": name(heal), **differing})
+    own, name = options(heal), heal.get("name")
+    if name and all((other.get("name") == name) == (options(other) == own) for other in heals):
+        return str(name)
+    peers = [options(other) for other in heals if other.get("method") == heal.get("method")]
+    return words(
+        {key: value for key, value in own.items() if key == "method" or any(peer.get(key) != value for peer in peers)},
+        "healed",
+    )
 
 
 def words(value: Any, none: str = "none") -> str:
