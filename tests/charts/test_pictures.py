@@ -15,7 +15,7 @@ from shortstack.charts.chart import Chart, Point, Series, axis
 from shortstack.charts.picture import MARGIN, Panel, Picture
 from shortstack.charts.rows import Bars, Dot, Layer, dots, stack
 from shortstack.errors import InputError, OutputError
-from shortstack.healing.healer import loss_picture
+from shortstack.healing.result import loss_picture
 from shortstack.scoring.depths import Depth, DepthCurve
 from shortstack.scoring.metrics import removal_order
 

@@ -86,12 +86,6 @@ def test_free_gpu_memory_counts_what_torch_keeps_so_a_second_model_loads(monkeyp
     assert memory.available_memory("cuda:0") == 10**10
 
 
-def test_requirements_of_two_pieces_of_work_are_of_the_larger_device():
-    scoring, writing = memory.Requirements(900, device="cuda"), memory.Requirements(100, disk_bytes=50)
-    for both in (scoring.then(writing), writing.then(scoring)):
-        assert both == memory.Requirements(900, 50, device="cuda")
-
-
 def test_model_without_room_is_refused_before_it_is_read(monkeypatch):
     checkpoint = Checkpoint.open(tiny("llama"))
     half, whole = checkpoint.parameters * 2, checkpoint.parameters * 4

@@ -58,13 +58,13 @@ def _preview(model: str, output: Path, options: ShrinkOptions, session: Session)
 
     with session.report.bars() as progress:
         base = session.source.open(model, progress)
-        budget, requirements, seconds = preview(base, output, options, compute=session.compute)
+        budget, memory, disk, seconds = preview(base, output, options, compute=session.compute)
     amounts = {name: value for name, value in asdict(budget).items() if options.tasks or name != "documents"}
     limit = seconds if math.isfinite(seconds) else None
     rows = [*((name.replace("_", " "), str(value)) for name, value in amounts.items())]
     rows.append(("time limit", duration(limit) if limit else "none"))
     data = {"budget": amounts, "seconds": limit}
-    show_dry_run(rows, requirements, session.report, output=output, data=data)
+    show_dry_run(rows, memory, disk, session.report, output=output, data=data)
 
 
 def show_shrink(result: ShrinkResult) -> None:

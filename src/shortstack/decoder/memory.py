@@ -22,11 +22,14 @@ ACTIVATION_BYTES = 34  # of a token in a layer that trains, for each number of i
 
 @dataclass(frozen=True)
 class Training:
-    """What trains. first: the first layer that is not cached; parameters: trained ones; tokens: of a batch."""
+    """What trains. first: the first layer that is not cached; parameters: trained ones, `added` of them by adapters;
+    tokens: of a batch.
+    """
 
     first: int
     parameters: int
     tokens: int
+    added: int = 0
 
 
 def estimate_memory(
@@ -86,6 +89,6 @@ def _written_bytes(checkpoint: Checkpoint, dtype: torch.dtype) -> int:
 def _training_bytes(checkpoint: Checkpoint, dtype: torch.dtype, training: Training) -> int:
     """Count the weights from the first layer on, the states of what trains, and the activations of a batch."""
     layers = checkpoint.sizes.layer_parameters[training.first :]
-    weights = (checkpoint.sizes.other_parameters + sum(layers)) * dtype.itemsize
+    frozen = checkpoint.sizes.other_parameters + sum(layers) - (training.parameters - training.added)
     activations = training.tokens * checkpoint.width * len(layers) * ACTIVATION_BYTES
-    return weights + STATE_BYTES * training.parameters + activations
+    return frozen * dtype.itemsize + STATE_BYTES * training.parameters + activations

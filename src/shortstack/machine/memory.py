@@ -51,14 +51,14 @@ def _available_on_gpu(device: str) -> int:
     return int(free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, order=True)
 class Memory:
-    """Memory that work takes at most, without the libraries that the process has loaded.
+    """Memory that work takes at most, without the libraries that the process has loaded; max() of several stages.
 
     streamed: layers are read one by one.
     """
 
-    nbytes: int
+    nbytes: int = 0
     device: str = "cpu"
     streamed: bool = False
 
