@@ -119,7 +119,7 @@ def place(line: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("COLUMNS", "100")
     monkeypatch.setattr("shortstack.study.workers.local", lambda workers=1: inline())
     monkeypatch.setattr("shortstack.shrinking.stages.Clock", lambda *_, **__: Clock(25.0))  # whatever the minutes
-    monkeypatch.setattr("shortstack.shrinking.line.LEAST_HEALING", 0.0)
+    monkeypatch.setattr("shortstack.shrinking.line.least_healing", lambda *_, **__: 0.0)
     monkeypatch.setattr("shortstack.shrinking.measuring.TIMING", Timing((1,), prompt=8, new_tokens=2, repeats=2))
     monkeypatch.setattr("shortstack.shrinking.measuring.ANSWER_TOKENS", 8)
     monkeypatch.chdir(tmp_path)

@@ -28,7 +28,7 @@ from transformers.integrations import TensorBoardCallback
 from transformers.trainer_callback import ProgressCallback
 
 from shortstack.checkpoint.safetensors import save_tensors
-from shortstack.errors import InputError, TrainingError
+from shortstack.errors import InputError, TimeUpError, TrainingError
 from shortstack.healing.budget import Deadline
 from shortstack.healing.config import HealingConfig
 from shortstack.healing.learner import IGNORED, Data, Ordered
@@ -328,7 +328,7 @@ class _Rules(TrainerCallback):  # type: ignore[misc]
         if not self.deadline or not self.rate:
             return
         if not state.global_step and not self.deadline.fits():
-            raise TrainingError("the time was up before the first step; allow more minutes")
+            raise TimeUpError("the time was up before the first step; allow more minutes")
         self.step_began = self.deadline.clock.used
         for group in optimizer.param_groups:
             group["lr"] = group["initial_lr"] * self.rate(self.deadline.middle)

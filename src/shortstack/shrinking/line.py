@@ -20,8 +20,9 @@ from shortstack.data import Text
 from shortstack.data.sources import OWN
 from shortstack.decoder import with_own_text
 from shortstack.decoder.wrapping import arithmetic
-from shortstack.errors import ShortstackError
+from shortstack.errors import ShortstackError, TimeUpError
 from shortstack.healing import Healing, heal
+from shortstack.healing import least_seconds as least_healing
 from shortstack.machine.cache import content_key
 from shortstack.machine.clock import Clock
 from shortstack.machine.device import AUTO, Compute, pick_device
@@ -48,7 +49,6 @@ from shortstack.shrinking.stages import Stages, TimedProgress, open_stages
 SLOWER = 1.6  # times what measuring the base model took, by its share of layers, measuring a pruned model may take
 TIMED_BY = REPAIRED_BY = 0.7  # shares of the time after which a cut is not timed, not repaired
 CONCLUDING = 6.0  # seconds for card and report
-LEAST_HEALING = 20.0  # seconds; with less nothing heals
 NO_TIME = "no time was left"
 
 
@@ -226,15 +226,18 @@ class Shrinker:
         if config is None:
             return pruned, None
         clock = until if self.settings.heals_by_clock and until.seconds < math.inf else None
-        if clock and clock.left < LEAST_HEALING:
-            return pruned, None
         place = self.stages.folder / f"healed{trial}"
         base, speed = self.base if config.needs_base else None, self.speed if clock else None
+        if clock and clock.left < least_healing(pruned, config, base=base, speed=self.speed):
+            return pruned, None
 
         def healed() -> Healing:
             return heal(pruned, place, config, base=base, clock=clock, speed=speed, progress=self.progress)
 
-        healing = self.stages.result(f"healing{trial}", Healing, healed)
+        try:
+            healing = self.stages.result(f"healing{trial}", Healing, healed)
+        except TimeUpError:  # the machine became slower
+            return pruned, None
         return self.base.derived(place), healing
 
     def search(self, share: float) -> tuple[Candidate, tuple[TriedCut, ...]]:
