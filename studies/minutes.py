@@ -25,6 +25,7 @@ from typing import Any
 
 import torch
 import transformers
+from shortstack.shrinking.clock import STAGE
 
 import shortstack as ss
 from shortstack.charts import Picture
@@ -33,7 +34,6 @@ from shortstack.charts.drawing import HEIGHT
 from shortstack.charts.picture import Panel
 from shortstack.evaluation.suites import TASKS as KNOWN
 from shortstack.machine.formats import show_layers
-from shortstack.shrinking.clock import STAGE
 
 HERE = Path(__file__).parent
 JUDGED, WINDOWS, ITEMS, SKIPPED, LIMIT = 17, 40, 50, 1000, 150

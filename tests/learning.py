@@ -5,7 +5,7 @@ import torch
 from shortstack.checkpoint import Checkpoint
 from shortstack.data import Example
 from shortstack.decoder import Decoder
-from shortstack.healing import HealingTask, Objective, Schedule, TrainingData
+from shortstack.healing import HealingConfig
 from shortstack.healing.frozen import Freezer
 from shortstack.healing.learner import Learner
 
@@ -14,20 +14,19 @@ EXAMPLES = [
     Example(tuple(range(20, 27)), (False,) * 3 + (True,) * 4),
     Example((5, 9, 30, 31), (False, False, False, True)),
 ]
-SHORT = HealingTask(
-    TrainingData("pydoc", max_length=32, max_samples=16), schedule=Schedule(num_train_epochs=1, learning_rate=1e-2)
-)
+SHORT = HealingConfig("pydoc", max_length=32, max_samples=16, num_train_epochs=1, learning_rate=1e-2)
 
 
 def weights(folder):
     return (folder / "model.safetensors").read_bytes()
 
 
-def learning(checkpoint: Checkpoint, method, objective=None, teacher=None, examples=EXAMPLES):
-    """Examples and what is frozen of them, and the module that learns from them, in float32."""
-    freezer = Freezer(checkpoint, torch.float32, "cpu", objective or Objective(), teacher)
+def learning(checkpoint: Checkpoint, method, config=SHORT, teacher=None, examples=EXAMPLES):
+    """Return examples with what is frozen of them, and the module that learns from them, in float32."""
+    freezer = Freezer(checkpoint, torch.float32, "cpu", config, teacher)
     first = method.first(checkpoint)
     frozen = freezer.fill(freezer.planned(examples, first))
     load = Decoder.tail if first else Decoder.load
     decoder = load(checkpoint, *([first] if first else []), dtype=torch.float32)
-    return frozen, Learner(decoder, first, method.prepare(checkpoint, decoder), freezer.objective)
+    how = {"temperature": config.temperature, "next_token_weight": config.next_token_weight}
+    return frozen, Learner(decoder, first, method.prepare(checkpoint, decoder), **how)

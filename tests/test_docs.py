@@ -108,11 +108,7 @@ def line(tmp_path_factory: pytest.TempPathFactory) -> Path:
         chosen = ss.select_layers(scores, metric="ppl", drop="25%")
         chosen.save(folder / "plan.json")
         pruned = ss.prune(source, chosen, folder / "pruned")
-        ss.heal(
-            pruned,
-            folder / "healed",
-            ss.HealingTask(ss.TrainingData("pydoc", max_samples=16), schedule=ss.Schedule(num_train_epochs=1)),
-        )
+        ss.heal(pruned, folder / "healed", ss.HealingConfig("pydoc", max_samples=16, num_train_epochs=1))
     stores.write(folder / "runs", documents=20, nasty=False)
     return folder
 
@@ -123,7 +119,7 @@ def place(line: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("COLUMNS", "100")
     monkeypatch.setattr("shortstack.study.workers.local", lambda workers=1: inline())
     monkeypatch.setattr("shortstack.shrinking.stages.Clock", lambda *_, **__: Clock(25.0))  # whatever the minutes
-    monkeypatch.setattr("shortstack.shrinking.line.LEAST_HEALING", 0.0)
+    monkeypatch.setattr("shortstack.shrinking.line.least_healing", lambda *_, **__: 0.0)
     monkeypatch.setattr("shortstack.shrinking.measuring.TIMING", Timing((1,), prompt=8, new_tokens=2, repeats=2))
     monkeypatch.setattr("shortstack.shrinking.measuring.ANSWER_TOKENS", 8)
     monkeypatch.chdir(tmp_path)

@@ -43,7 +43,7 @@ CALLS = {"copy_file_range", "fsync", "rename", "replace", "mkdir"} & {*dir(os)} 
 def healed(data: Path, out: Path) -> None:
     small = {"max_length": 32, "num_train_epochs": 2, "per_device_train_batch_size": 4}
     config = HealingConfig(data=str(data / "lines.jsonl"), method=Partial(train_last=1), **small)
-    heal(data / "model", out, config, resume=True)
+    heal(data / "model", out, config)
 
 
 VERBS: dict[str, Callable[[Path, Path], object]] = {

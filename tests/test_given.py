@@ -142,10 +142,10 @@ def test_a_model_heals_on_rows(folder, tmp_path):
     file.write_text("".join(json.dumps({"messages": chat}) + "\n" for chat in CHATS))
 
     def healed(data, name):
-        task = ss.HealingTask(
-            data, ss.Partial(train_last=1), schedule=ss.Schedule(num_train_epochs=1, per_device_train_batch_size=8)
+        config = ss.HealingConfig(
+            data, method=ss.Partial(train_last=1), num_train_epochs=1, per_device_train_batch_size=8
         )
-        return ss.heal(str(folder), tmp_path / name, task).history
+        return ss.heal(str(folder), tmp_path / name, config).history
 
     of_rows, of_file = healed((chat for chat in CHATS), "rows"), healed(str(file), "file")
     assert of_rows.steps > 0

@@ -4,8 +4,8 @@
 >>> model = ss.Checkpoint.open("demo")  # doctest: +SKIP
 >>> plan = ss.select_layers(model, metric="ppl", drop="25%")  # doctest: +SKIP
 >>> pruned = ss.prune(model, plan, "pruned")  # doctest: +SKIP
->>> data = ss.TrainingData({"self": 1, "pydoc": 1, "copying": 0.5}, max_samples=200)  # doctest: +SKIP
->>> ss.heal(pruned, "healed", ss.HealingTask(data, objective=ss.Objective("distill"), teacher=model))  # doctest: +SKIP
+>>> config = ss.HealingConfig({"self": 1, "pydoc": 1, "copying": 0.5}, loss="distill", max_samples=200)  # doctest: +SKIP
+>>> ss.heal(pruned, "healed", config, base=model)  # doctest: +SKIP
 >>> ss.evaluate(ss.Checkpoint.open("healed")).perplexity["pydoc"].value  # doctest: +SKIP
 
 Names are imported when first used, so `import shortstack` itself is quick.

@@ -11,15 +11,10 @@ from .exporting import push_to_hub as push_to_hub
 from .healing import Full as Full
 from .healing import Healing as Healing
 from .healing import HealingConfig as HealingConfig
-from .healing import HealingTask as HealingTask
-from .healing import IterativeSchedule as IterativeSchedule
 from .healing import Lora as Lora
-from .healing import Objective as Objective
 from .healing import Partial as Partial
-from .healing import Schedule as Schedule
-from .healing import TrainingData as TrainingData
 from .healing import heal as heal
-from .healing import heal_in_turns as heal_in_turns
+from .healing import prune_iteratively as prune_iteratively
 from .machine import Compute as Compute
 from .machine import progress_bar as progress_bar
 from .planning import Plan as Plan

@@ -2,6 +2,7 @@
 
 ShortstackError                 exit code 1: it failed
 +-- TrainingError               healing diverged or cannot go on
+|   +-- TimeUpError             the time was up before the first step
 +-- InputError                  exit code 2: what was asked for cannot be done
     +-- CheckpointError         a checkpoint is missing, truncated, hostile or in a form that is refused
     +-- ArchitectureError       an architecture, or a cut of it, that cannot be expressed exactly
@@ -37,7 +38,7 @@ def one_line(error: BaseException) -> str:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Say whether an error tells that no memory was left, whichever library met it.
+    """Return whether an error means out of memory, whichever library raised it.
 
     >>> is_out_of_memory(RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 4 bytes"))
     True
@@ -50,13 +51,7 @@ class ShortstackError(Exception):
 
     exit_code = 1
 
-    def __init__(self, message: object, *, option: str = "", **old: Any) -> None:
-        # `old` (found, expected, fix, where) is the form that is being replaced
-        self.found, self.where = str(message), str(old.get("where", ""))
-        self.expected, self.fix = old.get("expected", ""), old.get("fix", "")
-        if old:
-            message = f"expected {self.expected}, found {message}; {self.fix}"
-            message = f"{self.where}: {message}" if self.where else message
+    def __init__(self, message: object, *, option: str = "") -> None:
         self.message, self.option = str(message), option
         super().__init__(f"{option}: {self.message}" if option else self.message)
 
@@ -68,17 +63,6 @@ class ShortstackError(Exception):
         """Return the same error with a place before it, such as "my.yaml, line 7"."""
         return type(self)(f"{place}: {self}")
 
-    def but(self, **parts: Any) -> Self:
-        """Return the same error with other parts (being replaced by about() and at())."""
-        old = {name: getattr(self, name) for name in ("expected", "fix", "where")} if self.expected else {}
-        return type(self)(**{"message": self.found, "option": self.option} | old | parts)
-
-    def in_file(self, place: str) -> Self:
-        return self.at(place)
-
-    def place(self, option: str) -> str:
-        return ": ".join(filter(None, (option, self.where)))
-
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickle an error, since those of a worker reach who started it."""
         return partial(type(self), self.message, option=self.option), ()
@@ -86,6 +70,10 @@ class ShortstackError(Exception):
 
 class TrainingError(ShortstackError):
     """Healing diverged or cannot go on."""
+
+
+class TimeUpError(TrainingError):
+    """The time was up before the first training step."""
 
 
 class InputError(ShortstackError):

@@ -16,7 +16,7 @@ from shortstack.checkpoint import Checkpoint
 from shortstack.checkpoint.card import CardContent, licence_of, model_card
 from shortstack.data import Text
 from shortstack.data.text import public_names
-from shortstack.healing import HealingTask, Partial, Schedule, TrainingData, heal
+from shortstack.healing import HealingConfig, Partial, heal
 from shortstack.machine.device import Compute
 from shortstack.pruning import prune, verify
 from shortstack.repairing.repairer import RepairWalk
@@ -44,13 +44,16 @@ def cut_and_healed(tmp_path):
     text, compute = Text("pydoc", samples=12, length=16), Compute(seed=3)
     pruned = prune(source, plan(8, layers="3-4"), tmp_path / "pruned", repair=text, compute=compute)
     (tmp_path / "chats.jsonl").write_text("".join(json.dumps({"text": f"line {n} " * 9}) + "\n" for n in range(40)))
-    data = TrainingData({"pydoc": 1, str(tmp_path / "chats.jsonl"): 0.5}, max_length=32, max_samples=16)
-    task = HealingTask(
-        data,
+    config = HealingConfig(
+        {"pydoc": 1, str(tmp_path / "chats.jsonl"): 0.5},
+        max_length=32,
+        max_samples=16,
         method=Partial(train_last=1),
-        schedule=Schedule(num_train_epochs=1, per_device_train_batch_size=4, learning_rate=0.01),
+        num_train_epochs=1,
+        per_device_train_batch_size=4,
+        learning_rate=0.01,
     )
-    heal(pruned, tmp_path / "out", task)
+    heal(pruned, tmp_path / "out", config)
     return tmp_path
 
 
@@ -122,12 +125,10 @@ def test_public_names_have_no_folder(data, private):
 
 
 @pytest.mark.parametrize("data", ["{0}/chats.jsonl", "{1}/plain"])
-def test_heal_by_the_clock_names_no_folder_in_card_or_record(data, private, tmp_path):
-    """A timed healing keeps the options that repeat it, its data among them."""
+def test_heal_names_no_folder_in_card_or_record(data, private, tmp_path):
     pruned = prune(Checkpoint.open(speaking(tmp_path / "MODEL")), plan(8, layers="3-4"), tmp_path / "pruned")
-    training = TrainingData(data.format(private, private.name), max_length=32, max_samples=16)
-    schedule = Schedule(minutes=0.2, per_device_train_batch_size=4)
-    heal(pruned, tmp_path / "out", HealingTask(training, method=Partial(train_last=1), schedule=schedule))
+    how = {"max_length": 32, "max_samples": 16, "max_steps": 1, "method": Partial(train_last=1)}
+    heal(pruned, tmp_path / "out", HealingConfig(data.format(private, private.name), **how))
     healing = json.loads((tmp_path / "out" / "shortstack.json").read_text())["healing"]
     for written in ((tmp_path / "out" / "README.md").read_text(), json.dumps(healing)):
         assert private.name not in written
@@ -161,7 +162,7 @@ def test_the_base_model_is_one_of_the_hub_or_left_out(source, base):
 
 
 def test_a_healing_whose_weights_were_not_kept_is_not_said_to_have_trained():
-    healing = {"method": {"name": "lora"}, "objective": {"loss": "sft"}, "schedule": {}, "data": {"data": "pydoc"}}
+    healing = {"config": {"method": "lora", "loss": "sft", "data": ["pydoc"]}}
     for best, said in (
         (0, "lowered no held-out loss: their weights are as they were"),
         (2, "layers were trained by lora"),
@@ -171,7 +172,7 @@ def test_a_healing_whose_weights_were_not_kept_is_not_said_to_have_trained():
 
 
 def test_the_commands_of_several_turns_name_what_each_makes():
-    healing = {"method": {"name": "partial"}, "objective": {"loss": "sft"}, "schedule": {}, "data": {"data": "pydoc"}}
+    healing = {"config": {"method": "partial", "loss": "sft", "data": ["pydoc"]}}
     step = record("org/name", revision="0123abc", plan=PLAN)
     for verb, more in (("heal", {"healing": {**healing, "samples": 3}}), ("prune", {"plan": PLAN}), ("repair", {})):
         step = record("a folder", verb=verb, origin=step, **more)
@@ -208,8 +209,8 @@ def test_what_comes_from_outside_is_no_markup():
         why=HARM,
         compared={HARM: 1.0},
     )
-    parts = {"objective": {"loss": HARM}, "schedule": {HARM: HARM}, "data": {"data": HARM}, "samples": 3}
-    step = record(HARM, verb="heal", versions={"shortstack": HARM}, healing={"method": {"name": HARM}, **parts})
+    healing = {"config": {"method": HARM, "loss": HARM, "data": [HARM], HARM: HARM}, "samples": 3}
+    step = record(HARM, verb="heal", versions={"shortstack": HARM}, healing=healing)
     card = model_card(HARM, step, content)
     text = card.partition("---\n\n")[2]
     kinds, code, shown = markup(text)

@@ -149,15 +149,6 @@ def test_a_commit_is_that_of_the_hubs_own_cache(tmp_path: Path) -> None:
     assert commit_of(tmp_path / "models--org--name" / "snapshots" / "mine") is None
 
 
-HEALED = {
-    "method": {"name": "lora"},
-    "objective": {"loss": "sft"},
-    "schedule": {},
-    "data": {"data": "pydoc"},
-    "samples": 3,
-}
-
-
 @pytest.fixture(scope="module")
 def cut(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return prune(Checkpoint.open(tiny("llama")), plan(8, drop=1), tmp_path_factory.mktemp("cut") / "cut").directory
@@ -177,7 +168,7 @@ def cut(tmp_path_factory: pytest.TempPathFactory) -> Path:
         {"versions": None},
         {"healing": {"method": "lora"}},
         {"repair": {"kept": True}},
-        {"healing": {**HEALED, "repeat": [1]}},
+        {"healing": {"config": {"method": "lora", "loss": "sft", "data": "pydoc"}, "samples": 3}},
     ],
     ids=str,
 )

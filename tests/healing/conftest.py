@@ -1,7 +1,5 @@
-"""One tiny model for all tests of healing that only read it, and signals as a terminal sends them."""
+"""One tiny model for all tests of healing that only read it."""
 
-import signal
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -19,11 +17,3 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def source(folder: Path) -> Checkpoint:
     return Checkpoint.open(folder)
-
-
-@pytest.fixture(autouse=True)
-def interruptible() -> Iterator[None]:
-    """SIGINT raises KeyboardInterrupt, also where the tests were started in the background, which ignores it."""
-    earlier = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, earlier)

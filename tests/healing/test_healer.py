@@ -10,13 +10,12 @@ from transformers import AutoModelForCausalLM
 
 from learning import EXAMPLES, SHORT, learning
 from shortstack.checkpoint import Checkpoint
-from shortstack.decoder import Decoder
-from shortstack.decoder.own_text import Writer
+from shortstack.decoder import Decoder, memory
+from shortstack.decoder.wrapping import LOGIT_BYTES
 from shortstack.errors import ArchitectureError, CheckpointError, InputError, TrainingError
-from shortstack.healing import Full, HealingTask, Lora, Objective, Partial, Schedule, heal
+from shortstack.healing import Full, HealingConfig, Lora, Partial, heal, healing_memory
 from shortstack.healing.frozen import Freezer
 from shortstack.healing.learner import padded
-from shortstack.machine.device import Compute
 from shortstack.profiling.speed import forward_speed
 from zoo import ZOO, make, speaking, tiny
 
@@ -43,7 +42,7 @@ def whole_model_gradients(checkpoint: Checkpoint, names: set[str]) -> tuple[floa
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
-def test_gradients_from_the_cached_prefix_are_those_of_the_whole_model(model_type, method):
+def test_gradients_from_the_cached_prefix_equal_the_whole_models(model_type, method):
     checkpoint = Checkpoint.open(tiny(model_type))
     frozen, learner = learning(checkpoint, method)
     batch = frozen.collate(range(3))
@@ -62,7 +61,7 @@ def test_gradients_from_the_cached_prefix_are_those_of_the_whole_model(model_typ
 
 
 @pytest.mark.parametrize("method", [Partial(train_layers="3-4,6"), Full()], ids=lambda method: method.name)
-def test_what_projects_between_the_embedding_and_the_layers_is_passed_and_trained(method, tmp_path):
+def test_projections_around_the_layers_are_trained(method, tmp_path):
     checkpoint = Checkpoint.open(make("opt", tmp_path, word_embed_proj_dim=16, max_position_embeddings=256))
     frozen, learner = learning(checkpoint, method)
     batch = frozen.collate(range(3))
@@ -77,7 +76,7 @@ def test_what_projects_between_the_embedding_and_the_layers_is_passed_and_traine
     assert forward_speed(checkpoint, dtype=torch.float32, device="cpu") > 0
 
 
-def test_several_states_of_a_token_are_refused_in_words(tmp_path):
+def test_several_states_of_a_token_are_refused(tmp_path):
     source = Checkpoint.open(architectures.make("gemma3n_text", tmp_path / "source"))
     frozen, learner = learning(source, Full())
     with pytest.raises(ArchitectureError, match="expected one for each of 3 x 12 tokens"):
@@ -86,16 +85,16 @@ def test_several_states_of_a_token_are_refused_in_words(tmp_path):
     with pytest.raises(ArchitectureError, match=r"expected one for each of|hand on hidden states alone"):
         learning(source, Partial(train_last=2))  # of early releases layers hand on more
     source = Checkpoint.open(architectures.make("deepseek_v4", tmp_path / "other"))
-    with pytest.raises(ArchitectureError, match="numbers for each of"):
+    with pytest.raises(ArchitectureError, match="hidden states are"):
         learning(source, Partial(train_last=2))
 
 
-def test_a_sample_longer_than_the_table_of_positions_is_refused_whatever_trains(tmp_path):
+def test_sample_longer_than_the_positions_is_refused(tmp_path):
     source = Checkpoint.open(speaking(tmp_path / "source", "gpt2"))
     for method in (Full(), Partial(train_last=1)):
-        task = replace(SHORT, method=method, data=replace(SHORT.data, max_length=128))
-        with pytest.raises(InputError, match="max_length: expected at most 64 tokens"):
-            heal(source, tmp_path / "out", task)
+        with pytest.raises(InputError) as refused:
+            heal(source, tmp_path / "out", replace(SHORT, method=method, max_length=128))
+        assert refused.value.option == "max_length"
 
 
 def changed(before: Checkpoint, after: Checkpoint) -> set[str]:
@@ -103,9 +102,8 @@ def changed(before: Checkpoint, after: Checkpoint) -> set[str]:
     return {name for name in one if not torch.equal(one[name], other[name])}
 
 
-def test_what_healing_changes_is_the_tail_and_nothing_else(source, tmp_path):
-    data = replace(SHORT.data, max_samples=64)
-    result = heal(source, tmp_path / "healed", replace(SHORT, data=data, method=Partial(train_last=2)))
+def test_partial_changes_the_tail_and_nothing_else(source, tmp_path):
+    result = heal(source, tmp_path / "healed", replace(SHORT, max_samples=64, method=Partial(train_last=2)))
     healed, weights = Checkpoint.open(tmp_path / "healed"), source.model(dtype=torch.float32).state_dict()
     expected = {
         name for name in weights if name.startswith(("model.layers.6.", "model.layers.7.", "model.norm", "lm_head"))
@@ -117,11 +115,11 @@ def test_what_healing_changes_is_the_tail_and_nothing_else(source, tmp_path):
     assert held_out[-1] < held_out[0]
     record = json.loads((tmp_path / "healed" / "shortstack.json").read_text())
     assert record["verb"] == "heal"
-    unset = dict.fromkeys(("train_layers", "train_head"))
-    assert record["healing"]["method"] == {"name": "partial", "train_last": 2, "untie_embeddings": False, **unset}
+    config = record["healing"]["config"]
+    assert (config["method"], config["train_last"], config["learning_rate"]) == ("partial", 2, 1e-2)
 
 
-def test_a_tied_head_stays_tied_and_frozen_unless_untied(tmp_path):
+def test_tied_head_stays_frozen_unless_untied(tmp_path):
     source = Checkpoint.open(speaking(tmp_path / "source", tie_word_embeddings=True))
     heal(source, tmp_path / "tied", replace(SHORT, method=Partial(train_last=1)))
     tied, embedding = Checkpoint.open(tmp_path / "tied"), "model.embed_tokens.weight"
@@ -137,7 +135,7 @@ def test_a_tied_head_stays_tied_and_frozen_unless_untied(tmp_path):
     assert untied.parameters - source.parameters == matrix < result.trainable_parameters
 
 
-def test_an_untied_head_of_a_multimodal_model_is_written_where_it_is_read(tmp_path):
+def test_untied_head_of_a_multimodal_model_is_loaded(tmp_path):
     text = {**ZOO["gemma3"]["text_config"], "vocab_size": 384}
     source = Checkpoint.open(speaking(tmp_path / "source", "gemma3", text_config=text))
     heal(source, tmp_path / "out", replace(SHORT, method=Partial(train_last=1, untie_embeddings=True)))
@@ -148,32 +146,30 @@ def test_an_untied_head_of_a_multimodal_model_is_written_where_it_is_read(tmp_pa
     assert not torch.equal(model.get_output_embeddings().weight, model.get_input_embeddings().weight)
 
 
-def test_a_tail_that_shares_with_frozen_layers_is_refused(tmp_path):
+def test_tail_that_shares_with_frozen_layers_is_refused(tmp_path):
     source = Checkpoint.open(architectures.make("gemma3n_text", tmp_path / "source"))
     with pytest.raises(ArchitectureError, match="also share keys and values"):
         learning(source, Partial(train_last=2))
 
 
-def test_impossible_heads_and_depths_are_refused(source, tmp_path):
+def test_impossible_heads_and_layers_are_refused(source, tmp_path):
     tied = Checkpoint.open(speaking(tmp_path / "tied", tie_word_embeddings=True))
     cases = [
-        (tied, Partial(train_head=True), "tied"),
-        (source, Partial(untie_embeddings=True), "untie_embeddings"),
-        (tied, Partial(train_last=9), "8 layers"),
-        (tied, Partial(train_layers="3,8"), "0 to 7"),
+        (tied, {"train_head": True}, "train_head"),
+        (source, {"untie_embeddings": True}, "untie_embeddings"),
+        (tied, {"train_last": 9}, "train_last"),
+        (tied, {"train_layers": "3,8"}, "train_layers"),
+        (tied, {"train_layers": "3 to 8"}, "train_layers"),
+        (tied, {"untie_embeddings": True, "train_head": False}, "untie_embeddings"),
     ]
-    for checkpoint, method, complaint in cases:
-        with pytest.raises(InputError, match=complaint):
-            heal(checkpoint, tmp_path / "out", replace(SHORT, method=method))
+    for checkpoint, options, option in cases:
+        with pytest.raises(InputError) as refused:
+            heal(checkpoint, tmp_path / "out", replace(SHORT, method=Partial(**options)))
+        assert refused.value.option == option
     assert not (tmp_path / "out").exists()
 
 
-def test_an_untied_head_that_is_to_be_frozen_is_refused():
-    with pytest.raises(InputError, match="untie_embeddings"):
-        Partial(untie_embeddings=True, train_head=False)
-
-
-def test_the_prefix_is_walked_once_and_found_again_by_content(source, tmp_path, monkeypatch):
+def test_frozen_prefix_is_computed_once_and_cached(source, tmp_path, monkeypatch):
     walked, original = [], Decoder.through
 
     def counted(self, walks, layers, **options):
@@ -181,7 +177,7 @@ def test_the_prefix_is_walked_once_and_found_again_by_content(source, tmp_path, 
         return original(self, walks, layers, **options)
 
     monkeypatch.setattr(Decoder, "through", counted)
-    two = HealingTask(SHORT.data, Partial(train_last=2), schedule=Schedule(num_train_epochs=2, learning_rate=1e-3))
+    two = replace(SHORT, method=Partial(train_last=2), num_train_epochs=2, learning_rate=1e-3)
     heal(source, tmp_path / "a", two)
     assert walked == [list(range(6))], "once, whatever the epochs"
     heal(source, tmp_path / "b", two)
@@ -191,19 +187,18 @@ def test_the_prefix_is_walked_once_and_found_again_by_content(source, tmp_path, 
     assert walked[1:] == [list(range(7))]
 
 
-def entries(folder):
-    """The cache's entries of the frozen states, of a teacher's predictions and of the model's own texts."""
+def keys(folder):
+    """The names of cached states and of a teacher's predictions."""
     checkpoint = Checkpoint.open(folder)
-    objective = Objective("distill")
-    frozen = Freezer(checkpoint, torch.float32, "cpu", objective, checkpoint).planned(EXAMPLES, 2)
-    own = Writer(checkpoint, Compute(dtype="float32", device="cpu")).key
-    return {"states": frozen.states.path.name, "teacher": frozen.teacher.path.name, "own texts": own}
+    freezer = Freezer(checkpoint, torch.float32, "cpu", HealingConfig("pydoc", loss="distill"), checkpoint)
+    frozen = freezer.planned(EXAMPLES, 2)
+    return {frozen.states.path.name, frozen.teacher.path.name}
 
 
-def test_an_edited_file_or_other_libraries_name_other_entries(tmp_path, monkeypatch):
+def test_edited_file_or_other_libraries_change_the_cache_keys(tmp_path, monkeypatch):
     folder = speaking(tmp_path / "m")
-    before = entries(folder)
-    assert entries(folder) == before
+    before = keys(folder)
+    assert keys(folder) == before
     for name, field, value in (
         ("config.json", "rope_theta", 5e5),
         ("tokenizer_config.json", "model_max_length", 77),
@@ -211,13 +206,13 @@ def test_an_edited_file_or_other_libraries_name_other_entries(tmp_path, monkeypa
     ):
         text = (folder / name).read_text()
         (folder / name).write_text(json.dumps({**json.loads(text), field: value}))
-        assert not set(before.values()) & set(entries(folder).values()), name
+        assert not before & keys(folder), name
         (folder / name).write_text(text)
     monkeypatch.setattr("shortstack.machine.cache.library_versions", lambda: {"torch": "99"})
-    assert not set(before.values()) & set(entries(folder).values())
+    assert not before & keys(folder)
 
 
-def test_an_interrupted_walk_leaves_no_file_that_could_be_taken_for_whole(tmp_path):
+def test_interrupted_walk_leaves_no_file(tmp_path):
     def stop(_stage, done, _total, note):
         if done == 2:
             raise KeyboardInterrupt
@@ -228,27 +223,46 @@ def test_an_interrupted_walk_leaves_no_file_that_could_be_taken_for_whole(tmp_pa
     assert list((tmp_path / "cache" / "activations").iterdir()) == []
 
 
-def test_a_diverging_run_stops_with_its_step_and_writes_nothing(source, tmp_path):
-    schedule = Schedule(num_train_epochs=4, learning_rate=1e30, warmup_steps=0, max_grad_norm=1e30)
-    with pytest.raises(TrainingError, match="a held-out loss of nan"):
-        heal(source, tmp_path / "out", replace(SHORT, schedule=schedule))
-    assert [path.name for path in tmp_path.iterdir() if path.name.startswith("out")] == []  # nor a state
+def test_diverging_run_is_an_error_and_leaves_nothing(source, tmp_path):
+    config = replace(SHORT, num_train_epochs=4, learning_rate=1e30, warmup_steps=0, max_grad_norm=1e30)
+    with pytest.raises(TrainingError):
+        heal(source, tmp_path / "out", config)
+    assert [path.name for path in tmp_path.iterdir() if path.name.startswith("out")] == []
 
 
-def test_a_broken_record_or_a_limit_that_is_none_is_said_before_training(tmp_path, monkeypatch):
+def test_broken_record_or_cache_limit_is_refused_before_data_is_read(tmp_path, monkeypatch):
     folder = speaking(tmp_path / "model")
-    monkeypatch.setattr("shortstack.healing.healer.HealingRun.examples", lambda _run: pytest.fail("data were read"))
+    monkeypatch.setattr("shortstack.healing.healer.HealingRun.examples", lambda *_: pytest.fail("data were read"))
     with monkeypatch.context() as context:
         context.setenv("SHORTSTACK_CACHE_LIMIT", "-5GB")
-        with pytest.raises(InputError, match="a size like 50GB, found '-5GB'"):
-            heal(Checkpoint.open(folder), tmp_path / "out", "pydoc")
+        with pytest.raises(InputError, match="-5GB"):
+            heal(folder, tmp_path / "out", "pydoc")
     (folder / "shortstack.json").write_text("{}")
-    with pytest.raises(CheckpointError, match="the record shortstack writes"):
-        heal(Checkpoint.open(folder), tmp_path / "out", "pydoc")
+    with pytest.raises(CheckpointError):
+        heal(folder, tmp_path / "out", "pydoc")
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
 
 
-def test_dropout_is_on_while_adapters_train_and_off_else():
+@pytest.mark.parametrize("method", [Partial(train_last=2), Lora(), Full()], ids=lambda method: method.name)
+def test_memory_is_estimated_from_weights_state_activations_and_logits(method, source, monkeypatch, tmp_path):
+    config = replace(SHORT, method=method, per_device_train_batch_size=4)
+    monkeypatch.setattr("shortstack.healing.memory.fast_bfloat16", lambda _device: False)
+    found = healing_memory(source, config)
+    layers = 2 if isinstance(method, Partial) else 8
+    weights = sum(source.sizes.layer_parameters[-layers:]) + source.sizes.other_parameters
+    learner = learning(source, method)[1]
+    trained, tokens = learner.trainable_parameters, 4 * 32
+    frozen = weights if isinstance(method, Lora) else weights - trained
+    logits = memory.LOGIT_COPIES * LOGIT_BYTES[True]
+    activations = tokens * source.width * layers * memory.ACTIVATION_BYTES
+    assert found.nbytes == 4 * frozen + 16 * trained + activations + logits
+    monkeypatch.setattr("shortstack.machine.memory.available_memory", lambda _device: 10_000)
+    with pytest.raises(InputError) as refused:
+        heal(source, tmp_path / "out", config)
+    assert refused.value.option == "method"
+
+
+def test_dropout_is_on_in_training_alone():
     pytest.importorskip("peft")
     _, learner = learning(Checkpoint.open(tiny("llama")), Lora(lora_dropout=0.5))
     for training in (True, False):
@@ -256,17 +270,17 @@ def test_dropout_is_on_while_adapters_train_and_off_else():
         assert {each.training for layer in learner.decoder.layers for each in layer.modules()} == {training}
 
 
-def test_layers_are_computed_twice_where_that_is_asked_for(source, tmp_path, monkeypatch):
+def test_gradient_checkpointing_is_switched_on(source, tmp_path, monkeypatch):
     def seen(learner, *_args, **_how):
         assert all(layer.gradient_checkpointing for layer in learner.decoder.layers)
         raise KeyboardInterrupt
 
     monkeypatch.setattr("shortstack.healing.healer.train", seen)
     with pytest.raises(KeyboardInterrupt):
-        heal(source, tmp_path / "out", replace(SHORT, schedule=replace(SHORT.schedule, gradient_checkpointing=True)))
+        heal(source, tmp_path / "out", replace(SHORT, gradient_checkpointing=True))
 
 
-def test_layers_computed_twice_give_the_same_gradients():
+def test_gradient_checkpointing_gives_the_same_gradients():
     found, passes = [], []
     for twice in (False, True):
         frozen, learner = learning(Checkpoint.open(tiny("llama")), Full())
@@ -282,7 +296,7 @@ def test_layers_computed_twice_give_the_same_gradients():
         torch.testing.assert_close(one, other)
 
 
-def test_healed_experts_are_stored_one_by_one_and_load_as_what_was_trained(tmp_path, monkeypatch):
+def test_healed_experts_are_stored_one_by_one(tmp_path, monkeypatch):
     """In memory they are one tensor."""
     from shortstack.healing.learner import Learner
 

@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM
 from learning import SHORT, learning
 from shortstack.checkpoint import Checkpoint
 from shortstack.errors import InputError
-from shortstack.healing import DoRA, HealingTask, Lora, Partial, QLora, RsLora, Schedule, TrainingData, heal
+from shortstack.healing import DoRA, Lora, Partial, QLora, RsLora, heal
 from zoo import SMALL, ZOO, speaking
 
 pytest.importorskip("peft")
@@ -59,7 +59,7 @@ def merged(before, parts, method):
     ],
     ids=lambda value: getattr(value, "name", str(value)),
 )
-def test_the_written_weights_are_those_of_the_formula(model_type, method, count, adapters, tmp_path):
+def test_written_weights_are_those_of_the_formula(model_type, method, count, adapters, tmp_path):
     if isinstance(method, QLora):
         pytest.importorskip("bitsandbytes")
     turned = model_type == "gpt2"
@@ -78,7 +78,7 @@ def test_the_written_weights_are_those_of_the_formula(model_type, method, count,
     assert held_out[result.history.steps] < held_out[0]
 
 
-def test_a_quantised_matrix_gives_the_gradient_of_its_dequantised_self_also_after_an_evaluation(tmp_path):
+def test_quantised_matrix_gives_the_gradient_of_its_dequantised_self(tmp_path):
     functional = pytest.importorskip("bitsandbytes.functional")
     source = Checkpoint.open(speaking(tmp_path / "source", **WIDE))
     (_, four), (frozen, whole) = (
@@ -115,7 +115,7 @@ def test_named_layers_targets_and_the_head_train_and_nothing_else(tmp_path):
     assert changed == {*expected, "lm_head.weight"}
 
 
-def test_a_head_s_bias_that_trains_is_written_too(tmp_path, monkeypatch):
+def test_trained_bias_of_a_head_is_written(tmp_path, monkeypatch):
     monkeypatch.setitem(ZOO, "phi", SMALL)
     source = Checkpoint.open(speaking(tmp_path / "source", "phi", tie_word_embeddings=False))
     heal(source, tmp_path / "healed", replace(SHORT, method=Lora(train_layers="7", train_head=True)))
@@ -128,7 +128,7 @@ def test_a_head_s_bias_that_trains_is_written_too(tmp_path, monkeypatch):
     ("method", "complaint"),
     [(Lora(target_modules="q_proj,w_proj"), "w_proj"), (Lora(train_head=True), "untie_embeddings")],
 )
-def test_what_cannot_be_adapted_is_refused(method, complaint, tmp_path):
+def test_impossible_adapters_are_refused(method, complaint, tmp_path):
     source = Checkpoint.open(speaking(tmp_path / "source", tie_word_embeddings=True))
     with pytest.raises(InputError, match=complaint):
         heal(source, tmp_path / "healed", replace(SHORT, method=method))
@@ -136,35 +136,33 @@ def test_what_cannot_be_adapted_is_refused(method, complaint, tmp_path):
 
 
 @pytest.mark.parametrize(("method", "library"), [(Lora(), "peft"), (QLora(), "bitsandbytes")])
-def test_a_library_that_is_not_installed_is_named_with_its_extra(method, library, monkeypatch):
+def test_missing_library_is_refused(method, library, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, library, None)
     with pytest.raises(InputError, match=r"pip install 'shortstack\["):
         method.check()
 
 
-def test_matrices_that_no_4_bit_layer_takes_are_refused(tmp_path):
+def test_qlora_refuses_matrices_without_4_bit_layers(tmp_path):
     pytest.importorskip("bitsandbytes")
     source = Checkpoint.open(speaking(tmp_path / "source", "gpt2"))
     with pytest.raises(InputError, match="Conv1D"):
         heal(source, tmp_path / "healed", replace(SHORT, method=QLora()))
 
 
-def test_adapters_begin_by_the_seed_so_that_the_same_inputs_give_the_same_weights(source, tmp_path):
-    data = TrainingData("pydoc", max_length=32, max_samples=8)
-    once = Schedule(max_steps=1, learning_rate=1e-2, per_device_train_batch_size=4)
+def test_same_seed_gives_the_same_adapters(source, tmp_path):
+    once = replace(SHORT, max_samples=8, max_steps=1, per_device_train_batch_size=4, method=Lora())
     for number, seed in enumerate((0, 0, 1)):
         torch.manual_seed(number)  # whatever was drawn before
-        heal(source, tmp_path / str(number), HealingTask(data, Lora(), schedule=replace(once, seed=seed)))
+        heal(source, tmp_path / str(number), replace(once, seed=seed))
     first, again, other = ((tmp_path / name / "model.safetensors").read_bytes() for name in "012")
     assert first == again
     assert first != other
 
 
-def test_without_a_rate_that_of_the_width_is_taken_and_noted(source, tmp_path):
+def test_default_rate_of_adapters_follows_the_width(source, tmp_path):
     adapters = 7.5e-4 * (2000 / source.width) ** 0.781
     head = DoRA(lora_r=2, untie_embeddings=source.anatomy.tied, train_head=True)
     for method, rate in ((Lora(lora_r=2), adapters), (head, 1e-4), (Partial(train_last=1), 1e-4)):
-        task = HealingTask(SHORT.data, method, schedule=Schedule(max_steps=1, per_device_train_batch_size=4))
-        heal(source, tmp_path / method.name, task)
-        noted = Checkpoint.open(tmp_path / method.name).record["healing"]["schedule"]["learning_rate"]
-        assert noted == pytest.approx(rate, rel=0.05)
+        config = replace(SHORT, method=method, max_steps=1, per_device_train_batch_size=4, learning_rate=None)
+        history = heal(source, tmp_path / method.name, config).history
+        assert history.learning_rate == pytest.approx(rate, rel=0.05)

@@ -12,16 +12,7 @@ from safetensors.torch import load_file
 from forks import exit_code, start
 from shortstack.checkpoint import Checkpoint
 from shortstack.cli import main
-from shortstack.healing import (
-    Full,
-    HealingTask,
-    IterativeSchedule,
-    Schedule,
-    TrainingData,
-    heal,
-    heal_in_turns,
-    training,
-)
+from shortstack.healing import Full, HealingConfig, heal, prune_iteratively, training
 
 OPTIONS = {
     "num_train_epochs": 1,
@@ -31,8 +22,8 @@ OPTIONS = {
     "optim": "sgd",  # AdamW's first steps have the size of none but the rate: rounding would grow
 }
 DATA = {"data": "pydoc", "max_length": 32, "max_samples": 24, "held_out": 8}
-TASK = HealingTask(TrainingData(**DATA), Full(), schedule=Schedule(**OPTIONS))
-TURNS = {"drop": "2", "step": 1, "metric": "reverse"}
+CONFIG = HealingConfig(**DATA, **OPTIONS, method=Full())
+ROUNDS = {"drop": "2", "metric": "reverse"}
 SHARDED = {
     "ACCELERATE_USE_FSDP": "true",
     "FSDP_VERSION": "2",
@@ -47,7 +38,7 @@ def rank(number, port, words, environment, told):
     place = {"RANK": number, "LOCAL_RANK": number, "WORLD_SIZE": 2, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
     os.environ.update({name: str(value) for name, value in place.items()}, ACCELERATE_USE_CPU="true", **environment)
     sys.argv, sys.stderr = ["shortstack", *words], sys.__stderr__  # not pytest's
-    training.KEEP_SECONDS, training.SHARE = (0.0, 1e9)[number], 1e9  # the state is due by the clock of one of them
+    training.SAVE_SECONDS, training.SAVE_SHARE = (0.0, 1e9)[number], 1e9  # a checkpoint is due by the clock of one
     with told.open("a") as sys.stdout:
         main()
 
@@ -68,18 +59,18 @@ def in_two(folder, out, options, **environment):
 
 @pytest.mark.forks_that_train
 def test_two_processes_give_the_weights_of_one(folder, tmp_path, monkeypatch):
-    """Of those that heal in turns one chooses and cuts: the other would find its output there already."""
+    """In rounds one process prunes: the other would find its output there already."""
     monkeypatch.setenv("SHORTSTACK_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr("shortstack.healing.healer.fast_bfloat16", lambda _device: False)
+    monkeypatch.setattr("shortstack.healing.memory.fast_bfloat16", lambda _device: False)
     in_two(folder, tmp_path / "sharded", {}, **SHARDED)
-    in_two(folder, tmp_path / "turns", TURNS)
-    left = {path.name for path in tmp_path.iterdir() if path.is_dir()}
-    assert left == {"sharded", "turns"}, "no state of the training stays"
+    in_two(folder, tmp_path / "rounds", {**ROUNDS, "layers_per_round": 1})
+    left = {path.name for path in tmp_path.glob("[!c]*") if path.is_dir()}  # beside the cache
+    assert left == {"sharded", "rounds"}, "no state of the training stays"
 
     source = Checkpoint.open(folder)
-    assert heal(source, tmp_path / "alone", TASK).history.steps == 2
-    heal_in_turns(source, tmp_path / "alone-turns", IterativeSchedule(**TURNS), TASK)
-    for both, alone in (("sharded", "alone"), ("turns", "alone-turns")):
+    assert heal(source, tmp_path / "alone", CONFIG).history.steps == 2
+    prune_iteratively(source, tmp_path / "alone-rounds", CONFIG, **ROUNDS, step=1)
+    for both, alone in (("sharded", "alone"), ("rounds", "alone-rounds")):
         weights, expected = (load_file(tmp_path / name / "model.safetensors") for name in (both, alone))
         assert weights.keys() == expected.keys()
         for name, weight in expected.items():

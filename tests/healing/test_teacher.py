@@ -1,7 +1,6 @@
 """Distillation: its loss and gradient, and what is kept of a teacher, against plain torch on all logits."""
 
 import json
-from contextlib import nullcontext
 from dataclasses import replace
 
 import architectures
@@ -12,18 +11,17 @@ from torch.nn.functional import cross_entropy
 from learning import EXAMPLES, learning
 from plans import plan
 from shortstack.checkpoint import Checkpoint
-from shortstack.cli.console import show_result
 from shortstack.data import Text, read_examples
 from shortstack.decoder import Decoder
 from shortstack.decoder.losses import Distillation, DistillationAndText, likeliest
 from shortstack.errors import InputError
-from shortstack.healing import Full, HealingTask, Objective, Partial, Schedule, TrainingData, heal
+from shortstack.healing import Full, HealingConfig, Partial, heal
 from shortstack.healing.frozen import Freezer
 from shortstack.pruning import prune
 from zoo import speaking, tiny
 
 pytestmark = pytest.mark.usefixtures("own_cache")
-OBJECTIVE = Objective("distill", top_k=7, temperature=1.5)
+CONFIG = HealingConfig("pydoc", loss="distill", top_k=7, temperature=1.5)
 
 
 def grouped_divergence(teacher, logits, top, temperature):
@@ -38,7 +36,7 @@ def grouped_divergence(teacher, logits, top, temperature):
 
 @pytest.mark.parametrize("temperature", [1.0, 2.5])
 @pytest.mark.parametrize("top", [1, 5, 39])
-def test_the_loss_is_the_divergence_and_its_gradient_that_of_autograd(top, temperature):
+def test_loss_is_the_divergence_and_its_gradient_autograds(top, temperature):
     draw = torch.Generator().manual_seed(0)
     teacher, logits = (torch.randn(6, 40, generator=draw) * 3 for _ in range(2))
     logits.requires_grad_(True)
@@ -50,7 +48,7 @@ def test_the_loss_is_the_divergence_and_its_gradient_that_of_autograd(top, tempe
 
 
 @pytest.mark.parametrize("some", [[0, 2, 3], [], [0, 1, 2, 3, 4, 5]])
-def test_text_beside_a_teacher_adds_cross_entropy_and_its_gradient_where_there_is_text(some):
+def test_next_token_weight_adds_cross_entropy_and_its_gradient(some):
     draw = torch.Generator().manual_seed(0)
     teacher, logits = (torch.randn(6, 40, generator=draw) * 3 for _ in range(2))
     logits.requires_grad_(True)
@@ -74,7 +72,7 @@ def plain_loss(checkpoint, teacher, weight=0.0, examples=EXAMPLES):
     for example in examples:
         ids, learnt = torch.tensor([example.ids]), torch.tensor(example.learn[1:])
         logits, wanted = (one(input_ids=ids).logits[0, :-1][learnt] for one in (model, whole))
-        total += float(grouped_divergence(wanted, logits, OBJECTIVE.top_k, OBJECTIVE.temperature))
+        total += float(grouped_divergence(wanted, logits, CONFIG.top_k, CONFIG.temperature))
         if not example.made:
             total += weight * float(cross_entropy(logits, ids[0, 1:][learnt], reduction="sum"))
         count += int(learnt.sum())
@@ -82,51 +80,58 @@ def plain_loss(checkpoint, teacher, weight=0.0, examples=EXAMPLES):
 
 
 @pytest.mark.parametrize("method", [Partial(train_last=2), Partial(train_last=0), Full()], ids=["last", "head", "full"])
-def test_what_is_learnt_of_a_teacher_is_what_plain_logits_say_and_it_is_asked_once(method, tmp_path, monkeypatch):
+def test_loss_of_cached_predictions_equals_that_of_plain_logits(method, tmp_path, monkeypatch):
     teacher = Checkpoint.open(tiny("llama"))
     pruned = prune(teacher, plan(8, layers="2-3,6"), tmp_path / "pruned")
-    frozen, learner = learning(pruned, method, OBJECTIVE, teacher)
+    frozen, learner = learning(pruned, method, CONFIG, teacher)
     batch = frozen.collate(range(3))
     loss = learner(**batch, num_items_in_batch=int((batch["labels"] != -100).sum()))["loss"]
     assert float(loss.detach()) == pytest.approx(plain_loss(pruned, teacher), rel=2e-4)
     monkeypatch.setattr(Decoder, "open", lambda *_, **__: pytest.fail("walked again"))
-    learning(pruned, method, OBJECTIVE, teacher)
+    learning(pruned, method, CONFIG, teacher)
 
 
-def test_what_a_teacher_says_is_kept_by_temperature_and_by_how_many_tokens(source):
+def test_predictions_are_cached_by_temperature_and_top_k(source):
     def place(**how):
-        freezer = Freezer(source, torch.float32, "cpu", Objective("distill", **how), source)
+        freezer = Freezer(source, torch.float32, "cpu", HealingConfig("pydoc", loss="distill", **how), source)
         return freezer.planned(EXAMPLES, 2).teacher.path.name
 
     assert len({place(), place(temperature=2.0), place(top_k=7)}) == 3
 
 
-def test_a_teacher_whose_layers_share_keys_is_asked(tmp_path):
+def test_teacher_whose_layers_share_keys(tmp_path):
     teacher = Checkpoint.open(architectures.make("gemma4_text", tmp_path / "teacher"))
     pruned = prune(teacher, plan(8, layers="2-3"), tmp_path / "pruned")
-    frozen, learner = learning(pruned, Full(), OBJECTIVE, teacher)
+    frozen, learner = learning(pruned, Full(), CONFIG, teacher)
     batch = frozen.collate(range(3))
     loss = learner(**batch, num_items_in_batch=int((batch["labels"] != -100).sum()))["loss"]
     assert float(loss.detach()) == pytest.approx(plain_loss(pruned, teacher), rel=2e-4)
 
 
-def test_a_teacher_with_as_many_other_tokens_is_refused(tmp_path):
+def test_wrong_or_missing_teacher_is_refused(tmp_path):
     source, other = (speaking(tmp_path / name) for name in ("source", "other"))
     words = json.loads((other / "tokenizer.json").read_text())
     ids = words["model"]["vocab"]
     ids["a"], ids["b"] = ids["b"], ids["a"]
     (other / "tokenizer.json").write_text(json.dumps(words))
-    task = HealingTask(TrainingData("pydoc"), objective=OBJECTIVE, teacher=Checkpoint.open(other))
-    with pytest.raises(InputError, match="teacher: expected a teacher to which every token id means the same"):
-        heal(Checkpoint.open(source), tmp_path / "out", task)
+    with pytest.raises(InputError) as refused:
+        heal(source, tmp_path / "out", CONFIG, base=other)
+    assert refused.value.option == "teacher"
+    with pytest.raises(InputError) as refused:
+        heal(source, tmp_path / "out", CONFIG, base=tiny("llama"))  # of another vocabulary
+    assert refused.value.option == "teacher"
+    with pytest.raises(InputError) as refused:
+        heal(source, tmp_path / "out", CONFIG)
+    assert refused.value.option == "base"
+    assert not list(tmp_path.glob("out*"))
 
 
-def test_text_counts_while_the_model_trains_but_not_what_was_made_for_it_nor_what_is_held_out(tmp_path):
+def test_next_token_loss_counts_text_in_training_alone(tmp_path):
     teacher = Checkpoint.open(tiny("llama"))
     pruned = prune(teacher, plan(8, layers="2-3,6"), tmp_path / "pruned")
     examples = [EXAMPLES[0], replace(EXAMPLES[1], made=True), EXAMPLES[2]]
-    objective = replace(OBJECTIVE, next_token_weight=0.3)
-    frozen, learner = learning(pruned, Partial(train_last=2), objective, teacher, examples)
+    config = replace(CONFIG, next_token_weight=0.3)
+    frozen, learner = learning(pruned, Partial(train_last=2), config, teacher, examples)
     batch = frozen.collate(range(3))
     count = int((batch["labels"] != -100).sum())
     for mode, weight in ((True, 0.3), (False, 0.0)):
@@ -134,30 +139,33 @@ def test_text_counts_while_the_model_trains_but_not_what_was_made_for_it_nor_wha
         assert float(loss.detach()) == pytest.approx(plain_loss(pruned, teacher, weight, examples), rel=2e-4)
 
 
-def test_a_weight_of_text_is_refused_where_there_is_none(source):
-    objective = Objective("distill", next_token_weight=0.5)
-    for data, wrong in (("drills,copying", True), ("drills,pydoc", False)):
-        task = HealingTask(TrainingData(data), objective=objective, teacher=source)
-        with pytest.raises(InputError, match="text or answers beside drills,copying") if wrong else nullcontext():
-            task.check()
-
-
-def test_learning_from_a_teacher_brings_the_model_closer_to_it(source, tmp_path, capsys):
+def test_distillation_lowers_the_kl_and_raises_top1_agreement(source, tmp_path):
     pruned = prune(source, plan(8, layers="3-4"), tmp_path / "pruned")
-    data, schedule = TrainingData("pydoc", max_length=32, max_samples=64), Schedule(learning_rate=3e-3)
-    task = HealingTask(data, Full(), Objective("distill"), schedule, teacher=str(source.directory))
-    result = heal(pruned, tmp_path / "healed", task)
-    held_out = dict(result.history.held_out)
-    assert held_out[result.history.best] < 0.9 * held_out[0]
-    show_result(result)
-    said = " ".join(capsys.readouterr().out.split())
-    assert "held-out KL from the teacher" in said
+    config = HealingConfig("pydoc", max_length=32, max_samples=64, method=Full(), loss="distill", learning_rate=3e-3)
+    result = heal(pruned, tmp_path / "healed", config, base=source)
+    before, after = result.held_out
+    assert after < 0.9 * before
+    assert "held-out KL from the teacher" in str(result.table())
     examples = read_examples(Text("pydoc", 64, 32), source.tokenizer())[:3]  # one in twenty is held out
     before, after = (greedy_share(model, source, examples) for model in (pruned, Checkpoint.open(tmp_path / "healed")))
-    assert result.greedy_kept == pytest.approx((before, after), abs=0.04)  # where there is bf16 a few tokens tie
-    before, after = result.greedy_kept
-    assert before < after
-    assert f"top token is the unpruned model's {after:.1%} of the time (before: {before:.1%})." in said
+    assert result.top1 == pytest.approx((before, after), abs=0.04)  # where there is bf16 a few tokens tie
+    assert result.top1[0] < result.top1[1]
+
+
+def test_another_teacher_and_own_text_of_the_base_model(source, tmp_path, monkeypatch):
+    """The base model writes, and another one teaches."""
+    pruned, texts = prune(source, plan(8, layers="3-4"), tmp_path / "pruned"), []
+    other = speaking(tmp_path / "other")
+    monkeypatch.setattr(
+        "shortstack.healing.healer.with_own_text",
+        lambda text, base, **_: texts.append(base) or replace(text, source="pydoc"),
+    )
+    config = HealingConfig("self", max_length=32, max_samples=16, loss="distill", teacher=str(other), max_steps=1)
+    heal(pruned, tmp_path / "healed", config, base=source)
+    assert texts == [source]
+    record = Checkpoint.open(tmp_path / "healed").record["healing"]
+    assert record["teacher"] == Checkpoint.open(other).identity
+    assert record["base"] == source.identity
 
 
 @torch.no_grad()

@@ -10,26 +10,31 @@ from transformers import AutoModelForCausalLM
 
 from shortstack.checkpoint import Checkpoint
 from shortstack.checkpoint.weights import read_weight
-from shortstack.healing import METHODS, DoRA, Full, HealingTask, Lora, Partial, Schedule, TrainingData, heal
+from shortstack.healing import METHODS, DoRA, Full, HealingConfig, Lora, Partial, heal
 from zoo import speaking
 
 pytest.importorskip("peft")
 pytestmark = pytest.mark.usefixtures("own_cache")
-NOTHING = Schedule(max_steps=1, per_device_train_batch_size=4, learning_rate=1e-30)
 SMALL = {"hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 4, "tie_word_embeddings": False}
 EMBEDDING = "model.embed_tokens.weight"
 
 
 @pytest.fixture
 def bfloat16_device(monkeypatch):
-    monkeypatch.setattr("shortstack.healing.healer.fast_bfloat16", lambda _device: True)
+    monkeypatch.setattr("shortstack.healing.memory.fast_bfloat16", lambda _device: True)
 
 
-@pytest.fixture
-def data(tmp_path) -> TrainingData:
-    path = tmp_path / "lines.jsonl"
-    path.write_text("".join(json.dumps({"text": f"the walk visits layer {n}"}) + "\n" for n in range(8)))
-    return TrainingData(str(path), max_length=16, held_out=2)
+def learning_nothing(method) -> HealingConfig:
+    data = [f"the walk visits layer {number}" for number in range(8)]
+    return HealingConfig(
+        data,
+        max_length=16,
+        held_out=2,
+        method=method,
+        max_steps=1,
+        per_device_train_batch_size=4,
+        learning_rate=1e-30,
+    )
 
 
 def stored_in(dtype: torch.dtype, folder: Path, model_type: str = "llama", **overrides: object) -> Checkpoint:
@@ -64,11 +69,11 @@ def stored(checkpoint: Checkpoint) -> dict[str, tuple[str, bytes]]:
     ids=lambda value: getattr(value, "name", str(value)),
 )
 @pytest.mark.usefixtures("bfloat16_device")
-def test_every_method_writes_what_it_read_where_nothing_is_learnt(model_type, method, dtype, options, data, tmp_path):
+def test_untrained_weights_are_written_bit_for_bit(model_type, method, dtype, options, tmp_path):
     if "bitsandbytes" in method.needs:
         pytest.importorskip("bitsandbytes")
     source = stored_in(dtype, tmp_path / "source", model_type, **options)
-    heal(source, tmp_path / "healed", HealingTask(data, method, schedule=NOTHING))
+    heal(source, tmp_path / "healed", learning_nothing(method))
     before, after = stored(source), stored(Checkpoint.open(tmp_path / "healed"))
     assert before.keys() == after.keys()
     assert not [name for name in before if before[name] != after[name]]
@@ -76,7 +81,7 @@ def test_every_method_writes_what_it_read_where_nothing_is_learnt(model_type, me
 
 @pytest.mark.parametrize("stored_head", [False, True], ids=["one matrix is stored", "both are"])
 @pytest.mark.usefixtures("bfloat16_device")
-def test_an_untied_head_begins_as_the_embedding(stored_head, data, tmp_path):
+def test_untied_head_begins_as_the_embedding(stored_head, tmp_path):
     """In its dtype, too, where other tensors have another."""
     source = stored_in(torch.float16, tmp_path / "source", **{**SMALL, "tie_word_embeddings": not stored_head})
     if stored_head:
@@ -85,7 +90,7 @@ def test_an_untied_head_begins_as_the_embedding(stored_head, data, tmp_path):
     path = source.directory / "model.safetensors"  # norms and biases in float32, and the first place to one of them
     save_file({name: each.float() if each.ndim == 1 else each for name, each in load_file(path).items()}, path)
     source = Checkpoint.open(source.directory)
-    heal(source, tmp_path / "healed", HealingTask(data, Partial(train_last=1, untie_embeddings=True), schedule=NOTHING))
+    heal(source, tmp_path / "healed", learning_nothing(Partial(train_last=1, untie_embeddings=True)))
     before, after = stored(source), stored(Checkpoint.open(tmp_path / "healed"))
     head = after.pop("lm_head.weight")
     assert after == {name: tensor for name, tensor in before.items() if name != "lm_head.weight"}

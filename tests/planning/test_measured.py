@@ -170,7 +170,7 @@ def test_memory_of_a_selection_counts_streams_and_fits(checkpoint):
     compute = Compute(dtype="float32", device="cpu")
 
     def needed(tokens, **options):
-        return selection_memory(checkpoint, Selection(**options), 2, tokens, compute).memory_bytes
+        return selection_memory(checkpoint, Selection(**options), 2, tokens, compute).nbytes
 
     assert needed(1000, metric="reverse") == 0
     assert needed(1000, metric="ppl") - needed(1000, metric="bi") == 8 * 1000 * 32 * 4, "a stream for each layer"

@@ -19,7 +19,6 @@ from shortstack.machine.device import Compute
 from shortstack.machine.progress import silent
 from shortstack.planning import select_layers
 from shortstack.repairing.cut_families import repaired_windows
-from shortstack.repairing.fit import token_weights
 from shortstack.repairing.repairer import RepairWalk
 from zoo import pass_over, tiny
 
@@ -114,23 +113,6 @@ def test_turns_and_batches_change_nothing(sizes, together, monkeypatch):
     assert turned == pytest.approx(whole, rel=1e-6)
     layers_walked = math.ceil((9 - min(sizes)) / together) * 8
     assert seen == [(done, layers_walked) for done in range(1, layers_walked + 1)], "a turn for so many windows"
-
-
-@pytest.mark.parametrize("model_type", ["llama", "gemma2"])
-def test_windows_of_several_sizes_are_those_of_one_size_where_tokens_weigh_alike(model_type, monkeypatch):
-    decoder = Decoder.load(Checkpoint.open(tiny(model_type)), dtype=torch.float32)
-    monkeypatch.setattr(shortstack.repairing.fit, "token_weights", lambda wanted: torch.ones(wanted[0][..., 0].numel()))
-    together = repaired_windows(decoder, Tokens.given(IDS), [5, 1, 3])
-    alone = {}
-    for size in (1, 3, 5):
-        alone |= repaired_windows(decoder, Tokens.given(IDS), [size])
-    assert together == pytest.approx(alone, rel=1e-5)
-
-
-def test_a_token_counts_by_its_norm_in_the_stream_where_it_is_largest():
-    near, far = torch.ones(1, 2, 4), torch.ones(1, 2, 4)
-    far[0, 1] = 50
-    assert token_weights([near, far]).tolist() == pytest.approx([0.5, 0.01])
 
 
 @pytest.mark.parametrize("model_type", ["gemma3n_text", "jetmoe"])

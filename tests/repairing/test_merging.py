@@ -137,12 +137,6 @@ def test_own_neurons_stay_where_they_leave_a_smaller_error(tmp_path):
     assert "model.layers.2.mlp.gate_proj.weight" not in changed
 
 
-def test_neurons_of_two_cuts_merge_into_the_layers_before_each(tmp_path):
-    checkpoint = uneven(tmp_path / "model", mlp_bias=True)
-    found, _ = refit(checkpoint, [3, 4, 6], TOKENS, compute=Compute(dtype="float32"))
-    assert {fit.layer for fit in found.fits if fit.neurons} == {2, 5}
-
-
 def mlp_of(decoder, number):
     (point,) = [point for point in find_fold_points(decoder, number) if not point.place]
     return mergeable_mlp(decoder, number, point)
@@ -214,10 +208,3 @@ def test_layers_of_experts_offer_no_neurons_to_a_dense_one(model_type, kinds, tm
         decoder = Decoder.load(checkpoint, dtype=torch.float32)
         mlp = mlp_of(decoder, BEFORE)
         assert [layer for layer in range(3, 8) if mlp.stands_in(decoder.layers[layer])] == [5]
-
-
-@pytest.mark.parametrize("model_type", ["ernie4_5_moe", "zamba2"])
-def test_ernie_and_zamba2_are_repaired(model_type, tmp_path):
-    checkpoint = Checkpoint.open(architectures.make(model_type, tmp_path / "model"))
-    found, _ = refit(checkpoint, REMOVED, TOKENS, compute=Compute(dtype="float32"))
-    assert any(fit.layer == BEFORE for fit in found.fits)

@@ -120,13 +120,18 @@ def test_ridge_chosen_on_a_sketch_is_the_best_on_all_channels(size):
     assert found[0].ridge > found[1].ridge
 
 
-def test_error_of_zero_residuals_is_1_and_of_nan_is_nan():
-    regression = MatrixRegression()
-    residuals = torch.stack([torch.zeros(6, 2), torch.full((6, 2), torch.nan)])
-    regression.add(torch.randn(6, 3), residuals, torch.ones(6))
-    nothing, none = regression.errors(torch.zeros(2, 2, 3, dtype=torch.float64))
-    assert nothing == 1.0
-    assert math.isnan(none)
+@pytest.mark.parametrize("kind", KINDS.values())
+@pytest.mark.parametrize("tokens", [4, 50])
+def test_ridge_of_zero_inputs_or_residuals_is_no_change(kind, tokens):
+    """Such as of an expert that no token reaches. NaN is not taken for zero."""
+    idle, exact, none = kind(), kind(), kind()
+    idle.add(torch.zeros(tokens, 7), torch.randn(1, tokens, 7), torch.ones(tokens))
+    exact.add(torch.randn(tokens, 7), torch.zeros(1, tokens, 7), torch.ones(tokens))
+    none.add(torch.randn(tokens, 7), torch.full((1, tokens, 7), torch.nan), torch.ones(tokens))
+    for regression in (idle, exact):
+        assert not regression.solve(0.1).any()
+        assert regression.errors(regression.solve(0.1)) == [1.0]
+    assert math.isnan(none.errors(exact.solve(0.1))[0])
 
 
 BEFORE = {  # a tail cut has one fit: what is fitted in the last kept layer, and the stored weights that it is in
@@ -303,14 +308,3 @@ def test_judging_windows_choose_nothing():
     )
     assert (found.fits, found.kept) == (same.fits, same.kept)
     assert found.loss_before != same.loss_before
-
-
-@pytest.mark.parametrize("kind", KINDS.values())
-@pytest.mark.parametrize("tokens", [4, 50])
-def test_ridge_of_zero_inputs_is_no_change(kind, tokens):
-    """Such as of an expert that no token reaches."""
-    regression = kind()
-    regression.add(torch.zeros(tokens, 7), torch.randn(1, tokens, 7), torch.ones(tokens))
-    found = regression.solve(0.1)
-    assert not found.any()
-    assert regression.errors(found) == [1.0]

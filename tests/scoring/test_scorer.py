@@ -22,7 +22,7 @@ from shortstack.machine.device import Compute
 from shortstack.scoring import METRICS, DepthCurve, Scores, depth_curve, score
 from shortstack.scoring.depths import Depth
 from shortstack.scoring.measurement import Measurement, check_differentiable
-from shortstack.scoring.metrics import angular_distance, metrics_named
+from shortstack.scoring.metrics import metrics_named
 from zoo import make, tiny
 
 IDS = torch.randint(3, 90, (6, 10), generator=torch.Generator().manual_seed(3))
@@ -65,7 +65,7 @@ def test_every_window_equals_its_naive_form(model_type, size, also):
 
 @pytest.mark.parametrize("window", [0, 8])
 def test_a_size_that_the_model_has_not_is_refused(window):
-    with pytest.raises(InputError, match=f"1 to 7 of the model's 8 layers, found {window}"):
+    with pytest.raises(InputError, match="window"):
         score(Checkpoint.open(tiny("llama")), TOKENS, metrics=["ppl"], window=window)
 
 
@@ -101,23 +101,18 @@ def test_each_metric_alone_is_what_it_is_in_company():
         assert score(checkpoint, TOKENS, metrics=[name]).scores[name] == together.scores[name]
 
 
-def test_metrics_that_need_tokens_say_so_and_the_others_do_not_load_the_model(monkeypatch):
-    checkpoint = Checkpoint.open(tiny("llama"))
-    with pytest.raises(InputError, match="calibration text"):
-        score(checkpoint, metrics=["ppl"])
+def test_metrics_of_the_layer_count_do_not_load_the_model(monkeypatch):
     monkeypatch.setattr(Checkpoint, "model", lambda *a, **k: pytest.fail("loaded"))
-    assert score(checkpoint, metrics=["reverse", "random"]).tokens is None
+    assert score(tiny("llama"), metrics=["reverse", "random"]).tokens is None
 
 
-@pytest.mark.parametrize("metric", ["magnitude-l1", "magnitude-l2"])
-def test_causal_masks_that_are_stored_are_no_weights(metric, tmp_path):
-    source = make("gpt2", tmp_path / "model")
-    plain, file = score(Checkpoint.open(source), metrics=[metric]), source / "model.safetensors"
-    stored = load_file(file)
+def test_stored_causal_masks_are_no_weights(tmp_path):
+    file = make("gpt2", tmp_path / "model") / "model.safetensors"
+    plain, stored = score(tmp_path / "model", metrics="magnitude-l1"), load_file(file)
     (name,) = [name for name in stored if name.endswith("h.3.attn.c_attn.weight")]
     stored[name.replace("c_attn.weight", "bias")] = torch.ones(64, 64).tril()[None, None]
     save_file(stored, file, metadata={"format": "pt"})
-    assert score(Checkpoint.open(source), metrics=[metric]).scores == plain.scores
+    assert score(tmp_path / "model", metrics="magnitude-l1").scores == plain.scores
 
 
 @pytest.mark.parametrize("weight", [None, torch.zeros(4, 4, dtype=torch.uint8)], ids=["in buffers", "in codes"])
@@ -126,18 +121,18 @@ def test_gradients_of_quantised_weights_are_refused(weight):
     for linear in [*decoder.layers[5].modules()]:
         if isinstance(linear, torch.nn.Linear):
             linear.weight = weight if weight is None else torch.nn.Parameter(weight, requires_grad=False)
-    with pytest.raises(ArchitectureError, match="layer 5: expected matrices in floating point"):
+    with pytest.raises(ArchitectureError, match="layer 5"):
         check_differentiable(decoder)
 
 
 @pytest.mark.parametrize("name", ["deepseek_v4", "gemma3n_text"])
-def test_models_of_several_states_for_each_token_are_scored_or_refused_in_words(name, tmp_path):
+def test_models_of_several_states_per_token_are_scored_or_refused(name, tmp_path):
     checkpoint = Checkpoint.open(architectures.make(name, tmp_path / "model"))
-    with nullcontext() if name == "deepseek_v4" else pytest.raises(ArchitectureError, match="expected one for each"):
+    with nullcontext() if name == "deepseek_v4" else pytest.raises(ArchitectureError):
         assert all(map(math.isfinite, score(checkpoint, TOKENS, metrics=["bi"]).scores["bi"]))
 
 
-def test_gradients_in_float16_do_not_underflow_however_much_text_there_is(monkeypatch):
+def test_gradients_in_float16_do_not_underflow(monkeypatch):
     """Of two batches one says that it is a part of a million tokens, as if the text were that long."""
     checkpoint = Checkpoint.open(tiny("llama"))
     half = score(checkpoint, TOKENS, metrics=["taylor"], compute=Compute(dtype="float16"))
@@ -148,59 +143,49 @@ def test_gradients_in_float16_do_not_underflow_however_much_text_there_is(monkey
     assert scaled == pytest.approx(half.scores["taylor"], rel=1e-3)
 
 
-@pytest.mark.parametrize("metric", ["magnitude-l1", "magnitude-l2"])
-def test_codes_in_one_byte_are_not_weighed_without_their_scales(metric, tmp_path):
-    source = make("llama", tmp_path / "model")
-    file = source / "model.safetensors"
+def test_codes_in_one_byte_are_not_weighed(tmp_path):
+    file = make("llama", tmp_path / "model") / "model.safetensors"
     stored = load_file(file)
     name = "model.layers.3.mlp.up_proj.weight"
     stored[name] = stored[name].to(torch.float8_e4m3fn)
     save_file(stored, file, metadata={"format": "pt"})
-    with pytest.raises(CheckpointError, match=f"expected 16 or 32 bit floating point weights.*{name} in F8_E4M3"):
-        score(Checkpoint.open(source), metrics=[metric], progress=lambda *_, **__: pytest.fail("something is weighed"))
+    with pytest.raises(CheckpointError) as error:
+        score(tmp_path / "model", metrics="magnitude-l1", progress=lambda *_, **__: pytest.fail("something is weighed"))
+    assert error.value.option == "metric"
 
 
-def test_angular_distance_of_the_same_an_orthogonal_and_the_opposite_direction():
-    x = torch.tensor([[1.0, 0.0]]).expand(3, 2)
-    y = torch.tensor([[2.0, 0.0], [0.0, 5.0], [-1.0, 0.0]])
-    torch.testing.assert_close(angular_distance(x, y), torch.tensor([0.0, 0.5, 1.0]))
-
-
-def test_all_is_every_metric_of_layers_but_the_authors_variants():
-    names = [metric.name for metric in metrics_named(["all"])]
-    assert names == [name for name in METRICS if not name.endswith("-authors")]
-    assert [metric.name for metric in metrics_named(["bi", "bi"])] == ["bi"]
-    with pytest.raises(InputError, match=r"metric.*5"):
-        metrics_named([5])
+def test_metrics_are_named_once_and_all_is_every_one():
+    assert [metric.name for metric in metrics_named(["all"])] == list(METRICS)
+    assert [metric.name for metric in metrics_named("bi, ppl,bi")] == ["bi", "ppl"]
+    for names in ([5], "none", []):
+        with pytest.raises(InputError) as error:
+            metrics_named(names)
+        assert error.value.option == "metric"
 
 
 WHOLE = Scores(3, {"ppl": (3.0, 1.0, 2.0)}, window=2, blocks={"ppl": (4.0, 5.0)}).to_dict()
-BROKEN = {
-    "empty": ({}, "'layers'"),
-    "another depth": (WHOLE | {"layers": 7}, "7 numbers"),
-    "a depth with a point": (WHOLE | {"layers": 3.0}, "a layer count"),
-    "a list": (WHOLE | {"scores": []}, "no attribute"),
-    "one number": (WHOLE | {"scores": {"ppl": 5}}, "not iterable"),
-    "words": (WHOLE | {"scores": {"ppl": ["x"] * 3}}, "could not convert"),
-    "no float": (WHOLE | {"scores": {"ppl": [10**400] * 3}}, "too large"),
-    "below all": (WHOLE | {"scores": {"ppl": [-math.inf] * 3}}, "3 numbers for ppl"),
-    "no scores": (WHOLE | {"scores": {}, "blocks": {}}, "at least one metric"),
-    "too few": (WHOLE | {"scores": {"ppl": [1.0, 2.0]}}, "3 numbers for ppl"),
-    "too few blocks": (WHOLE | {"blocks": {"ppl": [1.0]}}, "2 numbers for ppl of blocks of 2"),
-    "blocks of none": (WHOLE | {"window": 0}, "blocks of 1 to 3 layers"),
-    "blocks of no size": (WHOLE | {"window": None}, "blocks of 1 to 3 layers"),
-}
+BROKEN = [
+    *({"scores": table} for table in ([], {}, {"ppl": 5}, {"ppl": ["x"] * 3}, {"ppl": [10**400] * 3})),
+    *({"scores": {"ppl": row}} for row in ([-math.inf] * 3, [math.nan] * 3, [1.0, 2.0])),
+    {"layers": 7},
+    {"layers": 3.5},
+    {"blocks": {"ppl": [1.0]}},
+    {"window": 0},
+    {"window": None},
+]
 
 
-@pytest.mark.parametrize("case", BROKEN)
-def test_scores_that_are_not_scores_are_refused(case):
-    data, said = BROKEN[case]
-    with pytest.raises(DataError, match=said):
-        Scores.from_dict(data, where="scores.json")
+@pytest.mark.parametrize("changes", BROKEN, ids=str)
+def test_malformed_scores_are_refused(changes):
+    assert Scores.from_dict(WHOLE, where="scores.json").to_dict() == WHOLE
+    with pytest.raises(DataError):
+        Scores.from_dict(WHOLE | changes, where="scores.json")
+    with pytest.raises(DataError):
+        Scores.from_dict({}, where="scores.json")
 
 
 @pytest.mark.parametrize(("model_type", "stream"), [("llama", False), ("gemma2", True), ("mixtral", False)])
-def test_every_depth_is_what_the_cut_model_gives(model_type, stream):
+def test_depth_curve_equals_pruned_models(model_type, stream):
     checkpoint = Checkpoint.open(tiny(model_type))
     found = depth_curve(checkpoint, TOKENS, compute=Compute(stream=stream))
     assert [depth.layers for depth in found.depths] == [8, 7, 6, 5, 4, 3, 2, 1]
@@ -212,7 +197,7 @@ def test_every_depth_is_what_the_cut_model_gives(model_type, stream):
     assert [depth.kl for depth in found.depths] == pytest.approx(kls, rel=1e-4, abs=1e-6)
 
 
-def test_it_costs_each_layer_once_and_a_head_for_each_depth(monkeypatch):
+def test_depth_curve_runs_each_layer_once(monkeypatch):
     seen, calls, loaded = [], [0] * 8, Checkpoint.model
 
     def counted(self, **options):
@@ -233,7 +218,7 @@ def test_it_costs_each_layer_once_and_a_head_for_each_depth(monkeypatch):
     assert calls == [2] * 8, "once to learn how layers hand on, once to walk"
 
 
-def test_layers_can_go_until_the_first_depth_that_loses_too_much():
+def test_removable_ends_at_the_first_depth_that_loses_too_much():
     losses = (2.0, 2.1, 2.0 + math.log(1.5) - 1e-9, 2.2, 2.0 + math.log(1.5) + 1e-9, 2.0)
     curve = DepthCurve(tuple(Depth(6 - gone, loss, 0.0, 0.0) for gone, loss in enumerate(losses)))
     assert curve.removable == 3

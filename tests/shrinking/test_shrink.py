@@ -165,7 +165,7 @@ def test_no_healing_begins_that_cannot_finish(tiny, monkeypatch):
     (tiny / "timed.yaml").write_text(RECIPE.replace("max_steps: 3, ", ""))
     seconds = itertools.count(0, 0.01).__next__
     monkeypatch.setattr(stages, "Clock", lambda limit, used=0.0: Clock(limit, used=used, now=seconds))
-    monkeypatch.setattr(line, "LEAST_HEALING", 1e9)
+    monkeypatch.setattr(line, "least_healing", lambda *_, **__: 1e9)
     called = counted(monkeypatch)
     made = shrunk(tiny, recipe=str(tiny / "timed.yaml"), minutes=60)
     assert "heal" not in called
@@ -215,7 +215,8 @@ def test_a_recipe_that_names_layers_takes_no_goal(tiny):
 
 
 def test_a_dry_run_writes_nothing(tiny):
-    budget, requirements, seconds = preview(str(tiny / "model"), tiny / "out", options_of(tiny, minutes=5))
+    budget, memory, disk, seconds = preview(str(tiny / "model"), tiny / "out", options_of(tiny, minutes=5))
     assert (budget.windows, seconds) == (4, 300.0)
-    assert requirements.disk_bytes == 3 * Checkpoint.open(tiny / "model").weight_bytes
+    assert memory.nbytes > Checkpoint.open(tiny / "model").weight_bytes
+    assert disk == 3 * Checkpoint.open(tiny / "model").weight_bytes
     assert not list(tiny.glob("out*"))

@@ -91,7 +91,7 @@ def card_metadata(record: Mapping[str, Any], licence: Mapping[str, str]) -> str:
     """Write the head of a card, in YAML, as huggingface_hub does."""
     from huggingface_hub import ModelCardData
 
-    healings = [step["healing"]["data"]["data"] for step in _steps(record) if step.get("healing")]
+    healings = [step["healing"]["config"]["data"] for step in _steps(record) if step.get("healing")]
     names = {name.partition(":")[0] for data in healings for name in _sources(data)}
     sets = sorted(filter(HUB_ID.fullmatch, names))
     data = ModelCardData(
@@ -162,9 +162,9 @@ def _sentence(step: Mapping[str, Any]) -> str:
         gone = f"{len(plan['removed'])} of {plan['layers']} layers {were} removed (numbered from 0: "
         return f"{gone}{show_layers(plan['removed'])}){refitted}."
     if healing:
-        taught = "the output of the unpruned model" if healing["objective"]["loss"] == "distill" else "the text"
-        data = ", ".join(_sources(healing["data"]["data"]))
-        how = f"by {healing['method']['name']} on {healing['samples']:,} samples of {data}"
+        taught = "the output of the unpruned model" if healing["config"]["loss"] == "distill" else "the text"
+        data = ", ".join(_sources(healing["config"]["data"]))
+        how = f"by {healing['config']['method']} on {healing['samples']:,} samples of {data}"
         if (healing.get("history") or {}).get("best") == 0:
             return f"Training the remaining layers {how} lowered no held-out loss: their weights are as they were before it."
         return f"The remaining layers were trained {how}, to reproduce {taught}."
@@ -189,12 +189,9 @@ def _command(step: Mapping[str, Any], model: str, out: str) -> str:
         layers, repair = show_layers(plan["removed"]).replace(" ", ""), step.get("repair") or {}
         words += _options({"layers": layers, **(_refitted(repair["tokens"]) if repair.get("kept") else {})})
     if healing:
-        method, data = dict(healing["method"]), dict(healing["data"])
-        options = {"method": method.pop("name"), **method, **healing["objective"], **healing["schedule"], **data}
-        if healing.get("repeat"):  # it went by the clock
-            options |= {**healing["repeat"], "minutes": None}
+        options = dict(healing["config"])
         words += [word for name in options.pop("data") for word in option_words({"data": name})]
-        words += _options({**options, "teacher": base_model(step) or "MODEL" if healing.get("teacher") else None})
+        words += _options(options)
     return " ".join(shlex.join([*words, "-o", out]).splitlines())
 
 

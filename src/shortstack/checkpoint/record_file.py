@@ -82,19 +82,13 @@ def _is_step(record: Mapping[str, Any]) -> bool:
 
 
 def _is_healing(healing: Mapping[str, Any]) -> bool:
-    """Say whether there are a method, an objective, a schedule and data, whose names and numbers are options."""
-    parts = {name: healing.get(name) for name in ("method", "objective", "schedule", "data")}
-    sections = {name: part for name, part in parts.items() if isinstance(part, dict)}
-    named = (("method", "name"), ("objective", "loss"))
-    texts = sections == parts and all(isinstance(sections[name].get(key), str) for name, key in named)
-    sources = sections.get("data", {}).get("data")
-    return (
-        texts
-        and isinstance(sources, list)
-        and all(isinstance(name, str) for name in sources)
-        and _is_count(healing.get("samples"))
-        and isinstance(healing.get("repeat"), dict | None)
-    )
+    """Return True if a healing has settings, named sources and a number of samples."""
+    config = healing.get("config")
+    if not isinstance(config, dict) or not all(isinstance(config.get(name), str) for name in ("method", "loss")):
+        return False
+    sources = config.get("data")
+    named = isinstance(sources, list) and all(isinstance(name, str) for name in sources)
+    return named and _is_count(healing.get("samples"))
 
 
 def _is_text(tokens: Any) -> bool:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -10,10 +12,21 @@ from cyclopts import Parameter
 from pydantic import Field
 
 from shortstack.cli import console
-from shortstack.cli.options import PICTURE, Out, Reporting, Session, flat, going_on, group
+from shortstack.cli.options import (
+    CALIBRATION,
+    PICTURE,
+    RECORDED,
+    Base,
+    Calibration,
+    CommonOptions,
+    Out,
+    OutputOptions,
+    expand_fields,
+    group,
+    resume_hint,
+)
 from shortstack.errors import InputError
-from shortstack.healing import HealOptions, IterativeSchedule, Partial
-from shortstack.healing.task import task_of_config
+from shortstack.healing import HealOptions
 from shortstack.machine.files import check_new
 from shortstack.machine.formats import show_layers
 from shortstack.machine.options import given, options
@@ -21,19 +34,15 @@ from shortstack.machine.progress import first_process
 
 if TYPE_CHECKING:
     from shortstack.checkpoint import Checkpoint
-    from shortstack.healing import Healing, HealingConfig
-    from shortstack.machine.progress import Progress
+    from shortstack.healing import Healing
 
 
 @options
 class RoundOptions:
     """With --layers-per-round: how much to remove in all, and how layers are selected."""
 
-    drop: str | None = Field(None, description="How much to remove in all: 25% or a count.")
-    metric: str | None = Field(None, description="How layers are selected. Default: ppl.")
-    text: str | None = Field(None, description="Calibration text. Default: mix.")
-    samples: int | str | None = Field(None, description="Calibration windows per text, or all. Default: 10.")
-    length: int | None = Field(None, ge=4, description="Tokens per calibration window. Default: 128.")
+    drop: str | None = Field(None, description="With --layers-per-round: how much to remove in all, 25% or a count.")
+    metric: str = Field("ppl", description="With --layers-per-round: metric to select layers by.")
 
 
 def heal(
@@ -44,16 +53,12 @@ def heal(
     recipe: Annotated[
         str | None, Parameter(help="A preset (`shortstack list recipes`) or a .yaml file; other options override it.")
     ] = None,
-    base: Annotated[
-        str | None,
-        Parameter(
-            help="Base model, for --loss distill and --data self. Default: the one on record in the pruned model."
-        ),
-    ] = None,
+    base: Base = RECORDED,
     plot: Annotated[Path | None, PICTURE, Parameter(help="Draw the loss curve: an .svg file.")] = None,
-    typed: Annotated[HealOptions, flat(group("Healing"))] = HealOptions(),
-    rounds: Annotated[RoundOptions, flat(group("Iterative pruning", 2))] = RoundOptions(),
-    session: Annotated[Session, flat(without="seed|dtype|device|stream|device_map")] = Session(),
+    typed: Annotated[HealOptions, expand_fields(group("Healing"))] = HealOptions(),
+    rounds: Annotated[RoundOptions, expand_fields(group("Rounds", 2))] = RoundOptions(),
+    calibration: Annotated[Calibration, expand_fields(CALIBRATION)] = Calibration(),
+    session: Annotated[CommonOptions, expand_fields(without="seed|dtype|device|stream|device_map")] = CommonOptions(),
 ) -> None:
     """Train a pruned checkpoint to get back what it lost.
 
@@ -61,86 +66,57 @@ def heal(
 
     $ shortstack heal pruned --recipe best --data my.txt -o healed
     """
+    from shortstack.healing import heal as heal_model
+    from shortstack.healing import prune_iteratively
     from shortstack.healing.recipes import named_by_line, with_recipe
+    from shortstack.machine.clock import Clock
 
     began = time.monotonic()
-    values: dict[str, Any] = {**given(typed), **given(rounds)}
+    values: dict[str, Any] = {**given(typed), **given(rounds), **given(calibration)}
     with named_by_line(recipe, values):
         values = with_recipe(values, recipe) if recipe else values
-        turns = _turns(values)
-        config = HealOptions(**{name: value for name, value in values.items() if hasattr(typed, name)}).config
+        settings = {name: values.pop(name) for name in [*values] if hasattr(typed, name)}
+        config, step = HealOptions(**settings).config, settings.get("layers_per_round")
         config.check()
+        _check_rounds(step, values)
         check_new(output, make_folders=True)
-        with session.report.bars() as progress:
-            checkpoint = session.source.open(directory, progress)
-            _warn(checkpoint, config, session.report, pruned=bool(recipe and not turns))
-            opened = _base(base, checkpoint, session, progress) if config.needs_base else None
-            with going_on("repeat the command: it goes on from its last saved step"):
-                result = _heal(checkpoint, output, config, turns, opened, progress, began)
+        clock = Clock(60 * config.minutes, used=time.monotonic() - began) if config.minutes else None
+        with session.report.bars() as progress, resume_hint("repeat the command; at most a minute of training is lost"):
+            model = session.source.open(directory, progress)
+            if recipe and not step:
+                _warn(model, session.report)
+            if step:
+                drop, metric = values.pop("drop"), values.pop("metric", rounds.metric)
+                how: dict[str, Any] = {"drop": drop, "step": step, "metric": metric, "progress": progress}
+                result = prune_iteratively(model, output, config, text=replace(calibration, **values).text, **how)
+            else:
+                opened = session.open_base(base, model, progress) if config.needs_base else None
+                result = heal_model(model, output, config, base=opened, clock=clock, progress=progress)
     if not first_process():
         return
     session.report.result(result, plot=plot)
-    if turns and not session.report.json:
-        console.show(_removed(checkpoint, result))
+    if step and not session.report.json:
+        console.show(_removed(model, result))
     session.report.next_measure(output, base, *session.alone.command_line)
 
 
-def _turns(values: dict[str, Any]) -> IterativeSchedule | None:
-    """Return the rounds that the options ask for, if any."""
-    rounds = {name: values[name] for name in ("drop", "metric", "text", "samples", "length") if name in values}
-    if values.get("layers_per_round") is None:
-        for name in rounds:
-            raise InputError("it needs --layers-per-round; add that, or leave it out", option=name)
-        return None
-    if "drop" not in rounds:
+def _check_rounds(step: int | None, rounds: Mapping[str, Any]) -> None:
+    """Refuse options of rounds without them, and rounds without an end."""
+    if step and "drop" not in rounds:
         raise InputError("give how much to remove in all, such as 25%", option="drop")
-    return IterativeSchedule(**rounds, step=values["layers_per_round"])
+    for name in () if step else rounds:
+        raise InputError("it needs --layers-per-round; add that, or leave it out", option=name)
 
 
-def _heal(
-    checkpoint: Checkpoint,
-    output: Path,
-    config: HealingConfig,
-    turns: IterativeSchedule | None,
-    base: Checkpoint | None,
-    progress: Progress,
-    began: float,
-) -> Healing:
-    from shortstack.healing import heal as heal_checkpoint
-    from shortstack.healing import heal_in_turns
-    from shortstack.machine.clock import Clock
-
-    if turns:
-        return heal_in_turns(checkpoint, output, turns, task_of_config(config, base=base), progress=progress)
-    clock = Clock(60 * config.minutes, used=time.monotonic() - began) if config.minutes else None
-    return heal_checkpoint(checkpoint, output, config, base=base, clock=clock, progress=progress)
-
-
-def _base(base: str | None, checkpoint: Checkpoint, session: Session, progress: Progress) -> Checkpoint:
-    """Open the base model: the one that is named, or the one on record."""
-    name = base or checkpoint.made_from
-    if not name:
-        raise InputError("no base model is on record; name it, for --loss distill and --data self", option="base")
-    try:
-        return session.open_unpruned(name, checkpoint, progress)
-    except InputError as error:
-        raise error.about("base") from None
-
-
-def _removed(checkpoint: Checkpoint, result: Healing) -> str:
+def _removed(model: Checkpoint, result: Healing) -> str:
     from shortstack.checkpoint import Checkpoint
 
     kept = set(Checkpoint.open(result.output).record["layer_map"].values())
-    before = checkpoint.record.get("layer_map") or {}
-    first = set(before.values()) or set(range(checkpoint.anatomy.layers))
-    return f"Layers {show_layers(sorted(first - kept))} were removed in total. The table shows the last round."
+    before = set((model.record.get("layer_map") or {}).values()) or set(range(model.anatomy.layers))
+    return f"Layers {show_layers(sorted(before - kept))} were removed in total. The table shows the last round."
 
 
-def _warn(checkpoint: Checkpoint, config: HealingConfig, report: Reporting, *, pruned: bool) -> None:
-    """Warn about parts of a recipe that heal ignores; pruned: the model should have lost layers."""
-    if pruned and checkpoint.record.get("verb") not in ("prune", "heal"):
-        report.warn(f"{checkpoint.source} has all its layers, and heal removes none; use `shortstack shrink`")
-    method = config.method
-    usual = isinstance(method, Partial) and method.train_head is None and not method.untie_embeddings
-    if usual and checkpoint.anatomy.tied:
-        report.warn("the head is tied to the embedding and stays frozen; --untie-embeddings trains a copy of it")
+def _warn(model: Checkpoint, report: OutputOptions) -> None:
+    """Warn that heal does not remove the layers that a recipe selects."""
+    if model.record.get("verb") not in ("prune", "heal"):
+        report.warn(f"{model.source} has all its layers, and heal removes none; use `shortstack shrink`")

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import replace
-from typing import Annotated
+from dataclasses import fields, replace
+from typing import Annotated, Any
 
 from pydantic import Field
 
@@ -153,16 +153,23 @@ class HealingConfig:
             check_installed("bitsandbytes", "quant", option="optim", why=f"for {self.optim}")
         check_loggers(self.report_to)
 
-    def count_held_out(self, examples: Sequence[Example]) -> int:
-        """Return how many of the first examples are held out; a conversation is never divided."""
+    def count_held_out(self, examples: Sequence[Example], *, timed: bool = False) -> int:
+        """Return how many of the first examples are held out, a tenth at most of a timed run; no conversation is divided."""
         samples = len(examples)
         wanted = self.held_out or max(1, round(samples * HELD_OUT_SHARE))
+        wanted = min(wanted, max(1, samples // 10)) if timed else wanted
         whole = (place for place in range(wanted, samples) if not examples[place].follows)
         held_out = next(whole, max(wanted, samples))
         if samples <= held_out:
             message = f"{samples} samples, of which {held_out} would be held out; give more data or hold out fewer"
             raise DataError(message, option="held_out")
         return held_out
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return all settings flat, as a recipe has them."""
+        values = {declared.name: getattr(self, declared.name) for declared in fields(self)}
+        method = self.method.to_dict()
+        return {**values, "method": method.pop("name"), **method}
 
     @property
     def batch_size(self) -> int:

@@ -1,7 +1,4 @@
-"""All that never changes while a model heals: the output of its frozen layers, and a teacher's predictions.
-
-Both are kept on disk packed and without padding, under a digest of all that they depend on.
-"""
+"""Cached activations of frozen layers, and cached teacher logits: packed on disk, under a digest of all they depend on."""
 
 from __future__ import annotations
 
@@ -23,9 +20,9 @@ from shortstack.decoder import Decoder
 from shortstack.decoder.batching import by_length
 from shortstack.decoder.decoder import UNPRUNED
 from shortstack.decoder.losses import check_states, likeliest
-from shortstack.errors import ArchitectureError, CheckpointError
+from shortstack.errors import ArchitectureError
+from shortstack.healing.config import HealingConfig
 from shortstack.healing.learner import counted, padded
-from shortstack.healing.schedule import Objective
 from shortstack.machine.cache import MARGIN_BYTES, cache_directory, content_key, make_room, mark_used
 from shortstack.machine.device import Compute, Dtype
 from shortstack.machine.files import atomic_write, check_disk
@@ -35,7 +32,7 @@ from shortstack.machine.progress import Progress, paced, silent
 
 @dataclass(frozen=True)
 class Activations:
-    """The hidden states of many samples. states[i] is [length of sample i, width], in the dtype they were computed in."""
+    """Hidden states of many samples in a file; states[i] is [length of sample i, width], in their own dtype."""
 
     path: Path
     lengths: tuple[int, ...]
@@ -50,11 +47,11 @@ class Activations:
 
     @property
     def kept(self) -> bool:
-        """Whether they are on disk; if so, they are used."""
-        there = self.path.exists() and self.path.stat().st_size == self.size
-        if there:
+        """Whether they are on disk; marks them as used."""
+        exists = self.path.exists() and self.path.stat().st_size == self.size
+        if exists:
             mark_used(self.path)
-        return there
+        return exists
 
     @property
     def size(self) -> int:
@@ -75,17 +72,13 @@ class Activations:
 
     @contextmanager
     def written(self) -> Iterator[Callable[[int, Tensor], None]]:
-        """Take put(sample, states) of every sample, in any order; the file is there when all went well, else not at all."""
+        """Yield put(sample, states), to be called for every sample in any order; the file appears at the end."""
         with atomic_write(self.path) as partial, partial.open("wb") as file:
 
             def put(sample: int, states: Tensor) -> None:
                 if states.shape != (self.lengths[sample], self.width):
-                    raise ArchitectureError(
-                        f"states of the form {tuple(states.shape)}",
-                        expected=f"one of {self.width} numbers for each of {self.lengths[sample]} tokens",
-                        fix="set last to the number of layers, so that all of them train",
-                        where="what enters the layers that train",
-                    )
+                    form = f"{tuple(states.shape)}, not [{self.lengths[sample]}, {self.width}]"
+                    raise ArchitectureError(f"hidden states are {form}; train all layers", option="train_last")
                 file.seek(self._starts[sample] * self._row_bytes)
                 file.write(states.to(self.dtype).contiguous().cpu().view(torch.uint8).numpy().tobytes())
 
@@ -93,12 +86,12 @@ class Activations:
 
 
 def activations_under(key: str, lengths: Sequence[int], width: int, dtype: torch.dtype) -> Activations:
-    """Name the states under `key`, whether they are kept yet or not."""
+    """Return the activations of a key, on disk or not yet."""
     return Activations(cache_directory("activations") / f"{key}.states", tuple(lengths), width, dtype)
 
 
 def check_room(nbytes: int) -> None:
-    """Make room in the cache, and refuse what the disk has none for, before it is computed."""
+    """Make room in the cache, or raise DiskFullError before anything is computed."""
     if nbytes:
         make_room(nbytes)
         fix = "free some space, set SHORTSTACK_CACHE to another disk, or use fewer samples"
@@ -107,10 +100,10 @@ def check_room(nbytes: int) -> None:
 
 @dataclass(frozen=True)
 class Frozen:
-    """The samples, and what is computed of them before training; samples go by their numbers.
+    """Samples, by number, and what is computed from them before training.
 
-    first: the layer that the states enter; there are none where it is 0. teacher: the likeliest next tokens after each
-    token that counts, and their log probabilities. text: the objective adds the loss of text to what a teacher says.
+    first: the layer that the states enter; without states if it is 0. teacher: the most likely next tokens after each
+    token that counts, and their log probabilities. text: whether the next-token loss is added to the teacher's.
     """
 
     examples: Sequence[Example]
@@ -124,7 +117,7 @@ class Frozen:
         return [len(example.ids) for example in self.examples]
 
     def collate(self, samples: Sequence[int]) -> dict[str, Tensor]:
-        """Make a Learner's arguments of some samples, padded."""
+        """Return a Learner's arguments for some samples, padded."""
         batch = padded([self.examples[sample] for sample in samples])
         if self.states:
             states = [self.states[sample] for sample in samples]
@@ -149,37 +142,36 @@ def _unpacked(rows: Tensor) -> tuple[Tensor, Tensor]:
 
 @dataclass(frozen=True)
 class Freezer:
-    """Computes a Frozen, in a dtype and on a device; teacher: only where the objective learns from it."""
+    """Computes a Frozen; teacher: for distillation alone."""
 
     checkpoint: Checkpoint
     dtype: torch.dtype
     device: str
-    objective: Objective = field(default_factory=Objective)
+    config: HealingConfig = field(default_factory=lambda: HealingConfig())
     teacher: Checkpoint | None = None
     progress: Progress = silent
 
     def planned(self, examples: Sequence[Example], first: int) -> Frozen:
-        """Name the files without computing them; only the weights are read, for their digest."""
+        """Name the files without computing them; weights are read for their digest."""
         dtype, device = str(self.dtype).removeprefix("torch."), torch.device(self.device).type
-        known = {"dtype": dtype, "device": device, "ids": [example.ids for example in examples]}
-        frozen = Frozen(examples, first, text=self.objective.next_token_weight > 0)
+        settings = {"dtype": dtype, "device": device, "ids": [example.ids for example in examples]}
+        frozen = Frozen(examples, first, text=self.config.next_token_weight > 0)
         if first:
-            key = content_key("states", model=self.checkpoint.identity, at=first, **known)
+            key = content_key("states", model=self.checkpoint.identity, at=first, **settings)
             states = activations_under(key, frozen.lengths, self.checkpoint.hidden_width, self.dtype)
             frozen = replace(frozen, states=states)
         if self.teacher:
-            _check_vocabulary(self.checkpoint, self.teacher)
-            learnt = [counted(example) for example in examples]
-            of = [self.top_k, self.objective.temperature]
-            key = content_key("teacher", model=self.teacher.identity, learnt=learnt, of=of, **known)
-            teacher = activations_under(key, [sum(mask) for mask in learnt], 2 * self.top_k, torch.float32)
+            masks = [counted(example) for example in examples]
+            of = [self.top_k, self.config.temperature]
+            key = content_key("teacher", model=self.teacher.identity, learnt=masks, of=of, **settings)
+            teacher = activations_under(key, [sum(mask) for mask in masks], 2 * self.top_k, torch.float32)
             frozen = replace(frozen, teacher=teacher)
         return frozen
 
     @cached_property
     def top_k(self) -> int:
-        """How many of the teacher's likeliest tokens are kept: at least one of the vocabulary is among the others."""
-        return min(self.objective.top_k, self.checkpoint.vocabulary - 1)
+        """Tokens of the teacher that are kept: at least one of the vocabulary is not."""
+        return min(self.config.top_k, self.checkpoint.vocabulary - 1)
 
     @torch.no_grad()
     def fill(self, frozen: Frozen) -> Frozen:
@@ -191,10 +183,10 @@ class Freezer:
         return frozen
 
     def _walk(self, frozen: Frozen, file: Activations, stage: str, model: Checkpoint, layers: int) -> None:
-        """Pass all samples through so many layers of a model; what is kept of them goes into the file."""
+        """Write the states or predictions of all samples after so many layers into the file."""
         dtype = cast("Dtype", str(self.dtype).removeprefix("torch."))
         decoder = Decoder.open(model, Compute(dtype=dtype, device=self.device))
-        if file is frozen.states:  # by which alone the walk begins again
+        if file is frozen.states:
             decoder.check_bare(train_all(self.checkpoint))
         batches = []
         for numbers in by_length(frozen.lengths):
@@ -214,12 +206,12 @@ class Freezer:
                         put(sample, rows)
 
     def _predictions(self, decoder: Decoder, examples: Sequence[Example], hidden: Tensor) -> list[Tensor]:
-        """Return the likeliest tokens, packed, after each token that counts, given states [samples, length, width]."""
-        learnt = [torch.tensor(counted(example)[1:]) for example in examples]
-        states = [row[: len(mask)][mask.to(row.device)] for row, mask in zip(hidden, learnt, strict=True)]
+        """Return the most likely tokens, packed, after each token that counts; hidden: [samples, length, width]."""
+        masks = [torch.tensor(counted(example)[1:]) for example in examples]
+        states = [row[: len(mask)][mask.to(row.device)] for row, mask in zip(hidden, masks, strict=True)]
         together = torch.cat(states)
         chunks = together.split(decoder.chunk_rows(together))
-        top = [likeliest(decoder.token_logits(chunk), self.top_k, self.objective.temperature) for chunk in chunks]
+        top = [likeliest(decoder.token_logits(chunk), self.top_k, self.config.temperature) for chunk in chunks]
         packed = torch.cat([_packed(tokens, log_p) for tokens, log_p in top])
         return list(packed.split([len(rows) for rows in states]))
 
@@ -234,16 +226,5 @@ def missing_bytes(frozen: Frozen) -> int:
 
 
 def train_all(checkpoint: Checkpoint) -> str:
-    """Suggest training all layers, for models whose layers cannot be frozen."""
-    return f"train all layers: set last to {checkpoint.anatomy.layers}"
-
-
-def _check_vocabulary(checkpoint: Checkpoint, teacher: Checkpoint) -> None:
-    ours, theirs = checkpoint.vocabulary, teacher.vocabulary
-    if ours != theirs:
-        raise CheckpointError(
-            theirs,
-            expected=f"a teacher with the vocabulary of the model that heals, {ours} tokens",
-            fix="name the model it was cut from",
-            where=teacher.directory,
-        )
+    """Return the advice for models whose layers cannot be frozen."""
+    return f"train all layers: set train_last to {checkpoint.anatomy.layers}"

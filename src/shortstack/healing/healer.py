@@ -1,12 +1,10 @@
-"""heal(): train part of a pruned checkpoint and write it as a new one."""
+"""heal(): train part of a pruned model and write it as a new one."""
 
 from __future__ import annotations
 
 import hashlib
-import shlex
 import time
-import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
@@ -18,443 +16,335 @@ from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 
 from shortstack.architecture.anatomy import check_positions
-from shortstack.charts.chart import Chart, Point, Series, axis
-from shortstack.charts.drawing import HEIGHT
-from shortstack.charts.picture import Panel, Picture, short
 from shortstack.checkpoint import Checkpoint, CheckpointWriter, Model
 from shortstack.checkpoint.record import layer_map, provenance
 from shortstack.checkpoint.safetensors import StoredTensor, spill
 from shortstack.checkpoint.weights import check_unquantised
 from shortstack.checkpoint.writer import layout
 from shortstack.data import Example, Rows, Text, read_examples
-from shortstack.data.examples import own_samples
-from shortstack.data.sources import OWN
 from shortstack.data.text import public_names
 from shortstack.data.tokens import same_tokens
 from shortstack.decoder import Decoder, with_own_text
-from shortstack.errors import InputError, ShortstackWarning, TrainingError
+from shortstack.errors import InputError, ShortstackError
+from shortstack.healing.budget import Budget, Deadline, io_seconds
 from shortstack.healing.config import HealingConfig
 from shortstack.healing.frozen import Freezer
 from shortstack.healing.learner import Data, Learner
-from shortstack.healing.pacing import affordable_samples, kept_pacing
-from shortstack.healing.schedule import LOSSES, Schedule
-from shortstack.healing.task import HealingTask, TrainingData, task_of_config
-from shortstack.healing.training import Environment, History, train, training_device
-from shortstack.healing.unfinished import Unfinished
+from shortstack.healing.memory import check_memory, compute_dtype, output_bytes
+from shortstack.healing.result import Healing, History
+from shortstack.healing.resuming import Unfinished, last_checkpoint
+from shortstack.healing.samples import fitting_text, full_text
+from shortstack.healing.training import train, training_device
 from shortstack.machine.cache import cache_limit, library_versions
 from shortstack.machine.clock import Clock
-from shortstack.machine.device import Compute, fast_bfloat16
+from shortstack.machine.device import Compute
 from shortstack.machine.files import scratch_beside
-from shortstack.machine.formats import number, option_words, shown
 from shortstack.machine.memory import peak_rss
-from shortstack.machine.progress import Progress, in_notebooks, silent
-from shortstack.machine.tables import Cell, Table, Tabled
-from shortstack.machine.typed import typed
+from shortstack.machine.progress import Progress, silent
 from shortstack.profiling.speed import forward_speed
 
-BY_CLOCK = ("data", "max_samples", "held_out")  # of TrainingData, what a clock changes
-LAST, LITTLE, AGAIN = 1 / 3, 0.01, 2  # a part of the steps that gains less of the loss, once samples passed so often
-WRITING_SECONDS, WRITING_BYTES_PER_S = 3.0, 1e8  # kept of a clock for the output: merged, written and synced
+OWN_TOKENS = 16 * 288  # that the base model writes in its first batch
 
 
-@dataclass(frozen=True, repr=False)
-class Healing(Tabled):
-    """The outcome of healing; the healed checkpoint is at `output`. objective: the loss, sft or distill.
-
-    samples: that there were, held-out ones included. trained_layers: by the numbers that they have in it. repeat: options
-    that repeat a run by the clock without one.
-    """
-
-    output: Path
-    method: str
-    objective: str
-    trainable_parameters: int
-    history: History
-    samples: int
-    seconds: float
-    peak_rss_bytes: int
-    trained_layers: tuple[int, ...] = ()
-    repeat: Mapping[str, Any] | None = None
-
-    def table(self) -> Table:
-        history, losses = self.history, [loss for _, loss in self.history.losses]
-        held_out = [loss for _, loss in history.held_out]
-        kind = LOSSES[self.objective]
-        ends = (losses[0], losses[-1]) if len(losses) > 1 else next(iter(losses), None)  # of few steps there is one
-        rows = [
-            ("trained parameters", self.trainable_parameters),
-            ("learning rate", f"{history.settings['learning_rate']:g}"),
-            ("optimizer steps", history.steps),
-            ("training loss, first to last", Cell(ends, "loss")),
-            (f"held-out {kind}, before to best", Cell((held_out[0], min(held_out)), "loss")),
-            ("tokens per second", Cell(history.tokens_per_s, "rate")),
-            ("time", Cell(self.seconds, "seconds")),
-            ("peak memory", Cell(self.peak_rss_bytes, "bytes")),
-        ]
-        course = f"held-out {kind} {shown((held_out[0], min(held_out)), 'loss')}"
-        return Table.of(f"{self.output} by {self.method}: {course}", ("healed", ""), rows, notes=[*self._notes()])
-
-    @property
-    def greedy_kept(self) -> tuple[float, float] | None:
-        """Share of the teacher's likeliest tokens on held-out samples that were the model's before healing, and are now."""
-        kept = dict(self.history.greedy)
-        return (kept[0], kept[self.history.best]) if kept else None
-
-    @property
-    def plateau(self) -> str | None:
-        """Say that more minutes would bring nothing, where a run by the clock saw all samples again and gained LITTLE."""
-        history = self.history
-        if self.repeat is None or not history.best:
-            return None
-        batch = history.settings["per_device_train_batch_size"] * history.settings["gradient_accumulation_steps"]
-        before = min(loss for step, loss in history.held_out if step <= (1 - LAST) * history.steps)
-        gained = max(0.0, 1 - dict(history.held_out)[history.best] / before)
-        if history.steps * batch < AGAIN * self.samples or gained >= LITTLE:
-            return None
-        return f"The last third of the steps lowered the held-out loss by {gained:.1%}: more minutes need more data."
-
-    @property
-    def remarks(self) -> list[str]:
-        """Say how often it would write what the teacher writes, and whether more minutes would bring nothing."""
-        notes = []
-        if self.greedy_kept:
-            before, now = (f"{share:.1%}" for share in self.greedy_kept)
-            notes.append(
-                f"On held-out samples its top token is the unpruned model's {now} of the time (before: {before})."
-            )
-        return [*notes, self.plateau] if self.plateau else notes
-
-    def _notes(self) -> Iterator[str]:
-        history = self.history
-        yield from self.remarks
-        if not history.best:
-            yield "No held-out loss was lower than the one before training: the weights are as they were."
-        elif history.best < history.steps:
-            yield f"The weights are those of step {history.best}, where the held-out loss was lowest."
-        if history.stopped:
-            yield f"Training ended at step {history.steps}: {history.stopped}."
-        elif history.skipped:
-            yield f"{history.skipped} steps were skipped: non-finite gradient."
-        if self.repeat:
-            yield f"To repeat it without a clock: {shlex.join(option_words(self.repeat))}"
-
-    def plot(self) -> Picture:
-        """Draw training and held-out loss over optimizer steps."""
-        return loss_picture(self.history, str(self.output), kind=LOSSES[self.objective])
-
-    def to_dict(self) -> dict[str, Any]:
-        losses, held_out = self.history.losses, self.history.held_out
-        return {
-            "output": str(self.output),
-            "method": self.method,
-            "objective": self.objective,
-            "samples": self.samples,
-            "trainable_parameters": self.trainable_parameters,
-            "trained_layers": list(self.trained_layers),
-            "loss": {
-                "first": losses[0][1] if losses else None,
-                "last": losses[-1][1] if losses else None,
-                "held_out": min(loss for _, loss in held_out),
-                "held_out_before": held_out[0][1],
-            },
-            "greedy_kept": self.greedy_kept,
-            "learning_rate": self.history.settings["learning_rate"],
-            "steps": self.history.steps,
-            "best_step": self.history.best,
-            "skipped_steps": self.history.skipped,
-            "stopped": self.history.stopped,
-            "tokens_per_s": self.history.tokens_per_s,
-            "losses": [list(entry) for entry in losses],
-            "held_out_losses": [list(entry) for entry in held_out],
-            "seconds": self.seconds,
-            "peak_rss_bytes": self.peak_rss_bytes,
-            "repeat": self.repeat,
-        }
-
-
-def loss_picture(history: History, title: str, *, kind: str = LOSSES["sft"]) -> Picture:
-    """Draw the losses over optimizer steps, in nats per token, and mark the step whose weights were kept.
-
-    kind: what the loss of held-out samples is; that of training may have text beside it.
-    """
-    lines = [
-        Series(name, [Point(step, loss, f"step {step}, {name}: {loss:.4f}") for step, loss in losses], colour)
-        for name, losses, colour in (("training loss", history.losses, 5), (f"held-out {kind}", history.held_out, 0))
-        if losses
-    ]
-    every = [point for line in lines for point in line.points]
-    x = axis("optimizer steps", [point.x for point in every], "{:,g}".format, whole=True)
-    y = axis("loss (nats per token)", [point.y for point in every], number)
-    svg = Chart(title, x, y, lines, marks=[("kept", float(history.best))]).svg()
-    return Picture(short(title), [Panel("", svg, HEIGHT, [(line.colour, line.name) for line in lines])])
-
-
-@typed
 def heal(
-    checkpoint: Model,
+    model: Model,
     out: str | Path,
-    task: HealingConfig | HealingTask | Rows,
+    config: HealingConfig | Rows,
     *,
     base: Model | None = None,
     clock: Clock | None = None,
     speed: float | None = None,
-    resume: bool | None = None,
-    progress: Progress = in_notebooks,
+    progress: Progress = silent,
 ) -> Healing:
-    """Train the part of the checkpoint that the task's method names, and write the result to the new `out`.
+    """Train the part of a model that the method names, and write the result to the new `out`.
 
-    task: its data alone, text or instructions, where all else is as usual. Some samples are held out (5 % unless a number
-    is given) and never trained on; the weights with the lowest loss on them are written. What is frozen, and what a teacher
-    says, is computed once and kept in the cache. The state of the training is kept beside `out`, and goes when it ends;
-    resume says what to do with one that is there. clock: all of it ends with this one, as with the schedule's minutes, which
-    are counted from now on.
+    config: settings, or the data alone. Some samples are held out and never trained on; the weights with the lowest loss on
+    them are written. base: the base model, teacher of the loss distill and writer of the data `self`. clock: ends the run,
+    by default config.minutes from now. speed: forward tokens per second of the base model; measured by default. After an
+    interruption the same call goes on from a checkpoint saved beside `out`, in the time that is left.
 
     Raises:
+        InputError: contradictory options, too few minutes, or too little memory.
         DataError: the data cannot be read.
-        CheckpointError: the weights are quantised, so that training them would change their format.
-        InputError: options that exclude each other, or a state that belongs to another run.
-        OutputError: `out` exists, is nested in the input, does not fit the disk, or has an unfinished run beside it.
-        TrainingError: losses or gradients were no numbers; nothing is written.
+        CheckpointError: the weights are quantised.
+        OutputError: `out` exists, is nested in the input, or does not fit the disk.
+        TrainingError: losses or gradients were not finite, or there was no time for a step; nothing is written.
     """
-    checkpoint = Checkpoint.of(checkpoint)
     started = time.perf_counter()
-    if isinstance(task, HealingConfig):
-        compute = Compute(device=task.device)
-        task = task_of_config(task, base=base if task.needs_base else task.teacher, compute=compute)
-    task = HealingTask.of(task)
-    clock = clock or started_clock(task.schedule, out, resume=resume)
-    run = HealingRun(checkpoint, task, progress, clock, speed=speed)
+    config = config if isinstance(config, HealingConfig) else HealingConfig(data=config)  # type: ignore[arg-type]
+    run = HealingRun(Checkpoint.of(model), config, None if base is None else Checkpoint.of(base), progress)
     run.check()
+    clock = clock or (Clock(60 * config.minutes) if config.minutes else None)
     writer = run.writer(out)
-    with writer.held() if run.processes.is_main_process else nullcontext():
+    with writer.held() if run.is_main else nullcontext():
         unfinished = Unfinished(writer.out)
-        if run.processes.is_main_process:  # which may be removing it when another process comes here
-            unfinished.check_ours()
-        run = run.in_time(unfinished.settings() if resume else {})
-        examples = run.examples()
-        record = run.record(examples)
         with run.processes.main_process_first():
-            folder = unfinished.open(record, resume=resume if run.processes.is_main_process else True)
-        try:
-            learner, history = run.train(examples, folder)
-        except TrainingError:  # the state leads nowhere
-            unfinished.remove()
-            raise
-        with scratch_beside(writer.out) if run.processes.is_main_process else nullcontext() as scratch:
-            tensors, repeat = run.changed(learner, scratch), run.repeating(history)
-            seconds = round(time.perf_counter() - started, 3)
-            if scratch:
-                parts = {name: _public(record[name]) for name in ("data", "asked")}
-                healing = {**record, **parts, "history": asdict(history), "repeat": _public(repeat)}
-                run.write(writer, tensors, {**provenance(checkpoint, "heal", seconds), "healing": healing})
-                unfinished.remove()
+            unfinished.open({**run.settings(), "timed": clock is not None})
+        with unfinished.removed_on_error():
+            limit = run.limit(clock, unfinished, speed) if clock else None
+            run = replace(run, progress=unfinished.timing(limit.clock, progress)) if limit else run
+            text = run.text(limit, unfinished)
+            examples = run.examples(text)
+            learner, history = run.train(examples, unfinished, limit)
+            with scratch_beside(writer.out) if run.is_main else nullcontext() as scratch:
+                tensors = run.changed(learner, scratch)
+                seconds = round(time.perf_counter() - started, 3)
+                if scratch:
+                    run.write(writer, tensors, run.record(text, examples, history, seconds))
+        unfinished.remove()
     run.processes.wait_for_everyone()
-    method, loss = run.task.method, run.task.objective.loss
-    layers, count = method.trained_layers(checkpoint), learner.trainable_parameters
-    return Healing(writer.out, method.name, loss, count, history, len(examples), seconds, peak_rss(), layers, repeat)
+    layers, count = config.method.trained_layers(run.checkpoint), learner.trainable_parameters
+    parts = config.method.name, config.loss, count, history, len(examples), seconds, peak_rss(), layers
+    return Healing(writer.out, *parts)
 
 
-def _public(data: Mapping[str, Any] | None) -> Mapping[str, Any] | None:
-    """Return options of data with its sources as others may see them."""
-    return data and {**data, **({"data": public_names(data["data"])} if "data" in data else {})}
+def least_seconds(model: Model, config: HealingConfig, *, speed: float, base: Model | None = None) -> float:
+    """Estimate the seconds that heal() needs at least with a time limit; with less it refuses to begin."""
+    run = HealingRun(Checkpoint.of(model), config, None if base is None else Checkpoint.of(base))
+    return run.budget(speed).least_seconds
 
 
-def started_clock(
-    schedule: Schedule, out: str | Path, *, resume: bool | None = None, used: float = 0.0
-) -> Clock | None:
-    """Start a clock of the schedule's minutes, if it has any, less what a run that goes on has used, and `used` seconds."""
-    if schedule.minutes is None:
-        return None
-    kept = kept_pacing(Unfinished(Path(out)).state) if resume else {"used": 0.0}
-    return Clock(60 * schedule.minutes, used=kept["used"] + used)
+@dataclass(frozen=True)
+class Limit:
+    """A time limit: the clock, the cost of the run, and the clock's seconds when training began, if it has."""
+
+    clock: Clock
+    budget: Budget
+    began: float | None = None
+
+    def deadline(self, step_tokens: float) -> Deadline:
+        """Return the deadline of training, before which a last held-out loss ends; writing comes after it."""
+        clock = self.clock.reserving(io_seconds(self.budget.nbytes))
+        return Deadline(clock, step=self.budget.step_seconds(step_tokens), began=self.began)
 
 
 @dataclass(frozen=True)
 class HealingRun:
+    """One run of heal(). base: None if it is not known."""
+
     checkpoint: Checkpoint
-    task: HealingTask
+    config: HealingConfig
+    base: Checkpoint | None = None
     progress: Progress = silent
-    clock: Clock | None = None
-    asked: TrainingData | None = None  # where the clock left less of it
-    speed: float | None = None  # forward tokens a second; measured if None
 
     @cached_property
     def device(self) -> str:
-        return training_device(self.task.compute.device)
+        return training_device(self.config.device)
 
     @cached_property
     def processes(self) -> PartialState:
-        """Those that `accelerate launch` started, or this one."""
+        """The processes of `accelerate launch`, or this one."""
         return PartialState(cpu=self.device == "cpu")
 
     @property
-    def dtype(self) -> torch.dtype:
-        """The dtype that frozen layers compute in."""
-        return torch.bfloat16 if fast_bfloat16(self.device) else torch.float32
+    def is_main(self) -> bool:
+        return bool(self.processes.is_main_process)
 
-    @cached_property
-    def freezer(self) -> Freezer:
-        teacher = self.task.unpruned if self.task.objective.teaches else None
-        return Freezer(self.checkpoint, self.dtype, self.device, self.task.objective, teacher, self.progress)
+    @property
+    def dtype(self) -> torch.dtype:
+        return compute_dtype(self.device)
 
     @cached_property
     def first(self) -> int:
-        return self.task.method.first(self.checkpoint)
+        """The first layer that is not frozen."""
+        return self.config.method.first(self.checkpoint)
 
-    @property
-    def schedule(self) -> Schedule:
-        """The task's, with a learning rate."""
-        schedule, rate = self.task.schedule, self.task.method.learning_rate(self.checkpoint)
-        return replace(schedule, learning_rate=schedule.learning_rate or rate)
+    @cached_property
+    def teacher(self) -> Checkpoint | None:
+        if not self.config.distills or self.config.teacher is None:
+            return self.base if self.config.distills else None
+        return Checkpoint.open(self.config.teacher, trust_remote_code=self.checkpoint.trust_remote_code)
+
+    @cached_property
+    def trained_config(self) -> HealingConfig:
+        """The settings with a learning rate."""
+        rate = self.config.learning_rate or self.config.method.learning_rate(self.checkpoint)
+        return replace(self.config, learning_rate=rate)
 
     def check(self) -> None:
-        self.task.check()
+        """Refuse before any work what cannot succeed."""
+        config = self.config
+        config.check()
+        if config.needs_base and self.base is None:
+            user = "the data self" if config.reads_own_text else "the loss distill"
+            raise InputError(f"{user} needs the base model", option="base")
         cache_limit()
-        _ = self.checkpoint.record  # goes into the result's; what is wrong with it is said now
+        _ = self.checkpoint.record  # goes into the result's; its errors are raised now
         check_unquantised(self.checkpoint, "to train", "heal")
-        self.task.method.first(self.checkpoint)
+        for name, other in (("teacher", self.teacher), ("base", self.base if config.reads_own_text else None)):
+            if other and not self._shares_tokens(other):
+                raise InputError(f"{other.source} has other tokens; give the base model", option=name)
+        if self.processes.num_processes == 1:
+            check_memory(self.checkpoint, config)
 
-    def in_time(self, kept: Mapping[str, Any]) -> HealingRun:
-        """Return the run with as many samples as its clock has time for; one that goes on keeps those it began with."""
-        if self.clock is None:
-            return self
-        asked, before = self.task.data, kept.get("data", {})
-        begun = {name: before.get(name) for name in BY_CLOCK}
-        data = replace(asked, **begun) if kept else self._affordable(asked, self.clock)
-        return replace(self, task=replace(self.task, data=data), asked=asked)
+    def _shares_tokens(self, other: Checkpoint) -> bool:
+        same = other.vocabulary == self.checkpoint.vocabulary
+        return same and (not other.has_tokenizer or same_tokens(self.checkpoint.tokenizer(), other.tokenizer()))
 
-    def _affordable(self, data: TrainingData, clock: Clock) -> TrainingData:
-        """Return the data with as many samples as there is time for, of which at most half are held out."""
-        teacher, tokenizer = self.task.unpruned, self.checkpoint.tokenizer()
-        layers = max(model.anatomy.layers for model in (self.checkpoint, teacher) if model)
-        speed = self.speed or forward_speed(self.checkpoint, dtype=self.dtype, device=self.device, layers=layers)
-        least = max(self.task.schedule.batch_size, 2)
-        write = self._written if data.own else None
-        affordable = affordable_samples(data, tokenizer, clock, speed=speed, least=least, write=write)
-        ((source, samples, whole),) = broadcast_object_list([affordable])  # processes differ in speed
-        if samples == whole and source == data.data:
-            return data
-        if self.processes.is_main_process:
-            of_all = "" if whole is None else f" of the {whole:,}"
-            several = whole is None and len(data.text.sources) > 1
-            limits = "the time and the shortest source allow" if several else "the time allows"
-            said = f"healing uses {samples:,}{of_all} samples, as many as {limits}"
-            said += "" if source == data.data else f", and less text of the teacher's own: {Text(source).name}"
-            warnings.warn(said, ShortstackWarning, stacklevel=2)
-        held_out = data.held_out and min(data.held_out, samples // 2)
-        return replace(data, data=source, max_samples=int(samples), held_out=held_out)
+    def settings(self) -> dict[str, Any]:
+        """Return all that the result depends on, known before the data is read."""
+        others = {"base": self.base if self.config.reads_own_text else None, "teacher": self.teacher}
+        return {
+            "model": self.checkpoint.identity,
+            **{name: model and model.identity for name, model in others.items()},
+            "config": self.trained_config.to_dict(),
+            "data": self.config.text.digest,
+            "dtype": str(self.dtype).removeprefix("torch."),
+            "libraries": library_versions(),
+        }
 
-    def repeating(self, history: History) -> dict[str, Any] | None:
-        """Return the options that repeat a run by the clock without one; None of other runs, or where no step was taken."""
-        if self.clock is None or not history.steps:
-            return None
-        length = {name: history.settings[name] for name in ("max_steps", "replanned", "eval_steps")}
-        data = self.task.data
-        repeat = {"data": data.data, "max_samples": data.max_samples, "held_out": data.held_out, **length}
-        return {name: value for name, value in repeat.items() if value is not None}
+    def budget(self, speed: float) -> Budget:
+        """Return the cost of the run. speed: forward tokens per second of the deeper of both models."""
+        config, nbytes = self.config, output_bytes(self.checkpoint, self.config)
+        passes = self.first / self.checkpoint.anatomy.layers + (self.teacher is not None)
+        written = OWN_TOKENS if config.reads_own_text else 0
+        return Budget(speed, passes, config.batch_size, config.max_length, written, nbytes)
 
-    def _written(self, text: Text, windows: int, deadline: Clock | None = None) -> Text:
-        """Have the teacher write its part of the data."""
-        assert self.task.unpruned  # noqa: S101  the task was checked
-        compute = replace(self.task.compute, seed=self.task.schedule.seed)
-        how: dict[str, Any] = {"deadline": deadline, "compute": compute, "progress": self.progress}
-        return with_own_text(text, self.task.unpruned, windows=windows, **how)
+    def limit(self, clock: Clock, unfinished: Unfinished, speed: float | None) -> Limit:
+        """Return the time limit, less the time that an interrupted run has used; refuse one without time for a step."""
+        config = self.config
 
-    def writer(self, out: str | Path) -> CheckpointWriter:
-        return CheckpointWriter(out, source=self.checkpoint.directory, nbytes=self.written_bytes)
+        def decide() -> tuple[float, float]:
+            layers = max(model.anatomy.layers for model in (self.checkpoint, self.teacher) if model)
+            forward = speed or forward_speed(self.checkpoint, dtype=self.dtype, device=self.device, layers=layers)
+            return forward, clock.used
 
-    @property
-    def written_bytes(self) -> int:
-        return self.checkpoint.weight_bytes + self.task.method.added_bytes(self.checkpoint)
+        forward, used = self._decided(decide)
+        before = unfinished.notes.get("seconds", 0.0) if config.minutes else 0.0
+        budget, left = self.budget(forward), clock.seconds - used - before
+        resumed = last_checkpoint(unfinished.folder) is not None
+        if not resumed and left < budget.least_seconds:
+            if before:
+                unfinished.begin_anew("the unfinished run has too little time left")
+            before = 0.0
+            budget.check(clock.seconds, used)
+        clock = Clock(clock.seconds, used=clock.used + before, now=clock.now)
+        return Limit(clock, budget, unfinished.notes.get("began") if resumed else None)
 
-    def examples(self, *, dry_run: bool = False) -> list[Example]:
-        """Read the samples, the held-out ones first. dry_run: a teacher writes nothing."""
-        data, teacher, seed = self.task.data, self.task.unpruned, self.task.schedule.seed
-        if (
-            teacher
-            and (data.own or teacher.has_tokenizer)
-            and not same_tokens(self.checkpoint.tokenizer(), teacher.tokenizer())
-        ):
-            raise InputError(
-                f"other tokens in {teacher.source}",
-                expected="a teacher to which every token id means the same",
-                fix="name the unpruned model",
-                option="teacher",
-            )
+    def _decided(self, decide: Callable[[], Any]) -> Any:
+        """Return what the first process decides, or raise its error, in all processes."""
+        made: Any = None
+        if self.is_main:
+            try:
+                made = decide()
+            except ShortstackError as error:
+                made = error
+        (made,) = broadcast_object_list([made])
+        if isinstance(made, ShortstackError):
+            raise made
+        return made
+
+    def text(self, limit: Limit | None, unfinished: Unfinished) -> Text:
+        """Return the data, of which the base model has written its part, in the size that fits the time."""
+        config, tokenizer = self.config, self.checkpoint.tokenizer()
+        if last_checkpoint(unfinished.folder):
+            return Text(**unfinished.notes["text"])
+
+        def decide() -> Text:
+            if limit is None:
+                return full_text(config.text, tokenizer, config.seed, self._write)
+            return fitting_text(config.text, tokenizer, config.seed, limit.budget, limit.clock, self._write)
+
+        text: Text = self._decided(decide)
+        unfinished.note(text=asdict(text))
+        return text
+
+    def _write(self, text: Text, windows: int, deadline: Clock | None) -> Text:
+        """Have the base model write its part of the data."""
+        assert self.base  # noqa: S101  checked before
+        compute = Compute(device=self.config.device, seed=self.config.seed)
+        return with_own_text(
+            text, self.base, windows=windows, deadline=deadline, compute=compute, progress=self.progress
+        )
+
+    def examples(self, text: Text) -> list[Example]:
+        """Read the samples, the held-out ones first."""
         with self.processes.main_process_first():
-            text, tokenizer = data.text, self.checkpoint.tokenizer()
-            if dry_run:
-                text = text.replacing({OWN: "recall"})
-            elif data.own:
-                text = self._written(text, own_samples(text, tokenizer, seed))
-            examples = read_examples(text, tokenizer, seed)
+            examples = read_examples(text, self.checkpoint.tokenizer(), self.config.seed)
         check_positions(self.checkpoint, max((len(example.ids) for example in examples), default=0), "max_length")
         return examples
 
-    def record(self, examples: Sequence[Example]) -> dict[str, Any]:
-        """Record all that the outcome depends on, for the healed checkpoint and for a run that goes on."""
-        task = self.task
-        content = repr([(example.ids, example.learn) for example in examples])
-        return {
-            "model": self.checkpoint.identity,
-            "dtype": str(self.dtype).removeprefix("torch."),
-            "libraries": library_versions(),
-            "method": task.method.to_dict(),
-            "objective": asdict(task.objective),
-            "teacher": task.unpruned and task.unpruned.identity,
-            "schedule": asdict(self.schedule),
-            "data": {**asdict(task.data), "sha256": hashlib.sha256(content.encode()).hexdigest()},
-            "samples": len(examples),
-            "asked": self.asked and {name: getattr(self.asked, name) for name in BY_CLOCK},
-        }
-
-    def train(self, examples: Sequence[Example], folder: Path) -> tuple[Learner, History]:
-        """Compute what is frozen, or find it on disk; then train."""
-        task = self.task
-        held_out = task.data.held_out_among(examples)
+    def train(
+        self, examples: Sequence[Example], unfinished: Unfinished, limit: Limit | None
+    ) -> tuple[Learner, History]:
+        """Compute what is frozen, or find it in the cache; then train."""
+        config, held_out = self.trained_config, self.config.count_held_out(examples, timed=limit is not None)
+        freezer = Freezer(self.checkpoint, self.dtype, self.device, config, self.teacher, self.progress)
         with self.processes.main_process_first():
-            frozen = self.freezer.fill(self.freezer.planned(examples, self.first))
-        decoder = self.decoder()
-        learner = self.learner(decoder)
-        if task.schedule.gradient_checkpointing:
-            decoder.model.gradient_checkpointing_enable({"use_reentrant": False})
-        training = range(held_out, len(examples))
-        data = Data(training, range(held_out), frozen.lengths[held_out:], frozen.collate)
-        logs = folder.with_suffix(".logs")
-        writing = WRITING_SECONDS + self.checkpoint.weight_bytes / WRITING_BYTES_PER_S
-        clock = self.clock and self.clock.reserving(writing)
-        environment = Environment(self.device, self.dtype == torch.bfloat16, task.loggers, logs, self.progress, clock)
-        return learner, train(learner, data, self.schedule, folder, environment=environment)
+            frozen = freezer.fill(freezer.planned(examples, self.first))
+        learner = self.learner()
+        data = Data(range(held_out, len(examples)), range(held_out), frozen.lengths[held_out:], frozen.collate)
+        step_tokens = config.batch_size * sum(data.lengths) / len(data.lengths)
+        deadline = limit.deadline(step_tokens) if limit else None
+        if deadline:
+            unfinished.note(began=deadline.began)
+        history = train(
+            learner,
+            data,
+            config,
+            unfinished.folder,
+            device=self.device,
+            bfloat16=self.dtype == torch.bfloat16,
+            logs=unfinished.folder.with_suffix(".logs"),
+            deadline=deadline,
+            progress=self.progress,
+        )
+        return learner, history
 
-    def changed(self, learner: Learner, scratch: Path | None) -> dict[str, StoredTensor]:
-        """Spill the tensors that training changed into a folder; processes that have none keep none."""
-        tensors = self.task.method.tensors(self.checkpoint, learner)
-        kept = [spill(tensor, scratch / str(number)) for number, tensor in enumerate(tensors) if scratch]
-        return {tensor.name: tensor for tensor in kept}
-
-    def write(self, writer: CheckpointWriter, tensors: Mapping[str, StoredTensor], record: Mapping[str, Any]) -> None:
-        """Write the checkpoint with the tensors that changed in place of what they were, in the same shards."""
-        source = self.checkpoint
-        written = {**source.tensors, **tensors}
-        origin = {name: tensor.file.name for name, tensor in source.tensors.items()}
-        with writer:
-            writer.json("config.json", {**source.config, **self.task.method.config(source)})
-            for path in source.side_files():
-                writer.copy(path)
-            writer.tensors(layout(list(written.values()), origin), progress=self.progress)
-            kept = layer_map(source, range(source.anatomy.layers))
-            writer.commit({**record, "plan": None, "layer_map": kept})
-
-    def learner(self, decoder: Decoder) -> Learner:
-        task = self.task
-        torch.manual_seed(task.schedule.seed)  # adapters begin at random
-        learner = Learner(decoder, self.first, task.method.prepare(self.checkpoint, decoder), task.objective)
+    def learner(self) -> Learner:
+        """Load the model, without weights of frozen layers, and make trainable what the method names."""
+        checkpoint, config, how = self.checkpoint, self.config, {"dtype": self.dtype, "device": self.device}
+        load: Any = Decoder.tail if self.first else Decoder.load
+        decoder = load(checkpoint, *[self.first] * bool(self.first), **how)
+        torch.manual_seed(config.seed)  # adapters begin at random
+        learner = Learner(
+            decoder,
+            self.first,
+            config.method.prepare(checkpoint, decoder),
+            temperature=config.temperature,
+            next_token_weight=config.next_token_weight,
+        )
         if self.dtype != torch.float32:
-            learner.take_stored(self.checkpoint)
+            learner.take_stored(checkpoint)
+        if config.gradient_checkpointing:
+            decoder.model.gradient_checkpointing_enable({"use_reentrant": False})
         return learner
 
-    def decoder(self) -> Decoder:
-        """Load the model without weights for the layers that are frozen."""
-        if self.first:
-            return Decoder.tail(self.checkpoint, self.first, dtype=self.dtype, device=self.device)
-        return Decoder.load(self.checkpoint, dtype=self.dtype, device=self.device)
+    def writer(self, out: str | Path) -> CheckpointWriter:
+        return CheckpointWriter(
+            out, source=self.checkpoint.directory, nbytes=output_bytes(self.checkpoint, self.config)
+        )
+
+    def changed(self, learner: Learner, scratch: Path | None) -> dict[str, StoredTensor]:
+        """Spill the trained tensors into a folder; processes without one keep none."""
+        tensors = self.config.method.tensors(self.checkpoint, learner)
+        spilled = [spill(tensor, scratch / str(number)) for number, tensor in enumerate(tensors) if scratch]
+        return {tensor.name: tensor for tensor in spilled}
+
+    def record(self, text: Text, examples: Sequence[Example], history: History, seconds: float) -> dict[str, Any]:
+        """Return the record of the healed model."""
+        content = repr([(example.ids, example.learn) for example in examples])
+        config = {**self.trained_config.to_dict(), "data": public_names(text.source), "teacher": None}
+        healing = {
+            **self.settings(),
+            "config": {name: value for name, value in config.items() if name not in ("device", "report_to")},
+            "samples": len(examples),
+            "samples_sha256": hashlib.sha256(content.encode()).hexdigest(),
+            "history": asdict(history),
+        }
+        kept = layer_map(self.checkpoint, range(self.checkpoint.anatomy.layers))
+        return {**provenance(self.checkpoint, "heal", seconds), "healing": healing, "plan": None, "layer_map": kept}
+
+    def write(self, writer: CheckpointWriter, tensors: Mapping[str, StoredTensor], record: Mapping[str, Any]) -> None:
+        """Write the checkpoint with the trained tensors in place of the stored ones, in the same shards."""
+        source = self.checkpoint
+        shards = layout(
+            list({**source.tensors, **tensors}.values()),
+            {name: tensor.file.name for name, tensor in source.tensors.items()},
+        )
+        with writer:
+            writer.json("config.json", {**source.config, **self.config.method.config(source)})
+            for path in source.side_files():
+                writer.copy(path)
+            writer.tensors(shards, progress=self.progress)
+            writer.commit(record)

@@ -1,81 +1,76 @@
-"""Prune and heal in turns, the iterative schedules of the paper (Lu et al., 4.3)."""
+"""Prune and heal in rounds, the iterative schedules of the paper (Lu et al., 4.3)."""
 
 from __future__ import annotations
 
 import shutil
 from contextlib import nullcontext
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from shortstack.checkpoint import Checkpoint, Model
-from shortstack.data import Rows, Tokens
-from shortstack.decoder import read_tokens
+from shortstack.data import Text
+from shortstack.decoder import with_own_text
 from shortstack.errors import InputError
-from shortstack.healing.healer import Healing, HealingRun, heal
-from shortstack.healing.schedule import IterativeSchedule
-from shortstack.healing.task import HealingTask
-from shortstack.healing.unfinished import Unfinished
+from shortstack.healing.config import HealingConfig
+from shortstack.healing.healer import HealingRun, heal
+from shortstack.healing.result import Healing
+from shortstack.healing.resuming import Unfinished
 from shortstack.machine.device import Compute
 from shortstack.machine.files import rename_new
-from shortstack.machine.progress import Progress, in_notebooks, under
-from shortstack.machine.typed import typed
+from shortstack.machine.progress import Progress, silent, under
 from shortstack.planning import Selection, select
+from shortstack.planning.layer_sets import check_pace, parse_drop
 from shortstack.pruning import prune
-from shortstack.scoring import METRICS
 
 
-@typed
-def heal_in_turns(
-    checkpoint: Model,
+def prune_iteratively(
+    model: Model,
     out: str | Path,
-    turns: IterativeSchedule,
-    task: HealingTask | Rows,
+    config: HealingConfig,
     *,
-    resume: bool | None = None,
-    progress: Progress = in_notebooks,
+    drop: str | int,
+    step: int,
+    metric: str = "ppl",
+    text: Text | None = None,
+    compute: Compute | None = None,
+    progress: Progress = silent,
 ) -> Healing:
-    """Cut and heal() in turns; what is between lies in `<out>.turns` until the end.
+    """Remove `step` layers of the base model, heal, and repeat until `drop` are gone; the paper's 1:1:8 is drop 8, step 1.
 
-    A turn that is finished is not repeated, and with resume one that was killed goes on where it was. Of several processes
-    the first chooses and cuts, and all heal.
+    Each round selects layers of the model as it is then, by the metric on the text. Models between rounds are in
+    `<out>.rounds` until the end; interrupted, the same call goes on from there. compute: of the selection; by default with
+    the config's seed and device. Of several processes the first selects and prunes, and all heal.
 
     Raises:
-        PlanError, ArchitectureError: no layer is to go, or no cut of so many is exact.
+        PlanError, ArchitectureError: no layer is to go, or a cut is not exact.
         OutputError, InputError: as heal().
     """
-    checkpoint = Checkpoint.of(checkpoint)
-    task = HealingTask.of(task)
-    sizes = turn_sizes(checkpoint, turns, task)
-    run = HealingRun(checkpoint, task, progress)
+    base = Checkpoint.of(model)
+    sizes = round_sizes(base, config, drop, step)
+    run = HealingRun(base, config, base, progress)
     run.check()
-    writer = run.writer(out)
-    unfinished = Unfinished(writer.out, "turns")
-    first = run.processes.is_main_process
-    if first:
-        unfinished.check_ours()
-    compute = replace(task.compute, seed=task.schedule.seed if turns.seed is None else turns.seed)
-    with writer.held() if first else nullcontext():
-        tokens = _calibrating(checkpoint, turns, compute, progress) if first else None
-        record = _record(run, turns, tokens, compute)  # by all: processes wait for each other where they read data
-        if first:
-            unfinished.open(record, resume=resume)
+    writer, compute = run.writer(out), compute or Compute(seed=config.seed, device=config.device)
+    unfinished, text = Unfinished(writer.out, "rounds"), text or Text()
+    with writer.held() if run.is_main else nullcontext():
+        rounds = {"drop": str(drop), "step": step, "metric": metric, "text": [text.digest, text.samples, text.length]}
+        unfinished.open({**run.settings(), **rounds, "compute": [compute.seed, compute.dtype]})
+        if run.is_main and Selection(metric=metric).needs_text:
+            text = with_own_text(text, base, compute=compute, progress=progress)
+        checkpoint = base
         for number, count in enumerate(sizes, start=1):
             pruned, healed = (unfinished.folder / f"{number}-{kind}" for kind in ("pruned", "healed"))
-            turn = under(progress, f"turn {number} of {len(sizes)}: ")
-            if first and number == len(sizes):
-                shutil.rmtree(healed, ignore_errors=True)  # killed after its end; only its result is missing
-            if first and not healed.exists() and not pruned.exists():
-                plan = select(
-                    checkpoint, Selection(metric=turns.metric, drop=count), tokens, compute=compute, progress=turn
-                )
-                prune(checkpoint, plan, pruned, progress=turn)
+            shown = under(progress, f"round {number} of {len(sizes)}: ")
+            if run.is_main and number == len(sizes):
+                shutil.rmtree(healed, ignore_errors=True)  # killed at its end: its result was not returned
+            if run.is_main and not healed.exists() and not pruned.exists():
+                selection = Selection(metric=metric, drop=count)
+                prune(checkpoint, select(checkpoint, selection, text, compute=compute, progress=shown), pruned)
             run.processes.wait_for_everyone()
             if not healed.exists():
-                result = heal(checkpoint.derived(pruned), healed, task, resume=resume, progress=turn)
+                result = heal(checkpoint.derived(pruned), healed, config, base=base, progress=shown)
             checkpoint = checkpoint.derived(healed)
         run.processes.wait_for_everyone()  # all have opened what is renamed now
-        if first:
+        if run.is_main:
             rename_new(healed, writer.out)
             for logs in unfinished.folder.glob("*.logs"):
                 shutil.move(logs, writer.out.with_name(f"{writer.out.name}.logs") / logs.stem)
@@ -84,31 +79,11 @@ def heal_in_turns(
     return replace(result, output=writer.out)
 
 
-def turn_sizes(checkpoint: Checkpoint, turns: IterativeSchedule, task: HealingTask) -> list[int]:
-    """Return how many layers go in each turn; refuse turns by the clock, and more layers to train than the last one has."""
-    if task.schedule.minutes is not None:
-        raise InputError(
-            "healing in turns",
-            expected="a single healing, which has all of the time",
-            fix="give max_steps, which counts for each turn",
-            option="minutes",
-        )
-    layers = checkpoint.anatomy.layers
-    sizes = turns.sizes(layers)
-    task.method.check_fits(layers - sum(sizes))
-    return sizes
-
-
-def _calibrating(
-    checkpoint: Checkpoint, turns: IterativeSchedule, compute: Compute, progress: Progress
-) -> Tokens | None:
-    """Read the windows of all turns, if the metric looks at any: what a model writes itself is the unpruned one's."""
-    if not METRICS[turns.metric].needs_text:
-        return None
-    return read_tokens(checkpoint, turns.calibration, compute=compute, progress=progress)
-
-
-def _record(run: HealingRun, turns: IterativeSchedule, tokens: Tokens | None, compute: Compute) -> dict[str, Any]:
-    choosing = {"seed": compute.seed, "dtype": compute.dtype}
-    text = tokens.record() if tokens else None
-    return {**run.record(run.examples()), "turns": asdict(turns), "text": text, "choosing": choosing}
+def round_sizes(base: Checkpoint, config: HealingConfig, drop: str | int, step: int) -> list[int]:
+    """Return how many layers go in each round; refuse a time limit, and more layers to train than the last round has."""
+    if config.minutes is not None:
+        raise InputError("rounds have no time limit; give max_steps, which counts for each", option="minutes")
+    total = parse_drop(str(drop), base.anatomy.layers)
+    check_pace(step, total)
+    config.method.check_fits(base.anatomy.layers - total)
+    return [min(step, total - gone) for gone in range(0, total, step)]

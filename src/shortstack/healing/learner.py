@@ -24,16 +24,15 @@ from shortstack.decoder.losses import (
     greedy_tokens,
     predicting,
 )
-from shortstack.healing.schedule import Objective
 
 Batch = Mapping[str, Tensor]
 IGNORED = -100  # the label that counts in no loss
-GROUPED = 50  # batches, at most, whose samples are sorted by length together; a quarter of an epoch where that is fewer
+GROUPED = 50  # batches whose samples are sorted by length together, at most a quarter of an epoch
 
 
 @dataclass(frozen=True)
 class Data:
-    """Samples of any kind to train on and held out; the lengths of the former, in tokens.
+    """Samples to train on and held out, of any kind; lengths of the former in tokens.
 
     collate(samples) gives the module's arguments, among them `labels` [batch, length] with IGNORED where a token does not
     count in the loss.
@@ -48,10 +47,9 @@ class Data:
 class Ordered(Dataset[Any]):
     """Samples in the order of an epoch: seeded, those of alike length in one batch, so that little is padding."""
 
-    def __init__(self, data: Data, batch_size: int, *, seed: int) -> None:
-        self.samples, self.lengths = data.training, data.lengths
+    def __init__(self, samples: Sequence[Any], lengths: Sequence[int], batch_size: int, *, seed: int) -> None:
+        self.samples, self.lengths = samples, lengths
         self.batch_size, self.seed = batch_size, seed
-        self.handed = [0]  # tokens handed out so far, after each sample
         self.set_epoch(0)
 
     def set_epoch(self, epoch: int) -> None:
@@ -61,13 +59,7 @@ class Ordered(Dataset[Any]):
         return len(self.samples)
 
     def __getitem__(self, index: int) -> Any:
-        sample = self.order[index]
-        self.handed.append(self.handed[-1] + self.lengths[sample])
-        return self.samples[sample]
-
-    def tokens(self, samples: int) -> int:
-        """Count the tokens of the first so many samples handed out: those fetched ahead have not passed the model yet."""
-        return self.handed[min(samples, len(self.handed) - 1)]
+        return self.samples[self.order[index]]
 
 
 def grouped(lengths: Sequence[int], batch: int, *, seed: int) -> list[int]:
@@ -83,9 +75,9 @@ def grouped(lengths: Sequence[int], batch: int, *, seed: int) -> list[int]:
 
 
 def padded(examples: Sequence[Example]) -> dict[str, Tensor]:
-    """Make input_ids and labels, [batch, longest], padded at the right: a causal model's future, so there is no mask.
+    """Make input_ids and labels, [batch, longest], right-padded; causal attention needs no mask.
 
-    A sample is filled up with its own first token, which no library takes for padding that wants a mask.
+    The filler is the sample's own first token, which no library takes for padding.
     """
     labels = [
         [token if learn else IGNORED for token, learn in zip(example.ids, counted(example), strict=True)]
@@ -96,23 +88,32 @@ def padded(examples: Sequence[Example]) -> dict[str, Tensor]:
 
 
 def counted(example: Example) -> tuple[bool, ...]:
-    """Say which tokens count in the loss; the first is predicted by none."""
+    """Return which tokens count in the loss; the first never does."""
     return (False, *example.learn[1:])
 
 
 class Learner(nn.Module):
     """A decoder from its first layer that is not frozen; returns the loss of a batch.
 
-    Only what trains is part of this module, in float32.
+    Only the trained modules are part of this one, in float32.
     """
 
-    def __init__(self, decoder: Decoder, first: int, trained: Mapping[str, nn.Module], objective: Objective) -> None:
+    def __init__(
+        self,
+        decoder: Decoder,
+        first: int,
+        trained: Mapping[str, nn.Module],
+        *,
+        temperature: float = 1.0,
+        next_token_weight: float = 0.0,
+    ) -> None:
         """Make modules trainable, by their names in the model; hidden states enter the layer `first`."""
         super().__init__()
         decoder.model.requires_grad_(False)
         self.names, self.trained = list(trained), nn.ModuleList(trained.values())
         self.trained.float().requires_grad_(True)
-        self.first, self.objective = first, objective
+        self.first = first
+        self.temperature, self.next_token_weight = temperature, next_token_weight
         self._decoder = (decoder,)  # in a tuple: the rest of the model is not this module's to train or move
 
     @property
@@ -121,9 +122,9 @@ class Learner(nn.Module):
 
     @torch.no_grad()
     def take_stored(self, checkpoint: Checkpoint) -> None:
-        """Begin with the weights as they are stored: a decoder that computes in bf16 has rounded them."""
-        known = checkpoint.blueprint.state_dict()
-        trained = {name: weight for name, weight in self.named_weights() if name in known}  # adapters are not stored
+        """Start from the stored weights: a decoder that computes in bf16 has rounded them."""
+        names = checkpoint.blueprint.state_dict()
+        trained = {name: weight for name, weight in self.named_weights() if name in names}  # adapters are not stored
         for name, weight in exact_weights(checkpoint, trained):
             trained[name].copy_(weight)
 
@@ -134,7 +135,7 @@ class Learner(nn.Module):
                 yield f"{name}.{rest}", parameter
 
     def train(self, mode: bool = True) -> Learner:
-        """Turn dropout, where a model has any, on in what runs at every step."""
+        """Switch dropout of all layers that run at every step."""
         super().train(mode)
         for layer in self.decoder.layers[self.first :]:
             layer.train(mode)
@@ -150,10 +151,10 @@ class Learner(nn.Module):
         made: Tensor | None = None,
         num_items_in_batch: Tensor | int = 1,
     ) -> dict[str, Tensor]:
-        """Return the loss of a batch; in evaluation also how many of the teacher's likeliest tokens are the learner's.
+        """Return the loss of a batch; in evaluation also the count of tokens with the teacher's top-1 token.
 
         hidden: what enters the first layer, [batch, length, width]. The teacher's are [tokens, top_k], of tokens that count.
-        made: [batch], the samples whose next tokens are no text to learn, where the objective adds the loss of text.
+        made: [batch], samples without next-token loss.
         """
         decoder, wanted = self.decoder, labels != IGNORED
         if hidden is not None and not torch.is_autocast_enabled(hidden.device.type):
@@ -162,14 +163,14 @@ class Learner(nn.Module):
         states, targets = predicting(input_ids, left, wanted)
         criterion: Criterion = CrossEntropy(targets)
         if teacher_tokens is not None and teacher_log_p is not None:
-            criterion = Distillation(teacher_tokens, teacher_log_p, self.objective.temperature)
-            if made is not None and self.training:  # what is held out measures the distance from the teacher alone
-                said = labels.masked_fill(made[:, None], IGNORED)[:, 1:][wanted[:, 1:]]
-                criterion = DistillationAndText(criterion, said, self.objective.next_token_weight)
+            criterion = Distillation(teacher_tokens, teacher_log_p, self.temperature)
+            if made is not None and self.training:  # the held-out loss is the KL alone
+                text = labels.masked_fill(made[:, None], IGNORED)[:, 1:][wanted[:, 1:]]
+                criterion = DistillationAndText(criterion, text, self.next_token_weight)
         loss = chunked_loss(decoder, states, criterion)
         outputs = {"loss": loss / num_items_in_batch}
         if teacher_tokens is not None and not self.training:
-            outputs["greedy"] = (greedy_tokens(decoder, states) == teacher_tokens[:, 0]).sum()
+            outputs["top1"] = (greedy_tokens(decoder, states) == teacher_tokens[:, 0]).sum()
         return outputs
 
     @property
@@ -182,7 +183,7 @@ class Learner(nn.Module):
 
 
 def _whole(parameter: Tensor) -> Tensor:
-    """Gather a parameter that may be sharded over processes into one tensor; every process has to ask."""
+    """Gather a sharded parameter; every process must call this."""
     weight: Any = parameter.detach()
     gathered: Tensor = weight.full_tensor() if hasattr(weight, "full_tensor") else weight
     return gathered

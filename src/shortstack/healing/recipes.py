@@ -1,9 +1,8 @@
-"""Presets of plan and heal as YAML: those that come with the package, and a user's own files."""
+"""Presets of plan and heal as YAML: those of the package, and a user's own files."""
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from importlib import resources
 from typing import Any
@@ -14,20 +13,19 @@ from shortstack.data import Sources, Text
 from shortstack.data.text import MIX
 from shortstack.data.tokens import JUDGING
 from shortstack.errors import InputError
-from shortstack.healing.methods import HealOptions, config_of
+from shortstack.healing.methods import HealOptions
 from shortstack.machine import yamlfile
-from shortstack.machine.options import given, made_of
-from shortstack.planning import Selection
+from shortstack.machine.options import given, no_choice, options
+from shortstack.planning.selection import Selection
 
 FOLDER = resources.files("shortstack.healing") / "presets"
-PLANNED = ("metric", "drop", "layers", "strategy", "keep_first", "keep_last")
-ON_TEXT = ("calibration_data", "num_samples", "seq_length")
-IN_TURNS = ("metric", "drop", *ON_TEXT)
-IN_PLAN = (*PLANNED, "candidates")
+IN_ROUNDS = ("metric", "drop", "calibration_data", "num_samples", "seq_length")
+ONE_CHOICE = {"train_last", "train_layers"}  # each replaces the other
 
 
-class PlanPart(yamlfile.part_of("PlanPart", Selection, only=IN_PLAN)):  # type: ignore[misc]  # made of options
-    """The options of plan that a recipe can set, whether the cut is repaired, and what to choose and to repair on."""
+@options
+class PlanOptions(Selection):
+    """How layers are selected, on which text, and whether the cut is repaired."""
 
     calibration_data: Sources | None = None
     num_samples: int | None = Field(None, ge=1)
@@ -38,10 +36,10 @@ class PlanPart(yamlfile.part_of("PlanPart", Selection, only=IN_PLAN)):  # type: 
 
 
 class Recipe(yamlfile.Part):
-    """How layers are chosen, and how the pruned model heals."""
+    """How layers are selected, and how the pruned model heals."""
 
     title: str = ""
-    plan: PlanPart = PlanPart()
+    plan: PlanOptions = PlanOptions()
     heal: HealOptions = HealOptions()
 
 
@@ -51,8 +49,8 @@ def recipe_names() -> list[str]:
 
 
 def listed_recipes() -> list[dict[str, str]]:
-    """Return name and title of each preset, and the dataset that it reads from the hub where no other data is named."""
-    recipes = {name: yamlfile.parsed(_text(name), Recipe, where=name) for name in recipe_names()}
+    """Return name and title of each preset, and the hub dataset that it reads by default."""
+    recipes = {name: read_recipe(name) for name in recipe_names()}
     data = {name: Text(recipe.heal.data or MIX).name for name, recipe in recipes.items()}
     return [
         {"name": name, "title": recipe.title, "hub_data": data[name] if "/" in data[name] else "none"}
@@ -61,68 +59,45 @@ def listed_recipes() -> list[dict[str, str]]:
 
 
 def read_recipe(name: str) -> Recipe:
-    """Read a preset by its name, or a YAML file; what is wrong with it is refused with its line."""
-    recipe = yamlfile.parsed(_text(name), Recipe, where=name)
-    plan = recipe.plan
-    with named_by_line(name, parts=("plan",), whole=True):
-        made_of(Selection, plan.given)
-    with named_by_line(name, whole=True):
-        config_of(given(recipe.heal))
+    """Read a preset by name, or a YAML file; errors name its line."""
+    with named_by_line(name):
+        recipe = yamlfile.parsed(_text(name), Recipe, where=name)
+        _ = recipe.heal.config
     return recipe
 
 
 def with_recipe(typed: Mapping[str, Any], name: str) -> dict[str, Any]:
-    """Return the option values of heal by name: those of the recipe, and in their place what was typed."""
+    """Return the options of heal by name: the recipe's, replaced by those that were typed."""
     recipe = read_recipe(name)
-    values = given(recipe.heal)
+    values, plan = given(recipe.heal), given(recipe.plan)
     if recipe.heal.layers_per_round is not None:  # rounds select layers as the plan says
-        _check_in_turns(recipe, name)
-        values |= {option: str(value) if option in PLANNED else value for option, value in recipe.plan.given.items()}
-    if typed.keys() & {"train_last", "train_layers"}:  # which layers train is one choice
-        values = {option: value for option, value in values.items() if option not in ("train_last", "train_layers")}
-    return {**values, **typed}
-
-
-def _check_in_turns(recipe: Recipe, name: str) -> None:
-    """Refuse what a plan says that turns do not follow."""
-    for option in recipe.plan.given:
-        if option not in IN_TURNS:
-            expected = f"a plan for healing in turns, which follows {', '.join(IN_TURNS)}"
-            with named_by_line(name, parts=("plan",), whole=True):
-                raise InputError(
-                    option, expected=expected, fix="leave it out, or leave layers_per_round out", option=option
-                )
+        with named_by_line(name):
+            for option in plan.keys() - {*IN_ROUNDS}:
+                raise InputError("rounds do not follow it; leave it out, or layers_per_round", option=option)
+        values |= plan
+    replaced = ONE_CHOICE if typed.keys() & ONE_CHOICE else set()
+    return {**{option: value for option, value in values.items() if option not in replaced}, **typed}
 
 
 @contextmanager
-def named_by_line(
-    recipe: str | None, typed: Collection[str] = (), *, parts: Sequence[str] = ("heal", "plan"), whole: bool = False
-) -> Iterator[None]:
-    """Let an error about an option name the recipe's line, where that option was not typed but stands there.
-
-    parts: of the recipe, where the option may stand. whole: whatever is wrong is of the recipe, named without a line then.
-    """
+def named_by_line(recipe: str | None, typed: Collection[str] = ()) -> Iterator[None]:
+    """Put the recipe's line before an error about an option that stands there and was not typed."""
     try:
         yield
     except InputError as error:
-        name, lines = error.option, []
-        if recipe and name and name not in typed:
-            lines = [yamlfile.line_of(_text(recipe), part, name) for part in parts]
-        line = next((line for line in lines if line), None)
-        if line is None and not (whole and name):
+        if not recipe or error.option in ("", "recipe", *typed):
             raise
-        raise error.in_file(f"{recipe}, line {line}" if line else str(recipe)) from error
+        parts = ("heal", "plan")
+        line = next((line for part in parts if (line := yamlfile.line_of(_text(recipe), part, error.option))), None)
+        if line is None:
+            raise
+        raise error.at(f"{recipe}, line {line}") from None
 
 
 def _text(name: str) -> str:
     if name in recipe_names():
         return (FOLDER / f"{name}.yaml").read_text(encoding="utf-8")
     if not name.endswith((".yaml", ".yml")):
-        near = difflib.get_close_matches(name, recipe_names(), 1)
-        raise InputError(
-            repr(name),
-            expected=f"a .yaml file, or one of {', '.join(recipe_names())}",
-            fix=f"did you mean {near[0]}?" if near else "`shortstack list recipes` explains each",
-            option="recipe",
-        )
+        message = f"{name!r} is no recipe and no .yaml file; {no_choice(name, recipe_names())}"
+        raise InputError(message, option="recipe")
     return yamlfile.text_of(name)

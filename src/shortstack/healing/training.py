@@ -1,21 +1,18 @@
-"""The one training loop: transformers.Trainer over any module that returns its loss.
+"""The one training loop: transformers.Trainer over a module that returns its loss.
 
-It keeps its state in a folder, so that a killed run goes on and ends in the same weights; it leaves out steps whose gradient
-is no number, halves what it holds at once when memory runs out, and ends with the weights of the lowest held-out loss. By a
-clock it takes as many steps as there is time for.
+It keeps the weights with the lowest held-out loss and saves checkpoints, from which an interrupted run goes on. Steps with
+non-finite gradients are skipped; on OOM the micro-batch is halved. With a deadline the learning rate and the held-out losses
+follow the share of the time that is gone.
 """
 
 from __future__ import annotations
 
-import functools
 import math
 import os
 import shutil
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext, suppress
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Callable, Sequence
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -26,462 +23,378 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict, set_model_state_dict
 from torch.utils.data import SequentialSampler
-from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments, get_scheduler
+from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerState, TrainingArguments, get_scheduler
 from transformers.integrations import TensorBoardCallback
 from transformers.trainer_callback import ProgressCallback
 
 from shortstack.checkpoint.safetensors import save_tensors
-from shortstack.errors import InputError, TrainingError
+from shortstack.errors import InputError, TimeUpError, TrainingError
+from shortstack.healing.budget import Deadline
+from shortstack.healing.config import HealingConfig
 from shortstack.healing.learner import IGNORED, Data, Ordered
-from shortstack.healing.pacing import CLOCK, TIME_OVER, Pacing, kept_pacing
-from shortstack.healing.schedule import Course, Schedule
-from shortstack.healing.unfinished import Interruption, TrainingLeft, log_of, mark_whole, newest_state, step_of
-from shortstack.machine.clock import Clock
+from shortstack.healing.result import History, Losses
+from shortstack.healing.resuming import BEST, STATE, last_checkpoint
 from shortstack.machine.device import pick_device
-from shortstack.machine.files import atomic_write, save_json
+from shortstack.machine.files import atomic_write
+from shortstack.machine.numbers import is_share
 from shortstack.machine.progress import Progress, silent
 
-KEEP_SECONDS = 60.0  # between two times that the state is written
-SHARE = 0.05  # of the time, at most, goes into writing it
+SAVE_SECONDS = 60.0  # between two checkpoints
+SAVE_SHARE = 0.05  # of the time, at most, goes into saving
 SKIPS = 10  # steps in a row without a finite gradient, after which training stops
-BEST = "best-{}.safetensors"  # of a step
-ENDLESS = 10**9  # steps, where the clock says when to end
+ENDLESS = 10**9  # steps of a run that ends at its deadline
+PARTS = 1000  # of the time, as learning rates and progress count it
 
 
-@dataclass(frozen=True)
-class History:
-    """The course of a training.
-
-    losses: (step, mean loss since the last entry). held_out: (step, loss per token), step 0 before training. greedy: (step,
-    share of the teacher's likeliest tokens that are the model's, too), where it learns from a teacher. best: the step whose
-    weights the module has in the end. skipped: steps left out, since non-finite gradient. stopped: why training ended early,
-    if it did. tokens_per_s: of training, without held-out losses.
-    """
-
-    losses: tuple[tuple[int, float], ...]
-    held_out: tuple[tuple[int, float], ...] = ()
-    greedy: tuple[tuple[int, float], ...] = ()
-    steps: int = 0
-    best: int = 0
-    skipped: int = 0
-    stopped: str | None = None
-    tokens_per_s: float = 0.0
-    settings: Mapping[str, Any] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class Environment:
-    """Where training runs, and what it reports to.
-
-    bfloat16: autocast. loggers: transformers' integrations, as tensorboard. logs: the folder that tensorboard writes to,
-    unless TENSORBOARD_LOGGING_DIR names another; the state's folder goes when training ends. clock: training ends with it,
-    whatever steps and epochs the schedule says.
-    """
-
-    device: str = "cpu"
-    bfloat16: bool = False
-    loggers: Sequence[str] = ()
-    logs: Path | None = None
-    progress: Progress = silent
-    clock: Clock | None = None
-
-
-def train(module: nn.Module, data: Data, schedule: Schedule, folder: Path, *, environment: Environment) -> History:
-    """Train module's parameters that require a gradient; they end as those of the lowest held-out loss.
+def train(
+    module: nn.Module,
+    data: Data,
+    config: HealingConfig,
+    folder: Path,
+    *,
+    device: str = "cpu",
+    bfloat16: bool = False,
+    logs: Path | None = None,
+    deadline: Deadline | None = None,
+    progress: Progress = silent,
+) -> History:
+    """Train module's parameters that require a gradient; they end as those with the lowest held-out loss.
 
     module(**collate(samples), num_items_in_batch=n) returns {"loss": the sum over tokens that count, divided by n}, so
     every token of a batch counts the same however the batch is divided. Batches hold samples of alike length, in seeded
-    order. schedule: with a learning rate. folder: keeps the state; where it holds one, the run goes on from there.
+    order. config: with a learning rate. folder: of checkpoints; from the last one there the run goes on. bfloat16: autocast.
+    logs: TensorBoard's folder.
+
+    Raises:
+        TrainingError: losses or gradients are NaN or infinite, or the deadline is over before the first step.
     """
     stage = "healing"
     while True:
-        run = _Run(module, data, schedule, folder, environment, stage=stage)
-        if run.completes():
-            return run.result()
-        run.keep()
-        schedule = schedule.smaller()
-        stage = f"healing, {schedule.per_device_train_batch_size} samples at once"
+        loop = _Loop(module, data, config, folder, device=device, bfloat16=bfloat16, logs=logs, deadline=deadline)
+        loop.progress, loop.stage = progress, stage
+        try:
+            return loop.run()
+        except RuntimeError as error:
+            if not should_reduce_batch_size(error) or not loop.can_halve:
+                raise
+        loop.save_before_halving()
+        config = config.smaller()
+        stage = f"healing, {config.per_device_train_batch_size} samples at once"
 
 
 def training_device(name: str = "auto") -> str:
-    """Pick the device as pick_device() does; where several processes train together, take this one's own GPU."""
+    """Pick the device as pick_device() does; in a distributed run this process's own GPU."""
     device = pick_device(name)
     number = device.partition(":")[2]
     if number.strip("0"):
-        raise InputError(
-            device,
-            expected="the first GPU that this process sees, to train on",
-            fix=f"set CUDA_VISIBLE_DEVICES={number}, and name cuda",
-            option="device",
-        )
+        message = f"training takes the first GPU that it sees; set CUDA_VISIBLE_DEVICES={number} and give cuda"
+        raise InputError(message, option="device")
     return f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if device == "cuda" and "WORLD_SIZE" in os.environ else device
 
 
-class _Run(TrainerCallback):  # type: ignore[misc]  # transformers is untyped here
-    """One run of Trainer from a start or a state: says when to evaluate, save and stop, and which steps to leave out."""
-
-    def __init__(
-        self, module: nn.Module, data: Data, schedule: Schedule, folder: Path, environment: Environment, *, stage: str
-    ) -> None:
-        self.module, self.data, self.schedule, self.folder = module, data, schedule, folder
-        self.environment = environment
-        self.stage = stage
-        self.samples = Ordered(data, schedule.batch_size, seed=schedule.seed)
-        self.state = newest_state(folder)
-        self.pacing = self._pacing(environment.clock)
-        self.kept = step_of(self.state) if self.state else None  # the step of the last state that is whole
-        self.first_step = self.kept or 0  # steps that were taken before this run
-        self.random = _random_state()  # when the last step ended
-        self.stepping = False
-        self.skipped_in_a_row = 0
-        self.stopped: str | None = None
-        self.leaving = False  # once its state is kept
-        self.broken = False  # whether it stopped because of a number that is none
-        self.evaluating, self.began = 0.0, time.perf_counter()
-        self.save_due = time.monotonic() + KEEP_SECONDS
-        module.accepts_loss_kwargs = True  # type: ignore[assignment]  # read by Trainer
-        self.loop = _Loop(self, self._arguments())
-        self.interruption = Interruption(self.keep, alone=self.loop.args.world_size == 1)
-
-    def completes(self) -> bool:
-        """Train; False where memory ran out, and a smaller micro-batch may help."""
-        try:
-            with self.interruption.deferring(), suppress(TrainingLeft):
-                self.loop.train(resume_from_checkpoint=str(self.state) if self.state else None)
-        except RuntimeError as error:
-            # A smaller micro-batch does not help inside an optimizer step, nor where other processes wait.
-            can_halve = self.schedule.per_device_train_batch_size > 1 and self.interruption.alone and not self.stepping
-            if not should_reduce_batch_size(error) or not can_halve:
-                raise
-            return False
-        return True
-
-    def _pacing(self, clock: Clock | None) -> Pacing | None:
-        if clock is None:
-            return None
-        step_tokens = sum(self.data.lengths) / self.schedule.epoch_steps(len(self.data.training))
-        return Pacing(clock, step_tokens, self.highest).going_on(kept_pacing(self.state))
-
-    @property
-    def course(self) -> Course:
-        """The way of the learning rate: the clock's, once there is a plan, or the schedule's."""
-        planned = self.pacing and self.pacing.course
-        return planned or self.schedule.course(len(self.data.training))
-
-    @property
-    def by_plans(self) -> bool:
-        """Whether a clock makes the course, or made it."""
-        return self.pacing is not None or self.schedule.replanned is not None
-
-    @property
-    def followed(self) -> Schedule:
-        """The schedule that does the same without a clock."""
-        if self.pacing is None:
-            return self.schedule
-        steps, replanned = self.course.steps, str(self.course) or None
-        return replace(self.schedule, minutes=None, max_steps=steps, replanned=replanned, eval_steps=self.every)
-
-    @property
-    def every(self) -> float:
-        """Steps between held-out losses, or a share of the course."""
-        share = self.pacing and self.pacing.eval_share
-        return self.schedule.eval_steps or share or self.schedule.epoch_steps(len(self.data.training))
-
-    def rate(self, step: int) -> float:
-        """Return the learning rate after so many steps, as a share of its peak."""
-        return rate_of(self.schedule, self.course.first_steps)(self.course.position(step))
-
-    def highest(self, value: float) -> float:
-        """Return the highest among the processes, so that all take the same steps."""
-        if self.loop.args.world_size == 1:
-            return value
-        highest = torch.tensor(value, dtype=torch.float64, device=self.loop.args.device)
-        torch.distributed.all_reduce(highest, torch.distributed.ReduceOp.MAX)
-        return float(highest)
-
-    def keep(self) -> None:
-        """Write the state after the last whole step."""
-        torch.set_rng_state(self.random[0])
-        torch.cuda.set_rng_state_all(self.random[1])
-        self.loop._save_checkpoint(self.loop.model_wrapped, trial=None)
-
-    def held_out(self) -> list[tuple[int, float]]:
-        """Return (step, held-out loss) where that is a number; before the run begins, those of the state it goes on from."""
-        return _held_out(self.loop.state.log_history or log_of(self.state))
-
-    def keep_if_best(self, loss: float) -> None:
-        """Keep the weights if the held-out loss is the lowest; stop where it is no number, or patience is at its end."""
-        if not math.isfinite(loss):
-            self.break_off(f"a held-out loss of {loss}")
-        elif not self._since_best:  # this one is the last of them
-            weights: dict[str, Any] = get_model_state_dict(self.loop.model_wrapped, options=_whole_weights())
-            if self.loop.args.should_save:
-                self._write_best({name: weight.contiguous() for name, weight in weights.items()})
-        self.stopped = self.stopped or self._impatient()
-        self.loop.control.should_training_stop |= self.stopped is not None
-
-    @property
-    def _since_best(self) -> int:
-        """Count the held-out losses after the lowest one."""
-        losses = [loss for _, loss in self.held_out()]
-        return len(losses) - 1 - losses.index(min(losses)) if losses else 0
-
-    def _impatient(self) -> str | None:
-        patience = self.schedule.early_stopping_patience
-        if not patience or (since := self._since_best) < patience:
-            return None
-        return f"{since} held-out losses in a row without a lower one"
-
-    def _write_best(self, weights: dict[str, Tensor]) -> None:
-        """Write the best weights; those that the last state knows as the best stay, as a killed run goes on from there."""
-        of_state = _lowest(_held_out(log_of(newest_state(self.folder))))
-        needed = {self.folder / BEST.format(step) for step in (of_state, self.loop.state.global_step)}
-        with atomic_write(self.folder / BEST.format(self.loop.state.global_step)) as path:
-            save_tensors(weights, path)
-        for path in {*self.folder.glob(BEST.format("*"))} - needed:
-            path.unlink()
-
-    def break_off(self, why: str) -> None:
-        self.stopped, self.broken = why, True
-
-    def result(self) -> History:
-        """Give the module the best weights, and say how the training went."""
-        state, held_out = self.loop.state, self.held_out()
-        best = _lowest(held_out)
-        if self.broken and not best:
-            raise TrainingError(
-                self.stopped,
-                expected="finite losses and gradients",
-                fix="lower the learning rate, or check the data and the weights",
-                where=f"step {state.global_step}",
-            )
-        self.loop.accelerator.wait_for_everyone()
-        weights: dict[str, Any] = {**load_file(self.folder / BEST.format(best))}
-        set_model_state_dict(self.loop.model_wrapped, weights, options=_whole_weights())
-        seconds = time.perf_counter() - self.began - self.evaluating
-        return History(
-            self._logged("loss"),
-            tuple(held_out),
-            self._logged("eval_greedy"),
-            state.global_step,
-            best,
-            sum("left_out" in entry for entry in state.log_history),
-            self.stopped,
-            self._passed(state.global_step) / seconds,
-            asdict(self.followed),
-        )
-
-    def _passed(self, step: int) -> int:
-        """Count the tokens that all processes have passed through the model until a step, in this run."""
-        world: int = self.loop.args.world_size
-        return self.samples.tokens((step - self.first_step) * self.schedule.batch_size // world) * world
-
-    def _logged(self, name: str) -> tuple[tuple[int, float], ...]:
-        return tuple((entry["step"], entry[name]) for entry in self.loop.state.log_history if name in entry)
-
-    def on_step_begin(self, _args: Any, state: Any, *_rest: Any, **_options: Any) -> None:
-        self.random = _random_state()
-        if self.state and state.global_step == self.first_step >= self.course.steps:  # left in its last held-out loss
-            self.stopped = self.pacing.over if self.pacing else None
-            raise TrainingLeft
-        self.stopped = self.stopped or self._impatient()
-        if self.stopped:  # in the held-out loss that this run began with, or before it
-            raise TrainingLeft
-        if state.global_step == self.first_step and self.by_plans:
-            if self.pacing and not self.pacing.begin(self.loop.held_out_tokens):
-                self.stopped = TIME_OVER
-                raise TrainingLeft
-            for group in self.loop.optimizer.param_groups:  # Trainer's own schedule set the first step's
-                group["lr"] = group["initial_lr"] * self.rate(state.global_step)
-
-    def on_pre_optimizer_step(self, _args: Any, state: Any, control: Any, **_rest: Any) -> None:
-        self.stepping = True
-        if _finite_gradient(self.module):
-            self.skipped_in_a_row = 0
-            return
-        for weight in self.module.parameters():
-            weight.grad = None  # what has no gradient is left as it is
-        state.log_history.append({"step": state.global_step + 1, "left_out": True})
-        self.skipped_in_a_row += 1
-        if self.skipped_in_a_row >= SKIPS:
-            self.break_off(f"{SKIPS} steps in a row without a finite gradient")
-            control.should_training_stop = True
-
-    def on_optimizer_step(self, *_args: Any, **_rest: Any) -> None:
-        self.stepping = False
-
-    def on_step_end(self, _args: Any, state: Any, control: Any, **_rest: Any) -> None:
-        step = state.global_step
-        self.random = _random_state()
-        passed = self._passed(step)
-        speed = f"{passed / (time.perf_counter() - self.began - self.evaluating):,.0f} tokens/s"
-        if self.pacing:
-            control.should_training_stop |= not self.pacing.stepped(step, passed)
-            self.stopped = self.stopped or self.pacing.over
-            speed = f"{timedelta(seconds=round(self.pacing.clock.left))} left, {speed}"
-        self.environment.progress(self.stage, step, self.course.steps, note=speed)
-        self.interruption.signal = int(self.highest(self.interruption.signal))
-        control.should_evaluate = self.course.evaluated(step, self.every) or self.stopped is not None
-        due = self.highest(time.monotonic() >= self.save_due)  # by one clock: all of them write a state, or none
-        self.leaving = bool(self.interruption.signal)  # as all have agreed
-        control.should_save = self.leaving or bool(due)
-
-    def on_save(self, *_args: Any, **_rest: Any) -> None:
-        if self.leaving:
-            raise TrainingLeft
-
-    def _arguments(self) -> TrainingArguments:
-        schedule, count = self.schedule, len(self.data.training)
-        steps = ENDLESS if self.pacing else schedule.steps(count)
-        arguments = TrainingArguments(
-            output_dir=str(self.folder),
-            num_train_epochs=schedule.num_train_epochs,
-            max_steps=steps if self.pacing else schedule.max_steps or -1,
-            learning_rate=schedule.learning_rate,
-            per_device_train_batch_size=schedule.per_device_train_batch_size,
-            warmup_steps=schedule.warmup(steps),
-            lr_scheduler_type=schedule.lr_scheduler_type,
-            optim=schedule.optim,
-            weight_decay=schedule.weight_decay,
-            max_grad_norm=schedule.max_grad_norm,
-            seed=schedule.seed,
-            bf16=self.environment.bfloat16,
-            use_cpu=self.environment.device == "cpu",
-            eval_strategy="no",  # on_step_end says when, so that a state is never kept between a step and its held-out loss
-            eval_on_start=self._must_evaluate(),
-            save_strategy="no",
-            logging_steps=max(1, min(10, steps // 10)),
-            prediction_loss_only=True,
-            remove_unused_columns=False,
-            dataloader_pin_memory=self.environment.device.startswith("cuda"),
-            report_to=list(self.environment.loggers),
-            disable_tqdm=True,
-        )
-        arguments._n_gpu = min(1, arguments.n_gpu)  # several GPUs are several processes, never threads of one
-        arguments.gradient_accumulation_steps = schedule.passes(arguments.world_size)
-        return arguments
-
-    def _must_evaluate(self) -> bool:
-        """Say whether the held-out loss at the start, or after the step where the state was kept, is yet to be taken."""
-        if self.state is None:
-            return True
-        step = self.first_step
-        known = any(entry["step"] == step and "eval_loss" in entry for entry in log_of(self.state))
-        return not known and (not step or self.course.evaluated(step, self.every))
-
-
-class _Loop(Trainer):  # type: ignore[misc]
-    """Trainer with samples in their own order, a held-out loss per token, and states that are whole or not there."""
+class _Loop(Trainer):  # type: ignore[misc]  # transformers is untyped here
+    """Trainer with samples in their own order, a held-out loss per token, and the best weights kept."""
 
     control: Any
-    held_out_tokens = 0  # of the last held-out loss, padding included
+    progress: Progress
+    stage: str
 
-    def __init__(self, run: _Run, arguments: TrainingArguments) -> None:
-        self.run = run
+    def __init__(
+        self,
+        module: nn.Module,
+        data: Data,
+        config: HealingConfig,
+        folder: Path,
+        *,
+        device: str,
+        bfloat16: bool,
+        logs: Path | None,
+        deadline: Deadline | None,
+    ) -> None:
+        self.data, self.config, self.folder, self.deadline = data, config, folder, deadline
+        self.samples = Ordered(data.training, data.lengths, config.batch_size, seed=config.seed)
+        self.total_steps = config.steps(len(data.training))
+        self.checkpoint = last_checkpoint(folder)
+        self.resumed_step = int(self.checkpoint.name.rpartition("-")[2]) if self.checkpoint else 0
+        self.tokens, self.evaluating = 0, 0.0  # tokens trained on, and seconds of held-out losses, in this process
+        self.stopped: str | None = None  # why training ends early
+        self.broken = False  # by NaN or infinity
+        self.in_optimizer = False
+        self.save_due = time.monotonic() + SAVE_SECONDS
+        module.accepts_loss_kwargs = True  # type: ignore[assignment]  # read by Trainer
         super().__init__(
-            model=run.module, args=arguments, train_dataset=run.samples, data_collator=run.data.collate, callbacks=[run]
+            model=module,
+            args=self._arguments(device, bfloat16),
+            train_dataset=self.samples,
+            data_collator=data.collate,
+            callbacks=[_Rules(self)],
         )
         self.remove_callback(PrinterCallback)
         self.remove_callback(ProgressCallback)
         for callback in self.callback_handler.callbacks:
-            if isinstance(callback, TensorBoardCallback) and run.environment.logs:
-                callback.logging_dir = callback.logging_dir or str(run.environment.logs)
+            if isinstance(callback, TensorBoardCallback) and logs:
+                callback.logging_dir = callback.logging_dir or str(logs)
+
+    def _arguments(self, device: str, bfloat16: bool) -> TrainingArguments:
+        config, steps = self.config, ENDLESS if self.deadline else self.total_steps
+        arguments = TrainingArguments(
+            output_dir=str(self.folder),
+            num_train_epochs=config.num_train_epochs,
+            max_steps=ENDLESS if self.deadline else config.max_steps or -1,
+            learning_rate=config.learning_rate,
+            per_device_train_batch_size=config.per_device_train_batch_size,
+            warmup_steps=config.warmup(steps),
+            lr_scheduler_type=config.lr_scheduler_type,
+            optim=config.optim,
+            weight_decay=config.weight_decay,
+            max_grad_norm=config.max_grad_norm,
+            seed=config.seed,
+            bf16=bfloat16,
+            use_cpu=device == "cpu",
+            eval_strategy="no",  # _Rules decides
+            eval_on_start=self.checkpoint is None,
+            save_strategy="no",  # _Rules decides
+            save_total_limit=1,
+            logging_steps=max(1, min(10, steps // 10)),
+            prediction_loss_only=True,
+            remove_unused_columns=False,
+            dataloader_pin_memory=device.startswith("cuda"),
+            report_to=list(config.report_to),
+            disable_tqdm=True,
+        )
+        arguments._n_gpu = min(1, arguments.n_gpu)  # several GPUs are several processes, never threads of one
+        arguments.gradient_accumulation_steps = config.passes(arguments.world_size)
+        return arguments
+
+    def run(self) -> History:
+        """Train to the end, and load the weights with the lowest held-out loss."""
+        began = time.perf_counter()
+        if self.checkpoint:
+            self.state = TrainerState.load_from_json(str(self.checkpoint / STATE))
+            if self.args.should_save:
+                shutil.copyfile(self.checkpoint / BEST, self.folder / BEST)
+        if not self._is_finished():
+            self.train(resume_from_checkpoint=str(self.checkpoint) if self.checkpoint else None)
+        if self.broken and not self.best:
+            message = f"step {self.state.global_step}: {self.stopped}; lower the learning rate, or check the data"
+            raise TrainingError(message)
+        self.accelerator.wait_for_everyone()
+        weights: dict[str, Any] = {**load_file(self.folder / BEST)}
+        set_model_state_dict(self.model_wrapped, weights, options=_whole_weights())
+        return self._history(time.perf_counter() - began - self.evaluating)
+
+    def _is_finished(self) -> bool:
+        """Return True if a resumed run has no step left to take."""
+        if self.checkpoint is None:
+            return False
+        if self.deadline:
+            return not self.deadline.fits()
+        return self.state.global_step >= self.total_steps or self.is_patience_over()
+
+    def _history(self, seconds: float) -> History:
+        log, config = self.state.log_history, self.config
+        return History(
+            _logged(log, "loss"),
+            _logged(log, "eval_loss"),
+            _logged(log, "eval_top1"),
+            self.state.global_step,
+            self.best,
+            config.learning_rate or 0.0,
+            config.per_device_train_batch_size,
+            sum("skipped" in entry for entry in log),
+            self.stopped,
+            self.tokens * self.args.world_size / seconds,
+        )
+
+    @property
+    def best(self) -> int:
+        """The step with the lowest held-out loss."""
+        return min(_logged(self.state.log_history, "eval_loss"), key=lambda entry: entry[1], default=(0, 0.0))[0]
+
+    def agree(self, *values: float) -> list[float]:
+        """Return the highest of each value among all processes, so that they decide alike."""
+        if self.args.world_size == 1:
+            return list(values)
+        highest = torch.tensor(values, dtype=torch.float64, device=self.args.device)
+        torch.distributed.all_reduce(highest, torch.distributed.ReduceOp.MAX)
+        return [float(value) for value in highest]
+
+    def stop(self, why: str, *, broken: bool = False) -> None:
+        self.stopped, self.broken = why, broken
+        self.control.should_training_stop = True
+
+    def is_patience_over(self) -> bool:
+        """Return True if too many held-out losses in a row were no lower than the best, and note that."""
+        losses = [loss for _, loss in _logged(self.state.log_history, "eval_loss")]
+        since = len(losses) - 1 - losses.index(min(losses)) if losses else 0
+        if over := since >= (self.config.early_stopping_patience or math.inf):
+            self.stopped = f"{since} held-out losses in a row without a lower one"
+        return over
 
     def _get_train_sampler(self, train_dataset: Any = None) -> SequentialSampler:
-        return SequentialSampler(self.run.samples)
+        return SequentialSampler(self.samples)
 
     def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
-        """Let matrices decay, and no norm or bias: Trainer goes by names alone, which here are numbers."""
+        """Apply weight decay to matrices, not to norms and biases: Trainer goes by names, which here are numbers."""
         named = {*super().get_decay_parameter_names(model)}
         return [name for name, weight in model.named_parameters() if weight.dim() > 1 and name in named]
 
-    def create_scheduler(self, *args: Any, **options: Any) -> Any:
-        scheduler: Any = super().create_scheduler(*args, **options)
-        if self.run.by_plans:
-            scheduler.lr_lambdas = [lambda step: self.run.rate(step) for _ in scheduler.lr_lambdas]
-        return scheduler
-
-    def training_step(self, *args: Any, **options: Any) -> Tensor:
-        with self.run.interruption.passing():
-            loss: Tensor = super().training_step(*args, **options)
+    def training_step(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **options: Any) -> Tensor:
+        self.tokens += inputs["labels"].numel()
+        loss: Tensor = super().training_step(model, inputs, *args, **options)
         return loss
 
     def evaluate(self, *_args: Any, **_options: Any) -> dict[str, float]:
-        started = time.perf_counter()
-        with self.run.pacing.evaluating() if self.run.pacing else nullcontext():
-            metrics = self._held_out()
-            self.log(dict(metrics))
-            self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
-            self.run.keep_if_best(metrics["eval_loss"])
-        self.run.evaluating += time.perf_counter() - started
+        """Measure the held-out loss, and keep the weights if it is the lowest."""
+        began, deadline = time.perf_counter(), self.deadline
+        used = deadline.clock.used if deadline else 0.0
+        metrics = self._held_out_loss()
+        self.log(dict(metrics))
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        self._keep_if_best(metrics["eval_loss"])
+        self.evaluating += time.perf_counter() - began
+        if deadline:
+            now, seconds = self.agree(deadline.clock.used, deadline.clock.used - used)
+            deadline.look(now, evaluation=seconds)
         return metrics
 
     @torch.no_grad()
-    def _held_out(self) -> dict[str, float]:
-        """Average over tokens. Every process takes all of them: they are few, and so no sample counts twice."""
+    def _held_out_loss(self) -> dict[str, float]:
+        """Average over tokens. Every process takes all samples: they are few, and so none counts twice."""
         self.model_wrapped.eval()
-        data, size, count, self.held_out_tokens = self.run.data, self.args.per_device_train_batch_size, 0, 0
+        data, size, count = self.data, self.args.per_device_train_batch_size, 0
         sums: Counter[str] = Counter()
         for start in range(0, len(data.held_out), size):
             batch = self._prepare_inputs(data.collate(list(data.held_out[start : start + size])))
-            with self.run.interruption.passing():
-                outputs = self.model_wrapped(**batch, num_items_in_batch=1)
+            outputs = self.model_wrapped(**batch, num_items_in_batch=1)
             sums.update({f"eval_{name}": float(value) for name, value in outputs.items()})
             count += int((batch["labels"] != IGNORED).sum())
-            self.held_out_tokens += batch["labels"].numel()
         return {name: value / count for name, value in sums.items()}
 
-    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
-        """Write the state and mark it as whole; only then do earlier ones go. A whole one is never written again."""
-        step = self.state.global_step
-        if self.run.kept == step:
+    def _keep_if_best(self, loss: float) -> None:
+        if not math.isfinite(loss):
+            if not self.state.global_step:
+                raise TrainingError(f"the held-out loss before training is {loss}; check the weights and the data")
+            self.stop(f"a held-out loss of {loss}", broken=True)
             return
-        started = time.monotonic()
-        state = self.run.folder / f"checkpoint-{step}"
+        if self.best == self.state.global_step:
+            weights: dict[str, Any] = get_model_state_dict(self.model_wrapped, options=_whole_weights())
+            if self.args.should_save:
+                with atomic_write(self.folder / BEST) as path:
+                    save_tensors({name: weight.contiguous() for name, weight in weights.items()}, path)
+        if self.is_patience_over():
+            self.control.should_training_stop = True
+
+    @property
+    def can_halve(self) -> bool:
+        """Whether a smaller micro-batch may help: not in the optimizer, nor where other processes wait."""
+        return self.config.per_device_train_batch_size > 1 and self.args.world_size == 1 and not self.in_optimizer
+
+    def save_before_halving(self) -> None:
+        """Save the state after the last whole step."""
+        if self.state.global_step > self.resumed_step:
+            self._save_checkpoint(self.model_wrapped, trial=None)
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        """Save the best weights, and then what Trainer saves, its state last."""
+        began, place = time.monotonic(), self.folder / f"checkpoint-{self.state.global_step}"
         if self.args.should_save:
-            shutil.rmtree(state, ignore_errors=True)  # of a run that was killed while it wrote it
+            shutil.rmtree(place, ignore_errors=True)  # unfinished, of a run that was killed
+            place.mkdir()
+            shutil.copyfile(self.folder / BEST, place / BEST)
+        self.accelerator.wait_for_everyone()
         super()._save_checkpoint(model, trial)
         self.accelerator.wait_for_everyone()
-        if self.args.should_save:
-            (state / "training_args.bin").unlink(missing_ok=True)  # a pickle that nobody reads
-            if self.run.pacing:
-                save_json(state / CLOCK, self.run.pacing.kept())
-            mark_whole(state)
-        self.run.kept = step
-        taken = time.monotonic() - started
-        self.run.save_due = time.monotonic() + max(KEEP_SECONDS, taken / SHARE)
+        self.save_due = time.monotonic() + max(SAVE_SECONDS, (time.monotonic() - began) / SAVE_SHARE)
 
 
-def _held_out(log: Sequence[Mapping[str, Any]]) -> list[tuple[int, float]]:
-    """Return (step, held-out loss) of what Trainer logged, where that is a number."""
-    return [(entry["step"], entry["eval_loss"]) for entry in log if math.isfinite(entry.get("eval_loss", math.nan))]
+class _Rules(TrainerCallback):  # type: ignore[misc]
+    """Decides when to evaluate, save and stop, skips steps without finite gradients, and sets the rate by the clock."""
+
+    def __init__(self, loop: _Loop) -> None:
+        self.loop, self.config, self.deadline = loop, loop.config, loop.deadline
+        self.rate = _rate_by_time(loop.config) if self.deadline else None
+        self.began, self.step_began = time.perf_counter(), 0.0
+        self.skipped_in_a_row = 0
+        self.passed = self._passed(loop.resumed_step)
+
+    def _passed(self, step: int) -> int:
+        """Count the held-out losses that are due until a step."""
+        share = self.deadline.share if self.deadline else step / self.loop.total_steps
+        every = self.config.eval_steps or (1 / 3 if self.deadline else self.config.epoch_steps(len(self.loop.samples)))
+        return int(share / every + 1e-9) if is_share(every) else step // int(every)
+
+    def on_step_begin(self, _args: Any, state: Any, *_rest: Any, optimizer: Any, **_options: Any) -> None:
+        if not self.deadline or not self.rate:
+            return
+        if not state.global_step and not self.deadline.fits():
+            raise TimeUpError("the time was up before the first step; allow more minutes")
+        self.step_began = self.deadline.clock.used
+        for group in optimizer.param_groups:
+            group["lr"] = group["initial_lr"] * self.rate(self.deadline.middle)
+
+    def on_pre_optimizer_step(self, _args: Any, state: Any, _control: Any, **_rest: Any) -> None:
+        loop = self.loop
+        loop.in_optimizer = True
+        if _is_gradient_finite(loop.model):
+            self.skipped_in_a_row = 0
+            return
+        for weight in loop.model.parameters():
+            weight.grad = None  # the optimizer leaves it as it is
+        state.log_history.append({"step": state.global_step + 1, "skipped": True})
+        self.skipped_in_a_row += 1
+        if self.skipped_in_a_row >= SKIPS:
+            loop.stop(f"{SKIPS} steps in a row without a finite gradient", broken=True)
+
+    def on_optimizer_step(self, *_args: Any, **_rest: Any) -> None:
+        self.loop.in_optimizer = False
+
+    def on_step_end(self, _args: Any, state: Any, control: Any, **_rest: Any) -> None:
+        loop, deadline, step = self.loop, self.deadline, state.global_step
+        used = deadline.clock.used if deadline else 0.0
+        is_due = float(time.monotonic() >= loop.save_due)
+        used, seconds, is_due = loop.agree(used, used - self.step_began, is_due)  # all processes save, or none
+        if deadline:
+            deadline.look(used, step=seconds)
+            is_due *= deadline.left > SAVE_SECONDS
+        passed = self._passed(step)
+        evaluates, self.passed = passed > self.passed, passed
+        if deadline and not deadline.fits(1 + evaluates):
+            control.should_training_stop = control.should_log = True
+        ends = control.should_training_stop or (not deadline and step == loop.total_steps)
+        control.should_evaluate = evaluates or ends
+        control.should_save = bool(is_due)
+        self._show(step)
+
+    def _show(self, step: int) -> None:
+        loop, deadline = self.loop, self.deadline
+        speed = f"{loop.tokens / (time.perf_counter() - self.began - loop.evaluating):,.0f} tokens/s"
+        if deadline:
+            left = timedelta(seconds=round(deadline.left))
+            loop.progress(loop.stage, round(PARTS * deadline.share), PARTS, note=f"step {step}, {left} left, {speed}")
+        else:
+            loop.progress(loop.stage, step, loop.total_steps, note=speed)
 
 
-def _lowest(losses: Sequence[tuple[int, float]]) -> int:
-    """Return the step of the lowest held-out loss, and 0 without any."""
-    return min(losses, key=lambda entry: entry[1], default=(0, math.nan))[0]
+def _logged(log: Sequence[dict[str, Any]], name: str) -> Losses:
+    """Return (step, value) of the finite values that Trainer logged."""
+    return tuple((entry["step"], entry[name]) for entry in log if math.isfinite(entry.get(name, math.nan)))
 
 
-@functools.lru_cache(maxsize=8)
-def rate_of(schedule: Schedule, steps: int) -> Callable[[float], float]:
-    """Return transformers' own learning rate at a step of so many, as a share of its peak."""
-    assert schedule.learning_rate is not None  # noqa: S101  train() is given one
-    optimizer = torch.optim.SGD([torch.zeros(1)], lr=schedule.learning_rate)
-    scheduler: Any = get_scheduler(schedule.lr_scheduler_type, optimizer, schedule.warmup(steps), steps)
-    rate: Callable[[float], float] = scheduler.lr_lambdas[0]
-    return rate
+def _rate_by_time(config: HealingConfig) -> Callable[[float], float]:
+    """Return the learning rate at a share of the time, as a share of its peak; a tenth of the time is warm-up."""
+    optimizer = torch.optim.SGD([torch.zeros(1)], lr=1.0)
+    warmup = PARTS // 10 if config.warmup_steps else 0
+    scheduler: Any = get_scheduler(config.lr_scheduler_type, optimizer, warmup, PARTS)
+    return lambda share: float(scheduler.lr_lambdas[0](share * PARTS))
 
 
 def _whole_weights() -> StateDictOptions:
-    """Ask for the weights of a module as one process has them, however they are sharded."""
+    """Ask for unsharded weights in the memory of each process."""
     sharded = torch.distributed.is_available() and torch.distributed.is_initialized()
     return StateDictOptions(full_state_dict=sharded, cpu_offload=sharded, strict=False)
 
 
-def _finite_gradient(module: nn.Module) -> bool:
+def _is_gradient_finite(module: nn.Module) -> bool:
     norm = torch.nn.utils.get_total_norm([param.grad for param in module.parameters() if param.grad is not None])
     return bool(torch.isfinite(norm.full_tensor() if hasattr(norm, "full_tensor") else norm))
-
-
-def _random_state() -> tuple[Tensor, list[Tensor]]:
-    return torch.get_rng_state(), torch.cuda.get_rng_state_all()

@@ -10,7 +10,6 @@ from . import numbers as numbers
 from . import options as options
 from . import progress as progress
 from . import tables as tables
-from . import typed as typed
 from . import yamlfile as yamlfile
 from .device import Compute as Compute
 from .progress import progress_bar as progress_bar

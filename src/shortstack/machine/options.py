@@ -16,8 +16,8 @@ from __future__ import annotations
 import difflib
 import functools
 import math
-from collections.abc import Callable, Collection, Iterator, Mapping
-from dataclasses import MISSING, dataclass, field, fields
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import MISSING, dataclass, fields
 from importlib.util import find_spec
 from types import MappingProxyType
 from typing import Annotated, Any, TypeVar, dataclass_transform
@@ -30,7 +30,6 @@ from pydantic_core import ArgsKwargs, PydanticCustomError, PydanticUndefined, co
 from shortstack.errors import InputError
 from shortstack.machine.formats import amount_of
 from shortstack.machine.numbers import is_number, is_share
-from shortstack.machine.typed import check_type
 
 Class = TypeVar("Class")
 
@@ -152,129 +151,6 @@ Amount = Annotated[  # a count, or a share of what there is, typed as 10% or 0.1
     BeforeValidator(_amount),
     WithJsonSchema({"anyOf": [{"type": "number", "exclusiveMinimum": 0}, {"type": "string"}]}),
 ]
-
-
-@dataclass(frozen=True)
-class Option:
-    """The metadata of an option beside its field's type and default. above, below: bounds that the value does not reach.
-
-    shares: a float is a share of what there is, typed as 10% or 0.1.
-    """
-
-    help: str
-    minimum: float | None = None
-    maximum: float | None = None
-    above: float | None = None
-    below: float | None = None
-    choices: tuple[str, ...] = ()
-    shares: bool = False
-
-    @property
-    def range(self) -> str:
-        """The range in words.
-
-        >>> Option("", minimum=0, below=1).range, Option("", above=0).range, Option("", minimum=1).range
-        ('0 up to, but not, 1', 'a number above 0', 'at least 1')
-        """
-        if self.shares:
-            return f"at least {self.minimum:g}, or a share such as 10%"
-        if self.minimum is not None:
-            if self.below is not None:
-                return f"{self.minimum:g} up to, but not, {self.below:g}"
-            return f"at least {self.minimum:g}" + (
-                f" and at most {self.maximum:.0f}" if self.maximum is not None else ""
-            )
-        bounds = [
-            f"{word} {bound:g}" for word, bound in (("above", self.above), ("below", self.below)) if bound is not None
-        ]
-        return " ".join(["a number", " and ".join(bounds)]).strip()
-
-    @property
-    def schema(self) -> dict[str, Any]:
-        """The range and the choices, as JSON schema has them.
-
-        >>> Option("", minimum=0, below=1).schema
-        {'minimum': 0, 'exclusiveMaximum': 1}
-        """
-        if self.shares:
-            return {}
-        bounds = {
-            "minimum": self.minimum,
-            "maximum": self.maximum,
-            "exclusiveMinimum": self.above,
-            "exclusiveMaximum": self.below,
-            "enum": [*self.choices, None] if self.choices else None,
-        }
-        return {name: bound for name, bound in bounds.items() if bound is not None}
-
-    def holds(self, value: float) -> bool:
-        """Say whether a number is finite and within the range; a share is above 0 and at most 1."""
-        if self.shares and is_share(value):
-            return 0 < value <= 1
-        return (
-            math.isfinite(value)
-            and (self.minimum is None or value >= self.minimum)
-            and (self.maximum is None or value <= self.maximum)
-            and (self.above is None or value > self.above)
-            and (self.below is None or value < self.below)
-        )
-
-
-def option(default: Any, help: str, **known: Any) -> Any:  # noqa: A002  what every command line calls it
-    """Make a field that is an option; known: the other fields of Option."""
-    return field(default=default, metadata={"option": Option(help, **known), "help": help})
-
-
-def option_of(component: Any, name: str) -> Any:
-    """Take over an option of another dataclass, with its default, range and help."""
-    known = component.__dataclass_fields__[name]
-    return field(default=known.default, metadata=known.metadata)
-
-
-def options_of(component: Any) -> Iterator[tuple[str, Any, Option]]:
-    """Yield name, default and what else is known of every option of a dataclass or of an instance of one."""
-    for declared in fields(component):
-        if "help" in declared.metadata:
-            yield declared.name, declared.default, declared.metadata.get("option") or Option(declared.metadata["help"])
-
-
-def defaults_of(*components: Any) -> dict[str, Any]:
-    """Return the options of dataclasses with their defaults."""
-    return {name: default for component in components for name, default, _ in options_of(component)}
-
-
-def made_of(component: Any, values: Mapping[str, Any]) -> Any:
-    """Return a dataclass of those of the values that are its options."""
-    return component(**{name: values[name] for name, _, _ in options_of(component) if name in values})
-
-
-def check_options(component: Any) -> None:
-    """Refuse a value of another type than its field's, out of its range, or none of its choices."""
-    types = {declared.name: str(declared.type) for declared in fields(component)}
-    for name, default, known in options_of(component):
-        value = getattr(component, name)
-        if not known.choices:
-            check_type(name, value, types[name])
-        if value is None:
-            continue
-        if known.choices:
-            check_choice_of(name, value, known.choices)
-        elif is_number(value) and not known.holds(value):
-            fix = (
-                "give such a number, or leave it out" if default in (None, MISSING) else f"take the default, {default}"
-            )
-            raise InputError(value, expected=known.range, fix=fix, option=name)
-
-
-def check_choice_of(name: str, value: str, choices: Any, *, fix: str = "name one of these") -> None:
-    """Refuse a name that is none of the choices, naming the nearest."""
-    if value in choices:
-        return
-    begun = [choice for choice in choices if str(value) and str(choice).startswith(str(value))]
-    near = begun or difflib.get_close_matches(str(value), list(choices), 1)
-    if near:
-        fix = f"did you mean {near[0]}?"
-    raise InputError(repr(value), expected=f"one of {', '.join(choices)}", fix=fix, option=name)
 
 
 def changed_options(component: Any) -> Mapping[str, Any]:

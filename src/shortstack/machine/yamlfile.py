@@ -2,32 +2,18 @@
 
 from __future__ import annotations
 
-import functools
 import typing
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Any, TypeVar
 
 import yaml
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    TypeAdapter,
-    ValidationError,
-    WithJsonSchema,
-    create_model,
-)
+from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 from pydantic.dataclasses import is_pydantic_dataclass
-from pydantic_core import PydanticCustomError
 
 from shortstack.errors import InputError
-from shortstack.machine.formats import amount_of
-from shortstack.machine.numbers import is_number
-from shortstack.machine.options import Option, message_of, no_choice, options_of
+from shortstack.machine.options import message_of, no_choice
 
 UNKNOWN = ("extra_forbidden", "unexpected_keyword_argument")  # as pydantic calls a key that a class does not have
 
@@ -41,42 +27,6 @@ class Part(BaseModel):
     def given(self) -> dict[str, Any]:
         """The keys that the file gives, with their values: without defaults."""
         return self.model_dump(exclude_unset=True)
-
-
-def part_of(name: str, *components: Any, only: Sequence[str] = (), bounded: bool = False, **more: Any) -> Any:
-    """Return a Part whose keys are the options of dataclasses, or only some; more: further keys, as (type, default).
-
-    It is the dataclasses that refuse what is out of a range, or with bounded the file's reader.
-    """
-    keys: dict[str, Any] = {}
-    for component in components:
-        hints = typing.get_type_hints(component, include_extras=True)
-        for key, default, known in options_of(component):
-            hint = Annotated[hints[key], *_amount(known)] if known.shares else hints[key]
-            if bounded:
-                hint = Annotated[hint, AfterValidator(functools.partial(_within, known))]
-            if not only or key in only:
-                keys[key] = hint, Field(default=default, description=known.help, json_schema_extra=known.schema)
-    return create_model(name, __base__=Part, **keys, **more)
-
-
-def _within(known: Option, value: Any) -> Any:
-    if (is_number(value) and not known.holds(value)) or (known.choices and value not in (None, *known.choices)):
-        raise PydanticCustomError("range", "{range}", {"range": ", ".join(known.choices) or known.range})
-    return value
-
-
-def _amount(known: Option) -> tuple[Any, ...]:
-    """Return what makes a key one that counts or is a share: a number, or text such as 10%."""
-
-    def read(value: Any) -> Any:
-        number = amount_of(value) if isinstance(value, str) else value
-        if value is not None and not is_number(number):
-            raise PydanticCustomError("amount", "{range}", {"range": known.range})
-        return number
-
-    written = [{"type": "number", "exclusiveMinimum": 0}, {"type": "string"}, {"type": "null"}]
-    return BeforeValidator(read), WithJsonSchema({"anyOf": written})
 
 
 def text_of(path: str | Path) -> str:

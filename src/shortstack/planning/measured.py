@@ -9,11 +9,11 @@ from shortstack.data import Tokens
 from shortstack.data.tokens import HELD_OUT, check_enough
 from shortstack.decoder import Decoder
 from shortstack.decoder.decoder import UNPRUNED
-from shortstack.decoder.requirements import requirements
+from shortstack.decoder.memory import estimate_memory
 from shortstack.errors import PlanError
 from shortstack.machine.device import Compute
 from shortstack.machine.formats import show_layers
-from shortstack.machine.memory import Requirements
+from shortstack.machine.memory import Memory
 from shortstack.machine.numbers import checked
 from shortstack.machine.progress import Progress, silent, under
 from shortstack.planning.layer_sets import Removal, block_sizes, cheapest_sets, lowest, unlike
@@ -89,13 +89,13 @@ def _candidates(decoder: Decoder, tokens: Tokens, removal: Removal, progress: Pr
 
 def selection_memory(
     checkpoint: Checkpoint, selection: Selection, amount: int, tokens: int, compute: Compute
-) -> Requirements:
+) -> Memory:
     """Estimate what select() takes to remove `amount` layers on so many tokens; loads no weights."""
     if not selection.needs_text:
-        return Requirements()
+        return Memory()
     if selection.how.repairs:
         needed = windows_memory(checkpoint, tokens, block_sizes(amount), compute)
-        return needed.then(repair_memory(checkpoint, tokens, compute)) if selection.candidates else needed
+        return max(needed, repair_memory(checkpoint, tokens, compute)) if selection.candidates else needed
     layers, feed = checkpoint.anatomy.layers, selection.by.feed
     streams = 1 if selection.how.feed == "scores" and feed == "hidden" else layers + 1
-    return requirements(checkpoint, compute, tokens=tokens, streams=streams, in_turns=feed != "gradient")
+    return estimate_memory(checkpoint, compute, tokens=tokens, streams=streams, in_turns=feed != "gradient")

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -18,9 +17,9 @@ from shortstack.data.tokens import HELD_OUT, split
 from shortstack.decoder import Decoder
 from shortstack.decoder.batching import Batches
 from shortstack.decoder.layer_io import State
-from shortstack.decoder.requirements import requirements
+from shortstack.decoder.memory import estimate_memory
 from shortstack.machine.device import Compute
-from shortstack.machine.memory import Requirements
+from shortstack.machine.memory import Memory
 from shortstack.machine.progress import Progress, paced, silent
 from shortstack.repairing.fit import at_output, fit_bytes, fit_corrections, mean_divergences, stepped
 from shortstack.repairing.fold_points import check_refittable, find_fold_points
@@ -51,14 +50,13 @@ def repaired_windows(
     return divergences
 
 
-def windows_memory(checkpoint: Checkpoint, tokens: int, sizes: Collection[int], compute: Compute) -> Requirements:
+def windows_memory(checkpoint: Checkpoint, tokens: int, sizes: Collection[int], compute: Compute) -> Memory:
     """Estimate what repaired_windows() takes: streams around the largest window, those of all windows, and the fits."""
-    needed = requirements(checkpoint, compute, tokens=tokens, streams=max(sizes) + 2)
     windows = checkpoint.anatomy.layers * len(sizes)
-    behind = requirements(checkpoint, compute, tokens=tokens // HELD_OUT, streams=windows, in_turns=True)
-    streams = behind.memory_bytes - requirements(checkpoint, compute).memory_bytes
+    behind = estimate_memory(checkpoint, compute, tokens=tokens // HELD_OUT, streams=windows, in_turns=True)
+    streams = behind.nbytes - estimate_memory(checkpoint, compute).nbytes
     fits = fit_bytes(checkpoint, tokens, compute, residuals=len(sizes))
-    return replace(needed, memory_bytes=needed.memory_bytes + streams + fits)
+    return estimate_memory(checkpoint, compute, tokens=tokens, streams=max(sizes) + 2, fits=streams + fits)
 
 
 class _Windows:

@@ -28,11 +28,11 @@ from shortstack.decoder import Decoder, read_tokens
 from shortstack.decoder.batching import Batches
 from shortstack.decoder.decoder import SkippedLayers
 from shortstack.decoder.layer_io import recorded_inputs
-from shortstack.decoder.requirements import requirements
+from shortstack.decoder.memory import estimate_memory
 from shortstack.machine.device import AUTO, Compute
 from shortstack.machine.files import to_jsonable
 from shortstack.machine.formats import shown
-from shortstack.machine.memory import Requirements
+from shortstack.machine.memory import Memory
 from shortstack.machine.numbers import perplexity
 from shortstack.machine.progress import Progress, paced, silent
 from shortstack.machine.tables import Column, Table, Tabled
@@ -153,10 +153,10 @@ def refit(
     return result, changed.tensors if kept else {}
 
 
-def repair_memory(checkpoint: Checkpoint, tokens: int, compute: Compute) -> Requirements:
+def repair_memory(checkpoint: Checkpoint, tokens: int, compute: Compute) -> Memory:
     """Estimate what refit() takes on so many tokens, its tensors in a folder."""
-    needed = requirements(checkpoint, compute, tokens=tokens, streams=STREAMS)
-    return replace(needed, memory_bytes=needed.memory_bytes + fit_bytes(checkpoint, tokens, compute))
+    fits = fit_bytes(checkpoint, tokens, compute)
+    return estimate_memory(checkpoint, compute, tokens=tokens, streams=STREAMS, fits=fits)
 
 
 class ChangedTensors:

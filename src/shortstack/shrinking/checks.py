@@ -11,11 +11,14 @@ from shortstack.checkpoint import Checkpoint, CheckpointWriter
 from shortstack.checkpoint.weights import check_unquantised
 from shortstack.data import Text, Tokens
 from shortstack.data.tokens import JUDGING
-from shortstack.decoder.requirements import writing_requirements
+from shortstack.decoder.memory import estimate_memory
 from shortstack.errors import DataError
 from shortstack.evaluation.options import load_harness
+from shortstack.healing import healing_memory
 from shortstack.machine.device import Compute
-from shortstack.machine.memory import Requirements
+from shortstack.machine.memory import Memory
+from shortstack.planning.measured import selection_memory
+from shortstack.planning.selection import layers_to_remove
 from shortstack.repairing.repairer import repair_memory
 from shortstack.shrinking.budget import MOST_WINDOWS, Budget, Load
 from shortstack.shrinking.options import DOCUMENTS, ShrinkOptions
@@ -50,10 +53,12 @@ def check(base: Checkpoint, out: Path, settings: Settings, options: ShrinkOption
 
     Raises:
         CheckpointError: the weights are quantised.
+        InputError: the model does not fit in memory.
         OutputError: the output lies in the model, or the disk has no room.
         DataError: a text cannot be read, or has too few windows.
     """
     check_unquantised(base, "to refit and to train", "shrink")
+    writing_memory(base, compute).check(f"shrinking {base.source}")
     CheckpointWriter(
         out, source=base.directory, nbytes=CHECKPOINTS * base.weight_bytes * (TRIALS if options.share else 1)
     )
@@ -141,12 +146,27 @@ def _tasks(options: ShrinkOptions) -> tuple[int, dict[str, int]]:
     return sum(GENERATING if task.generates else 1 for task in loaded), {task.name: len(task.tasks) for task in loaded}
 
 
-def needed(
-    base: Checkpoint, settings: Settings, checked: Checked, options: ShrinkOptions, compute: Compute
-) -> Requirements:
-    """Estimate the memory and disk of the run: of its most demanding stage."""
-    disk = CHECKPOINTS * base.weight_bytes * checked.load.cuts
-    stages = writing_requirements(base, compute)
+def writing_memory(base: Checkpoint, compute: Compute) -> Memory:
+    """Estimate the memory of generating answers, for which all layers are loaded."""
+    return estimate_memory(base, replace(compute, stream=False), writes=True)
+
+
+def needed_memory(base: Checkpoint, settings: Settings, checked: Checked, compute: Compute) -> Memory:
+    """Estimate the memory of the most demanding stage: selecting, repairing, healing or generating."""
+    wanted, layers = checked.wanted, base.anatomy.layers
+    amount = layers // 2 if checked.load.cuts > 1 else layers_to_remove(settings.selection, layers, base.sizes)
+    selecting = wanted.windows * wanted.length * checked.load.sources
+    stages = [
+        writing_memory(base, compute),
+        selection_memory(base, replace(settings.selection, candidates=wanted.candidates), amount, selecting, compute),
+    ]
     if checked.repair:
-        stages = stages.then(repair_memory(base, checked.wanted.repair_windows * checked.wanted.length, compute))
-    return replace(stages, disk_bytes=disk)
+        stages.append(repair_memory(base, wanted.repair_windows * wanted.length, compute))
+    if healing := settings.healing_of(compute):
+        stages.append(healing_memory(base, healing))
+    return max(stages)
+
+
+def needed_disk(base: Checkpoint, checked: Checked) -> int:
+    """Count the bytes of what lies on the disk at once."""
+    return CHECKPOINTS * base.weight_bytes * checked.load.cuts

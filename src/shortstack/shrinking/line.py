@@ -20,24 +20,25 @@ from shortstack.data import Text
 from shortstack.data.sources import OWN
 from shortstack.decoder import with_own_text
 from shortstack.decoder.wrapping import arithmetic
-from shortstack.errors import ShortstackError
+from shortstack.errors import ShortstackError, TimeUpError
 from shortstack.healing import Healing, heal
+from shortstack.healing import least_seconds as least_healing
 from shortstack.machine.cache import content_key
 from shortstack.machine.clock import Clock
 from shortstack.machine.device import AUTO, Compute, pick_device
 from shortstack.machine.files import check_new, rename_new
 from shortstack.machine.formats import option_words
 from shortstack.machine.locks import OutputLock
-from shortstack.machine.memory import Requirements
+from shortstack.machine.memory import Memory
 from shortstack.machine.options import changed_options, given
-from shortstack.machine.progress import Progress, in_notebooks, silent
+from shortstack.machine.progress import Progress, silent
 from shortstack.planning import Plan, select
 from shortstack.profiling.speed import forward_speed
 from shortstack.pruning import prune
 from shortstack.scoring import score
 from shortstack.shrinking.budget import WRITING, Budget, check_minutes, fit, least_seconds
 from shortstack.shrinking.card import write_card
-from shortstack.shrinking.checks import Checked, check, needed
+from shortstack.shrinking.checks import Checked, check, needed_disk, needed_memory
 from shortstack.shrinking.measuring import configs, measure, side_by_side, time_both
 from shortstack.shrinking.options import ShrinkOptions
 from shortstack.shrinking.result import Candidate, Measured, ShrinkResult, Speed, judge
@@ -48,7 +49,6 @@ from shortstack.shrinking.stages import Stages, TimedProgress, open_stages
 SLOWER = 1.6  # times what measuring the base model took, by its share of layers, measuring a pruned model may take
 TIMED_BY = REPAIRED_BY = 0.7  # shares of the time after which a cut is not timed, not repaired
 CONCLUDING = 6.0  # seconds for card and report
-LEAST_HEALING = 20.0  # seconds; with less nothing heals
 NO_TIME = "no time was left"
 
 
@@ -58,7 +58,7 @@ def shrink(
     options: ShrinkOptions | None = None,
     *,
     compute: Compute = AUTO,
-    progress: Progress = in_notebooks,
+    progress: Progress = silent,
     began: float | None = None,
 ) -> ShrinkResult:
     """Choose layers, prune, repair, heal and measure by a recipe; the new checkpoint directory is `out`.
@@ -226,15 +226,18 @@ class Shrinker:
         if config is None:
             return pruned, None
         clock = until if self.settings.heals_by_clock and until.seconds < math.inf else None
-        if clock and clock.left < LEAST_HEALING:
-            return pruned, None
         place = self.stages.folder / f"healed{trial}"
         base, speed = self.base if config.needs_base else None, self.speed if clock else None
+        if clock and clock.left < least_healing(pruned, config, base=base, speed=self.speed):
+            return pruned, None
 
         def healed() -> Healing:
             return heal(pruned, place, config, base=base, clock=clock, speed=speed, progress=self.progress)
 
-        healing = self.stages.result(f"healing{trial}", Healing, healed)
+        try:
+            healing = self.stages.result(f"healing{trial}", Healing, healed)
+        except TimeUpError:  # the machine became slower
+            return pruned, None
         return self.base.derived(place), healing
 
     def search(self, share: float) -> tuple[Candidate, tuple[TriedCut, ...]]:
@@ -298,13 +301,14 @@ class Shrinker:
 
 def preview(
     model: Model, out: Path, options: ShrinkOptions, *, compute: Compute = AUTO
-) -> tuple[Budget, Requirements, float]:
+) -> tuple[Budget, Memory, int, float]:
     """Make every check of shrink(), and measure the speed of this machine; nothing is chosen or written.
 
-    Returns the amounts that fit into the time, the memory and disk that they take, and the time limit in seconds.
+    Returns the amounts that fit into the time, their memory, bytes on disk, and the time limit in seconds.
     """
     base, settings = Checkpoint.of(model), Settings.of(options)
     check_new(out)
     checked, seconds = check(base, out, settings, options, compute), settings.seconds(options)
     shrinker = Shrinker(base, settings, options, compute, checked, Clock(seconds), Stages(out, base), silent)
-    return shrinker._fit(), needed(base, settings, checked, options, compute), seconds
+    memory = needed_memory(base, settings, checked, compute)
+    return shrinker._fit(), memory, needed_disk(base, checked), seconds

@@ -119,7 +119,7 @@ class Settings:
 
 def given_plan(recipe: Recipe) -> dict[str, Any]:
     """Return what a recipe says of plan, without defaults."""
-    return {name: value for name, value in recipe.plan.given.items() if value is not None}
+    return {name: value for name, value in given(recipe.plan).items() if value is not None}
 
 
 def _weights(text: Text) -> dict[str, float]:

@@ -131,9 +131,7 @@ class Graph:
             "drop": show_drop(trial.selection.drop or 0),
             "step": heal.options.layers_per_round,
         }
-        if text:
-            rounds |= {"calibration_data": text.source, "num_samples": text.samples, "seq_length": text.length}
-        arguments = {"rounds": {**rounds, "seed": trial.selection_seed}, "dtype": self.study.dtype}
+        arguments = {"rounds": {**rounds, "text": text}, "seed": trial.selection_seed, "dtype": self.study.dtype}
         inputs = {"model": self.models[trial.model].identity, "text": text and self._digest(text)}
         return self._healing("rounds", trial, heal, arguments, inputs, {"model": trial.model})
 

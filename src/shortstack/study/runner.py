@@ -20,7 +20,7 @@ from typing import Any
 from shortstack.errors import DiskFullError, TrainingError
 from shortstack.machine.device import pick_device
 from shortstack.machine.files import atomic_write, disk_full, finite, to_jsonable
-from shortstack.machine.progress import Progress, in_notebooks
+from shortstack.machine.progress import Progress, silent
 from shortstack.runs import Store
 from shortstack.runs.folder import Folder
 from shortstack.study.graph import Graph, graph_of
@@ -41,7 +41,7 @@ def run_study(
     ray: str | None = None,
     keep: str = "best",
     launcher: Callable[[], AbstractContextManager[Launch]] | None = None,
-    progress: Progress = in_notebooks,
+    progress: Progress = silent,
 ) -> StudyStatus:
     """Run the steps of the study in a YAML file that are not done yet; all results are in the folder `out`.
 

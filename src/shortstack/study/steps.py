@@ -25,7 +25,6 @@ from filelock import FileLock
 from shortstack import evaluation, healing, planning, profiling, pruning, scoring
 from shortstack.checkpoint import Checkpoint
 from shortstack.checkpoint.record import skipped_layers, versions
-from shortstack.healing.task import task_of_config
 from shortstack.machine.cache import OURS, content_key
 from shortstack.machine.device import Compute
 from shortstack.machine.files import save_json
@@ -111,19 +110,20 @@ def prune(job: Job, progress: Progress) -> dict[str, Any]:
 
 def heal(job: Job, progress: Progress) -> dict[str, Any]:
     config, base = _healing(job)
-    healed = healing.heal(job.open(progress), job.output, config, base=base, resume=True, progress=progress)
+    healed = healing.heal(job.open(progress), job.output, config, base=base, progress=progress)
     return {**healed.to_dict(), "output": f"artefacts/{job.key}", "identity": Checkpoint.open(job.output).identity}
 
 
 def rounds(job: Job, progress: Progress) -> dict[str, Any]:
     """Remove some layers and heal, again and again."""
-    checkpoint, schedule = job.open(progress), healing.IterativeSchedule(**job.arguments["rounds"])
-    config, base = _healing(job)
-    task = task_of_config(config, base=base, compute=job.compute)
-    result = healing.heal_in_turns(checkpoint, job.output, schedule, task, resume=True, progress=progress)
+    checkpoint, (config, _), schedule = job.open(progress), _healing(job), job.arguments["rounds"]
+    how: dict[str, Any] = {**schedule, "compute": job.compute, "progress": progress}
+    result = healing.prune_iteratively(checkpoint, job.output, config, **how)
     healed = Checkpoint.open(job.output)
     removed = tuple(sorted(skipped_layers(healed, checkpoint)))
-    plan = Plan(checkpoint.anatomy.layers, removed, f"{schedule.metric}, in rounds").sized(checkpoint.sizes).to_dict()
+    plan = (
+        Plan(checkpoint.anatomy.layers, removed, f"{schedule['metric']}, in rounds").sized(checkpoint.sizes).to_dict()
+    )
     return {**result.to_dict(), "output": f"artefacts/{job.key}", "plan": plan, "identity": healed.identity}
 
 
