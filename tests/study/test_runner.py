@@ -64,13 +64,14 @@ def test_the_dry_run_counts_steps_and_bytes(tmp_path, keep, times):
     planned = plan_study(write_study(tmp_path), keep=keep)
     outcome = run(tmp_path, keep=keep)
     assert (planned.trials, sum(planned.steps.values())) == (4, outcome.ran)
+    assert planned.memory_bytes > 10_000
     stays = sum(file.stat().st_size for file in (tmp_path / "runs" / "artefacts").glob("*/*.safetensors"))
     assert planned.disk_bytes == pytest.approx(stays * times, rel=0.1), "a step reads one and writes one"
 
 
 def test_the_dry_run_downloads_no_model(tmp_path):
     planned = plan_study(write_study(tmp_path, SHORT.replace("$TINY/model", "org/nowhere")))
-    assert (planned.disk_bytes, planned.steps["evaluate"]) == (None, 2)
+    assert (planned.missing, planned.disk_bytes, planned.steps["evaluate"]) == (["org/nowhere"], 0, 2)
 
 
 def test_a_changed_study_continues_with_what_is_there(tmp_path):

@@ -15,7 +15,7 @@ from shortstack.machine.files import read_json, remove, rename_new
 from shortstack.machine.locks import OutputLock
 
 WEIGHTS = "*.safetensors"
-STATES = (".training", ".turns", ".logs", ".lock")  # of healings, by their suffixes; a worker may hold a lock still
+STATES = (".training", ".rounds", ".logs", ".lock")  # of healings, by their suffixes; a worker may hold a lock still
 
 
 @dataclass(frozen=True)

@@ -27,6 +27,7 @@ from shortstack.data import Text
 from shortstack.errors import InputError
 from shortstack.evaluation import EvalConfig
 from shortstack.machine import yamlfile
+from shortstack.machine.device import Dtype
 from shortstack.machine.yamlfile import Part
 from shortstack.profiling import Timing
 from shortstack.study.trial import HealEntry, Trial
@@ -80,7 +81,7 @@ class Study(Settings):
     evaluate_pruned: bool = True
     profile: bool | Timing = False
     device: str = "auto"
-    dtype: str = "auto"
+    dtype: Dtype = "auto"
     resources: Mapping[str, Resources] = Field(default_factory=dict)
 
     @model_validator(mode="before")

@@ -5,20 +5,24 @@ from __future__ import annotations
 import time
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
-from shortstack.checkpoint import Checkpoint, Sizes
+from shortstack.checkpoint import Checkpoint
+from shortstack.decoder.memory import estimate_memory
 from shortstack.errors import CheckpointError
+from shortstack.healing.memory import healing_memory
+from shortstack.machine.device import Compute
 from shortstack.machine.files import to_jsonable
 from shortstack.machine.formats import duration, size
+from shortstack.machine.memory import Memory
 from shortstack.machine.tables import Table, Tabled
 from shortstack.runs import Store
 from shortstack.runs.folder import Folder
 from shortstack.runs.records import last_line
 from shortstack.study.graph import graph_of
-from shortstack.study.grid import read_study
+from shortstack.study.grid import Study, read_study
 from shortstack.study.steps import Step, open_model
 from shortstack.study.trial import Model, Trial
 from shortstack.study.workers import RunOptions
@@ -90,48 +94,50 @@ def study_status(runs: str | Path) -> StudyStatus:
 
 @dataclass(frozen=True, repr=False)
 class StudyPlan(Tabled):
-    """Trials and steps of a study, at most, and the disk for its weights; None if a model is not on this machine."""
+    """Trials and steps of a study, at most; memory of its largest step and disk for its weights, in bytes.
+
+    missing: models that are not on this machine; nothing is known of their bytes.
+    """
 
     title: str
     trials: int
     steps: Mapping[str, int]
-    disk_bytes: int | None
-    unknown: Sequence[str] = ()
+    memory_bytes: int
+    disk_bytes: int
+    missing: Sequence[str] = ()
 
     def table(self) -> Table:
-        disk = "unknown" if self.disk_bytes is None else size(self.disk_bytes)
-        rows = [("trials", self.trials), *self.steps.items(), ("disk for weights, at most", disk)]
-        return Table.of(self.title or "study", ("dry run", "to do, at most"), rows, notes=self.unknown)
+        needs = [("memory, about", size(self.memory_bytes)), ("disk for weights, about", size(self.disk_bytes))]
+        notes = [f"Not on this machine, and not counted in bytes: {name}" for name in self.missing]
+        rows = [("trials", self.trials), *self.steps.items(), *needs]
+        return Table.of(self.title or "study", ("dry run", "to do, at most"), rows, notes=notes)
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
 
 
 def plan_study(path: str | Path, *, keep: str = "best") -> StudyPlan:
-    """Count the trials and steps of the study in a YAML file, and the disk they need. Nothing runs, nothing is downloaded.
+    """Count the trials and steps of the study in a YAML file, and what they need. Nothing runs, nothing is downloaded.
 
     Raises:
         InputError, DataError: as run_study(), but for the device.
     """
     RunOptions(keep=keep)
     study = read_study(path)
-    opened = {name: _opened(name) for name in study.models}
-    models = {
-        name: Model({"config": name}, each.anatomy.layers, each.sizes) if each else Model({"config": name})
-        for name, each in opened.items()
-    }
+    opened = {name: model for name in study.models if (model := _opened(name))}
+    models = {name: Model({"config": name}) for name in study.models}
+    for name, model in opened.items():
+        models[name] = replace(models[name], layers=model.anatomy.layers, sizes=model.sizes)
     graph, steps = graph_of(study, path, models), dict[str, tuple[Step, Trial]]()
     for trial in study.trials:
         for step in graph.steps(trial, lambda _key: None)[1].values():
             steps.setdefault(step.key, (step, trial))
-    written = [(trial, models[trial.model]) for step, trial in steps.values() if step.writes_weights]
-    return StudyPlan(
-        study.title,
-        len(study.trials),
-        dict(sorted(Counter(step.kind for step, _ in steps.values()).items())),
-        _disk_bytes(written, keep) if all(opened.values()) else None,
-        [f"{name} is not on this machine" for name, model in opened.items() if model is None],
-    )
+    known = [(step, trial, opened[trial.model]) for step, trial in steps.values() if trial.model in opened]
+    memory = [_memory(study, step, model).nbytes for step, _, model in known]
+    written = [(trial, _pruned_bytes(trial, model)) for step, trial, model in known if step.writes_weights]
+    kinds = dict(sorted(Counter(step.kind for step, _ in steps.values()).items()))
+    missing = [name for name in study.models if name not in opened]
+    return StudyPlan(study.title, len(study.trials), kinds, max(memory, default=0), _disk_bytes(written, keep), missing)
 
 
 def _opened(name: str) -> Checkpoint | None:
@@ -141,15 +147,22 @@ def _opened(name: str) -> Checkpoint | None:
         return None
 
 
-def _disk_bytes(written: Sequence[tuple[Trial, Model]], keep: str) -> int:
-    """Add up the weights that stay, and the two checkpoints that the largest step reads and writes."""
-    sizes = {number: _kept_bytes(trial, model) for number, (trial, model) in enumerate(written)}
-    best = {trial.size: sizes[number] for number, (trial, _) in enumerate(written)}
-    stays = {"all": sum(sizes.values()), "best": sum(best.values()), "none": 0}[keep]
-    return stays + (0 if keep == "all" else sum(sorted(sizes.values())[-2:]))
+def _memory(study: Study, step: Step, base: Checkpoint) -> Memory:
+    """Estimate the memory of measuring or healing the base model, which takes more than a pruned one; 0 for other steps."""
+    if step.kind == "evaluate":
+        return estimate_memory(base, Compute(dtype=study.dtype), writes=study.evaluation.probes)
+    return healing_memory(base, step.arguments["options"].config) if step.kind in ("heal", "rounds") else Memory()
 
 
-def _kept_bytes(trial: Trial, model: Model) -> int:
+def _pruned_bytes(trial: Trial, base: Checkpoint) -> int:
     """Estimate the bytes of a pruned model."""
-    sizes, kept = cast("Sizes", model.sizes), model.layers - trial.removed(model)
-    return sizes.other_bytes + sum(sizes.layer_bytes) * kept // model.layers
+    layers = base.anatomy.layers
+    kept = layers - trial.removed(Model({}, layers, base.sizes))
+    return base.sizes.other_bytes + sum(base.sizes.layer_bytes) * kept // layers
+
+
+def _disk_bytes(written: Sequence[tuple[Trial, int]], keep: str) -> int:
+    """Add up the weights that stay, and the two checkpoints that the largest step reads and writes."""
+    stays = {"all": [nbytes for _, nbytes in written], "none": []}
+    stays["best"] = [*{trial.size: nbytes for trial, nbytes in written}.values()]
+    return sum(stays[keep]) + (0 if keep == "all" else sum(sorted(stays["all"])[-2:]))
