@@ -8,11 +8,12 @@ from types import SimpleNamespace
 from xml.etree import ElementTree
 
 import pytest
+from markupsafe import Markup
 
 import shortstack as ss
 from shortstack.charts.chart import Chart, Point, Series, axis
 from shortstack.charts.picture import MARGIN, Panel, Picture
-from shortstack.charts.rows import STACK_HEIGHT, Bars, Dot, Dots, Layer, dots, stack
+from shortstack.charts.rows import Bars, Dot, Layer, dots, stack
 from shortstack.errors import InputError, OutputError
 from shortstack.healing.result import loss_picture
 from shortstack.scoring.depths import Depth, DepthCurve
@@ -74,16 +75,17 @@ def test_a_picture_is_xml_without_variables_and_fits_what_it_holds(draw):
 
 
 @every
-def test_equal_data_are_equal_bytes_and_what_exists_is_not_replaced(draw, tmp_path):
+def test_equal_data_are_equal_bytes_and_nothing_is_replaced(draw, tmp_path):
     for name in ("one.svg", "two.SVG"):
         draw().save(tmp_path / name)
     assert (tmp_path / "one.svg").read_bytes() == (tmp_path / "two.SVG").read_bytes()
-    with pytest.raises(OutputError, match="exists"):
-        draw().save(tmp_path / "one.svg")
-    with pytest.raises(OutputError, match="no folder"):
-        draw().save(tmp_path / "none" / "x.svg")
-    for name in ("x", "x.png", "x.pdf"):
-        with pytest.raises(InputError, match=r"ending in \.svg"):
+    for name, error in {
+        "one.svg": OutputError,
+        "none/x.svg": OutputError,
+        "x": InputError,
+        "x.png": InputError,
+    }.items():
+        with pytest.raises(error):
             draw().save(tmp_path / name)
     assert len(list(tmp_path.iterdir())) == 2
 
@@ -101,50 +103,29 @@ def test_cells_are_darker_the_earlier_and_the_first_are_marked():
     for row, values in enumerate(SCORES.scores.values()):
         opacity = [float(cell.get("fill-opacity", "")) for cell in cells[6 * row : 6 * row + 6]]
         assert tuple(sorted(range(6), key=lambda layer: -opacity[layer])) == removal_order(values)
-    said = titles(root, "rect", "cell")
-    assert "layer 3 by ppl: place 1, score 1" in said[3]
+    assert "layer 3 by ppl: place 1, score 1" in titles(root, "rect", "cell")[3]
     first = [float(each.get("cx", "")) for each in root.iter(f"{SVG}circle") if each.get("class") == "dot"]
-    width = (480 - 132) / 6
-    assert [int((x - 132) / width) for x in first] == [1, 3, 1, 2, 0, 1, 1]  # two of each metric, one block
+    assert [int((x - 132) / ((480 - 132) / 6)) for x in first] == [1, 3, 1, 2, 0, 1, 1]  # two of each metric, one block
 
 
 def test_bars_are_as_high_as_values_and_those_that_go_stand_out():
     root = drawn(SCORES.plot(2))
     found = [each for each in root.iter(f"{SVG}rect") if "bar" in each.get("class", "").split()]
     assert len(found) == 3 * 6
-    heights = [float(each.get("height", "")) for each in found[6:12]]
     wanted = [1.5 + (value - 0.1) / 0.8 * 28 for value in SCORES.scores["bi"]]
-    assert heights == pytest.approx(wanted, abs=0.01)
-    assert titles(root, "rect", "first") == [
-        f"layer {layer} by {name}: {value}"
-        for name, layer, value in [
-            ("ppl", 1, 2),
-            ("ppl", 3, 1),
-            ("bi", 1, 0.1),
-            ("bi", 2, 0.2),
-            ("random", 0, 0),
-            ("random", 1, 0),
-        ]
-    ]
-    assert Bars("x", (1.0, 10.0, 1000.0)).heights == pytest.approx([0, 1 / 3, 1])  # steep: as logarithms
+    assert [float(each.get("height", "")) for each in found[6:12]] == pytest.approx(wanted, abs=0.01)
+    first = [f"layer {layer} by ppl: {value}" for layer, value in ((1, 2), (3, 1))]
+    assert titles(root, "rect", "first")[:2] == first
+    assert Bars("x", (1.0, 10.0, 1000.0)).heights == pytest.approx([0, 1 / 3, 1]), "steep: as logarithms"
     assert Bars("x", (math.inf, 1.0, 3.0)).heights == [1.0, 0.0, 1.0]
-
-
-def test_agreement_is_written_in_the_cells():
-    said = titles(drawn(SCORES.plot()), "rect", "cell")
-    assert "ppl and ppl: 1.00" in said
-    assert not any("random and" in each for each in said)  # all of it is equal, which is no order
-    assert "-" in texts(drawn(SCORES.plot()))
 
 
 def test_what_was_not_scored_is_not_drawn():
     one = ss.Scores(6, {"ppl": SCORES.scores["ppl"]})
     assert len(one.plot().panels) == 2
-    assert "the 2 that go first are marked" in " ".join(one.plot().about)
-    blocks = ss.Scores(6, one.scores, 2, SCORES.blocks)
-    *_, panel = blocks.plot().panels
+    *_, panel = ss.Scores(6, one.scores, 2, SCORES.blocks).plot().panels
     assert panel.title.startswith("Order in which each metric removes blocks of 2 layers, the first one marked")
-    with pytest.raises(InputError, match="6 layers"):
+    with pytest.raises(InputError):
         one.plot(6)
 
 
@@ -157,49 +138,39 @@ def places(root: ElementTree.Element, colour: str) -> list[tuple[float, float]]:
     return circles + [(float(found[1]), float(found[2])) for found in paths if found]
 
 
-def chart_of(root: ElementTree.Element, number: int) -> ElementTree.Element:
-    return [each for each in root.iter(f"{SVG}svg") if each.get("class") == "chart"][number]
-
-
 def test_depths_lie_where_their_numbers_are_and_the_infinite_at_the_edge():
     root = drawn(CURVE.plot())
-    kl = places(chart_of(root, 1), "c0")
+    ppl, kl = (
+        places(chart, "c0") for chart in [each for each in root.iter(f"{SVG}svg") if each.get("class") == "chart"][:2]
+    )
     rise = [kl[0][1] - y for _, y in kl]
     assert rise[3] / rise[2] == pytest.approx(700 / 6.1, rel=0.15)  # a pixel of a hundredth
-    ppl = places(chart_of(root, 0), "c0")
     logs = [math.log(value) for value in (7.4, 12.2, 8103.1)]
-    assert (ppl[0][1] - ppl[1][1]) / (ppl[0][1] - ppl[2][1]) == pytest.approx(
-        (logs[1] - logs[0]) / (logs[2] - logs[0]), abs=0.01
-    )
+    ratio = (logs[1] - logs[0]) / (logs[2] - logs[0])
+    assert (ppl[0][1] - ppl[1][1]) / (ppl[0][1] - ppl[2][1]) == pytest.approx(ratio, abs=0.01)
     assert ppl[3] == (ppl[3][0], 30.0)
     assert "at the upper edge: infinite" in texts(root)
 
 
-def test_losses_over_steps_with_the_kept_step_marked():
+def test_losses_have_the_kept_step_marked():
     root = drawn(loss_picture(HISTORY, "healed"))
     assert len(places(root, "c0")) == 3
     (mark,) = [each for each in root.iter(f"{SVG}line") if each.get("class") == "mark"]
     assert float(mark.get("x1", "")) == pytest.approx(places(root, "c0")[1][0], abs=0.1)
     assert {"training loss", "held-out loss", "optimizer steps"} <= texts(root)
-    assert "held-out KL from the teacher" in texts(drawn(loss_picture(HISTORY, "healed", kind="KL from the teacher")))
 
 
-def test_layers_that_go_are_empty():
-    made = stack([Layer("kept", "layer 0"), Layer("removed", "layer 1 goes")], title="t")
-    root = drawn(Picture("t", [Panel("", made, STACK_HEIGHT)]))
-    assert titles(root, "rect", "removed") == ["layer 1 goes"]
-    assert titles(root, "rect", "kept") == ["layer 0"]
-
-
-def test_dots_lie_at_their_values_beside_chance():
-    values = [Dot(5, 0.8, 0.7, 0.9, "0.8"), Dot(0, 0.4, 0.4, 0.4, "0.4")]
-    made = dots([Dots("copying", values, 0.1)], title="t", scale=axis("", [0, 1], str))
-    root = drawn(Picture("t", [Panel("t", made, 60)]))
-    left, width = 22, 480 - 44
-    assert [x for x, _ in places(root, "c0")] == [pytest.approx(left + 0.4 * width, abs=0.1)]
-    assert [x for x, _ in places(root, "c5")] == [pytest.approx(left + 0.8 * width, abs=0.1)]
-    (chance,) = [each for each in root.iter(f"{SVG}line") if each.get("class") == "mark"]
-    assert float(chance.get("x1", "")) == pytest.approx(left + 0.1 * width, abs=0.1)
+def test_layers_and_dots_lie_at_their_values():
+    layers = [Layer("removed" if layer in (3, 4) else "kept", f"layer {layer}") for layer in range(8)]
+    root = drawn(Picture("t", [Panel("", stack(layers, title="t"), 46)]))
+    assert titles(root, "rect", "removed") == ["layer 3", "layer 4"]
+    rows = [Dot("copying", 0.4, 0.3, 0.5, "40%"), Dot("json", 0.8, 0.8, 0.8, "80%")]
+    root = drawn(Picture("t", [Panel("t", dots(rows, title="t", scale=axis("", [0, 1], str)), 60)]))
+    width = 480 - 44
+    found = [float(each.get("cx", "")) for each in root.iter(f"{SVG}circle")]
+    assert found == pytest.approx([22 + 0.4 * width, 22 + 0.8 * width], abs=0.1)
+    (line,) = [each for each in root.iter(f"{SVG}line") if each.get("class") == "whisker"]
+    assert float(line.get("x2", "")) == pytest.approx(22 + 0.5 * width, abs=0.1)
 
 
 @pytest.mark.parametrize("low", [1.0, 5.0, 100.0])
@@ -212,13 +183,10 @@ def test_no_tick_of_a_logarithmic_axis_covers_another(low):
 
 
 def test_legends_wrap_where_they_are_wide():
-    panel = Panel(
-        "t", Chart("t", axis("x", [0], str), axis("y", [0], str), []).svg(), 330, [(0, "a" * 40), (1, "b" * 40)]
-    )
+    panel = Panel("t", Markup(), 330, [(0, "a" * 40), (1, "b" * 40)])
     (_, _, x, y), (_, _, left, below) = panel.legend_places
     assert (x, left) == (0.0, 0.0)
-    assert below > y
-    assert panel.head > below
+    assert panel.head > below > y
 
 
 @pytest.mark.parametrize(

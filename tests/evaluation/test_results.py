@@ -77,15 +77,13 @@ def test_averages_are_of_whole_suites_or_of_all_shares(shown):
     paper = {name: result("acc", 0.1 * number) for number, name in enumerate(SUITES["paper"], start=1)}
     found = EvalResult("m", tasks={**paper, "gsm8k": result("exact_match", 0.0)})
     assert found.to_dict()["averages"] == found.averages == {"paper": pytest.approx(0.45)}
-    assert found.average == pytest.approx(0.4)
     assert re.search(r"Average, paper │ mean of shares │ 0\.4500 │ 0\.4500 ", shown(found.compare_to(found)))
     some = EvalResult("m", tasks={name: paper[name] for name in ("piqa", "arc_easy")})
-    assert (some.averages, some.named_averages) == ({}, {"Average": pytest.approx(0.5)})
+    assert some.averages == {"tasks": pytest.approx(0.5)}
     fewer = replace(some, base=EvalResult("base", tasks={**some.tasks, "boolq": result("acc", 0.9)}))
     assert [cell.value for cell in fewer.table().rows[-1].cells[2:4]] == [pytest.approx(0.5)] * 2, "both of the same"
     language = {"wikitext": result("word_perplexity", 30.0), "lambada_openai": result("acc", 0.5)}
-    assert EvalResult("m", tasks=language).average == 0.5, "only of shares"
-    assert EvalResult("m", tasks={"wikitext": language["wikitext"]}).average is None
+    assert EvalResult("m", tasks=language).averages == {}, "a single share"
 
 
 def test_perplexities_of_other_tokens_do_not_compare():

@@ -315,8 +315,8 @@ def test_tasks_need_the_extra(data, monkeypatch):
         ("jsonl", b"\n", "piqa/validation"),
         ("jsonl", GOOD + b"\n{", "line 2"),
         ("jsonl", GOOD + b"\n5", "piqa/validation"),
-        ("parquet", None, "no rows"),
-        ("parquet", b"no parquet", "no parquet file"),
+        ("parquet", None, "piqa/validation"),
+        ("parquet", b"no parquet", "piqa/validation"),
     ],
 )
 def test_a_local_file_that_cannot_be_used_is_named(suffix, content, said, data, tmp_path):

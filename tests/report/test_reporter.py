@@ -325,6 +325,7 @@ def test_healings_have_their_names_where_those_tell_them_apart():
     assert [each["heal"] for each in found] == ["lora (learning rate 0.0001)", "lora (learning rate 1e-05)"]
     found = factors([settings(heal=first), settings(heal={**first, "name": "b", "data": "dolly"})])
     assert [(each["heal"], each["data"]) for each in found] == [("lora", "alpaca"), ("lora", "dolly")]
+    assert factors([settings(heal=first), settings(heal={**second, "name": "b"})])[0]["heal"] == "a"
 
 
 # Whole studies

@@ -1,7 +1,4 @@
-"""Lines over two axes: where everything lies. What is drawn is in charts.svg.j2.
-
-Lengths are in the units of the view box, which scales with what it stands in.
-"""
+"""Lines over two axes, in the units of the view box; charts.svg.j2 draws them."""
 
 from __future__ import annotations
 
@@ -16,7 +13,7 @@ from shortstack.charts.drawing import END, FLOOR, LEFT, TOP, macro
 
 @dataclass(frozen=True)
 class Point:
-    """A value, its standard error, and the text that pointing at it shows. y may be infinite or no number."""
+    """A value, its standard error, and the text that pointing at it shows. y may be infinite or NaN."""
 
     x: float
     y: float
@@ -30,7 +27,7 @@ class Point:
 
 @dataclass(frozen=True)
 class Series:
-    """Points of one kind; colour: which of the six, None: grey."""
+    """Points of one kind; colour: one of six, None: grey."""
 
     name: str
     points: Sequence[Point]
@@ -106,7 +103,7 @@ def _log_ticks(low: float, high: float) -> list[float]:
 
 @dataclass(frozen=True)
 class Chart:
-    """Lines over two axes. levels: names and values of lines drawn across; marks: of lines drawn upright."""
+    """Lines over two axes. levels: names and values of horizontal lines; marks: of vertical ones."""
 
     title: str
     x: Axis

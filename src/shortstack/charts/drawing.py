@@ -11,13 +11,8 @@ from markupsafe import Markup
 
 def templates(package: str) -> Environment:
     """Load the templates beside a package's files; what is put into one is escaped, and nothing may be missing."""
-    return Environment(
-        loader=PackageLoader(package, "."),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    loader = PackageLoader(package, ".")
+    return Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
 
 
 # By name, in light and in dark: paper behind a page and sheets on it, text, rules; c0 to c5 of lines, grey of all others.
@@ -69,13 +64,8 @@ SHAPES = ("circle", "square", "triangle", "diamond", "cross", "ring")
 
 
 def macro(name: str) -> Callable[..., Markup]:
-    template_macro: Callable[..., Markup] = getattr(_template().module, name)
-    return template_macro
-
-
-def swatch(colour: int | None) -> Markup:
-    """Draw the marker of a line, for a legend."""
-    return macro("swatch")(colour)
+    drawn: Callable[..., Markup] = getattr(_template().module, name)
+    return drawn
 
 
 @cache

@@ -46,11 +46,7 @@ class Panel:
 
 @dataclass(frozen=True, repr=False)
 class Picture:
-    """Panels below each other under a title and lines about it. A notebook shows it; save() writes it.
-
-    >>> Picture("two", ())
-    <Picture: two>
-    """
+    """Panels below each other under a title and lines about it. A notebook shows it; save() writes it."""
 
     title: str
     panels: Sequence[Panel]
@@ -59,9 +55,7 @@ class Picture:
     def __repr__(self) -> str:
         return f"<Picture: {self.title}>"
 
-    @property
-    def width(self) -> int:
-        return WIDTH + 2 * MARGIN
+    width = WIDTH + 2 * MARGIN
 
     @property
     def height(self) -> int:

@@ -1,4 +1,4 @@
-"""Rows of a map, of bars, of dots, and a stack of layers: what has a place for each layer, or a line for each name."""
+"""Rows of a map, of bars and of dots, and layers side by side."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from shortstack.charts.chart import Axis
 from shortstack.charts.drawing import BARS, DOTS, ROW, macro
 
 STEEP = 8  # times the median: where one value is higher, bars are as high as logarithms
-Say = Callable[[str, int], str]  # what a cell says, from its row's name and its column
+Text = Callable[[str, int], str]  # of a cell, from its row's name and its column
 
 
-def heat_map(rows: Mapping[str, Sequence[int]], *, title: str, text: Say, marked: int, axis: str) -> Markup:
+def heat_map(rows: Mapping[str, Sequence[int]], *, title: str, text: Text, marked: int, axis: str) -> Markup:
     """Draw rows of cells, darker the earlier in its row's order (0 first); a dot in those whose place is below `marked`.
 
-    rows: the place of each column, by the row's name; those of a row may be fewer than another's.
+    rows: the place of each column, by the row's name; rows may differ in length.
     """
     return macro("heat_map")(rows, title, text, marked, axis, map_height(len(rows)))
 
@@ -30,7 +30,7 @@ def map_height(rows: int) -> int:
 
 @dataclass(frozen=True)
 class Bars:
-    """A row of bars: values, of which some stand out, over what they range."""
+    """A row of bars: values, and the places of those that are marked."""
 
     name: str
     values: Sequence[float]
@@ -47,14 +47,14 @@ class Bars:
 
     @property
     def heights(self) -> list[float]:
-        """Of each bar, from 0 to 1; what is infinite is as high as can be."""
+        """The height of each bar, from 0 to 1; an infinite value is as high as can be."""
         drawn = [math.log(value) if self.steep and value > 0 else value for value in self.values]
         finite = [value for value in drawn if math.isfinite(value)] or [0.0]
         low, span = min(finite), (max(finite) - min(finite)) or 1.0
         return [min(1.0, (value - low) / span) if math.isfinite(value) else float(value > 0) for value in drawn]
 
 
-def bars(rows: Sequence[Bars], *, title: str, text: Say, number: Callable[[float], str]) -> Markup:
+def bars(rows: Sequence[Bars], *, title: str, text: Text, number: Callable[[float], str]) -> Markup:
     """Draw rows of bars, each from its lowest value to its highest, which are written below its name."""
     return macro("bars")(rows, title, text, number, bars_height(len(rows)))
 
@@ -63,51 +63,30 @@ def bars_height(rows: int) -> int:
     return BARS * rows + 24
 
 
-def square_height(names: int) -> int:
-    return ROW * names + 4
-
-
-def square(names: Sequence[str], values: Sequence[Sequence[float]], *, title: str) -> Markup:
-    """Draw a row and a column for each name, with a number from -1 to 1 in each cell; what is no number is a dash."""
-    return macro("square")(names, values, title, square_height(len(names)))
-
-
 @dataclass(frozen=True)
 class Dot:
-    """A value, the ends of its error bar, and what pointing at it shows; colour: which of the six, None: grey."""
+    """A row with one value, the ends of its error bar, and the text that pointing at it shows."""
 
-    colour: int | None
+    name: str
     value: float
     low: float
     high: float
-    said: str
+    text: str
 
 
-@dataclass(frozen=True)
-class Dots:
-    """A line of dots under its name; chance: where a short rule stands."""
-
-    name: str
-    dots: Sequence[Dot]
-    chance: float | None = None
-
-
-def dots(rows: Sequence[Dots], *, title: str, scale: Axis) -> Markup:
-    """Draw a line for each name, with a dot for each of its values along the scale."""
+def dots(rows: Sequence[Dot], *, title: str, scale: Axis) -> Markup:
+    """Draw a line for each name, with its value along the scale."""
     return macro("dots")(rows, title, scale, DOTS * len(rows) + 24)
 
 
 @dataclass(frozen=True)
 class Layer:
-    """A layer of a stack: kept, removed, refitted or trained; and what pointing at it shows."""
+    """A layer: kept, removed, refitted or trained; and the text that pointing at it shows."""
 
     state: str
-    said: str
+    text: str
 
 
 def stack(layers: Sequence[Layer], *, title: str) -> Markup:
     """Draw layers side by side, the first at the left; removed ones are empty."""
     return macro("stack")(layers, title)
-
-
-STACK_HEIGHT = 46

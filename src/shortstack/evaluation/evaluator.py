@@ -17,13 +17,11 @@ from shortstack.errors import ShortstackWarning
 from shortstack.evaluation.options import EvalConfig, load_harness
 from shortstack.evaluation.perplexity import measure
 from shortstack.evaluation.probes import Item, probe_tokens, probes, run_probes
-from shortstack.evaluation.results import EvalResult, TaskResult
+from shortstack.evaluation.results import EvalResult
 from shortstack.machine.device import AUTO, Compute, pick_device
 from shortstack.machine.progress import Progress, silent
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
-
     from shortstack.evaluation.harness import LoadedTask
 
 
@@ -42,7 +40,7 @@ def evaluate(
 
     The seed of `compute` draws windows of text, items of probes and few-shot examples.
 
-    >>> evaluate("demo", EvalConfig(tasks="piqa", limit=100, data_dir="data")).average  # doctest: +SKIP
+    >>> evaluate("demo", EvalConfig(tasks="piqa", limit=100, data_dir="data")).tasks["piqa"].value  # doctest: +SKIP
     0.69
 
     Raises:
@@ -104,20 +102,9 @@ class Evaluation:
         decoder = Decoder.open(self.checkpoint, replace(self.compute, stream=False) if self.writes else self.compute)
         return EvalResult(
             self.checkpoint.source,
-            tasks={task.name: self._answer(task, decoder, tokenizer, progress) for task in self.tasks},
+            tasks={
+                task.name: task.run(decoder, tokenizer, self.config, self.compute.seed, progress) for task in self.tasks
+            },
             perplexity={text: measure(decoder, tokens, progress=progress) for text, tokens in self.texts.items()},
             probes=run_probes(decoder, tokenizer, self.items, progress=progress),
         )
-
-    def _answer(
-        self, task: LoadedTask, decoder: Decoder, tokenizer: PreTrainedTokenizerBase, progress: Progress = silent
-    ) -> TaskResult:
-        """Have the model answer a task's documents."""
-
-        def staged(_: str, done: int, total: int, /, *, note: str = "") -> None:
-            progress(f"answering {task.name}", done, total, note=note)
-
-        harness, config = load_harness(), self.config
-        model = harness.HarnessModel(decoder, tokenizer, batch=config.batch_size, progress=staged)
-        result: TaskResult = harness.run(task, model, limit=config.limit, seed=self.compute.seed)
-        return result

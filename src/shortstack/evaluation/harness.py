@@ -101,6 +101,26 @@ class LoadedTask:
         """Whether the model writes answers, in place of finding one of several likeliest."""
         return any(task.OUTPUT_TYPE == "generate_until" for task in self.tasks.values())
 
+    def run(
+        self, decoder: Decoder, tokenizer: PreTrainedTokenizerBase, config: EvalConfig, seed: int, progress: Progress
+    ) -> TaskResult:
+        """Have a model answer the documents, the first `limit` of each task, and judge the answers."""
+
+        def staged(_: str, done: int, total: int, /, *, note: str = "") -> None:
+            progress(f"answering {self.name}", done, total, note=note)
+
+        model, limit = HarnessModel(decoder, tokenizer, batch=config.batch_size, progress=staged), config.limit
+        if limit is not None and is_share(limit):
+            limit = float(limit) * ALMOST  # which the harness rounds up, too
+        set_seed((SEED + seed) % SEEDS)  # of generation that samples
+        for task in self.tasks.values():
+            task.set_fewshot_seed(seed=(SEED + seed) % SEEDS)
+        groups = [self.group, *self.group.get_all_groups()] if self.group else []
+        task_dict = {"tasks": dict(self.tasks), "groups": {group.name: group for group in groups}}
+        with hushed():
+            answered = run_harness(model, task_dict, limit=limit, bootstrap_iters=0, log_samples=True)
+        return _result(self, model, answered)
+
     @property
     def _first(self) -> Any:
         return next(iter(self.tasks.values()))
@@ -204,20 +224,6 @@ class HarnessModel(HFLM):  # type: ignore[misc]  # lm-eval is untyped here
             raise InputError(f"{has}; leave that task out", option="tasks")
         ids = (*context, *continuation)[-(self.max_length + 1) :]
         return Request(ids, len(ids) - len(continuation))
-
-
-def run(loaded: LoadedTask, model: HarnessModel, *, limit: float | None = None, seed: int = 0) -> TaskResult:
-    """Have a model answer a task's documents, the first `limit` of each of its tasks, and judge the answers."""
-    if limit is not None and is_share(limit):
-        limit = float(limit) * ALMOST  # which the harness rounds up, too
-    set_seed((SEED + seed) % SEEDS)  # of generation that samples
-    for task in loaded.tasks.values():
-        task.set_fewshot_seed(seed=(SEED + seed) % SEEDS)
-    groups = [loaded.group, *loaded.group.get_all_groups()] if loaded.group else []
-    task_dict = {"tasks": dict(loaded.tasks), "groups": {group.name: group for group in groups}}
-    with hushed():
-        answered = run_harness(model, task_dict, limit=limit, bootstrap_iters=0, log_samples=True)
-    return _result(loaded, model, answered)
 
 
 def _result(loaded: LoadedTask, model: HarnessModel, answered: Mapping[str, Any]) -> TaskResult:

@@ -28,16 +28,12 @@ SAME, UNKNOWN = "the same measurement", "no standard errors"
 class Estimate:
     """A number with its standard error; None if that is unknown.
 
-    >>> str(Estimate(0.8, 0.1)), str(Estimate.of_share(10, 20))
-    ('80.0% ± 10.0%', '50.0% ± 11.5%')
+    >>> str(Estimate(0.8, 0.1))
+    '80.0% ± 10.0%'
     """
 
     value: float
     stderr: float | None = None
-
-    @classmethod
-    def of_share(cls, right: int, questions: int) -> Estimate:
-        return cls(right / questions, share_stderr(right, questions) if questions > 1 else None)
 
     @property
     def error(self) -> float:

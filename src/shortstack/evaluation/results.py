@@ -1,4 +1,4 @@
-"""Results of evaluate(): of tasks, of probes, and of a whole model, with that of its base model."""
+"""Results of evaluate(): of tasks, of probes, and of a model, with those of its base model."""
 
 from __future__ import annotations
 
@@ -130,14 +130,15 @@ class EvalResult(Tabled):
                 other = self.base.probes.get(name) if self.base else None
                 yield _row(name, probe, other, self.probes_against.get(name))
         if probes := self.probes_mean:
-            means = probes, self.base.probes_mean if self.base else None
-            sides = (each and Cell(each.value, "score", each.stderr) for each in means)
+            base = self.base.probes_mean if self.base else None
+            sides = (each and Cell(each.value, "score", each.stderr) for each in (probes, base))
             n = sum(probe.n for probe in self.probes.values() if probe.is_share)
-            yield PROBES, "mean accuracy", *sides, n, None, None, *_comparison(self._all_probes)
+            both = [average(_shares(side.probes)) for side in (self, self.base) if side and base]
+            yield PROBES, "mean accuracy", *sides, n, None, None, *_comparison(compare(PROBES, *both) if both else None)
         others = replace(self.base, tasks={name: self.base.tasks[name] for name in self.tasks}) if self.base else None
-        for name, value in self.named_averages.items():
-            base_value = others.named_averages.get(name) if others else None
-            yield name, "mean of shares", Cell(value, "score"), Cell(base_value, "score")
+        for name, value in self.averages.items():
+            base_value = others.averages.get(name) if others else None
+            yield f"Average, {name}", "mean of shares", Cell(value, "score"), Cell(base_value, "score")
 
     def _notes(self) -> Iterator[str]:
         for name, task in ({**self.tasks, **self.probes} if self.base else {}).items():
@@ -157,48 +158,28 @@ class EvalResult(Tabled):
             yield f"With {few} items a probe says little by itself; the JSON has each."
 
     @property
-    def _all_probes(self) -> Paired | None:
-        """The mean of the probes of both, paired."""
-        if not (self.base and self.probes_against):
-            return None
-        return compare(PROBES, average(_shares(self.probes)), average(_shares(self.base.probes)))
-
-    @property
     def probes_mean(self) -> Estimate | None:
         """Mean of the probes' shares; None without probes."""
         shares = [probe.estimate for probe in self.probes.values() if probe.is_share]
         return mean(shares) if shares else None
 
     @property
-    def average(self) -> float | None:
-        """Mean over the tasks whose metric is a share (acc, exact_match); None where there is none.
+    def averages(self) -> dict[str, float]:
+        """Mean over the tasks that are shares (acc, exact_match), of each suite that was run whole, else of all `tasks`.
 
         A group such as mmlu counts once, with the mean over its documents.
         """
-        shares = [task.value for task in self.tasks.values() if task.is_share]
-        return math.fsum(shares) / len(shares) if shares else None
-
-    @property
-    def averages(self) -> dict[str, float]:
-        """Average of each suite that was run whole and has several such tasks: of `paper` its eight and no other."""
-        whole = {name: suite for name, suite in SUITES.items() if self.tasks.keys() >= {*suite}}
-        parts = {name: replace(self, tasks={task: self.tasks[task] for task in suite}) for name, suite in whole.items()}
-        several = {name: part for name, part in parts.items() if sum(task.is_share for task in part.tasks.values()) > 1}
-        return {name: part.average for name, part in several.items() if part.average is not None}
-
-    @property
-    def named_averages(self) -> dict[str, float]:
-        """The averages of suites; where there is none, of all tasks."""
-        if self.averages or self.average is None or len(self.tasks) < 2:
-            return {f"Average, {suite}": value for suite, value in self.averages.items()}
-        return {"Average": self.average}
+        shares = {name: task.value for name, task in self.tasks.items() if task.is_share}
+        suites = {name: suite for name, suite in SUITES.items() if self.tasks.keys() >= {*suite}}
+        values = {name: [shares[task] for task in suite if task in shares] for name, suite in suites.items()}
+        several = {name: some for name, some in values.items() if len(some) > 1} or {"tasks": [*shares.values()]}
+        return {name: math.fsum(some) / len(some) for name, some in several.items() if len(some) > 1}
 
     def to_dict(self) -> dict[str, Any]:
         return {
             "model": self.model,
             "perplexity": to_jsonable(self.perplexity),
             "tasks": to_jsonable(self.tasks),
-            "average": self.average,
             "averages": self.averages,
             "probes": to_jsonable(self.probes),
             "probes_mean": to_jsonable(self.probes_mean),

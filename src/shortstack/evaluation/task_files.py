@@ -9,11 +9,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import pyarrow.parquet
 import yaml
 
 from shortstack.data.sources import read_lines
-from shortstack.errors import DataError, one_line
+from shortstack.errors import DataError
 from shortstack.evaluation.suites import TASKS, StandardTask
 
 FORMATS = {".jsonl": "json", ".parquet": "parquet"}
@@ -54,10 +53,9 @@ def _source(task: StandardTask, part: str, data: Path) -> dict[str, Any]:
     for split in sorted({task.evaluated, *task.needs} - present.keys()):
         names = f"{stems[split]}.jsonl and {stems[split]}.parquet"
         raise DataError(f"{task.name}: {names} are not in {data}; docs/evaluate.md has the layout", option="data_dir")
-    for file in present.values():
+    for split, file in present.items():
         if file.suffix == ".jsonl":
-            list(read_lines(file))  # names a line that is no JSON; the harness says only that data are missing
-    _check_columns(task, present[task.evaluated])
+            _check_lines(task, file, task.columns.split() if split == task.evaluated else ())
     kinds = {FORMATS[file.suffix] for file in present.values()}
     if len(kinds) > 1:
         raise DataError(f"{task.name} has .jsonl and .parquet files; keep one format", option="data_dir")
@@ -70,26 +68,13 @@ def _source(task: StandardTask, part: str, data: Path) -> dict[str, Any]:
     }
 
 
-def _check_columns(task: StandardTask, path: Path) -> None:
-    """Refuse a file whose first document lacks a column; the harness says so in many ways, none of them plain."""
-    if path.suffix == ".parquet":
-        columns = _parquet_columns(path)
-    else:
-        columns = next((set(row) for _, row in read_lines(path) if isinstance(row, dict)), set())
-    missing = [column for column in task.columns.split() if column not in columns]
+def _check_lines(task: StandardTask, path: Path, columns: Sequence[str]) -> None:
+    """Refuse a line that is not JSON, and documents without a column; the harness says only that data are missing."""
+    rows = [row for _, row in read_lines(path)]
+    missing = [column for column in columns if not (isinstance(rows[0], dict) and column in rows[0])]
     if missing:
-        wanted = f"documents of {task.name} have {', '.join(task.columns.split())}, as on the hub"
+        wanted = f"documents of {task.name} have {', '.join(columns)}, as on the hub"
         raise DataError(f"{path} has no {', '.join(missing)}; {wanted}", option="data_dir")
-
-
-def _parquet_columns(path: Path) -> set[str]:
-    try:
-        table = pyarrow.parquet.read_metadata(path)
-    except (OSError, pyarrow.ArrowException) as error:
-        raise DataError(f"{path} is no parquet file ({one_line(error)}); write it again", option="data_dir") from error
-    if not table.num_rows:
-        raise DataError(f"{path} has no rows; give a file with documents", option="data_dir")
-    return set(table.schema.to_arrow_schema().names)
 
 
 def _file(data: Path, stem: str) -> Path | None:

@@ -9,7 +9,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from shortstack.errors import DataError
+from shortstack.errors import DataError, InputError
 from shortstack.machine.clock import Clock
 from shortstack.machine.files import check_new, clear, finite, read_json, save_json
 from shortstack.machine.progress import Progress, first_process, say
@@ -84,6 +84,9 @@ class Unfinished:
         try:
             yield
         except (KeyboardInterrupt, SystemExit, GeneratorExit):
+            raise
+        except InputError:  # refused: there is nothing to go on from
+            self.remove()
             raise
         except BaseException:
             self.remove()

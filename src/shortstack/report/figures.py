@@ -9,8 +9,8 @@ from dataclasses import dataclass, replace
 from markupsafe import Markup
 
 from shortstack.charts.chart import Axis, Chart, Point, Series, axis
-from shortstack.charts.drawing import COLOURED, swatch
-from shortstack.charts.rows import Dot, Dots, Layer, dots, stack
+from shortstack.charts.drawing import COLOURED, macro
+from shortstack.charts.rows import Dot, Layer, dots, stack
 from shortstack.machine.formats import brief, counted, in_thousands, show_layers
 from shortstack.report.findings import Findings, Result
 from shortstack.report.measures import Change, Measure
@@ -45,7 +45,7 @@ def kept(findings: Findings) -> Iterator[Figure]:
     rows = [row for pair in pairs if (row := _row(*pair))]
     if rows:
         caption = "Accuracy on tasks and generation probes, and likelihood per token. Lines are 95% intervals."
-        scale = axis("", [0.0, 1.0, *(dot.value for row in rows for dot in row.dots)], "{:.0%}".format)
+        scale = axis("", [0.0, 1.0, *(row.value for row in rows)], "{:.0%}".format)
         yield Figure(title, caption, dots(rows, title=title, scale=scale))
 
 
@@ -55,7 +55,7 @@ def _setting(findings: Findings, result: Result) -> str:
     return f"{model}{removed}{findings.name(result, {'model', 'drop'})}"
 
 
-def _row(title: str, theirs: Measure, ours: Measure) -> Dots | None:
+def _row(title: str, theirs: Measure, ours: Measure) -> Dot | None:
     change = Change.of(ours, theirs)
     low, high = change.interval or (change.value, change.value)
     if ours.kind == "perplexity" and low > 0:
@@ -65,7 +65,7 @@ def _row(title: str, theirs: Measure, ours: Measure) -> Dots | None:
         value, low, high = (1 + end / theirs.value for end in (change.value, low, high))
     else:
         return None
-    return Dots(title, [Dot(0, value, low, high, f"{value:.0%} kept")]) if math.isfinite(value) else None
+    return Dot(title, value, low, high, f"{value:.0%} kept") if math.isfinite(value) else None
 
 
 def layers(findings: Findings) -> Iterator[Figure]:
@@ -147,9 +147,9 @@ def _coloured(lines: Sequence[Series]) -> list[Series]:
 
 
 def _legend(lines: Sequence[Series]) -> Legend:
-    named = [(swatch(line.colour), line.name) for line in lines if line.coloured]
+    named = [(macro("swatch")(line.colour), line.name) for line in lines if line.coloured]
     grey = len(lines) - len(named)
-    return (*named, *([(swatch(None), counted(grey, "other"))] if grey else []))
+    return (*named, *([(macro("swatch")(None), counted(grey, "other"))] if grey else []))
 
 
 FIGURES: Sequence[Callable[[Findings], Iterator[Figure]]] = (kept, layers, depths)

@@ -40,10 +40,6 @@ class Result:
         return self.factors["model"]
 
     @property
-    def numbers(self) -> tuple[int, ...]:
-        return tuple(trial.number for trial in self.trials)
-
-    @property
     def seeds(self) -> int:
         """How many seeds it is the mean of: one where nothing was drawn, so that all trials share every step."""
         drawn = {frozenset(step.key for step in trial.steps.values()) for trial in self.trials}
@@ -268,15 +264,10 @@ def _others(result: Result, without: Collection[str]) -> tuple[tuple[str, str], 
     return tuple(pair for pair in result.factors.items() if pair[0] not in without)
 
 
-def unhealed(findings: Findings, members: Sequence[Result]) -> Result | None:
-    """Find the trial without the healing of these, else what was measured of one of them before its healing."""
-    rest = _others(members[0], HEALING)
-    plain = (pruned for pruned in findings.results if pruned.role == PRUNED and _others(pruned, HEALING) == rest)
-    derived = (result for member in members if (result := _before_healing(member, findings.tasks)))
-    return next(plain, None) or next(derived, None)
-
-
-def _before_healing(healed: Result, tasks: Sequence[str]) -> Result | None:
-    trials = [trial for trial in healed.trials if trial.step(PRUNED)]
-    levels = {**healed.factors, "heal": PLAIN["heal"], "data": PLAIN["data"]}
-    return averaged(_result(levels, trials, PRUNED), tasks) if trials else None
+def before_healing(findings: Findings, members: Sequence[Result]) -> Result | None:
+    """Return what was measured of one of these before its healing."""
+    for healed in members:
+        if trials := [trial for trial in healed.trials if trial.step(PRUNED)]:
+            levels = {**healed.factors, "heal": PLAIN["heal"], "data": PLAIN["data"]}
+            return averaged(_result(levels, trials, PRUNED), findings.tasks)
+    return None

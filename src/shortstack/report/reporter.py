@@ -72,15 +72,10 @@ class Report:
 
     @property
     def done(self) -> str:
-        """The trials by state, and the time that they took."""
-        runs = self.findings.runs
-        steps = [step for step in runs.steps.values() if step.state == "done"]
+        """The trials by state, and the time that their steps took."""
         trials = listed([f"{count} {state}" for state, count in self.states.items()]) or "none"
-        machines = counted(max(1, len({step.host for step in steps if step.host})), "machine")
-        if not any(step.seconds for step in steps):  # a shrink's are not timed one by one
-            return f"Trials: {trials}."
-        seconds = shown(float(sum(step.seconds or 0 for step in steps)), "seconds")
-        return f"Trials: {trials}. {counted(len(steps), 'step')} took {seconds} of computing on {machines}."
+        seconds = float(sum(step.seconds or 0 for step in self.findings.runs.steps.values()))
+        return f"Trials: {trials}." + (f" Their steps took {shown(seconds, 'seconds')}." if seconds else "")
 
     @property
     def states(self) -> Counter[str]:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
+from itertools import starmap
 from typing import Any
 
-from shortstack.machine.formats import brief, shown
-from shortstack.machine.formats import show_layers as layers_text
+from shortstack.machine.formats import brief, show_layers
 from shortstack.machine.tables import Block, Cell, Column, Row, Table
 from shortstack.report.findings import (
     AVERAGE,
@@ -17,15 +17,16 @@ from shortstack.report.findings import (
     HEALING,
     Findings,
     Result,
+    before_healing,
     matched_groups,
-    unhealed,
 )
 from shortstack.report.labels import PLAIN
 from shortstack.report.measures import UNITS, Change, Judgement, Measure, judge
 from shortstack.runs.records import StepRecord
 
-UNPRUNED, SURE = "base model", 0.93  # an interval of a speed that covers less says so
+UNPRUNED = "base model"
 EMPTY = Cell(None, "text")
+MAKING = ("score", "plan", "prune", "heal")  # steps that make a model
 SETTING = Column("setting", "text")
 Judged = Mapping[str, Judgement]  # by measure
 Heads = Sequence[tuple[Column, Callable[[Result, Judged], Cell]]]  # columns, and what makes the cells below them
@@ -48,8 +49,7 @@ def kept(findings: Findings) -> Table | None:
         rows.append(Row((Cell("weights", "text"), *sizes, EMPTY)))
     timed = subject.step("speed")
     if timed and (speed := timed.result.get("decode")):
-        covered = "" if speed["confidence"] >= SURE else f"({shown(speed['confidence'], 'percent')})"
-        ends = Cell((speed["low"], speed["high"]), "ratio", note=covered)
+        ends = Cell((speed["low"], speed["high"]), "ratio")
         rows.append(
             Row((Cell("decoding speed", "text"), EMPTY, EMPTY, Cell(speed["value"], "ratio", note="times"), ends))
         )
@@ -129,7 +129,7 @@ def _removed(result: Result) -> Cell:
     plans = {tuple(sorted(plan["removed"])) for plan in result.plans if plan.get("removed")}
     if result.role == BASE or not plans:
         return EMPTY
-    layers = layers_text(next(iter(plans))) if len(plans) == 1 else f"differs over {len(plans)} plans"
+    layers = show_layers(next(iter(plans))) if len(plans) == 1 else f"differs over {len(plans)} plans"
     return _step_cell(layers, "text", result.step("plan", "prune"))
 
 
@@ -139,14 +139,24 @@ def _time(result: Result, *roles: str) -> Cell:
     return _step_cell(result.seconds(*taken), "seconds", step) if step else EMPTY
 
 
-def _of_healing(value: Callable[[StepRecord], Any], kind: str, result: Result) -> Cell:
-    return _step_cell(value(result.healing), kind, result.healing) if result.healing else EMPTY
+def _healing(label: str, kind: str, title: str, value: Callable[[StepRecord], Any], unit: str = "") -> Extra:
+    """Make a column of the first seed's healing."""
+
+    def cell(result: Result) -> Cell:
+        return _step_cell(value(result.healing), kind, result.healing) if result.healing else EMPTY
+
+    return Column(label, kind, unit, f"{title}; of the first seed"), cell
 
 
-def _held_out(objective: str, step: StepRecord) -> Any:
-    """Return the lowest held-out loss of one objective: losses and divergences do not compare."""
-    of_this = (step.result.get("objective") or step.arguments.get("loss") or "sft") == objective
-    return (step.result.get("loss") or {}).get("held_out") if of_this else None
+def _held_out(objective: str, what: str) -> Extra:
+    """Make the column of the lowest held-out loss of one objective: losses and divergences do not compare."""
+
+    def value(step: StepRecord) -> Any:
+        of_this = (step.result.get("objective") or step.arguments.get("loss") or "sft") == objective
+        return (step.result.get("loss") or {}).get("held_out") if of_this else None
+
+    title = f"lowest {what} on samples that were not trained on, nats per token"
+    return _healing(f"held-out {what}", "loss", title, value, "nats, lower is better")
 
 
 def _step_cell(value: Any, kind: str, step: StepRecord | None) -> Cell:
@@ -155,33 +165,12 @@ def _step_cell(value: Any, kind: str, step: StepRecord | None) -> Cell:
 
 REMOVED: Extra = Column("layers removed", "text", title="numbered from 0 in the base model"), _removed
 MADE = "without evaluation; scoring as a whole, where metrics of one text share it"
-MAKE_TIME = (
-    Column("time to make", "seconds", title=MADE),
-    lambda result: _time(result, "score", "plan", "prune", "heal"),
-)
-OBJECTIVES = {"sft": "loss", "distill": "KL from the teacher"}  # what healing lowers, by its option `loss`
+MAKE_TIME: Extra = Column("time to make", "seconds", title=MADE), lambda result: _time(result, *MAKING)
 HEALINGS: Sequence[Extra] = (
-    (
-        Column("trained", "parameters", title="parameters that healing trains; of the first seed"),
-        partial(_of_healing, lambda step: step.result.get("trainable_parameters"), "parameters"),
-    ),
-    *(
-        (
-            Column(
-                f"held-out {what}",
-                "loss",
-                "nats, lower is better",
-                f"lowest {what} on samples that were not trained on, nats per token; of the first seed",
-            ),
-            partial(_of_healing, partial(_held_out, objective), "loss"),
-        )
-        for objective, what in OBJECTIVES.items()
-    ),
+    _healing("trained", "parameters", "parameters that are trained", lambda it: it.result.get("trainable_parameters")),
+    *starmap(_held_out, {"sft": "loss", "distill": "KL from the teacher"}.items()),
     (Column("time", "seconds", title="time that healing took"), lambda result: _time(result, "heal")),
-    (
-        Column("memory", "bytes", title="peak memory of the process that healed; of the first seed"),
-        partial(_of_healing, lambda step: step.result.get("peak_rss_bytes"), "bytes"),
-    ),
+    _healing("memory", "bytes", "peak memory of the process", lambda it: it.result.get("peak_rss_bytes")),
 )
 
 
@@ -202,7 +191,7 @@ def _block(
     made = []
     for (label, result), judgements in zip(rows, judged, strict=True):
         seeds = f" ({result.seeds} seeds)" if result.seeds > 1 else ""
-        name = Cell(label + seeds, "text", link=f"t{result.numbers[0]}")
+        name = Cell(label + seeds, "text", link=f"t{result.trials[0].number}")
         made.append(Row((name, *(cell(result, judgements) for _, cell in heads))))
     return Block(title, (*first, *made))
 
@@ -216,12 +205,11 @@ def _without_judging(extras: Sequence[Extra], results: Sequence[Result]) -> Iter
 
 def differing(
     findings: Findings,
-    *,
     factor: str,
     key: str,
     title: str,
-    measures: Callable[[Findings], list[str]] = _short,
-    extras: Sequence[Extra] = (),
+    measures: Callable[[Findings], list[str]],
+    extras: Sequence[Extra],
 ) -> Table | None:
     """Make the table of results that differ in one factor alone; None where it does not vary."""
     groups = matched_groups(findings, factor)
@@ -233,7 +221,7 @@ def differing(
     for members in groups:
         first = next((it for it in members if it.factors["calibration"] != PLAIN["calibration"]), members[-1])
         bases = [(UNPRUNED, findings.bases[first.model])] if first.model in findings.bases else []
-        if factor in HEALING and (before := unhealed(findings, members)):
+        if factor in HEALING and (before := before_healing(findings, members)):
             bases.append((BEFORE, before))
         rows = [(result.factors[factor], result) for result in members]
         blocks.append(_block(findings.label(first, {factor}), rows, bases, heads, names))
@@ -332,23 +320,25 @@ def _profiles(results: Sequence[Result]) -> dict[str, StepRecord]:
     return ({UNPRUNED: base} if base else {}) | {str(removed): by_size[removed] for removed in sorted(by_size)}
 
 
+def _by(
+    factor: str,
+    key: str,
+    title: str,
+    measures: Callable[[Findings], list[str]] = _short,
+    extras: Sequence[Extra] = (REMOVED,),
+) -> Maker:
+    return partial(differing, factor=factor, key=key, title=title, measures=measures, extras=extras)
+
+
 # Those that differ in one factor are as the tables 1, 2 and 4, 5, 6 and 7 of arXiv 2411.15558, which has none of repairs.
 TABLES: Sequence[Maker] = (
     kept,
-    partial(
-        differing, factor="metric", key="metrics", title="Which layers to remove", measures=_all, extras=(REMOVED,)
-    ),
-    partial(differing, factor="heal", key="healing", title="How to heal", extras=HEALINGS),
-    partial(differing, factor="rounds", key="rounds", title="All at once or in rounds", extras=(REMOVED, MAKE_TIME)),
-    partial(
-        differing,
-        factor="calibration",
-        key="calibration",
-        title="How much the calibration text matters",
-        extras=(REMOVED,),
-    ),
-    partial(differing, factor="data", key="data", title="How much the healing data matters", measures=_all),
-    partial(differing, factor="repair", key="repair", title="Does repair help", extras=(REMOVED,)),
+    _by("metric", "metrics", "Which layers to remove", _all),
+    _by("heal", "healing", "How to heal", extras=HEALINGS),
+    _by("rounds", "rounds", "All at once or in rounds", extras=(REMOVED, MAKE_TIME)),
+    _by("calibration", "calibration", "How much the calibration text matters"),
+    _by("data", "data", "How much the healing data matters", _all, ()),
+    _by("repair", "repair", "Does repair help"),
     probes,
     sizes,
     every_setting,

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from shortstack.charts.picture import Panel, Picture, short
-from shortstack.charts.rows import Bars, bars, bars_height, heat_map, map_height, square, square_height
+from shortstack.charts.rows import Bars, bars, bars_height, heat_map, map_height
 from shortstack.machine.formats import number
 from shortstack.scoring.metrics import removal_order
 
@@ -17,7 +17,7 @@ Tokens = Mapping[str, Any] | None
 def score_picture(
     values: Values, drop: int, *, title: str, tokens: Tokens, blocks: Values, window: int | None
 ) -> Picture:
-    """Return the order in which each metric removes layers, its values, what blocks score, and how far metrics agree.
+    """Return the order in which each metric removes layers, its values, and what blocks score.
 
     values, blocks: of each layer, and of each block of `window` layers, by metric. The first `drop` layers are marked.
     """
@@ -28,8 +28,6 @@ def score_picture(
             f"Order in which each metric removes blocks of {window} layer{'s' * (window != 1)}, the first one marked"
         )
         panels.append(_orders(blocks, 1, order, "first layer"))
-    if len(values) > 1:
-        panels.append(_agreement(values))
     marked = f"the {drop} that go first are marked" if drop > 1 else "the one that goes first is marked"
     return Picture(title, panels, ["; ".join([*text_read(tokens), marked])])
 
@@ -58,12 +56,3 @@ def _values(values: Values, drop: int) -> Panel:
     svg = bars(rows, title="Scores of layers by each metric", text=said, number=number)
     legend = [(0, "score; low = remove first"), (1, "among those that go")]
     return Panel("Scores, each metric from its lowest to its highest", svg, bars_height(len(rows)), legend)
-
-
-def _agreement(values: Values) -> Panel:
-    from scipy.stats import kendalltau
-
-    taus = [[float(kendalltau(one, other).statistic) for other in values.values()] for one in values.values()]
-    title = "Agreement of metrics, Kendall's tau: 1 same order, -1 reverse"
-    svg = square(list(values), taus, title=title)
-    return Panel(title, svg, square_height(len(taus)))

@@ -22,7 +22,7 @@ from shortstack.errors import DiskFullError, InputError, TrainingError
 from shortstack.evaluation import load_harness
 from shortstack.machine.device import pick_device
 from shortstack.machine.files import atomic_write, disk_full, finite, to_jsonable
-from shortstack.machine.progress import Progress, in_notebooks
+from shortstack.machine.progress import Progress, silent
 from shortstack.machine.tables import Table, Tabled
 from shortstack.runs import Store
 from shortstack.runs.folder import Folder
@@ -68,7 +68,7 @@ def run_study(
     *,
     launcher: Callable[[], AbstractContextManager[Launch]] = local,
     keep: str = "best",
-    progress: Progress = in_notebooks,
+    progress: Progress = silent,
 ) -> StudyOutcome:
     """Run the steps of the study in a YAML file that are not done yet; all results are in the folder `out`.
 
