@@ -44,7 +44,7 @@ def study(
     if status:
         return report.result(study_status(output))
     with report.bars() as progress, resume_hint(f"run the same command again; finished work is in {output}"):
-        outcome = run_study(file, output, launcher=run.launcher, keep=run.keep, progress=progress)
+        outcome = run_study(file, output, workers=run.workers, ray=run.ray, keep=run.keep, progress=progress)
     report.result(outcome)
     report.next_step("report", output)
     if outcome.failed:
