@@ -140,7 +140,7 @@ def remove(path: Path) -> None:
 
 
 def clear(folder: Path, *, last: tuple[str, ...]) -> None:
-    """Remove a folder, the names of `last` at the end (being replaced)."""
+    """Remove a folder, and names that begin with `last` at the end: by them the next run knows what is left."""
     for path in sorted(folder.iterdir(), key=lambda path: path.name.startswith(last)):
         remove(path)
     folder.rmdir()
@@ -158,16 +158,12 @@ def scratch_beside(path: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def atomic_write(path: Path, *, durable: bool = True) -> Iterator[Path]:
-    """Yield a temporary name to write a file under; it gets its own at the end, and is removed where writing fails.
-
-    durable: whether it survives a power cut once this has ended.
-    """
+def atomic_write(path: Path) -> Iterator[Path]:
+    """Yield a temporary name to write a file under; it gets its own at the end, and is removed where writing fails."""
     partial = partial_of(path)
     try:
         yield partial
-        if durable:
-            sync(partial)
+        sync(partial)
         os.replace(partial, path)
     except OSError as error:
         if error.errno is not None and error.filename is None:

@@ -101,8 +101,9 @@ class Study(Settings):
 
     @property
     def models(self) -> list[str]:
-        """Every base model once."""
-        return list(dict.fromkeys(trial.model for trial in self.trials))
+        """Every base model and every other teacher, once."""
+        teachers = [trial.heal.options.teacher for trial in self.trials if trial.heal and trial.heal.options.teacher]
+        return list(dict.fromkeys([*(trial.model for trial in self.trials), *teachers]))
 
     def _combinations(self) -> Iterator[dict[str, Any]]:
         """Yield the settings of the grid, and of added trials, which take the grid's first value where they name none."""
