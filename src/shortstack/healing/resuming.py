@@ -11,7 +11,7 @@ from typing import Any
 
 from shortstack.errors import DataError, InputError
 from shortstack.machine.clock import Clock
-from shortstack.machine.files import check_new, clear, finite, read_json, save_json
+from shortstack.machine.files import check_new, discard, finite, read_json, save_json
 from shortstack.machine.progress import Progress, first_process, say
 
 RUN = "run.json"
@@ -94,11 +94,10 @@ class Unfinished:
             raise
 
     def remove(self) -> None:
-        """Remove the folder, run.json last: by it the folder is known as ours."""
+        """Remove the folder."""
         if first_process():
             with suppress(OSError):
-                save_json(self.folder / RUN, {"settings": {}, "notes": {}})
-                clear(self.folder, last=(RUN,))
+                discard(self.folder)
 
     def _read(self) -> dict[str, Any] | None:
         with suppress(DataError):

@@ -139,11 +139,11 @@ def remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def clear(folder: Path, *, last: tuple[str, ...]) -> None:
-    """Remove a folder, and names that begin with `last` at the end: by them the next run knows what is left."""
-    for path in sorted(folder.iterdir(), key=lambda path: path.name.startswith(last)):
-        remove(path)
-    folder.rmdir()
+def discard(path: Path) -> None:
+    """Remove a file or a folder, its name first: no half is ever taken for a whole."""
+    aside = partial_of(path)
+    os.rename(path, aside)
+    remove(aside)
 
 
 @contextmanager

@@ -123,14 +123,9 @@ def read_study(path: str | Path) -> Study:
         InputError: a key or a value is wrong; the message names its line.
     """
     text = yamlfile.text_of(path)
-    try:
+    with yamlfile.lines_of(str(path), text):
         study = yamlfile.parsed(text, Study, where=str(path))
         trials = study.trials
-    except InputError as error:
-        line = yamlfile.line_saying(text, error.option) if error.option else None
-        if line:
-            raise error.at(f"{path}, line {line}") from error
-        raise
     if not trials:
         raise InputError(f"{path} has no trials; name a metric, a strategy or layers")
     return study
