@@ -39,12 +39,6 @@ REFUSED = [  # whatever the model is
     "plan demo --drop 120%",
     "prune demo --drop 8 --metric none -o x",
     "score demo --plot x.pdf",
-    "heal demo -o x",
-    "heal demo -o x --data missing.jsonl",
-    "heal demo -o x --data pydoc --method none",
-    "heal demo -o x --data pydoc --method full --lora-r 4",
-    "heal demo -o x --data pydoc --learning-rate 0",
-    "heal demo -o there --data pydoc",
 ]
 ALONE = """
 import io, json, sys

@@ -38,7 +38,7 @@ def one_line(error: BaseException) -> str:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Say whether an error tells that no memory was left, whichever library met it.
+    """Return whether an error means out of memory, whichever library raised it.
 
     >>> is_out_of_memory(RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 4 bytes"))
     True

@@ -222,19 +222,6 @@ def test_what_comes_from_outside_is_no_markup():
     assert not re.search(r"(?<!\\)[@$]|https://|www\.|\u202e", plain), "plain to the hub, too"
 
 
-def test_results_stand_with_their_errors_and_counts():
-    found = {
-        "perplexity": {"pydoc": {"value": 21.0912}},
-        "tasks": {"piqa": {"metric": "acc", "value": 0.61, "stderr": 0.022, "n": 500}},
-        "probes": {"copying": {"value": 0.5, "stderr": 0.1, "n": 24}},
-    }
-    content = CardContent(measured={"unpruned": {**found, "probes": {}}, "healed": found})
-    card = model_card("out", record("demo"), content)
-    assert "| perplexity on pydoc | 21.09 | 21.09 |" in card
-    assert "| piqa, acc | 0.6100 ± 0.0220 (n = 500) | 0.6100 ± 0.0220 (n = 500) |" in card
-    assert "| probe copying |  | 0.5000 ± 0.1000 (n = 24) |" in card
-
-
 @pytest.mark.parametrize(
     ("card", "licence"),
     [

@@ -2,31 +2,24 @@
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
-import itertools
 import json
 import os
 import re
 import shutil
-import signal
 import stat
-import sys
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
 from unittest.mock import Mock
 
 import pytest
 import torch
 import transformers
 from safetensors.torch import load_file, save_file
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoModelForCausalLM
 
-from forks import in_child
 from plans import plan
-from shortstack import cli
-from shortstack.checkpoint import Checkpoint, CheckpointWriter, pieces
+from shortstack.checkpoint import Checkpoint, CheckpointWriter
 from shortstack.checkpoint import weights as fitting
 from shortstack.checkpoint.card import CARD
 from shortstack.checkpoint.file_names import BESIDE
@@ -105,12 +98,6 @@ def weights(folder: Path) -> dict[str, bytes]:
     return found
 
 
-@pytest.mark.parametrize("model_type", ["llama", "gemma3", "llava", "qwen2_5_vl"])
-def test_the_class_that_is_named_knows_the_type(model_type):
-    named = dataclasses.replace(Checkpoint.open(tiny("llama")), config={"model_type": model_type}).auto_class
-    assert type(AutoConfig.for_model(model_type)) in getattr(transformers, named)._model_mapping
-
-
 # The writer
 
 
@@ -159,29 +146,6 @@ def test_a_locked_writer_keeps_its_folder(tmp_path, opened, monkeypatch):
         with pytest.raises(OutputError):
             writer(tmp_path, opened).__enter__()
         assert first.partial.is_dir()
-
-
-@pytest.mark.parametrize(("call", "number"), [("copy_file_range", 30), ("fsync", len(SIDE) + 4), ("rename", 1)])
-def test_a_terminated_prune_leaves_nothing(call, number, tmp_path, opened):
-    """SIGTERM in a later shard, before the record is written, and before the rename."""
-    if not hasattr(os, call):
-        pytest.skip(f"this system has no {call}")
-
-    def terminated() -> None:
-        real, calls = getattr(os, call), itertools.count(1)
-
-        def hooked(*arguments: Any) -> Any:
-            if next(calls) == number:
-                os.kill(os.getpid(), signal.SIGTERM)
-            return real(*arguments)
-
-        setattr(os, call, hooked)
-        pieces.BLOCK_BYTES = pieces.KERNEL_BLOCK_BYTES = 1000
-        sys.argv = ["shortstack", "prune", str(opened.directory), "--layers", "2", "-o", str(tmp_path / "out")]
-        cli.main()
-
-    assert in_child(terminated) == 143
-    assert not list(tmp_path.iterdir())
 
 
 def test_a_weight_that_its_type_cannot_hold_is_refused(tmp_path):

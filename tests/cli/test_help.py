@@ -12,8 +12,7 @@ from importlib import import_module
 
 import pytest
 
-from command import invoke, names, options, read
-from shortstack.cli.parsing import nearest
+from command import invoke, options, read
 from shortstack.cli.verbs import VERBS, listing
 from shortstack.errors import InputError
 
@@ -84,10 +83,6 @@ def test_last_of_a_repeated_option_counts():
     assert read("score", "m", "--stream", "--no-stream")["session"].compute.stream is False
 
 
-def test_underscores_are_dashes():
-    assert read("evaluate", "m", "--num_fewshot", "5", "--tasks", "piqa")["config"].num_fewshot == 5
-
-
 @pytest.mark.parametrize(
     ("words", "option", "named"),
     [
@@ -114,20 +109,6 @@ def test_unreadable_words_are_refused(words, option, named):
     assert error.option == option
     assert named in str(error)
     assert error.exit_code == 2
-
-
-@pytest.mark.parametrize(
-    ("typed", "meant"),
-    [
-        ("--seq-lenght", "--seq-length"),
-        ("--batch-size", "--per-device-train-batch-size"),
-        ("--metrics", "--metric"),
-        ("--zork", None),
-    ],
-)
-def test_nearest_option(typed, meant):
-    known = {name for verb in ("score", "heal") for name in names(verb)}
-    assert nearest(typed, sorted(known)) == meant
 
 
 @pytest.mark.parametrize(

@@ -63,13 +63,6 @@ def test_missing_model(name, command, tmp_path):
     assert name in prune_refused(command, name)
 
 
-def test_failing_hub(command, monkeypatch):
-    monkeypatch.setattr(
-        "huggingface_hub.snapshot_download", mock.Mock(side_effect=json.JSONDecodeError("a page", "", 0))
-    )
-    assert "a page" in prune_refused(command, "org/model")
-
-
 def write(name: str, content: str | bytes) -> Callable[[Path], object]:
     return lambda folder: (folder / name).write_bytes(content if isinstance(content, bytes) else content.encode())
 
@@ -182,37 +175,6 @@ def test_nan_weights_are_an_error(words, command, model):
     assert not (command.folder / "new.json").exists()
 
 
-# Plans and scores
-
-PLANS = {
-    "missing": None,
-    "too deep": "[" * 100_000,
-    "another depth": '{"layers": 9, "removed": [1], "strategy": "x"}',
-    "scores": '{"layers": 8, "scores": {"bi": [1, 2]}}',
-}
-
-
-@pytest.mark.parametrize("case", PLANS)
-def test_unusable_plan(case, command, model, tmp_path):
-    if (content := PLANS[case]) is not None:
-        (tmp_path / "plan.json").write_text(content)
-    command.refused("prune", model, "--plan", "plan.json", "-o", "out")
-
-
-SCORES = {
-    "no metric": lambda data: data.update(scores={}),
-    "other sizes": lambda data: data["model"].update(layer_bytes=[1] * 7, layer_parameters=[1] * 7),
-    "a plan": lambda data: [data.clear(), data.update(layers=8, removed=[1], strategy="x")],
-}
-
-
-@pytest.mark.parametrize("case", SCORES)
-def test_unusable_scores(case, command, model, tmp_path):
-    assert command("score", model, "--metric", "reverse", "-o", "scores.json")[0] == 0
-    edit(tmp_path / "scores.json", SCORES[case])
-    command.refused("plan", "scores.json", "--drop", "2", "-o", "plan.json")
-
-
 # Options
 
 REFUSED = {  # words, and the option or file that the message begins with
@@ -274,13 +236,6 @@ def test_output_that_exists_or_lies_in_the_input(command, model, tmp_path):
             assert output.split("/")[0] in command.refused(verb, "model", "--metric", "reverse", *given, "-o", output)
 
 
-@pytest.mark.skipif(not Path("/proc/self").exists(), reason="there is no /proc")
-def test_output_in_an_unwritable_folder(command, worded):
-    for words in (("prune", worded, *PLAIN), ("score", worded, "--metric", "bi", "--calibration-data", "pydoc")):
-        suffix = ".json" if words[0] == "score" else ""
-        assert "/proc" in command.refused(*words, "-o", f"/proc/out{suffix}")
-
-
 def test_too_small_disk_is_refused_before_anything_is_written(command, model, monkeypatch):
     size = (model / SINGLE).stat().st_size
     usage = shutil.disk_usage(model)
@@ -309,12 +264,6 @@ def test_full_disk_or_memory_is_one_message_and_leaves_nothing(error, command, m
     assert snapshot(command.folder) == before
 
 
-def test_other_errors_of_libraries_are_raised(command, model, monkeypatch):
-    monkeypatch.setattr(os, "fsync", mock.Mock(side_effect=RuntimeError("a bug")))
-    with pytest.raises(RuntimeError, match="a bug"):
-        command("prune", model, *PLAIN, "-o", "out", "-q")
-
-
 def test_verbose_shows_a_traceback(command):
     code, out, err = command("plan", "none", "--drop", "2", "-v")
     assert (code, out) == (2, "")
@@ -334,14 +283,6 @@ def test_next_step_can_be_pasted_whatever_the_names(command, model, tmp_path):
     code, _, err = command(*words[1:])
     assert code == 0
     assert shlex.split(err.rpartition("Next: ")[2])[:3] == ["shortstack", "prune", "x; rm -rf /"]
-
-
-def test_list_names_every_choice(command):
-    found = json.loads(command.said("list", "--json"))
-    names = {row["name"] for row in found["metrics"]}
-    assert names >= {"random", "reverse", "magnitude-l1", "magnitude-l2", "taylor", "ppl", "bi"}, "the paper's seven"
-    assert [row["name"] for row in found["methods"]] == ["partial", "lora", "rslora", "dora", "qlora", "full"]
-    assert {"best", "paper-lora"} <= {row["name"] for row in found["recipes"]}
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
@@ -383,12 +324,3 @@ def test_output_that_appears_meanwhile_is_not_replaced(command, model, monkeypat
     assert code == 2
     assert "order of removal" in printed, "the result is not lost"
     assert out.read_text(encoding="utf-8") == "theirs"
-
-
-def test_full_disk_does_not_cost_the_result(command, model, monkeypatch):
-    full = mock.Mock(side_effect=OSError(28, "No space left on device", "scores.json"))
-    monkeypatch.setattr("shortstack.cli.options.save_json", full)
-    code, out, err = command(*SCORED, "-q")
-    assert code == 1
-    assert "order of removal" in out
-    assert "scores.json" in err

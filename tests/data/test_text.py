@@ -26,7 +26,7 @@ PROSE = "the walk visits every layer once "
 def own(own_cache):
     """What a model wrote, as a source."""
     file = own_file("a" * 64)
-    file.write_text("".join(f"{json.dumps({'ids': ids})}\n" for ids in [OWN[0], [], *OWN[1:]]))
+    file.write_text("".join(f"{json.dumps({'texts': texts})}\n" for texts in (OWN[:3], OWN[3:])))
     return str(file)
 
 
@@ -76,8 +76,6 @@ def test_rows_in_memory_are_read_as_a_file_of_the_same(own_cache, tmp_path):
     assert Path(text.source).read_text() == Path(write(tmp_path / "a.jsonl", records)).read_text()
     assert text == Text(rows)
     assert not text.name.startswith("/"), "no path of the cache"
-    with pytest.raises(DataError):
-        read_examples(Text(["half a character: \ud83d"]), PLAIN)
 
 
 @pytest.mark.parametrize("name", ["nothing", "./missing.txt", "mix2", "folder", "pydoc=much"])
@@ -165,7 +163,7 @@ def test_each_source_gives_its_share_of_what_is_learnt(tmp_path, own):
     whole = read_examples(Text(str(tmp_path / "a.txt"), None, 32), PLAIN)
     text = Text({str(tmp_path / "a.txt"): 2, "self": 1, "copying": 0.5}, None, 32)
     assert own_samples(text, PLAIN) == round(len(whole) / 2)
-    with pytest.warns(ShortstackWarning, match=f"a.txt has {len(whole)} samples, so that all .* give") as warned:
+    with pytest.warns(ShortstackWarning, match=r"a\.txt=2, self, copying=0\.5 give") as warned:
         found = read_examples(text.replacing({"self": own}), PLAIN)
     written = [example for example in found if set(example.ids) <= {text[0] for text in OWN}]
     assert all(all(example.learn) for example in written)
@@ -173,7 +171,7 @@ def test_each_source_gives_its_share_of_what_is_learnt(tmp_path, own):
     copied = [example for example in found if not all(example.learn)]
     assert len(copied) == round(len(whole) / 4)
     assert len(found) == len(whole) + len(written) + len(copied)
-    assert f" give {len(found)};" in str(warned[0].message)
+    assert f" give {len(found)} samples" in str(warned[0].message)
     assert {id(example) for example in found if example.made} == {id(example) for example in written + copied}
 
 

@@ -128,39 +128,38 @@ def test_learns_the_response_of_a_record_with_null_or_text_fields(record, learnt
     assert "None" not in PLAIN.decode(example.ids)
 
 
-@pytest.mark.parametrize(
-    ("content", "found"),
-    [
-        ('{"instruction": "Say.", "output": 5}', "output: 5"),
-        ('{"instruction": "Say.", "response": "Hi", "context": ["a"]}', "context: ['a']"),
-        ('{"text": {"en": "a"}}', "text: {'en': 'a'}"),
-        ('{"messages": "hello"}', "messages: 'hello'"),
-        ('{"messages": [{"role": "user", "content": "a"}, {"role": "user", "content": null}]}', "'content': None"),
-        ('{"messages": [{"role": 5, "content": "a"}]}', "'role': 5"),
-        ('{"instruction": "Say.", "output": null}', "output (null)"),
-        ('{"question": "?"}', "question"),
-        ("[1]", "[1]"),
-        ("{broken", "{broken"),
-        ('{"text": "\\ud800 abc"}', "lone surrogate"),
-    ],
-)
-def test_a_wrong_line_is_shown(content, found, tmp_path):
-    (tmp_path / "a.jsonl").write_text(f'{{"text": "a line"}}\n{content}\n')
-    with pytest.raises(DataError) as error:
+WRONG = [
+    '{"instruction": "Say.", "output": 5}',
+    '{"instruction": "Say.", "response": "Hi", "context": ["a"]}',
+    '{"instruction": "Say.", "output": null}',
+    '{"text": {"en": "a"}}',
+    '{"messages": "hello"}',
+    '{"messages": [{"role": "user", "content": "a"}, {"role": "user", "content": null}]}',
+    '{"messages": [{"role": 5, "content": "a"}]}',
+    '{"question": "?"}',
+    "[1]",
+    "{broken",
+]
+
+
+@pytest.mark.parametrize("line", WRONG)
+def test_a_wrong_line_is_shown(line, tmp_path):
+    (tmp_path / "a.jsonl").write_text(f'{{"text": "a line"}}\n{line}\n')
+    with pytest.raises(DataError, match="line 2"):
         read(tmp_path / "a.jsonl")
-    assert found in str(error.value)
-    assert "line 2" in str(error.value) or "surrogate" in found
 
 
-@pytest.mark.parametrize(
-    "content",
-    [b"", b" \n", b"caf\xe9", b'{"text": "a"}', b"[1]", b"[{]"],
-    ids=["empty", "blank", "latin", "dict", "list", "broken"],
-)
+@pytest.mark.parametrize("content", [b"", b" \n", b"caf\xe9", b'{"text": "a"}', b"[1]", b"[{]"])
 def test_files_without_records_are_refused(content, tmp_path):
     (tmp_path / "a.json").write_bytes(content)
     with pytest.raises(DataError, match=r"a\.json"):
         read(tmp_path / "a.json")
+
+
+@pytest.mark.parametrize("record", [{"text": "\ud800 abc"}, conversation("\ud800", "a")])
+def test_half_a_character_is_refused(record, tmp_path):
+    with pytest.raises(DataError, match="lone surrogate"):
+        read_rows(tmp_path, [record], CHAT)
 
 
 @pytest.mark.parametrize("name", ["a.json", "a.JSONL", "a.Json"])
@@ -174,13 +173,8 @@ def test_a_json_list_reads_like_lines_and_endings_in_any_case(name, tmp_path):
 def test_chat_learns_every_assistant_turn_and_nothing_else(tmp_path):
     (example,) = read_rows(tmp_path, [conversation("hello", "good day", "more", "done")], CHAT)
     assert learnt(example, CHAT) == "good day</s>done</s>"
-    assert CHAT.decode(example.ids) == "".join(
-        f"<s>{role}: {content}</s>"
-        for role, content in (("user", "hello"), ("assistant", "good day"), ("user", "more"), ("assistant", "done"))
-    )
-    surrogate = {"messages": [{"role": "user", "content": "\ud800"}, {"role": "assistant", "content": "a"}]}
-    with pytest.raises(DataError, match="lone surrogate"):
-        read_rows(tmp_path, [surrogate], CHAT)
+    turns = ("user: hello", "assistant: good day", "user: more", "assistant: done")
+    assert CHAT.decode(example.ids) == "".join(f"<s>{turn}</s>" for turn in turns)
 
 
 def test_text_counts_whole_and_is_cut_to_length(tmp_path):

@@ -37,6 +37,5 @@ def test_each_kind_of_work_adds_what_it_holds():
     streamed = Compute(device="cpu", dtype="float32", stream=True)
     assert estimate(compute=streamed) == around + 3 * layer
     assert estimate_memory(checkpoint, streamed).streamed
-    trained = around + 2 * layer + 500 * 16 + 1000 * 32 * 2 * 34
-    assert estimate(training=Training(6, 500, 1000, added=500)) == trained
-    assert estimate(training=Training(6, 500, 1000)) == trained - 500 * 4
+    training = Training(frozen_bytes=9, parameters=500, tokens=1000, layers=2)
+    assert estimate(training=training) == 9 + 500 * 16 + 1000 * 32 * 2 * 34

@@ -82,17 +82,6 @@ def test_no_row_needs_a_position_beyond_what_is_said(tmp_path):
 
 
 @torch.no_grad()
-def test_progress_is_told_within_a_batch_and_ends_at_its_end():
-    model, told = Checkpoint.open(tiny("llama")).model(dtype=torch.float32), []
-    generate(model, MANY, LIMITS, progress=lambda stage, done, total, note="": told.append((done, total)))
-    assert {total for _, total in told} == {sum(LIMITS)}
-    assert [done for done, _ in told] == sorted(done for done, _ in told)
-    assert [done for done, _ in told].count(sum(LIMITS)) == 1, "the end is told once"
-    assert told[-1][0] == sum(LIMITS)
-    assert len(told) > 6
-
-
-@torch.no_grad()
 def test_an_end_token_closes_what_is_written():
     model = Checkpoint.open(tiny("llama")).model(dtype=torch.float32)
     whole = generate(model, PROMPTS, [8] * 4)

@@ -46,10 +46,10 @@ def calls(monkeypatch):
 
 
 def texts(checkpoint, tokens, compute=None, deadline=None):
-    """The texts in the file after a model has written, those that are not empty."""
-    writer = Writer(checkpoint, compute or Compute(), deadline)
-    writer.write(tokens)
-    return [ids for line in writer.file.read_text().splitlines() if (ids := json.loads(line)["ids"])]
+    """The texts in the file after a model has written."""
+    writer = Writer(checkpoint, compute or Compute())
+    writer.write(tokens, deadline)
+    return [ids for line in writer.file.read_text().splitlines() for ids in json.loads(line)["texts"]]
 
 
 def drawn(what, seed=0):

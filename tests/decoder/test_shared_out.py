@@ -6,7 +6,6 @@ import torch
 from shortstack.checkpoint import Checkpoint
 from shortstack.data import Tokens
 from shortstack.decoder import Decoder
-from shortstack.decoder.generation import generate
 from shortstack.errors import InputError
 from shortstack.machine.device import Compute
 from shortstack.planning import select_layers
@@ -49,16 +48,6 @@ def test_scores_are_those_of_a_model_in_one_place(shared_out):
     assert cuts[0] == cuts[1]
 
 
-def test_it_writes_the_same(shared_out):
-    checkpoint = Checkpoint.open(tiny("llama"))
-    prompts = [row[: 3 + number % 4].tolist() for number, row in enumerate(IDS)]
-    found = []
-    for compute in (shared_out, IN_ONE_PLACE):
-        model = Decoder.open(checkpoint, compute).model
-        found.append(generate(model, prompts, [6] * len(prompts)))
-    assert found[0] == found[1]
-
-
 def test_weights_that_cannot_be_read_from_their_file_again_cannot_lie_on_disk(shared_out):
     """Experts, which transformers joins as it reads them."""
     with pytest.raises(InputError, match="on disk") as error:
@@ -76,10 +65,3 @@ def test_what_needs_weights_in_one_place_is_refused(shared_out, tmp_path):
         with pytest.raises(InputError, match="one place") as error:
             refused()
         assert error.value.option == "device_map"
-
-
-@pytest.mark.parametrize("beside", [{"device": "cpu"}, {"stream": True}])
-def test_accelerate_alone_places_layers(beside):
-    with pytest.raises(InputError) as error:
-        Compute(device_map="auto", **beside)
-    assert error.value.option == "device_map"

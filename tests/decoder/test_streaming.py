@@ -6,8 +6,10 @@ import pytest
 import torch
 
 from shortstack.checkpoint import Checkpoint
+from shortstack.decoder import Decoder
 from shortstack.decoder.streaming import LayerWeights, must_stream
 from shortstack.errors import CheckpointError, InputError
+from shortstack.machine.device import Compute
 from zoo import make, tiny
 
 
@@ -29,3 +31,13 @@ def test_quantised_weights_are_not_read_layer_by_layer(monkeypatch):
     assert quantised.loaded_bytes(torch.float32) == quantised.weight_bytes
     with pytest.raises(CheckpointError):
         LayerWeights(quantised, dtype=torch.float32, device="cpu")
+
+
+def test_streams_take_a_quarter_of_the_memory(monkeypatch):
+    decoder = Decoder.open(Checkpoint.open(tiny("llama")), Compute(dtype="float32"))
+    one = 8 * 32 * 4  # bytes of eight tokens' hidden states
+    for free, together in ((4 * 8 * one, 2), (4 * 15 * one, 3), (4 * 16 * one, 4), (1, 1)):
+        monkeypatch.setattr("shortstack.decoder.decoder.available_memory", lambda _device, free=free: free)
+        turns = decoder.memory_batches(list("abcdefgh"), tokens=8, streams=4)
+        assert [len(turn) for turn in turns][:1] == [together]
+        assert [each for turn in turns for each in turn] == list("abcdefgh")

@@ -10,10 +10,10 @@ from transformers import AutoModelForCausalLM
 
 from learning import EXAMPLES, SHORT, learning
 from shortstack.checkpoint import Checkpoint
-from shortstack.decoder import Decoder
+from shortstack.decoder import Decoder, memory
 from shortstack.decoder.wrapping import LOGIT_BYTES
 from shortstack.errors import ArchitectureError, CheckpointError, InputError, TrainingError
-from shortstack.healing import Full, HealingConfig, Lora, Partial, estimate_memory, heal, memory
+from shortstack.healing import Full, HealingConfig, Lora, Partial, heal, healing_memory
 from shortstack.healing.frozen import Freezer
 from shortstack.healing.learner import padded
 from shortstack.profiling.speed import forward_speed
@@ -247,7 +247,7 @@ def test_broken_record_or_cache_limit_is_refused_before_data_is_read(tmp_path, m
 def test_memory_is_estimated_from_weights_state_activations_and_logits(method, source, monkeypatch, tmp_path):
     config = replace(SHORT, method=method, per_device_train_batch_size=4)
     monkeypatch.setattr("shortstack.healing.memory.fast_bfloat16", lambda _device: False)
-    found = estimate_memory(source, config)
+    found = healing_memory(source, config)
     layers = 2 if isinstance(method, Partial) else 8
     weights = sum(source.sizes.layer_parameters[-layers:]) + source.sizes.other_parameters
     learner = learning(source, method)[1]
@@ -255,9 +255,8 @@ def test_memory_is_estimated_from_weights_state_activations_and_logits(method, s
     frozen = weights if isinstance(method, Lora) else weights - trained
     logits = memory.LOGIT_COPIES * LOGIT_BYTES[True]
     activations = tokens * source.width * layers * memory.ACTIVATION_BYTES
-    assert found.memory_bytes == 4 * frozen + 16 * trained + activations + logits
-    assert found.disk_bytes == source.weight_bytes
-    monkeypatch.setattr("shortstack.healing.memory.available_memory", lambda _device: 10_000)
+    assert found.nbytes == 4 * frozen + 16 * trained + activations + logits
+    monkeypatch.setattr("shortstack.machine.memory.available_memory", lambda _device: 10_000)
     with pytest.raises(InputError) as refused:
         heal(source, tmp_path / "out", config)
     assert refused.value.option == "method"

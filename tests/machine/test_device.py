@@ -21,10 +21,6 @@ def test_present_device_is_taken_by_its_name(name, two_gpus):
     assert pick_device("auto") == "cuda"
 
 
-def test_only_device_of_its_kind_has_one_name():
-    assert pick_device("cpu:0") == "cpu"
-
-
 @pytest.mark.parametrize("name", ["cuda:2", "cuda:-1", "cuda:x", "cuda:"])
 def test_missing_gpu_is_refused(name, two_gpus):
     with pytest.raises(InputError, match="device:"):

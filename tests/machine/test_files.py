@@ -23,14 +23,6 @@ def test_file_is_replaced_whole_or_not_at_all(tmp_path):
     assert (path.read_text(), os.listdir(tmp_path)) == ("after", ["a.json"])
 
 
-def test_file_is_on_disk_before_it_gets_its_name(tmp_path, monkeypatch):
-    synced = []
-    monkeypatch.setattr(files, "sync", lambda path: synced.append((path.name, (tmp_path / "a").exists())))
-    with atomic_write(tmp_path / "a") as partial:
-        partial.write_text("whole")
-    assert synced == [(partial.name, False)]
-
-
 def test_rename_replaces_nothing(tmp_path):
     (tmp_path / "made").mkdir()
     (tmp_path / "taken" / "full").mkdir(parents=True)

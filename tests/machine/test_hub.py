@@ -50,14 +50,3 @@ def test_unreachable_data_set_is_one_message(caplog):
     with caplog.at_level(logging.DEBUG), pytest.raises(DataError):
         next(hub_records("org/name", 0))
     assert "Retry" not in caplog.text
-
-
-@pytest.mark.usefixtures("online")
-def test_unreachable_data_of_a_task_is_one_message(caplog, tmp_path, monkeypatch):
-    pytest.importorskip("lm_eval")
-    from shortstack.evaluation import EvalConfig, load_harness
-
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path)
-    with caplog.at_level(logging.DEBUG), pytest.raises(DataError, match="piqa"):
-        load_harness().load(EvalConfig(tasks="piqa"))
-    assert "Retry" not in caplog.text

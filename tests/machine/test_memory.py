@@ -2,16 +2,13 @@
 
 import sys
 import weakref
-from pathlib import Path
-from unittest import mock
 
 import psutil
 import pytest
 import torch
 
 from shortstack.checkpoint import Checkpoint
-from shortstack.decoder import Decoder, streaming
-from shortstack.decoder import decoder as walk
+from shortstack.decoder import Decoder
 from shortstack.errors import InputError
 from shortstack.machine import memory
 from shortstack.machine.device import Compute
@@ -104,29 +101,3 @@ def test_room_is_refused_below_what_is_needed(monkeypatch):
     memory.Memory(8 * 10**9).check("a model")
     with pytest.raises(InputError, match=r"a model .*16\.0 GB.*cuda:0.*8\.0 GB"):
         memory.Memory(16 * 10**9, "cuda:0").check("a model")
-
-
-@pytest.mark.parametrize(("memory", "streams"), [(10**4, True), (10**9, False)])
-def test_model_that_does_not_fit_is_streamed_by_default(memory, streams, monkeypatch):
-    monkeypatch.setattr(streaming, "available_memory", lambda _device: memory)
-    decoder = Decoder.open(Checkpoint.open(tiny("llama")))
-    assert (decoder.weights is not None) == streams
-
-
-def test_streams_take_a_quarter_of_the_memory(monkeypatch):
-    decoder = Decoder.open(Checkpoint.open(tiny("llama")), Compute(dtype="float32"))
-    one = 8 * 32 * 4  # bytes of eight tokens' hidden states
-    for free, together in ((4 * 8 * one, 2), (4 * 15 * one, 3), (4 * 16 * one, 4), (1, 1)):
-        monkeypatch.setattr(walk, "available_memory", lambda _device, free=free: free)
-        turns = decoder.memory_batches(list("abcdefgh"), tokens=8, streams=4)
-        assert [len(turn) for turn in turns][:1] == [together]
-        assert [each for turn in turns for each in turn] == list("abcdefgh")
-
-
-def test_unwritable_proc_does_not_fail(monkeypatch, tmp_path):
-    """Sandboxes have a /proc that cannot be written; a study's steps begin by forgetting the peak."""
-    (tmp_path / "clear_refs").touch()
-    monkeypatch.setattr(memory, "CLEAR_REFS", tmp_path / "clear_refs")
-    monkeypatch.setattr(Path, "write_text", mock.Mock(side_effect=PermissionError(13, "Permission denied")))
-    memory.forget_peak_rss()
-    assert Path.write_text.called == (sys.platform == "linux")

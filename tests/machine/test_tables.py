@@ -10,7 +10,7 @@ from markdown_it import MarkdownIt
 
 from shortstack.cli.console import show_table
 from shortstack.machine.formats import MISSING
-from shortstack.machine.tables import Cell, Column, Table, Tabled, markdown_text
+from shortstack.machine.tables import Cell, Column, Table, markdown_text
 
 TABLE = Table.of(
     "<b>",
@@ -78,13 +78,3 @@ def test_terminal_shows_all_cells_in_its_width(columns, capsys, monkeypatch):
     assert all(any(text in line for line in lines) for row in TEXTS for text in row)
     assert max(map(len, (line for line in lines if line.startswith("│")))) <= max(columns, 33)
     assert lines[-2:] == ["A caption.", "A note."]
-
-
-def test_result_is_one_line_in_a_prompt_and_its_tables_in_a_notebook():
-    class Result(Tabled):
-        def table(self):
-            return TABLE
-
-    assert repr(Result()) == "<Result: <b>>"
-    assert Result()._repr_html_() == TABLE.html()
-    assert len(Result().to_pandas()) == 3

@@ -62,6 +62,6 @@ def test_wrong_file_is_refused_with_line_and_key(text, kind, place):
 
 def test_error_of_a_class_gets_its_line():
     text = "title: a\ninner:\n  steps: 13\n"
-    assert line_of(text, "inner", "steps") == 3
-    with pytest.raises(InputError, match=r"^a\.yaml, line 3: steps: 13"), lines_of("a.yaml", text, "inner"):
+    assert line_of(text, "steps") == 3
+    with pytest.raises(InputError, match=r"^a\.yaml, line 3: steps: 13"), lines_of("a.yaml", text):
         parsed(text, Options, where="a.yaml")

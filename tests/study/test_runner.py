@@ -15,7 +15,6 @@ from shortstack.errors import DataError, DiskFullError, InputError
 from shortstack.report import Report
 from shortstack.runs.records import read
 from shortstack.study import plan_study, run_study, runner, steps
-from shortstack.study.workers import local
 from studies import BOTH, QUICK, SHORT, STUDY, found, inline, make_data, study_text, write_study
 
 pytestmark = pytest.mark.usefixtures("own_cache", "named_data")
@@ -49,15 +48,14 @@ def failing(*_args):
 
 def test_every_step_runs_once(tmp_path):
     outcome = run(tmp_path)
-    assert (outcome.trials, outcome.done, outcome.failed, outcome.skipped) == (4, 4, 0, 0)
+    assert (outcome.state, outcome.trials, outcome.failures) == ("finished", {"done": 4}, [])
     before, kinds = found(tmp_path / "runs"), {}
     for kind, *_ in before["steps"].values():
         kinds[kind] = kinds.get(kind, 0) + 1
     assert kinds == {"score": 1, "plan": 2, "prune": 2, "heal": 2, "evaluate": 5}
-    assert outcome.steps == sum(kinds.values())
+    assert outcome.ran == outcome.done == outcome.steps == sum(kinds.values())
     assert list((tmp_path / "runs" / "partial").iterdir()) == []
-    again = run(tmp_path)
-    assert (again.steps, again.skipped) == (0, outcome.steps)
+    assert run(tmp_path) == replace(outcome, ran=0)
     assert found(tmp_path / "runs") == before
 
 
@@ -65,7 +63,7 @@ def test_every_step_runs_once(tmp_path):
 def test_the_dry_run_counts_steps_and_bytes(tmp_path, keep, times):
     planned = plan_study(write_study(tmp_path), keep=keep)
     outcome = run(tmp_path, keep=keep)
-    assert (planned.trials, sum(planned.steps.values())) == (4, outcome.steps)
+    assert (planned.trials, sum(planned.steps.values())) == (4, outcome.ran)
     stays = sum(file.stat().st_size for file in (tmp_path / "runs" / "artefacts").glob("*/*.safetensors"))
     assert planned.disk_bytes == pytest.approx(stays * times, rel=0.1), "a step reads one and writes one"
 
@@ -78,11 +76,11 @@ def test_the_dry_run_downloads_no_model(tmp_path):
 def test_a_changed_study_continues_with_what_is_there(tmp_path):
     run(tmp_path, SHORT)
     outcome = run(tmp_path, study_text(more="trials:\n- {metric: bi}\n"))
-    assert (outcome.trials, outcome.done, outcome.skipped) == (2, 2, 4), "one walk for both is another score step"
+    assert (outcome.trials, outcome.ran) == ({"done": 2}, 4), "one walk for both metrics, and three steps of bi"
     outcome = run(tmp_path, study_text("reverse"), keep="none")
-    assert (outcome.trials, outcome.done) == (1, 1)
+    assert outcome.trials == {"done": 1}
     assert weights(tmp_path / "runs"), "those of trials of another file stay"
-    assert run(tmp_path, SHORT).steps == 0
+    assert run(tmp_path, SHORT).ran == 0
 
 
 def test_a_failure_is_of_its_trials_alone(tmp_path, study_data):
@@ -90,7 +88,7 @@ def test_a_failure_is_of_its_trials_alone(tmp_path, study_data):
     wrong.write_text('{"text": "one line"}\n', encoding="utf-8")  # nothing is left to train on
     text = study_text(heal=f"[none, {QUICK}, {QUICK.replace('quick', 'wrong').replace('lines', 'wrong')}]")
     outcome = run(tmp_path, text)
-    assert (outcome.trials, outcome.done, outcome.failed) == (3, 2, 1)
+    assert outcome.trials == {"done": 2, "failed": 1}
     (failure,) = outcome.failures
     assert failure["kind"] == "heal"
     assert "Traceback" in failure["error"]
@@ -223,6 +221,6 @@ def test_a_killed_study_takes_its_workers_along_and_continues(tmp_path):
         process.send_signal(signal.SIGKILL)
     _, alive = psutil.wait_procs(workers, timeout=60)
     assert not alive
-    assert run_study(study, runs, launcher=partial(local, 2)).failed == 0
+    assert run_study(study, runs, workers=2).failed == 0
     run_study(study, tmp_path / "runs", launcher=inline)
     assert found(runs) == found(tmp_path / "runs")

@@ -46,7 +46,7 @@ def test_a_finished_study_run_by_the_command_line(tmp_path, monkeypatch):
     words = ("study", write_study(tmp_path, SHORT), "-o", tmp_path / "runs", "--json")
     assert json.loads(invoke(*words, "--dry-run").stdout)["steps"] == {"evaluate": 2, "plan": 1, "prune": 1, "score": 1}
     assert not (tmp_path / "runs").exists()
-    assert json.loads(invoke(*words).stdout)["done"] == 1
+    assert json.loads(invoke(*words).stdout)["ran"] == 5
     found = json.loads(invoke(*words, "--status").stdout)
     assert (found["state"], found["trials"], found["done"], found["steps"]) == ("finished", {"done": 1}, 5, 5)
 

@@ -3,7 +3,6 @@
 import os
 import time
 from concurrent.futures.process import BrokenProcessPool
-from functools import partial
 
 import psutil
 import pytest
@@ -45,11 +44,6 @@ def test_an_exception_ends_running_tasks():
     assert ended(*seen)
 
 
-def test_no_workers_are_refused():
-    with pytest.raises(InputError), local(0):
-        pass
-
-
 @pytest.fixture(scope="module")
 def cluster():
     """One node of one CPU and, as Ray is told, one GPU."""
@@ -80,7 +74,7 @@ def test_a_study_on_ray_survives_a_lost_node(cluster, tmp_path):
             lost.append(done)
             cluster.remove_node(second, allow_graceful=False)
 
-    outcome = run_study(study, tmp_path / "ray", launcher=partial(ray, cluster.address), progress=lose)
+    outcome = run_study(study, tmp_path / "ray", ray=cluster.address, progress=lose)
     assert lost
     assert outcome.failed == 0, outcome.failures
     run_study(study, tmp_path / "runs", launcher=inline)

@@ -162,20 +162,18 @@ def _sentence(step: Mapping[str, Any]) -> str:
         gone = f"{len(plan['removed'])} of {plan['layers']} layers {were} removed (numbered from 0: "
         return f"{gone}{show_layers(plan['removed'])}){refitted}."
     if healing:
-        taught = "the output of the unpruned model" if healing["config"]["loss"] == "distill" else "the text"
+        taught = "the output of the base model" if healing["config"]["loss"] == "distill" else "the text"
         data = ", ".join(_sources(healing["config"]["data"]))
         how = f"by {healing['config']['method']} on {healing['samples']:,} samples of {data}"
         if (healing.get("history") or {}).get("best") == 0:
             return f"Training the remaining layers {how} lowered no held-out loss: their weights are as they were before it."
         return f"The remaining layers were trained {how}, to reproduce {taught}."
-    if step["verb"] == "repair":
-        return "Kept layers were refitted in closed form, so that the cut costs less."
     return f"It went through shortstack {step['verb']}."
 
 
 def _commands(steps: Sequence[Mapping[str, Any]], name: str) -> list[str]:
     """Write the commands that do the steps, with models named by what they are, since folders have other names elsewhere."""
-    named = {"prune": "pruned", "repair": "repaired", "heal": "healed"}
+    named = {"prune": "pruned", "heal": "healed"}
     made = [named.get(step["verb"], "model") for step in steps]
     outs = [f"{out}-{made[: at + 1].count(out)}" if made.count(out) > 1 else out for at, out in enumerate(made)]
     models = [base_model(steps[0]) or "MODEL", *outs]
@@ -202,7 +200,7 @@ def _refitted(tokens: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _options(values: Mapping[str, Any]) -> list[str]:
-    return option_words({name: value for name, value in values.items() if value is not False and name != "sha256"})
+    return option_words({name: value for name, value in values.items() if value is not False})
 
 
 def _rows(measured: Mapping[str, Mapping[str, Any]]) -> list[tuple[str, list[str]]]:

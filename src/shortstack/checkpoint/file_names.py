@@ -25,48 +25,28 @@ TEMPLATES = "additional_chat_templates"  # where transformers keeps a tokenizer'
 PICKLED = (".bin", ".pt", ".pth", ".ckpt")
 CODE = (".py", ".pkl", ".pickle", *PICKLED)  # which may run when it is loaded
 SHARD = re.compile(r"model-\d{5}-of-\d{5}\.safetensors")
-VOCABULARIES = {  # by the names that transformers' tokenizers ask for
-    "bpe.codes",
-    "dict.txt",
-    "entity_vocab.json",
-    "merges.txt",
-    "prophetnet.tokenizer",
-    "sentencepiece.bpe.model",
-    "sentencepiece.model",
-    "source.spm",
-    "spiece.model",
-    "spm.model",
-    "spm_char.model",
-    "target.spm",
-    "target_vocab.json",
-    "tekken.json",
-    "tiktoken.model",
-    "tokenizer.json",
-    "tokenizer.model",
-    "vocab-src.json",
-    "vocab-tgt.json",
-    "vocab.json",
-    "vocab.txt",
+# By the names that transformers' tokenizers ask for.
+VOCABULARIES = {
+    *["bpe.codes", "dict.txt", "entity_vocab.json", "merges.txt", "prophetnet.tokenizer", "sentencepiece.bpe.model"],
+    *[
+        "sentencepiece.model",
+        "source.spm",
+        "spiece.model",
+        "spm.model",
+        "spm_char.model",
+        "target.spm",
+        "target_vocab.json",
+    ],
+    *["tekken.json", "tiktoken.model", "tokenizer.json", "tokenizer.model", "vocab-src.json", "vocab-tgt.json"],
+    *["vocab.json", "vocab.txt"],
 }
-BESIDE = VOCABULARIES | {  # all that loaders ask for beside config and weights
-    TOKENIZER_CONFIG,
-    "added_tokens.json",
-    "audio_tokenizer_config.json",
-    "byte_maps.json",
-    "chat_template.jinja",
-    "chat_template.json",
-    "emoji.json",
-    "generation_config.json",
-    "hf_quant_config.json",
-    "normalizer.json",
-    "preprocessor_config.json",
-    "processor_config.json",
-    "quant_config.json",
-    "quantize_config.json",
-    "special_tokens_map.json",
-    "video_preprocessor_config.json",
-    "word_pronunciation.json",
-    "word_shape.json",
+# All that loaders ask for beside config and weights.
+BESIDE = VOCABULARIES | {
+    *f"{TOKENIZER_CONFIG} added_tokens.json audio_tokenizer_config.json byte_maps.json emoji.json".split(),
+    *["chat_template.jinja", "chat_template.json", "generation_config.json", "normalizer.json"],
+    *["preprocessor_config.json", "processor_config.json", "video_preprocessor_config.json"],
+    *["hf_quant_config.json", "quant_config.json", "quantize_config.json", "special_tokens_map.json"],
+    *["word_pronunciation.json", "word_shape.json"],
 }
 LEGAL = re.compile(r"(LICEN[CS]E|COPYING|NOTICE|USE_POLICY)([-_][\w-]+(\.\d+)?)?(\.(txt|md|rst))?", re.IGNORECASE)
 DOWNLOADED = (

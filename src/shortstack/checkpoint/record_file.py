@@ -3,13 +3,80 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field
 
 from shortstack.checkpoint.file_names import CARD, RECORD, TEMPLATES, equal_elsewhere, is_own_name
-from shortstack.errors import CheckpointError
+from shortstack.errors import CheckpointError, one_line
+
+Count = Annotated[int, Field(ge=0)]
+
+
+class _Part(BaseModel):
+    """A part of a record, with the fields that are read of it."""
+
+    model_config = ConfigDict(strict=True)
+
+
+class _File(_Part):
+    size: int
+    sha256: str
+
+
+class _Source(_Part):
+    id: str
+
+
+class _Versions(_Part):
+    shortstack: str
+
+
+class _Plan(_Part):
+    layers: Count
+    removed: list[Count]
+
+
+class _Tokens(_Part):
+    source: str
+    samples: Count
+    length: Count
+    seed: Count
+
+
+class _Repair(_Part):
+    kept: bool
+    tokens: _Tokens
+
+
+class _HealingConfig(_Part):
+    method: str
+    loss: str
+    data: list[str]
+
+
+class _Healing(_Part):
+    config: _HealingConfig
+    samples: Count
+
+
+class _Step(_Part):
+    """The record of one step; origin: of the one before."""
+
+    verb: Annotated[str, Field(pattern="^[a-z]+$")]
+    source: _Source
+    versions: _Versions
+    layer_map: dict[Annotated[str, Field(pattern="^[0-9]+$")], Count] | None = None
+    plan: _Plan | None = None
+    repair: _Repair | None = None
+    healing: _Healing | None = None
+    origin: _Step | None = None
+
+
+class _Record(_Step):
+    files: dict[str, _File]
 
 
 def read_record(directory: Path) -> Mapping[str, Any]:
@@ -20,13 +87,10 @@ def read_record(directory: Path) -> Mapping[str, Any]:
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
         json.dumps(record, ensure_ascii=False).encode()  # it goes into the records of what is made from this
-        problem = "" if _is_record(record) else "another form"
+        _Record.model_validate(record)
     except (ValueError, RecursionError) as error:
-        record, problem = {}, str(error)
-    if problem:
-        raise CheckpointError(
-            f"{path} is not a record of shortstack ({problem}); write the checkpoint again, or remove that file"
-        )
+        wrong = f"{path} is not a record of shortstack ({one_line(error):.60})"
+        raise CheckpointError(f"{wrong}; write the checkpoint again, or remove that file") from error
     _check_names(path, record["files"])
     return dict(record)
 
@@ -40,70 +104,3 @@ def _check_names(path: Path, names: Iterable[str]) -> None:
         raise CheckpointError(
             f"{path}: {pair[0]} and {pair[1]} are one name on other systems; do not use this checkpoint"
         )
-
-
-def _is_record(value: Any) -> bool:
-    """Say whether a record has its manifest, and what each step from the first model on tells of itself."""
-    if not isinstance(value, dict) or not _is_manifest(value.get("files")):
-        return False
-    steps = []
-    while value:
-        if not isinstance(value, dict) or not _is_step(value):
-            return False
-        steps.append(value)
-        value = value.get("origin")
-    return bool(steps)
-
-
-def _is_manifest(files: Any) -> bool:
-    return isinstance(files, dict) and all(
-        isinstance(file, dict) and type(file.get("size")) is int and isinstance(file.get("sha256"), str)
-        for file in files.values()
-    )
-
-
-def _is_step(record: Mapping[str, Any]) -> bool:
-    """Say whether a step has a verb, its source's name and the versions, and what else it tells in its form."""
-    names = ("source", "versions", "layer_map", "plan", "repair", "healing")
-    parts = {name: {} if record.get(name) is None else record[name] for name in names}
-    if not all(isinstance(part, dict) for part in parts.values()):
-        return False
-    verb, plan, healing = record.get("verb"), parts["plan"], parts["healing"]
-    return (
-        isinstance(verb, str)
-        and bool(re.fullmatch(r"[a-z]+", verb))
-        and isinstance(parts["source"].get("id"), str)
-        and isinstance(parts["versions"].get("shortstack"), str)
-        and all(new.isdecimal() and _is_count(old) for new, old in parts["layer_map"].items())
-        and (not plan or (_is_count(plan.get("layers")) and _are_counts(plan.get("removed"))))
-        and (not parts["repair"].get("kept") or _is_text(parts["repair"].get("tokens")))
-        and (not healing or _is_healing(healing))
-    )
-
-
-def _is_healing(healing: Mapping[str, Any]) -> bool:
-    """Return True if a healing has settings, named sources and a number of samples."""
-    config = healing.get("config")
-    if not isinstance(config, dict) or not all(isinstance(config.get(name), str) for name in ("method", "loss")):
-        return False
-    sources = config.get("data")
-    named = isinstance(sources, list) and all(isinstance(name, str) for name in sources)
-    return named and _is_count(healing.get("samples"))
-
-
-def _is_text(tokens: Any) -> bool:
-    """Say whether windows have a source, and how many there are, of which length and seed."""
-    numbers = ("samples", "length", "seed")
-    return (
-        isinstance(tokens, dict)
-        and isinstance(tokens.get("source"), str)
-        and all(_is_count(tokens.get(name)) for name in numbers)
-    )
-
-
-def _is_count(value: Any) -> bool:
-    return type(value) is int and value >= 0
-
-
-def _are_counts(value: Any) -> bool:
-    return isinstance(value, list) and all(map(_is_count, value))

@@ -14,7 +14,7 @@ from shortstack.machine.formats import size
 from shortstack.machine.tables import Table
 
 if TYPE_CHECKING:
-    from shortstack.cli.options import Reporting
+    from shortstack.cli.options import OutputOptions
     from shortstack.machine.memory import Memory
 
 CHECKS = "Run all checks and show what would be done and the memory and disk it needs. No output is written."
@@ -25,7 +25,7 @@ def show_dry_run(
     rows: Sequence[tuple[str, str]],
     memory: Memory,
     disk: int,
-    report: Reporting,
+    report: OutputOptions,
     *,
     output: Path,
     data: Mapping[str, Any],

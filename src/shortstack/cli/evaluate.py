@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Annotated
 
-from shortstack.cli.options import RECORDED, Base, Model, Saved, Session, flat, group, is_quantised
+from shortstack.cli.options import RECORDED, Base, CommonOptions, Model, Saved, expand_fields, group, is_quantised
 from shortstack.evaluation import EvalConfig
 
 if TYPE_CHECKING:
@@ -17,8 +17,8 @@ def evaluate(
     *,
     base: Base = RECORDED,
     output: Saved = None,
-    config: Annotated[EvalConfig, flat(group("Measures"))] = EvalConfig(),
-    session: Annotated[Session, flat(without="stream")] = Session(),
+    config: Annotated[EvalConfig, expand_fields(group("Measures"))] = EvalConfig(),
+    session: Annotated[CommonOptions, expand_fields(without="stream")] = CommonOptions(),
 ) -> None:
     """Measure perplexity, tasks and probes, and compare them with the base model.
 
@@ -42,7 +42,7 @@ def evaluate(
     _next_step(model, checkpoint, session, base)
 
 
-def _next_step(model: str, checkpoint: Checkpoint, session: Session, base: str | None) -> None:
+def _next_step(model: str, checkpoint: Checkpoint, session: CommonOptions, base: str | None) -> None:
     made_by = checkpoint.record.get("verb")
     if made_by == "heal" or (made_by == "prune" and is_quantised(checkpoint)):
         loads = f'{checkpoint.auto_class}.from_pretrained("{model}")'

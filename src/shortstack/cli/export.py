@@ -11,7 +11,7 @@ from cyclopts import Parameter
 from pydantic import Field
 
 from shortstack.cli import console
-from shortstack.cli.options import SAID, Reporting, check_unused, flat, group
+from shortstack.cli.options import SAID, OutputOptions, check_unused, expand_fields, group
 from shortstack.errors import InputError
 from shortstack.machine.files import atomic_write, check_new
 from shortstack.machine.options import options
@@ -46,9 +46,9 @@ def export(
     directory: Annotated[str, Parameter(help="A checkpoint directory that shortstack wrote.")],
     /,
     *,
-    file: Annotated[GgufOptions, flat(group("llama.cpp"))] = GgufOptions(),
-    hub: Annotated[HubOptions, flat(group("Hub", 2))] = HubOptions(),
-    report: Annotated[Reporting, flat(SAID)] = Reporting(),
+    file: Annotated[GgufOptions, expand_fields(group("llama.cpp"))] = GgufOptions(),
+    hub: Annotated[HubOptions, expand_fields(group("Hub", 2))] = HubOptions(),
+    report: Annotated[OutputOptions, expand_fields(SAID)] = OutputOptions(),
 ) -> None:
     """Export a checkpoint to llama.cpp, Ollama or the hub.
 

@@ -18,12 +18,12 @@ from shortstack.cli.options import (
     RECORDED,
     Base,
     Calibration,
+    CommonOptions,
     Out,
-    Reporting,
-    Session,
-    flat,
-    going_on,
+    OutputOptions,
+    expand_fields,
     group,
+    resume_hint,
 )
 from shortstack.errors import InputError
 from shortstack.healing import HealOptions
@@ -55,10 +55,10 @@ def heal(
     ] = None,
     base: Base = RECORDED,
     plot: Annotated[Path | None, PICTURE, Parameter(help="Draw the loss curve: an .svg file.")] = None,
-    typed: Annotated[HealOptions, flat(group("Healing"))] = HealOptions(),
-    rounds: Annotated[RoundOptions, flat(group("Rounds", 2))] = RoundOptions(),
-    calibration: Annotated[Calibration, flat(CALIBRATION)] = Calibration(),
-    session: Annotated[Session, flat(without="seed|dtype|device|stream|device_map")] = Session(),
+    typed: Annotated[HealOptions, expand_fields(group("Healing"))] = HealOptions(),
+    rounds: Annotated[RoundOptions, expand_fields(group("Rounds", 2))] = RoundOptions(),
+    calibration: Annotated[Calibration, expand_fields(CALIBRATION)] = Calibration(),
+    session: Annotated[CommonOptions, expand_fields(without="seed|dtype|device|stream|device_map")] = CommonOptions(),
 ) -> None:
     """Train a pruned checkpoint to get back what it lost.
 
@@ -81,7 +81,7 @@ def heal(
         _check_rounds(step, values)
         check_new(output, make_folders=True)
         clock = Clock(60 * config.minutes, used=time.monotonic() - began) if config.minutes else None
-        with session.report.bars() as progress, going_on("repeat the command; at most a minute of training is lost"):
+        with session.report.bars() as progress, resume_hint("repeat the command; at most a minute of training is lost"):
             model = session.source.open(directory, progress)
             if recipe and not step:
                 _warn(model, session.report)
@@ -116,7 +116,7 @@ def _removed(model: Checkpoint, result: Healing) -> str:
     return f"Layers {show_layers(sorted(before - kept))} were removed in total. The table shows the last round."
 
 
-def _warn(model: Checkpoint, report: Reporting) -> None:
+def _warn(model: Checkpoint, report: OutputOptions) -> None:
     """Warn that heal does not remove the layers that a recipe selects."""
     if model.record.get("verb") not in ("prune", "heal"):
         report.warn(f"{model.source} has all its layers, and heal removes none; use `shortstack shrink`")

@@ -68,7 +68,7 @@ def group(title: str, place: int = 1) -> Group:
     return Group(title, sort_key=place)
 
 
-def flat(heading: Group | None = None, *, without: str = "-") -> Parameter:
+def expand_fields(heading: Group | None = None, *, without: str = "-") -> Parameter:
     """Return a parameter that makes an option of each field of a class, except some, as a|b."""
     some = Parameter(name="*", parse=re.compile(f"^(?!({without})$)"))
     return Parameter.combine(some, Parameter(group=heading)) if heading else some
@@ -124,7 +124,7 @@ def unused(where: str, name: str, value: object) -> InputError:
 
 
 @options
-class Reporting:
+class OutputOptions:
     """How much is printed, and in which form."""
 
     json: bool = Field(False, description="Print one JSON object on stdout.")
@@ -194,7 +194,7 @@ def is_quantised(checkpoint: Checkpoint) -> bool:
 
 
 @contextmanager
-def going_on(how: str) -> Iterator[None]:
+def resume_hint(how: str) -> Iterator[None]:
     """Print how a run that ctrl-C or a signal ended continues."""
     try:
         yield
@@ -204,12 +204,12 @@ def going_on(how: str) -> Iterator[None]:
 
 
 @dataclass(frozen=True)
-class Session:
+class CommonOptions:
     """Options of all verbs that compute: device and dtype, revision and remote code, and output."""
 
     compute: Annotated[Compute, Parameter(name="*", group=MACHINE)] = Compute()
     source: Annotated[Source, Parameter(name="*", group=ORIGIN)] = Source()
-    report: Annotated[Reporting, Parameter(name="*", group=SAID)] = Reporting()
+    report: Annotated[OutputOptions, Parameter(name="*", group=SAID)] = OutputOptions()
 
     @property
     def alone(self) -> Source:
@@ -227,7 +227,7 @@ class Session:
         except InputError as error:
             if base != RECORDED:
                 raise error.about("base") from None
-            self.report.warn(f"nothing is compared: {error}. Give --base, or --no-base")
+            self.report.warn(f"the base model on record cannot be opened ({error}); give --base, or --no-base")
             return None
 
     def open_unpruned(self, model: str, made: Checkpoint, progress: Progress) -> Checkpoint:

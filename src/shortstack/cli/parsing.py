@@ -26,7 +26,6 @@ from cyclopts.help import ColumnSpec, DefaultFormatter, DescriptionRenderer, Nam
 
 from shortstack.cli.verbs import HELP, VERBS
 from shortstack.errors import InputError, one_line
-from shortstack.machine.formats import amount_of
 from shortstack.machine.options import input_error
 
 if TYPE_CHECKING:
@@ -64,20 +63,11 @@ def app() -> App:
 
 
 def _read(hint: Any, tokens: Sequence[Token]) -> Any:
-    """Return the value that was typed: whole numbers, which cyclopts would round, and shares as 10% where they may stand."""
-    kinds, text = {*get_args(hint)} or {hint}, tokens[0].value
-    if any(get_origin(kind) is Iterable for kind in (hint, *kinds)):  # sources of a text
+    """Return the value that was typed; numbers as text, which classes of options read, and all sources of a text."""
+    kinds = {hint, *get_args(hint)}
+    if any(get_origin(kind) is Iterable for kind in kinds):
         return [token.value for token in tokens]
-    if int not in kinds:
-        return convert(hint, tokens)
-    number = amount_of(text)
-    if isinstance(number, int) or (number is not None and float in kinds):
-        return number
-    if str in kinds:
-        return text
-    if text.removeprefix("-").isdecimal():  # negative: the option's bounds refuse it
-        return int(text)
-    raise ValueError("a whole number, or a share such as 10%" if float in kinds else "a whole number")
+    return tokens[0].value if {int, float} & kinds else convert(hint, tokens)
 
 
 NAMES = NameRenderer(max_width=31)  # characters: no name is longer

@@ -9,7 +9,16 @@ from typing import TYPE_CHECKING, Annotated
 from cyclopts import Parameter
 
 from shortstack.checkpoint.file_names import DEMO_HUB_ID, is_demo
-from shortstack.cli.options import CALIBRATION, MODEL, NEW, Calibration, Session, check_unused, flat, group
+from shortstack.cli.options import (
+    CALIBRATION,
+    MODEL,
+    NEW,
+    Calibration,
+    CommonOptions,
+    check_unused,
+    expand_fields,
+    group,
+)
 from shortstack.machine.files import atomic_write, check_new
 from shortstack.machine.formats import show_layers
 from shortstack.machine.progress import say
@@ -28,9 +37,9 @@ def plan(
     *,
     output: Annotated[Path | None, NEW, Parameter(alias="-o", help="Write the plan to this JSON file.")] = None,
     mergekit: Annotated[Path | None, NEW, Parameter(help="Also write it as mergekit slices to this YAML file.")] = None,
-    selection: Annotated[Selection, flat(WHICH)] = Selection(),
-    calibration: Annotated[Calibration, flat(CALIBRATION)] = Calibration(),
-    session: Annotated[Session, flat()] = Session(),
+    selection: Annotated[Selection, expand_fields(WHICH)] = Selection(),
+    calibration: Annotated[Calibration, expand_fields(CALIBRATION)] = Calibration(),
+    session: Annotated[CommonOptions, expand_fields()] = CommonOptions(),
 ) -> None:
     """Select the layers to remove, from scores or a model.
 

@@ -7,7 +7,7 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from shortstack.cli.options import RECORDED, Base, Model, Saved, Session, check_unused, flat, group
+from shortstack.cli.options import RECORDED, Base, CommonOptions, Model, Saved, check_unused, expand_fields, group
 from shortstack.profiling import Timing
 
 
@@ -18,8 +18,8 @@ def profile(
     base: Base = RECORDED,
     no_speed: Annotated[bool, Parameter(negative=(), help="Count only; no weight is loaded.")] = False,
     output: Saved = None,
-    timing: Annotated[Timing, flat(group("How speed is measured"))] = Timing(),
-    session: Annotated[Session, flat(without="seed|stream|device_map")] = Session(),
+    timing: Annotated[Timing, expand_fields(group("How speed is measured"))] = Timing(),
+    session: Annotated[CommonOptions, expand_fields(without="seed|stream|device_map")] = CommonOptions(),
 ) -> None:
     """Count parameters, bytes and operations; measure speed and memory, in turns with the base model.
 

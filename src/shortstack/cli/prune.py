@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from cyclopts import Parameter
 from pydantic import Field
 
-from shortstack.cli.options import CALIBRATION, Calibration, Model, Session, check_unused, flat
+from shortstack.cli.options import CALIBRATION, Calibration, CommonOptions, Model, check_unused, expand_fields
 from shortstack.cli.plan import WHICH, say_moved
 from shortstack.errors import InputError
 from shortstack.machine.options import options
@@ -39,10 +39,10 @@ def prune(
         Path,
         Parameter(alias="-o", help="New directory, or a .gguf file for a .gguf model; never overwritten."),
     ],
-    how: Annotated[PruneOptions, flat()] = PruneOptions(),
-    selection: Annotated[Selection, flat(WHICH)] = Selection(),
-    calibration: Annotated[Calibration, flat(CALIBRATION)] = Calibration(),
-    session: Annotated[Session, flat()] = Session(),
+    how: Annotated[PruneOptions, expand_fields()] = PruneOptions(),
+    selection: Annotated[Selection, expand_fields(WHICH)] = Selection(),
+    calibration: Annotated[Calibration, expand_fields(CALIBRATION)] = Calibration(),
+    session: Annotated[CommonOptions, expand_fields()] = CommonOptions(),
 ) -> None:
     """Write the model without some layers, by copying bytes.
 
@@ -71,7 +71,9 @@ def prune(
     return None
 
 
-def _named(how: PruneOptions, selection: Selection, calibration: Calibration, session: Session) -> Plan | str | None:
+def _named(
+    how: PruneOptions, selection: Selection, calibration: Calibration, session: CommonOptions
+) -> Plan | str | None:
     """Return the plan or the layers that are named; refuse options that then change nothing."""
     if not how.repair:
         check_unused("prune without --repair", PruneOptions(repair_samples=how.repair_samples))
@@ -84,7 +86,7 @@ def _named(how: PruneOptions, selection: Selection, calibration: Calibration, se
 
 
 def _selected(
-    checkpoint: Checkpoint, selection: Selection, calibration: Calibration, session: Session, progress: Progress
+    checkpoint: Checkpoint, selection: Selection, calibration: Calibration, session: CommonOptions, progress: Progress
 ) -> Plan:
     plan = select(checkpoint, selection, calibration.text, compute=session.compute, progress=progress)
     say_moved(plan)
@@ -98,7 +100,7 @@ def _prune_file(
     named: Plan | str | None,
     selection: Selection,
     calibration: Calibration,
-    session: Session,
+    session: CommonOptions,
 ) -> None:
     """Cut a .gguf file as it is; selected layers are moved where the file cannot express the cut."""
     from shortstack.checkpoint.gguf_file import read_gguf

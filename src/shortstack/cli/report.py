@@ -9,7 +9,7 @@ from typing import Annotated
 from cyclopts import Parameter
 
 from shortstack.cli import console
-from shortstack.cli.options import NEW, SAID, Reporting, flat
+from shortstack.cli.options import NEW, SAID, OutputOptions, expand_fields
 from shortstack.errors import InputError
 from shortstack.machine.formats import counted
 
@@ -24,7 +24,7 @@ def report(
     output: Annotated[Path | None, Parameter(alias="-o", help=HELP)] = None,
     markdown: Annotated[bool, Parameter(help="Print the tables as Markdown on stdout.")] = False,
     csv: Annotated[Path | None, NEW, Parameter(help="New directory for the tables as CSV files.")] = None,
-    output_options: Annotated[Reporting, flat(SAID)] = Reporting(),
+    output_options: Annotated[OutputOptions, expand_fields(SAID)] = OutputOptions(),
 ) -> None:
     """Show what a study found, as one page or as tables.
 

@@ -8,7 +8,16 @@ from typing import Annotated
 from cyclopts import Parameter
 from pydantic import Field
 
-from shortstack.cli.options import CALIBRATION, NEW, PICTURE, Calibration, Model, Session, check_unused, flat
+from shortstack.cli.options import (
+    CALIBRATION,
+    NEW,
+    PICTURE,
+    Calibration,
+    CommonOptions,
+    Model,
+    check_unused,
+    expand_fields,
+)
 from shortstack.data import Text
 from shortstack.machine.options import options
 from shortstack.scoring import METRICS
@@ -33,14 +42,14 @@ def score(
     model: Model,
     /,
     *,
-    what: Annotated[ScoreOptions, flat()] = ScoreOptions(),
+    what: Annotated[ScoreOptions, expand_fields()] = ScoreOptions(),
     depth_curve: Annotated[bool, Parameter(help=DEPTH_CURVE)] = False,
     output: Annotated[Path | None, NEW, Parameter(alias="-o", help="Write the scores to this JSON file.")] = None,
     plot: Annotated[
         Path | None, PICTURE, Parameter(help="Draw the scores, their order and agreement: an .svg file.")
     ] = None,
-    calibration: Annotated[Calibration, flat(CALIBRATION)] = Calibration(),
-    session: Annotated[Session, flat()] = Session(),
+    calibration: Annotated[Calibration, expand_fields(CALIBRATION)] = Calibration(),
+    session: Annotated[CommonOptions, expand_fields()] = CommonOptions(),
 ) -> None:
     """Score every layer by one or more metrics, in one pass over the layers.
 
@@ -76,7 +85,7 @@ def score(
     return None
 
 
-def _depth_curve(model: str, output: Path | None, plot: Path | None, text: Text, session: Session) -> None:
+def _depth_curve(model: str, output: Path | None, plot: Path | None, text: Text, session: CommonOptions) -> None:
     from shortstack.scoring import depth_curve
 
     with session.report.bars() as progress:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from shortstack.cli import console
 from shortstack.cli.dry_run import DryRun, show_dry_run
-from shortstack.cli.options import Model, Out, Session, flat, going_on
+from shortstack.cli.options import CommonOptions, Model, Out, expand_fields, resume_hint
 from shortstack.machine.formats import duration, show_layers
 from shortstack.shrinking import ShrinkOptions
 
@@ -23,9 +23,9 @@ def shrink(
     /,
     *,
     output: Out,
-    options: Annotated[ShrinkOptions, flat()] = ShrinkOptions(),
+    options: Annotated[ShrinkOptions, expand_fields()] = ShrinkOptions(),
     dry_run: DryRun = False,
-    session: Annotated[Session, flat(without="stream|device_map")] = Session(),
+    session: Annotated[CommonOptions, expand_fields(without="stream|device_map")] = CommonOptions(),
 ) -> None:
     """Prune, repair, heal and measure a model in one command.
 
@@ -39,7 +39,7 @@ def shrink(
 
     if dry_run:
         return _preview(model, output, options, session)
-    with session.report.bars() as progress, going_on("run the same command again"):
+    with session.report.bars() as progress, resume_hint("run the same command again"):
         base = session.source.open(model, progress)
         result = shrink_model(base, output, options, compute=session.compute, progress=progress, began=began)
     if session.report.json:
@@ -53,7 +53,7 @@ def shrink(
     return None
 
 
-def _preview(model: str, output: Path, options: ShrinkOptions, session: Session) -> None:
+def _preview(model: str, output: Path, options: ShrinkOptions, session: CommonOptions) -> None:
     from shortstack.shrinking.line import preview
 
     with session.report.bars() as progress:

@@ -9,7 +9,7 @@ from typing import Annotated
 from cyclopts import Parameter
 
 from shortstack.cli import console
-from shortstack.cli.options import SAID, Reporting, flat, going_on
+from shortstack.cli.options import SAID, OutputOptions, expand_fields, resume_hint
 from shortstack.errors import InputError
 from shortstack.study.workers import RunOptions
 
@@ -21,10 +21,10 @@ def study(
     output: Annotated[
         Path | None, Parameter(alias="-o", help="Folder of the study; an existing one is continued.")
     ] = None,
-    run: Annotated[RunOptions, flat()] = RunOptions(),
+    run: Annotated[RunOptions, expand_fields()] = RunOptions(),
     status: Annotated[bool, Parameter(help="Show how far the study in --output is, and exit.")] = False,
     dry_run: Annotated[bool, Parameter(help="Run all checks, show trials, steps and disk, and exit.")] = False,
-    report: Annotated[Reporting, flat(SAID)] = Reporting(),
+    report: Annotated[OutputOptions, expand_fields(SAID)] = OutputOptions(),
 ) -> None:
     """Run a grid of trials, each step once.
 
@@ -43,8 +43,8 @@ def study(
         raise InputError("missing; name the folder of the study, or use --dry-run", option="output")
     if status:
         return report.result(study_status(output))
-    with report.bars() as progress, going_on(f"run the same command again; finished work is in {output}"):
-        outcome = run_study(file, output, launcher=run.launcher, keep=run.keep, progress=progress)
+    with report.bars() as progress, resume_hint(f"run the same command again; finished work is in {output}"):
+        outcome = run_study(file, output, workers=run.workers, ray=run.ray, keep=run.keep, progress=progress)
     report.result(outcome)
     report.next_step("report", output)
     if outcome.failed:

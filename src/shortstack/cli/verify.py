@@ -10,7 +10,16 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from shortstack.cli.options import RECORDED, Base, Saved, Session, check_unused, flat, is_quantised, unused
+from shortstack.cli.options import (
+    RECORDED,
+    Base,
+    CommonOptions,
+    Saved,
+    check_unused,
+    expand_fields,
+    is_quantised,
+    unused,
+)
 from shortstack.errors import InputError
 
 
@@ -21,7 +30,7 @@ def verify(
     base: Base = RECORDED,
     device: Annotated[str, Parameter(help="Where to compute.")] = "cpu",
     output: Saved = None,
-    session: Annotated[Session, flat(without="seed|device|dtype|device_map|revision")] = Session(),
+    session: Annotated[CommonOptions, expand_fields(without="seed|device|dtype|device_map|revision")] = CommonOptions(),
 ) -> None:
     """Check that a pruned model is whole and computes what it should.
 
@@ -53,7 +62,7 @@ def verify(
     return None
 
 
-def _verify_file(file: Path, base: str | None, session: Session, output: Path | None) -> None:
+def _verify_file(file: Path, base: str | None, session: CommonOptions, output: Path | None) -> None:
     from shortstack.checkpoint.source import gguf_of
     from shortstack.pruning.gguf_verification import verify_gguf
 

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 
 from shortstack.data.sources import (
     OWN,
-    file_stat,
     is_prose,
     prompt_and_response,
     read_records,
@@ -56,15 +55,17 @@ def read_examples(text: Text, tokenizer: PreTrainedTokenizerBase, seed: int = 0)
     each other.
     """
     rng = random.Random(seed)
-    read, wanted, _ = shared_out(text, tokenizer, seed)
-    if text.samples is None and len(wanted) > 1 and sum(wanted.values()) < ENDLESS_SAMPLES:
-        _warn_of_few(text, read, wanted)
+    read, wanted = shared_out(text, tokenizer, seed)
+    total = sum(wanted.values())
+    if text.samples is None and read and len(wanted) > 1 and total < ENDLESS_SAMPLES:
+        few = f"{text.name} give {total} samples, as many as the shortest allows"
+        warnings.warn(f"{few}; add to it, or give it less weight", ShortstackWarning, stacklevel=2)
     for name, amount in wanted.items():
         if name not in read:
             read[name] = [[made] for made in _made(name, amount, tokenizer, text.length, seed)]
     if len(wanted) == 1:
         (only,) = read.values()
-        return [*chain.from_iterable(rng.sample(only, len(only)))][: sum(wanted.values())]
+        return [*chain.from_iterable(rng.sample(only, len(only)))][:total]
     drawn = {name: rng.sample(read[name], min(amount, len(read[name]))) for name, amount in wanted.items()}
     chosen = [part for name, amount in wanted.items() for part in _first(drawn[name], amount)]
     return [*chain.from_iterable(rng.sample(chosen, len(chosen)))]
@@ -73,16 +74,6 @@ def read_examples(text: Text, tokenizer: PreTrainedTokenizerBase, seed: int = 0)
 def own_samples(text: Text, tokenizer: PreTrainedTokenizerBase, seed: int = 0) -> int:
     """Return how many samples of a text the base model is to write."""
     return shared_out(text, tokenizer, seed)[1].get(OWN, 0) if text.own else 0
-
-
-def _warn_of_few(text: Text, read: Mapping[str, Sequence[Conversation]], wanted: Mapping[str, int]) -> None:
-    """Warn of a source so short that the others give little."""
-    sizes = {source: sum(map(len, read[source.name])) for source in text.sources if source.name in read}
-    shortest = min(sizes, key=lambda source: sizes[source] / source.weight, default=None)
-    if shortest is not None:
-        total = sum(wanted.values())
-        few = f"{shortest.label} has {sizes[shortest]} samples, so that all sources together give {total}"
-        warnings.warn(f"{few}; add to it, or give it less weight", ShortstackWarning, stacklevel=3)
 
 
 def _first(parts: Sequence[Conversation], amount: int) -> Iterator[Conversation]:
@@ -95,23 +86,20 @@ def _first(parts: Sequence[Conversation], amount: int) -> Iterator[Conversation]
 
 def shared_out(
     text: Text, tokenizer: PreTrainedTokenizerBase, seed: int, *, tokens: float = math.inf
-) -> tuple[dict[str, Sequence[Conversation]], dict[str, int], bool]:
+) -> tuple[dict[str, Sequence[Conversation]], dict[str, int]]:
     """Read the samples of the sources that have an end, and share out how many each source gives.
 
-    tokens: of each source no more are read than hold this many. Returns, too, whether each was read to its end.
+    tokens: of each source no more are read than hold this many.
     """
     most, whole = text.samples, sum(source.weight for source in text.sources)
-    read, ended = dict[str, Sequence[Conversation]](), True
+    read, settings = dict[str, Sequence[Conversation]](), Settings.of(tokenizer)
     for source in text.sources:
         if not source.endless:
             records = None if most is None or is_share(most) else math.ceil(most * source.weight / whole)
-            stats = map(file_stat, source_files(source.name))
+            stats = [path.stat() for path in source_files(source.name) if path.exists()]
             stamps = tuple((stat.st_mtime_ns, stat.st_size) for stat in stats)
-            settings = Settings.of(tokenizer)
-            read[source.name], all_read = _read(source.name, stamps, settings, text.length, seed, records, tokens)
-            ended = ended and all_read
-    sizes = {name: sum(map(len, parts)) for name, parts in read.items()}
-    return read, shares(text.sources, sizes, most), ended
+            read[source.name] = _read(source.name, stamps, settings, text.length, seed, records, tokens)
+    return read, shares(text.sources, {name: sum(map(len, parts)) for name, parts in read.items()}, most)
 
 
 def shares(sources: Sequence[Source], sizes: Mapping[str, int], most: float | None) -> dict[str, int]:
@@ -148,38 +136,32 @@ def _read(
     seed: int,
     most: int | None,
     tokens: float,
-) -> tuple[Sequence[Conversation], bool]:
+) -> Sequence[Conversation]:
     """Read the samples of a source that has an end, of at most `most` records with something to learn, drawn by the seed.
 
-    stamps: of its files. tokens: what lies behind that many is not read. Returns, too, whether all was read.
+    stamps: of its files. tokens: what lies behind that many is not read.
     """
-    records, samples, size, ended = 0, list[Conversation](), 0, True
+    samples, size = list[Conversation](), 0
     enough = SPREAD * most if most is not None and is_prose(name) else math.inf
-
-    def useful() -> Iterator[list[Conversation]]:
-        nonlocal records
-        in_order = most is None and math.isinf(tokens)  # else those that are read stand for all
-        for record in (read_records if in_order else shuffled_records)(name, seed=seed):
-            records += 1
-            parts = _useful(_examples(record, settings.tokenizer, length), chat=record_format(record) == "chat")
-            if parts:
-                yield parts
-
-    for parts in islice(useful(), most):
+    in_order = most is None and math.isinf(tokens)  # else those that are read stand for all
+    records = (read_records if in_order else shuffled_records)(name, seed=seed)
+    read = (_conversations(record, settings.tokenizer, length) for record in records)
+    for parts in islice(filter(None, read), most):
         if size > tokens or len(samples) >= enough:
-            ended = False
             break
         samples += parts
         size += sum(len(example.ids) for part in parts for example in part)
     if not samples:
-        raise DataError(f"{name}: none of {records} records has a response within {length} tokens; raise max_length")
-    return samples, ended
+        raise DataError(f"{name}: no record has a response within {length} tokens; raise max_length")
+    return samples
 
 
-def _useful(examples: Sequence[Example], *, chat: bool) -> list[Conversation]:
-    """Keep those of a record's samples that have something to learn; all of a chat together, others one by one."""
-    useful = [example for example in examples if any(example.learn[1:])]
-    if chat and useful:
+def _conversations(
+    record: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase, length: int
+) -> Sequence[Conversation]:
+    """Return a record's samples that have something to learn; all of a chat together, others one by one."""
+    useful = [example for example in _examples(record, tokenizer, length) if any(example.learn[1:])]
+    if useful and record_format(record) == "chat":
         return [[useful[0], *(replace(example, follows=True) for example in useful[1:])]]
     return [[example] for example in useful]
 

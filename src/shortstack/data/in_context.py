@@ -14,7 +14,7 @@ import itertools
 import json
 import random
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 HELD_OUT_SHARE = 0.2  # of the reference topics
@@ -111,18 +111,26 @@ def drills(rng: random.Random, most: int = MOST) -> Passages:
     return passages
 
 
-def _of_a_word(answer: Callable[[str], str]) -> Make:
+def _of_a_word(answer: Callable[[str], str], question: Callable[[str], str] = str) -> Make:
     def make(rng: random.Random, _size: int) -> tuple[str, str]:
         word = rng.choice(words())
-        return word, answer(word)
+        return question(word), answer(word)
 
     return make
 
 
-def _of_words(ordered: Callable[[Sequence[str]], Iterable[str]]) -> Make:
+def _of_words(answer: Callable[[Sequence[str]], str], between: str = " ", most: int = MOST) -> Make:
     def make(rng: random.Random, size: int) -> tuple[str, str]:
-        some = rng.sample(words(), size)
-        return " ".join(some), " ".join(ordered(some))
+        some = rng.sample(words(), min(size, most))
+        return between.join(some), answer(some)
+
+    return make
+
+
+def _of_numbers(answer: Callable[[Sequence[int]], int], between: str) -> Make:
+    def make(rng: random.Random, _size: int) -> tuple[str, str]:
+        numbers = _numbers(rng, 2)
+        return between.join(map(str, numbers)), str(answer(numbers))
 
     return make
 
@@ -168,16 +176,6 @@ def _operator(rng: random.Random, _size: int) -> tuple[str, str]:
 def _sorted_numbers(rng: random.Random, size: int) -> tuple[str, str]:
     numbers = _numbers(rng, size)
     return " ".join(map(str, numbers)), " ".join(map(str, sorted(numbers)))
-
-
-def _larger(rng: random.Random, _size: int) -> tuple[str, str]:
-    numbers = _numbers(rng, 2)
-    return "{} or {}".format(*numbers), str(max(numbers))
-
-
-def _smaller(rng: random.Random, _size: int) -> tuple[str, str]:
-    numbers = _numbers(rng, 2)
-    return "{}, {}".format(*numbers), str(min(numbers))
 
 
 def _lookup(rng: random.Random, size: int) -> tuple[str, str]:
@@ -228,26 +226,11 @@ def _json_value(rng: random.Random, size: int) -> tuple[str, str]:
     return f"{json.dumps(record)} {key}", str(record[key])
 
 
-def _csv(rng: random.Random, size: int) -> tuple[str, str]:
-    cells = rng.sample(words(), size)
-    return " and ".join(cells), ",".join(cells)
-
-
-def _title(rng: random.Random, size: int) -> tuple[str, str]:
-    some = rng.sample(words(), min(size, 3))
-    return " ".join(some), " ".join(map(str.capitalize, some))
-
-
 def _problem(rng: random.Random, _size: int) -> tuple[str, str]:
     name, thing, a, b = rng.choice(NAMES), rng.choice(THINGS), rng.randint(2, 9), rng.randint(1, 9)
     if rng.random() < 1 / 2:
         return f"{name} has {a} {thing} and finds {b} more.", f"{a + b} {thing}"
     return f"{name} has {a + b} {thing} and loses {b}.", f"{a} {thing}"
-
-
-def _joined(rng: random.Random, _size: int) -> tuple[str, str]:
-    word = rng.choice(words())
-    return " ".join(word), word
 
 
 def _counted(rng: random.Random, _size: int) -> tuple[str, str]:
@@ -263,12 +246,16 @@ FAMILIES: Mapping[str, Family] = {
     "difference": Family(_difference, ("Taking {q} leaves", "{q}:", "Subtract {q} ->")),
     "operator": Family(_operator, ("{q} is", "What is {q}?", "{q} gives")),
     "sorted-numbers": Family(_sorted_numbers, ("Sorted: {q} ->", "Order {q} =>", "{q} sorted is")),
-    "sorted-words": Family(_of_words(sorted), ("Alphabetical: {q} ->", "Sort the words {q} =>")),
-    "larger": Family(_larger, ("Which is larger, {q}?", "max {q}:", "Greater of {q} =")),
-    "smaller": Family(_smaller, ("Which is smaller, {q}?", "min({q}) =>", "Least of {q}:")),
+    "sorted-words": Family(
+        _of_words(lambda some: " ".join(sorted(some))), ("Alphabetical: {q} ->", "Sort the words {q} =>")
+    ),
+    "larger": Family(_of_numbers(max, " or "), ("Which is larger, {q}?", "max {q}:", "Greater of {q} =")),
+    "smaller": Family(_of_numbers(min, ", "), ("Which is smaller, {q}?", "min({q}) =>", "Least of {q}:")),
     "lookup": Family(_lookup, ("{q} =>", "Table {q}:", "Find {q} ->")),
     "owner": Family(_owner, ("{q}", "Story: {q} Answer:")),
-    "reversed": Family(_of_words(reversed), ("{q} | reversed |", "Backwards {q} ->", "Turn around {q}:")),
+    "reversed": Family(
+        _of_words(lambda some: " ".join(reversed(some))), ("{q} | reversed |", "Backwards {q} ->", "Turn around {q}:")
+    ),
     "echoed": Family(_echoed, ("Say {q}:", "{q} repeated is", "echo {q}\n")),
     "twice": Family(_of_a_word("{0} {0}".format), ("{q} twice:", "Double {q} ->")),
     "place": Family(_place, ("The {q} is", "{q} ->", "Q: the {q}? A:")),
@@ -276,12 +263,14 @@ FAMILIES: Mapping[str, Family] = {
     "tags": Family(_tags, ("{q}", "HTML {q} ->")),
     "json-of-pairs": Family(_json_of_pairs, ("{q} as an object:", "Convert {q} =>")),
     "json-value": Family(_json_value, ("{q} ->", "Key of {q}:")),
-    "csv": Family(_csv, ("CSV of {q}:", "{q} =>")),
+    "csv": Family(_of_words(",".join, " and "), ("CSV of {q}:", "{q} =>")),
     "upper": Family(_of_a_word(str.upper), ("{q} in capitals:", "upper({q}) =", "SHOUT {q}:")),
-    "title": Family(_title, ("Title: {q} ->", "Capitalize {q}:")),
+    "title": Family(
+        _of_words(lambda some: " ".join(map(str.capitalize, some)), most=3), ("Title: {q} ->", "Capitalize {q}:")
+    ),
     "problem": Family(_problem, ("{q} Now there are", "{q} How many? Answer:", "Q: {q}\nA:")),
     "spelled": Family(_of_a_word("-".join), ("Spell {q}:", "{q} letter by letter:")),
-    "joined": Family(_joined, ("Join {q} ->", "The letters {q} spell")),
+    "joined": Family(_of_a_word(str, " ".join), ("Join {q} ->", "The letters {q} spell")),
     "counted": Family(_counted, ("How many marks: {q} ->", "Count {q} =")),
 }
 

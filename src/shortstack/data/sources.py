@@ -2,8 +2,7 @@
 
 A source is a built-in text such as `pydoc` (the standard library's reference topics; the last 20 % is held out and never
 calibrates), a .txt, .json or .jsonl file, a folder of them, or a hub dataset `org/name`, `org/name@revision` or
-`org/name:split`. Two kinds have no end: `self`, which the base model writes, and those of IN_CONTEXT, which a seeded program
-writes.
+`org/name:split`. `self`, which the base model writes, and those of IN_CONTEXT, which a seeded program writes, have no end.
 """
 
 from __future__ import annotations
@@ -42,7 +41,6 @@ KEYS = {  # the fields of each, the first that fits counts; an instruction may h
 CONTEXT = ("input", "context")
 LARGE, PIECE = 4 << 20, 64 << 10  # bytes: a text file beyond LARGE is read in pieces, as many as are needed
 LINE = 4096  # bytes in which a piece looks for the end of a line
-
 HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w.@-]+(:.+)?")  # with a revision or a split
 
 # Built-in texts by name: function(held_out) gives the part that is held out, or the rest, which calibrates.
@@ -63,15 +61,14 @@ def own_file(key: str) -> Path:
 
 def is_own(name: str) -> bool:
     """Return True for a file of what a base model wrote, as token ids."""
-    return os.path.dirname(name) == str(own_file("").parent)
+    return Path(name).parent == own_file("").parent
 
 
 def label(name: str) -> str:
-    """Return the name of a source for people, without the cache's folder."""
-    path = Path(name)
+    """Return the name of a source, without the cache's folder."""
     if is_own(name):
         return OWN
-    return f"rows-{path.stem[:8]}" if path.parent == cache_directory("data") else name
+    return f"rows-{Path(name).stem[:8]}" if Path(name).parent == cache_directory("data") else name
 
 
 def public_name(name: str) -> str:
@@ -82,11 +79,11 @@ def public_name(name: str) -> str:
     """
     name = label(name)
     local = bool(_suffix(name)) or os.path.exists(name) or not HUB_NAME.fullmatch(name)
-    return name if name in SOURCES or is_endless(name) or not local else Path(name).name
+    return Path(name).name if local and name not in SOURCES else name
 
 
 def source_digest(name: str) -> str:
-    """Return the digest of a source's content, in the order in which a text is read.
+    """Return the digest of a source's content.
 
     A hub dataset is known by its name, and so is what a model or a seeded program writes: its origin is another input.
     """
@@ -94,22 +91,15 @@ def source_digest(name: str) -> str:
         return digest({"made": label(name), "words": words()})
     if name in SOURCES:
         return digest([SOURCES[name](held_out) for held_out in (False, True)])
-    if os.path.isdir(name):
-        files = (path for path in sorted(Path(name).rglob("*")) if path.is_file())
-        return digest({str(path.relative_to(name)): file_digest(path) for path in files})
-    return file_digest(Path(name)) if os.path.isfile(name) else name
+    files = [path for path in sorted(Path(name).rglob("*")) if path.is_file()] if os.path.isdir(name) else [Path(name)]
+    return digest({os.path.relpath(path, name): file_digest(path) for path in files}) if files[0].is_file() else name
 
 
 def rows_file(rows: Iterable[Any]) -> str:
-    """Write rows in memory to a .jsonl file of the cache and return its path.
-
-    Raises:
-        DataError: a row is neither text nor a chat nor a record of what JSON can hold, or there is none.
-    """
-    lines = [_line(row, number) for number, row in enumerate(rows)]
-    if not lines:
+    """Write rows in memory to a .jsonl file of the cache and return its path."""
+    content = "".join(f"{_line(row, number)}\n" for number, row in enumerate(rows))
+    if not content:
         raise DataError("the data has no rows; give texts, chats or records")
-    content = "".join(f"{line}\n" for line in lines)
     path = cache_directory("data") / f"{hashlib.sha256(content.encode()).hexdigest()}.jsonl"
     if path.is_file():
         mark_used(path)
@@ -120,39 +110,29 @@ def rows_file(rows: Iterable[Any]) -> str:
 
 
 def _line(row: Any, number: int) -> str:
-    record = {"text": row} if isinstance(row, str) else row
-    record = dict(record) if isinstance(record, Mapping) else {"messages": record}
+    record = {"text": row} if isinstance(row, str) else dict(row) if isinstance(row, Mapping) else {"messages": row}
     try:
-        if "messages" not in record or isinstance(row, Mapping) or record_format(record):
-            return json.dumps(record)  # half a character is refused where it is read
-        reason = f"{row!r}"[:60]
+        line = json.dumps(record)  # half a character is refused where it is read
     except TypeError as error:  # an image, a date
-        reason = str(error)
-    raise DataError(f"row {number} of the data: {reason}; give texts, chats (lists of messages) or records of JSON")
-
-
-def check_source(name: str, *, option: str = "") -> None:
-    """Refuse an unknown source, or a file that cannot be read, before minutes of work; the hub is not asked."""
-    if name in SOURCES or is_endless(name):
-        return
-    if not _suffix(name) and not os.path.exists(name):
-        _hub_name(name, option)
-        return
-    try:
-        for path in source_files(name):
-            path.open("rb").close()
-    except OSError as error:
-        raise _unreadable(error, name).about(option) from error
-    except DataError as error:
-        raise error.about(option) from None
+        raise DataError(f"row {number} of the data: {error}; leave that column out") from error
+    _checked(record, f"row {number} of the data")
+    return line
 
 
 def is_name(row: Any) -> bool:
     """Return True if a row of data can only be meant as the name of a source: a path, or ASCII without spaces."""
-    if not isinstance(row, str):
-        return isinstance(row, os.PathLike)
     spaces = any(map(str.isspace, row))
     return os.path.exists(row) or bool(_suffix(row)) or (row.isascii() and not spaces)
+
+
+def check_source(name: str) -> None:
+    """Refuse an unknown source, or a file that cannot be read, before minutes of work; the hub is not asked."""
+    if name not in SOURCES and not is_endless(name):
+        files = source_files(name)
+        for path in files:
+            _bytes(path, 1)
+        if not files:
+            _hub_name(name)
 
 
 def _suffix(name: str) -> str:
@@ -163,8 +143,8 @@ def _suffix(name: str) -> str:
 
 def source_files(name: str) -> list[Path]:
     """Return the file of a source, the files of a folder that are of a known format, or none of what is no file."""
-    if not os.path.isdir(name):
-        return [Path(name)] if os.path.exists(name) or _suffix(name) else []
+    if name in SOURCES or not os.path.isdir(name):
+        return [Path(name)] if name not in SOURCES and (os.path.exists(name) or _suffix(name)) else []
     files = [path for path in sorted(Path(name).rglob("*")) if path.is_file() and _suffix(path.name)]
     if not files:
         raise DataError(f"{name} has no .txt, .json or .jsonl file")
@@ -183,8 +163,8 @@ def read_records(name: str, *, seed: int = 0, held_out: bool = False) -> Iterato
     """
     if name in SOURCES:
         yield {"text": SOURCES[name](held_out)}
-    elif _suffix(name) or os.path.exists(name):
-        for path in source_files(name):
+    elif files := source_files(name):
+        for path in files:
             yield from _read_file(path)
     else:
         yield from hub_records(name, seed)
@@ -203,7 +183,12 @@ def shuffled_records(name: str, *, seed: int = 0, held_out: bool = False) -> Ite
 
 def read_documents(name: str, *, seed: int = 0, held_out: bool = False) -> Iterator[str]:
     """Read the texts of a source, shuffled by seed when there are several; records of other formats give all their text."""
-    return map(_all_text, shuffled_records(name, seed=seed, held_out=held_out))
+    for record in shuffled_records(name, seed=seed, held_out=held_out):
+        kind = record_format(record)
+        if kind == "chat":
+            yield "\n\n".join(turn["content"] for turn in record["messages"])
+        else:
+            yield record["text"] if kind == "text" else "".join(prompt_and_response(record))
 
 
 def _read_file(path: Path) -> Iterator[dict[str, Any]]:
@@ -215,7 +200,7 @@ def _read_file(path: Path) -> Iterator[dict[str, Any]]:
 
 def _pieces(path: Path, rng: random.Random | None = None) -> Iterator[str]:
     """Read a text file as a whole, or beyond LARGE in pieces that end with a line. rng: shuffles them."""
-    size = file_stat(path).st_size
+    size = path.stat().st_size if path.is_file() else 0
     if size <= LARGE:
         yield _read_text(path)
         return
@@ -237,19 +222,16 @@ def _line_start(file: BinaryIO, place: int) -> int:
     return place + (line or len(ahead) - len(ahead.lstrip(bytes(range(0x80, 0xC0)))))
 
 
-def file_stat(path: Path) -> os.stat_result:
+def _bytes(path: Path, size: int = -1) -> bytes:
     try:
-        return path.stat()
+        with path.open("rb") as file:
+            return file.read(size)
     except OSError as error:
-        raise _unreadable(error, path) from error
+        raise DataError(f"{path}: {error.strerror or error}; check the path") from error
 
 
 def _read_text(path: Path) -> str:
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise _unreadable(error, path) from error
-    text = _decoded(path, data)
+    text = _decoded(path, _bytes(path))
     if not text.strip():
         raise DataError(f"{path} is {'blank' if text else 'empty'}; give a file with text")
     return text
@@ -263,10 +245,6 @@ def _decoded(path: Path, data: bytes, start: int = 0) -> str:
         raise DataError(f"{path}: {at} is no UTF-8; convert the file to UTF-8") from error
 
 
-def _unreadable(error: OSError, place: str | Path) -> DataError:
-    return DataError(f"{place}: {error.strerror or error}; check the path")
-
-
 def _entries(path: Path) -> Iterator[dict[str, Any]]:
     """Read the objects of a .json file, which holds a list of them."""
     try:
@@ -275,68 +253,45 @@ def _entries(path: Path) -> Iterator[dict[str, Any]]:
         raise DataError(f"{path}: {error}; correct it, or save it as .jsonl") from error
     if not isinstance(entries, list):
         raise DataError(f"{path} holds a {type(entries).__name__}; give a JSON list of objects, or a .jsonl file")
-    for number, entry in enumerate(entries, start=1):
-        yield _checked(entry, f"{path}, entry {number}")
+    return (_checked(entry, f"{path}, entry {number}") for number, entry in enumerate(entries, start=1))
 
 
 def read_lines(path: Path) -> Iterator[tuple[str, Any]]:
     """Yield where each line of a .jsonl file is, for messages, and its value."""
     for number, line in enumerate(_read_text(path).split("\n"), start=1):  # splitlines also cuts at U+2028, unlike JSON
-        if not line.strip():
-            continue
-        where = f"{path}, line {number}"
-        try:
-            yield where, json.loads(line)
-        except (ValueError, RecursionError) as error:
-            raise DataError(f"{where}: {line[:60]!r} is no JSON ({error}); correct or delete that line") from error
+        if line.strip():
+            where = f"{path}, line {number}"
+            try:
+                yield where, json.loads(line)
+            except (ValueError, RecursionError) as error:
+                raise DataError(f"{where}: {line[:60]!r} is no JSON ({error}); correct or delete that line") from error
 
 
 def _checked(record: Any, where: str) -> dict[str, Any]:
     """Check a record, and return it without its null fields, which count as absent."""
     given = {key: value for key, value in record.items() if value is not None} if isinstance(record, dict) else {}
     if record_format(given) is None:
-        raise DataError(f"{where}: {_of_no_format(record, given)}; give {FORMATS}")
+        raise DataError(f"{where}: no format fits {record!r:.60}; give {FORMATS}")
     return given
-
-
-def _of_no_format(record: Any, given: Mapping[str, Any]) -> str:
-    """Describe a record of no known format for an error: its first field of a wrong type, or its keys."""
-    if not isinstance(record, dict):
-        return f"{record!r:.60} is no object"
-    wrong = [key for name, keys in KEYS.items() if given.keys() >= set(keys) for key in _wrong(given, name)]
-    if not wrong:
-        return f"keys {', '.join(key if key in given else f'{key} (null)' for key in record)}"
-    value = given[wrong[0]]
-    turns = [turn for turn in value if not _is_turn(turn)] if wrong[0] == "messages" and isinstance(value, list) else []
-    return f"{wrong[0]}: {(turns or [value])[0]!r}"[:60]
 
 
 def record_format(record: Mapping[str, Any]) -> str | None:
     """Find the first of KEYS whose fields a record has, each of its type; None when there is none."""
-    return next((name for name, keys in KEYS.items() if record.keys() >= set(keys) and not _wrong(record, name)), None)
+    return next(
+        (name for name, keys in KEYS.items() if all(key in record and _is_right(record, key) for key in keys)), None
+    )
 
 
-def _wrong(record: Mapping[str, Any], name: str) -> list[str]:
-    """List a record's fields of a format that are of a wrong type: not a text, or for messages not a list of turns."""
-    keys = [key for key in (*KEYS[name], *(CONTEXT if "instruction" in KEYS[name] else ())) if key in record]
-    return [key for key in keys if not (_is_chat(record[key]) if key == "messages" else isinstance(record[key], str))]
+def _is_right(record: Mapping[str, Any], key: str) -> bool:
+    """Return True if a field is a text, messages a list of turns, and what stands beside an instruction a text, too."""
+    if key == "messages":
+        turns = record[key] if isinstance(record[key], list) else []
+        return bool(turns) and all(isinstance(turn, dict) and _has_texts(turn, ("role", "content")) for turn in turns)
+    return _has_texts(record, (key, *(beside for beside in CONTEXT if key == "instruction" and beside in record)))
 
 
-def _is_chat(value: Any) -> bool:
-    return isinstance(value, list) and bool(value) and all(map(_is_turn, value))
-
-
-def _is_turn(turn: Any) -> bool:
-    return isinstance(turn, dict) and isinstance(turn.get("role"), str) and isinstance(turn.get("content"), str)
-
-
-def _all_text(record: Mapping[str, Any]) -> str:
-    kind = record_format(record)
-    if kind == "text":
-        return str(record["text"])
-    if kind == "chat":
-        return "\n\n".join(str(turn["content"]) for turn in record["messages"])
-    return "".join(prompt_and_response(record))
+def _has_texts(record: Mapping[str, Any], keys: Iterable[str]) -> bool:
+    return all(isinstance(record.get(key), str) for key in keys)
 
 
 def hub_records(name: str, seed: int) -> Iterator[dict[str, Any]]:
@@ -354,13 +309,12 @@ def hub_records(name: str, seed: int) -> Iterator[dict[str, Any]]:
             raise DataError(f"{name}: {reason}; check the name, or give a local file") from error
 
 
-def _hub_name(name: str, option: str = "") -> tuple[str, str, str]:
+def _hub_name(name: str) -> tuple[str, str, str]:
     """Split the name of a hub dataset into dataset, revision and split."""
     dataset, _, split = name.partition(":")
     if "/" not in dataset or dataset.startswith((".", "/", "~")):
         near = difflib.get_close_matches(dataset, [*SOURCES, *IN_CONTEXT, OWN, "mix"], 1)
-        fix = f"did you mean {near[0]}?" if near else f"give self, mix, {NAMES}"
-        raise DataError(f"no text {name!r}; {fix}", option=option)
+        raise DataError(f"no text {name!r}; {f'did you mean {near[0]}?' if near else f'give self, mix, {NAMES}'}")
     dataset, _, revision = dataset.partition("@")
     return dataset, revision, split
 
@@ -369,11 +323,11 @@ def prompt_and_response(record: Mapping[str, Any]) -> tuple[str, str]:
     """Render the prompt by the paper's data template, and return it with the response to learn."""
     kind = record_format(record)
     if kind == "prompt":
-        return str(record["prompt"]), str(record["completion"])
-    extra = str(record.get("input") or record.get("context") or "")
+        return record["prompt"], record["completion"]
+    extra = record.get("input") or record.get("context")
     prompt = PROMPT.format(
         with_input=", paired with an input that provides further context" if extra else "",
         instruction=record["instruction"],
         input=f"### Input:\n{extra}\n\n" if extra else "",
     )
-    return prompt, str(record["output"] if kind == "alpaca" else record["response"])
+    return prompt, record["output" if kind == "alpaca" else "response"]

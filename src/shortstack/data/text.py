@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import math
 import os
-from collections import deque
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -42,6 +42,11 @@ class Source:
     weight: float = 1.0
 
     @property
+    def typed(self) -> str:
+        """The name as it is typed: NAME, or NAME=WEIGHT."""
+        return f"{self.name}={self.weight:g}" if self.weight != 1 else self.name
+
+    @property
     def label(self) -> str:
         return sources.label(self.name)
 
@@ -61,10 +66,16 @@ def read_source(value: Any) -> str | dict[str, float]:
 
 
 def _read_option(value: Any, info: ValidationInfo) -> str | dict[str, float]:
-    try:
+    with _about(str(info.field_name)):
         return read_source(value)
+
+
+@contextmanager
+def _about(option: str) -> Iterator[None]:
+    try:
+        yield
     except DataError as error:
-        raise error.about(str(info.field_name)) from None
+        raise error.about(option) from None
 
 
 Rows = Iterable[Any] | Path  # all that a Text takes as its source
@@ -76,41 +87,32 @@ Sources = Annotated[  # names, weights by name, or rows: texts, chats or records
 def _weights(value: Any) -> dict[str, float]:
     """Return the weights of sources by name, each source once."""
     if isinstance(value, Mapping):
-        pairs = [(str(name), _number(name, weight)) for name, weight in value.items()]
+        pairs = [(str(name), weight) for name, weight in value.items()]
     elif isinstance(value, str | Path):
         pairs = [_weighted(str(value))]
     elif hasattr(value, "__iter__"):
         rows = list(value)
-        named = [_weighted(str(row)) for row in rows if isinstance(row, str | Path)]
-        only_names = rows and len(named) == len(rows) and all(sources.is_name(name) for name, _ in named)
-        pairs = named if only_names else [(sources.rows_file(rows), 1.0)]
+        pairs = [_weighted(str(row)) for row in rows if isinstance(row, str | Path)]
+        if not rows or len(pairs) < len(rows) or not all(sources.is_name(name) for name, _ in pairs):
+            pairs = [(sources.rows_file(rows), 1.0)]
     else:
         raise DataError(f"{value!r:.60} is no data; give a name such as pydoc, or a list of texts, chats or records")
     names = [source.name for source in _expanded(pairs)]
-    if not names:
-        raise DataError("no text; give one, such as pydoc")
-    if len({*names}) < len(names):
-        raise DataError(f"{', '.join(names)}: give each text once")
-    return dict(pairs)
+    if not names or len({*names}) < len(names):
+        raise DataError(f"{', '.join(names) or 'no text'}; give each text once")
+    for name, weight in pairs:
+        if not isinstance(weight, int | float) or not 0 < weight < math.inf:
+            raise DataError(f"{name}={weight!r:.40}: the weight of a text is a number above 0")
+    return {name: float(weight) for name, weight in pairs}
 
 
 def _weighted(text: str) -> tuple[str, float]:
     """Split NAME=WEIGHT; a file whose own name is like that has none."""
     name, _, weight = text.rpartition("=")
-    if not name or os.path.exists(text):
-        return text, 1.0
     try:
-        return name, _number(name, float(weight))
+        return (name, float(weight)) if name and not os.path.exists(text) else (text, 1.0)
     except ValueError:
         return text, 1.0
-
-
-def _number(name: Any, weight: Any) -> float:
-    if isinstance(weight, Iterable) and not isinstance(weight, str):
-        raise DataError(f"several sets of rows by name, such as {name}; give one of them")
-    if not isinstance(weight, int | float) or not 0 < weight < math.inf:
-        raise DataError(f"{name}={weight}: the weight of a text is a number above 0")
-    return float(weight)
 
 
 def _expanded(weights: Iterable[tuple[str, float]]) -> list[Source]:
@@ -133,18 +135,18 @@ class Text:
     length: int = Field(128, ge=2, description="Tokens per window.")
 
     @property
+    def weights(self) -> dict[str, float]:
+        """The weights of the sources by the names that were given."""
+        return {self.source: 1.0} if isinstance(self.source, str) else dict(self.source)
+
+    @property
     def sources(self) -> tuple[Source, ...]:
         """The sources with their weights.
 
         >>> [source.name for source in Text("mix").sources]
         ['pydoc', 'self', 'copying', 'drills']
         """
-        return tuple(_expanded([(self.source, 1.0)] if isinstance(self.source, str) else dict(self.source).items()))
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """The names of the sources as they were given."""
-        return (self.source,) if isinstance(self.source, str) else tuple(self.source)
+        return tuple(_expanded(self.weights.items()))
 
     @property
     def name(self) -> str:
@@ -157,8 +159,8 @@ class Text:
 
     @property
     def words(self) -> list[str]:
-        """The sources as they are typed: NAME, or NAME=WEIGHT."""
-        return [f"{source.name}={source.weight:g}" if source.weight != 1 else source.name for source in self.sources]
+        """The sources as they are typed."""
+        return [source.typed for source in self.sources]
 
     @property
     def own(self) -> bool:
@@ -171,25 +173,19 @@ class Text:
 
     def check(self, option: str = "source") -> None:
         """Refuse sources that cannot be read, before a model is opened; the hub is not asked."""
-        for source in self.sources:
-            sources.check_source(source.name, option=option)
-
-    def read_all(self) -> None:
-        """Refuse a file with a record that cannot be read; the hub is not asked."""
-        for source in self.sources:
-            if os.path.exists(source.name):
-                deque(sources.read_records(source.name), maxlen=0)
+        with _about(option):
+            for source in self.sources:
+                sources.check_source(source.name)
 
     def replacing(self, other: Mapping[str, str | None]) -> Text:
         """Return the text with other sources in the place of some, or none for None."""
         named = ((other.get(source.name, source.name), source.weight) for source in self.sources)
         return replace(self, source={name: weight for name, weight in named if name})
 
-    def adding(self, names: Sequence[str]) -> Text:
+    def adding(self, names: Iterable[str]) -> Text:
         """Return the text with the sources that it does not have."""
-        known = {source.name for source in self.sources}
         weights = {source.name: source.weight for source in self.sources}
-        return replace(self, source=weights | {name: 1.0 for name in names if name not in known})
+        return replace(self, source=weights | {name: weights.get(name, 1.0) for name in names})
 
     def of_all(self, samples: int) -> Text:
         """Return the text with about this number of windows of all its sources, at least JUDGING of each."""
@@ -221,8 +217,7 @@ def public_names(source: Any) -> list[str]:
     ['mix=2', 'chats.jsonl']
     """
     weights = {source: 1.0} if isinstance(source, str) else source
-    names = ((sources.public_name(name), weight) for name, weight in weights.items())
-    return [f"{name}={weight:g}" if weight != 1 else name for name, weight in names]
+    return [Source(sources.public_name(name), weight).typed for name, weight in weights.items()]
 
 
 def listed_texts() -> list[dict[str, str]]:

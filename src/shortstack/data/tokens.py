@@ -10,7 +10,6 @@ import math
 import random
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from itertools import chain, islice
 from typing import TYPE_CHECKING, Any
@@ -88,32 +87,22 @@ class Tokens:
         """
         import torch
 
-        bos, every = bos_ids(tokenizer), samples is None or is_share(samples)
-        room, name = length - len(bos), label(source)
-        if room < 2:
+        bos, name = bos_ids(tokenizer), label(source)
+        amount = None if samples is None or is_share(samples) else int(samples)
+        if length < len(bos) + 2:
             raise DataError(f"windows of {length} tokens are too short; give at least {len(bos) + 2}", option="length")
         if is_endless(source):
-            if every:
+            if amount is None:
                 raise DataError(f"{name} has no end; give a number of windows", option="samples")
             rng = random.Random(f"{seed} held out {source}" if held_out else f"{seed} {source}")
-            ids, counted = made_windows(source, tokenizer, length, int(samples or 0), rng)
-            read = f"{len(ids)} texts"
+            ids, counted = made_windows(source, tokenizer, length, amount, rng)
         else:
-            sizes: list[int] = []
-
-            def documents() -> Iterator[list[int]]:
-                for text in read_documents(source, seed=seed, held_out=held_out):
-                    ids = encode(tokenizer, text)
-                    sizes.append(len(ids))
-                    yield ids
-
-            amount = None if every else int(samples or 0)
-            windows = _windows(documents(), room, amount, seed, anywhere=is_prose(source))
+            documents = (encode(tokenizer, text) for text in read_documents(source, seed=seed, held_out=held_out))
+            windows = _windows(documents, length - len(bos), amount, seed, anywhere=is_prose(source))
             ids, counted = torch.tensor([[*bos, *window] for window in windows], dtype=torch.long), None
-            read = f"{sum(sizes):,} tokens in {len(sizes)} documents"
-        needed = min((int(count) for count in (at_least, None if every else samples) if count), default=1)
+        needed = min(filter(None, (at_least, amount)), default=1)
         if len(ids) < needed:
-            few = f"{name} has {len(ids)} of {needed} windows of {length} tokens ({read})"
+            few = f"{name} has {len(ids)} of {needed} windows of {length} tokens"
             raise DataError(f"{few}; give more text, or ask for fewer or shorter windows")
         tokens = cls(ids, name, bool(bos), seed, counted=None if is_own(source) else counted)
         return tokens.drawn(part_of(samples, len(ids))) if is_share(samples) else tokens
@@ -123,13 +112,17 @@ class Tokens:
         """Join windows of several sources; source: the name of all together."""
         import torch
 
-        ids = torch.cat([part.ids for part in parts])
-        masks = [
+        counted = [
             torch.ones_like(part.ids, dtype=torch.bool) if part.counted is None else part.counted for part in parts
         ]
-        counted = torch.cat(masks) if any(part.counted is not None for part in parts) else None
-        kinds = [Kind(part.source, len(part.ids), weight) for part, weight in zip(parts, weights, strict=True)]
-        return cls(ids, source, parts[0].bos, parts[0].seed, tuple(kinds), counted)
+        return cls(
+            torch.cat([part.ids for part in parts]),
+            source,
+            parts[0].bos,
+            parts[0].seed,
+            tuple(Kind(part.source, len(part.ids), weight) for part, weight in zip(parts, weights, strict=True)),
+            torch.cat(counted) if any(part.counted is not None for part in parts) else None,
+        )
 
     @property
     def parts(self) -> tuple[tuple[Kind, slice], ...]:
@@ -157,18 +150,12 @@ class Tokens:
         return hashlib.sha256(self.ids.numpy().astype("<i4").tobytes()).hexdigest()
 
     def record(self) -> dict[str, Any]:
-        """Return a JSON-able description of the tokens, for results."""
+        """Return a JSON-able description of the tokens, for results; files without their folders."""
         samples, length = self.ids.shape
+        source = self.source if self.kinds else public_name(self.source)
         kinds = [asdict(kind) | {"source": public_name(kind.source)} for kind in self.kinds]
-        return {
-            "source": self.source if self.kinds else public_name(self.source),
-            "samples": samples,
-            "length": length,
-            "bos": self.bos,
-            "seed": self.seed,
-            "sha256": self.sha256,
-            **({"kinds": kinds} if kinds else {}),
-        }
+        known = {"source": source, "samples": samples, "length": length, "bos": self.bos, "seed": self.seed}
+        return {**known, "sha256": self.sha256, **({"kinds": kinds} if kinds else {})}
 
 
 def bos_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
@@ -232,13 +219,12 @@ def check_text(text: str) -> None:
         ) from error
 
 
-def own_windows(file: str, room: int, amount: int | None = None) -> list[list[int]]:
+def own_windows(file: str, room: int, amount: int) -> list[list[int]]:
     """Cut the texts of a base model, one after the other, into windows of `room` tokens, as many as there are."""
-    with suppress(FileNotFoundError), open(file, encoding="utf-8") as lines:
-        stream = [token for line in lines for token in json.loads(line)["ids"]]
-        places = range(0, len(stream) - room + 1, room)
-        return [stream[start : start + room] for start in places[:amount]]
-    return []
+    with open(file, encoding="utf-8") as lines:
+        stream = [token for line in lines for ids in json.loads(line)["texts"] for token in ids]
+    places = range(0, len(stream) - room + 1, room)
+    return [stream[start : start + room] for start in places[:amount]]
 
 
 def made_windows(
@@ -248,7 +234,7 @@ def made_windows(
     import torch
 
     if source == OWN:
-        raise DataError("self needs the base model, which writes it; put with_own_text() before, or name other texts")
+        raise DataError("self is written by the base model; read it by with_own_text(), or name other texts")
     own, bos = is_own(source), bos_ids(tokenizer)
     room = length - len(bos)
     if own:

@@ -4,10 +4,10 @@ from . import generation as generation
 from . import layer_io as layer_io
 from . import likelihoods as likelihoods
 from . import losses as losses
+from . import memory as memory
 from . import mlps as mlps
 from . import own_text as own_text
 from . import quantisation as quantisation
-from . import requirements as requirements
 from . import streaming as streaming
 from . import wrapping as wrapping
 from .decoder import Decoder as Decoder

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
@@ -44,27 +43,21 @@ def generate(
     tokens count: its penalties and cut-offs would hide what the model itself does.
     """
     written: list[list[int]] = [[] for _ in prompts]
-    begun, ends, total = time.monotonic(), end_tokens(model), sum(max_new_tokens)
+    ends, total, done = end_tokens(model), sum(max_new_tokens), 0
     with _nothing_else_asked(model), _head_in_one_piece(model):
-        done = 0
         for numbers in _batches(model, prompts, max_new_tokens):
             limits = [max_new_tokens[number] for number in numbers]
-            before = done, sum(map(len, written))
 
-            def tell(tokens: int, limits: Sequence[int] = limits, before: tuple[int, int] = before) -> None:
-                here, spent = sum(min(tokens, limit) for limit in limits), time.monotonic() - begun
-                note = f"{(before[1] + here) / spent:,.0f} tokens/s" if spent > 0 else ""
-                progress(stage, before[0] + here, total, note=note)
+            def watch(tokens: int, limits: Sequence[int] = limits, done: int = done) -> None:
+                progress(stage, done + sum(min(tokens, limit) for limit in limits), total)
 
             drawn = None if seed is None else _drawing(model, [draw_seed(seed, number) for number in numbers])
-            rows = _write(model, [prompts[number] for number in numbers], limits, ends=ends, change=drawn, watch=tell)
+            rows = _write(model, [prompts[number] for number in numbers], limits, ends=ends, change=drawn, watch=watch)
             for number, tokens, limit in zip(numbers, rows, limits, strict=True):
                 end = next((place for place, token in enumerate(tokens) if token in ends), limit)
                 written[number] = tokens[: min(end + 1, limit)]  # what follows is padding
             done += sum(limits)
-            spent = time.monotonic() - begun
-            speed = f"{sum(map(len, written)) / spent:,.0f} tokens/s" if spent > 0 else ""
-            progress(stage, done, total, note=speed)
+            progress(stage, done, total)
     return written
 
 

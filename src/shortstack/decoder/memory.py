@@ -16,20 +16,22 @@ from shortstack.machine.memory import Memory
 
 WRITTEN_TOKENS = 256  # of a generated text with its prompt
 LOGIT_COPIES = 2  # the logits of one chunk of tokens, and their softmax
-STATE_BYTES = 16  # of a parameter that trains in fp32: itself, its gradient, and AdamW's two means
-ACTIVATION_BYTES = 34  # of a token in a layer that trains, for each number of its width
+STATE_BYTES = 16  # of a trained parameter in fp32: itself, its gradient, and AdamW's two means
+# Bytes of activations per token, layer and number of the hidden state, in 16 bits (Korthikanti et al., arXiv 2205.05198,
+# equation 2 without the attention matrix, which fused attention does not keep).
+ACTIVATION_BYTES = 34
 
 
 @dataclass(frozen=True)
 class Training:
-    """What trains. first: the first layer that is not cached; parameters: trained ones, `added` of them by adapters;
-    tokens: of a batch.
+    """What training holds. frozen_bytes: of weights that do not train; parameters: that train; tokens: of a micro-batch
+    in so many layers.
     """
 
-    first: int
+    frozen_bytes: int
     parameters: int
     tokens: int
-    added: int = 0
+    layers: int
 
 
 def estimate_memory(
@@ -55,7 +57,8 @@ def estimate_memory(
     if writes:
         beside += _written_bytes(checkpoint, dtype)
     if training:
-        return Memory(beside + _training_bytes(checkpoint, dtype, training), device)
+        activations = training.tokens * training.layers * checkpoint.width * ACTIVATION_BYTES
+        return Memory(beside + training.frozen_bytes + STATE_BYTES * training.parameters + activations, device)
     if compute.device_map:  # accelerate puts weights wherever there is room
         return Memory(beside, device)
     if must_stream(checkpoint, dtype, device) if compute.stream is None else compute.stream:
@@ -84,11 +87,3 @@ def _written_bytes(checkpoint: Checkpoint, dtype: torch.dtype) -> int:
     sharing = min(text.get("num_key_value_heads") or heads, heads)
     token_bytes = 2 * checkpoint.anatomy.layers * checkpoint.hidden_width * dtype.itemsize * sharing // heads
     return ROWS * (token_bytes * WRITTEN_TOKENS + 4 * 4 * checkpoint.vocabulary)
-
-
-def _training_bytes(checkpoint: Checkpoint, dtype: torch.dtype, training: Training) -> int:
-    """Count the weights from the first layer on, the states of what trains, and the activations of a batch."""
-    layers = checkpoint.sizes.layer_parameters[training.first :]
-    frozen = checkpoint.sizes.other_parameters + sum(layers) - (training.parameters - training.added)
-    activations = training.tokens * checkpoint.width * len(layers) * ACTIVATION_BYTES
-    return frozen * dtype.itemsize + STATE_BYTES * training.parameters + activations

@@ -11,9 +11,8 @@ import gc
 import json
 import time
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -39,7 +38,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 QUESTION_TOKENS, ANSWER_TOKENS, TEXT_TOKENS = 96, 192, 256
-MOST_EMPTY = 4  # batches of empty texts, one after the other, before a model is said to write nothing
 BATCHES = (16, ROWS)  # texts of the first and of each further batch: calibration takes few
 MARGIN = 64  # of a template, beside what opens a question
 MARK = "QqQ"  # stands in a template where a user's words go
@@ -79,23 +77,22 @@ def with_own_text(
     if not text.own:
         return text
     text.check()
-    writer = Writer(base_model, compute, deadline, progress)
+    writer = Writer(base_model, compute)
     room = text.length - len(bos_ids(writer.tokenizer))
     needed = int(text.samples or 0) if windows is None else windows
     try:
-        reason = writer.streams(compute.stream) if MIX in text.names else ""
-        if not reason:
-            writer.write(room * needed)
+        if MIX in text.weights:
+            writer.check_unstreamed(compute.stream)
+        writer.write(room * needed, deadline, progress)
     except (DataError, OSError) as error:
-        reason = one_line(error)
-        if MIX not in text.names:
+        if MIX not in text.weights:
             raise
+        text = text.replacing({OWN: None})
+        said = f"{MIX} is reduced to {text.name}, since the model generates no text: {one_line(error)}"
+        warnings.warn(said, ShortstackWarning, stacklevel=2)
+        return text
     finally:
         writer.forget()
-    if reason:
-        said = f"{MIX} is reduced to {text.replacing({OWN: None}).name}, since the model generates no text: {reason}"
-        warnings.warn(said, ShortstackWarning, stacklevel=2)
-        return text.replacing({OWN: None})
     text = text.replacing({OWN: str(writer.file)})
     written = len(own_windows(str(writer.file), room, needed))
     return replace(text, samples=max(1, written)) if windows is None and written < needed else text
@@ -104,11 +101,8 @@ def with_own_text(
 class Writer:
     """A model that writes, loaded when it first does."""
 
-    def __init__(
-        self, checkpoint: Checkpoint, compute: Compute, deadline: Clock | None = None, progress: Progress = silent
-    ) -> None:
+    def __init__(self, checkpoint: Checkpoint, compute: Compute) -> None:
         self.checkpoint, self.seed, self.device_map = checkpoint, compute.seed, compute.device_map
-        self.deadline, self.progress = deadline, progress
         self.tokenizer, self.device = checkpoint.tokenizer(), pick_device(compute.device)
         self.dtype = arithmetic(compute.dtype, checkpoint, self.device)
         self.model: PreTrainedModel | None = None
@@ -121,62 +115,61 @@ class Writer:
             draws=DRAWS,
             rooms=[BATCHES, QUESTION_TOKENS, ANSWER_TOKENS, TEXT_TOKENS],
         )
-        self.file: Path = own_file(key)
+        self.file = own_file(key)
 
-    def streams(self, stream: bool | None) -> str:
-        """Return why the model is not loaded to write; empty where it is."""
-        streamed = stream is None and not self.device_map and must_stream(self.checkpoint, self.dtype, self.device)
-        return "its weights are read layer by layer" if stream or streamed else ""
+    def check_unstreamed(self, stream: bool | None) -> None:
+        """Refuse a model that is read layer by layer: it is not loaded to write."""
+        may_stream = stream is None and not self.device_map
+        if stream or (may_stream and must_stream(self.checkpoint, self.dtype, self.device)):
+            raise DataError("its weights are read layer by layer")
 
-    def write(self, tokens: int) -> None:
-        """Extend the file until it has this many tokens, batch by batch; with a deadline as far as there is time."""
-        first, more = BATCHES
-        while (size := _size(texts := self._written())) < tokens:
-            if len(texts) > MOST_EMPTY * more and not any(text["ids"] for text in texts[-MOST_EMPTY * more :]):
-                raise DataError(f"{self.checkpoint.source} writes only empty texts; name other texts than self")
-            batch, rows = (1 + (len(texts) - first) // more, more) if texts else (0, first)
-            if self.deadline and texts and (self.deadline.over or self.deadline.left < rows * texts[-1]["seconds"]):
+    def write(self, tokens: int, deadline: Clock | None = None, progress: Progress = silent) -> None:
+        """Extend the file, a batch in each line, until it has this many tokens; or as far as there is time."""
+        now = deadline.now if deadline else time.monotonic
+        batches = self._batches()
+        while (size := sum(len(ids) for batch in batches for ids in batch["texts"])) < tokens:
+            rows = BATCHES[min(len(batches), len(BATCHES) - 1)]
+            if deadline and batches and (deadline.over or deadline.left < rows * batches[-1]["seconds"]):
                 break
-            now = self.deadline.now if self.deadline else time.monotonic
             began = now()
-            written = [*self._texts(batch, rows, under(self.progress, f"{size:,} of {tokens:,} tokens, "))]
-            seconds = (now() - began) / rows
-            texts += [{"ids": ids, "seconds": seconds} for ids in written + [[]] * (rows - len(written))]
-            if len(texts) > len(self._written()):  # another process may have written the same and more
-                with atomic_write(self.file) as partial:
-                    partial.write_text("".join(f"{json.dumps(text)}\n" for text in texts))
+            texts = self._batch(len(batches), rows, under(progress, f"{size:,} of {tokens:,} tokens, "))
+            if not texts:
+                raise DataError(f"{self.checkpoint.source} writes only empty texts; name other texts than self")
+            batches += [{"texts": texts, "seconds": (now() - began) / rows}]
+            batches = max(batches, self._batches(), key=len)  # another process may have written more
+            with atomic_write(self.file) as partial:
+                partial.write_text("".join(f"{json.dumps(batch)}\n" for batch in batches))
         mark_used(self.file)
 
-    def _written(self) -> list[dict[str, Any]]:
+    def _batches(self) -> list[dict[str, Any]]:
         return [json.loads(line) for line in self.file.read_text().splitlines()] if self.file.exists() else []
 
-    def _texts(self, number: int, rows: int, progress: Progress) -> Iterator[list[int]]:
-        """Write the texts of a batch; yield those that are not empty, without BOS."""
-        most, opening, bos = self._most, self._opening, len(bos_ids(self.tokenizer))
+    def _batch(self, number: int, rows: int, progress: Progress) -> list[list[int]]:
+        """Write the texts of a batch; return those that are not empty, without BOS."""
+        opening, bos = self._opening, len(bos_ids(self.tokenizer))
+        most = max(TEXT_TOKENS, QUESTION_TOKENS + ANSWER_TOKENS + len(opening) + MARGIN)
+        most = min(most, self.checkpoint.positions or most)
         if not self.tokenizer.chat_template:
-            room = min(TEXT_TOKENS, most - 1)
-            texts = self._write([opening] * rows, room, f"{number} texts", progress)
-            return (text for text in texts if len(text) > 1)
+            texts = self._generate([opening] * rows, min(TEXT_TOKENS, most - 1), f"{number} texts", progress)
+            return [text for text in texts if len(text) > 1]
         room = max(1, min(QUESTION_TOKENS, (most - len(opening)) // 2))
-        questions = self._write([opening] * rows, room, f"{number} questions", progress)
+        questions = self._generate([opening] * rows, room, f"{number} questions", progress)
         words = [self.tokenizer.decode(question, skip_special_tokens=True).strip() for question in questions]
         prompts = [self._encoded(self._rendered(question, answer=True)) for question in words if question]
         prompts = [prompt for prompt in prompts if len(prompt) + 1 < most]
         longest = max(map(len, prompts), default=0)  # a batch may go on until its last has ended
-        answers = self._write(prompts, min(ANSWER_TOKENS, most - longest), f"{number} answers", progress)
+        answers = self._generate(prompts, min(ANSWER_TOKENS, most - longest), f"{number} answers", progress)
         pairs = zip(prompts, answers, strict=True)
-        return ([*prompt, *answer][bos:] for prompt, answer in pairs if len(answer) > 1)
+        return [[*prompt, *answer][bos:] for prompt, answer in pairs if len(answer) > 1]
 
     def forget(self) -> None:
         """Free the model's memory: what comes next asks how much there is."""
-        if self.model is None:
-            return
         self.model = None
         gc.collect()
         if self.device.startswith("cuda"):
             torch.cuda.empty_cache()
 
-    def _write(self, prompts: Sequence[Sequence[int]], room: int, what: str, progress: Progress) -> list[list[int]]:
+    def _generate(self, prompts: Sequence[Sequence[int]], room: int, what: str, progress: Progress) -> list[list[int]]:
         """Generate after each prompt; what: the batch and its part, which have draws of their own."""
         if self.model is None:
             self.model = self.checkpoint.model(dtype=self.dtype, device=self.device, device_map=self.device_map)
@@ -184,13 +177,8 @@ class Writer:
         return generate(self.model, prompts, [room] * len(prompts), seed=seed, stage=stage, progress=progress)
 
     @property
-    def _most(self) -> int:
-        """Tokens of the longest text: as many as the model has positions for."""
-        whole = max(TEXT_TOKENS, QUESTION_TOKENS + ANSWER_TOKENS + len(self._opening) + MARGIN)
-        return whole if self.checkpoint.positions is None else min(whole, self.checkpoint.positions)
-
-    @property
     def _opening(self) -> list[int]:
+        """What comes before all that the model writes."""
         if self.tokenizer.chat_template:
             before, mark, _ = self._rendered(MARK).partition(MARK)
             first = self._encoded(before) if mark else []
@@ -198,21 +186,14 @@ class Writer:
             ends = (self.tokenizer.bos_token_id, self.tokenizer.eos_token_id)
             first = [token for token in ends if token is not None][:1]
         if not first:
-            raise DataError(
-                f"{self.checkpoint.source} has no chat template with a place for a question, and no BOS or EOS token to "
-                "write after; name other texts than self"
-            )
+            lacks = "no chat template with a place for a question, and no BOS or EOS token"
+            raise DataError(f"{self.checkpoint.source} has {lacks}; name other texts than self")
         return first
 
     def _rendered(self, words: str, *, answer: bool = False) -> str:
-        """Render a user's words in the model's template; answer: with what opens the answer."""
         return render([{"role": "user", "content": words}], self.tokenizer, answer=answer)
 
     def _encoded(self, text: str) -> list[int]:
         """Tokenise text, with one BOS where the tokenizer puts it first, whether or not the template has it, too."""
         ids, bos = encode(self.tokenizer, text), bos_ids(self.tokenizer)
         return ids if bos and ids[:1] == bos else [*bos, *ids]
-
-
-def _size(texts: Sequence[Mapping[str, Any]]) -> int:
-    return sum(len(text["ids"]) for text in texts)

@@ -16,7 +16,7 @@ from .lora import DoRA as DoRA
 from .lora import Lora as Lora
 from .lora import QLora as QLora
 from .lora import RsLora as RsLora
-from .memory import estimate_memory as estimate_memory
+from .memory import healing_memory as healing_memory
 from .methods import METHODS as METHODS
 from .methods import HealOptions as HealOptions
 from .methods import config_of as config_of

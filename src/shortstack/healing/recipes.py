@@ -87,11 +87,8 @@ def named_by_line(recipe: str | None, typed: Collection[str] = ()) -> Iterator[N
     except InputError as error:
         if not recipe or error.option in ("", "recipe", *typed):
             raise
-        parts = ("heal", "plan")
-        line = next((line for part in parts if (line := yamlfile.line_of(_text(recipe), part, error.option))), None)
-        if line is None:
+        with yamlfile.lines_of(recipe, _text(recipe)):
             raise
-        raise error.at(f"{recipe}, line {line}") from None
 
 
 def _text(name: str) -> str:

@@ -9,9 +9,9 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from shortstack.errors import DataError
+from shortstack.errors import DataError, InputError
 from shortstack.machine.clock import Clock
-from shortstack.machine.files import check_new, clear, finite, read_json, save_json
+from shortstack.machine.files import check_new, discard, finite, read_json, save_json
 from shortstack.machine.progress import Progress, first_process, say
 
 RUN = "run.json"
@@ -85,17 +85,19 @@ class Unfinished:
             yield
         except (KeyboardInterrupt, SystemExit, GeneratorExit):
             raise
+        except InputError:  # refused: there is nothing to go on from
+            self.remove()
+            raise
         except BaseException:
             self.remove()
             self._say("removed after an error: the next run begins anew")
             raise
 
     def remove(self) -> None:
-        """Remove the folder, run.json last: by it the folder is known as ours."""
+        """Remove the folder."""
         if first_process():
             with suppress(OSError):
-                save_json(self.folder / RUN, {"settings": {}, "notes": {}})
-                clear(self.folder, last=(RUN,))
+                discard(self.folder)
 
     def _read(self) -> dict[str, Any] | None:
         with suppress(DataError):

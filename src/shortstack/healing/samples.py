@@ -35,7 +35,7 @@ def fitting_text(
     """
     affordable = budget.tokens(clock.left)
     limit = math.inf if text.samples is not None and is_share(text.samples) else affordable  # shares count all samples
-    read, wanted, _ = shared_out(text, tokenizer, seed, tokens=limit)
+    read, wanted = shared_out(text, tokenizer, seed, tokens=limit)
     examples = {name: [example for part in parts for example in part] for name, parts in read.items()}
     whole = sum(wanted.values())
     tokens = sum(amount * _mean_length(examples.get(name, ()), text.length) for name, amount in wanted.items())

@@ -19,7 +19,7 @@ from pathlib import Path
 from platformdirs import user_cache_path
 
 from shortstack.errors import InputError, OutputError
-from shortstack.machine.files import digest, partial_of, remove, rename_new, sync_tree, to_jsonable
+from shortstack.machine.files import digest, discard, partial_of, remove, rename_new, sync_tree, to_jsonable
 from shortstack.machine.formats import BYTES, count_in
 
 # The libraries that results depend on; those that are not installed take no part.
@@ -112,17 +112,14 @@ def make_room(nbytes: int) -> None:
     """Remove the least recently used entries until so many bytes more fit the limit.
 
     What was used within a day stays, since a process may be using it; half-written entries that are older go in any case.
-    An entry loses its name first, so that no half is ever taken for a whole.
     """
     entries = sorted(_entries(), key=lambda entry: entry.used)
     over = sum(entry.bytes for entry in entries) + nbytes - cache_limit()
     unused = time.time() - IN_USE_SECONDS
     for entry in (candidate for candidate in entries if candidate.used < unused and candidate.path not in OURS):
         if over > 0 or ".partial-" in entry.path.name:
-            aside = partial_of(entry.path)
             with suppress(OSError):
-                os.rename(entry.path, aside)
-                remove(aside)
+                discard(entry.path)
             over -= entry.bytes
 
 

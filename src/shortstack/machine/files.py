@@ -139,11 +139,11 @@ def remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def clear(folder: Path, *, last: tuple[str, ...]) -> None:
-    """Remove a folder, the names of `last` at the end (being replaced)."""
-    for path in sorted(folder.iterdir(), key=lambda path: path.name.startswith(last)):
-        remove(path)
-    folder.rmdir()
+def discard(path: Path) -> None:
+    """Remove a file or a folder, its name first: no half is ever taken for a whole."""
+    aside = partial_of(path)
+    os.rename(path, aside)
+    remove(aside)
 
 
 @contextmanager
@@ -158,16 +158,12 @@ def scratch_beside(path: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def atomic_write(path: Path, *, durable: bool = True) -> Iterator[Path]:
-    """Yield a temporary name to write a file under; it gets its own at the end, and is removed where writing fails.
-
-    durable: whether it survives a power cut once this has ended.
-    """
+def atomic_write(path: Path) -> Iterator[Path]:
+    """Yield a temporary name to write a file under; it gets its own at the end, and is removed where writing fails."""
     partial = partial_of(path)
     try:
         yield partial
-        if durable:
-            sync(partial)
+        sync(partial)
         os.replace(partial, path)
     except OSError as error:
         if error.errno is not None and error.filename is None:

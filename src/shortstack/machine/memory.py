@@ -130,26 +130,3 @@ def peak_bytes(device: str) -> int:
 
         return int(torch.cuda.max_memory_allocated(device))
     return peak_rss()
-
-
-@dataclass(frozen=True)
-class Requirements:
-    """An estimate for one piece of work.
-
-    memory_bytes: the most that it holds on `device`, without the libraries that the process has loaded. disk_bytes: what it
-    writes beside its output until it ends, the output included. streamed: layers are read one by one.
-    """
-
-    memory_bytes: int = 0
-    disk_bytes: int = 0
-    streamed: bool = False
-    device: str = "cpu"
-
-    def then(self, other: Requirements) -> Requirements:
-        """Add up both, one after the other: memory is given back between them, what is on the disk stays.
-
-        The device is that of the one which holds more.
-        """
-        larger = max(other, self, key=lambda each: each.memory_bytes)
-        disk_bytes, streamed = self.disk_bytes + other.disk_bytes, self.streamed or other.streamed
-        return Requirements(larger.memory_bytes, disk_bytes, streamed, larger.device)

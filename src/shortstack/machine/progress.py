@@ -24,9 +24,6 @@ def silent(_stage: str, _done: int, _total: int, /, *, note: str = "") -> None:
     """Report nothing."""
 
 
-in_notebooks = silent  # the name is being replaced
-
-
 def under(progress: Progress, prefix: str) -> Progress:
     """Put a prefix before every stage's name.
 

@@ -55,13 +55,13 @@ def parsed(text: str, kind: type[Read], *, where: str) -> Read:
 
 
 @contextmanager
-def lines_of(where: str, text: str, *within: str) -> Iterator[None]:
-    """Put file and line before an error about one of the file's keys; within: keys that it stands below."""
+def lines_of(where: str, text: str) -> Iterator[None]:
+    """Put file and line before an error about one of the file's keys."""
     try:
         yield
     except InputError as error:
-        line = line_of(text, *within, error.option) if error.option else None
-        raise error.at(f"{where}, line {line}" if line else where) from error
+        line = line_of(text, error.option) if error.option else None
+        raise (error.at(f"{where}, line {line}") if line else error) from error.__cause__
 
 
 def check_folder(folder: Path) -> None:
@@ -84,16 +84,10 @@ def syntax_of(where: str) -> Iterator[None]:
         raise InputError(f"{where} is not YAML: {error}") from error
 
 
-def line_of(text: str, *path: str) -> int | None:
-    """Return the line of a key, counted from 1; None where the file does not have it."""
-    lines = [line for _, line in _steps(text, path)]
-    return lines[-1] if len(lines) == len(path) else None
-
-
-def line_saying(text: str, value: str) -> int | None:
-    """Return the line of the first value with this text, counted from 1; None where the file has none."""
+def line_of(text: str, key: str) -> int | None:
+    """Return the first line, counted from 1, with a key or value of this text; None where the file has none."""
     tokens = (token for token in yaml.scan(text) if isinstance(token, yaml.ScalarToken))
-    return next((token.start_mark.line + 1 for token in tokens if token.value == value), None)
+    return next((token.start_mark.line + 1 for token in tokens if token.value == key), None)
 
 
 def keys(kind: Any) -> list[str]:
@@ -110,26 +104,19 @@ def _explained(where: str, text: str, kind: Any, error: ValidationError) -> Inpu
     """Return the error to show. Of a value that may be of several kinds, take the errors of the kind that fits it best."""
     details = error.errors(include_url=False)
     first = max(details, key=lambda detail: (detail["type"] in UNKNOWN, len(detail["loc"])))
-    path, line = _found(text, first["loc"])
-    name, place = ".".join(path), f"{where}, line {line}"
+    steps = [*_steps(text, first["loc"])] or [(str(first["loc"][-1]), 1)]  # pydantic names kinds, too
+    name, place = ".".join(step for step, _ in steps), f"{where}, line {steps[-1][1]}"
     if first["type"] == "missing":
         return InputError(f"{place}: the key {name} is missing")
     if first["type"] in UNKNOWN:
-        return InputError(f"{place}: there is no key {name}; {no_choice(path[-1], _known(kind, first['loc'][:-1]))}")
+        return InputError(f"{place}: there is no key {name}; {no_choice(steps[-1][0], _known(kind))}")
     return InputError(f"{place}: {name}: {message_of(first)}")
 
 
-def _known(model: Any, path: Sequence[int | str]) -> list[str]:
-    """List the keys of the mappings that may stand at a place."""
-    models = [model]
-    for part in path:
-        named = [kind for kind in models if kind.__name__ == part]
-        fields = [field for kind in models for key, field in _fields(kind).items() if part in (key, field.alias)]
-        if fields:
-            models = [kind for field in fields for kind in _models(field.annotation)]
-        elif named:
-            models = named
-    return list(dict.fromkeys(key for kind in models for key in keys(kind)))
+def _known(kind: Any) -> list[str]:
+    """List the keys of a class of options and of those inside it."""
+    inner = (each for field in _fields(kind).values() for each in _models(field.annotation))
+    return [*keys(kind), *(key for each in inner for key in _known(each))]
 
 
 def _models(annotation: Any) -> Iterator[Any]:
@@ -137,12 +124,6 @@ def _models(annotation: Any) -> Iterator[Any]:
         yield annotation
     for inner in typing.get_args(annotation):
         yield from _models(inner)
-
-
-def _found(text: str, path: Sequence[int | str]) -> tuple[list[str], int]:
-    """Find the parts of a path that stand in the file (pydantic names kinds, too), and the line of the last, from 1."""
-    seen = list(_steps(text, path))
-    return [part for part, _ in seen] or [str(path[-1])], seen[-1][1] if seen else 1
 
 
 def _steps(text: str, path: Sequence[int | str]) -> Iterator[tuple[str, int]]:

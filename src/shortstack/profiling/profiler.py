@@ -91,6 +91,11 @@ class SpeedRatios:
     prefill: Ratio
     decode: Ratio
 
+    @classmethod
+    def of(cls, own: Speeds, base: Speeds) -> SpeedRatios:
+        prefill = ratio(own.prefill_runs, base.prefill_runs)
+        return cls(own.batch, prefill, ratio(own.decode_runs, base.decode_runs))
+
 
 @dataclass(frozen=True, repr=False)
 class Profile(Tabled):
@@ -178,12 +183,12 @@ def profile(
         _check_positions(model, timing)
     dtypes = [arithmetic(compute.dtype, model, device) for model in checkpoints]
     models = [count(model, dtype, tokens=timing.prompt) for model, dtype in zip(checkpoints, dtypes, strict=True)]
-    untimed = too_large(checkpoints, compute, device) if loads else ""
+    untimed = _lacking(checkpoints, compute, device) if loads else ""
     peak, ratios = None, tuple[SpeedRatios, ...]()
     if loads and not untimed:
         timed, peak = _timed(checkpoints, loads, timing, compute, progress)
         models = [replace(model, speed=tuple(speed)) for model, speed in zip(models, timed, strict=True)]
-        ratios = tuple(map(speed_ratios, *timed)) if base is not None else ()
+        ratios = tuple(map(SpeedRatios.of, *timed)) if base is not None else ()
     machine = {"device": device, "threads": torch.get_num_threads()}
     return Profile(models[0], models[1] if base is not None else None, ratios, peak, machine, untimed)
 
@@ -225,19 +230,11 @@ def _timed(
     return list(zip(*timed, strict=True)), peak
 
 
-def speed_ratios(own: Speeds, base: Speeds) -> SpeedRatios:
-    """Return the ratios of two speeds at one batch size, whose runs took turns."""
-    return SpeedRatios(own.batch, ratio(own.prefill_runs, base.prefill_runs), ratio(own.decode_runs, base.decode_runs))
-
-
-def too_large(models: Sequence[Checkpoint], compute: Compute, device: str) -> str:
+def _lacking(models: Sequence[Checkpoint], compute: Compute, device: str) -> str:
     """Return why models cannot be in memory together; "" where they can."""
     needed = sum(model.loaded_bytes(arithmetic(compute.dtype, model, device)) for model in models)
     free = available_memory(device)
-    if needed <= free:
-        return ""
-    weights = "the weights of both take" if len(models) > 1 else "its weights take"
-    return f"{weights} {size(needed)}, and {size(free)} are free on {device}"
+    return "" if needed <= free else f"the weights take {size(needed)}, and {size(free)} are free on {device}"
 
 
 def prompt_ids(tokenizer: PreTrainedTokenizerBase, prompt: str) -> list[int]:

@@ -76,9 +76,10 @@ class Store:
         with self.connection:
             self.connection.execute(f"UPDATE steps SET {assignments} WHERE key = :key", {**values, "key": key})  # noqa: S608  our names
 
-    def forget_unfinished(self) -> None:
-        """Remove steps that were running or failed, so that they run again."""
+    def restart(self) -> None:
+        """Remove all trials, and steps that were running or failed, so that they run again."""
         with self.connection:
+            self.connection.execute("DELETE FROM trials")
             self.connection.execute("DELETE FROM steps WHERE state <> 'done'")
 
     def results(self) -> dict[str, dict[str, Any]]:
@@ -93,11 +94,6 @@ class Store:
     def put_trial(self, trial: str, *, number: int, settings: Any, state: str, steps: Mapping[str, str]) -> None:
         """Keep a trial. steps: the keys of its steps by role."""
         self._put("trials", {"id": trial, "number": number, "settings": settings, "state": state, "steps": steps})
-
-    def forget_trials(self) -> None:
-        """Remove all trials; their steps stay."""
-        with self.connection:
-            self.connection.execute("DELETE FROM trials")
 
     def trials(self) -> list[dict[str, Any]]:
         """Read every trial, in the order of the study."""

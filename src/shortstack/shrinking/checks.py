@@ -14,6 +14,7 @@ from shortstack.data.tokens import JUDGING
 from shortstack.decoder.memory import estimate_memory
 from shortstack.errors import DataError
 from shortstack.evaluation.options import load_harness
+from shortstack.healing import healing_memory
 from shortstack.machine.device import Compute
 from shortstack.machine.memory import Memory
 from shortstack.planning.measured import selection_memory
@@ -151,7 +152,7 @@ def writing_memory(base: Checkpoint, compute: Compute) -> Memory:
 
 
 def needed_memory(base: Checkpoint, settings: Settings, checked: Checked, compute: Compute) -> Memory:
-    """Estimate the memory of the most demanding stage: selecting, repairing, or generating answers."""
+    """Estimate the memory of the most demanding stage: selecting, repairing, healing or generating."""
     wanted, layers = checked.wanted, base.anatomy.layers
     amount = layers // 2 if checked.load.cuts > 1 else layers_to_remove(settings.selection, layers, base.sizes)
     selecting = wanted.windows * wanted.length * checked.load.sources
@@ -161,6 +162,8 @@ def needed_memory(base: Checkpoint, settings: Settings, checked: Checked, comput
     ]
     if checked.repair:
         stages.append(repair_memory(base, wanted.repair_windows * wanted.length, compute))
+    if healing := settings.healing_of(compute):
+        stages.append(healing_memory(base, healing))
     return max(stages)
 
 

@@ -31,7 +31,7 @@ from shortstack.machine.formats import option_words
 from shortstack.machine.locks import OutputLock
 from shortstack.machine.memory import Memory
 from shortstack.machine.options import changed_options, given
-from shortstack.machine.progress import Progress, in_notebooks, silent
+from shortstack.machine.progress import Progress, silent
 from shortstack.planning import Plan, select
 from shortstack.profiling.speed import forward_speed
 from shortstack.pruning import prune
@@ -58,7 +58,7 @@ def shrink(
     options: ShrinkOptions | None = None,
     *,
     compute: Compute = AUTO,
-    progress: Progress = in_notebooks,
+    progress: Progress = silent,
     began: float | None = None,
 ) -> ShrinkResult:
     """Choose layers, prune, repair, heal and measure by a recipe; the new checkpoint directory is `out`.

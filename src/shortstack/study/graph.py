@@ -12,9 +12,13 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 from shortstack.data import Text
+from shortstack.data.sources import source_digest
+from shortstack.errors import InputError
+from shortstack.evaluation import load_harness
 from shortstack.machine.files import digest
 from shortstack.planning.layer_sets import show_drop
 from shortstack.profiling import Timing
@@ -69,7 +73,8 @@ class Graph:
             if self.study.evaluate_pruned or not trial.heal:
                 yield from self._measured("pruned", result(last)["identity"], last.key, profiled=not trial.heal)
             if trial.heal:
-                last = self._heal(trial, trial.heal, result(last)["identity"], last.key)
+                inputs, places = {"model": result(last)["identity"]}, {"model": last.key}
+                last = self._healing("heal", trial, trial.heal, {}, inputs, places)
         if trial.heal:
             yield "heal", last
             yield from self._measured("healed", result(last)["identity"], last.key)
@@ -119,10 +124,6 @@ class Graph:
             inputs["text"] = self._digest(trial.repair)
         return Step("prune", arguments, inputs, {"model": trial.model})
 
-    def _heal(self, trial: Trial, heal: Heal, identity: Any, place: str) -> Step:
-        inputs, places = {"model": identity}, {"model": place}
-        return self._healing("heal", trial, heal, {}, inputs, places)
-
     def _rounds(self, trial: Trial, heal: Heal) -> Step:
         text = trial.calibration
         rounds: dict[str, Any] = {
@@ -135,10 +136,12 @@ class Graph:
         return self._healing("rounds", trial, heal, arguments, inputs, {"model": trial.model})
 
     def _healing(self, kind: str, trial: Trial, heal: Heal, arguments: Any, inputs: Any, places: Any) -> Step:
-        """Return a step that heals; it reads the base model if the options need it."""
-        options = replace(heal.options, seed=trial.seed)
-        inputs = {**inputs, "data": self._digest(options.config.text)}
-        if options.config.needs_base:
+        """Return a step that heals; it reads the base model, or another teacher, if the options need it."""
+        options, config = replace(heal.options, seed=trial.seed), heal.options.config
+        inputs = {**inputs, "data": self._digest(config.text)}
+        if config.teacher:
+            inputs["teacher"] = self.models[config.teacher].identity
+        if config.needs_base:
             inputs, places = {**inputs, "base": self.models[trial.model].identity}, {**places, "base": trial.model}
         return Step(kind, {"options": options, **arguments}, inputs, places)
 
@@ -153,6 +156,27 @@ class Graph:
             inputs = {"config": identity["config"]}  # models of one shape are equally fast
             role = "profile_base" if which == "base" else "profile"
             yield role, Step("profile", {"timing": timing, **dtype}, inputs, {"model": place})
+
+
+def graph_of(study: Study, path: str | Path, models: Mapping[str, Model]) -> Graph:
+    """Return the steps of a study. Refuse what no step could use: a text, a task, a cut of a model with too few layers.
+
+    Raises:
+        InputError, PlanError, DataError: as run_study().
+    """
+    study.evaluation.check_texts()
+    if study.evaluation.tasks:
+        load_harness().load(study.evaluation)
+    for trial in study.trials:
+        for text in filter(None, (trial.calibration, trial.repair)):
+            text.check()
+        if trial.heal:
+            trial.heal.options.config.check()
+        try:
+            trial.check_fits(models[trial.model])
+        except InputError as error:
+            raise error.at(f"{path}: {trial.model}") from error
+    return Graph(study, models, {source: source_digest(source) for source in sources(study)})
 
 
 def evaluated(study: Study) -> list[str]:

@@ -101,8 +101,9 @@ class Study(Settings):
 
     @property
     def models(self) -> list[str]:
-        """Every base model once."""
-        return list(dict.fromkeys(trial.model for trial in self.trials))
+        """Every base model and every other teacher, once."""
+        teachers = [trial.heal.options.teacher for trial in self.trials if trial.heal and trial.heal.options.teacher]
+        return list(dict.fromkeys([*(trial.model for trial in self.trials), *teachers]))
 
     def _combinations(self) -> Iterator[dict[str, Any]]:
         """Yield the settings of the grid, and of added trials, which take the grid's first value where they name none."""
@@ -122,14 +123,9 @@ def read_study(path: str | Path) -> Study:
         InputError: a key or a value is wrong; the message names its line.
     """
     text = yamlfile.text_of(path)
-    try:
+    with yamlfile.lines_of(str(path), text):
         study = yamlfile.parsed(text, Study, where=str(path))
         trials = study.trials
-    except InputError as error:
-        line = yamlfile.line_saying(text, error.option) if error.option else None
-        if line:
-            raise error.at(f"{path}, line {line}") from error
-        raise
     if not trials:
         raise InputError(f"{path} has no trials; name a metric, a strategy or layers")
     return study

@@ -9,85 +9,58 @@ from __future__ import annotations
 import json
 import shutil
 import traceback
-from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from shortstack.data.sources import source_digest
-from shortstack.errors import DiskFullError, InputError, TrainingError
-from shortstack.evaluation import load_harness
+from shortstack.errors import DiskFullError, TrainingError
 from shortstack.machine.device import pick_device
 from shortstack.machine.files import atomic_write, disk_full, finite, to_jsonable
-from shortstack.machine.progress import Progress, in_notebooks
-from shortstack.machine.tables import Table, Tabled
+from shortstack.machine.progress import Progress, silent
 from shortstack.runs import Store
 from shortstack.runs.folder import Folder
-from shortstack.runs.records import last_line
-from shortstack.study.graph import Graph, sources
+from shortstack.study.graph import Graph, graph_of
 from shortstack.study.grid import Resources, Study, read_study
+from shortstack.study.status import StudyStatus, study_status
 from shortstack.study.steps import Job, Step, open_model, perform
 from shortstack.study.trial import Model, Trial
-from shortstack.study.workers import Launch, check_keep, local
+from shortstack.study.workers import Launch, RunOptions
 
 PACE = 1.0  # seconds between two updates of the progress
-
-
-@dataclass(frozen=True, repr=False)
-class StudyOutcome(Tabled):
-    """Result of a study. steps: those that ran now; skipped: those that were done before."""
-
-    output: Path
-    trials: int
-    done: int
-    failed: int
-    steps: int
-    skipped: int
-    failures: Sequence[Mapping[str, Any]]
-
-    def table(self) -> Table:
-        rows = [
-            ("trials done", f"{self.done:,} of {self.trials:,}"),
-            ("trials failed", f"{self.failed:,}"),
-            ("steps run now", f"{self.steps:,}"),
-            ("steps done before", f"{self.skipped:,}"),
-        ]
-        notes = [f"Failed: {step['kind']}, {last_line(step['error'])}, see {step['log']}" for step in self.failures]
-        return Table.of(str(self.output), ("study", ""), rows, notes=notes)
-
-    def to_dict(self) -> dict[str, Any]:
-        return dict(to_jsonable(self))
 
 
 def run_study(
     path: str | Path,
     out: str | Path,
     *,
-    launcher: Callable[[], AbstractContextManager[Launch]] = local,
+    workers: int | None = None,
+    ray: str | None = None,
     keep: str = "best",
-    progress: Progress = in_notebooks,
-) -> StudyOutcome:
+    launcher: Callable[[], AbstractContextManager[Launch]] | None = None,
+    progress: Progress = silent,
+) -> StudyStatus:
     """Run the steps of the study in a YAML file that are not done yet; all results are in the folder `out`.
 
-    launcher: functools.partial(local, 4) or functools.partial(ray, "auto"). keep: which weights stay when no step needs
-    them: best (of each model and size of the cut, those with the lowest loss on the first text), all, or none.
+    workers: steps at once. ray: the address of a Ray cluster to run them on. keep: which weights stay when no step needs
+    them: best (of each model and size of the cut, those with the lowest loss on the first text), all, or none. launcher:
+    another way to run steps.
 
     Raises:
         InputError: the file is wrong, a model, text, task or device does not exist, or `out` is in use.
         PlanError: a model has too few layers for a trial.
         DiskFullError: the disk is full; the same call continues.
     """
-    check_keep(keep)
+    launcher = launcher or RunOptions(workers, ray, keep).launch
     study, folder = read_study(path), Folder(Path(out))
     with folder.held(), Store.open(folder) as store:
         graph = graph_of(study, path, _models(study, progress))
         with atomic_write(folder.study) as partial:
             shutil.copy(path, partial)
-        store.forget_unfinished()
-        store.forget_trials()
+        store.restart()
         folder.clear_partial()
         with launcher() as launch:
             if launch.here:
@@ -97,29 +70,7 @@ def run_study(
             run.run()
         store.note(finished=True)
         folder.clear_partial(states=bool(run.failed))
-        return run.outcome()
-
-
-def graph_of(study: Study, path: str | Path, models: Mapping[str, Model]) -> Graph:
-    """Return the steps of a study. Refuse what no step could use: a text, a task, a cut of a model with too few layers.
-
-    Raises:
-        InputError, PlanError, DataError: as run_study().
-    """
-    study.evaluation.check_texts()
-    if study.evaluation.tasks:
-        load_harness().load(study.evaluation)
-    for trial in study.trials:
-        for text in (trial.calibration, trial.repair):
-            if text:
-                text.check()
-        if trial.heal:
-            trial.heal.options.config.check()
-        try:
-            trial.check_fits(models[trial.model])
-        except InputError as error:
-            raise error.at(f"{path}: {trial.model}") from error
-    return Graph(study, models, {source: source_digest(source) for source in sources(study)})
+    return replace(study_status(out), ran=run.ran)
 
 
 def _models(study: Study, progress: Progress) -> dict[str, Model]:
@@ -140,8 +91,7 @@ class _StudyRun:
         self.graph, self.folder, self.store, self.launch = graph, folder, store, launch
         self.keep, self.progress = keep, progress
         self.results: dict[str, Mapping[str, Any]] = dict(store.results())
-        self.before = frozenset(self.results)
-        self.failed: dict[str, tuple[Step, str]] = {}  # with the error, by key
+        self.failed = set[str]()
         self.running: dict[Future[Any], Step] = {}
         self.ran = self.total = 0
         self.recorded: dict[str, Any] = {}  # the state of each trial in the store
@@ -156,16 +106,6 @@ class _StudyRun:
             if finished:
                 self._advance()
             self._show()
-
-    def outcome(self) -> StudyOutcome:
-        states = Counter(state for state, _ in self.recorded.values())
-        steps = {step.key for _, path in self.paths for step in path.values()}
-        failures = [
-            {"key": key, "kind": step.kind, "error": error, "log": str(self.folder.log(key))}
-            for key, (step, error) in self.failed.items()
-        ]
-        trials, done = len(self.paths), states["done"]
-        return StudyOutcome(self.folder.root, trials, done, trials - done, self.ran, len(steps & self.before), failures)
 
     def _advance(self) -> None:
         """Start the steps that can run, record the states of trials, and remove weights that no step needs."""
@@ -264,9 +204,8 @@ class _StudyRun:
             raise full from error
         if isinstance(error, DiskFullError):
             raise error
-        text = "".join(traceback.format_exception(error))
-        self.failed[step.key] = step, text
-        self.store.end(step.key, "failed", {"error": text})
+        self.failed.add(step.key)
+        self.store.end(step.key, "failed", {"error": "".join(traceback.format_exception(error))})
 
     # States of trials, and weights on the disk
 
@@ -278,7 +217,7 @@ class _StudyRun:
             self.store.put_trial(trial.id, number=number, settings=trial.settings(), state=state, steps=keys)
 
     def _state(self, keys: set[str]) -> str:
-        if keys & self.failed.keys():
+        if keys & self.failed:
             return "failed"
         if keys <= self.results.keys():
             return "done"

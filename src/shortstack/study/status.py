@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -11,43 +11,51 @@ from typing import Any, cast
 
 from shortstack.checkpoint import Checkpoint, Sizes
 from shortstack.errors import CheckpointError
+from shortstack.machine.files import to_jsonable
 from shortstack.machine.formats import duration, size
 from shortstack.machine.tables import Table, Tabled
 from shortstack.runs import Store
 from shortstack.runs.folder import Folder
 from shortstack.runs.records import last_line
+from shortstack.study.graph import graph_of
 from shortstack.study.grid import read_study
-from shortstack.study.runner import graph_of
 from shortstack.study.steps import Step, open_model
 from shortstack.study.trial import Model, Trial
-from shortstack.study.workers import check_keep
+from shortstack.study.workers import RunOptions
 
 
 @dataclass(frozen=True, repr=False)
 class StudyStatus(Tabled):
     """State of a study: running, stopped or finished. steps: at most, since trials may turn out to share more.
 
-    running: of each running step its kind, its seconds, and the last line of its log.
+    trials: by state. running: kind, seconds and progress of each running step. failures: key, kind, error and log of each
+    failed step. ran: steps that this call has run.
     """
 
+    output: Path
     title: str
     state: str
     trials: Mapping[str, int]
     done: int
     steps: int
     running: Sequence[Mapping[str, Any]]
-    failures: Sequence[str]
+    failures: Sequence[Mapping[str, Any]]
+    ran: int = 0
+
+    @property
+    def failed(self) -> int:
+        return self.trials.get("failed", 0)
 
     def table(self) -> Table:
         trials = ", ".join(f"{count:,} {state}" for state, count in self.trials.items())
-        rows = [("trials", trials or "none"), ("steps", f"{self.done:,} of at most {self.steps:,} done")]
+        now = f", {self.ran:,} of them now" if self.ran else ""
+        rows = [("trials", trials or "none"), ("steps", f"{self.done:,} of at most {self.steps:,} done{now}")]
         rows += [(step["kind"], f"{duration(step['seconds'])} {step['progress']}".strip()) for step in self.running]
-        return Table.of(
-            self.title or "study", ("study", self.state), rows, notes=[f"Failed: {x}" for x in self.failures]
-        )
+        notes = [f"Failed: {step['kind']}, {last_line(step['error'])}, see {step['log']}" for step in self.failures]
+        return Table.of(self.title or "study", ("study", self.state), rows, notes=notes)
 
     def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
+        return dict(to_jsonable(self))
 
 
 def study_status(runs: str | Path) -> StudyStatus:
@@ -61,24 +69,22 @@ def study_status(runs: str | Path) -> StudyStatus:
         noted, trials = store.noted(), store.trials()
         keys = {key for trial in trials for key in trial["steps"].values()}
         steps = [step for step in store.steps() if step["key"] in keys]
-    held = folder.is_held
-    states = Counter("waiting" if trial["state"] == "running" and not held else trial["state"] for trial in trials)
-    running = [step for step in steps if step["state"] == "running"] if held else []
+    held, by_state = folder.is_held, defaultdict[str, list[dict[str, Any]]](list)
+    for step in steps:
+        by_state[step["state"]].append({**step, "log": str(folder.log(step["key"]))})
+    running = [
+        {"kind": step["kind"], "seconds": time.time() - step["started"], "progress": folder.last_line(step["key"])}
+        for step in by_state["running"]
+    ]
     return StudyStatus(
+        folder.root,
         noted.get("title", ""),
         "running" if held else "finished" if noted.get("finished") else "stopped",
-        dict(states),
-        sum(step["state"] == "done" for step in steps),
+        dict(Counter("waiting" if trial["state"] == "running" and not held else trial["state"] for trial in trials)),
+        len(by_state["done"]),
         noted.get("steps", 0),
-        [
-            {"kind": step["kind"], "seconds": time.time() - step["started"], "progress": folder.last_line(step["key"])}
-            for step in running
-        ],
-        [
-            f"{step['kind']} {step['key'][:12]}: {last_line(step['error'])}"
-            for step in steps
-            if step["state"] == "failed"
-        ],
+        running if held else [],
+        [{name: step[name] for name in ("key", "kind", "error", "log")} for step in by_state["failed"]],
     )
 
 
@@ -107,7 +113,7 @@ def plan_study(path: str | Path, *, keep: str = "best") -> StudyPlan:
     Raises:
         InputError, DataError: as run_study(), but for the device.
     """
-    check_keep(keep)
+    RunOptions(keep=keep)
     study = read_study(path)
     opened = {name: _opened(name) for name in study.models}
     models = {

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import multiprocessing
 import os
 import socket
@@ -44,8 +43,6 @@ def local(workers: int = 1) -> Iterator[Launch]:
 
     A task whose process dies fails with BrokenProcessPool; the next gets a new process.
     """
-    if workers < 1:
-        raise InputError(f"{workers} is too small; give at least 1", option="workers")
     spawn = multiprocessing.get_context("spawn")
     followed, sender = spawn.Pipe(duplex=False)
     lanes, own = ThreadPoolExecutor(workers, "lane"), threading.local()
@@ -136,14 +133,6 @@ class RunOptions:
         default="best", description="Which weights to keep when no step needs them: best, all or none."
     )
 
-    @property
-    def launcher(self) -> Callable[[], AbstractContextManager[Launch]]:
-        """The launcher of the steps, on Ray or on this machine."""
-        if self.ray:
-            return functools.partial(ray, self.ray, self.workers)
-        return functools.partial(local, self.workers or 1)
-
-
-def check_keep(keep: str) -> None:
-    """Refuse an unknown way to keep weights."""
-    RunOptions(keep=keep)
+    def launch(self) -> AbstractContextManager[Launch]:
+        """Start what runs the steps, on Ray or on this machine."""
+        return ray(self.ray, self.workers) if self.ray else local(self.workers or 1)
