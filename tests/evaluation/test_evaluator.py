@@ -13,13 +13,12 @@ from plans import plan
 from shortstack.checkpoint import Checkpoint
 from shortstack.data import Tokens
 from shortstack.decoder import Decoder
-from shortstack.decoder.wrapping import arithmetic
 from shortstack.errors import DataError, InputError
 from shortstack.evaluation import EvalConfig, evaluate
 from shortstack.evaluation.probes import probes, run_probes
 from shortstack.machine.device import Compute
 from shortstack.pruning import prune
-from zoo import speaking, tiny
+from zoo import speaking
 
 FP32 = Compute(dtype="float32")
 
@@ -120,12 +119,6 @@ def test_config_takes_names_paths_and_shares():
     assert EvalConfig(tasks="piqa", limit="10%").limit == 0.1
     with pytest.raises(DataError, match="no end"):
         EvalConfig("copying", num_samples=0.5).check_texts()
-
-
-def test_auto_arithmetic_is_bf16_only_where_checkpoint_and_device_have_it():
-    checkpoint = Checkpoint.open(tiny("llama"))  # stored in float32
-    assert arithmetic("auto", checkpoint, "cpu") is torch.float32
-    assert arithmetic("bfloat16", checkpoint, "cpu") is torch.bfloat16
 
 
 def test_probes_are_asked_of_the_evaluated_model(pruned):

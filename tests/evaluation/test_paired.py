@@ -54,12 +54,6 @@ def test_p_and_interval_of_other_numbers_are_those_of_students_paired_test():
     assert 0.01 < found.p < 0.6, "a case that says something"
 
 
-def test_the_interval_of_rights_and_wrongs_is_students():
-    pairs = [(0, 1)] * 5 + [(1, 0)] * 2 + [(1, 1)] * 13
-    expected = stats.ttest_rel(*zip(*pairs, strict=True)).confidence_interval(0.95)
-    assert compared(pairs).interval == pytest.approx(tuple(expected))
-
-
 def test_equal_shifts_are_tested_by_their_signs():
     found = compared([(0.25, 0.75)] * 6)
     assert found.p == pytest.approx(stats.binomtest(0, 6).pvalue)

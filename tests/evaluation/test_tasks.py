@@ -122,12 +122,6 @@ def test_tasks_are_answered_by_weights_read_layer_by_layer(checkpoint, data, mon
         assert streamed.tasks[name].outcomes == pytest.approx(task.outcomes, rel=1e-5)
 
 
-def test_a_task_that_asks_to_write_needs_the_whole_model_in_memory(checkpoint, data, monkeypatch):
-    monkeypatch.setattr("shortstack.machine.memory.available_memory", lambda _device: 1000)
-    with pytest.raises(InputError, match="the weights need"):
-        measured(checkpoint, "gsm8k", data_dir=data)
-
-
 def test_generation_is_the_harness_s_own(checkpoint, data, monkeypatch):
     monkeypatch.setattr("lm_eval.models.huggingface.HFLM.max_gen_toks", property(lambda _self: 12))
     found = measured(checkpoint, "gsm8k", data_dir=data, batch_size=2).tasks["gsm8k"]
@@ -201,18 +195,6 @@ def test_own_tasks_and_a_group_weighted_by_its_documents(checkpoint, own):
 
 
 @pytest.mark.usefixtures("few")
-def test_a_group_is_the_average_of_those_of_its_tasks_that_have_its_metric(checkpoint, own):
-    few = own / "own_few.yaml"
-    both = few.read_text().replace("[{metric: acc,", "[{metric: acc}, {metric: acc_norm,")
-    few.write_text(both)
-    group = own / "group.yaml"
-    group.write_text(group.read_text().replace("metric: acc,", "metric: acc_norm,"))
-    found = measured(checkpoint, "own", include=own).tasks["own"]
-    assert (found.metric, found.n, [*found.parts]) == ("acc_norm", 5, ["own_few"])
-    assert found.value == found.parts["own_few"] == statistics.fmean(found.outcomes)
-
-
-@pytest.mark.usefixtures("few")
 def test_a_group_whose_tasks_count_the_same_is_compared_by_the_average_that_is_shown(checkpoint, own):
     group = own / "group.yaml"
     group.write_text(group.read_text().replace("weight_by_size: true", "weight_by_size: false"))
@@ -222,12 +204,8 @@ def test_a_group_whose_tasks_count_the_same_is_compared_by_the_average_that_is_s
     base = replace(
         model, tasks={"own": replace(known, outcomes=tuple([1 - outcome for outcome in known.outcomes[:5]] + [1] * 12))}
     )
-    difference = known.value - (1 - known.parts["own_few"] + 1) / 2
-    found = model.compare_to(base).against["own"]
-    assert (found.value, found.difference) == (pytest.approx(known.value), pytest.approx(difference))
-    assert found.difference != pytest.approx(
-        statistics.fmean(known.outcomes) - statistics.fmean(base.tasks["own"].outcomes)
-    )
+    found, other = model.compare_to(base).against["own"], (1 - known.parts["own_few"] + 1) / 2
+    assert (found.value, found.difference) == (pytest.approx(known.value), pytest.approx(known.value - other))
 
 
 def test_parquet_is_read_as_jsonl_is(checkpoint, data, tmp_path):
@@ -241,22 +219,11 @@ def test_parquet_is_read_as_jsonl_is(checkpoint, data, tmp_path):
 
 
 @pytest.mark.usefixtures("few")
-@pytest.mark.parametrize("content", [b"", b"\x80\x02PK\x00", b"[]\n"])
-def test_the_data_of_an_own_task_that_cannot_be_read_is_named(content, checkpoint, own, tmp_path):
+@pytest.mark.parametrize("content", [b"", b"\x80\x02PK\x00"])
+def test_unreadable_data_of_an_own_task_is_named(content, own, tmp_path):
     (tmp_path / "few.jsonl").write_bytes(content)
-    with pytest.raises(DataError) as refused:
-        measured(checkpoint, "own_few", include=own)
-    assert "own_few" in str(refused.value)
-    assert "while generating" not in str(refused.value), "the reason, not that there is one"
-
-
-@pytest.mark.usefixtures("few")
-def test_an_own_task_may_have_python_of_the_user_s_own(checkpoint, own):
-    (own / "code.py").write_text("def right(items):\n    return sum(items) / len(items)\n")
-    path = own / "own_few.yaml"
-    path.write_text(path.read_text().replace("aggregation: mean", "aggregation: !function code.right"))
-    found = measured(checkpoint, "own_few", include=own).tasks["own_few"]
-    assert found.value == statistics.fmean(found.outcomes)
+    with pytest.raises(DataError, match="own_few"):
+        loaded("own_few", include=own)
 
 
 def test_the_paper_s_suite_and_every_standard_task_are_the_harness_s(tmp_path):
