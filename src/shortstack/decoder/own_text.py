@@ -107,7 +107,7 @@ class Writer:
         self.dtype = arithmetic(compute.dtype, checkpoint, self.device)
         self.model: PreTrainedModel | None = None
         key = content_key(  # a template may tell the date, which is no part of it
-            "own text",
+            "own text, a batch in each line",
             model=checkpoint.identity,
             seed=self.seed,
             dtype=str(self.dtype),
