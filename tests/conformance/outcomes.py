@@ -111,7 +111,7 @@ def writing_outcome(model: PreTrainedModel) -> str:
 
 def reason(error: ShortstackError, folder: Path) -> str:
     """A refusal in one line, without advice and without the place where the checkpoint happens to lie."""
-    refusal = re.sub(rf"{re.escape(str(folder))}/\w+(, |: | is | )?", "", str(error)).partition("; ")[0]
+    refusal = re.sub(rf"{re.escape(str(folder))}/\w+(/|, |: | is | )?", "", str(error)).partition("; ")[0]
     exact = re.search(r"the nearest exact cut: layers ([\d,-]+)", str(error))
     return refusal + (f" (nearest exact cut: {exact[1]})" if exact else "")
 

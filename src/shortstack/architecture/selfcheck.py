@@ -119,7 +119,10 @@ def blueprint(
         if trust_remote_code:
             for code in directory.glob("*.py"):
                 shutil.copy(code, folder)
-        model = meta_model(Path(folder), trust_remote_code=trust_remote_code)
+        try:
+            model = meta_model(Path(folder), trust_remote_code=trust_remote_code)
+        except (CheckpointError, ArchitectureError) as error:
+            raise type(error)(error.message.replace(folder, str(directory))) from error
         return model, dissect(model, config, directory)
 
 
