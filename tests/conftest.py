@@ -15,6 +15,7 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # workers with as many threads as there
     os.environ["OMP_NUM_THREADS"] = "1"
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # as the command line has it, before torch is imported
 os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["DISABLE_MULTIPROC"] = "1"  # lm-eval's bootstrap forks, and a child of a process with threads may hang
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 os.environ["HF_MODULES_CACHE"] = tempfile.mkdtemp(prefix="modules-")  # where transformers puts a checkpoint's own code
 atexit.register(shutil.rmtree, os.environ["HF_MODULES_CACHE"])

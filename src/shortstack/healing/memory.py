@@ -41,8 +41,9 @@ def healing_memory(model: Model, config: HealingConfig, *, batch: int | None = N
 
 def check_memory(checkpoint: Checkpoint, config: HealingConfig) -> None:
     """Refuse a healing that does not fit with one sample at a time."""
+    needed = healing_memory(checkpoint, config, batch=1)
     try:
-        healing_memory(checkpoint, config, batch=1).check(config.method.name, "train fewer layers, or use lora")
+        needed.check(config.method.name, "train fewer layers, or use lora")
     except InputError as error:
         raise error.about("method") from None
 
