@@ -21,7 +21,7 @@ assert metadata("shortstack")["License-Expression"] == "Apache-2.0"
 with tempfile.TemporaryDirectory() as folder:
     out = Path(folder) / "short"
     command = Path(sys.executable).with_name("shortstack")
-    subprocess.run([command, "shrink", "demo", "--drop", "4", "--minutes", "4", "-o", out], check=True)
+    subprocess.run([command, "shrink", "demo", "--drop", "4", "--minutes", "6", "-o", out], check=True)
     steps = json.loads((out / "shrink.json").read_text())["steps"]
     last = "healed" if "evaluate_healed" in steps else "pruned"  # a slow machine has no time to heal
     before, after = (steps[f"evaluate_{role}"]["perplexity"]["pydoc"]["value"] for role in ("base", last))
