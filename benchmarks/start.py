@@ -1,4 +1,4 @@
-"""The time it takes to ask: `shortstack --help` and `shortstack ls`, beside an interpreter that does nothing.
+"""The time it takes to ask: `shortstack --help` and `shortstack list`, beside an interpreter that does nothing.
 
 python benchmarks/start.py --rounds 10
 """
@@ -14,7 +14,7 @@ AIM = 0.5
 CONTENDERS = {
     "python -c pass": [sys.executable, "-c", "pass"],
     "shortstack --help": [sys.executable, "-m", "shortstack", "--help"],
-    "shortstack ls": [sys.executable, "-m", "shortstack", "ls"],
+    "shortstack list": [sys.executable, "-m", "shortstack", "list"],
 }
 
 

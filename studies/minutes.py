@@ -25,7 +25,6 @@ from typing import Any
 
 import torch
 import transformers
-from shortstack.shrinking.clock import STAGE
 
 import shortstack as ss
 from shortstack.charts import Picture
@@ -93,7 +92,7 @@ class Stages:
     def __call__(self, stage: str, _done: int, _total: int, /, *, note: str = "") -> None:
         now = time.perf_counter()
         self.seconds[self.stage] = round(self.seconds.get(self.stage, 0.0) + now - self.since, 1)
-        self.stage, self.since = note.partition(",")[0] if stage == STAGE else stage, now
+        self.stage, self.since = stage, now
 
 
 def run(model: str, options: ss.ShrinkOptions, judge: Judge, seed: int = 0) -> dict[str, Any]:

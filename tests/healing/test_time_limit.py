@@ -85,7 +85,7 @@ def test_where_the_model_writes_little_the_other_sources_count_for_more(windows,
         return text.replacing({"self": str(written)})
 
     sources, room = {"self": 1, "copying": 0.5, "recall": 0.5}, 31
-    written.write_text("".join(f"{json.dumps({'ids': [5] * room, 'seconds': 1})}\n" for _ in range(windows)))
+    written.write_text("".join(f"{json.dumps({'texts': [[5] * room], 'seconds': 1})}\n" for _ in range(windows)))
     clock = Clock(1e9, now=lambda: 0.0)
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr("shortstack.healing.samples.is_own", lambda name: name == str(written))

@@ -73,7 +73,9 @@ class ChosenParts(HealingMethod, LayerOptions):
 
     def check_fits(self, layers: int) -> None:
         if self.train_last is not None and self.train_last > layers:
-            raise InputError(f"{self.train_last} of the model's {layers} layers cannot be trained; give fewer", option="train_last")
+            raise InputError(
+                f"{self.train_last} of the model's {layers} layers cannot be trained; give fewer", option="train_last"
+            )
         named = self.named_layers()
         if named and max(named) >= layers:
             message = f"{max(named)} is not a layer of the pruned model; give some of 0 to {layers - 1}"
