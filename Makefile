@@ -37,7 +37,7 @@ test-slow: $(VENV)/conformance $(VENV)/demo
 test-oldest: $(VENV)-oldest/installed
 	$(VENV)-oldest/bin/python -m pytest -n auto --dist worksteal --durations 10 --ignore tests/conformance --ignore tests/test_docs.py \
 		--ignore tests/test_scripts.py --ignore tests/test_additions.py \
-		--ignore tests/healing/test_processes.py --ignore tests/healing/test_unfinished.py --ignore tests/healing/test_iterative.py \
+		--ignore tests/healing/test_processes.py --ignore tests/healing/test_time_limit.py --ignore tests/healing/test_iterative.py \
 		--ignore tests/report --ignore tests/test_notebook.py
 
 benchmarks: $(VENV)/dev $(VENV)/demo
