@@ -21,11 +21,11 @@ PROBE_PASSES = 12  # of one item of each probe: JSON is written token by token
 DOCUMENT_PASSES = 2.4  # of a task's document with all its answers
 WRITING_PASSES = 180  # in whose time the least text of its own is written, token by token
 SPEED_PASSES = 60  # of timing both models, and of their answers to the prompts
-LEAST_HEALING_PASSES = 320  # of ten steps of eight samples with a teacher, and of three held-out losses
+LEAST_HEALING_PASSES = 160  # of five steps of eight samples with a teacher, and of three held-out losses
 
 CHOOSING, REPAIRING, WRITING = 0.3, 0.18, 0.18  # shares of the time; healing has what is left
 MEASURING = 0.03  # of the time, for each of texts, probes and tasks of one model
-MARGIN = 1.3  # times what is counted for the fewest minutes
+MARGIN = 1.0  # times what is counted for the fewest minutes
 CONCLUDING = 6.0  # seconds for card and report
 SHORTER = ((128, 4), (64, 4), (32, 4))  # (tokens, windows of each text) that choosing falls back to
 MOST_WINDOWS = 128  # of each text that layers are chosen on
