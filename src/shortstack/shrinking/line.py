@@ -26,7 +26,7 @@ from shortstack.healing import least_seconds as least_healing
 from shortstack.machine.cache import content_key
 from shortstack.machine.clock import Clock
 from shortstack.machine.device import AUTO, Compute, pick_device
-from shortstack.machine.files import check_new, rename_new
+from shortstack.machine.files import check_new, remove, rename_new
 from shortstack.machine.formats import option_words
 from shortstack.machine.locks import OutputLock
 from shortstack.machine.memory import Memory
@@ -84,7 +84,7 @@ def shrink(
         run = {
             "options": repr(options),
             "recipe": repr(settings.recipe),
-            "data": checked.digests,
+            "data": [*checked.digests, settings.healing and settings.healing.text.digest],
             "compute": asdict(compute),
         }
         key = content_key("shrink", model=base.identity, **run)
@@ -232,6 +232,7 @@ class Shrinker:
             return pruned, None
 
         def healed() -> Healing:
+            remove(place)  # of a run that was killed before it noted how it healed
             return heal(pruned, place, config, base=base, clock=clock, speed=speed, progress=self.progress)
 
         try:
