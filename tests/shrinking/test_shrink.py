@@ -196,6 +196,7 @@ def test_no_cut_that_keeps_the_quality_is_an_error(tiny, monkeypatch):
         ({"drop": 2, "target_size": "1GB"}, "target_size"),
         ({"min_quality": "0.95"}, "min_quality"),
         ({"probe_items": 1}, "probe_items"),
+        ({"perplexity": "none"}, "perplexity"),
         ({"limit": 5}, "limit"),
         ({"recipe": "paper-iterative-1-1-8"}, "recipe"),
     ],

@@ -64,6 +64,8 @@ class ShrinkOptions:
             raise InputError(f"give {goals[0]} or {goals[1]}, not both", option=goals[1])
         if self.min_quality and not (re.fullmatch(r"\d{1,2}(\.\d+)?%", self.min_quality) and self.share):
             raise InputError(f"{self.min_quality!r} is no share; give one such as 95%", option="min_quality")
+        if not self.perplexity:
+            raise InputError("both models are compared on a text; name one, such as pydoc", option="perplexity")
         if self.probe_items == 1:
             raise InputError("one item of each probe has no error; give 0, or at least 2", option="probe_items")
         for name in ("limit", "data_dir"):
